@@ -1,0 +1,109 @@
+//! BLOOM's self-attention.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::{AttentionOutput, Build, DeepSpeedSelfAttention, Outputs};
+use crate::cache::LayerCache;
+use crate::config::DeepSpeedInferenceConfig;
+use crate::error::{AttentionError, ConfigError};
+use crate::mask::AttentionMask;
+use crate::ops::{InferenceBackend, Keys};
+use crate::spec::AttentionSpec;
+
+/// Self-attention with ALiBi, <https://arxiv.org/abs/2108.12409>; the `BloomSelfAttention` of DeepSpeed's
+/// `ds_attention.py`.
+///
+/// The bias is built here, from the slopes of this rank's heads and the number of real tokens between query and key, so
+/// padding on the left changes nothing. `transformers` adds `slope · key position` instead, which differs by a constant
+/// for each query and cancels in the softmax. DeepSpeed's softmax takes scores of up to 8192 keys; this one takes any.
+///
+/// The norm in front belongs to the module; BLOOM's residual is added by the block around it.
+#[derive(Module, Debug)]
+pub struct BloomSelfAttention<B: Backend> {
+    pub(crate) attention: DeepSpeedSelfAttention<B>,
+}
+
+impl DeepSpeedInferenceConfig {
+    /// Builds layer `layer_id` of a BLOOM. Matrices are random until a checkpoint or record is loaded.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
+    /// [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
+    pub fn init_bloom<B: Backend>(&self, layer_id: usize, device: &B::Device) -> Result<BloomSelfAttention<B>, ConfigError> {
+        if !self.bigscience_bloom {
+            return Err(ConfigError::WrongModule {
+                module: "BloomSelfAttention",
+                fact: "`bigscience_bloom` is false",
+                remedy: "set it to true, or call `init_self_attention`",
+            });
+        }
+        let attention = DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)?;
+        Ok(BloomSelfAttention { attention })
+    }
+}
+
+impl<B: Backend> BloomSelfAttention<B> {
+    /// Sizes of this layer on this rank.
+    pub fn spec(&self) -> &AttentionSpec {
+        self.attention.spec()
+    }
+
+    /// See [`DeepSpeedSelfAttention::output_bias`].
+    pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
+        self.attention.output_bias()
+    }
+
+    /// See [`DeepSpeedSelfAttention::with_training`].
+    pub fn with_training(self, training: bool) -> Self {
+        super::set_require_grad(self, training)
+    }
+}
+
+impl<B: InferenceBackend> BloomSelfAttention<B> {
+    /// See [`DeepSpeedSelfAttention::forward`].
+    ///
+    /// # Errors
+    /// [`AttentionError::NoCommunicator`] on one of several ranks.
+    pub fn forward(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        cache: LayerCache<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        self.attention.forward(input, mask, cache)
+    }
+
+    /// See [`DeepSpeedSelfAttention::forward_uncached`].
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_uncached(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
+        self.attention.forward_uncached(input, mask, None)
+    }
+
+    /// See [`DeepSpeedSelfAttention::forward_detailed`].
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_detailed(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: Outputs,
+    ) -> Result<AttentionOutput<B>, AttentionError> {
+        self.attention.forward_detailed(input, mask, keys, wanted)
+    }
+
+    /// See [`DeepSpeedSelfAttention::forward_partial`].
+    pub fn forward_partial(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: Outputs,
+    ) -> AttentionOutput<B> {
+        self.attention.forward_partial(input, mask, keys, wanted)
+    }
+}

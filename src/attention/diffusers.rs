@@ -1,0 +1,251 @@
+//! Self and cross attention of diffusion models.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::Build;
+use crate::config::DeepSpeedInferenceConfig;
+use crate::error::{AttentionError, ConfigError, check_shape};
+use crate::mask::AttentionMask;
+use crate::ops::attention::Visibility;
+use crate::ops::softmax_context::{merge_heads, split};
+use crate::ops::{Attention, InferenceBackend};
+use crate::position::PositionEncoding;
+use crate::spec::AttentionSpec;
+use crate::weight::{QkvWeight, SeparateQkv, Weight};
+
+/// Self and cross attention without a cache or a norm; DeepSpeed's `diffusers_attention.py`.
+///
+/// With a context it is cross attention, without one self-attention. The context may be wider or narrower than the input,
+/// and its keys and values can be computed once and used in every diffusion step: [`context_keys`](Self::context_keys).
+/// The mask is honoured (DeepSpeed accepts one and does not read it), heads may have any size, softmax runs in f32.
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+/// use burn_ndarray::NdArray;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = Default::default();
+/// let attention = DeepSpeedInferenceConfig::new(80, 2)
+///     .with_dtype(DataType::Fp32)
+///     .init_diffusers_cross::<NdArray>(48, 0, &device)?;
+/// let prompt = attention.context_keys(Tensor::ones([2, 7, 48], &device));
+/// for _diffusion_step in 0..3 {
+///     let image = Tensor::ones([2, 36, 80], &device);
+///     let output = attention.forward_with_keys(image, &prompt, AttentionMask::none())?;
+///     assert_eq!(output.dims(), [2, 36, 80]);
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Module, Debug)]
+pub struct DeepSpeedDiffusersAttention<B: Backend> {
+    pub(crate) qkv: QkvWeight<B>,
+    pub(crate) output: Weight<B>,
+    #[module(skip)]
+    pub(crate) spec: AttentionSpec,
+    #[module(skip)]
+    defer_output_bias: bool,
+}
+
+/// The keys and values of a context, `[B, K, S, H]` each. They hold as long as context and weights do.
+#[derive(Debug, Clone)]
+pub struct ContextKeys<B: Backend> {
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+}
+
+impl<B: Backend> ContextKeys<B> {
+    /// Keys and values, `[B, K, S, H]` each.
+    pub fn tensors(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
+        (&self.key, &self.value)
+    }
+}
+
+impl DeepSpeedInferenceConfig {
+    /// Builds self-attention for diffusion models: one fused projection, or three under `set_empty_params`. A context
+    /// may still be given if it is as wide as the input. `triangular_masking` and the norm settings are not read: this
+    /// module has neither.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
+    /// [`ConfigError::WrongModule`] if rotary positions, ALiBi or a window are asked for.
+    pub fn init_diffusers<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
+        DeepSpeedDiffusersAttention::init(self, None, layer_id, device)
+    }
+
+    /// Builds cross attention to a context of `context_dim` features, with projections of their own.
+    ///
+    /// # Errors
+    /// Those of [`init_diffusers`](Self::init_diffusers); [`ConfigError::OutOfRange`] for a context of no features.
+    pub fn init_diffusers_cross<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
+        if context_dim == 0 {
+            return Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" });
+        }
+        DeepSpeedDiffusersAttention::init(self, Some(context_dim), layer_id, device)
+    }
+}
+
+impl<B: Backend> DeepSpeedDiffusersAttention<B> {
+    fn init(
+        config: &DeepSpeedInferenceConfig,
+        context_dim: Option<usize>,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        // The module has no norm, so neither its type nor its place matters.
+        let config = config.clone().with_pre_layer_norm(false).with_triangular_masking(false);
+        let build = Build::<B>::new(&config, layer_id, device)?;
+        let refuse = |fact, remedy| ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy };
+        if build.spec.position != PositionEncoding::None {
+            return Err(refuse("it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"));
+        }
+        if build.spec.window.is_some() {
+            return Err(refuse("it has no window", "set `local_attention` to false"));
+        }
+        let qkv = match context_dim {
+            Some(context) => build.separate(context),
+            None if config.set_empty_params => build.separate(config.hidden_size),
+            None => build.fused(),
+        };
+        let output = build.output();
+        Ok(Self { qkv, output, spec: build.spec, defer_output_bias: config.defer_output_bias })
+    }
+
+    /// Sizes of this layer on this rank.
+    pub fn spec(&self) -> &AttentionSpec {
+        &self.spec
+    }
+
+    /// The projections of query, key and value.
+    pub fn qkv(&self) -> &QkvWeight<B> {
+        &self.qkv
+    }
+
+    /// See [`DeepSpeedSelfAttention::output_bias`](crate::DeepSpeedSelfAttention::output_bias).
+    pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
+        self.output.bias()
+    }
+
+    /// See [`DeepSpeedSelfAttention::with_training`](crate::DeepSpeedSelfAttention::with_training).
+    pub fn with_training(self, training: bool) -> Self {
+        super::set_require_grad(self, training)
+    }
+
+    fn projections(&self) -> SeparateQkv<B> {
+        self.qkv.separate(self.spec.query_width())
+    }
+}
+
+impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
+    /// Attends from `input` to `context`, or to itself without one.
+    ///
+    /// # Shapes
+    /// - input, output: `[B, T, E]`
+    /// - context: `[B, S, context features]`
+    /// - mask: broadcasts to `[B, N, T, S]`
+    ///
+    /// # Errors
+    /// [`AttentionError::NoCommunicator`] on one of several ranks.
+    pub fn forward(
+        &self,
+        input: Tensor<B, 3>,
+        context: Option<Tensor<B, 3>>,
+        mask: AttentionMask<B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let (query, keys) = match context {
+            Some(context) => (self.query(input), self.context_keys(context)),
+            None => self.project_itself(input),
+        };
+        self.finish(self.attend(query, &keys, mask))
+    }
+
+    /// Attends from `input` to keys and values that [`context_keys`](Self::context_keys) computed before.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_with_keys(
+        &self,
+        input: Tensor<B, 3>,
+        keys: &ContextKeys<B>,
+        mask: AttentionMask<B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        self.finish(self.attend(self.query(input), keys, mask))
+    }
+
+    /// What this rank adds to the sum over ranks. The output bias is not in it.
+    ///
+    /// # Shapes
+    /// As in [`forward`](Self::forward).
+    pub fn forward_partial(
+        &self,
+        input: Tensor<B, 3>,
+        context: Option<Tensor<B, 3>>,
+        mask: AttentionMask<B>,
+    ) -> Tensor<B, 3> {
+        let (query, keys) = match context {
+            Some(context) => (self.query(input), self.context_keys(context)),
+            None => self.project_itself(input),
+        };
+        self.attend(query, &keys, mask)
+    }
+
+    /// Projects a context once for all diffusion steps.
+    ///
+    /// # Shapes
+    /// - context: `[B, S, context features]`
+    pub fn context_keys(&self, context: Tensor<B, 3>) -> ContextKeys<B> {
+        let SeparateQkv { key, value, .. } = self.projections();
+        let [batch, tokens, _] = context.dims();
+        check_shape("context_keys", "context", &[batch, tokens, key.input_size()], &context.dims());
+        let linear = <B as InferenceBackend>::linear;
+        let heads = |projected| split(projected, self.spec.kv_heads());
+        ContextKeys { key: heads(linear(context.clone(), &key)), value: heads(linear(context, &value)) }
+    }
+
+    fn query(&self, input: Tensor<B, 3>) -> Tensor<B, 4> {
+        split(<B as InferenceBackend>::linear(input, &self.projections().query), self.spec.heads())
+    }
+
+    fn project_itself(&self, input: Tensor<B, 3>) -> (Tensor<B, 4>, ContextKeys<B>) {
+        if let QkvWeight::Separate(separate) = &self.qkv {
+            let [batch, tokens, width] = input.dims();
+            let context = separate.key.input_size();
+            check_shape("DeepSpeedDiffusersAttention::forward", "input as its own context", &[batch, tokens, context], &[batch, tokens, width]);
+        }
+        let qkv = B::qkv_gemm(input, None, &self.qkv, false).qkv;
+        let [query, key, value] = crate::ops::softmax_context::split_heads(qkv, &self.spec);
+        (query, ContextKeys { key, value })
+    }
+
+    fn attend(&self, query: Tensor<B, 4>, keys: &ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
+        let context = B::masked_attention(Attention {
+            query,
+            key: keys.key.clone(),
+            value: keys.value.clone(),
+            scale: self.spec.scale,
+            softcap: self.spec.softcap,
+            slopes: None,
+            visibility: Visibility::full(keys.key.dims()[2]),
+            mask,
+        });
+        B::vector_matmul(merge_heads(context), &self.output)
+    }
+
+    fn finish(&self, partial: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
+        let output = self.spec.ranks.all_reduce(partial)?;
+        Ok(match self.output_bias().filter(|_| !self.defer_output_bias) {
+            Some(bias) => output + bias.unsqueeze(),
+            None => output,
+        })
+    }
+}

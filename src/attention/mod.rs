@@ -1,0 +1,74 @@
+//! The three attention modules.
+
+mod bloom;
+mod diffusers;
+mod self_attention;
+
+pub use bloom::BloomSelfAttention;
+pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
+pub use self_attention::{AttentionOutput, DeepSpeedSelfAttention, Outputs};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+use crate::config::DeepSpeedInferenceConfig;
+use crate::error::ConfigError;
+use crate::spec::AttentionSpec;
+use crate::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
+
+/// What a module is built with, once the configuration was checked against the backend.
+struct Build<'a, B: Backend> {
+    config: &'a DeepSpeedInferenceConfig,
+    spec: AttentionSpec,
+    dtype: DType,
+    orientation: Orientation,
+    device: &'a B::Device,
+}
+
+impl<'a, B: Backend> Build<'a, B> {
+    fn new(config: &'a DeepSpeedInferenceConfig, layer_id: usize, device: &'a B::Device) -> Result<Self, ConfigError> {
+        let spec = config.resolve(layer_id)?;
+        let dtype = spec.dtype.of_backend::<B>(device)?;
+        if config.use_triton {
+            return Err(ConfigError::NoFusedKernels { backend: B::name(device) });
+        }
+        let orientation = match config.transposed_mode {
+            true => Orientation::OutputInput,
+            false => Orientation::InputOutput,
+        };
+        Ok(Self { config, spec, dtype, orientation, device })
+    }
+
+    fn weight(&self, input: usize, output: usize, bias: bool) -> Weight<B> {
+        Weight::init(input, output, bias, self.orientation, self.dtype, self.device)
+    }
+
+    fn fused(&self) -> QkvWeight<B> {
+        QkvWeight::Fused(self.weight(self.spec.hidden_size, self.spec.qkv_width(), self.config.qkv_bias))
+    }
+
+    /// Projections of their own; keys and values read an input of `context` features.
+    fn separate(&self, context: usize) -> QkvWeight<B> {
+        let bias = self.config.qkv_bias;
+        QkvWeight::Separate(SeparateQkv {
+            query: self.weight(self.spec.hidden_size, self.spec.query_width(), bias),
+            key: self.weight(context, self.spec.kv_width(), bias),
+            value: self.weight(context, self.spec.kv_width(), bias),
+        })
+    }
+
+    fn output(&self) -> Weight<B> {
+        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias)
+    }
+}
+
+/// Switches the gradients of every parameter.
+fn set_require_grad<B: Backend, M: Module<B>>(module: M, require_grad: bool) -> M {
+    struct Switch(bool);
+    impl<B: Backend> ModuleMapper<B> for Switch {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.set_require_grad(self.0)
+        }
+    }
+    module.map(&mut Switch(require_grad))
+}

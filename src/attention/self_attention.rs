@@ -1,0 +1,234 @@
+//! Self-attention of decoders and encoders.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::Build;
+use crate::cache::LayerCache;
+use crate::config::DeepSpeedInferenceConfig;
+use crate::error::{AttentionError, ConfigError};
+use crate::mask::AttentionMask;
+use crate::ops::{InferenceBackend, Keys, SoftmaxContext};
+use crate::position::Positions;
+use crate::spec::AttentionSpec;
+use crate::weight::{FusedNorm, QkvWeight, Weight};
+
+/// Self-attention with fused pre-norm, rotary positions and KV cache; DeepSpeed's `ds_attention.py`, equation 1 of
+/// [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
+///
+/// One type for decoders and encoders: the configuration says whether there is a norm in front, a triangle, a window,
+/// rotary positions, grouped heads.
+///
+/// ```
+/// use burn::tensor::Tensor;
+/// use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, NormType};
+/// use burn_ndarray::NdArray;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = Default::default();
+/// // a LLaMA layer: RMSNorm, rotary halves, two query heads to a key/value head
+/// let attention = DeepSpeedInferenceConfig::new(64, 4)
+///     .with_dtype(DataType::Fp32)
+///     .with_norm_type(NormType::RMSNorm)
+///     .with_num_kv(Some(2))
+///     .with_rotary_dim(Some(16))
+///     .with_rotate_half(true)
+///     .with_rotate_every_two(false)
+///     .init_self_attention::<NdArray>(0, &device)?;
+/// let output = attention.forward_uncached(Tensor::ones([2, 5, 64], &device), AttentionMask::none(), None)?;
+/// assert_eq!(output.dims(), [2, 5, 64]);
+/// # Ok(()) }
+/// ```
+#[derive(Module, Debug)]
+pub struct DeepSpeedSelfAttention<B: Backend> {
+    pub(crate) norm: Option<FusedNorm<B>>,
+    pub(crate) qkv: QkvWeight<B>,
+    pub(crate) output: Weight<B>,
+    #[module(skip)]
+    pub(crate) spec: AttentionSpec,
+    #[module(skip)]
+    defer_output_bias: bool,
+}
+
+/// Which of DeepSpeed's outputs are wanted beside the main one; the others are not computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Outputs {
+    /// `key_layer` and `value_layer`: the visible keys and values, copied out of the cache.
+    pub keys: bool,
+    /// `context_layer`: what goes into the output projection.
+    pub context: bool,
+    /// `inp_norm`: the normalised input.
+    pub inp_norm: bool,
+}
+
+impl Outputs {
+    /// All of them.
+    pub const ALL: Self = Self { keys: true, context: true, inp_norm: true };
+}
+
+/// What DeepSpeed's attention returns as a tuple.
+#[derive(Debug, Clone)]
+pub struct AttentionOutput<B: Backend> {
+    /// Behind the output projection, `[B, T, E]`.
+    pub output: Tensor<B, 3>,
+    /// Visible keys, `[B, K, S, H]`.
+    pub key: Option<Tensor<B, 4>>,
+    /// Visible values, `[B, K, S, H]`.
+    pub value: Option<Tensor<B, 4>>,
+    /// In front of the output projection, `[B, T, N·H]`.
+    pub context: Option<Tensor<B, 3>>,
+    /// Normalised input, `[B, T, E]`; `None` without a norm.
+    pub inp_norm: Option<Tensor<B, 3>>,
+}
+
+impl DeepSpeedInferenceConfig {
+    /// Builds layer `layer_id`. Matrices are random until a checkpoint or record is loaded.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
+    /// [`ConfigError::WrongModule`] for a BLOOM configuration.
+    pub fn init_self_attention<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
+        if self.bigscience_bloom {
+            return Err(ConfigError::WrongModule {
+                module: "DeepSpeedSelfAttention",
+                fact: "`bigscience_bloom` is true",
+                remedy: "call `init_bloom`, or set it to false",
+            });
+        }
+        DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)
+    }
+}
+
+impl<B: Backend> DeepSpeedSelfAttention<B> {
+    pub(super) fn init(build: Build<'_, B>) -> Result<Self, ConfigError> {
+        let config = build.config;
+        let norm = build.spec.norm;
+        Ok(Self {
+            norm: norm.map(|norm| FusedNorm::init(config.hidden_size, config.norm_bias, norm, build.dtype, build.device)),
+            qkv: if config.set_empty_params { build.separate(config.hidden_size) } else { build.fused() },
+            output: build.output(),
+            spec: build.spec,
+            defer_output_bias: config.defer_output_bias,
+        })
+    }
+
+    /// Sizes of this layer on this rank.
+    pub fn spec(&self) -> &AttentionSpec {
+        &self.spec
+    }
+
+    /// The norm in front; `None` for post-norm models.
+    pub fn norm(&self) -> Option<&FusedNorm<B>> {
+        self.norm.as_ref()
+    }
+
+    /// The QKV projection.
+    pub fn qkv(&self) -> &QkvWeight<B> {
+        &self.qkv
+    }
+
+    /// The output projection.
+    pub fn output(&self) -> &Weight<B> {
+        &self.output
+    }
+
+    /// The bias of the output projection, `[E]`: to be added by the caller under `defer_output_bias` and behind
+    /// [`forward_partial`](Self::forward_partial), once.
+    pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
+        self.output.bias()
+    }
+
+    /// Whether the parameters require gradients: true after `init`, false after loading.
+    pub fn with_training(self, training: bool) -> Self {
+        super::set_require_grad(self, training)
+    }
+}
+
+impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
+    /// Attends from `input` to itself and to every token that `cache` already holds.
+    ///
+    /// # Shapes
+    /// - input, output: `[B, T, E]`, the input in front of the norm
+    /// - mask: broadcasts to `[B, N, T, S]`, where S counts the cached keys too
+    ///
+    /// # Errors
+    /// [`AttentionError::NoCommunicator`] on one of several ranks.
+    pub fn forward(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        cache: LayerCache<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        Ok(self.forward_detailed(input, mask, Keys::Cached(cache), Outputs::default())?.output)
+    }
+
+    /// Attends among the tokens of `input` alone: encoders and training. Positions count from 0 unless given.
+    ///
+    /// # Shapes
+    /// - input, output: `[B, T, E]`
+    /// - mask: broadcasts to `[B, N, T, T]`
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_uncached(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        positions: Option<&Positions>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let [batch, tokens, _] = input.dims();
+        let counted = Positions::sequential(&vec![0; batch], tokens);
+        let keys = Keys::Fresh(positions.unwrap_or(&counted));
+        Ok(self.forward_detailed(input, mask, keys, Outputs::default())?.output)
+    }
+
+    /// [`forward`](Self::forward) with the other outputs that DeepSpeed returns.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_detailed(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: Outputs,
+    ) -> Result<AttentionOutput<B>, AttentionError> {
+        let mut partial = self.forward_partial(input, mask, keys, wanted);
+        partial.output = self.spec.ranks.all_reduce(partial.output)?;
+        if let Some(bias) = self.output_bias().filter(|_| !self.defer_output_bias) {
+            partial.output = partial.output + bias.unsqueeze();
+        }
+        Ok(partial)
+    }
+
+    /// What this rank adds to the sum over ranks. The output bias is not in it.
+    pub fn forward_partial(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: Outputs,
+    ) -> AttentionOutput<B> {
+        let projected = B::qkv_gemm(input, self.norm.as_ref(), &self.qkv, wanted.inp_norm && self.norm.is_some());
+        let attended = B::softmax_context(SoftmaxContext {
+            qkv: projected.qkv,
+            keys,
+            mask,
+            spec: &self.spec,
+            want_keys: wanted.keys,
+        });
+        let context = wanted.context.then(|| attended.context.clone());
+        let (key, value) = attended.keys.unzip();
+        AttentionOutput {
+            output: B::vector_matmul(attended.context, &self.output),
+            key,
+            value,
+            context,
+            inp_norm: projected.inp_norm,
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! The keys and values of the tokens seen so far, preallocated and written in place.
+//!
+//! A [`KvCache`] belongs to the caller. Each forward pass of a model opens one [`Step`], hands every layer its
+//! [`LayerCache`], and commits; a step that is dropped without commit leaves no trace. Rows have lengths of their own, so
+//! sequences can join and leave a batch (continuous batching).
+//!
+//! ```
+//! use burn::tensor::Tensor;
+//! use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+//! use burn_ndarray::NdArray;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Default::default();
+//! let config = DeepSpeedInferenceConfig::new(64, 4)
+//!     .with_dtype(DataType::Fp32)
+//!     .with_num_hidden_layers(Some(2))
+//!     .with_max_out_tokens(16);
+//! let layers = [config.init_self_attention::<NdArray>(0, &device)?, config.init_self_attention(1, &device)?];
+//! let mut cache = config.init_cache::<NdArray>(1, &device)?;
+//!
+//! for tokens in [5, 1, 3] {
+//!     let mut x = Tensor::zeros([1, tokens, 64], &device);
+//!     let mut step = cache.step(tokens)?; // an error here if the tokens do not fit, before any work
+//!     for (index, layer) in layers.iter().enumerate() {
+//!         x = layer.forward(x, AttentionMask::none(), step.layer(index))?;
+//!     }
+//!     step.commit();
+//! }
+//! assert_eq!(cache.lengths(), [9]);
+//! # Ok(()) }
+//! ```
+
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+
+use crate::config::{DataType, DeepSpeedInferenceConfig};
+use crate::error::{AttentionError, ConfigError, check_shape};
+use crate::position::Positions;
+use crate::position::rotary::{Rotary, RotaryTable};
+use crate::spec::AttentionSpec;
+
+/// The keys and values of all layers of a model, for one batch.
+///
+/// Replaces DeepSpeed's process-wide workspace (`WorkspaceOp`, `InferenceContext`). It is a plain value: two models,
+/// or two batches of one model, have a cache each.
+#[derive(Debug)]
+pub struct KvCache<B: Backend> {
+    layers: Vec<Store<B>>,
+    lengths: Vec<usize>,
+    size: CacheSize,
+    device: B::Device,
+}
+
+/// `[B, K, capacity, H]` each. `None` only while an append moves the tensor, so that it is the sole owner.
+#[derive(Debug)]
+struct Store<B: Backend> {
+    key: Option<Tensor<B, 4>>,
+    value: Option<Tensor<B, 4>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct CacheSize {
+    kv_heads: usize,
+    head_dim: usize,
+    capacity: usize,
+    dtype: DType,
+}
+
+impl DeepSpeedInferenceConfig {
+    /// A cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] without `num_hidden_layers`, else those of [`resolve`](Self::resolve).
+    pub fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {
+        let layers = self.num_hidden_layers.ok_or(ConfigError::Missing("num_hidden_layers"))?;
+        KvCache::new(&self.resolve(0)?, layers, batch, device)
+    }
+
+    /// Bytes that [`init_cache`](Self::init_cache) takes on this rank, known before it is called.
+    ///
+    /// # Errors
+    /// Those of [`init_cache`](Self::init_cache).
+    pub fn cache_memory_bytes(&self, batch: usize) -> Result<usize, ConfigError> {
+        let layers = self.num_hidden_layers.ok_or(ConfigError::Missing("num_hidden_layers"))?;
+        let spec = self.resolve(0)?;
+        let element = match spec.dtype {
+            DataType::Fp32 => 4,
+            DataType::Fp16 | DataType::Bf16 | DataType::Int8 => 2,
+        };
+        Ok(2 * layers * batch * spec.kv_width() * spec.max_out_tokens * element)
+    }
+}
+
+impl<B: Backend> KvCache<B> {
+    /// Allocates the cache, filled with zeros.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] if the backend does not store the element type.
+    pub fn new(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        let size = CacheSize {
+            kv_heads: spec.kv_heads(),
+            head_dim: spec.head_dim,
+            capacity: spec.max_out_tokens,
+            dtype: spec.dtype.of_backend::<B>(device)?,
+        };
+        let shape = [batch, size.kv_heads, size.capacity, size.head_dim];
+        let empty = || Some(Tensor::zeros(shape, (device, size.dtype)));
+        let layers = (0..layers).map(|_| Store { key: empty(), value: empty() }).collect();
+        Ok(Self { layers, lengths: vec![0; batch], size, device: device.clone() })
+    }
+
+    /// Tokens that each row holds.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Tokens of the longest row.
+    pub fn len(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Whether no row holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Rows.
+    pub fn batch(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Tokens that a row can hold.
+    pub fn capacity(&self) -> usize {
+        self.size.capacity
+    }
+
+    /// Layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Bytes of the keys and values of all layers.
+    pub fn memory_bytes(&self) -> usize {
+        let row = self.size.kv_heads * self.size.capacity * self.size.head_dim * self.size.dtype.size();
+        2 * self.layers.len() * self.batch() * row
+    }
+
+    /// Opens a step of `tokens` new tokens in every row. On a filled cache it continues (chunked prefill, decoding).
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheFull`] if they do not fit; nothing was written.
+    pub fn step(&mut self, tokens: usize) -> Result<Step<'_, B>, AttentionError> {
+        self.step_ragged(tokens, &vec![tokens; self.lengths.len()])
+    }
+
+    /// Opens a step of `width` input columns in which row `b` has only `new[b]` tokens, from the left. The columns behind
+    /// them are not stored, and what attention returns for them is finite and without meaning. A row with 0 rests.
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheFull`], [`AttentionError::RowCount`] or [`AttentionError::StepTooNarrow`]; nothing was
+    /// written.
+    pub fn step_ragged(&mut self, width: usize, new: &[usize]) -> Result<Step<'_, B>, AttentionError> {
+        self.check_rows("the step", new.len())?;
+        for (row, (&used, &requested)) in self.lengths.iter().zip(new).enumerate() {
+            if requested > width {
+                return Err(AttentionError::StepTooNarrow { row, requested, width });
+            }
+            if used + requested > self.size.capacity {
+                return Err(AttentionError::CacheFull { row, used, requested, capacity: self.size.capacity });
+            }
+        }
+        let rows = StepRows { starts: self.lengths.clone(), new: new.to_vec(), width };
+        let positions = Positions::sequential(&rows.starts, width);
+        Ok(Step { cache: self, rows, positions, tables: RotaryTables::default() })
+    }
+
+    /// Forgets every token. Memory stays.
+    pub fn reset(&mut self) {
+        self.lengths.fill(0);
+    }
+
+    /// Forgets the tokens of one row.
+    ///
+    /// # Errors
+    /// [`AttentionError::NoSuchRow`].
+    pub fn reset_row(&mut self, row: usize) -> Result<(), AttentionError> {
+        self.check_row(row)?;
+        self.lengths[row] = 0;
+        Ok(())
+    }
+
+    /// Shortens every row to at most `length` tokens; rows that are shorter stay. 0 forgets everything.
+    pub fn truncate(&mut self, length: usize) {
+        for used in &mut self.lengths {
+            *used = length.min(*used);
+        }
+    }
+
+    /// Shortens one row to `length` tokens (a rejected draft, an edited prompt).
+    ///
+    /// # Errors
+    /// [`AttentionError::TruncateBeyondEnd`] if it holds fewer, [`AttentionError::NoSuchRow`].
+    pub fn truncate_row(&mut self, row: usize, length: usize) -> Result<(), AttentionError> {
+        self.check_row(row)?;
+        let used = self.lengths[row];
+        if length > used {
+            return Err(AttentionError::TruncateBeyondEnd { row, used, length });
+        }
+        self.lengths[row] = length;
+        Ok(())
+    }
+
+    /// Row `b` becomes what row `rows[b]` was (beam search). The list may be longer or shorter than the batch, and may
+    /// repeat rows: `&[0, 0, 0]` makes three beams of one prompt.
+    ///
+    /// # Errors
+    /// [`AttentionError::NoSuchRow`]; the cache is as it was.
+    pub fn reorder(&mut self, rows: &[usize]) -> Result<(), AttentionError> {
+        for &row in rows {
+            self.check_row(row)?;
+        }
+        if rows.iter().copied().eq(0..self.batch()) {
+            return Ok(());
+        }
+        let data: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [rows.len()]), &self.device);
+        for store in &mut self.layers {
+            for side in [&mut store.key, &mut store.value] {
+                *side = side.take().map(|tensor| tensor.select(0, index.clone()));
+            }
+        }
+        self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
+        Ok(())
+    }
+
+    /// Replaces row `row` by row `other_row` of `other`: a new sequence, prefilled by itself, joins a running batch.
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheShape`] or [`AttentionError::NoSuchRow`]; the cache is as it was.
+    pub fn replace_row(&mut self, row: usize, other: &Self, other_row: usize) -> Result<(), AttentionError> {
+        self.check_row(row)?;
+        other.check_row(other_row)?;
+        if self.size != other.size || self.layers.len() != other.layers.len() {
+            return Err(AttentionError::CacheShape { expected: self.describe(), actual: other.describe() });
+        }
+        let length = other.lengths[other_row];
+        let (heads, head_dim) = (self.size.kv_heads, self.size.head_dim);
+        if length > 0 {
+            for (store, source) in self.layers.iter_mut().zip(&other.layers) {
+                for (side, from) in [(&mut store.key, &source.key), (&mut store.value, &source.value)] {
+                    let Some(from) = from else { continue };
+                    let tokens = from.clone().slice([other_row..other_row + 1, 0..heads, 0..length, 0..head_dim]);
+                    write(side, [row..row + 1, 0..heads, 0..length, 0..head_dim], tokens);
+                }
+            }
+        }
+        self.lengths[row] = length;
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        let CacheSize { kv_heads, head_dim, capacity, dtype } = self.size;
+        format!("{} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {dtype:?}", self.layers.len())
+    }
+
+    fn check_row(&self, row: usize) -> Result<(), AttentionError> {
+        let batch = self.batch();
+        if row < batch { Ok(()) } else { Err(AttentionError::NoSuchRow { row, batch }) }
+    }
+
+    fn check_rows(&self, what: &'static str, given: usize) -> Result<(), AttentionError> {
+        let batch = self.batch();
+        if given == batch { Ok(()) } else { Err(AttentionError::RowCount { what, given, batch }) }
+    }
+}
+
+/// Writes into a tensor that nobody else holds, so that the backend does it in place.
+fn write<B: Backend>(side: &mut Option<Tensor<B, 4>>, at: [std::ops::Range<usize>; 4], tokens: Tensor<B, 4>) {
+    *side = side.take().map(|tensor| tensor.slice_assign(at, tokens));
+}
+
+/// Where the new tokens of a step go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepRows {
+    starts: Vec<usize>,
+    new: Vec<usize>,
+    width: usize,
+}
+
+impl StepRows {
+    /// The slot of each row's first new token.
+    pub fn starts(&self) -> &[usize] {
+        &self.starts
+    }
+
+    /// New tokens of each row.
+    pub fn new_tokens(&self) -> &[usize] {
+        &self.new
+    }
+
+    /// T: columns of the step's input.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Tokens of each row once the step is done.
+    pub fn ends(&self) -> Vec<usize> {
+        self.starts.iter().zip(&self.new).map(|(start, new)| start + new).collect()
+    }
+
+    /// S: keys of the longest row once the step is done.
+    pub fn keys(&self) -> usize {
+        self.ends().into_iter().max().unwrap_or(0)
+    }
+
+    /// The common start, if every row starts there and fills the width.
+    fn uniform_start(&self) -> Option<usize> {
+        let first = *self.starts.first()?;
+        let even = self.starts.iter().all(|&start| start == first) && self.new.iter().all(|&new| new == self.width);
+        even.then_some(first)
+    }
+}
+
+/// One forward pass over all layers. Dropped without [`commit`](Self::commit), its tokens were never there.
+#[derive(Debug)]
+pub struct Step<'a, B: Backend> {
+    cache: &'a mut KvCache<B>,
+    rows: StepRows,
+    positions: Positions,
+    tables: RotaryTables<B>,
+}
+
+impl<B: Backend> Step<'_, B> {
+    /// Position ids of the new tokens, for rotary encodings of left-padded rows. Without them a row counts on from the
+    /// tokens that it holds, padding included.
+    ///
+    /// # Errors
+    /// [`AttentionError::Positions`] if there is not one for each row and new token.
+    pub fn with_positions(mut self, positions: Positions) -> Result<Self, AttentionError> {
+        let (batch, width) = (self.cache.batch(), self.rows.width);
+        if (positions.batch(), positions.tokens()) != (batch, width) {
+            let problem = format!(
+                "are {} × {} and the step has {batch} rows of {width} new tokens; give one for each",
+                positions.batch(),
+                positions.tokens()
+            );
+            return Err(AttentionError::Positions { problem });
+        }
+        self.positions = positions;
+        Ok(self)
+    }
+
+    /// The cache of layer `index`, for its forward pass.
+    ///
+    /// # Panics
+    /// If the cache has no such layer.
+    pub fn layer(&mut self, index: usize) -> LayerCache<'_, B> {
+        let layers = self.cache.layers.len();
+        assert!(index < layers, "Step::layer: layer {index} of a cache with {layers} layers; build it with more");
+        LayerCache {
+            store: &mut self.cache.layers[index],
+            size: self.cache.size,
+            rows: &self.rows,
+            positions: &self.positions,
+            tables: &mut self.tables,
+        }
+    }
+
+    /// Keys that the longest row will hold: S, the columns that a mask over keys must have.
+    pub fn keys(&self) -> usize {
+        self.rows.keys()
+    }
+
+    /// Keeps the new tokens.
+    pub fn commit(self) {
+        self.cache.lengths = self.rows.ends();
+    }
+}
+
+/// The cosine and sine tables of a step, computed once for all layers.
+#[derive(Debug)]
+struct RotaryTables<B: Backend>(Vec<(Rotary, RotaryTable<B>)>);
+
+impl<B: Backend> Default for RotaryTables<B> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<B: Backend> RotaryTables<B> {
+    fn get(&mut self, rotary: &Rotary, positions: &Positions, device: &B::Device) -> RotaryTable<B> {
+        if let Some((_, table)) = self.0.iter().find(|(known, _)| known == rotary) {
+            return table.clone();
+        }
+        let table = rotary.table(positions, device);
+        self.0.push((rotary.clone(), table.clone()));
+        table
+    }
+}
+
+/// The cache of one layer during a step.
+#[derive(Debug)]
+pub struct LayerCache<'a, B: Backend> {
+    store: &'a mut Store<B>,
+    size: CacheSize,
+    rows: &'a StepRows,
+    positions: &'a Positions,
+    tables: &'a mut RotaryTables<B>,
+}
+
+impl<B: Backend> LayerCache<'_, B> {
+    /// Where the new tokens go.
+    pub fn rows(&self) -> &StepRows {
+        self.rows
+    }
+
+    /// Positions of the new tokens.
+    pub fn positions(&self) -> &Positions {
+        self.positions
+    }
+
+    /// Cosine and sine of the new tokens, computed once a step.
+    pub fn rotary_table(&mut self, rotary: &Rotary, device: &B::Device) -> RotaryTable<B> {
+        self.tables.get(rotary, self.positions, device)
+    }
+
+    /// Writes the new keys and values behind those that the rows hold, in place. Calling it again in the same step
+    /// writes the same slots.
+    ///
+    /// # Shapes
+    /// - key, value: `[B, K, T, H]`
+    pub fn append(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
+        let (heads, head_dim) = (self.size.kv_heads, self.size.head_dim);
+        let expected = [self.rows.starts.len(), heads, self.rows.width, head_dim];
+        for (side, new, name) in [(&mut self.store.key, key, "key"), (&mut self.store.value, value, "value")] {
+            check_shape("LayerCache::append", name, &expected, &new.dims());
+            let new = new.cast(self.size.dtype);
+            if let Some(start) = self.rows.uniform_start() {
+                let at = [0..expected[0], 0..heads, start..start + self.rows.width, 0..head_dim];
+                write(side, at, new);
+                continue;
+            }
+            for (row, (&start, &count)) in self.rows.starts.iter().zip(&self.rows.new).enumerate() {
+                if count > 0 {
+                    let tokens = new.clone().slice([row..row + 1, 0..heads, 0..count, 0..head_dim]);
+                    write(side, [row..row + 1, 0..heads, start..start + count, 0..head_dim], tokens);
+                }
+            }
+        }
+    }
+
+    /// The keys and values of all rows up to the longest, the new ones included: `[B, K, S, H]` each. Slots behind the
+    /// end of a shorter row hold anything.
+    pub fn visible(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let keys = self.rows.keys();
+        let (key, value) = self.storage();
+        let read = |tensor: &Tensor<B, 4>| match keys == self.size.capacity {
+            true => tensor.clone(),
+            false => tensor.clone().narrow(2, 0, keys),
+        };
+        (read(key), read(value))
+    }
+
+    /// Lends the whole preallocated keys and values, `[B, K, capacity, H]`, to a kernel that reads them in place.
+    pub fn storage(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
+        match (&self.store.key, &self.store.value) {
+            (Some(key), Some(value)) => (key, value),
+            _ => unreachable!("the cache of a layer is only empty while it is written"),
+        }
+    }
+}

@@ -1,0 +1,487 @@
+//! The settings of DeepSpeed's `DeepSpeedInferenceConfig`, field by field, and how its JSON is read.
+
+use std::path::Path;
+
+use burn::config::Config;
+use burn::serde::{Deserialize, Serialize};
+use burn::tensor::{DType, backend::Backend};
+
+use crate::error::ConfigError;
+use crate::parallel::{HeadShard, RankGroup};
+use crate::position::PositionEncoding;
+use crate::position::rotary::{RopeScaling, Rotary, RotaryLayout};
+use crate::spec::{AttentionSpec, NormSpec};
+
+/// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde", rename_all = "lowercase")]
+pub enum DataType {
+    /// 32-bit floats.
+    Fp32,
+    /// IEEE half precision.
+    Fp16,
+    /// Brain floats.
+    Bf16,
+    /// 8-bit integer weights.
+    Int8,
+}
+
+impl DataType {
+    const NAMES: [(&str, Self); 12] = [
+        ("fp32", Self::Fp32),
+        ("float32", Self::Fp32),
+        ("float", Self::Fp32),
+        ("fp16", Self::Fp16),
+        ("float16", Self::Fp16),
+        ("half", Self::Fp16),
+        ("bf16", Self::Bf16),
+        ("bfloat16", Self::Bf16),
+        ("int8", Self::Int8),
+        ("Fp32", Self::Fp32),
+        ("Fp16", Self::Fp16),
+        ("Bf16", Self::Bf16),
+    ];
+
+    /// Reads DeepSpeed's, PyTorch's or Hugging Face's spelling: `fp16`, `half`, `float16`, `torch.float16`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownValue`] for anything else.
+    pub fn parse(name: &str) -> Result<Self, ConfigError> {
+        let bare = name.strip_prefix("torch.").unwrap_or(name);
+        Self::NAMES.iter().find(|(known, _)| *known == bare).map(|(_, dtype)| *dtype).ok_or_else(|| {
+            ConfigError::UnknownValue {
+                key: "dtype".into(),
+                value: format!("`{name}`"),
+                accepted: "fp32, fp16, bf16 or int8".into(),
+            }
+        })
+    }
+
+    /// Burn's element type, if `B` computes with it on `device`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`], with the type to use instead.
+    pub fn of_backend<B: Backend>(self, device: &B::Device) -> Result<DType, ConfigError> {
+        let dtype = match self {
+            Self::Fp32 => Some(DType::F32),
+            Self::Fp16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
+            Self::Int8 => None,
+        };
+        dtype.filter(|&dtype| B::supports_dtype(device, dtype)).ok_or_else(|| ConfigError::UnsupportedDataType {
+            backend: B::name(device),
+            dtype: self,
+            remedy: match self {
+                Self::Int8 => "fp32, fp16 or bf16; int8 weights are not part of this version",
+                _ => "fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
+            },
+        })
+    }
+}
+
+impl std::fmt::Display for DataType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// The norm in front of the QKV projection; DeepSpeed's `NormType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub enum NormType {
+    /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
+    LayerNorm,
+    /// Accepted from a file, refused by [`DeepSpeedInferenceConfig::resolve`]: it has no meaning in front of a projection.
+    GroupNorm,
+    /// Root mean square over the hidden size, <https://arxiv.org/abs/1910.07467>.
+    RMSNorm,
+}
+
+/// Activation of the MLP that follows; DeepSpeed's `ActivationFuncType`. Attention does not read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub enum MlpActivation {
+    /// Not known.
+    UNKNOWN,
+    /// GELU.
+    GELU,
+    /// ReLU.
+    ReLU,
+    /// Gated GELU.
+    GatedGELU,
+    /// Gated SiLU.
+    GatedSILU,
+}
+
+/// The settings of DeepSpeed's `DeepSpeedInferenceConfig` (`ops/transformer/inference/config.py`), with its names and
+/// defaults, and `None` where it writes -1. Sizes describe the whole model; [`resolve`](Self::resolve) checks them
+/// and derives those of one layer on one rank.
+///
+/// Fields that are marked *no effect* are read and kept, so that DeepSpeed's files load, and change nothing here.
+///
+/// ```
+/// use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
+/// # fn main() -> Result<(), burn_deepspeed::ConfigError> {
+/// let config = DeepSpeedInferenceConfig::from_json_str(
+///     r#"{ "hidden_size": 64, "heads": 4, "num_kv": -1, "dtype": "torch.float32" }"#,
+/// )?;
+/// assert_eq!((config.num_kv, config.dtype), (None, DataType::Fp32));
+///
+/// let error = DeepSpeedInferenceConfig::from_json_str(r#"{ "hidden_size": 64, "head": 4 }"#).unwrap_err();
+/// assert!(error.to_string().contains("nearest: `heads`"));
+/// # Ok(()) }
+/// ```
+#[derive(Config, Debug, PartialEq)]
+pub struct DeepSpeedInferenceConfig {
+    /// Width of the residual stream, in elements.
+    pub hidden_size: usize,
+    /// Query heads of the whole model.
+    pub heads: usize,
+    /// Width of the MLP that follows, in elements; `None` is 4 × `hidden_size`. No effect on attention.
+    pub intermediate_size: Option<usize>,
+    /// Layers of the model; sizes the KV cache of [`init_cache`](Self::init_cache).
+    pub num_hidden_layers: Option<usize>,
+    /// Added to the variance (LayerNorm) or mean square (RMSNorm) before its root.
+    #[config(default = 1e-12)]
+    pub layer_norm_eps: f64,
+    /// This process's rank in the tensor-parallel group; needed when `mp_size` is above 1.
+    pub local_rank: Option<usize>,
+    /// Ranks that the heads are split over.
+    #[config(default = 1)]
+    pub mp_size: usize,
+    /// Element type of weights, activations and cache.
+    #[config(default = "DataType::Fp16")]
+    pub dtype: DataType,
+    /// Whether the input is normalised in front of the projection. Post-norm models (BERT) take it as it is.
+    #[config(default = true)]
+    pub pre_layer_norm: bool,
+    /// The norm in front of the projection.
+    #[config(default = "NormType::LayerNorm")]
+    pub norm_type: NormType,
+    /// No effect: a training option of DeepSpeed, where it allows non-deterministic kernels.
+    #[config(default = false)]
+    pub stochastic_mode: bool,
+    /// Whether scores are divided by √head_dim (head_dim with `use_mup`). GPT-Neo does not.
+    #[config(default = true)]
+    pub scale_attention: bool,
+    /// Whether a token sees only itself and those before it.
+    #[config(default = true)]
+    pub triangular_masking: bool,
+    /// Whether a token sees only the last `window_size` tokens.
+    #[config(default = false)]
+    pub local_attention: bool,
+    /// Keys that a query sees under `local_attention`, itself included.
+    #[config(default = 256)]
+    pub window_size: usize,
+    /// Features of each head that turn with the position, even; `None` for no rotary positions.
+    pub rotary_dim: Option<usize>,
+    /// Rotary pairs are `i` and `i + rotary_dim / 2` (LLaMA, GPT-NeoX).
+    #[config(default = false)]
+    pub rotate_half: bool,
+    /// Rotary pairs are `2 i` and `2 i + 1` (GPT-J).
+    #[config(default = true)]
+    pub rotate_every_two: bool,
+    /// No effect: outputs are records, never tuples.
+    #[config(default = true)]
+    pub return_tuple: bool,
+    /// No effect: the block around attention belongs to the model.
+    #[config(default = true)]
+    pub mlp_after_attn: bool,
+    /// No effect on attention.
+    #[config(default = "MlpActivation::GELU")]
+    pub mlp_act_func_type: MlpActivation,
+    /// No effect: describes how DeepSpeed's training checkpoint was split.
+    #[config(default = 1)]
+    pub training_mp_size: usize,
+    /// Marks BLOOM: ALiBi positions, built by [`init_bloom`](Self::init_bloom).
+    #[config(default = false)]
+    pub bigscience_bloom: bool,
+    /// Longest sequence that a row of the KV cache holds, prompt included, in tokens.
+    #[config(default = 1024)]
+    pub max_out_tokens: usize,
+    /// Tokens that must at least fit; checked against `max_out_tokens`.
+    #[config(default = 1)]
+    pub min_out_tokens: usize,
+    /// No effect without int8 weights.
+    #[config(default = false)]
+    pub enable_qkv_quantization: bool,
+    /// Scores are divided by head_dim instead of its root, <https://arxiv.org/abs/2203.03466>.
+    #[config(default = false)]
+    pub use_mup: bool,
+    /// Scores of layer `i` are divided by `i + 1` as well (GPT-2's option).
+    #[config(default = false)]
+    pub scale_attn_by_inverse_layer_idx: bool,
+    /// No effect: outputs are records, never tuples.
+    #[config(default = false)]
+    pub return_single_tuple: bool,
+    /// Query, key and value keep parameters of their own (`attn_qw`, `attn_kw`, `attn_vw`) instead of one fused matrix.
+    #[config(default = false)]
+    pub set_empty_params: bool,
+    /// Matrices are stored `[out, in]`, as PyTorch's `Linear` does, instead of `[in, out]`.
+    #[config(default = false)]
+    pub transposed_mode: bool,
+    /// Demands fused GPU kernels; an error on a build that has none.
+    #[config(default = false)]
+    pub use_triton: bool,
+    /// No effect without `use_triton`.
+    #[config(default = false)]
+    pub triton_autotune: bool,
+    /// Key/value heads; `None` gives each query head its own.
+    pub num_kv: Option<usize>,
+    /// Base of the rotary frequencies.
+    #[config(default = 10000.0)]
+    pub rope_theta: f64,
+    /// No effect: an [`AttentionMask`](crate::AttentionMask) says itself whether true keeps or hides.
+    #[config(default = true)]
+    pub invert_mask: bool,
+    /// *Extension.* Features of a head; `None` is `hidden_size / heads`.
+    pub head_dim: Option<usize>,
+    /// *Extension.* Scaling family of the rotary positions, as in a Hugging Face configuration.
+    #[config(default = "RopeScaling::Default")]
+    pub rope_scaling: RopeScaling,
+    /// *Extension.* Scores become `c · tanh(score / c)` before bias and mask (Gemma 2).
+    pub softcap: Option<f64>,
+    /// *Extension.* Whether the QKV projection has a bias.
+    #[config(default = true)]
+    pub qkv_bias: bool,
+    /// *Extension.* Whether the output projection has a bias.
+    #[config(default = true)]
+    pub output_bias: bool,
+    /// *Extension.* Whether a LayerNorm has a bias (an RMSNorm has none).
+    #[config(default = true)]
+    pub norm_bias: bool,
+    /// *Extension.* Leaves the output bias to the caller, as DeepSpeed leaves it to its MLP.
+    #[config(default = false)]
+    pub defer_output_bias: bool,
+}
+
+impl DeepSpeedInferenceConfig {
+    /// Reads a configuration from a JSON file; see [`from_json`](Self::from_json).
+    ///
+    /// # Errors
+    /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json).
+    pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
+        Self::from_json_str(&text)
+    }
+
+    /// The same as [`from_json_file`](Self::from_json_file); what [`save`](Config::save) wrote is read back equal.
+    ///
+    /// # Errors
+    /// Those of [`from_json_file`](Self::from_json_file).
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
+        Self::from_json_file(path)
+    }
+
+    /// Reads a configuration from JSON text; see [`from_json`](Self::from_json).
+    ///
+    /// # Errors
+    /// [`ConfigError::Json`] if it is not JSON, else those of [`from_json`](Self::from_json).
+    pub fn from_json_str(text: &str) -> Result<Self, ConfigError> {
+        let value = serde_json::from_str(text).map_err(|error| ConfigError::Json(error.to_string()))?;
+        Self::from_json(&value)
+    }
+
+    /// Reads DeepSpeed's keys (its `from_dict`): absent ones take its defaults, -1 is read as not given, `dtype` takes
+    /// its and PyTorch's spellings, `norm_type` and `mlp_act_func_type` its names or numbers.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key; an unknown key comes with the nearest known one.
+    pub fn from_json(value: &serde_json::Value) -> Result<Self, ConfigError> {
+        use serde_json::Value;
+        let given = value.as_object().ok_or_else(|| ConfigError::Json("expected an object of settings".into()))?;
+        let defaults = serde_json::to_value(Self::new(0, 0)).map_err(|error| ConfigError::Json(error.to_string()))?;
+        let Value::Object(mut merged) = defaults else {
+            return Err(ConfigError::Json("expected an object of settings".into()));
+        };
+        for (key, value) in given {
+            if !merged.contains_key(key) {
+                return Err(ConfigError::UnknownKey {
+                    key: key.clone(),
+                    nearest: nearest(key, merged.keys()),
+                });
+            }
+            merged.insert(key.clone(), normalise(key, value)?);
+        }
+        for key in ["hidden_size", "heads"] {
+            if !given.contains_key(key) || merged[key].is_null() {
+                return Err(ConfigError::Missing(key));
+            }
+        }
+        serde_json::from_value(Value::Object(merged)).map_err(|error| ConfigError::Json(error.to_string()))
+    }
+
+    /// Features of a head.
+    pub fn head_size(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.heads.max(1))
+    }
+
+    /// Width of the MLP that follows, in elements.
+    pub fn mlp_size(&self) -> usize {
+        self.intermediate_size.unwrap_or(4 * self.hidden_size)
+    }
+
+    /// The tensor-parallel group that this process belongs to.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] if there are several ranks and `local_rank` is not given.
+    pub fn rank_group(&self) -> Result<RankGroup, ConfigError> {
+        match (self.mp_size, self.local_rank) {
+            (0 | 1, None) => RankGroup::new(0, self.mp_size),
+            (_, None) => Err(ConfigError::Missing("local_rank")),
+            (ranks, Some(rank)) => RankGroup::new(rank, ranks),
+        }
+    }
+
+    /// Checks every setting and derives the sizes of layer `layer_id` on this rank.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] with the fact, the limit and the remedy.
+    pub fn resolve(&self, layer_id: usize) -> Result<AttentionSpec, ConfigError> {
+        for (key, value) in [
+            ("hidden_size", self.hidden_size),
+            ("heads", self.heads),
+            ("num_kv", self.num_kv.unwrap_or(1)),
+            ("head_dim", self.head_dim.unwrap_or(1)),
+            ("mp_size", self.mp_size),
+            ("window_size", self.window_size),
+            ("max_out_tokens", self.max_out_tokens),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::OutOfRange { key, value: "0".into(), limit: "at least 1" });
+            }
+        }
+        let out_of_range = |key, value: f64, limit| ConfigError::OutOfRange { key, value: value.to_string(), limit };
+        if !(self.layer_norm_eps.is_finite() && self.layer_norm_eps >= 0.0) {
+            return Err(out_of_range("layer_norm_eps", self.layer_norm_eps, "a number of at least 0"));
+        }
+        if let Some(cap) = self.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(out_of_range("softcap", cap, "a number above 0"));
+        }
+        if self.min_out_tokens > self.max_out_tokens {
+            let limit = "at most `max_out_tokens`; raise that one";
+            return Err(out_of_range("min_out_tokens", self.min_out_tokens as f64, limit));
+        }
+        if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(self.heads) {
+            return Err(ConfigError::HeadsDoNotDivide { hidden_size: self.hidden_size, heads: self.heads });
+        }
+        if self.pre_layer_norm && self.norm_type == NormType::GroupNorm {
+            return Err(ConfigError::GroupNorm);
+        }
+        let head_dim = self.head_size();
+        let kv_heads = self.num_kv.unwrap_or(self.heads);
+        let ranks = self.rank_group()?;
+        Ok(AttentionSpec {
+            layer_id,
+            hidden_size: self.hidden_size,
+            shard: HeadShard::of_rank(self.heads, kv_heads, ranks)?,
+            ranks,
+            head_dim,
+            scale: self.scale(layer_id, head_dim),
+            softcap: self.softcap,
+            causal: self.triangular_masking,
+            window: self.local_attention.then_some(self.window_size),
+            position: self.position(head_dim)?,
+            norm: self.pre_layer_norm.then_some(NormSpec {
+                rms: self.norm_type == NormType::RMSNorm,
+                epsilon: self.layer_norm_eps,
+            }),
+            dtype: self.dtype,
+            max_out_tokens: self.max_out_tokens,
+        })
+    }
+
+    /// DeepSpeed applies the fourth root of head_dim to queries and keys apart; their product is this factor.
+    fn scale(&self, layer_id: usize, head_dim: usize) -> f64 {
+        let divisor = match (self.scale_attention, self.use_mup) {
+            (false, _) => 1.0,
+            (true, false) => (head_dim as f64).sqrt(),
+            (true, true) => head_dim as f64,
+        };
+        let layers = if self.scale_attn_by_inverse_layer_idx { (layer_id + 1) as f64 } else { 1.0 };
+        1.0 / (divisor * layers)
+    }
+
+    fn position(&self, head_dim: usize) -> Result<PositionEncoding, ConfigError> {
+        let layout = match (self.rotate_half, self.rotate_every_two) {
+            (true, true) => return Err(ConfigError::BothRotaryLayouts),
+            (true, false) => Some(RotaryLayout::Half),
+            (false, true) => Some(RotaryLayout::Interleaved),
+            (false, false) => None,
+        };
+        let Some(dim) = self.rotary_dim.filter(|&dim| dim > 0) else {
+            return Ok(if self.bigscience_bloom { PositionEncoding::Alibi } else { PositionEncoding::None });
+        };
+        if self.bigscience_bloom {
+            return Err(ConfigError::AlibiAndRotary(dim));
+        }
+        if !dim.is_multiple_of(2) {
+            return Err(ConfigError::RotaryDimOdd(dim));
+        }
+        if dim > head_dim {
+            return Err(ConfigError::RotaryDimTooLong { rotary_dim: dim, head_dim });
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            let value = self.rope_theta.to_string();
+            return Err(ConfigError::OutOfRange { key: "rope_theta", value, limit: "a number above 0" });
+        }
+        let layout = layout.ok_or(ConfigError::NoRotaryLayout(dim))?;
+        Ok(PositionEncoding::Rotary(Rotary { dim, layout, theta: self.rope_theta, scaling: self.rope_scaling.clone() }))
+    }
+}
+
+/// The known name that is spelled most like `name`, if any is close.
+pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Option<String> {
+    known
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate.clone())
+}
+
+/// DeepSpeed's spellings of a value, in ours.
+fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
+    use serde_json::Value;
+    const OPTIONAL: [&str; 9] = [
+        "hidden_size", "heads", "intermediate_size", "num_hidden_layers", "local_rank", "rotary_dim", "num_kv", "head_dim", "softcap",
+    ];
+    const NORMS: &[&str] = &["UNKNOWN", "LayerNorm", "GroupNorm", "RMSNorm"];
+    const ACTIVATIONS: &[&str] = &["UNKNOWN", "GELU", "ReLU", "GatedGELU", "GatedSILU"];
+    Ok(match key {
+        _ if OPTIONAL.contains(&key) && value.as_f64() == Some(-1.0) => Value::Null,
+        "dtype" => {
+            let name = value.as_str().ok_or_else(|| ConfigError::Json("`dtype` must be a string, such as \"fp16\"".into()))?;
+            DataType::parse(name)?.to_string().into()
+        }
+        "norm_type" => enum_name(key, value, NORMS, 1)?,
+        "mlp_act_func_type" => enum_name(key, value, ACTIVATIONS, 0)?,
+        "rope_scaling" => serde_json::to_value(RopeScaling::from_json(value, None)?)
+            .map_err(|error| ConfigError::Json(error.to_string()))?,
+        _ => value.clone(),
+    })
+}
+
+/// The name of a member of one of DeepSpeed's enums, given as its name (in any case, with or without the enum's own) or
+/// its number. Members before `first` are not taken.
+fn enum_name(key: &str, value: &serde_json::Value, names: &[&str], first: usize) -> Result<serde_json::Value, ConfigError> {
+    let plain = |name: &str| name.rsplit('.').next().unwrap_or(name).replace('_', "").to_lowercase();
+    let found = match value {
+        serde_json::Value::String(text) => names.iter().position(|name| plain(name) == plain(text)),
+        other => other.as_u64().map(|index| index as usize),
+    };
+    match found.and_then(|index| names.get(index).filter(|_| index >= first)) {
+        Some(name) => Ok((*name).into()),
+        None => Err(ConfigError::UnknownValue {
+            key: key.into(),
+            value: value.to_string(),
+            accepted: names[first..].join(", "),
+        }),
+    }
+}

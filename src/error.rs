@@ -1,0 +1,356 @@
+//! The three error types of the crate: of a configuration, of a forward pass, of loading.
+
+use std::path::PathBuf;
+
+use crate::config::DataType;
+
+/// What can be wrong with a configuration. Each message gives the fact, the limit and the remedy.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file could not be read or written.
+    #[error("cannot access the configuration file {path}: {cause}")]
+    File {
+        /// The path that was asked for.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: String,
+    },
+    /// The text is not JSON, or a value has the wrong type.
+    #[error("the configuration is not valid: {0}")]
+    Json(String),
+    /// A key that `DeepSpeedInferenceConfig` does not have.
+    #[error("unknown configuration key `{key}`{}; remove it or correct its spelling", nearest_hint(.nearest))]
+    UnknownKey {
+        /// The key as it was written.
+        key: String,
+        /// The known key that is spelled most like it.
+        nearest: Option<String>,
+    },
+    /// A value that the key does not take.
+    #[error("`{key}` is {value}, which is not one of its values; use {accepted}")]
+    UnknownValue {
+        /// The key.
+        key: String,
+        /// What was given.
+        value: String,
+        /// What it takes.
+        accepted: String,
+    },
+    /// A required key is missing.
+    #[error("`{0}` is missing; DeepSpeed's -1 (not given) is no size: set it to the model's value")]
+    Missing(&'static str),
+    /// A size that must be at least one is zero, or a number is out of its range.
+    #[error("`{key}` is {value}; it must be {limit}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// The values that it takes.
+        limit: &'static str,
+    },
+    /// The hidden size is not a multiple of the head count.
+    #[error(
+        "`hidden_size` {hidden_size} is not a multiple of `heads` {heads}; correct one of them, or set \
+         `head_dim` if the heads do not span the hidden size"
+    )]
+    HeadsDoNotDivide {
+        /// Width of the residual stream.
+        hidden_size: usize,
+        /// Query heads.
+        heads: usize,
+    },
+    /// The query heads cannot be grouped evenly over the key/value heads.
+    #[error("`heads` {heads} is not a multiple of `num_kv` {num_kv}; each key/value head serves the same number of query heads")]
+    KvHeadsDoNotDivide {
+        /// Query heads.
+        heads: usize,
+        /// Key/value heads.
+        num_kv: usize,
+    },
+    /// The heads cannot be split over that many ranks.
+    #[error(
+        "{heads} query heads and {kv_heads} key/value heads cannot be split over {ranks} ranks; valid: {}",
+        list(.valid)
+    )]
+    Ranks {
+        /// Query heads.
+        heads: usize,
+        /// Key/value heads.
+        kv_heads: usize,
+        /// What was asked for.
+        ranks: usize,
+        /// The rank counts that work.
+        valid: Vec<usize>,
+    },
+    /// The rank is not one of the group's.
+    #[error("rank {rank} is not in a group of {ranks}; `local_rank` counts from 0 to {}", .ranks - 1)]
+    RankOutOfRange {
+        /// The rank.
+        rank: usize,
+        /// Size of the group.
+        ranks: usize,
+    },
+    /// The rotary dimension is odd.
+    #[error("`rotary_dim` {dim} is odd; features turn in pairs, use {} or {}", .0 - 1, .0 + 1, dim = .0)]
+    RotaryDimOdd(usize),
+    /// The rotary dimension is longer than a head.
+    #[error("`rotary_dim` {rotary_dim} is longer than a head ({head_dim}); use at most {head_dim}")]
+    RotaryDimTooLong {
+        /// Features to turn.
+        rotary_dim: usize,
+        /// Features of a head.
+        head_dim: usize,
+    },
+    /// Both rotary layouts were asked for.
+    #[error(
+        "`rotate_half` and `rotate_every_two` are both true; a checkpoint has one layout: for LLaMA and \
+         GPT-NeoX set `rotate_every_two` to false, for GPT-J set `rotate_half` to false"
+    )]
+    BothRotaryLayouts,
+    /// A rotary dimension without a layout.
+    #[error(
+        "`rotary_dim` is {0} but neither `rotate_half` (LLaMA, GPT-NeoX) nor `rotate_every_two` (GPT-J) is \
+         true; set the layout of the checkpoint"
+    )]
+    NoRotaryLayout(usize),
+    /// ALiBi and rotary positions at once.
+    #[error("`bigscience_bloom` (ALiBi) and `rotary_dim` {0} are both set; remove one of them")]
+    AlibiAndRotary(usize),
+    /// The scaling family of the rotary positions is unknown.
+    #[error("rope scaling `{0}` is unknown; supported: default, linear, dynamic, llama3, yarn")]
+    UnknownRopeScaling(String),
+    /// The rotary scaling lacks a number or has one that it cannot use.
+    #[error("rope scaling `{family}`: `{key}` {problem}")]
+    RopeScaling {
+        /// The family.
+        family: &'static str,
+        /// The key.
+        key: &'static str,
+        /// What is wrong with it and what to set.
+        problem: &'static str,
+    },
+    /// GroupNorm in front of a projection.
+    #[error(
+        "`norm_type` GroupNorm cannot stand in front of a QKV projection (DeepSpeed takes it and has no kernel \
+         for it); use LayerNorm or RMSNorm, or set `pre_layer_norm` to false and normalise outside"
+    )]
+    GroupNorm,
+    /// The element type is not one that the backend stores.
+    #[error("the backend `{backend}` does not store {dtype}; set `dtype` to {remedy}")]
+    UnsupportedDataType {
+        /// Burn's name of the backend.
+        backend: String,
+        /// The type that was asked for.
+        dtype: DataType,
+        /// What to use instead.
+        remedy: &'static str,
+    },
+    /// A fast path was demanded on a build that has none.
+    #[error(
+        "`use_triton` asks for fused GPU kernels, and the backend `{backend}` has none in this build; set it to \
+         false to run on the reference path"
+    )]
+    NoFusedKernels {
+        /// Burn's name of the backend.
+        backend: String,
+    },
+    /// The model type of a Hugging Face configuration is not known.
+    #[error("`model_type` `{0}` is not supported; supported: bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt, bert")]
+    UnknownModelType(String),
+    /// The module does not fit the configuration.
+    #[error("`{module}` cannot be built from this configuration: {fact}; {remedy}")]
+    WrongModule {
+        /// The module.
+        module: &'static str,
+        /// Why it does not fit.
+        fact: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+/// What a careful caller cannot rule out before a forward pass.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttentionError {
+    /// The step does not fit. Nothing was written; the cache is as it was.
+    #[error(
+        "the KV cache holds {used} of {capacity} tokens in row {row} and {requested} more were asked for; \
+         set `max_out_tokens` to at least {}, or call `KvCache::reset` between prompts",
+        .used + .requested
+    )]
+    CacheFull {
+        /// The first row that does not fit.
+        row: usize,
+        /// Tokens that the row already holds.
+        used: usize,
+        /// Tokens that this step would add.
+        requested: usize,
+        /// Tokens that a row can hold.
+        capacity: usize,
+    },
+    /// A row index that the cache does not have.
+    #[error("row {row} is not in a cache of {batch} rows; rows count from 0")]
+    NoSuchRow {
+        /// The row.
+        row: usize,
+        /// Rows of the cache.
+        batch: usize,
+    },
+    /// A list with one entry a row has another length.
+    #[error("{what} lists {given} rows and the cache has {batch}; give one entry a row")]
+    RowCount {
+        /// What was given.
+        what: &'static str,
+        /// Its length.
+        given: usize,
+        /// Rows of the cache.
+        batch: usize,
+    },
+    /// A ragged step lists more tokens for a row than the step is wide.
+    #[error("row {row} adds {requested} tokens in a step of {width}; a row adds at most the width of the step")]
+    StepTooNarrow {
+        /// The row.
+        row: usize,
+        /// Tokens that the row would add.
+        requested: usize,
+        /// New tokens of the input, padding included.
+        width: usize,
+    },
+    /// A row is to be cut to more tokens than it holds.
+    #[error("row {row} holds {used} tokens and cannot be cut to {length}; `truncate` only shortens")]
+    TruncateBeyondEnd {
+        /// The row.
+        row: usize,
+        /// Tokens that it holds.
+        used: usize,
+        /// Tokens that were asked for.
+        length: usize,
+    },
+    /// Two caches do not have the same layers, heads, head size or capacity.
+    #[error("a row can only be copied between caches of one shape: this one is {expected}, the other {actual}")]
+    CacheShape {
+        /// Shape of the receiving cache.
+        expected: String,
+        /// Shape of the other.
+        actual: String,
+    },
+    /// Position ids that cannot be used.
+    #[error("position ids {problem}")]
+    Positions {
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The module holds one shard of several and nobody was named to add them up.
+    #[error(
+        "this module holds rank {rank} of {ranks} and has no communicator to sum over them; call \
+         `forward_partial` on every rank, add the results, and add `output_bias` once"
+    )]
+    NoCommunicator {
+        /// This rank.
+        rank: usize,
+        /// Ranks of the group.
+        ranks: usize,
+    },
+    /// Another rank left during the sum.
+    #[error("rank {rank} of {ranks} was lost during the sum: {cause}; the step was not committed, restart the group")]
+    RankLost {
+        /// The rank that was lost.
+        rank: usize,
+        /// Ranks of the group.
+        ranks: usize,
+        /// What the engine said.
+        cause: String,
+    },
+}
+
+/// What can go wrong when weights are read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightError {
+    /// The file could not be read.
+    #[error("cannot read {path}: {cause}")]
+    File {
+        /// The path.
+        path: PathBuf,
+        /// What the operating system or the parser said.
+        cause: String,
+    },
+    /// The checkpoint lacks a tensor that the module needs.
+    #[error("the checkpoint has no tensor `{name}`{}", nearest_hint(.nearest))]
+    Missing {
+        /// The name that was looked up.
+        name: String,
+        /// The name in the file that is spelled most like it.
+        nearest: Option<String>,
+    },
+    /// The checkpoint has a tensor that the module has no place for.
+    #[error("the checkpoint has `{name}`, and the module was built without it; {remedy}")]
+    Unexpected {
+        /// The tensor.
+        name: String,
+        /// What to set.
+        remedy: String,
+    },
+    /// The tensor has another shape.
+    #[error("tensor `{name}` is {found:?} and the module expects {expected:?}; check the configuration (and the QKV layout)")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Shape that the module needs.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+    /// The tensor has an element type that is not converted.
+    #[error("tensor `{name}` has elements of type {found}; weights are read from F64, F32, F16 or BF16")]
+    ElementType {
+        /// The tensor.
+        name: String,
+        /// The type in the file.
+        found: String,
+    },
+    /// Not every tensor of the checkpoint was used.
+    #[error(
+        "{} tensors of the checkpoint were not used: {}; load them, or name them in `Checkpoint::ignore`",
+        .0.len(), list(.0)
+    )]
+    Unused(Vec<String>),
+    /// The configuration of the checkpoint cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+}
+
+fn nearest_hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(" (nearest: `{name}`)")).unwrap_or_default()
+}
+
+fn list<T: std::fmt::Display>(items: &[T]) -> String {
+    const SHOWN: usize = 12;
+    let mut text = items.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join(", ");
+    if items.len() > SHOWN {
+        text.push_str(&format!(", and {} more", items.len() - SHOWN));
+    }
+    text
+}
+
+/// Panics about a wrong shape with everything that is needed to find it: operation, tensor, expected, actual.
+#[track_caller]
+pub(crate) fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
+    assert!(
+        expected == actual,
+        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}"
+    );
+}
+
+/// [`check_shape`], where a 1 in `actual` may stand for any size (broadcasting).
+#[track_caller]
+pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
+    let fits = expected.len() == actual.len() && expected.iter().zip(actual).all(|(e, a)| e == a || *a == 1);
+    assert!(
+        fits,
+        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them"
+    );
+}

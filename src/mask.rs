@@ -1,0 +1,118 @@
+//! What a query may not see, as structure: never a large negative number, never a bare bool.
+
+use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, backend::Backend};
+
+use crate::error::{check_broadcast, check_shape};
+
+/// What is hidden beside the causal triangle and the window, which a layer knows itself, and what is added to the scores.
+///
+/// Start from [`none`](Self::none), [`keep`](Self::keep) or [`hide`](Self::hide) and refine. Hidden keys are left out by
+/// selection, so their content never matters, not even a NaN; a query that sees no key returns zeros.
+///
+/// ```
+/// # use burn_ndarray::NdArray;
+/// use burn::tensor::{Int, Tensor};
+/// use burn_deepspeed::AttentionMask;
+///
+/// // the padding mask of a tokenizer: 1 is a real token
+/// let padding = Tensor::<NdArray, 2, Int>::from_data([[0, 1, 1], [1, 1, 1]], &Default::default());
+/// let mask = AttentionMask::from_padding(padding);
+/// # let _: AttentionMask<NdArray> = mask;
+/// ```
+#[derive(Debug, Clone)]
+pub struct AttentionMask<B: Backend> {
+    keys: Option<Tensor<B, 2, Bool>>,
+    pairs: Option<Tensor<B, 4, Bool>>,
+    bias: Option<Tensor<B, 4>>,
+}
+
+impl<B: Backend> Default for AttentionMask<B> {
+    fn default() -> Self {
+        Self::none()
+    }
+}
+
+impl<B: Backend> AttentionMask<B> {
+    /// Hides nothing.
+    pub fn none() -> Self {
+        Self { keys: None, pairs: None, bias: None }
+    }
+
+    /// Keys to see; false hides. `[B, S]`, where S counts the cached keys too.
+    pub fn keep(keys: Tensor<B, 2, Bool>) -> Self {
+        Self::hide(keys.bool_not())
+    }
+
+    /// Keys to hide; true hides. `[B, S]`, where S counts the cached keys too.
+    pub fn hide(keys: Tensor<B, 2, Bool>) -> Self {
+        Self { keys: Some(keys), ..Self::none() }
+    }
+
+    /// A tokenizer's padding mask, `[B, S]`: 0 hides, anything else is a real token.
+    pub fn from_padding(mask: Tensor<B, 2, Int>) -> Self {
+        Self::hide(mask.equal_elem(0))
+    }
+
+    /// An additive mask as `transformers` and DeepSpeed build them, `[B or 1, N or 1, T or 1, S]`: half of the lowest
+    /// number of its dtype and everything below hides, the rest is a bias. DeepSpeed's -10000 is a finite bias and stays
+    /// one; pass its 0/1 mask to [`from_padding`](Self::from_padding) instead.
+    pub fn from_additive(mask: Tensor<B, 4>) -> Self {
+        let limit = match mask.dtype() {
+            DType::F16 => f64::from(half::f16::MIN) / 2.0,
+            _ => f64::from(f32::MIN) / 2.0,
+        };
+        let hidden = mask.clone().lower_equal_elem(limit);
+        let bias = mask.mask_fill(hidden.clone(), 0.0);
+        Self { pairs: Some(hidden), bias: Some(bias), keys: None }
+    }
+
+    /// Hides single pairs of query and key as well; true hides. `[B or 1, N or 1, T or 1, S]`.
+    pub fn and_hide_pairs(mut self, pairs: Tensor<B, 4, Bool>) -> Self {
+        assert!(self.pairs.is_none(), "AttentionMask::and_hide_pairs: the mask already hides pairs; combine them first");
+        self.pairs = Some(pairs);
+        self
+    }
+
+    /// Shows only these pairs of query and key; false hides. `[B or 1, N or 1, T or 1, S]`.
+    pub fn and_keep_pairs(self, pairs: Tensor<B, 4, Bool>) -> Self {
+        self.and_hide_pairs(pairs.bool_not())
+    }
+
+    /// Adds `bias` to the scaled scores. `[B or 1, N or 1, T or 1, S]`; `-inf` hides.
+    pub fn with_bias(mut self, bias: Tensor<B, 4>) -> Self {
+        self.bias = Some(match self.bias {
+            Some(before) => before + bias,
+            None => bias,
+        });
+        self
+    }
+
+    /// The hidden keys, true hides: `[B, S]`.
+    pub fn hidden_keys(&self) -> Option<&Tensor<B, 2, Bool>> {
+        self.keys.as_ref()
+    }
+
+    /// The hidden pairs, true hides: `[B or 1, N or 1, T or 1, S]`.
+    pub fn hidden_pairs(&self) -> Option<&Tensor<B, 4, Bool>> {
+        self.pairs.as_ref()
+    }
+
+    /// The bias, in f32: `[B or 1, N or 1, T or 1, S]`.
+    pub fn bias(&self) -> Option<Tensor<B, 4>> {
+        self.bias.clone().map(|bias| bias.cast(FloatDType::F32))
+    }
+
+    /// Panics unless every part fits scores of `[B, N, T, S]`.
+    #[track_caller]
+    pub(crate) fn check(&self, operation: &str, [batch, heads, tokens, keys]: [usize; 4]) {
+        if let Some(hidden) = &self.keys {
+            check_shape(operation, "mask over keys", &[batch, keys], &hidden.dims());
+        }
+        if let Some(hidden) = &self.pairs {
+            check_broadcast(operation, "mask over pairs", &[batch, heads, tokens, keys], &hidden.dims());
+        }
+        if let Some(bias) = &self.bias {
+            check_broadcast(operation, "bias", &[batch, heads, tokens, keys], &bias.dims());
+        }
+    }
+}

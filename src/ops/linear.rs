@@ -1,0 +1,14 @@
+//! A projection with its bias; DeepSpeed's `LinearOp`, whose fallback it leaves unimplemented.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::weight::Weight;
+
+/// The definition of [`InferenceBackend::linear`](super::InferenceBackend::linear).
+pub fn reference<B: Backend>(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
+    let product = super::project("linear", input, weight.input_output());
+    match weight.bias() {
+        Some(bias) => product + bias.unsqueeze(),
+        None => product,
+    }
+}

@@ -1,0 +1,117 @@
+//! The operations of attention: one method each on [`InferenceBackend`], and a public reference each.
+//!
+//! | operation | DeepSpeed | computes |
+//! | --- | --- | --- |
+//! | [`qkv_gemm`](InferenceBackend::qkv_gemm) | `QKVGemmOp` | norm, QKV projection, bias |
+//! | [`softmax_context`](InferenceBackend::softmax_context) | `SoftmaxContextOp` | rotate, append to the cache, attend |
+//! | [`masked_attention`](InferenceBackend::masked_attention) | the fused attention of `diffusers_attention.py` | attend, without a cache |
+//! | [`softmax`](InferenceBackend::softmax) | `SoftmaxOp` | masked softmax of given scores |
+//! | [`linear`](InferenceBackend::linear) | `LinearOp` | projection with bias |
+//! | [`vector_matmul`](InferenceBackend::vector_matmul) | `VectorMatMulOp` | projection without bias |
+//! | [`pad_transform`](InferenceBackend::pad_transform) | `PadTransformOp` | heads padded for fused attention |
+
+pub mod attention;
+pub mod linear;
+pub mod pad_transform;
+pub mod qkv_gemm;
+pub mod softmax;
+pub mod softmax_context;
+pub mod vector_matmul;
+
+use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
+
+use crate::weight::{FusedNorm, QkvWeight, Weight};
+pub use attention::Attention;
+pub use pad_transform::padded_head_size;
+pub use qkv_gemm::QkvGemmOutput;
+pub use softmax::{AdditiveMask, Softmax};
+pub use softmax_context::{Keys, SoftmaxContext, SoftmaxContextOutput};
+
+/// Operations that a backend may fuse. Every default is the reference, written in tensor operations, so
+/// `impl InferenceBackend for MyBackend {}` is a complete and correct port.
+///
+/// Maxima, sums, exponentials and matrix products are accumulated in f32; results have the dtype of the input.
+pub trait InferenceBackend: Backend {
+    /// `norm(input) · qkv + bias`, with the norm in f32. Without a norm the input is projected as it is.
+    ///
+    /// # Shapes
+    /// - input: `[B, T, E]`
+    /// - output: `[B, T, (N + 2K)·H]`, and the normalised input `[B, T, E]` if `want_norm`
+    fn qkv_gemm(
+        input: Tensor<Self, 3>,
+        norm: Option<&FusedNorm<Self>>,
+        qkv: &QkvWeight<Self>,
+        want_norm: bool,
+    ) -> QkvGemmOutput<Self> {
+        qkv_gemm::reference(input, norm, qkv, want_norm)
+    }
+
+    /// Splits a packed projection, turns queries and keys, appends keys and values to the cache and attends.
+    ///
+    /// # Shapes
+    /// - qkv: `[B, T, (N + 2K)·H]`
+    /// - context: `[B, T, N·H]`; keys and values, if asked for, `[B, K, S, H]`
+    fn softmax_context(arguments: SoftmaxContext<'_, Self>) -> SoftmaxContextOutput<Self> {
+        softmax_context::reference(arguments)
+    }
+
+    /// `softmax(hide(softcap(scale · QKᵀ) + bias)) · V`, for queries and keys that are at hand.
+    ///
+    /// # Shapes
+    /// - query: `[B, N, T, H]`, key: `[B, K, S, H]`, value: `[B, K, S, Hv]`
+    /// - output: `[B, N, T, Hv]`
+    fn masked_attention(arguments: Attention<Self>) -> Tensor<Self, 4> {
+        attention::reference(arguments)
+    }
+
+    /// `softmax(scores · scale + alibi + mask)` over the last axis, with the triangle and the window hidden.
+    ///
+    /// # Shapes
+    /// - scores, output: `[B, N, T, S]`
+    fn softmax(arguments: Softmax<Self>) -> Tensor<Self, 4> {
+        softmax::reference(arguments)
+    }
+
+    /// `input · weight + bias`.
+    ///
+    /// # Shapes
+    /// - input: `[B, T, in]`, output: `[B, T, out]`
+    fn linear(input: Tensor<Self, 3>, weight: &Weight<Self>) -> Tensor<Self, 3> {
+        linear::reference(input, weight)
+    }
+
+    /// `input · weight`, without the bias: on several ranks that is added once, behind the sum.
+    ///
+    /// # Shapes
+    /// - input: `[B, T, in]`, output: `[B, T, out]`
+    fn vector_matmul(input: Tensor<Self, 3>, weight: &Weight<Self>) -> Tensor<Self, 3> {
+        vector_matmul::reference(input, weight)
+    }
+
+    /// Appends zeros to the features of every head, up to `size`; see [`padded_head_size`].
+    ///
+    /// # Shapes
+    /// - heads: `[B, N, T, H]`, output: `[B, N, T, size]`
+    fn pad_transform(heads: Tensor<Self, 4>, size: usize) -> Tensor<Self, 4> {
+        pad_transform::reference(heads, size)
+    }
+}
+
+/// A matrix product over the last axis, accumulated in f32 for half types.
+fn project<B: Backend>(operation: &str, input: Tensor<B, 3>, matrix: Tensor<B, 2>) -> Tensor<B, 3> {
+    let [batch, tokens, width] = input.dims();
+    let [expected, output] = matrix.dims();
+    crate::error::check_shape(operation, "input", &[batch, tokens, expected], &input.dims());
+    let dtype = input.dtype();
+    assert!(
+        dtype == matrix.dtype(),
+        "{operation}: `input` has elements of {dtype:?} and the weights of {:?}; cast one of them",
+        matrix.dtype()
+    );
+    let rows = input.reshape([batch * tokens, width]);
+    let product = match dtype {
+        DType::F16 | DType::BF16 => rows.cast(FloatDType::F32).matmul(matrix.cast(FloatDType::F32)).cast(dtype),
+        _ => rows.matmul(matrix),
+    };
+    product.reshape([batch, tokens, output])
+}

@@ -1,0 +1,61 @@
+//! Norm and QKV projection; DeepSpeed's `QKVGemmOp`, in whose fallbacks RMSNorm has no bias and int8 is missing.
+
+use burn::tensor::{FloatDType, Tensor, backend::Backend};
+
+use crate::error::check_shape;
+use crate::weight::{FusedNorm, QkvWeight};
+
+/// What [`InferenceBackend::qkv_gemm`](super::InferenceBackend::qkv_gemm) returns.
+#[derive(Debug, Clone)]
+pub struct QkvGemmOutput<B: Backend> {
+    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
+    pub qkv: Tensor<B, 3>,
+    /// The normalised input, `[B, T, E]`, if it was asked for. Without a norm that is the input.
+    pub inp_norm: Option<Tensor<B, 3>>,
+}
+
+/// The definition of [`InferenceBackend::qkv_gemm`](super::InferenceBackend::qkv_gemm).
+pub fn reference<B: Backend>(
+    input: Tensor<B, 3>,
+    norm: Option<&FusedNorm<B>>,
+    qkv: &QkvWeight<B>,
+    want_norm: bool,
+) -> QkvGemmOutput<B> {
+    let normed = match norm {
+        Some(norm) => normalise(input, norm),
+        None => input,
+    };
+    let inp_norm = want_norm.then(|| normed.clone());
+    let qkv = match qkv {
+        QkvWeight::Fused(weight) => super::linear::reference(normed, weight),
+        QkvWeight::Separate(separate) => {
+            let parts = [&separate.query, &separate.key, &separate.value];
+            Tensor::cat(parts.map(|weight| super::linear::reference(normed.clone(), weight)).into(), 2)
+        }
+    };
+    QkvGemmOutput { qkv, inp_norm }
+}
+
+/// LayerNorm or RMSNorm over the last axis, in f32.
+///
+/// # Shapes
+/// - input, output: `[B, T, E]`
+pub fn normalise<B: Backend>(input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+    let [batch, tokens, _] = input.dims();
+    check_shape("qkv_gemm", "input", &[batch, tokens, norm.size()], &input.dims());
+    let dtype = input.dtype();
+    let input = input.cast(FloatDType::F32);
+    let spec = norm.spec();
+    let centred = match spec.rms {
+        true => input,
+        false => input.clone() - input.mean_dim(2),
+    };
+    let variance = centred.clone().powi_scalar(2).mean_dim(2);
+    let unit = centred / (variance + spec.epsilon).sqrt();
+    let scaled = unit * norm.gamma().cast(FloatDType::F32).unsqueeze();
+    match norm.beta() {
+        Some(beta) => scaled + beta.cast(FloatDType::F32).unsqueeze(),
+        None => scaled,
+    }
+    .cast(dtype)
+}

@@ -1,0 +1,100 @@
+//! The masked softmax of given scores; DeepSpeed's `SoftmaxOp`.
+
+use burn::tensor::{Bool, FloatDType, Tensor, backend::Backend};
+
+use super::attention::{Visibility, expand_bool};
+use crate::error::{check_broadcast, check_shape};
+
+/// An additive mask, in one of the two ranks that DeepSpeed takes.
+#[derive(Debug, Clone)]
+pub enum AdditiveMask<B: Backend> {
+    /// One number for each key, `[B, S]`.
+    Keys(Tensor<B, 2>),
+    /// One for each pair, `[B or 1, N or 1, T or 1, S]`.
+    Pairs(Tensor<B, 4>),
+}
+
+/// The arguments of [`InferenceBackend::softmax`](super::InferenceBackend::softmax); start from [`Softmax::new`].
+#[derive(Debug, Clone)]
+pub struct Softmax<B: Backend> {
+    /// `attn_scores`: `[B, N, T, S]`.
+    pub scores: Tensor<B, 4>,
+    /// `layer_scale`: plain factor on the scores. Default: 1.
+    pub scale: f64,
+    /// The bias of every head of the model, `[all heads, T or 1, S]`; this rank's start at `head_offset`.
+    pub alibi: Option<Tensor<B, 3>>,
+    /// First head of this rank in `alibi`. Default: 0.
+    pub head_offset: usize,
+    /// `attn_mask`: added to the scores. `-inf` hides; a finite number, DeepSpeed's -10000 included, is just added.
+    pub mask: Option<AdditiveMask<B>>,
+    /// `triangular`: the position of the first query among the keys. `Some(0)` is DeepSpeed's triangle, `Some(S - T)`
+    /// that of the last T tokens; `None` hides nothing.
+    pub triangular: Option<usize>,
+    /// `local_attention` and `window_size`: keys that a query sees, itself included. Counted from the position that
+    /// `triangular` gives, or from `S - T` without it.
+    pub window: Option<usize>,
+}
+
+impl<B: Backend> Softmax<B> {
+    /// A plain softmax of `scores`.
+    pub fn new(scores: Tensor<B, 4>) -> Self {
+        Self { scores, scale: 1.0, alibi: None, head_offset: 0, mask: None, triangular: None, window: None }
+    }
+}
+
+/// The definition of [`InferenceBackend::softmax`](super::InferenceBackend::softmax).
+pub fn reference<B: Backend>(arguments: Softmax<B>) -> Tensor<B, 4> {
+    let Softmax { scores, scale, alibi, head_offset, mask, triangular, window } = arguments;
+    let [batch, heads, tokens, keys] = scores.dims();
+    let (dtype, device) = (scores.dtype(), scores.device());
+    let mut scores = scores.cast(FloatDType::F32) * scale;
+    if let Some(alibi) = alibi {
+        let [all, _, _] = alibi.dims();
+        assert!(
+            head_offset + heads <= all,
+            "softmax: `alibi` has {all} heads, expected at least {} (offset {head_offset} and {heads} heads)",
+            head_offset + heads
+        );
+        let own = alibi.narrow(0, head_offset, heads).cast(FloatDType::F32);
+        check_broadcast("softmax", "alibi", &[heads, tokens, keys], &own.dims());
+        scores = scores + own.unsqueeze();
+    }
+    if let Some(mask) = mask {
+        let bias: Tensor<B, 4> = match mask {
+            AdditiveMask::Keys(mask) => {
+                check_shape("softmax", "mask", &[batch, keys], &mask.dims());
+                mask.reshape([batch, 1, 1, keys])
+            }
+            AdditiveMask::Pairs(mask) => mask,
+        };
+        check_broadcast("softmax", "mask", &[batch, heads, tokens, keys], &bias.dims());
+        scores = scores + bias.cast(FloatDType::F32);
+    }
+    let start = triangular.unwrap_or(keys.saturating_sub(tokens));
+    let visibility = Visibility { causal: triangular.is_some(), window, starts: vec![start], ends: vec![keys] };
+    let hidden = visibility.hidden(tokens, keys, &device);
+    masked_softmax(scores, hidden).cast(dtype)
+}
+
+/// Softmax over the last axis of f32 scores, in which hidden ones and those of `-inf` have no part. A row without a
+/// visible score gives zeros, and gradients that are finite.
+///
+/// # Shapes
+/// - scores, output: `[B, N, T, S]`
+/// - hidden: broadcasts to it, true hides
+pub fn masked_softmax<B: Backend>(scores: Tensor<B, 4>, hidden: Option<Tensor<B, 4, Bool>>) -> Tensor<B, 4> {
+    let scores = match hidden {
+        Some(hidden) => {
+            let shape = scores.dims();
+            scores.mask_fill(expand_bool(hidden, shape), f32::NEG_INFINITY)
+        }
+        None => scores,
+    };
+    // The maximum only keeps the exponentials in range; the result does not depend on it, so no gradient flows there.
+    let max = scores.clone().detach().max_dim(3);
+    let nothing = max.clone().equal_elem(f32::NEG_INFINITY);
+    let weights = (scores - max.mask_fill(nothing, 0.0)).exp();
+    let sum = weights.clone().sum_dim(3);
+    let nothing = sum.clone().equal_elem(0.0);
+    weights / sum.mask_fill(nothing, 1.0)
+}

@@ -1,0 +1,10 @@
+//! A projection without its bias; DeepSpeed's `VectorMatMulOp`.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::weight::Weight;
+
+/// The definition of [`InferenceBackend::vector_matmul`](super::InferenceBackend::vector_matmul).
+pub fn reference<B: Backend>(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
+    super::project("vector_matmul", input, weight.input_output())
+}

@@ -1,0 +1,73 @@
+//! Every size of one layer on one rank, checked once.
+
+use crate::config::DataType;
+use crate::parallel::{HeadShard, RankGroup};
+use crate::position::PositionEncoding;
+
+/// What a layer's attention needs to know, derived and checked by
+/// [`DeepSpeedInferenceConfig::resolve`](crate::DeepSpeedInferenceConfig::resolve). Sizes are those of one rank.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AttentionSpec {
+    /// Index of the layer, counted from 0.
+    pub layer_id: usize,
+    /// E: width of the residual stream, in elements; the same on every rank.
+    pub hidden_size: usize,
+    /// N and K: the heads of this rank.
+    pub shard: HeadShard,
+    /// The tensor-parallel group.
+    pub ranks: RankGroup,
+    /// H: features of a head.
+    pub head_dim: usize,
+    /// Plain factor on QKᵀ.
+    pub scale: f64,
+    /// `c` of `c · tanh(score / c)`.
+    pub softcap: Option<f64>,
+    /// Whether a token sees only itself and those before it.
+    pub causal: bool,
+    /// Keys that a query sees, itself included; `None` for all.
+    pub window: Option<usize>,
+    /// Position encoding.
+    pub position: PositionEncoding,
+    /// The norm in front of the projection; `None` for post-norm models.
+    pub norm: Option<NormSpec>,
+    /// Element type of weights and cache.
+    pub dtype: DataType,
+    /// Capacity of a row of the KV cache, in tokens.
+    pub max_out_tokens: usize,
+}
+
+/// The norm in front of a projection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    /// RMSNorm if true, LayerNorm if false.
+    pub rms: bool,
+    /// Added before the root.
+    pub epsilon: f64,
+}
+
+impl AttentionSpec {
+    /// N: query heads of this rank.
+    pub fn heads(&self) -> usize {
+        self.shard.len
+    }
+
+    /// K: key/value heads of this rank.
+    pub fn kv_heads(&self) -> usize {
+        self.shard.kv_len
+    }
+
+    /// N·H: width of this rank's queries and context, in elements.
+    pub fn query_width(&self) -> usize {
+        self.heads() * self.head_dim
+    }
+
+    /// K·H: width of this rank's keys, and of its values, in elements.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads() * self.head_dim
+    }
+
+    /// (N + 2K)·H: width of this rank's packed projection, in elements.
+    pub fn qkv_width(&self) -> usize {
+        self.query_width() + 2 * self.kv_width()
+    }
+}

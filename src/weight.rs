@@ -1,0 +1,223 @@
+//! A matrix with its bias, and the norm in front of one.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+
+use crate::spec::NormSpec;
+
+/// Standard deviation of freshly initialised matrices; GPT-2's and BLOOM's.
+const INITIAL_DEVIATION: f64 = 0.02;
+
+/// How a matrix lies in memory. DeepSpeed's `transposed_mode` is `OutputInput`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orientation {
+    /// `[in, out]`: DeepSpeed's default, GPT-2's `Conv1D`.
+    InputOutput,
+    /// `[out, in]`: PyTorch's `Linear`.
+    OutputInput,
+}
+
+impl Orientation {
+    /// Shape of a matrix from `input` to `output` features.
+    pub fn shape(self, input: usize, output: usize) -> [usize; 2] {
+        match self {
+            Self::InputOutput => [input, output],
+            Self::OutputInput => [output, input],
+        }
+    }
+}
+
+/// A projection: `x · matrix + bias`.
+#[derive(Module, Debug)]
+pub struct Weight<B: Backend> {
+    matrix: Param<Tensor<B, 2>>,
+    bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    orientation: Orientation,
+}
+
+impl<B: Backend> Weight<B> {
+    /// A fresh projection: normally distributed matrix, zero bias. Memory is taken when it is first used, so loading a
+    /// checkpoint into it allocates once.
+    pub fn init(input: usize, output: usize, bias: bool, orientation: Orientation, dtype: DType, device: &B::Device) -> Self {
+        let shape = orientation.shape(input, output);
+        let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
+        Self {
+            matrix: lazy(shape, device, move |device| Tensor::<B, 2>::random(shape, normal, (device, DType::F32)).cast(dtype)),
+            bias: bias.then(|| lazy([output], device, move |device| Tensor::zeros([output], (device, dtype)))),
+            orientation,
+        }
+    }
+
+    /// A projection with these values.
+    ///
+    /// # Shapes
+    /// - matrix: `[in, out]` or `[out, in]`, as `orientation` says
+    /// - bias: `[out]`
+    pub fn new(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Self {
+        let weight = Self {
+            matrix: Param::from_tensor(matrix),
+            bias: bias.map(Param::from_tensor),
+            orientation,
+        };
+        if let Some(bias) = &weight.bias {
+            crate::error::check_shape("Weight::new", "bias", &[weight.output_size()], &bias.val().dims());
+        }
+        weight
+    }
+
+    /// Input features.
+    pub fn input_size(&self) -> usize {
+        self.matrix.lazy_shape()[match self.orientation {
+            Orientation::InputOutput => 0,
+            Orientation::OutputInput => 1,
+        }]
+    }
+
+    /// Output features.
+    pub fn output_size(&self) -> usize {
+        self.matrix.lazy_shape()[match self.orientation {
+            Orientation::InputOutput => 1,
+            Orientation::OutputInput => 0,
+        }]
+    }
+
+    /// The matrix as it is stored; see [`orientation`](Self::orientation).
+    pub fn matrix(&self) -> Tensor<B, 2> {
+        self.matrix.val()
+    }
+
+    /// The matrix as `[in, out]`, whatever way it is stored.
+    pub fn input_output(&self) -> Tensor<B, 2> {
+        match self.orientation {
+            Orientation::InputOutput => self.matrix(),
+            Orientation::OutputInput => self.matrix().transpose(),
+        }
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<Tensor<B, 1>> {
+        self.bias.as_ref().map(Param::val)
+    }
+
+    /// Whether there is a bias.
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    /// How the matrix is stored.
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
+    }
+
+    /// The columns `start..start + len` of the outputs, as a projection of their own.
+    pub fn outputs(&self, start: usize, len: usize) -> Self {
+        let dim = match self.orientation {
+            Orientation::InputOutput => 1,
+            Orientation::OutputInput => 0,
+        };
+        Self::new(
+            self.matrix().narrow(dim, start, len),
+            self.bias().map(|bias| bias.narrow(0, start, len)),
+            self.orientation,
+        )
+    }
+}
+
+/// The norm that is fused in front of a projection.
+#[derive(Module, Debug)]
+pub struct FusedNorm<B: Backend> {
+    gamma: Param<Tensor<B, 1>>,
+    beta: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    spec: NormSpec,
+}
+
+impl<B: Backend> FusedNorm<B> {
+    /// A fresh norm: gamma of ones, beta of zeros. An RMSNorm has no beta.
+    pub fn init(size: usize, bias: bool, spec: NormSpec, dtype: DType, device: &B::Device) -> Self {
+        let bias = bias && !spec.rms;
+        Self {
+            gamma: lazy([size], device, move |device| Tensor::ones([size], (device, dtype))),
+            beta: bias.then(|| lazy([size], device, move |device| Tensor::zeros([size], (device, dtype)))),
+            spec,
+        }
+    }
+
+    /// A norm with these values, each `[E]`.
+    pub fn new(gamma: Tensor<B, 1>, beta: Option<Tensor<B, 1>>, spec: NormSpec) -> Self {
+        if let Some(beta) = &beta {
+            crate::error::check_shape("FusedNorm::new", "beta", &gamma.dims(), &beta.dims());
+        }
+        Self { gamma: Param::from_tensor(gamma), beta: beta.map(Param::from_tensor), spec }
+    }
+
+    /// Factor of each feature, `[E]`.
+    pub fn gamma(&self) -> Tensor<B, 1> {
+        self.gamma.val()
+    }
+
+    /// Summand of each feature, `[E]`.
+    pub fn beta(&self) -> Option<Tensor<B, 1>> {
+        self.beta.as_ref().map(Param::val)
+    }
+
+    /// Which norm, and its epsilon.
+    pub fn spec(&self) -> NormSpec {
+        self.spec
+    }
+
+    /// Features that are normalised over.
+    pub fn size(&self) -> usize {
+        self.gamma.lazy_shape()[0]
+    }
+}
+
+/// The QKV projection: one fused matrix, or one for each.
+#[derive(Module, Debug)]
+pub enum QkvWeight<B: Backend> {
+    /// `attn_qkvw`: outputs are `q | k | v`, `(N + 2K)·H` of them.
+    Fused(Weight<B>),
+    /// `attn_qw`, `attn_kw`, `attn_vw`: as DeepSpeed keeps them under `set_empty_params`, and for cross attention.
+    Separate(SeparateQkv<B>),
+}
+
+/// Query, key and value projections of their own; inputs may differ in width (cross attention).
+#[derive(Module, Debug)]
+pub struct SeparateQkv<B: Backend> {
+    /// To `N·H` features.
+    pub query: Weight<B>,
+    /// To `K·H` features.
+    pub key: Weight<B>,
+    /// To `K·H` features.
+    pub value: Weight<B>,
+}
+
+impl<B: Backend> QkvWeight<B> {
+    /// Splits into projections of their own; `query_width` is `N·H`. Separate ones are returned as they are.
+    pub fn separate(&self, query_width: usize) -> SeparateQkv<B> {
+        match self {
+            Self::Separate(separate) => separate.clone(),
+            Self::Fused(fused) => {
+                let kv_width = (fused.output_size() - query_width) / 2;
+                SeparateQkv {
+                    query: fused.outputs(0, query_width),
+                    key: fused.outputs(query_width, kv_width),
+                    value: fused.outputs(query_width + kv_width, kv_width),
+                }
+            }
+        }
+    }
+}
+
+fn lazy<B: Backend, const D: usize>(
+    shape: [usize; D],
+    device: &B::Device,
+    init: impl Fn(&B::Device) -> Tensor<B, D> + Send + Sync + 'static,
+) -> Param<Tensor<B, D>> {
+    let ready = move |device: &B::Device, require_grad: bool| {
+        let tensor = init(device);
+        if require_grad { tensor.require_grad() } else { tensor }
+    };
+    Param::uninitialized(ParamId::new(), ready, device.clone(), true, shape.into())
+}
