@@ -4,6 +4,7 @@ mod backend;
 pub mod cache;
 pub mod config;
 mod error;
+pub mod load;
 pub mod mask;
 pub mod ops;
 pub mod parallel;

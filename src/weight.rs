@@ -66,6 +66,11 @@ impl<B: Backend> Weight<B> {
         weight
     }
 
+    /// The device that the parameters are, or will be, on.
+    pub fn device(&self) -> B::Device {
+        self.matrix.lazy_device()
+    }
+
     /// Input features.
     pub fn input_size(&self) -> usize {
         self.matrix.lazy_shape()[match self.orientation {

@@ -45,7 +45,7 @@ pub struct DeepSpeedDiffusersAttention<B: Backend> {
     #[module(skip)]
     pub(crate) spec: AttentionSpec,
     #[module(skip)]
-    defer_output_bias: bool,
+    pub(crate) defer_output_bias: bool,
 }
 
 /// The keys and values of a context, `[B, K, S, H]` each. They hold as long as context and weights do.

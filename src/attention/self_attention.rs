@@ -47,7 +47,7 @@ pub struct DeepSpeedSelfAttention<B: Backend> {
     #[module(skip)]
     pub(crate) spec: AttentionSpec,
     #[module(skip)]
-    defer_output_bias: bool,
+    pub(crate) defer_output_bias: bool,
 }
 
 /// Which of DeepSpeed's outputs are wanted beside the main one; the others are not computed.

@@ -32,6 +32,11 @@ pub use softmax_context::{Keys, SoftmaxContext, SoftmaxContextOutput};
 ///
 /// Maxima, sums, exponentials and matrix products are accumulated in f32; results have the dtype of the input.
 pub trait InferenceBackend: Backend {
+    /// The operations that run on kernels of their own, by name. The others run on the reference.
+    fn fast_operations() -> &'static [&'static str] {
+        &[]
+    }
+
     /// `norm(input) · qkv + bias`, with the norm in f32. Without a norm the input is projected as it is.
     ///
     /// # Shapes

@@ -1,0 +1,32 @@
+//! Weights out of safetensors files: names, QKV layouts, conversion, and a strict report.
+//!
+//! ```no_run
+//! use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
+//! use burn_ndarray::NdArray;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let device = Default::default();
+//! let model = HuggingFaceConfig::from_json_file("llama/config.json")?;
+//! let checkpoint = Checkpoint::open("llama")?;
+//! for layer in 0..model.layers {
+//!     let names = model.attention_names(&checkpoint, layer);
+//!     let attention = model.attention_config(layer).init_self_attention::<NdArray>(layer, &device)?;
+//!     let attention = attention.load(&checkpoint, &names)?;
+//!     # let _ = attention;
+//! }
+//! println!("{}", checkpoint.report());
+//! # Ok(()) }
+//! ```
+//!
+//! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
+
+mod checkpoint;
+mod hugging_face;
+mod layout;
+mod module;
+mod names;
+
+pub use checkpoint::{Checkpoint, Conversion, LoadReport};
+pub use hugging_face::{Architecture, HuggingFaceConfig};
+pub use layout::QkvLayout;
+pub use names::{AttentionNames, NormNames, QkvNames, WeightNames};

@@ -1,0 +1,134 @@
+//! The names under which a checkpoint keeps the parameters of one attention layer.
+
+use super::{Checkpoint, QkvLayout};
+use crate::weight::Orientation;
+
+/// Where the parameters of one attention layer are in a checkpoint.
+///
+/// Biases are looked up if the module has them; a bias that stands in the checkpoint and has no place in the module is an
+/// error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttentionNames {
+    /// The norm in front; read if the module has one.
+    pub norm: Option<NormNames>,
+    /// The QKV projection.
+    pub qkv: QkvNames,
+    /// The output projection.
+    pub output: WeightNames,
+    /// How the checkpoint stores its matrices.
+    pub orientation: Orientation,
+}
+
+/// The names of a norm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NormNames {
+    /// Factor.
+    pub gamma: String,
+    /// Summand.
+    pub beta: String,
+}
+
+/// The names of a projection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightNames {
+    /// Matrix.
+    pub matrix: String,
+    /// Bias.
+    pub bias: String,
+}
+
+impl WeightNames {
+    /// `path.weight` and `path.bias`.
+    pub fn of(path: &str) -> Self {
+        Self { matrix: format!("{path}.weight"), bias: format!("{path}.bias") }
+    }
+}
+
+impl NormNames {
+    /// `path.weight` and `path.bias`.
+    pub fn of(path: &str) -> Self {
+        Self { gamma: format!("{path}.weight"), beta: format!("{path}.bias") }
+    }
+}
+
+/// The names of a QKV projection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QkvNames {
+    /// One matrix.
+    Fused {
+        /// Its names.
+        names: WeightNames,
+        /// The order of its outputs.
+        layout: QkvLayout,
+    },
+    /// A matrix and a bias each.
+    Separate {
+        /// Queries.
+        query: WeightNames,
+        /// Keys.
+        key: WeightNames,
+        /// Values.
+        value: WeightNames,
+    },
+    /// A matrix each, and one bias `q | k | v` (DeepSpeed's cross attention).
+    SeparateWithFusedBias {
+        /// Matrix of the queries.
+        query: String,
+        /// Matrix of the keys.
+        key: String,
+        /// Matrix of the values.
+        value: String,
+        /// The bias.
+        bias: String,
+    },
+}
+
+impl QkvNames {
+    /// Three projections `path.q`, `path.k`, `path.v`, under these names.
+    pub fn separate(path: &str, [query, key, value]: [&str; 3]) -> Self {
+        let of = |name| WeightNames::of(&format!("{path}.{name}"));
+        Self::Separate { query: of(query), key: of(key), value: of(value) }
+    }
+
+    /// One projection at `path`.
+    pub fn fused(path: &str, layout: QkvLayout) -> Self {
+        Self::Fused { names: WeightNames::of(path), layout }
+    }
+}
+
+impl AttentionNames {
+    /// DeepSpeed's names: `attn_qkvw`, or `attn_qw`, `attn_kw` and `attn_vw` where the checkpoint has those; `attn_ow`,
+    /// `norm_w` and their biases. `layout` is that of `attn_qkvw`, which for BLOOM is [`QkvLayout::PerHead`].
+    pub fn deepspeed(checkpoint: &Checkpoint, prefix: &str, layout: QkvLayout) -> Self {
+        let name = |stem: &str| format!("{prefix}{stem}");
+        let weight = |stem: &str| WeightNames { matrix: name(&format!("attn_{stem}w")), bias: name(&format!("attn_{stem}b")) };
+        let qkv = if !checkpoint.contains(&name("attn_qw")) {
+            QkvNames::Fused { names: weight("qkv"), layout }
+        } else if checkpoint.contains(&name("attn_qkvb")) {
+            QkvNames::SeparateWithFusedBias {
+                query: name("attn_qw"),
+                key: name("attn_kw"),
+                value: name("attn_vw"),
+                bias: name("attn_qkvb"),
+            }
+        } else {
+            QkvNames::Separate { query: weight("q"), key: weight("k"), value: weight("v") }
+        };
+        Self {
+            norm: Some(NormNames { gamma: name("norm_w"), beta: name("norm_b") }),
+            qkv,
+            output: weight("o"),
+            orientation: Orientation::InputOutput,
+        }
+    }
+
+    /// The names of an attention block of the `diffusers` library at `path`: `to_q`, `to_k`, `to_v`, `to_out.0`.
+    pub fn diffusers(path: &str) -> Self {
+        Self {
+            norm: None,
+            qkv: QkvNames::separate(path, ["to_q", "to_k", "to_v"]),
+            output: WeightNames::of(&format!("{path}.to_out.0")),
+            orientation: Orientation::OutputInput,
+        }
+    }
+}
