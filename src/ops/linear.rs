@@ -6,9 +6,6 @@ use crate::weight::Weight;
 
 /// The definition of [`InferenceBackend::linear`](super::InferenceBackend::linear).
 pub fn reference<B: Backend>(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
-    let product = super::project("linear", input, weight.input_output());
-    match weight.bias() {
-        Some(bias) => product + bias.unsqueeze(),
-        None => product,
-    }
+    let dtype = input.dtype();
+    super::project("linear", input, weight, weight.bias(), dtype)
 }

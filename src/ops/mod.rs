@@ -18,7 +18,7 @@ pub mod softmax;
 pub mod softmax_context;
 pub mod vector_matmul;
 
-use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 pub use attention::Attention;
@@ -31,6 +31,9 @@ pub use softmax_context::{Keys, SoftmaxContext, SoftmaxContextOutput};
 /// `impl InferenceBackend for MyBackend {}` is a complete and correct port.
 ///
 /// Maxima, sums, exponentials and matrix products are accumulated in f32; results have the dtype of the input.
+///
+/// Burn's own traits have functions called `linear` and `softmax` too; in generic code write
+/// `<B as InferenceBackend>::linear(…)`.
 pub trait InferenceBackend: Backend {
     /// The operations that run on kernels of their own, by name. The others run on the reference.
     fn fast_operations() -> &'static [&'static str] {
@@ -102,21 +105,31 @@ pub trait InferenceBackend: Backend {
     }
 }
 
-/// A matrix product over the last axis, accumulated in f32 for half types.
-fn project<B: Backend>(operation: &str, input: Tensor<B, 3>, matrix: Tensor<B, 2>) -> Tensor<B, 3> {
+/// `input · matrix + bias` over the last axis, rounded once to `dtype`. Half types are accumulated in f32.
+fn project<B: Backend>(
+    operation: &str,
+    input: Tensor<B, 3>,
+    weight: &Weight<B>,
+    bias: Option<Tensor<B, 1>>,
+    dtype: DType,
+) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
-    let [expected, output] = matrix.dims();
-    crate::error::check_shape(operation, "input", &[batch, tokens, expected], &input.dims());
-    let dtype = input.dtype();
+    crate::error::check_shape(operation, "input", &[batch, tokens, weight.input_size()], &input.dims());
+    let matrix = weight.input_output();
     assert!(
         dtype == matrix.dtype(),
         "{operation}: `input` has elements of {dtype:?} and the weights of {:?}; cast one of them",
         matrix.dtype()
     );
-    let rows = input.reshape([batch * tokens, width]);
-    let product = match dtype {
-        DType::F16 | DType::BF16 => rows.cast(FloatDType::F32).matmul(matrix.cast(FloatDType::F32)).cast(dtype),
-        _ => rows.matmul(matrix),
+    let accumulated = match dtype {
+        DType::F16 | DType::BF16 => DType::F32,
+        other => other,
     };
-    product.reshape([batch, tokens, output])
+    let rows = input.reshape([batch * tokens, width]).cast(accumulated);
+    let product = rows.matmul(matrix.cast(accumulated));
+    let sum = match bias {
+        Some(bias) => product + bias.cast(accumulated).unsqueeze(),
+        None => product,
+    };
+    sum.cast(dtype).reshape([batch, tokens, weight.output_size()])
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{FloatDType, Tensor, backend::Backend};
 
 use crate::error::check_shape;
-use crate::weight::{FusedNorm, QkvWeight};
+use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
 
 /// What [`InferenceBackend::qkv_gemm`](super::InferenceBackend::qkv_gemm) returns.
 #[derive(Debug, Clone)]
@@ -21,29 +21,29 @@ pub fn reference<B: Backend>(
     qkv: &QkvWeight<B>,
     want_norm: bool,
 ) -> QkvGemmOutput<B> {
+    let dtype = input.dtype();
     let normed = match norm {
         Some(norm) => normalise(input, norm),
         None => input,
     };
-    let inp_norm = want_norm.then(|| normed.clone());
+    let inp_norm = want_norm.then(|| normed.clone().cast(dtype));
+    let project = |weight: &Weight<B>| super::project("qkv_gemm", normed.clone(), weight, weight.bias(), dtype);
     let qkv = match qkv {
-        QkvWeight::Fused(weight) => super::linear::reference(normed, weight),
-        QkvWeight::Separate(separate) => {
-            let parts = [&separate.query, &separate.key, &separate.value];
-            Tensor::cat(parts.map(|weight| super::linear::reference(normed.clone(), weight)).into(), 2)
+        QkvWeight::Fused(weight) => project(weight),
+        QkvWeight::Separate(SeparateQkv { query, key, value }) => {
+            Tensor::cat([query, key, value].map(project).into(), 2)
         }
     };
     QkvGemmOutput { qkv, inp_norm }
 }
 
-/// LayerNorm or RMSNorm over the last axis, in f32.
+/// LayerNorm or RMSNorm over the last axis.
 ///
 /// # Shapes
-/// - input, output: `[B, T, E]`
+/// - input, output: `[B, T, E]`, the output in f32
 pub fn normalise<B: Backend>(input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
     let [batch, tokens, _] = input.dims();
     check_shape("qkv_gemm", "input", &[batch, tokens, norm.size()], &input.dims());
-    let dtype = input.dtype();
     let input = input.cast(FloatDType::F32);
     let spec = norm.spec();
     let centred = match spec.rms {
@@ -57,5 +57,4 @@ pub fn normalise<B: Backend>(input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor
         Some(beta) => scaled + beta.cast(FloatDType::F32).unsqueeze(),
         None => scaled,
     }
-    .cast(dtype)
 }

@@ -71,11 +71,11 @@ pub fn reference<B: Backend>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContext
         Some(cache) => {
             cache.append(key, value);
             let (key, value) = cache.visible();
-            (key.cast(dtype), value.cast(dtype), cache.rows().starts().to_vec(), cache.rows().ends())
+            (key, value, cache.rows().starts().to_vec(), cache.rows().ends())
         }
         None => (key, value, vec![0], vec![tokens]),
     };
-    let returned = want_keys.then(|| (key.clone(), value.clone()));
+    let returned = want_keys.then(|| (key.clone().cast(dtype), value.clone().cast(dtype)));
     let context = super::attention::reference(Attention {
         query,
         key,
@@ -86,7 +86,7 @@ pub fn reference<B: Backend>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContext
         visibility: Visibility { causal: spec.causal, window: spec.window, starts, ends },
         mask,
     });
-    SoftmaxContextOutput { context: merge_heads(context), keys: returned }
+    SoftmaxContextOutput { context: merge_heads(context.cast(dtype)), keys: returned }
 }
 
 /// The queries, keys and values of a packed projection.

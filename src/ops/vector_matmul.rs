@@ -6,5 +6,6 @@ use crate::weight::Weight;
 
 /// The definition of [`InferenceBackend::vector_matmul`](super::InferenceBackend::vector_matmul).
 pub fn reference<B: Backend>(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
-    super::project("vector_matmul", input, weight.input_output())
+    let dtype = input.dtype();
+    super::project("vector_matmul", input, weight, None, dtype)
 }

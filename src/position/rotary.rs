@@ -243,16 +243,16 @@ pub struct RotaryTable<B: Backend> {
 }
 
 impl<B: Backend> RotaryTable<B> {
-    /// Turns the first `rotary_dim` features of every head; computed in f32, returned in the dtype of `heads`.
+    /// Turns the first `rotary_dim` features of every head.
     ///
     /// # Shapes
-    /// - heads, output: `[B, N, T, H]`
+    /// - heads, output: `[B, N, T, H]`, the output in f32
     pub fn apply(&self, heads: Tensor<B, 4>) -> Tensor<B, 4> {
-        let dtype = heads.dtype();
+        let heads = heads.cast(DType::F32);
         let [batch, count, tokens, head_dim] = heads.dims();
         let half = self.cos.dims()[3];
         let dim = 2 * half;
-        let turning = heads.clone().slice([0..batch, 0..count, 0..tokens, 0..dim]).cast(DType::F32);
+        let turning = heads.clone().slice([0..batch, 0..count, 0..tokens, 0..dim]);
         let full = [batch, count, tokens, half];
         let (cos, sin) = (self.cos.clone().expand(full), self.sin.clone().expand(full));
         let pair = |parts: [Tensor<B, 4>; 2]| {
@@ -276,8 +276,7 @@ impl<B: Backend> RotaryTable<B> {
                 };
                 Tensor::stack::<5>(pair([side(0), side(1)]).into(), 4).reshape([batch, count, tokens, dim])
             }
-        }
-        .cast(dtype);
+        };
         if dim == head_dim {
             return turned;
         }
