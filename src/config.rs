@@ -303,10 +303,7 @@ impl DeepSpeedInferenceConfig {
         };
         for (key, value) in given {
             if !merged.contains_key(key) {
-                return Err(ConfigError::UnknownKey {
-                    key: key.clone(),
-                    nearest: nearest(key, merged.keys()),
-                });
+                return Err(ConfigError::UnknownKey { key: key.clone(), nearest: nearest(key, merged.keys()) });
             }
             merged.insert(key.clone(), normalise(key, value)?);
         }
@@ -389,10 +386,9 @@ impl DeepSpeedInferenceConfig {
             causal: self.triangular_masking,
             window: self.local_attention.then_some(self.window_size),
             position: self.position(head_dim)?,
-            norm: self.pre_layer_norm.then_some(NormSpec {
-                rms: self.norm_type == NormType::RMSNorm,
-                epsilon: self.layer_norm_eps,
-            }),
+            norm: self
+                .pre_layer_norm
+                .then_some(NormSpec { rms: self.norm_type == NormType::RMSNorm, epsilon: self.layer_norm_eps }),
             dtype: self.dtype,
             max_out_tokens: self.max_out_tokens,
         })
@@ -450,14 +446,23 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -
 fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
     use serde_json::Value;
     const OPTIONAL: [&str; 9] = [
-        "hidden_size", "heads", "intermediate_size", "num_hidden_layers", "local_rank", "rotary_dim", "num_kv", "head_dim", "softcap",
+        "hidden_size",
+        "heads",
+        "intermediate_size",
+        "num_hidden_layers",
+        "local_rank",
+        "rotary_dim",
+        "num_kv",
+        "head_dim",
+        "softcap",
     ];
     const NORMS: &[&str] = &["UNKNOWN", "LayerNorm", "GroupNorm", "RMSNorm"];
     const ACTIVATIONS: &[&str] = &["UNKNOWN", "GELU", "ReLU", "GatedGELU", "GatedSILU"];
     Ok(match key {
         _ if OPTIONAL.contains(&key) && value.as_f64() == Some(-1.0) => Value::Null,
         "dtype" => {
-            let name = value.as_str().ok_or_else(|| ConfigError::Json("`dtype` must be a string, such as \"fp16\"".into()))?;
+            let name =
+                value.as_str().ok_or_else(|| ConfigError::Json("`dtype` must be a string, such as \"fp16\"".into()))?;
             DataType::parse(name)?.to_string().into()
         }
         "norm_type" => enum_name(key, value, NORMS, 1)?,
@@ -470,7 +475,12 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
 
 /// The name of a member of one of DeepSpeed's enums, given as its name (in any case, with or without the enum's own) or
 /// its number. Members before `first` are not taken.
-fn enum_name(key: &str, value: &serde_json::Value, names: &[&str], first: usize) -> Result<serde_json::Value, ConfigError> {
+fn enum_name(
+    key: &str,
+    value: &serde_json::Value,
+    names: &[&str],
+    first: usize,
+) -> Result<serde_json::Value, ConfigError> {
     let plain = |name: &str| name.rsplit('.').next().unwrap_or(name).replace('_', "").to_lowercase();
     let found = match value {
         serde_json::Value::String(text) => names.iter().position(|name| plain(name) == plain(text)),

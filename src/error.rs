@@ -62,7 +62,9 @@ pub enum ConfigError {
         heads: usize,
     },
     /// The query heads cannot be grouped evenly over the key/value heads.
-    #[error("`heads` {heads} is not a multiple of `num_kv` {num_kv}; each key/value head serves the same number of query heads")]
+    #[error(
+        "`heads` {heads} is not a multiple of `num_kv` {num_kv}; each key/value head serves the same number of query heads"
+    )]
     KvHeadsDoNotDivide {
         /// Query heads.
         heads: usize,
@@ -157,7 +159,9 @@ pub enum ConfigError {
         backend: String,
     },
     /// The model type of a Hugging Face configuration is not known.
-    #[error("`model_type` `{0}` is not supported; supported: bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt, bert")]
+    #[error(
+        "`model_type` `{0}` is not supported; supported: bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt, bert"
+    )]
     UnknownModelType(String),
     /// The module does not fit the configuration.
     #[error("`{module}` cannot be built from this configuration: {fact}; {remedy}")]
@@ -295,7 +299,9 @@ pub enum WeightError {
         remedy: String,
     },
     /// The tensor has another shape.
-    #[error("tensor `{name}` is {found:?} and the module expects {expected:?}; check the configuration (and the QKV layout)")]
+    #[error(
+        "tensor `{name}` is {found:?} and the module expects {expected:?}; check the configuration (and the QKV layout)"
+    )]
     Shape {
         /// The tensor.
         name: String,
@@ -339,18 +345,12 @@ fn list<T: std::fmt::Display>(items: &[T]) -> String {
 /// Panics about a wrong shape with everything that is needed to find it: operation, tensor, expected, actual.
 #[track_caller]
 pub(crate) fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
-    assert!(
-        expected == actual,
-        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}"
-    );
+    assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");
 }
 
 /// [`check_shape`], where a 1 in `actual` may stand for any size (broadcasting).
 #[track_caller]
 pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
     let fits = expected.len() == actual.len() && expected.iter().zip(actual).all(|(e, a)| e == a || *a == 1);
-    assert!(
-        fits,
-        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them"
-    );
+    assert!(fits, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them");
 }

@@ -12,7 +12,9 @@ pub mod position;
 pub mod spec;
 pub mod weight;
 
-pub use attention::{AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Outputs};
+pub use attention::{
+    AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Outputs,
+};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{DataType, DeepSpeedInferenceConfig, MlpActivation, NormType};
 pub use error::{AttentionError, ConfigError, WeightError};

@@ -68,7 +68,10 @@ impl<B: Backend> AttentionMask<B> {
 
     /// Hides single pairs of query and key as well; true hides. `[B or 1, N or 1, T or 1, S]`.
     pub fn and_hide_pairs(mut self, pairs: Tensor<B, 4, Bool>) -> Self {
-        assert!(self.pairs.is_none(), "AttentionMask::and_hide_pairs: the mask already hides pairs; combine them first");
+        assert!(
+            self.pairs.is_none(),
+            "AttentionMask::and_hide_pairs: the mask already hides pairs; combine them first"
+        );
         self.pairs = Some(pairs);
         self
     }

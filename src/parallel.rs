@@ -115,7 +115,10 @@ impl RankGroup {
     ///
     /// # Errors
     /// [`AttentionError::NoCommunicator`] when there are several.
-    pub fn all_reduce<B: Backend, const D: usize>(&self, partial: Tensor<B, D>) -> Result<Tensor<B, D>, AttentionError> {
+    pub fn all_reduce<B: Backend, const D: usize>(
+        &self,
+        partial: Tensor<B, D>,
+    ) -> Result<Tensor<B, D>, AttentionError> {
         match self.ranks {
             1 => Ok(partial),
             ranks => Err(AttentionError::NoCommunicator { rank: self.rank, ranks }),

@@ -39,11 +39,20 @@ pub struct Weight<B: Backend> {
 impl<B: Backend> Weight<B> {
     /// A fresh projection: normally distributed matrix, zero bias. Memory is taken when it is first used, so loading a
     /// checkpoint into it allocates once.
-    pub fn init(input: usize, output: usize, bias: bool, orientation: Orientation, dtype: DType, device: &B::Device) -> Self {
+    pub fn init(
+        input: usize,
+        output: usize,
+        bias: bool,
+        orientation: Orientation,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Self {
         let shape = orientation.shape(input, output);
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
         Self {
-            matrix: lazy(shape, device, move |device| Tensor::<B, 2>::random(shape, normal, (device, DType::F32)).cast(dtype)),
+            matrix: lazy(shape, device, move |device| {
+                Tensor::<B, 2>::random(shape, normal, (device, DType::F32)).cast(dtype)
+            }),
             bias: bias.then(|| lazy([output], device, move |device| Tensor::zeros([output], (device, dtype)))),
             orientation,
         }
@@ -55,11 +64,7 @@ impl<B: Backend> Weight<B> {
     /// - matrix: `[in, out]` or `[out, in]`, as `orientation` says
     /// - bias: `[out]`
     pub fn new(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Self {
-        let weight = Self {
-            matrix: Param::from_tensor(matrix),
-            bias: bias.map(Param::from_tensor),
-            orientation,
-        };
+        let weight = Self { matrix: Param::from_tensor(matrix), bias: bias.map(Param::from_tensor), orientation };
         if let Some(bias) = &weight.bias {
             crate::error::check_shape("Weight::new", "bias", &[weight.output_size()], &bias.val().dims());
         }

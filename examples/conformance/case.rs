@@ -115,7 +115,12 @@ enum SelfAttention<B: Backend> {
 }
 
 impl<B: InferenceBackend> SelfAttention<B> {
-    fn forward(&self, input: Tensor<B, 3>, mask: AttentionMask<B>, cache: LayerCache<'_, B>) -> Result<Tensor<B, 3>, Failure> {
+    fn forward(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        cache: LayerCache<'_, B>,
+    ) -> Result<Tensor<B, 3>, Failure> {
         let keys = Keys::Cached(cache);
         let wanted = Outputs::default();
         Ok(match self {
@@ -151,7 +156,9 @@ impl<B: InferenceBackend> Case<'_, B> {
         let own_alibi = is_bloom && self.alibi_is_ours()?;
         config.bigscience_bloom = own_alibi;
         let module = match own_alibi {
-            true => SelfAttention::Bloom(config.init_bloom(self.record.layer_id, self.device)?.load(&self.tensors, &names)?),
+            true => {
+                SelfAttention::Bloom(config.init_bloom(self.record.layer_id, self.device)?.load(&self.tensors, &names)?)
+            }
             false => SelfAttention::Plain(
                 config.init_self_attention(self.record.layer_id, self.device)?.load(&self.tensors, &names)?,
             ),
@@ -328,7 +335,12 @@ struct Worst {
 
 impl Worst {
     /// Compares, leaving out the rows whose `valid` is 0: those must only be finite.
-    fn compare<B: Backend, const D: usize>(&mut self, actual: Tensor<B, D>, expected: Tensor<B, D>, valid: Option<Tensor<B, 2, Int>>) {
+    fn compare<B: Backend, const D: usize>(
+        &mut self,
+        actual: Tensor<B, D>,
+        expected: Tensor<B, D>,
+        valid: Option<Tensor<B, 2, Int>>,
+    ) {
         if actual.dims() != expected.dims() {
             self.error = f64::NAN;
             return;

@@ -77,9 +77,10 @@ fn main() -> ExitCode {
 
 fn on_backend<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
     match arguments.path {
-        ExecutionPath::Fast if B::fast_operations().is_empty() => {
-            Err(format!("{} has no kernels of its own in this build; use `--path reference`", B::name(&Default::default())))
-        }
+        ExecutionPath::Fast if B::fast_operations().is_empty() => Err(format!(
+            "{} has no kernels of its own in this build; use `--path reference`",
+            B::name(&Default::default())
+        )),
         ExecutionPath::Auto | ExecutionPath::Fast => run_all::<B>(arguments),
         #[cfg(feature = "autodiff")]
         ExecutionPath::Reference => run_all::<burn_autodiff::Autodiff<B>>(arguments),
@@ -106,7 +107,10 @@ fn run_all<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> 
         match case::run::<B>(folder, dtype, &device) {
             Ok(result) => {
                 let verdict = if result.passed() { "ok" } else { "FAIL" };
-                println!("{:<28} {:<28} {:9.2e} {:9.2e} {verdict}", result.name, result.module, result.error, result.tolerance);
+                println!(
+                    "{:<28} {:<28} {:9.2e} {:9.2e} {verdict}",
+                    result.name, result.module, result.error, result.tolerance
+                );
                 failed += usize::from(!result.passed());
             }
             Err(error) => {

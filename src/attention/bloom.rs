@@ -30,7 +30,11 @@ impl DeepSpeedInferenceConfig {
     /// # Errors
     /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
     /// [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
-    pub fn init_bloom<B: Backend>(&self, layer_id: usize, device: &B::Device) -> Result<BloomSelfAttention<B>, ConfigError> {
+    pub fn init_bloom<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<BloomSelfAttention<B>, ConfigError> {
         if !self.bigscience_bloom {
             return Err(ConfigError::WrongModule {
                 module: "BloomSelfAttention",
@@ -78,7 +82,11 @@ impl<B: InferenceBackend> BloomSelfAttention<B> {
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
-    pub fn forward_uncached(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
+    pub fn forward_uncached(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
         self.attention.forward_uncached(input, mask, None)
     }
 

@@ -220,7 +220,12 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         if let QkvWeight::Separate(separate) = &self.qkv {
             let [batch, tokens, width] = input.dims();
             let context = separate.key.input_size();
-            check_shape("DeepSpeedDiffusersAttention::forward", "input as its own context", &[batch, tokens, context], &[batch, tokens, width]);
+            check_shape(
+                "DeepSpeedDiffusersAttention::forward",
+                "input as its own context",
+                &[batch, tokens, context],
+                &[batch, tokens, width],
+            );
         }
         let qkv = B::qkv_gemm(input, None, &self.qkv, false).qkv;
         let [query, key, value] = crate::ops::softmax_context::split_heads(qkv, &self.spec);

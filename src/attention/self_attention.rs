@@ -108,7 +108,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         let config = build.config;
         let norm = build.spec.norm;
         Ok(Self {
-            norm: norm.map(|norm| FusedNorm::init(config.hidden_size, config.norm_bias, norm, build.dtype, build.device)),
+            norm: norm
+                .map(|norm| FusedNorm::init(config.hidden_size, config.norm_bias, norm, build.dtype, build.device)),
             qkv: if config.set_empty_params { build.separate(config.hidden_size) } else { build.fused() },
             output: build.output(),
             spec: build.spec,

@@ -162,10 +162,8 @@ impl Checkpoint {
             return Err(WeightError::Shape { name: name.into(), expected, found });
         }
         let bytes = &self.files[location.file].map[location.start..location.end];
-        let data = floats(bytes, location.dtype, &location.shape).ok_or_else(|| WeightError::ElementType {
-            name: name.into(),
-            found: format!("{:?}", location.dtype),
-        })?;
+        let data = floats(bytes, location.dtype, &location.shape)
+            .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
         let mut log = self.log.borrow_mut();
         log.loaded.insert(name.into());
         if data.dtype != dtype {
@@ -192,10 +190,8 @@ impl Checkpoint {
             return Err(WeightError::Shape { name: name.into(), expected, found });
         }
         let bytes = &self.files[location.file].map[location.start..location.end];
-        let values = integers(bytes, location.dtype).ok_or_else(|| WeightError::ElementType {
-            name: name.into(),
-            found: format!("{:?}", location.dtype),
-        })?;
+        let values = integers(bytes, location.dtype)
+            .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
         self.log.borrow_mut().loaded.insert(name.into());
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }

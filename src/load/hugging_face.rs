@@ -154,7 +154,11 @@ impl HuggingFaceConfig {
     }
 
     /// What sets the family's attention apart.
-    fn family(&mut self, base: DeepSpeedInferenceConfig, fields: &Fields<'_>) -> Result<DeepSpeedInferenceConfig, ConfigError> {
+    fn family(
+        &mut self,
+        base: DeepSpeedInferenceConfig,
+        fields: &Fields<'_>,
+    ) -> Result<DeepSpeedInferenceConfig, ConfigError> {
         let window = fields.size(&["sliding_window", "window_size"]);
         let scaled = |base: DeepSpeedInferenceConfig| {
             base.with_scale_attention(fields.flag("scale_attn_weights", true))
@@ -191,7 +195,8 @@ impl HuggingFaceConfig {
                 .with_output_bias(false),
             Architecture::GptNeoX => {
                 let bias = fields.flag("attention_bias", true);
-                let share = fields.rope_number("partial_rotary_factor").or(fields.number(&["rotary_pct"])).unwrap_or(0.25);
+                let share =
+                    fields.rope_number("partial_rotary_factor").or(fields.number(&["rotary_pct"])).unwrap_or(0.25);
                 fields.rotary_halves(base.with_qkv_bias(bias).with_output_bias(bias), share, self.max_positions)?
             }
             Architecture::Llama | Architecture::Mistral => {
@@ -239,7 +244,11 @@ impl HuggingFaceConfig {
     /// a `GPT2Model`.
     pub fn prefix(&self, checkpoint: &Checkpoint) -> &'static str {
         let (layers, prefixes) = self.architecture.layers_path();
-        let first = |prefix: &str| checkpoint.names().any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(&format!("{layers}.0."))));
+        let first = |prefix: &str| {
+            checkpoint
+                .names()
+                .any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(&format!("{layers}.0."))))
+        };
         prefixes.iter().copied().find(|prefix| first(prefix)).unwrap_or("")
     }
 

@@ -92,10 +92,9 @@ impl<'a, B: Backend> Reader<'a, B> {
     fn bias(&self, name: &str, size: usize, wanted: bool, switch: &str) -> Result<Option<Tensor<B, 1>>, WeightError> {
         match wanted {
             true => self.vector(name, size).map(Some),
-            false if self.checkpoint.contains(name) => Err(WeightError::Unexpected {
-                name: name.into(),
-                remedy: format!("set `{switch}` to true"),
-            }),
+            false if self.checkpoint.contains(name) => {
+                Err(WeightError::Unexpected { name: name.into(), remedy: format!("set `{switch}` to true") })
+            }
             false => Ok(None),
         }
     }
@@ -125,7 +124,9 @@ impl<'a, B: Backend> Reader<'a, B> {
 
     fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
         let (input, context, bias, orientation) = match module {
-            QkvWeight::Fused(weight) => (weight.input_size(), weight.input_size(), weight.has_bias(), weight.orientation()),
+            QkvWeight::Fused(weight) => {
+                (weight.input_size(), weight.input_size(), weight.has_bias(), weight.orientation())
+            }
             QkvWeight::Separate(SeparateQkv { query, key, .. }) => {
                 (query.input_size(), key.input_size(), query.has_bias(), query.orientation())
             }

@@ -101,7 +101,8 @@ impl AttentionNames {
     /// `norm_w` and their biases. `layout` is that of `attn_qkvw`, which for BLOOM is [`QkvLayout::PerHead`].
     pub fn deepspeed(checkpoint: &Checkpoint, prefix: &str, layout: QkvLayout) -> Self {
         let name = |stem: &str| format!("{prefix}{stem}");
-        let weight = |stem: &str| WeightNames { matrix: name(&format!("attn_{stem}w")), bias: name(&format!("attn_{stem}b")) };
+        let weight =
+            |stem: &str| WeightNames { matrix: name(&format!("attn_{stem}w")), bias: name(&format!("attn_{stem}b")) };
         let qkv = if !checkpoint.contains(&name("attn_qw")) {
             QkvNames::Fused { names: weight("qkv"), layout }
         } else if checkpoint.contains(&name("attn_qkvb")) {

@@ -35,9 +35,8 @@ impl Visibility {
     pub fn hidden<B: Backend>(&self, tokens: usize, keys: usize, device: &B::Device) -> Option<Tensor<B, 4, Bool>> {
         let same = |list: &[usize]| list.windows(2).all(|pair| pair[0] == pair[1]);
         let rows = if same(&self.starts) && same(&self.ends) { 1 } else { self.starts.len() };
-        let pairs = (0..rows).flat_map(|row| {
-            (0..tokens).flat_map(move |query| (0..keys).map(move |key| self.hides(row, query, key)))
-        });
+        let pairs = (0..rows)
+            .flat_map(|row| (0..tokens).flat_map(move |query| (0..keys).map(move |key| self.hides(row, query, key))));
         let pairs: Vec<bool> = pairs.collect();
         let any = pairs.iter().any(|&hidden| hidden);
         any.then(|| Tensor::from_data(TensorData::new(pairs, [rows, 1, tokens, keys]), device))
@@ -150,13 +149,12 @@ fn all_hidden<B: Backend>(
     device: &B::Device,
 ) -> Option<Tensor<B, 4, Bool>> {
     let by_key = mask.hidden_keys().map(|hidden| hidden.clone().reshape([batch, 1, 1, keys]));
-    [visibility.hidden(tokens, keys, device), by_key, mask.hidden_pairs().cloned()]
-        .into_iter()
-        .flatten()
-        .reduce(|a, b| {
+    [visibility.hidden(tokens, keys, device), by_key, mask.hidden_pairs().cloned()].into_iter().flatten().reduce(
+        |a, b| {
             let shape = std::array::from_fn(|axis| a.dims()[axis].max(b.dims()[axis]));
             expand_bool(a, shape).bool_or(expand_bool(b, shape))
-        })
+        },
+    )
 }
 
 /// `slope · (key position - query position)`: `[B or 1, N, T, S]`. The position of a key is the number of keys before it
@@ -170,7 +168,8 @@ fn alibi<B: Backend>(
 ) -> Tensor<B, 4> {
     check_shape("attention", "slopes", &[heads], &[slopes.len()]);
     let rows = visibility.starts.len();
-    let slots: Vec<i64> = visibility.starts.iter().flat_map(|&start| (start..start + tokens).map(|slot| slot as i64)).collect();
+    let slots: Vec<i64> =
+        visibility.starts.iter().flat_map(|&start| (start..start + tokens).map(|slot| slot as i64)).collect();
     let (query, key) = match mask.hidden_keys() {
         None => {
             let query = Tensor::<B, 1, Int>::from_data(TensorData::new(slots, [rows * tokens]), device);
@@ -189,7 +188,8 @@ fn alibi<B: Backend>(
         }
     };
     let distance = (key - query).cast(FloatDType::F32);
-    let slopes = Tensor::<B, 1>::from_data(TensorData::new(slopes.to_vec(), [heads]), (device, burn::tensor::DType::F32));
+    let slopes =
+        Tensor::<B, 1>::from_data(TensorData::new(slopes.to_vec(), [heads]), (device, burn::tensor::DType::F32));
     distance * slopes.reshape([1, heads, 1, 1])
 }
 

@@ -45,9 +45,11 @@ impl Positions {
         let ids = ids
             .into_data()
             .iter::<i64>()
-            .map(|id| usize::try_from(id).map_err(|_| AttentionError::Positions {
-                problem: format!("contain {id}; a position is 0 or more (padding may use 0)"),
-            }))
+            .map(|id| {
+                usize::try_from(id).map_err(|_| AttentionError::Positions {
+                    problem: format!("contain {id}; a position is 0 or more (padding may use 0)"),
+                })
+            })
             .collect::<Result<_, _>>()?;
         Ok(Self { tokens, ids })
     }

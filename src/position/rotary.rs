@@ -97,8 +97,10 @@ impl RopeScaling {
         if record.is_null() {
             return Ok(Self::Default);
         }
-        let family = record.get("rope_type").or_else(|| record.get("type")).and_then(|t| t.as_str()).unwrap_or("default");
-        let length = |key: &str| record.get(key).and_then(serde_json::Value::as_u64).map(|n| n as usize).filter(|&n| n > 0);
+        let family =
+            record.get("rope_type").or_else(|| record.get("type")).and_then(|t| t.as_str()).unwrap_or("default");
+        let length =
+            |key: &str| record.get(key).and_then(serde_json::Value::as_u64).map(|n| n as usize).filter(|&n| n > 0);
         let trained = length("max_position_embeddings").or(trained);
         let original = length("original_max_position_embeddings");
         let reader = |family| Reader { record, family };
@@ -107,7 +109,9 @@ impl RopeScaling {
             "linear" => Ok(Self::Linear { factor: reader("linear").factor()? }),
             "dynamic" => Ok(Self::Dynamic {
                 factor: reader("dynamic").factor()?,
-                max_position_embeddings: original.or(trained).ok_or_else(|| reader("dynamic").missing("max_position_embeddings"))?,
+                max_position_embeddings: original
+                    .or(trained)
+                    .ok_or_else(|| reader("dynamic").missing("max_position_embeddings"))?,
             }),
             "llama3" => {
                 let r = reader("llama3");
@@ -119,7 +123,8 @@ impl RopeScaling {
                     factor: r.factor()?,
                     low_freq_factor: low,
                     high_freq_factor: high,
-                    original_max_position_embeddings: original.ok_or_else(|| r.missing("original_max_position_embeddings"))?,
+                    original_max_position_embeddings: original
+                        .ok_or_else(|| r.missing("original_max_position_embeddings"))?,
                 })
             }
             "yarn" => {
@@ -127,7 +132,9 @@ impl RopeScaling {
                 let factor = r.factor()?;
                 Ok(Self::Yarn {
                     factor,
-                    original_max_position_embeddings: original.or(trained).ok_or_else(|| r.missing("original_max_position_embeddings"))?,
+                    original_max_position_embeddings: original
+                        .or(trained)
+                        .ok_or_else(|| r.missing("original_max_position_embeddings"))?,
                     beta_fast: r.number("beta_fast").unwrap_or(32.0),
                     beta_slow: r.number("beta_slow").unwrap_or(1.0),
                     attention_factor: r.number("attention_factor").unwrap_or_else(|| r.yarn_amplitude(factor)),
@@ -192,7 +199,12 @@ impl Rotary {
                 let base = if self.dim > 2 { self.theta * stretch.powf(dim / (dim - 2.0)) } else { self.theta };
                 (with_base(base).collect(), 1.0)
             }
-            RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original_max_position_embeddings } => {
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings,
+            } => {
                 let turns = |f: f64| original_max_position_embeddings as f64 * f / std::f64::consts::TAU;
                 let scale = |f: f64| {
                     let smooth = ((turns(f) - low) / (high - low)).clamp(0.0, 1.0);
@@ -200,7 +212,14 @@ impl Rotary {
                 };
                 (with_base(self.theta).map(scale).collect(), 1.0)
             }
-            RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor, truncate } => {
+            RopeScaling::Yarn {
+                factor,
+                original_max_position_embeddings,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+            } => {
                 let original = original_max_position_embeddings as f64;
                 let at = |turns: f64| dim * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * self.theta.ln());
                 let (mut low, mut high) = (at(beta_fast), at(beta_slow));
@@ -257,10 +276,7 @@ impl<B: Backend> RotaryTable<B> {
         let (cos, sin) = (self.cos.clone().expand(full), self.sin.clone().expand(full));
         let pair = |parts: [Tensor<B, 4>; 2]| {
             let [a, b] = parts;
-            [
-                a.clone() * cos.clone() - b.clone() * sin.clone(),
-                b * cos.clone() + a * sin.clone(),
-            ]
+            [a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos.clone() + a * sin.clone()]
         };
         let turned = match self.layout {
             RotaryLayout::Half => {

@@ -1,0 +1,288 @@
+//! A small decoder-only language model, composed from this crate's attention and `burn::nn`: BLOOM, GPT-2, GPT-Neo,
+//! GPT-NeoX, GPT-J, LLaMA, Mistral and OPT.
+//!
+//! The blocks differ in little: which norm, where the MLP branches off, how positions enter.
+
+mod load;
+
+use burn::module::Module;
+use burn::nn::{
+    Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig,
+};
+use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::ops::Keys;
+use burn_deepspeed::{
+    AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DeepSpeedSelfAttention,
+    InferenceBackend, Outputs, Positions, Step,
+};
+
+/// OPT's table of positions starts with two rows that it does not use.
+const OPT_POSITION_OFFSET: usize = 2;
+
+/// A decoder-only language model.
+#[derive(Module, Debug)]
+pub struct Decoder<B: Backend> {
+    tokens: Embedding<B>,
+    positions: Option<Embedding<B>>,
+    embedding_norm: Option<LayerNorm<B>>,
+    blocks: Vec<Block<B>>,
+    final_norm: Norm<B>,
+    head: Linear<B>,
+    #[module(skip)]
+    position_offset: usize,
+}
+
+/// One layer.
+#[derive(Module, Debug)]
+struct Block<B: Backend> {
+    attention: Attention<B>,
+    mlp_norm: Option<Norm<B>>,
+    gate: Option<Linear<B>>,
+    up: Linear<B>,
+    down: Linear<B>,
+    #[module(skip)]
+    branch: Branch,
+    #[module(skip)]
+    activation: Activation,
+}
+
+/// Where the MLP takes its input from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Branch {
+    /// From the sum behind attention.
+    Sequential,
+    /// From the input of the block, beside attention (GPT-NeoX), through the attention's own norm for GPT-J.
+    Parallel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Activation {
+    Relu,
+    Gelu,
+    GeluTanh,
+    Silu,
+}
+
+#[derive(Module, Debug)]
+enum Attention<B: Backend> {
+    Plain(DeepSpeedSelfAttention<B>),
+    Bloom(BloomSelfAttention<B>),
+}
+
+#[derive(Module, Debug)]
+enum Norm<B: Backend> {
+    Layer(LayerNorm<B>),
+    Rms(RmsNorm<B>),
+}
+
+impl<B: Backend> Norm<B> {
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
+impl Activation {
+    fn parse(name: &str) -> Result<Self, ConfigError> {
+        match name {
+            "relu" => Ok(Self::Relu),
+            "gelu" => Ok(Self::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
+            "silu" | "swish" => Ok(Self::Silu),
+            other => Err(ConfigError::UnknownValue {
+                key: "activation_function".into(),
+                value: format!("`{other}`"),
+                accepted: "relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish".into(),
+            }),
+        }
+    }
+
+    fn apply<B: Backend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Relu => relu(x),
+            Self::Gelu => gelu(x),
+            Self::GeluTanh => gelu_approximate(x),
+            Self::Silu => silu(x),
+        }
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// A model with random weights.
+    pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
+        let hidden = config.attention_config(0).hidden_size;
+        let (family, flag) = (config.architecture, |key: &str| config.record[key].as_bool());
+        refuse(family == Architecture::Bert, "model_type", "bert", "a decoder; `embed` runs BERT")?;
+        let post_norm = family == Architecture::Opt && flag("do_layer_norm_before") == Some(false);
+        refuse(post_norm, "do_layer_norm_before", "false", "true: the norm stands in front of attention")?;
+        let narrow = config.record["word_embed_proj_dim"].as_u64().is_some_and(|width| width != hidden as u64);
+        refuse(narrow, "word_embed_proj_dim", "not the hidden size", "the hidden size")?;
+        let post_residual = flag("apply_residual_connection_post_layernorm") == Some(true);
+        refuse(post_residual, "apply_residual_connection_post_layernorm", "true", "false")?;
+
+        let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let embedding =
+            |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
+        let position_offset = if family == Architecture::Opt { OPT_POSITION_OFFSET } else { 0 };
+        let learned = matches!(family, Architecture::Gpt2 | Architecture::GptNeo | Architecture::Opt);
+        let positions = config.max_positions.filter(|_| learned).map(|rows| embedding(rows + position_offset));
+        let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            tokens: embedding(config.vocab_size),
+            positions,
+            embedding_norm: (family == Architecture::Bloom).then(|| layer_norm(config, device)),
+            blocks,
+            final_norm: norm(config, device),
+            head: LinearConfig::new(hidden, config.vocab_size)
+                .with_bias(family == Architecture::GptJ)
+                .with_initializer(initializer)
+                .init(device),
+            position_offset,
+        })
+    }
+}
+
+fn refuse(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
+    match condition {
+        true => Err(ConfigError::UnknownValue { key: key.into(), value: value.into(), accepted: accepted.into() }),
+        false => Ok(()),
+    }
+}
+
+fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> LayerNorm<B> {
+    let attention = config.attention_config(0);
+    LayerNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device)
+}
+
+fn norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Norm<B> {
+    let attention = config.attention_config(0);
+    match config.architecture {
+        Architecture::Llama | Architecture::Mistral => {
+            Norm::Rms(RmsNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device))
+        }
+        _ => Norm::Layer(layer_norm(config, device)),
+    }
+}
+
+impl<B: Backend> Block<B> {
+    fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        let attention_config = config.attention_config(layer);
+        let attention = match attention_config.bigscience_bloom {
+            true => Attention::Bloom(attention_config.init_bloom(layer, device)?),
+            false => Attention::Plain(attention_config.init_self_attention(layer, device)?),
+        };
+        let (hidden, mlp) = (attention_config.hidden_size, config.mlp_size);
+        let gated = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
+        let bias = match config.architecture {
+            Architecture::Llama => config.record["mlp_bias"].as_bool().unwrap_or(false),
+            Architecture::Opt => config.record["enable_bias"].as_bool().unwrap_or(true),
+            _ => !gated,
+        };
+        let linear = |input, output| {
+            let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
+            LinearConfig::new(input, output).with_bias(bias).with_initializer(initializer).init(device)
+        };
+        let parallel = match config.architecture {
+            Architecture::GptJ => true,
+            Architecture::GptNeoX => config.record["use_parallel_residual"].as_bool().unwrap_or(true),
+            _ => false,
+        };
+        Ok(Self {
+            attention,
+            mlp_norm: (config.architecture != Architecture::GptJ).then(|| norm(config, device)),
+            gate: gated.then(|| linear(hidden, mlp)),
+            up: linear(hidden, mlp),
+            down: linear(mlp, hidden),
+            branch: if parallel { Branch::Parallel } else { Branch::Sequential },
+            activation: Activation::parse(&config.activation)?,
+        })
+    }
+}
+
+impl<B: InferenceBackend> Decoder<B> {
+    /// Logits of the last `T` tokens, of which the cache knows those before.
+    ///
+    /// # Shapes
+    /// - ids, positions: `[B, T]`; padding: `[B, S]`, 1 = a real token
+    /// - output: `[B, T, vocabulary]`
+    pub fn forward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        padding: Tensor<B, 2, Int>,
+        positions: &Positions,
+        step: &mut Step<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let mask = AttentionMask::from_padding(padding);
+        self.run(ids, &mask, positions, Some(step))
+    }
+
+    /// Logits of whole sequences, without a cache: for training.
+    ///
+    /// # Shapes
+    /// - ids: `[B, T]`, output: `[B, T, vocabulary]`
+    #[allow(dead_code)]
+    pub fn forward_uncached(&self, ids: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, AttentionError> {
+        let [batch, tokens] = ids.dims();
+        let positions = Positions::sequential(&vec![0; batch], tokens);
+        self.run(ids, &AttentionMask::none(), &positions, None)
+    }
+
+    fn run(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        mask: &AttentionMask<B>,
+        positions: &Positions,
+        mut step: Option<&mut Step<'_, B>>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let [batch, tokens] = ids.dims();
+        let mut x = self.tokens.forward(ids);
+        if let Some(table) = &self.positions {
+            let rows: Vec<i64> = positions.ids().iter().map(|&at| (at + self.position_offset) as i64).collect();
+            let rows = burn::tensor::TensorData::new(rows, [batch, tokens]);
+            x = x.clone() + table.forward(Tensor::from_data(rows, &x.device()));
+        }
+        if let Some(norm) = &self.embedding_norm {
+            x = norm.forward(x);
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let keys = match &mut step {
+                Some(step) => Keys::Cached(step.layer(layer)),
+                None => Keys::Fresh(positions),
+            };
+            x = block.forward(x, mask.clone(), keys)?;
+        }
+        Ok(self.head.forward(self.final_norm.forward(x)))
+    }
+}
+
+impl<B: InferenceBackend> Block<B> {
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        // GPT-J's MLP reads what attention's own norm made of the input.
+        let wanted = Outputs { inp_norm: self.mlp_norm.is_none(), ..Outputs::default() };
+        let AttentionOutput { output, inp_norm, .. } = match &self.attention {
+            Attention::Plain(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,
+            Attention::Bloom(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,
+        };
+        let sum = x.clone() + output;
+        let branch = if self.branch == Branch::Parallel { x } else { sum.clone() };
+        let input = match (&self.mlp_norm, inp_norm) {
+            (Some(norm), _) => norm.forward(branch),
+            (None, Some(normed)) => normed,
+            (None, None) => branch,
+        };
+        let inner = match &self.gate {
+            Some(gate) => self.activation.apply(gate.forward(input.clone())) * self.up.forward(input),
+            None => self.activation.apply(self.up.forward(input)),
+        };
+        Ok(sum + self.down.forward(inner))
+    }
+}

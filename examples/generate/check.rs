@@ -1,0 +1,69 @@
+//! Compares a greedy run with what another program generated from the same checkpoint.
+
+use std::path::Path;
+
+use burn_deepspeed::InferenceBackend;
+use burn_deepspeed::load::HuggingFaceConfig;
+use serde::Deserialize;
+
+use super::Failure;
+use super::batch::{Batch, Session};
+use super::decoder::Decoder;
+use super::sampling::likeliest;
+
+/// Largest difference allowed between prompt logits.
+const TOLERANCE: f32 = 1e-3;
+
+#[derive(Deserialize)]
+struct Expected {
+    source: String,
+    prompt_ids: Vec<Vec<i64>>,
+    attention_mask: Vec<Vec<i64>>,
+    generated_ids: Vec<Vec<u32>>,
+    prompt_logits: Vec<Vec<f32>>,
+}
+
+/// Runs the batch of `file`; an error unless every id is equal and the logits are near.
+pub fn run<B: InferenceBackend>(
+    model: &Decoder<B>,
+    config: &HuggingFaceConfig,
+    file: &Path,
+    chunk: Option<usize>,
+    device: &B::Device,
+) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(file).map_err(|cause| format!("cannot read {}: {cause}", file.display()))?;
+    let expected: Expected = serde_json::from_str(&text)?;
+    let batch = Batch { ids: expected.prompt_ids, mask: expected.attention_mask };
+    let new_tokens = expected.generated_ids.first().map_or(0, Vec::len);
+    let mut session = Session::new(model, config, &batch, new_tokens, device)?;
+    let mut logits = session.prefill(&batch, chunk)?;
+
+    let pairs = logits.iter().flatten().zip(expected.prompt_logits.iter().flatten());
+    let errors: Vec<f32> = pairs.map(|(ours, theirs)| (ours - theirs).abs()).collect();
+    let worst = errors.iter().copied().fold(0.0, f32::max);
+    let agree = errors.len() == expected.prompt_logits.concat().len() && errors.iter().all(|error| *error <= TOLERANCE);
+
+    let mut generated = vec![Vec::new(); batch.ids.len()];
+    for at in 0..new_tokens {
+        let next: Vec<u32> = logits.iter().map(|row| likeliest(row)).collect();
+        for (row, &id) in generated.iter_mut().zip(&next) {
+            row.push(id);
+        }
+        if at + 1 < new_tokens {
+            logits = session.decode(&next)?;
+        }
+    }
+    let different =
+        generated.iter().zip(&expected.generated_ids).enumerate().find(|(_, (ours, theirs))| ours != theirs);
+    println!("{}: {} rows, largest difference of the prompt logits {worst:.2e}", expected.source, batch.ids.len());
+    match different {
+        _ if !agree => Err(format!("the prompt logits differ by more than {TOLERANCE:e}").into()),
+        Some((row, (ours, theirs))) => {
+            Err(format!("row {row} differs\n  expected {theirs:?}\n  found    {ours:?}").into())
+        }
+        None => {
+            println!("all {} generated ids are equal", generated.concat().len());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Generates text with a checkpoint in the Hugging Face layout, or with the tiny adder that ships with the repository.
+//!
+//! ```text
+//! cargo run --release --example generate                                   # the adder: prints a sum
+//! cargo run --release --example generate -- --prompt "48+76="
+//! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
+//! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
+//! ```
+
+#[path = "../decoder/mod.rs"]
+mod decoder;
+
+mod batch;
+mod check;
+mod sampling;
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
+use burn_deepspeed::{DataType, InferenceBackend};
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use tokenizers::Tokenizer;
+
+use batch::{Batch, Session};
+use decoder::Decoder;
+use sampling::Sampler;
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Generates text with a decoder-only model: BLOOM, GPT-2, GPT-Neo, GPT-NeoX, GPT-J, LLaMA, Mistral or OPT.
+#[derive(Parser)]
+struct Arguments {
+    /// Folder with config.json, model.safetensors and, for text, tokenizer.json. Default: the tiny adder.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Text to continue.
+    #[arg(long, conflicts_with = "prompt_ids")]
+    prompt: Option<String>,
+    /// Token ids to continue, as in 5,9,2.
+    #[arg(long, value_delimiter = ',')]
+    prompt_ids: Option<Vec<u32>>,
+    /// Tokens to generate at most; a model's end-of-text token ends it earlier.
+    #[arg(long, default_value_t = 32)]
+    max_new_tokens: usize,
+    /// Print the generated ids instead of text.
+    #[arg(long)]
+    print_ids: bool,
+    /// Randomness: 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f64,
+    /// Draw only from the likeliest tokens whose probabilities sum to this.
+    #[arg(long, default_value_t = 1.0)]
+    top_p: f64,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Feed the prompt in pieces of so many tokens. Default: all at once.
+    #[arg(long)]
+    chunk: Option<usize>,
+    /// Run the batch of an expected.json, and fail unless ids are equal and prompt logits agree within 1e-3.
+    #[arg(long, conflicts_with_all = ["prompt", "prompt_ids"])]
+    check: Option<PathBuf>,
+    /// Backend to run on.
+    #[arg(long, value_enum, default_value_t = BackendName::default())]
+    backend: BackendName,
+    /// Element type of weights, activations and cache.
+    #[arg(long, value_enum, default_value_t = Precision::Fp32)]
+    dtype: Precision,
+}
+
+#[derive(Clone, Copy, ValueEnum, Default)]
+enum BackendName {
+    #[cfg_attr(feature = "ndarray", default)]
+    Ndarray,
+    #[cfg_attr(not(feature = "ndarray"), default)]
+    Flex,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.backend {
+        #[cfg(feature = "ndarray")]
+        BackendName::Ndarray => run::<burn_ndarray::NdArray>(&arguments),
+        #[cfg(feature = "flex")]
+        BackendName::Flex => run::<burn_flex::Flex>(&arguments),
+        #[allow(unreachable_patterns)]
+        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The folder of the adder that `train_adder` made.
+fn adder() -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/adder"))
+}
+
+fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
+    let device = B::Device::default();
+    let folder = arguments.model.clone().unwrap_or_else(adder);
+    let dtype = match arguments.dtype {
+        Precision::Fp32 => DataType::Fp32,
+        Precision::Fp16 => DataType::Fp16,
+        Precision::Bf16 => DataType::Bf16,
+    };
+    let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?.with_dtype(dtype);
+    let checkpoint = Checkpoint::open(&folder)?;
+    let started = Instant::now();
+    let (model, report) = Decoder::<B>::init(&config, &device)?.load(&config, &checkpoint, &device)?;
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{:?} with {} layers in {seconds:.2} s: {report}", config.architecture, config.layers);
+
+    if let Some(file) = &arguments.check {
+        return check::run(&model, &config, file, arguments.chunk, &device);
+    }
+    let tokenizer = folder.join("tokenizer.json");
+    let tokenizer = match tokenizer.exists() {
+        true => Some(Tokenizer::from_file(&tokenizer)?),
+        false => None,
+    };
+    let ids = match (&arguments.prompt_ids, &arguments.prompt, &tokenizer) {
+        (Some(ids), _, _) => ids.clone(),
+        (None, prompt, Some(tokenizer)) => {
+            let prompt = match (prompt, &arguments.model) {
+                (Some(prompt), _) => prompt.as_str(),
+                (None, None) => "17+25=",
+                (None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
+            };
+            tokenizer.encode(prompt, true)?.get_ids().to_vec()
+        }
+        (None, Some(_), None) => {
+            return Err(format!("{} has no tokenizer.json; give --prompt-ids 5,9,2", folder.display()).into());
+        }
+        (None, None, None) => return Err("no prompt; give --prompt-ids 5,9,2".into()),
+    };
+    if ids.is_empty() {
+        return Err("the prompt has no tokens; give at least one".into());
+    }
+    let batch = Batch::single(&ids);
+    let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
+    let generated = generate(&model, &config, &batch, arguments, sampler, &device)?;
+    let text = match (&tokenizer, arguments.print_ids) {
+        (Some(tokenizer), false) => {
+            let all: Vec<u32> = ids.iter().copied().chain(generated).collect();
+            tokenizer.decode(&all, true)?
+        }
+        _ => generated.iter().map(u32::to_string).collect::<Vec<_>>().join(","),
+    };
+    println!("{text}");
+    Ok(())
+}
+
+/// Continues one prompt, with progress and speed on standard error.
+fn generate<B: InferenceBackend>(
+    model: &Decoder<B>,
+    config: &HuggingFaceConfig,
+    batch: &Batch,
+    arguments: &Arguments,
+    mut sampler: Sampler,
+    device: &B::Device,
+) -> Result<Vec<u32>, Failure> {
+    if arguments.max_new_tokens == 0 {
+        return Ok(Vec::new());
+    }
+    let bar = ProgressBar::new(arguments.max_new_tokens as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} tokens {per_sec}")?);
+    let started = Instant::now();
+    let mut session = Session::new(model, config, batch, arguments.max_new_tokens, device)?;
+    let mut logits = session.prefill(batch, arguments.chunk)?;
+    let prefilled = started.elapsed().as_secs_f64();
+    let decoding = Instant::now();
+    let mut generated: Vec<u32> = Vec::new();
+    loop {
+        let next = sampler.draw(&logits[0]);
+        bar.inc(1);
+        if config.eos_token_id == Some(next as usize) {
+            break;
+        }
+        generated.push(next);
+        if generated.len() == arguments.max_new_tokens {
+            break;
+        }
+        logits = session.decode(&[next])?;
+    }
+    bar.finish_and_clear();
+    let (tokens, steps) = (batch.width(), generated.len().saturating_sub(1));
+    let rate = steps as f64 / decoding.elapsed().as_secs_f64().max(1e-9);
+    eprintln!("prompt: {tokens} tokens in {prefilled:.3} s; generated {}, {rate:.1} tokens/s", generated.len());
+    Ok(generated)
+}
