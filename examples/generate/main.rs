@@ -189,7 +189,7 @@ fn generate<B: InferenceBackend>(
     loop {
         let next = sampler.draw(&logits[0]);
         bar.inc(1);
-        if config.eos_token_id == Some(next as usize) {
+        if config.eos_token_ids.contains(&(next as usize)) {
             break;
         }
         generated.push(next);

@@ -85,8 +85,8 @@ pub struct HuggingFaceConfig {
     pub activation: String,
     /// Whether the output embedding is the input embedding.
     pub tie_word_embeddings: bool,
-    /// Token that ends a text.
-    pub eos_token_id: Option<usize>,
+    /// Tokens that end a text.
+    pub eos_token_ids: Vec<usize>,
     /// The whole record, for what is not read here.
     pub record: Value,
     attention: DeepSpeedInferenceConfig,
@@ -138,7 +138,7 @@ impl HuggingFaceConfig {
             mlp_size,
             activation: activation.unwrap_or("gelu_new").into(),
             tie_word_embeddings: fields.flag("tie_word_embeddings", true),
-            eos_token_id: fields.size(&["eos_token_id"]),
+            eos_token_ids: fields.sizes("eos_token_id"),
             attention: base.clone(),
             local_layers: vec![false; layers],
             record: Value::Null,
@@ -178,10 +178,19 @@ impl HuggingFaceConfig {
                     .with_output_bias(bias)
                     .with_pre_layer_norm(fields.flag("do_layer_norm_before", true))
             }
-            Architecture::Bert => base
-                .with_pre_layer_norm(false)
-                .with_triangular_masking(false)
-                .with_layer_norm_eps(fields.number(&["layer_norm_eps"]).unwrap_or(1e-12)),
+            Architecture::Bert => {
+                let positions = fields.text(&["position_embedding_type"]).unwrap_or("absolute");
+                if positions != "absolute" {
+                    return Err(ConfigError::UnknownValue {
+                        key: "position_embedding_type".into(),
+                        value: format!("`{positions}`"),
+                        accepted: "absolute".into(),
+                    });
+                }
+                base.with_pre_layer_norm(false)
+                    .with_triangular_masking(false)
+                    .with_layer_norm_eps(fields.number(&["layer_norm_eps"]).unwrap_or(1e-12))
+            }
             Architecture::GptNeo => {
                 self.local_layers = fields.gpt_neo_layers(self.layers);
                 let base = base.with_window_size(window.unwrap_or(256));
@@ -310,6 +319,15 @@ impl<'a> Fields<'a> {
 
     fn size(&self, names: &[&str]) -> Option<usize> {
         self.first(names)?.as_u64().map(|size| size as usize)
+    }
+
+    /// One size or a list of them.
+    fn sizes(&self, name: &str) -> Vec<usize> {
+        match self.first(&[name]) {
+            Some(Value::Array(list)) => list.iter().filter_map(Value::as_u64).map(|size| size as usize).collect(),
+            Some(value) => value.as_u64().map(|size| size as usize).into_iter().collect(),
+            None => Vec::new(),
+        }
     }
 
     fn number(&self, names: &[&str]) -> Option<f64> {

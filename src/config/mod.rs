@@ -1,122 +1,17 @@
 //! The settings of DeepSpeed's `DeepSpeedInferenceConfig`, field by field, and how its JSON is read.
 
-use std::path::Path;
+mod json;
+mod values;
 
 use burn::config::Config;
-use burn::serde::{Deserialize, Serialize};
-use burn::tensor::{DType, backend::Backend};
 
 use crate::error::ConfigError;
 use crate::parallel::{HeadShard, RankGroup};
 use crate::position::PositionEncoding;
 use crate::position::rotary::{RopeScaling, Rotary, RotaryLayout};
 use crate::spec::{AttentionSpec, NormSpec};
-
-/// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(crate = "burn::serde", rename_all = "lowercase")]
-pub enum DataType {
-    /// 32-bit floats.
-    Fp32,
-    /// IEEE half precision.
-    Fp16,
-    /// Brain floats.
-    Bf16,
-    /// 8-bit integer weights.
-    Int8,
-}
-
-impl DataType {
-    const NAMES: [(&str, Self); 12] = [
-        ("fp32", Self::Fp32),
-        ("float32", Self::Fp32),
-        ("float", Self::Fp32),
-        ("fp16", Self::Fp16),
-        ("float16", Self::Fp16),
-        ("half", Self::Fp16),
-        ("bf16", Self::Bf16),
-        ("bfloat16", Self::Bf16),
-        ("int8", Self::Int8),
-        ("Fp32", Self::Fp32),
-        ("Fp16", Self::Fp16),
-        ("Bf16", Self::Bf16),
-    ];
-
-    /// Reads DeepSpeed's, PyTorch's or Hugging Face's spelling: `fp16`, `half`, `float16`, `torch.float16`.
-    ///
-    /// # Errors
-    /// [`ConfigError::UnknownValue`] for anything else.
-    pub fn parse(name: &str) -> Result<Self, ConfigError> {
-        let bare = name.strip_prefix("torch.").unwrap_or(name);
-        Self::NAMES.iter().find(|(known, _)| *known == bare).map(|(_, dtype)| *dtype).ok_or_else(|| {
-            ConfigError::UnknownValue {
-                key: "dtype".into(),
-                value: format!("`{name}`"),
-                accepted: "fp32, fp16, bf16 or int8".into(),
-            }
-        })
-    }
-
-    /// Burn's element type, if `B` computes with it on `device`.
-    ///
-    /// # Errors
-    /// [`ConfigError::UnsupportedDataType`], with the type to use instead.
-    pub fn of_backend<B: Backend>(self, device: &B::Device) -> Result<DType, ConfigError> {
-        let dtype = match self {
-            Self::Fp32 => Some(DType::F32),
-            Self::Fp16 => Some(DType::F16),
-            Self::Bf16 => Some(DType::BF16),
-            Self::Int8 => None,
-        };
-        dtype.filter(|&dtype| B::supports_dtype(device, dtype)).ok_or_else(|| ConfigError::UnsupportedDataType {
-            backend: B::name(device),
-            dtype: self,
-            remedy: match self {
-                Self::Int8 => "fp32, fp16 or bf16; int8 weights are not part of this version",
-                _ => "fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
-            },
-        })
-    }
-}
-
-impl std::fmt::Display for DataType {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Fp32 => "fp32",
-            Self::Fp16 => "fp16",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-        })
-    }
-}
-
-/// The norm in front of the QKV projection; DeepSpeed's `NormType`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(crate = "burn::serde")]
-pub enum NormType {
-    /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
-    LayerNorm,
-    /// Accepted from a file, refused by [`DeepSpeedInferenceConfig::resolve`]: it has no meaning in front of a projection.
-    GroupNorm,
-    /// Root mean square over the hidden size, <https://arxiv.org/abs/1910.07467>.
-    RMSNorm,
-}
-
-/// Activation of the MLP that follows; DeepSpeed's `ActivationFuncType`. Attention does not read it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(crate = "burn::serde")]
-pub enum MlpActivation {
-    /// Not known.
-    UNKNOWN,
-    /// GELU.
-    GELU,
-    /// ReLU.
-    ReLU,
-    /// Gated GELU.
-    GatedGELU,
-    /// Gated SiLU.
-    GatedSILU,
-}
+pub(crate) use json::nearest;
+pub use values::{DataType, MlpActivation, NormType};
 
 /// The settings of DeepSpeed's `DeepSpeedInferenceConfig` (`ops/transformer/inference/config.py`), with its names and
 /// defaults, and `None` where it writes -1. Sizes describe the whole model; [`resolve`](Self::resolve) checks them
@@ -261,60 +156,6 @@ pub struct DeepSpeedInferenceConfig {
 }
 
 impl DeepSpeedInferenceConfig {
-    /// Reads a configuration from a JSON file; see [`from_json`](Self::from_json).
-    ///
-    /// # Errors
-    /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json).
-    pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
-        Self::from_json_str(&text)
-    }
-
-    /// The same as [`from_json_file`](Self::from_json_file); what [`save`](Config::save) wrote is read back equal.
-    ///
-    /// # Errors
-    /// Those of [`from_json_file`](Self::from_json_file).
-    pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Self::from_json_file(path)
-    }
-
-    /// Reads a configuration from JSON text; see [`from_json`](Self::from_json).
-    ///
-    /// # Errors
-    /// [`ConfigError::Json`] if it is not JSON, else those of [`from_json`](Self::from_json).
-    pub fn from_json_str(text: &str) -> Result<Self, ConfigError> {
-        let value = serde_json::from_str(text).map_err(|error| ConfigError::Json(error.to_string()))?;
-        Self::from_json(&value)
-    }
-
-    /// Reads DeepSpeed's keys (its `from_dict`): absent ones take its defaults, -1 is read as not given, `dtype` takes
-    /// its and PyTorch's spellings, `norm_type` and `mlp_act_func_type` its names or numbers.
-    ///
-    /// # Errors
-    /// A [`ConfigError`] that names the key; an unknown key comes with the nearest known one.
-    pub fn from_json(value: &serde_json::Value) -> Result<Self, ConfigError> {
-        use serde_json::Value;
-        let given = value.as_object().ok_or_else(|| ConfigError::Json("expected an object of settings".into()))?;
-        let defaults = serde_json::to_value(Self::new(0, 0)).map_err(|error| ConfigError::Json(error.to_string()))?;
-        let Value::Object(mut merged) = defaults else {
-            return Err(ConfigError::Json("expected an object of settings".into()));
-        };
-        for (key, value) in given {
-            if !merged.contains_key(key) {
-                return Err(ConfigError::UnknownKey { key: key.clone(), nearest: nearest(key, merged.keys()) });
-            }
-            merged.insert(key.clone(), normalise(key, value)?);
-        }
-        for key in ["hidden_size", "heads"] {
-            if !given.contains_key(key) || merged[key].is_null() {
-                return Err(ConfigError::Missing(key));
-            }
-        }
-        serde_json::from_value(Value::Object(merged)).map_err(|error| ConfigError::Json(error.to_string()))
-    }
-
     /// Features of a head.
     pub fn head_size(&self) -> usize {
         self.head_dim.unwrap_or(self.hidden_size / self.heads.max(1))
@@ -430,68 +271,5 @@ impl DeepSpeedInferenceConfig {
         }
         let layout = layout.ok_or(ConfigError::NoRotaryLayout(dim))?;
         Ok(PositionEncoding::Rotary(Rotary { dim, layout, theta: self.rope_theta, scaling: self.rope_scaling.clone() }))
-    }
-}
-
-/// The known name that is spelled most like `name`, if any is close.
-pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Option<String> {
-    known
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate.clone())
-}
-
-/// DeepSpeed's spellings of a value, in ours.
-fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
-    use serde_json::Value;
-    const OPTIONAL: [&str; 9] = [
-        "hidden_size",
-        "heads",
-        "intermediate_size",
-        "num_hidden_layers",
-        "local_rank",
-        "rotary_dim",
-        "num_kv",
-        "head_dim",
-        "softcap",
-    ];
-    const NORMS: &[&str] = &["UNKNOWN", "LayerNorm", "GroupNorm", "RMSNorm"];
-    const ACTIVATIONS: &[&str] = &["UNKNOWN", "GELU", "ReLU", "GatedGELU", "GatedSILU"];
-    Ok(match key {
-        _ if OPTIONAL.contains(&key) && value.as_f64() == Some(-1.0) => Value::Null,
-        "dtype" => {
-            let name =
-                value.as_str().ok_or_else(|| ConfigError::Json("`dtype` must be a string, such as \"fp16\"".into()))?;
-            DataType::parse(name)?.to_string().into()
-        }
-        "norm_type" => enum_name(key, value, NORMS, 1)?,
-        "mlp_act_func_type" => enum_name(key, value, ACTIVATIONS, 0)?,
-        "rope_scaling" => serde_json::to_value(RopeScaling::from_json(value, None)?)
-            .map_err(|error| ConfigError::Json(error.to_string()))?,
-        _ => value.clone(),
-    })
-}
-
-/// The name of a member of one of DeepSpeed's enums, given as its name (in any case, with or without the enum's own) or
-/// its number. Members before `first` are not taken.
-fn enum_name(
-    key: &str,
-    value: &serde_json::Value,
-    names: &[&str],
-    first: usize,
-) -> Result<serde_json::Value, ConfigError> {
-    let plain = |name: &str| name.rsplit('.').next().unwrap_or(name).replace('_', "").to_lowercase();
-    let found = match value {
-        serde_json::Value::String(text) => names.iter().position(|name| plain(name) == plain(text)),
-        other => other.as_u64().map(|index| index as usize),
-    };
-    match found.and_then(|index| names.get(index).filter(|_| index >= first)) {
-        Some(name) => Ok((*name).into()),
-        None => Err(ConfigError::UnknownValue {
-            key: key.into(),
-            value: value.to_string(),
-            accepted: names[first..].join(", "),
-        }),
     }
 }

@@ -30,13 +30,14 @@
 //! # Ok(()) }
 //! ```
 
+mod step;
+
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use crate::config::{DataType, DeepSpeedInferenceConfig};
-use crate::error::{AttentionError, ConfigError, check_shape};
-use crate::position::Positions;
-use crate::position::rotary::{Rotary, RotaryTable};
+use crate::error::{AttentionError, ConfigError};
 use crate::spec::AttentionSpec;
+pub use step::{LayerCache, Step, StepRows};
 
 /// The keys and values of all layers of a model, for one batch.
 ///
@@ -168,9 +169,8 @@ impl<B: Backend> KvCache<B> {
                 return Err(AttentionError::CacheFull { row, used, requested, capacity: self.size.capacity });
             }
         }
-        let rows = StepRows { starts: self.lengths.clone(), new: new.to_vec(), width };
-        let positions = Positions::sequential(&rows.starts, width);
-        Ok(Step { cache: self, rows, positions, tables: RotaryTables::default() })
+        let rows = StepRows::new(self.lengths.clone(), new.to_vec(), width);
+        Ok(Step::new(self, rows))
     }
 
     /// Forgets every token. Memory stays.
@@ -276,195 +276,4 @@ impl<B: Backend> KvCache<B> {
 /// Writes into a tensor that nobody else holds, so that the backend does it in place.
 fn write<B: Backend>(side: &mut Option<Tensor<B, 4>>, at: [std::ops::Range<usize>; 4], tokens: Tensor<B, 4>) {
     *side = side.take().map(|tensor| tensor.slice_assign(at, tokens));
-}
-
-/// Where the new tokens of a step go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StepRows {
-    starts: Vec<usize>,
-    new: Vec<usize>,
-    width: usize,
-}
-
-impl StepRows {
-    /// The slot of each row's first new token.
-    pub fn starts(&self) -> &[usize] {
-        &self.starts
-    }
-
-    /// New tokens of each row.
-    pub fn new_tokens(&self) -> &[usize] {
-        &self.new
-    }
-
-    /// T: columns of the step's input.
-    pub fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Tokens of each row once the step is done.
-    pub fn ends(&self) -> Vec<usize> {
-        self.starts.iter().zip(&self.new).map(|(start, new)| start + new).collect()
-    }
-
-    /// S: keys of the longest row once the step is done.
-    pub fn keys(&self) -> usize {
-        self.ends().into_iter().max().unwrap_or(0)
-    }
-
-    /// The common start, if every row starts there and fills the width.
-    fn uniform_start(&self) -> Option<usize> {
-        let first = *self.starts.first()?;
-        let even = self.starts.iter().all(|&start| start == first) && self.new.iter().all(|&new| new == self.width);
-        even.then_some(first)
-    }
-}
-
-/// One forward pass over all layers. Dropped without [`commit`](Self::commit), its tokens were never there.
-#[derive(Debug)]
-pub struct Step<'a, B: Backend> {
-    cache: &'a mut KvCache<B>,
-    rows: StepRows,
-    positions: Positions,
-    tables: RotaryTables<B>,
-}
-
-impl<B: Backend> Step<'_, B> {
-    /// Position ids of the new tokens, for rotary encodings of left-padded rows. Without them a row counts on from the
-    /// tokens that it holds, padding included.
-    ///
-    /// # Errors
-    /// [`AttentionError::Positions`] if there is not one for each row and new token.
-    pub fn with_positions(mut self, positions: Positions) -> Result<Self, AttentionError> {
-        let (batch, width) = (self.cache.batch(), self.rows.width);
-        if (positions.batch(), positions.tokens()) != (batch, width) {
-            let problem = format!(
-                "are {} × {} and the step has {batch} rows of {width} new tokens; give one for each",
-                positions.batch(),
-                positions.tokens()
-            );
-            return Err(AttentionError::Positions { problem });
-        }
-        self.positions = positions;
-        Ok(self)
-    }
-
-    /// The cache of layer `index`, for its forward pass.
-    ///
-    /// # Panics
-    /// If the cache has no such layer.
-    pub fn layer(&mut self, index: usize) -> LayerCache<'_, B> {
-        let layers = self.cache.layers.len();
-        assert!(index < layers, "Step::layer: layer {index} of a cache with {layers} layers; build it with more");
-        LayerCache {
-            store: &mut self.cache.layers[index],
-            size: self.cache.size,
-            rows: &self.rows,
-            positions: &self.positions,
-            tables: &mut self.tables,
-        }
-    }
-
-    /// Keys that the longest row will hold: S, the columns that a mask over keys must have.
-    pub fn keys(&self) -> usize {
-        self.rows.keys()
-    }
-
-    /// Keeps the new tokens.
-    pub fn commit(self) {
-        self.cache.lengths = self.rows.ends();
-    }
-}
-
-/// The cosine and sine tables of a step, computed once for all layers.
-#[derive(Debug)]
-struct RotaryTables<B: Backend>(Vec<(Rotary, RotaryTable<B>)>);
-
-impl<B: Backend> Default for RotaryTables<B> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<B: Backend> RotaryTables<B> {
-    fn get(&mut self, rotary: &Rotary, positions: &Positions, device: &B::Device) -> RotaryTable<B> {
-        if let Some((_, table)) = self.0.iter().find(|(known, _)| known == rotary) {
-            return table.clone();
-        }
-        let table = rotary.table(positions, device);
-        self.0.push((rotary.clone(), table.clone()));
-        table
-    }
-}
-
-/// The cache of one layer during a step.
-#[derive(Debug)]
-pub struct LayerCache<'a, B: Backend> {
-    store: &'a mut Store<B>,
-    size: CacheSize,
-    rows: &'a StepRows,
-    positions: &'a Positions,
-    tables: &'a mut RotaryTables<B>,
-}
-
-impl<B: Backend> LayerCache<'_, B> {
-    /// Where the new tokens go.
-    pub fn rows(&self) -> &StepRows {
-        self.rows
-    }
-
-    /// Positions of the new tokens.
-    pub fn positions(&self) -> &Positions {
-        self.positions
-    }
-
-    /// Cosine and sine of the new tokens, computed once a step.
-    pub fn rotary_table(&mut self, rotary: &Rotary, device: &B::Device) -> RotaryTable<B> {
-        self.tables.get(rotary, self.positions, device)
-    }
-
-    /// Writes the new keys and values behind those that the rows hold, in place. Calling it again in the same step
-    /// writes the same slots.
-    ///
-    /// # Shapes
-    /// - key, value: `[B, K, T, H]`
-    pub fn append(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
-        let (heads, head_dim) = (self.size.kv_heads, self.size.head_dim);
-        let expected = [self.rows.starts.len(), heads, self.rows.width, head_dim];
-        for (side, new, name) in [(&mut self.store.key, key, "key"), (&mut self.store.value, value, "value")] {
-            check_shape("LayerCache::append", name, &expected, &new.dims());
-            let new = new.cast(self.size.dtype);
-            if let Some(start) = self.rows.uniform_start() {
-                let at = [0..expected[0], 0..heads, start..start + self.rows.width, 0..head_dim];
-                write(side, at, new);
-                continue;
-            }
-            for (row, (&start, &count)) in self.rows.starts.iter().zip(&self.rows.new).enumerate() {
-                if count > 0 {
-                    let tokens = new.clone().slice([row..row + 1, 0..heads, 0..count, 0..head_dim]);
-                    write(side, [row..row + 1, 0..heads, start..start + count, 0..head_dim], tokens);
-                }
-            }
-        }
-    }
-
-    /// The keys and values of all rows up to the longest, the new ones included: `[B, K, S, H]` each. Slots behind the
-    /// end of a shorter row hold anything.
-    pub fn visible(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
-        let keys = self.rows.keys();
-        let (key, value) = self.storage();
-        let read = |tensor: &Tensor<B, 4>| match keys == self.size.capacity {
-            true => tensor.clone(),
-            false => tensor.clone().narrow(2, 0, keys),
-        };
-        (read(key), read(value))
-    }
-
-    /// Lends the whole preallocated keys and values, `[B, K, capacity, H]`, to a kernel that reads them in place.
-    pub fn storage(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
-        match (&self.store.key, &self.store.value) {
-            (Some(key), Some(value)) => (key, value),
-            _ => unreachable!("the cache of a layer is only empty while it is written"),
-        }
-    }
 }

@@ -1,0 +1,109 @@
+//! The values that a setting takes, where it is not a number.
+
+use burn::serde::{Deserialize, Serialize};
+use burn::tensor::{DType, backend::Backend};
+
+use crate::error::ConfigError;
+
+/// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde", rename_all = "lowercase")]
+pub enum DataType {
+    /// 32-bit floats.
+    Fp32,
+    /// IEEE half precision.
+    Fp16,
+    /// Brain floats.
+    Bf16,
+    /// 8-bit integer weights.
+    Int8,
+}
+
+impl DataType {
+    const NAMES: [(&str, Self); 9] = [
+        ("fp32", Self::Fp32),
+        ("float32", Self::Fp32),
+        ("float", Self::Fp32),
+        ("fp16", Self::Fp16),
+        ("float16", Self::Fp16),
+        ("half", Self::Fp16),
+        ("bf16", Self::Bf16),
+        ("bfloat16", Self::Bf16),
+        ("int8", Self::Int8),
+    ];
+
+    /// Reads DeepSpeed's, PyTorch's or Hugging Face's spelling: `fp16`, `half`, `float16`, `torch.float16`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownValue`] for anything else.
+    pub fn parse(name: &str) -> Result<Self, ConfigError> {
+        let bare = name.strip_prefix("torch.").unwrap_or(name);
+        Self::NAMES.iter().find(|(known, _)| *known == bare).map(|(_, dtype)| *dtype).ok_or_else(|| {
+            ConfigError::UnknownValue {
+                key: "dtype".into(),
+                value: format!("`{name}`"),
+                accepted: "fp32, fp16, bf16 or int8".into(),
+            }
+        })
+    }
+
+    /// Burn's element type, if `B` computes with it on `device`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`], with the type to use instead.
+    pub fn of_backend<B: Backend>(self, device: &B::Device) -> Result<DType, ConfigError> {
+        let dtype = match self {
+            Self::Fp32 => Some(DType::F32),
+            Self::Fp16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
+            Self::Int8 => None,
+        };
+        dtype.filter(|&dtype| B::supports_dtype(device, dtype)).ok_or_else(|| ConfigError::UnsupportedDataType {
+            backend: B::name(device),
+            dtype: self,
+            remedy: match self {
+                Self::Int8 => "fp32, fp16 or bf16; int8 weights are not part of this version",
+                _ => "fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
+            },
+        })
+    }
+}
+
+impl std::fmt::Display for DataType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// The norm in front of the QKV projection; DeepSpeed's `NormType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub enum NormType {
+    /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
+    LayerNorm,
+    /// Accepted from a file, refused by [`DeepSpeedInferenceConfig::resolve`]: it has no meaning in front of a projection.
+    GroupNorm,
+    /// Root mean square over the hidden size, <https://arxiv.org/abs/1910.07467>.
+    RMSNorm,
+}
+
+/// Activation of the MLP that follows; DeepSpeed's `ActivationFuncType`. Attention does not read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(crate = "burn::serde")]
+pub enum MlpActivation {
+    /// Not known.
+    UNKNOWN,
+    /// GELU.
+    GELU,
+    /// ReLU.
+    ReLU,
+    /// Gated GELU.
+    GatedGELU,
+    /// Gated SiLU.
+    GatedSILU,
+}

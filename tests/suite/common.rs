@@ -1,0 +1,101 @@
+//! Seeded tensors, comparison that knows NaN, tolerances, and attention in plain loops.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Largest absolute error of values near 1, in f32.
+pub const TOLERANCE: f64 = 1e-5;
+
+/// Runs each generic test on every CPU backend of the build.
+macro_rules! on_each_backend {
+    ($($test:ident),* $(,)?) => {
+        #[cfg(feature = "ndarray")]
+        mod ndarray {
+            $(#[test] fn $test() { super::$test::<burn_ndarray::NdArray>(); })*
+        }
+        #[cfg(feature = "flex")]
+        mod flex {
+            $(#[test] fn $test() { super::$test::<burn_flex::Flex>(); })*
+        }
+    };
+}
+pub(crate) use on_each_backend;
+
+/// A file or folder below `tests/golden`.
+pub fn golden(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
+}
+
+/// Values in -1..1, the same for the same seed on every backend.
+pub fn seeded<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B, D> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.random_range(-1.0..1.0)).collect();
+    Tensor::from_data(TensorData::new(values, shape), &B::Device::default())
+}
+
+pub fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
+    tensor.into_data().iter().collect()
+}
+
+/// Equal shapes, no NaN, and no difference above `tolerance`.
+#[track_caller]
+pub fn assert_near<B: Backend, const D: usize>(actual: Tensor<B, D>, expected: Tensor<B, D>, tolerance: f64) {
+    assert_eq!(actual.dims(), expected.dims());
+    let (actual, expected) = (values(actual), values(expected));
+    for (at, (a, e)) in actual.iter().zip(&expected).enumerate() {
+        assert!((a - e).abs() <= tolerance, "element {at}: {a} and {e}");
+    }
+}
+
+/// Everything that attention in plain loops needs.
+pub struct Loops<'a> {
+    pub scale: f64,
+    pub softcap: Option<f64>,
+    pub slopes: Option<&'a [f32]>,
+    pub bias: &'a dyn Fn([usize; 4]) -> f64,
+    pub hides: &'a dyn Fn([usize; 4]) -> bool,
+}
+
+impl Loops<'_> {
+    /// `[B, N, T, H]` × `[B, K, S, H]` → `[B, N, T, H]`, in f64, for queries that start at key `start`.
+    pub fn attend<B: Backend>(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>, start: usize) -> Tensor<B, 4> {
+        let ([batch, heads, tokens, dim], [_, kv_heads, keys, _]) = (q.dims(), k.dims());
+        let device = q.device();
+        let (q, k, v) = (values(q), values(k), values(v));
+        let mut out = vec![0f32; batch * heads * tokens * dim];
+        for b in 0..batch {
+            for n in 0..heads {
+                let kv = b * kv_heads + n / (heads / kv_heads);
+                for t in 0..tokens {
+                    let row = ((b * heads + n) * tokens + t) * dim;
+                    let mut weights = vec![0f64; keys];
+                    for (s, weight) in weights.iter_mut().enumerate() {
+                        let at = [b, n, t, s];
+                        if (self.hides)(at) {
+                            continue;
+                        }
+                        let key = (kv * keys + s) * dim;
+                        let mut score = self.scale * (0..dim).map(|d| q[row + d] * k[key + d]).sum::<f64>();
+                        if let Some(cap) = self.softcap {
+                            score = cap * (score / cap).tanh();
+                        }
+                        if let Some(slopes) = self.slopes {
+                            score += f64::from(slopes[n]) * (s as f64 - (start + t) as f64);
+                        }
+                        *weight = (score + (self.bias)(at)).exp();
+                    }
+                    let sum: f64 = weights.iter().sum();
+                    for (s, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+                        for d in 0..dim {
+                            out[row + d] += (weight / sum * v[(kv * keys + s) * dim + d]) as f32;
+                        }
+                    }
+                }
+            }
+        }
+        Tensor::from_data(TensorData::new(out, [batch, heads, tokens, dim]), &device)
+    }
+}

@@ -1,0 +1,69 @@
+//! Whole checkpoints: greedy decoding against what `transformers` generated.
+
+#[path = "../../examples/generate/batch.rs"]
+mod batch;
+#[path = "../../examples/generate/check.rs"]
+mod check;
+#[path = "../../examples/decoder/mod.rs"]
+mod decoder;
+#[path = "../../examples/generate/sampling.rs"]
+mod sampling;
+
+use burn_deepspeed::InferenceBackend;
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
+
+use crate::common::{golden, on_each_backend};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+const MODELS: [&str; 7] = ["bloom", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt"];
+
+fn check_all<B: InferenceBackend>(chunk: Option<usize>) {
+    let device = B::Device::default();
+    for name in MODELS {
+        let folder = golden("models").join(name);
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
+        let (model, report) = model.load(&config, &checkpoint, &device).unwrap();
+        assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{name}: {report}");
+        check::run(&model, &config, &folder.join("expected.json"), chunk, &device).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+fn every_architecture_generates_the_same_ids<B: InferenceBackend>() {
+    check_all::<B>(None);
+}
+
+fn prompts_in_pieces_give_the_same_ids<B: InferenceBackend>() {
+    check_all::<B>(Some(1));
+    check_all::<B>(Some(4));
+}
+
+on_each_backend!(every_architecture_generates_the_same_ids, prompts_in_pieces_give_the_same_ids);
+
+#[test]
+fn sampling_is_greedy_at_zero_and_stays_in_the_nucleus() {
+    let logits = [0.0, 3.0, 2.9, -5.0];
+    assert_eq!(sampling::Sampler::new(0.0, 1.0, 7).unwrap().draw(&logits), 1);
+    let mut sampler = sampling::Sampler::new(1.0, 0.9, 7).unwrap();
+    let drawn: Vec<u32> = (0..200).map(|_| sampler.draw(&logits)).collect();
+    assert!(drawn.contains(&1) && drawn.contains(&2));
+    assert!(!drawn.contains(&0) && !drawn.contains(&3));
+    assert!(sampling::Sampler::new(-1.0, 1.0, 0).is_err());
+    assert!(sampling::Sampler::new(1.0, 0.0, 0).is_err());
+}
+
+#[test]
+#[cfg(feature = "ndarray")]
+fn a_prompt_longer_than_the_model_is_refused() {
+    type B = burn_ndarray::NdArray;
+    let folder = golden("models/gpt2");
+    let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+    let model = decoder::Decoder::<B>::init(&config, &Default::default()).unwrap();
+    let session = |batch: &batch::Batch, new| batch::Session::new(&model, &config, batch, new, &Default::default());
+    let error = session(&batch::Batch::single(&[1; 250]), 7).err().unwrap().to_string();
+    assert!(error.contains("knows 256 positions") && error.contains("at most 6"), "{error}");
+    let error = session(&batch::Batch::single(&[160]), 1).err().unwrap().to_string();
+    assert!(error.contains("token 160 is not in the vocabulary"), "{error}");
+}

@@ -1,0 +1,52 @@
+//! The conformance cases: tensors that `transformers`, `diffusers` and DeepSpeed computed.
+
+#[path = "../../examples/conformance/case.rs"]
+mod case;
+
+use burn_deepspeed::{DataType, InferenceBackend};
+
+use crate::common::golden;
+
+fn every_case_passes<B: InferenceBackend>(dtype: DataType) {
+    let folders = case::find(&[golden("cases")]).unwrap();
+    assert_eq!(folders.len(), 29);
+    for folder in folders {
+        let result = case::run::<B>(&folder, dtype, &Default::default()).unwrap();
+        assert!(result.passed(), "{} ({}): {:e} > {:e}", result.name, result.module, result.error, result.tolerance);
+    }
+}
+
+#[test]
+#[cfg(feature = "ndarray")]
+fn every_case_passes_on_ndarray() {
+    every_case_passes::<burn_ndarray::NdArray>(DataType::Fp32);
+}
+
+#[test]
+#[cfg(all(feature = "ndarray", feature = "autodiff"))]
+fn every_case_passes_on_the_reference_path() {
+    every_case_passes::<burn_autodiff::Autodiff<burn_ndarray::NdArray>>(DataType::Fp32);
+}
+
+#[test]
+#[cfg(feature = "flex")]
+fn every_case_passes_on_flex_in_every_float_type() {
+    for dtype in [DataType::Fp32, DataType::Fp16, DataType::Bf16] {
+        every_case_passes::<burn_flex::Flex>(dtype);
+    }
+}
+
+/// A runner that cannot fail proves nothing.
+#[test]
+#[cfg(feature = "ndarray")]
+fn a_wrong_expectation_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = golden("cases/softmax");
+    std::fs::copy(source.join("tensors.safetensors"), folder.path().join("tensors.safetensors")).unwrap();
+    let text = std::fs::read_to_string(source.join("case.json")).unwrap();
+    let broken = text.replace("\"layer_scale\": 1.0", "\"layer_scale\": 1.01");
+    assert_ne!(text, broken);
+    std::fs::write(folder.path().join("case.json"), broken).unwrap();
+    let result = case::run::<burn_ndarray::NdArray>(folder.path(), DataType::Fp32, &Default::default()).unwrap();
+    assert!(!result.passed());
+}

@@ -1,0 +1,308 @@
+//! Each operation against plain loops, on awkward sizes.
+
+use burn::tensor::{Bool, Tensor, TensorData};
+use burn_deepspeed::ops::attention::Visibility;
+use burn_deepspeed::ops::pad_transform::{padded_head_size, unpad};
+use burn_deepspeed::ops::{AdditiveMask, Attention, Softmax};
+use burn_deepspeed::position::alibi::slopes;
+use burn_deepspeed::spec::NormSpec;
+use burn_deepspeed::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight};
+use burn_deepspeed::{AttentionMask, InferenceBackend};
+
+use crate::common::{Loops, TOLERANCE, assert_near, on_each_backend, seeded, values};
+
+/// Batch, query heads, key/value heads, new tokens, keys, head size.
+const SIZES: [[usize; 6]; 8] = [
+    [1, 1, 1, 1, 1, 1],
+    [2, 6, 2, 3, 17, 40],
+    [1, 4, 1, 1, 65, 80],
+    [3, 3, 3, 13, 13, 96],
+    [2, 4, 4, 7, 33, 160],
+    [1, 7, 1, 5, 5, 3],
+    [1, 10, 5, 2, 130, 16],
+    [2, 2, 2, 31, 37, 8],
+];
+
+fn visibility(causal: bool, window: Option<usize>, start: usize, keys: usize) -> Visibility {
+    Visibility { causal, window, starts: vec![start], ends: vec![keys] }
+}
+
+fn attention_is_what_plain_loops_compute<B: InferenceBackend>() {
+    for (seed, [batch, heads, kv_heads, tokens, keys, dim]) in (0u64..).zip(SIZES) {
+        let query = seeded::<B, 4>([batch, heads, tokens, dim], seed) * 3.0;
+        let key = seeded::<B, 4>([batch, kv_heads, keys, dim], seed + 100);
+        let value = seeded::<B, 4>([batch, kv_heads, keys, dim], seed + 200);
+        let bias = seeded::<B, 4>([batch, 1, tokens, keys], seed + 300);
+        let bias_values = values(bias.clone());
+        let start = keys - tokens;
+        let padding = |b: usize, s: usize| s < b % 2 * (keys / 2);
+        let hidden: Vec<bool> = (0..batch).flat_map(|b| (0..keys).map(move |s| padding(b, s))).collect();
+        let hidden = Tensor::<B, 2, Bool>::from_data(TensorData::new(hidden, [batch, keys]), &Default::default());
+        for (causal, window, cap, alibi, biased, padded) in [
+            (true, None, None, false, false, false),
+            (false, None, None, false, false, false),
+            (true, Some(1), None, false, false, true),
+            (true, Some(4), Some(0.7), false, true, false),
+            (true, None, None, true, false, false),
+            (false, Some(5), None, true, true, false),
+            (true, None, Some(2.0), false, true, true),
+        ] {
+            let slopes = slopes(heads);
+            let mut mask = if padded { AttentionMask::hide(hidden.clone()) } else { AttentionMask::none() };
+            if biased {
+                mask = mask.with_bias(bias.clone());
+            }
+            let actual = B::masked_attention(Attention {
+                query: query.clone(),
+                key: key.clone(),
+                value: value.clone(),
+                scale: 0.3,
+                softcap: cap,
+                slopes: alibi.then(|| slopes.clone()),
+                visibility: visibility(causal, window, start, keys),
+                mask,
+            });
+            let expected = Loops {
+                scale: 0.3,
+                softcap: cap,
+                slopes: alibi.then_some(&slopes),
+                bias: &|[b, _, t, s]| if biased { bias_values[(b * tokens + t) * keys + s] } else { 0.0 },
+                hides: &|[b, _, t, s]| {
+                    (causal && s > start + t)
+                        || window.is_some_and(|window| s + window <= start + t)
+                        || (padded && padding(b, s))
+                },
+            }
+            .attend(query.clone(), key.clone(), value.clone(), start);
+            assert_near(actual, expected, TOLERANCE);
+        }
+    }
+}
+
+fn plain<B: InferenceBackend>(query: Tensor<B, 4>, key: Tensor<B, 4>, value: Tensor<B, 4>, visibility: Visibility) -> Attention<B> {
+    Attention { query, key, value, scale: 1.0, softcap: None, slopes: None, visibility, mask: AttentionMask::none() }
+}
+
+fn a_query_that_sees_nothing_returns_zeros<B: InferenceBackend>() {
+    let device = Default::default();
+    let (q, k, v) = (seeded::<B, 4>([2, 2, 3, 5], 1), seeded::<B, 4>([2, 2, 3, 5], 2), seeded::<B, 4>([2, 2, 3, 5], 3));
+    let all = Tensor::<B, 2, Bool>::from_data([[true, true, true], [false, false, false]], &device);
+    let infinite = Tensor::<B, 4>::full([1, 1, 1, 3], f32::NEG_INFINITY, &device);
+    let lowest = Tensor::<B, 4>::full([1, 1, 1, 3], f32::MIN, &device);
+    let pairs = Tensor::<B, 4>::zeros([1, 1, 3, 3], &device).equal_elem(0.0);
+    for (mask, hidden_rows) in [
+        (AttentionMask::hide(all), 1),
+        (AttentionMask::none().with_bias(infinite), 2),
+        (AttentionMask::from_additive(lowest), 2),
+        (AttentionMask::none().and_hide_pairs(pairs), 2),
+    ] {
+        let output = B::masked_attention(Attention {
+            mask,
+            ..plain(q.clone(), k.clone(), v.clone(), visibility(true, None, 0, 3))
+        });
+        let [hidden, seen] = [0..hidden_rows, hidden_rows..2].map(|rows| values(output.clone().slice([rows])));
+        assert!(hidden.iter().all(|x| *x == 0.0), "{hidden:?}");
+        assert!(seen.iter().all(|x| x.is_finite() && *x != 0.0));
+    }
+}
+
+fn hidden_nans_have_no_part_and_visible_ones_show<B: InferenceBackend>() {
+    let (q, k, v) = (seeded::<B, 4>([1, 4, 3, 5], 1), seeded::<B, 4>([1, 2, 6, 5], 2), seeded::<B, 4>([1, 2, 6, 5], 3));
+    let clean = B::masked_attention(plain(q.clone(), k.clone(), v.clone(), visibility(true, None, 2, 6)));
+    // key 4 is visible to the last query only, key 5 to none
+    for bad in [f32::NAN, f32::INFINITY] {
+        for side in 0..2 {
+            let poison = |at: usize| {
+                let bad = Tensor::<B, 4>::full([1, 1, 1, 5], bad, &Default::default());
+                let tensor = [k.clone(), v.clone()][side].clone().slice_assign([0..1, 1..2, at..at + 1, 0..5], bad);
+                let (k, v) = if side == 0 { (tensor, v.clone()) } else { (k.clone(), tensor) };
+                B::masked_attention(plain(q.clone(), k, v, visibility(true, None, 2, 6)))
+            };
+            assert_near(poison(5), clean.clone(), 1e-6);
+            let output = poison(4);
+            assert_near(output.clone().narrow(2, 0, 2), clean.clone().narrow(2, 0, 2), 1e-6);
+            // heads 2 and 3 read the poisoned key/value head
+            assert_near(output.clone().narrow(1, 0, 2), clean.clone().narrow(1, 0, 2), 1e-6);
+            assert!(values(output.slice([0..1, 2..4, 2..3, 0..5])).iter().all(|x| x.is_nan()));
+        }
+    }
+}
+
+fn masks_of_one_head_do_not_leak_into_another<B: InferenceBackend>() {
+    let (q, k, v) = (seeded::<B, 4>([1, 3, 2, 4], 1), seeded::<B, 4>([1, 3, 2, 4], 2), seeded::<B, 4>([1, 3, 2, 4], 3));
+    let hide = |_: usize, n: usize, s: usize| n == 1 && s == 0;
+    let pairs: Vec<bool> = (0..3).flat_map(|n| (0..2).flat_map(move |_| (0..2).map(move |s| hide(0, n, s)))).collect();
+    let pairs = Tensor::<B, 4, Bool>::from_data(TensorData::new(pairs, [1, 3, 2, 2]), &Default::default());
+    let mask = AttentionMask::none().and_keep_pairs(pairs.bool_not());
+    let actual = B::masked_attention(Attention { mask, ..plain(q.clone(), k.clone(), v.clone(), Visibility::full(2)) });
+    let loops = Loops {
+        scale: 1.0,
+        softcap: None,
+        slopes: None,
+        bias: &|_| 0.0,
+        hides: &|[b, n, _, s]| hide(b, n, s),
+    };
+    assert_near(actual, loops.attend(q, k, v, 0), TOLERANCE);
+}
+
+fn softmax_takes_every_mask_of_deepspeed<B: InferenceBackend>() {
+    let [batch, heads, tokens, keys] = [2, 3, 5, 9];
+    let scores = seeded::<B, 4>([batch, heads, tokens, keys], 1) * 4.0;
+    let alibi = seeded::<B, 3>([7, 1, keys], 2);
+    let by_key = seeded::<B, 2>([batch, keys], 3);
+    let by_pair = seeded::<B, 4>([batch, 1, tokens, keys], 4);
+    for (rank4, triangle, window) in
+        [(false, None, None), (true, Some(0), None), (true, Some(4), Some(3)), (false, None, Some(2))]
+    {
+        let mask = match rank4 {
+            true => AdditiveMask::Pairs(by_pair.clone()),
+            false => AdditiveMask::Keys(by_key.clone()),
+        };
+        let probs = <B as InferenceBackend>::softmax(Softmax {
+            scale: 0.35,
+            alibi: Some(alibi.clone()),
+            head_offset: 4,
+            mask: Some(mask),
+            triangular: triangle,
+            window,
+            ..Softmax::new(scores.clone())
+        });
+        let (probs, scores) = (values(probs), values(scores.clone()));
+        let (alibi, by_key, by_pair) = (values(alibi.clone()), values(by_key.clone()), values(by_pair.clone()));
+        for b in 0..batch {
+            for n in 0..heads {
+                for t in 0..tokens {
+                    let row = ((b * heads + n) * tokens + t) * keys;
+                    let at = triangle.unwrap_or(keys - tokens) + t;
+                    let weights: Vec<f64> = (0..keys)
+                        .map(|s| {
+                            let hidden = (triangle.is_some() && s > at) || window.is_some_and(|w| s + w <= at);
+                            let mask = if rank4 { by_pair[(b * tokens + t) * keys + s] } else { by_key[b * keys + s] };
+                            let score = scores[row + s] * 0.35 + alibi[(4 + n) * keys + s] + mask;
+                            if hidden { 0.0 } else { score.exp() }
+                        })
+                        .collect();
+                    let sum: f64 = weights.iter().sum();
+                    for (s, weight) in weights.iter().enumerate() {
+                        assert!((probs[row + s] - weight / sum).abs() < 1e-6);
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn norm_and_projection_agree_in_every_storage<B: InferenceBackend>() {
+    let [batch, tokens, hidden, heads_width, kv_width] = [2, 3, 17, 12, 6];
+    let input = seeded::<B, 3>([batch, tokens, hidden], 1) * 5.0 + 1.0;
+    let matrix = seeded::<B, 2>([hidden, heads_width + 2 * kv_width], 2);
+    let bias = seeded::<B, 1>([heads_width + 2 * kv_width], 3);
+    let fused = Weight::new(matrix.clone(), Some(bias.clone()), Orientation::InputOutput);
+    let turned = Weight::new(matrix.transpose(), Some(bias.clone()), Orientation::OutputInput);
+    let separate = QkvWeight::Fused(fused.clone()).separate(heads_width);
+    assert_eq!(separate.value.output_size(), kv_width);
+    let SeparateQkv { query, key, value } = separate;
+    let (gamma, beta) = (seeded::<B, 1>([hidden], 4), seeded::<B, 1>([hidden], 5));
+    for rms in [false, true] {
+        let beta = (!rms).then(|| beta.clone());
+        let norm = FusedNorm::new(gamma.clone(), beta.clone(), NormSpec { rms, epsilon: 1e-5 });
+        let expected = {
+            let (x, gamma, beta) = (values(input.clone()), values(gamma.clone()), beta.map(values));
+            let mut out = Vec::new();
+            for row in x.chunks(hidden) {
+                let mean = if rms { 0.0 } else { row.iter().sum::<f64>() / hidden as f64 };
+                let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / hidden as f64;
+                for (i, x) in row.iter().enumerate() {
+                    let shift = beta.as_ref().map_or(0.0, |beta| beta[i]);
+                    out.push(((x - mean) / (variance + 1e-5).sqrt() * gamma[i] + shift) as f32);
+                }
+            }
+            Tensor::<B, 3>::from_data(TensorData::new(out, [batch, tokens, hidden]), &Default::default())
+        };
+        let result = B::qkv_gemm(input.clone(), Some(&norm), &QkvWeight::Fused(fused.clone()), true);
+        assert_near(result.inp_norm.unwrap(), expected.clone(), TOLERANCE);
+        let product = expected.matmul(fused.matrix().unsqueeze()) + bias.clone().unsqueeze();
+        assert_near(result.qkv.clone(), product, 2e-5);
+        for other in [
+            QkvWeight::Fused(turned.clone()),
+            QkvWeight::Separate(SeparateQkv { query: query.clone(), key: key.clone(), value: value.clone() }),
+        ] {
+            let again = B::qkv_gemm(input.clone(), Some(&norm), &other, false);
+            assert!(again.inp_norm.is_none());
+            assert_near(again.qkv, result.qkv.clone(), TOLERANCE);
+        }
+    }
+    // without a norm the input is projected as it is
+    let raw = B::qkv_gemm(input.clone(), None, &QkvWeight::Fused(fused.clone()), false).qkv;
+    assert_near(raw, <B as InferenceBackend>::linear(input, &fused), TOLERANCE);
+}
+
+fn the_bias_belongs_to_linear_and_not_to_vector_matmul<B: InferenceBackend>() {
+    let input = seeded::<B, 3>([2, 3, 5], 1);
+    let bias = seeded::<B, 1>([7], 2);
+    let weight = Weight::new(seeded([5, 7], 3), Some(bias.clone()), Orientation::InputOutput);
+    let product = B::vector_matmul(input.clone(), &weight);
+    assert_near(product.clone(), input.clone().matmul(weight.matrix().unsqueeze()), TOLERANCE);
+    assert_near(<B as InferenceBackend>::linear(input, &weight), product + bias.unsqueeze(), TOLERANCE);
+}
+
+fn attention_on_padded_heads_is_attention_on_the_heads<B: InferenceBackend>() {
+    for dim in [1, 31, 32, 40, 64, 80, 96, 128, 160] {
+        let [q, k, v] = [1, 2, 3].map(|seed| seeded::<B, 4>([1, 2, 5, dim], seed));
+        let size = padded_head_size(dim);
+        let pad = |heads: &Tensor<B, 4>| B::pad_transform(heads.clone(), size);
+        assert_eq!(pad(&q).dims(), [1, 2, 5, size]);
+        assert_near(unpad(pad(&q), dim), q.clone(), 0.0);
+        let see = || visibility(true, None, 0, 5);
+        let padded = B::masked_attention(plain(pad(&q), pad(&k), pad(&v), see()));
+        let direct = B::masked_attention(plain(q, k, v, see()));
+        assert_near(unpad(padded, dim), direct, 1e-6);
+    }
+}
+
+on_each_backend!(
+    attention_is_what_plain_loops_compute,
+    a_query_that_sees_nothing_returns_zeros,
+    hidden_nans_have_no_part_and_visible_ones_show,
+    masks_of_one_head_do_not_leak_into_another,
+    softmax_takes_every_mask_of_deepspeed,
+    norm_and_projection_agree_in_every_storage,
+    the_bias_belongs_to_linear_and_not_to_vector_matmul,
+    attention_on_padded_heads_is_attention_on_the_heads,
+);
+
+#[test]
+fn heads_are_padded_to_the_sizes_of_fused_kernels() {
+    let sizes = [(1, 32), (32, 32), (33, 64), (80, 128), (128, 128), (129, 192), (160, 192), (256, 256)];
+    for (head, padded) in sizes {
+        assert_eq!(padded_head_size(head), padded);
+    }
+}
+
+#[cfg(feature = "ndarray")]
+mod panics {
+    use super::*;
+    type B = burn_ndarray::NdArray;
+
+    #[test]
+    #[should_panic(expected = "attention: `key` has shape [1, 2, 3, 5], expected [1, 2, 3, 4]")]
+    fn a_key_of_another_head_size_names_both_shapes() {
+        let (q, k, v) = (seeded([1, 2, 3, 4], 1), seeded([1, 2, 3, 5], 2), seeded([1, 2, 3, 4], 3));
+        B::masked_attention(plain(q, k, v, Visibility::full(3)));
+    }
+
+    #[test]
+    #[should_panic(expected = "`mask over keys` has shape [1, 2], expected [1, 3]")]
+    fn a_mask_of_the_wrong_length_names_both_shapes() {
+        let [q, k, v] = [1, 2, 3].map(|seed| seeded([1, 2, 3, 4], seed));
+        let mask = AttentionMask::keep(Tensor::from_data([[true, true]], &Default::default()));
+        B::masked_attention(Attention { mask, ..plain(q, k, v, Visibility::full(3)) });
+    }
+
+    #[test]
+    #[should_panic(expected = "qkv_gemm: `input` has shape [1, 2, 4], expected [1, 2, 3]")]
+    fn an_input_of_the_wrong_width_names_both_shapes() {
+        let weight = Weight::<B>::new(seeded([3, 6], 1), None, Orientation::InputOutput);
+        B::qkv_gemm(seeded([1, 2, 4], 2), None, &QkvWeight::Fused(weight), false);
+    }
+}
