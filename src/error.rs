@@ -318,6 +318,11 @@ pub enum WeightError {
         /// The type in the file.
         found: String,
     },
+    /// The module has a norm in front and the names do not say where the checkpoint keeps it.
+    #[error(
+        "the module normalises its input and `AttentionNames::norm` is None; name the norm, or set `pre_layer_norm` to false"
+    )]
+    NoNormNames,
     /// Not every tensor of the checkpoint was used.
     #[error(
         "{} tensors of the checkpoint were not used: {}; load them, or name them in `Checkpoint::ignore`",

@@ -172,6 +172,11 @@ impl<B: Backend> FusedNorm<B> {
         self.beta.as_ref().map(Param::val)
     }
 
+    /// Whether there is a summand.
+    pub fn has_beta(&self) -> bool {
+        self.beta.is_some()
+    }
+
     /// Which norm, and its epsilon.
     pub fn spec(&self) -> NormSpec {
         self.spec

@@ -147,7 +147,7 @@ impl<B: InferenceBackend> Case<'_, B> {
         let mut config = self.fitted();
         let is_bloom = self.record.module == "BloomSelfAttention";
         let layout = if is_bloom { QkvLayout::PerHead } else { QkvLayout::Concat };
-        let names = AttentionNames::deepspeed(&self.tensors, "weights.", layout);
+        let names = AttentionNames::deepspeed(&self.tensors, "weights.", layout, Orientation::InputOutput);
         let tokens = self.record.calls.iter().map(|call| self.shape3(call, "input").map(|shape| shape[1]));
         let total: usize = tokens.sum::<Result<usize, _>>()?;
         config.max_out_tokens = config.max_out_tokens.max(total);
@@ -219,7 +219,7 @@ impl<B: InferenceBackend> Case<'_, B> {
 
     fn diffusers(&self) -> Result<f64, Failure> {
         let config = self.fitted();
-        let names = AttentionNames::deepspeed(&self.tensors, "weights.", QkvLayout::Concat);
+        let names = AttentionNames::deepspeed(&self.tensors, "weights.", QkvLayout::Concat, Orientation::InputOutput);
         let context_dim = self.tensors.shape("weights.attn_kw").map(|shape| shape[0]);
         let module = match context_dim {
             Some(context) => config.init_diffusers_cross::<B>(context, self.record.layer_id, self.device)?,

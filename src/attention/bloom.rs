@@ -16,7 +16,8 @@ use crate::spec::AttentionSpec;
 ///
 /// The bias is built here, from the slopes of this rank's heads and the number of real tokens between query and key, so
 /// padding on the left changes nothing. `transformers` adds `slope · key position` instead, which differs by a constant
-/// for each query and cancels in the softmax. DeepSpeed's softmax takes scores of up to 8192 keys; this one takes any.
+/// for each query and cancels in the softmax. There is no limit on the number of keys; the registers of DeepSpeed's
+/// softmax kernel hold 8192.
 ///
 /// The norm in front belongs to the module; BLOOM's residual is added by the block around it.
 #[derive(Module, Debug)]

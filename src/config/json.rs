@@ -48,10 +48,15 @@ impl DeepSpeedInferenceConfig {
             return Err(ConfigError::Json("expected an object of settings".into()));
         };
         for (key, value) in given {
+            let key = match key.as_str() {
+                "epsilon" => "layer_norm_eps", // the name of the attribute, in a dump of DeepSpeed's object
+                "layer_id" => continue,        // a counter of DeepSpeed's; here an argument of `resolve`
+                other => other,
+            };
             if !merged.contains_key(key) {
-                return Err(ConfigError::UnknownKey { key: key.clone(), nearest: nearest(key, merged.keys()) });
+                return Err(ConfigError::UnknownKey { key: key.into(), nearest: nearest(key, merged.keys()) });
             }
-            merged.insert(key.clone(), normalise(key, value)?);
+            merged.insert(key.into(), normalise(key, value)?);
         }
         for key in ["hidden_size", "heads"] {
             if !given.contains_key(key) || merged[key].is_null() {

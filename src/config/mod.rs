@@ -44,7 +44,7 @@ pub struct DeepSpeedInferenceConfig {
     /// Added to the variance (LayerNorm) or mean square (RMSNorm) before its root.
     #[config(default = 1e-12)]
     pub layer_norm_eps: f64,
-    /// This process's rank in the tensor-parallel group; needed when `mp_size` is above 1.
+    /// This process's rank in the tensor-parallel group; needed, and read, when `mp_size` is above 1.
     pub local_rank: Option<usize>,
     /// Ranks that the heads are split over.
     #[config(default = 1)]
@@ -172,7 +172,8 @@ impl DeepSpeedInferenceConfig {
     /// [`ConfigError::Missing`] if there are several ranks and `local_rank` is not given.
     pub fn rank_group(&self) -> Result<RankGroup, ConfigError> {
         match (self.mp_size, self.local_rank) {
-            (0 | 1, None) => RankGroup::new(0, self.mp_size),
+            // A launcher numbers the processes of a machine whether or not they share a model.
+            (0 | 1, _) => RankGroup::new(0, self.mp_size),
             (_, None) => Err(ConfigError::Missing("local_rank")),
             (ranks, Some(rank)) => RankGroup::new(rank, ranks),
         }

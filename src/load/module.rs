@@ -89,11 +89,11 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     /// A bias is read if the module has a place for it, and refused if it has none.
-    fn bias(&self, name: &str, size: usize, wanted: bool, switch: &str) -> Result<Option<Tensor<B, 1>>, WeightError> {
+    fn bias(&self, name: &str, size: usize, wanted: bool, remedy: &str) -> Result<Option<Tensor<B, 1>>, WeightError> {
         match wanted {
             true => self.vector(name, size).map(Some),
             false if self.checkpoint.contains(name) => {
-                Err(WeightError::Unexpected { name: name.into(), remedy: format!("set `{switch}` to true") })
+                Err(WeightError::Unexpected { name: name.into(), remedy: remedy.into() })
             }
             false => Ok(None),
         }
@@ -102,14 +102,19 @@ impl<'a, B: Backend> Reader<'a, B> {
     fn whole(&self, names: &WeightNames, input: usize, output: usize, bias: bool) -> Result<Whole<B>, WeightError> {
         Ok(Whole {
             matrix: self.matrix(&names.matrix, input, output)?,
-            bias: self.bias(&names.bias, output, bias, "qkv_bias")?,
+            bias: self.bias(&names.bias, output, bias, "set `qkv_bias` to true")?,
         })
     }
 
     fn norm(&self, module: &Option<FusedNorm<B>>) -> Result<Option<FusedNorm<B>>, WeightError> {
-        let (Some(norm), Some(names)) = (module, &self.names.norm) else { return Ok(module.clone()) };
+        let Some(norm) = module else { return Ok(None) };
+        let Some(names) = &self.names.norm else { return Err(WeightError::NoNormNames) };
         let gamma = self.vector(&names.gamma, norm.size())?;
-        let beta = self.bias(&names.beta, norm.size(), norm.beta().is_some(), "norm_bias")?;
+        let remedy = match norm.spec().rms {
+            true => "an RMSNorm has none; set `norm_type` to LayerNorm",
+            false => "set `norm_bias` to true",
+        };
+        let beta = self.bias(&names.beta, norm.size(), norm.has_beta(), remedy)?;
         Ok(Some(FusedNorm::new(gamma, beta, norm.spec())))
     }
 
@@ -118,7 +123,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         let names = &self.names.output;
         let matrix = self.matrix(&names.matrix, shard.total * head_dim, self.spec.hidden_size)?;
         let own = matrix.narrow(1, shard.start * head_dim, shard.len * head_dim);
-        let bias = self.bias(&names.bias, self.spec.hidden_size, module.has_bias(), "output_bias")?;
+        let bias = self.bias(&names.bias, self.spec.hidden_size, module.has_bias(), "set `output_bias` to true")?;
         Ok(self.turned(own, bias, module.orientation()))
     }
 
@@ -168,7 +173,7 @@ impl<'a, B: Backend> Reader<'a, B> {
                 self.whole(value, context, keys, bias)?,
             ],
             QkvNames::SeparateWithFusedBias { query, key, value, bias: name } => {
-                let all = self.bias(name, queries + 2 * keys, bias, "qkv_bias")?;
+                let all = self.bias(name, queries + 2 * keys, bias, "set `qkv_bias` to true")?;
                 let part = |start, len| all.clone().map(|bias| bias.narrow(0, start, len));
                 [
                     Whole { matrix: self.matrix(query, input, queries)?, bias: part(0, queries) },

@@ -70,7 +70,7 @@ pub enum QkvNames {
         /// Values.
         value: WeightNames,
     },
-    /// A matrix each, and one bias `q | k | v` (DeepSpeed's cross attention).
+    /// A matrix each, and one bias `q | k | v`.
     SeparateWithFusedBias {
         /// Matrix of the queries.
         query: String,
@@ -97,13 +97,18 @@ impl QkvNames {
 }
 
 impl AttentionNames {
-    /// DeepSpeed's names: `attn_qkvw`, or `attn_qw`, `attn_kw` and `attn_vw` where the checkpoint has those; `attn_ow`,
-    /// `norm_w` and their biases. `layout` is that of `attn_qkvw`, which for BLOOM is [`QkvLayout::PerHead`].
-    pub fn deepspeed(checkpoint: &Checkpoint, prefix: &str, layout: QkvLayout) -> Self {
+    /// DeepSpeed's names: `attn_qkvw`, or `attn_qw`, `attn_kw` and `attn_vw` where the checkpoint has only those;
+    /// `attn_ow`, `norm_w` and their biases. The norm is looked up beside the projections and in the block around them,
+    /// where DeepSpeed keeps it (`h.0.norm_w` beside `h.0.attention.attn_qkvw`).
+    ///
+    /// `layout` is that of `attn_qkvw`, which for BLOOM is [`QkvLayout::PerHead`]. `orientation` is
+    /// [`Orientation::InputOutput`] for matrices that DeepSpeed injected, [`Orientation::OutputInput`] under its
+    /// `transposed_mode` and `set_empty_params`. Shapes cannot tell either of them, so both must be said.
+    pub fn deepspeed(checkpoint: &Checkpoint, prefix: &str, layout: QkvLayout, orientation: Orientation) -> Self {
         let name = |stem: &str| format!("{prefix}{stem}");
         let weight =
             |stem: &str| WeightNames { matrix: name(&format!("attn_{stem}w")), bias: name(&format!("attn_{stem}b")) };
-        let qkv = if !checkpoint.contains(&name("attn_qw")) {
+        let qkv = if checkpoint.contains(&name("attn_qkvw")) || !checkpoint.contains(&name("attn_qw")) {
             QkvNames::Fused { names: weight("qkv"), layout }
         } else if checkpoint.contains(&name("attn_qkvb")) {
             QkvNames::SeparateWithFusedBias {
@@ -115,11 +120,15 @@ impl AttentionNames {
         } else {
             QkvNames::Separate { query: weight("q"), key: weight("k"), value: weight("v") }
         };
+        let block =
+            prefix.trim_end_matches('.').rsplit_once('.').map_or(String::new(), |(block, _)| format!("{block}."));
+        let beside = checkpoint.contains(&name("norm_w")) || !checkpoint.contains(&format!("{block}norm_w"));
+        let norm = if beside { prefix } else { &block };
         Self {
-            norm: Some(NormNames { gamma: name("norm_w"), beta: name("norm_b") }),
+            norm: Some(NormNames { gamma: format!("{norm}norm_w"), beta: format!("{norm}norm_b") }),
             qkv,
             output: weight("o"),
-            orientation: Orientation::InputOutput,
+            orientation,
         }
     }
 

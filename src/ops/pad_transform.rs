@@ -2,8 +2,8 @@
 //! it leaves unimplemented.
 //!
 //! Zero features change neither QKᵀ nor the first H columns of the context, so attention on padded heads is attention on
-//! the heads themselves, as long as the scale is that of the true head size. DeepSpeed pads the sequence to a multiple of
-//! 128 as well; our attention takes any length.
+//! the heads themselves, as long as the scale is that of the true head size. DeepSpeed pads the
+//! sequence as well (a short context to 128 tokens); our attention takes any length.
 
 use burn::tensor::{Tensor, backend::Backend};
 

@@ -21,8 +21,8 @@ pub enum PositionEncoding {
 
 /// The positions of the new tokens of a step, row by row, kept on the host.
 ///
-/// They differ from the cache slots where rows are padded on the left. DeepSpeed takes `position_ids` and never reads
-/// them; here they turn queries and keys.
+/// They differ from the cache slots where rows are padded on the left. DeepSpeed takes `position_ids` and its
+/// CUDA kernels never read them; here they turn queries and keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {
     tokens: usize,

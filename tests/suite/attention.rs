@@ -4,6 +4,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout};
 use burn_deepspeed::ops::Keys;
+use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{
     AttentionError, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
     NormType, Outputs, Positions,
@@ -33,14 +34,6 @@ pub fn llama() -> DeepSpeedInferenceConfig {
         .with_rotary_dim(Some(8))
         .with_rotate_half(true)
         .with_rotate_every_two(false)
-        .with_num_hidden_layers(Some(1))
-        .with_max_out_tokens(32)
-}
-
-pub fn bloom() -> DeepSpeedInferenceConfig {
-    DeepSpeedInferenceConfig::new(48, 6)
-        .with_dtype(DataType::Fp32)
-        .with_bigscience_bloom(true)
         .with_num_hidden_layers(Some(1))
         .with_max_out_tokens(32)
 }
@@ -76,9 +69,10 @@ fn the_record_of_outputs_is_consistent<B: InferenceBackend>() {
 fn storage_of_the_weights_does_not_matter<B: InferenceBackend>() {
     let device = Default::default();
     let checkpoint = Checkpoint::open(golden("cases/llama_gqa/tensors.safetensors")).unwrap();
-    let names = AttentionNames::deepspeed(&checkpoint, "weights.", QkvLayout::Concat);
+    let names = AttentionNames::deepspeed(&checkpoint, "weights.", QkvLayout::Concat, Orientation::InputOutput);
     let base = DeepSpeedInferenceConfig::new(96, 6).with_qkv_bias(false).with_output_bias(false);
-    let base = DeepSpeedInferenceConfig { num_kv: Some(2), norm_type: NormType::RMSNorm, ..base }.with_dtype(DataType::Fp32);
+    let base =
+        DeepSpeedInferenceConfig { num_kv: Some(2), norm_type: NormType::RMSNorm, ..base }.with_dtype(DataType::Fp32);
     let input = seeded::<B, 3>([2, 5, 96], 1);
     let run = |config: DeepSpeedInferenceConfig| {
         let attention = config.init_self_attention::<B>(0, &device).unwrap().load(&checkpoint, &names).unwrap();
@@ -121,7 +115,7 @@ fn shards_sum_to_the_whole<B: InferenceBackend>() {
     let device = Default::default();
     let input = seeded::<B, 3>([2, 5, 96], 3);
     let gqa = Checkpoint::open(golden("cases/llama_gqa/tensors.safetensors")).unwrap();
-    let gqa_names = AttentionNames::deepspeed(&gqa, "weights.", QkvLayout::Concat);
+    let gqa_names = AttentionNames::deepspeed(&gqa, "weights.", QkvLayout::Concat, Orientation::InputOutput);
     let gqa_config = DeepSpeedInferenceConfig::new(96, 6)
         .with_dtype(DataType::Fp32)
         .with_norm_type(NormType::RMSNorm)
@@ -130,21 +124,24 @@ fn shards_sum_to_the_whole<B: InferenceBackend>() {
         .with_qkv_bias(false)
         .with_output_bias(false);
     let bloom = Checkpoint::open(golden("cases/bloom_6_heads_padded/tensors.safetensors")).unwrap();
-    let bloom_names = AttentionNames::deepspeed(&bloom, "weights.", QkvLayout::PerHead);
+    let bloom_names = AttentionNames::deepspeed(&bloom, "weights.", QkvLayout::PerHead, Orientation::InputOutput);
     let bloom_config = DeepSpeedInferenceConfig::new(96, 6).with_dtype(DataType::Fp32).with_bigscience_bloom(true);
 
     let mask = || {
-        let hidden = Tensor::<B, 2, Bool>::from_data([[true, true, false, false, false], [false; 5]], &Default::default());
+        let hidden =
+            Tensor::<B, 2, Bool>::from_data([[true, true, false, false, false], [false; 5]], &Default::default());
         AttentionMask::hide(hidden)
     };
     let positions = Positions::sequential(&[0, 0], 5);
     for ranks in [1, 2, 3, 6] {
-        let rank = |config: &DeepSpeedInferenceConfig, rank| config.clone().with_mp_size(ranks).with_local_rank(Some(rank));
+        let rank =
+            |config: &DeepSpeedInferenceConfig, rank| config.clone().with_mp_size(ranks).with_local_rank(Some(rank));
         if ranks != 3 {
             let whole = gqa_config.init_self_attention::<B>(0, &device).unwrap().load(&gqa, &gqa_names).unwrap();
             let expected = whole.forward_uncached(input.clone(), mask(), None).unwrap();
             let parts = (0..ranks).map(|r| {
-                let part = rank(&gqa_config, r).init_self_attention::<B>(0, &device).unwrap().load(&gqa, &gqa_names).unwrap();
+                let part =
+                    rank(&gqa_config, r).init_self_attention::<B>(0, &device).unwrap().load(&gqa, &gqa_names).unwrap();
                 assert_eq!(part.spec().kv_heads(), if ranks == 1 { 2 } else { 1 });
                 part.forward_partial(input.clone(), mask(), Keys::Fresh(&positions), Outputs::default()).output
             });
@@ -164,7 +161,7 @@ fn shards_sum_to_the_whole<B: InferenceBackend>() {
 fn diffusers_shards_sum_to_the_whole<B: InferenceBackend>() {
     let device = Default::default();
     let checkpoint = Checkpoint::open(golden("cases/diffusers_cross_same_dim/tensors.safetensors")).unwrap();
-    let names = AttentionNames::deepspeed(&checkpoint, "weights.", QkvLayout::Concat);
+    let names = AttentionNames::deepspeed(&checkpoint, "weights.", QkvLayout::Concat, Orientation::InputOutput);
     let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32).with_qkv_bias(false);
     let (input, context) = (seeded::<B, 3>([1, 6, 64], 1), seeded::<B, 3>([1, 3, 64], 2));
     let load = |config: DeepSpeedInferenceConfig| {

@@ -1,9 +1,7 @@
 //! The KV cache: what fits, what is written where, and what nobody sees.
 
 use burn::tensor::{Bool, Tensor, backend::Backend};
-use burn_deepspeed::{
-    AttentionError, AttentionMask, DeepSpeedSelfAttention, InferenceBackend, KvCache, Positions,
-};
+use burn_deepspeed::{AttentionError, AttentionMask, DeepSpeedSelfAttention, InferenceBackend, KvCache, Positions};
 
 use crate::attention::{llama, randomised};
 use crate::common::{assert_near, on_each_backend, seeded};
@@ -16,7 +14,11 @@ fn cache<B: Backend>(batch: usize) -> KvCache<B> {
     llama().init_cache(batch, &Default::default()).unwrap()
 }
 
-fn feed<B: InferenceBackend>(module: &DeepSpeedSelfAttention<B>, cache: &mut KvCache<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
+fn feed<B: InferenceBackend>(
+    module: &DeepSpeedSelfAttention<B>,
+    cache: &mut KvCache<B>,
+    input: Tensor<B, 3>,
+) -> Tensor<B, 3> {
     let mut step = cache.step(input.dims()[1]).unwrap();
     let output = module.forward(input, AttentionMask::none(), step.layer(0)).unwrap();
     step.commit();
@@ -153,7 +155,9 @@ fn a_left_padded_row_is_the_row_alone<B: InferenceBackend>() {
         for (row, &pad) in pads.iter().enumerate() {
             let first = pad.saturating_sub(start);
             if first < tokens {
-                let own = |tensor: &Tensor<B, 3>, from: usize| tensor.clone().slice([row..row + 1, from..from + tokens - first, 0..48]);
+                let own = |tensor: &Tensor<B, 3>, from: usize| {
+                    tensor.clone().slice([row..row + 1, from..from + tokens - first, 0..48])
+                };
                 let expected = feed(&module, &mut alone[row], own(&input, start + first));
                 assert_near(own(&output, first), expected, 1e-5);
             }

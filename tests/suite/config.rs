@@ -1,0 +1,238 @@
+//! The configuration: DeepSpeed's defaults and spellings, presets, and each error once.
+
+use burn::config::Config;
+use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::position::rotary::{RopeScaling, Rotary, RotaryLayout};
+use burn_deepspeed::{ConfigError, DataType, DeepSpeedInferenceConfig, MlpActivation, NormType, PositionEncoding};
+use serde_json::json;
+
+use crate::common::golden;
+
+fn base() -> DeepSpeedInferenceConfig {
+    DeepSpeedInferenceConfig::new(64, 4)
+}
+
+#[test]
+fn defaults_are_deepspeeds() {
+    let config = base();
+    assert_eq!((config.layer_norm_eps, config.mp_size, config.dtype), (1e-12, 1, DataType::Fp16));
+    assert_eq!((config.pre_layer_norm, config.norm_type), (true, NormType::LayerNorm));
+    assert_eq!((config.scale_attention, config.triangular_masking), (true, true));
+    assert_eq!((config.local_attention, config.window_size), (false, 256));
+    assert_eq!((config.rotary_dim, config.rotate_half, config.rotate_every_two), (None, false, true));
+    assert_eq!((config.return_tuple, config.mlp_after_attn, config.training_mp_size), (true, true, 1));
+    assert_eq!((config.max_out_tokens, config.min_out_tokens), (1024, 1));
+    assert_eq!((config.num_kv, config.rope_theta, config.invert_mask), (None, 10000.0, true));
+    assert_eq!((config.mlp_size(), config.head_size()), (256, 16));
+}
+
+#[test]
+fn json_of_deepspeed_is_read() {
+    let config = DeepSpeedInferenceConfig::from_json_str(
+        r#"{ "hidden_size": 64, "intermediate_size": -1, "heads": 4, "num_hidden_layers": 2, "local_rank": -1,
+             "dtype": "torch.half", "norm_type": 3, "mlp_act_func_type": "GATED_SILU", "rotary_dim": -1, "num_kv": -1,
+             "rope_theta": 500000, "epsilon": 1e-6, "layer_id": 3 }"#,
+    )
+    .unwrap();
+    assert_eq!((config.dtype, config.norm_type), (DataType::Fp16, NormType::RMSNorm));
+    assert_eq!(config.mlp_act_func_type, MlpActivation::GatedSILU);
+    assert_eq!((config.local_rank, config.rotary_dim, config.num_kv, config.rope_theta), (None, None, None, 500000.0));
+    assert_eq!((config.num_hidden_layers, config.layer_norm_eps), (Some(2), 1e-6));
+    // a launcher's rank means nothing to a model on one rank
+    assert!(config.with_local_rank(Some(3)).resolve(0).is_ok());
+}
+
+#[test]
+fn a_saved_configuration_is_read_back_equal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("config.json");
+    let scaling = json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64 });
+    let config = base()
+        .with_dtype(DataType::Bf16)
+        .with_norm_type(NormType::RMSNorm)
+        .with_rotary_dim(Some(8))
+        .with_num_kv(Some(2))
+        .with_softcap(Some(30.0))
+        .with_rope_scaling(RopeScaling::from_json(&scaling, None).unwrap());
+    config.save(&path).unwrap();
+    assert_eq!(DeepSpeedInferenceConfig::load(&path).unwrap(), config);
+    assert_eq!(<DeepSpeedInferenceConfig as Config>::load(&path).unwrap(), config);
+}
+
+#[test]
+fn each_mistake_has_its_own_error() {
+    let message = |config: DeepSpeedInferenceConfig| config.resolve(0).unwrap_err().to_string();
+    let all = [
+        (base().with_heads_of(5), "`hidden_size` 64 is not a multiple of `heads` 5"),
+        (base().with_num_kv(Some(3)), "`heads` 4 is not a multiple of `num_kv` 3"),
+        (base().with_num_kv(Some(0)), "`num_kv` is 0"),
+        (base().with_rotary_dim(Some(7)), "`rotary_dim` 7 is odd; features turn in pairs, use 6 or 8"),
+        (base().with_rotary_dim(Some(18)), "longer than a head (16); use at most 16"),
+        (base().with_rotary_dim(Some(8)).with_rotate_half(true), "set `rotate_every_two` to false"),
+        (base().with_rotary_dim(Some(8)).with_rotate_every_two(false), "set the layout of the checkpoint"),
+        (base().with_rotary_dim(Some(8)).with_bigscience_bloom(true), "`bigscience_bloom` (ALiBi) and `rotary_dim` 8"),
+        (base().with_window_size(0), "`window_size` is 0; it must be at least 1"),
+        (base().with_max_out_tokens(0), "`max_out_tokens` is 0"),
+        (base().with_min_out_tokens(2048), "`min_out_tokens` is 2048"),
+        (base().with_norm_type(NormType::GroupNorm), "GroupNorm cannot stand in front of a QKV projection"),
+        (base().with_layer_norm_eps(f64::NAN), "`layer_norm_eps` is NaN"),
+        (base().with_softcap(Some(0.0)), "`softcap` is 0"),
+        (base().with_rotary_dim(Some(8)).with_rope_theta(-1.0), "`rope_theta` is -1"),
+        (base().with_mp_size(2), "`local_rank` is missing"),
+        (base().with_mp_size(2).with_local_rank(Some(2)), "rank 2 is not in a group of 2"),
+        (base().with_mp_size(3).with_local_rank(Some(0)), "cannot be split over 3 ranks; valid: 1, 2, 4"),
+        (base().with_mp_size(0), "`mp_size` is 0"),
+    ];
+    for (config, expected) in all {
+        let message = message(config);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+trait WithHeads {
+    fn with_heads_of(self, heads: usize) -> Self;
+}
+
+impl WithHeads for DeepSpeedInferenceConfig {
+    fn with_heads_of(mut self, heads: usize) -> Self {
+        self.heads = heads;
+        self
+    }
+}
+
+#[test]
+fn each_mistake_in_a_file_has_its_own_error() {
+    let message = |text: &str| DeepSpeedInferenceConfig::from_json_str(text).unwrap_err().to_string();
+    let all = [
+        (
+            r#"{ "hidden_size": 64, "heads": 4, "rotary_dims": 8 }"#,
+            "unknown configuration key `rotary_dims` (nearest: `rotary_dim`)",
+        ),
+        (r#"{ "hidden_size": 64, "heads": 4, "dtype": "fp8" }"#, "`dtype` is `fp8`"),
+        (r#"{ "hidden_size": 64, "heads": 4, "norm_type": "BatchNorm" }"#, "use LayerNorm, GroupNorm, RMSNorm"),
+        (r#"{ "hidden_size": 64, "heads": 4, "norm_type": 0 }"#, "use LayerNorm, GroupNorm, RMSNorm"),
+        (r#"{ "hidden_size": 64, "heads": "four" }"#, "heads: invalid type"),
+        (r#"{ "hidden_size": 64, "heads": -2 }"#, "heads: invalid value"),
+        (r#"{ "hidden_size": -1, "heads": 4 }"#, "`hidden_size` is missing"),
+        (r#"{ "hidden_size": 64 }"#, "`heads` is missing"),
+        ("[]", "expected an object"),
+        ("{", "not valid"),
+    ];
+    for (text, expected) in all {
+        let message = message(text);
+        assert!(message.contains(expected), "{message}");
+    }
+    let error = DeepSpeedInferenceConfig::from_json_file("no/such/file.json").unwrap_err();
+    assert!(matches!(error, ConfigError::File { .. }) && error.to_string().contains("no/such/file.json"));
+}
+
+#[test]
+#[cfg(feature = "ndarray")]
+fn what_a_backend_cannot_do_is_refused_at_init() {
+    type B = burn_ndarray::NdArray;
+    let device = Default::default();
+    let error = |config: DeepSpeedInferenceConfig| config.init_self_attention::<B>(0, &device).unwrap_err().to_string();
+    assert!(error(base()).contains("the backend `ndarray` does not store fp16; set `dtype` to fp32"));
+    assert!(error(base().with_dtype(DataType::Int8)).contains("int8 weights are not part of this version"));
+    let fp32 = base().with_dtype(DataType::Fp32);
+    assert!(error(fp32.clone().with_use_triton(true)).contains("`use_triton` asks for fused GPU kernels"));
+    assert!(error(fp32.clone().with_bigscience_bloom(true)).contains("call `init_bloom`"));
+    let message = fp32.init_bloom::<B>(0, &device).unwrap_err().to_string();
+    assert!(message.contains("`bigscience_bloom` is false; set it to true"), "{message}");
+    let message = fp32.clone().with_rotary_dim(Some(8)).init_diffusers::<B>(0, &device).unwrap_err().to_string();
+    assert!(message.contains("no position encoding"), "{message}");
+    let message = fp32.clone().with_local_attention(true).init_diffusers::<B>(0, &device).unwrap_err().to_string();
+    assert!(message.contains("no window"), "{message}");
+    assert!(matches!(fp32.init_diffusers_cross::<B>(0, 0, &device), Err(ConfigError::OutOfRange { .. })));
+    assert_eq!(fp32.init_cache::<B>(1, &device).unwrap_err(), ConfigError::Missing("num_hidden_layers"));
+}
+
+#[test]
+fn rope_scalings_of_hugging_face_are_read_or_refused() {
+    let read = |record: serde_json::Value| RopeScaling::from_json(&record, Some(2048));
+    assert_eq!(read(json!(null)).unwrap(), RopeScaling::Default);
+    assert_eq!(read(json!({ "type": "linear", "factor": 2.0 })).unwrap(), RopeScaling::Linear { factor: 2.0 });
+    let dynamic = RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 2048 };
+    assert_eq!(read(json!({ "rope_type": "dynamic", "factor": 2.0 })).unwrap(), dynamic);
+    let yarn = read(json!({ "rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 0.0 })).unwrap();
+    let RopeScaling::Yarn { attention_factor, beta_fast, original_max_position_embeddings, .. } = yarn else {
+        panic!()
+    };
+    assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+    assert_eq!((beta_fast, original_max_position_embeddings), (32.0, 2048));
+    let message = |record| read(record).unwrap_err().to_string();
+    assert!(message(json!({ "rope_type": "longrope" })).contains("`longrope` is unknown; supported: default, linear"));
+    assert!(message(json!({ "rope_type": "linear" })).contains("`factor` is missing"));
+    assert!(message(json!({ "rope_type": "linear", "factor": 0.5 })).contains("`factor` must be at least 1"));
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0 });
+    assert!(message(llama3).contains("must be greater than `low_freq_factor`"));
+}
+
+#[test]
+fn rotary_angles_stay_exact_at_long_range() {
+    let rotary = Rotary { dim: 4, layout: RotaryLayout::Half, theta: 10000.0, scaling: RopeScaling::Default };
+    let (frequencies, amplitude) = rotary.frequencies(1);
+    assert_eq!((frequencies[0], amplitude), (1.0, 1.0));
+    assert!((frequencies[1] - 0.01).abs() < 1e-15);
+    #[cfg(feature = "ndarray")]
+    for position in [1usize, 255, 257, 16_385, 131_071] {
+        let positions = burn_deepspeed::Positions::sequential(&[position], 1);
+        let table = rotary.table::<burn_ndarray::NdArray>(&positions, &Default::default());
+        let cosine = f64::from(table.cos.into_data().iter::<f32>().next().unwrap());
+        assert!((cosine - (position as f64).cos()).abs() < 1e-7, "{position}");
+    }
+}
+
+#[test]
+fn checkpoints_of_hugging_face_have_presets() {
+    for (name, architecture) in [
+        ("bloom", Architecture::Bloom),
+        ("gpt2", Architecture::Gpt2),
+        ("gpt_neox", Architecture::GptNeoX),
+        ("gptj", Architecture::GptJ),
+        ("llama", Architecture::Llama),
+        ("mistral", Architecture::Mistral),
+        ("opt", Architecture::Opt),
+    ] {
+        let config = HuggingFaceConfig::from_json_file(golden(&format!("models/{name}/config.json"))).unwrap();
+        assert_eq!((config.architecture, config.layers, config.vocab_size), (architecture, 3, 160));
+        assert_eq!(config.attention_config(0).dtype, DataType::Fp32);
+    }
+}
+
+#[test]
+fn older_hugging_face_records_are_read_too() {
+    let read = |record| HuggingFaceConfig::from_json(record).unwrap();
+    let llama = read(
+        json!({ "model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 500000.0, "torch_dtype": "bfloat16",
+        "max_position_embeddings": 131072, "eos_token_id": [5, 9], "rope_scaling": { "rope_type": "llama3", "factor": 8.0,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 } }),
+    );
+    assert_eq!(llama.eos_token_ids, [5, 9]);
+    let spec = llama.attention_config(1).resolve(1).unwrap();
+    assert_eq!((spec.kv_heads(), spec.dtype), (2, DataType::Bf16));
+    let PositionEncoding::Rotary(Rotary { theta, scaling, layout, dim }) = spec.position else { panic!() };
+    assert_eq!((theta, layout, dim), (500000.0, RotaryLayout::Half, 16));
+    assert!(matches!(scaling, RopeScaling::Llama3 { original_max_position_embeddings: 8192, .. }));
+
+    let neo =
+        read(json!({ "model_type": "gpt_neo", "hidden_size": 64, "num_heads": 4, "num_layers": 4, "window_size": 8,
+        "attention_types": [[["global", "local"], 2]] }));
+    let windows: Vec<_> = (0..4).map(|layer| neo.attention_config(layer).resolve(layer).unwrap().window).collect();
+    assert_eq!(windows, [None, Some(8), None, Some(8)]);
+    assert_eq!(neo.attention_config(0).resolve(0).unwrap().scale, 1.0);
+
+    let neox = read(json!({ "model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4,
+        "num_hidden_layers": 1, "rotary_pct": 0.5, "rotary_emb_base": 20000 }));
+    assert_eq!((neox.attention_config(0).rotary_dim, neox.attention_config(0).rope_theta), (Some(8), 20000.0));
+
+    let bert =
+        read(json!({ "model_type": "bert", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1 }));
+    let spec = bert.attention_config(0).resolve(0).unwrap();
+    assert_eq!((spec.norm, spec.causal), (None, false));
+
+    let message = |record| HuggingFaceConfig::from_json(record).unwrap_err().to_string();
+    assert!(message(json!({ "model_type": "mamba" })).contains("`mamba` is not supported"));
+    assert!(message(json!({ "model_type": "gpt2", "n_head": 4 })).contains("`hidden_size` is missing"));
+}

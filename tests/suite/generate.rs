@@ -27,7 +27,8 @@ fn check_all<B: InferenceBackend>(chunk: Option<usize>) {
         let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
         let (model, report) = model.load(&config, &checkpoint, &device).unwrap();
         assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{name}: {report}");
-        check::run(&model, &config, &folder.join("expected.json"), chunk, &device).unwrap_or_else(|e| panic!("{name}: {e}"));
+        check::run(&model, &config, &folder.join("expected.json"), chunk, &device)
+            .unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
 

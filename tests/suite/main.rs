@@ -5,10 +5,10 @@ mod common;
 mod attention;
 mod cache;
 mod config;
-#[cfg(feature = "autodiff")]
-mod gradients;
 mod generate;
 mod golden;
+#[cfg(feature = "autodiff")]
+mod gradients;
 mod load;
 mod ops;
 mod properties;

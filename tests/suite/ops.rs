@@ -79,7 +79,12 @@ fn attention_is_what_plain_loops_compute<B: InferenceBackend>() {
     }
 }
 
-fn plain<B: InferenceBackend>(query: Tensor<B, 4>, key: Tensor<B, 4>, value: Tensor<B, 4>, visibility: Visibility) -> Attention<B> {
+fn plain<B: InferenceBackend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    visibility: Visibility,
+) -> Attention<B> {
     Attention { query, key, value, scale: 1.0, softcap: None, slopes: None, visibility, mask: AttentionMask::none() }
 }
 
@@ -135,13 +140,7 @@ fn masks_of_one_head_do_not_leak_into_another<B: InferenceBackend>() {
     let pairs = Tensor::<B, 4, Bool>::from_data(TensorData::new(pairs, [1, 3, 2, 2]), &Default::default());
     let mask = AttentionMask::none().and_keep_pairs(pairs.bool_not());
     let actual = B::masked_attention(Attention { mask, ..plain(q.clone(), k.clone(), v.clone(), Visibility::full(2)) });
-    let loops = Loops {
-        scale: 1.0,
-        softcap: None,
-        slopes: None,
-        bias: &|_| 0.0,
-        hides: &|[b, n, _, s]| hide(b, n, s),
-    };
+    let loops = Loops { scale: 1.0, softcap: None, slopes: None, bias: &|_| 0.0, hides: &|[b, n, _, s]| hide(b, n, s) };
     assert_near(actual, loops.attend(q, k, v, 0), TOLERANCE);
 }
 
