@@ -1,1 +1,6 @@
-//! Kernels.
+//! The compute kernels of `burn-deepspeed`. This crate never names Burn: kernels see slices and sizes, and a caller that
+//! has neither modules nor tensors can use them as they are.
+//!
+//! - [`cpu`]: kernels on slices, over the threads of the current `rayon` pool.
+
+pub mod cpu;

@@ -1,0 +1,3 @@
+//! Kernels on slices, for any CPU.
+
+pub mod decode;
