@@ -100,6 +100,11 @@ impl<B: Backend> AttentionMask<B> {
         self.pairs.as_ref()
     }
 
+    /// Whether a bias is added to the scores.
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
     /// The bias, in f32: `[B or 1, N or 1, T or 1, S]`.
     pub fn bias(&self) -> Option<Tensor<B, 4>> {
         self.bias.clone().map(|bias| bias.cast(FloatDType::F32))

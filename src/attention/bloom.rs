@@ -8,7 +8,7 @@ use crate::cache::LayerCache;
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
-use crate::ops::{InferenceBackend, Keys};
+use crate::ops::{InferenceBackend, Keys, Plan};
 use crate::spec::AttentionSpec;
 
 /// Self-attention with ALiBi, <https://arxiv.org/abs/2108.12409>; the `BloomSelfAttention` of DeepSpeed's
@@ -103,6 +103,11 @@ impl<B: InferenceBackend> BloomSelfAttention<B> {
         wanted: Outputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
         self.attention.forward_detailed(input, mask, keys, wanted)
+    }
+
+    /// See [`DeepSpeedSelfAttention::explain`].
+    pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
+        self.attention.explain(tokens, cached, mask)
     }
 
     /// See [`DeepSpeedSelfAttention::forward_partial`].

@@ -8,7 +8,7 @@ use crate::cache::LayerCache;
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
-use crate::ops::{InferenceBackend, Keys, SoftmaxContext};
+use crate::ops::{ContextProblem, InferenceBackend, Keys, Plan, SoftmaxContext};
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, QkvWeight, Weight};
@@ -204,6 +204,30 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
             partial.output = partial.output + bias.unsqueeze();
         }
         Ok(partial)
+    }
+
+    /// The path that a step of so many new tokens takes, with a cache or without, and why not another.
+    ///
+    /// ```
+    /// # use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+    /// # use burn_ndarray::NdArray;
+    /// # fn main() -> Result<(), burn_deepspeed::ConfigError> {
+    /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
+    /// let attention = config.init_self_attention::<NdArray>(0, &Default::default())?;
+    /// let decoding = attention.explain(1, true, &AttentionMask::none());
+    /// let prompt = attention.explain(100, true, &AttentionMask::none());
+    /// assert_eq!(decoding.to_string(), "kernel `cpu::decode`");
+    /// assert_eq!(prompt.to_string(), "reference: 100 new tokens; the kernel takes up to 16");
+    /// # Ok(()) }
+    /// ```
+    pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
+        B::plan_softmax_context(&ContextProblem {
+            dtype: self.output.matrix().dtype(),
+            tokens,
+            cached,
+            hides_pairs: mask.hidden_pairs().is_some(),
+            has_bias: mask.has_bias(),
+        })
     }
 
     /// What this rank adds to the sum over ranks. The output bias is not in it.

@@ -32,6 +32,8 @@
 
 mod step;
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use crate::config::{DataType, DeepSpeedInferenceConfig};
@@ -249,7 +251,7 @@ impl<B: Backend> KvCache<B> {
                 for (side, from) in [(&mut store.key, &source.key), (&mut store.value, &source.value)] {
                     let Some(from) = from else { continue };
                     let tokens = from.clone().slice([other_row..other_row + 1, 0..heads, 0..length, 0..head_dim]);
-                    write(side, [row..row + 1, 0..heads, 0..length, 0..head_dim], tokens);
+                    write(side, [row..row + 1, 0..heads, 0..length, 0..head_dim], tokens, slice_assign);
                 }
             }
         }
@@ -273,7 +275,19 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
-/// Writes into a tensor that nobody else holds, so that the backend does it in place.
-fn write<B: Backend>(side: &mut Option<Tensor<B, 4>>, at: [std::ops::Range<usize>; 4], tokens: Tensor<B, 4>) {
-    *side = side.take().map(|tensor| tensor.slice_assign(at, tokens));
+/// How tokens are written into a part of a tensor: `(tensor, part, tokens) -> tensor`.
+pub(crate) type Assign<B> = fn(Tensor<B, 4>, [Range<usize>; 4], Tensor<B, 4>) -> Tensor<B, 4>;
+
+/// Burn's own assignment, which is in place on a tensor that nobody else holds (but for `burn-flex` 0.21, which copies).
+pub(crate) fn slice_assign<B: Backend>(
+    tensor: Tensor<B, 4>,
+    at: [Range<usize>; 4],
+    tokens: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    tensor.slice_assign(at, tokens)
+}
+
+/// Takes the tensor out while it is written, so that nobody else holds it.
+fn write<B: Backend>(side: &mut Option<Tensor<B, 4>>, at: [Range<usize>; 4], tokens: Tensor<B, 4>, assign: Assign<B>) {
+    *side = side.take().map(|tensor| assign(tensor, at, tokens));
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{CacheSize, KvCache, Store, write};
+use super::{Assign, CacheSize, KvCache, Store, slice_assign, write};
 use crate::error::{AttentionError, check_shape};
 use crate::position::Positions;
 use crate::position::rotary::{Rotary, RotaryTable};
@@ -167,6 +167,11 @@ impl<B: Backend> LayerCache<'_, B> {
     /// # Shapes
     /// - key, value: `[B, K, T, H]`
     pub fn append(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
+        self.append_with(key, value, slice_assign);
+    }
+
+    /// [`append`](Self::append) with a backend's own way to write into a tensor that nobody else holds.
+    pub(crate) fn append_with(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>, assign: Assign<B>) {
         let (heads, head_dim) = (self.size.kv_heads, self.size.head_dim);
         let expected = [self.rows.starts.len(), heads, self.rows.width, head_dim];
         for (side, new, name) in [(&mut self.store.key, key, "key"), (&mut self.store.value, value, "value")] {
@@ -174,13 +179,13 @@ impl<B: Backend> LayerCache<'_, B> {
             let new = new.cast(self.size.dtype);
             if let Some(start) = self.rows.uniform_start() {
                 let at = [0..expected[0], 0..heads, start..start + self.rows.width, 0..head_dim];
-                write(side, at, new);
+                write(side, at, new, assign);
                 continue;
             }
             for (row, (&start, &count)) in self.rows.starts.iter().zip(&self.rows.new).enumerate() {
                 if count > 0 {
                     let tokens = new.clone().slice([row..row + 1, 0..heads, 0..count, 0..head_dim]);
-                    write(side, [row..row + 1, 0..heads, start..start + count, 0..head_dim], tokens);
+                    write(side, [row..row + 1, 0..heads, start..start + count, 0..head_dim], tokens, assign);
                 }
             }
         }

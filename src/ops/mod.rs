@@ -25,7 +25,7 @@ pub use attention::Attention;
 pub use pad_transform::padded_head_size;
 pub use qkv_gemm::QkvGemmOutput;
 pub use softmax::{AdditiveMask, Softmax};
-pub use softmax_context::{Keys, SoftmaxContext, SoftmaxContextOutput};
+pub use softmax_context::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput};
 
 /// Operations that a backend may fuse. Every default is the reference, written in tensor operations, so
 /// `impl InferenceBackend for MyBackend {}` is a complete and correct port.
@@ -61,6 +61,11 @@ pub trait InferenceBackend: Backend {
     /// - context: `[B, T, N·H]`; keys and values, if asked for, `[B, K, S, H]`
     fn softmax_context(arguments: SoftmaxContext<'_, Self>) -> SoftmaxContextOutput<Self> {
         softmax_context::reference(arguments)
+    }
+
+    /// The path that [`softmax_context`](Self::softmax_context) takes, and why not another.
+    fn plan_softmax_context(_problem: &ContextProblem) -> Plan {
+        Plan::Reference(Declined::NoKernel)
     }
 
     /// `softmax(hide(softcap(scale · QKᵀ) + bias)) · V`, for queries and keys that are at hand.

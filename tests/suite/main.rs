@@ -2,6 +2,7 @@
 
 mod common;
 
+mod allocations;
 mod attention;
 mod cache;
 mod config;
@@ -9,6 +10,7 @@ mod generate;
 mod golden;
 #[cfg(feature = "autodiff")]
 mod gradients;
+mod kernels;
 mod load;
 mod ops;
 mod properties;

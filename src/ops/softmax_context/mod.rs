@@ -1,12 +1,18 @@
 //! Rotate, append to the cache, attend; DeepSpeed's `SoftmaxContextOp`, whose fallback is limited to the CPU's needs.
 
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub(crate) mod cpu;
+mod plan;
+mod reference;
+
+pub use plan::{ContextProblem, Declined, Plan};
+pub use reference::reference;
+
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::attention::{Attention, Visibility};
-use crate::cache::LayerCache;
+use crate::cache::{Assign, LayerCache};
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
-use crate::position::alibi::shard_slopes;
 use crate::position::{PositionEncoding, Positions};
 use crate::spec::AttentionSpec;
 
@@ -43,20 +49,35 @@ pub struct SoftmaxContextOutput<B: Backend> {
     pub keys: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
 }
 
-/// The definition of [`InferenceBackend::softmax_context`](super::InferenceBackend::softmax_context).
-pub fn reference<B: Backend>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
-    let SoftmaxContext { qkv, keys, mask, spec, want_keys } = arguments;
-    let [batch, tokens, _] = qkv.dims();
-    let (dtype, device) = (qkv.dtype(), qkv.device());
-    let [query, key, value] = split_heads(qkv, spec);
+/// Queries that are turned, and keys that are turned and, if there is a cache, in it.
+struct Rotated<'a, B: Backend> {
+    query: Tensor<B, 4>,
+    keys: RotatedKeys<'a, B>,
+}
 
-    let (table, mut cache) = match (keys, &spec.position) {
+enum RotatedKeys<'a, B: Backend> {
+    Cached(LayerCache<'a, B>),
+    Fresh(Tensor<B, 4>, Tensor<B, 4>),
+}
+
+/// Splits a packed projection, turns queries and keys, and appends to the cache.
+fn rotate_and_append<'a, B: Backend>(
+    qkv: Tensor<B, 3>,
+    keys: Keys<'a, B>,
+    spec: &AttentionSpec,
+    assign: Assign<B>,
+) -> Rotated<'a, B> {
+    let [batch, tokens, _] = qkv.dims();
+    let device = qkv.device();
+    let [query, key, value] = split_heads(qkv, spec);
+    let (table, cache) = match (keys, &spec.position) {
         (Keys::Cached(mut cache), PositionEncoding::Rotary(rotary)) => {
             (Some(cache.rotary_table(rotary, &device)), Some(cache))
         }
         (Keys::Cached(cache), _) => (None, Some(cache)),
         (Keys::Fresh(positions), PositionEncoding::Rotary(rotary)) => {
-            check_shape("softmax_context", "positions", &[batch, tokens], &[positions.batch(), positions.tokens()]);
+            let given = [positions.batch(), positions.tokens()];
+            check_shape("softmax_context", "positions", &[batch, tokens], &given);
             (Some(rotary.table(positions, &device)), None)
         }
         (Keys::Fresh(_), _) => (None, None),
@@ -66,27 +87,14 @@ pub fn reference<B: Backend>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContext
         None => heads,
     };
     let (query, key) = (turn(query), turn(key));
-
-    let (key, value, starts, ends) = match &mut cache {
-        Some(cache) => {
-            cache.append(key, value);
-            let (key, value) = cache.visible();
-            (key, value, cache.rows().starts().to_vec(), cache.rows().ends())
+    let keys = match cache {
+        Some(mut cache) => {
+            cache.append_with(key, value, assign);
+            RotatedKeys::Cached(cache)
         }
-        None => (key, value, vec![0], vec![tokens]),
+        None => RotatedKeys::Fresh(key, value),
     };
-    let returned = want_keys.then(|| (key.clone().cast(dtype), value.clone().cast(dtype)));
-    let context = super::attention::reference(Attention {
-        query,
-        key,
-        value,
-        scale: spec.scale,
-        softcap: spec.softcap,
-        slopes: (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard)),
-        visibility: Visibility { causal: spec.causal, window: spec.window, starts, ends },
-        mask,
-    });
-    SoftmaxContextOutput { context: merge_heads(context.cast(dtype)), keys: returned }
+    Rotated { query, keys }
 }
 
 /// The queries, keys and values of a packed projection.

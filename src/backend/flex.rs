@@ -1,0 +1,79 @@
+//! Burn's portable CPU backend.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use burn::tensor::{DType, Element, Tensor, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+use crate::ops::softmax_context::cpu::{self, InMemory};
+use crate::ops::softmax_context::{ContextProblem, Plan};
+use crate::ops::{InferenceBackend, SoftmaxContext, SoftmaxContextOutput};
+
+impl InferenceBackend for Flex {
+    fn fast_operations() -> &'static [&'static str] {
+        &["softmax_context"]
+    }
+
+    fn plan_softmax_context(problem: &ContextProblem) -> Plan {
+        cpu::plan(problem)
+    }
+
+    fn softmax_context(arguments: SoftmaxContext<'_, Self>) -> SoftmaxContextOutput<Self> {
+        cpu::softmax_context(arguments)
+    }
+}
+
+impl InMemory for Flex {
+    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Cow<'_, [f32]>) -> R) -> R {
+        match tensor.clone().into_primitive() {
+            TensorPrimitive::Float(primitive) => match primitive.as_slice::<f32>() {
+                Some(elements) => read(Cow::Borrowed(elements)),
+                None => read(cpu::copied(tensor)),
+            },
+            TensorPrimitive::QFloat(_) => read(cpu::copied(tensor)),
+        }
+    }
+
+    /// `burn-flex` 0.21 holds on to the tensor while it assigns, and so copies it whole; this writes the part alone.
+    fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {
+        let shape = tensor.dims();
+        let mut into = tensor.into_primitive().tensor();
+        let from = tokens.clone().into_primitive().tensor().to_contiguous();
+        let written = match into.dtype() {
+            DType::F32 => copy_rows::<f32>(&mut into, shape, &at, &from),
+            DType::F16 => copy_rows::<f16>(&mut into, shape, &at, &from),
+            DType::BF16 => copy_rows::<bf16>(&mut into, shape, &at, &from),
+            _ => None,
+        };
+        let tensor = Tensor::from_primitive(TensorPrimitive::Float(into));
+        match written {
+            Some(()) => tensor,
+            None => cpu::slice_assign(tensor, at, tokens),
+        }
+    }
+}
+
+/// Copies `[B, K, T, H]` tokens to the part `at` of a `[B, K, capacity, H]` cache; `None` if the cache is shared or does
+/// not lie in one piece, and nothing was written.
+fn copy_rows<E: Element + Pod>(
+    into: &mut FlexTensor,
+    [_, heads, slots, features]: [usize; 4],
+    at: &[Range<usize>; 4],
+    from: &FlexTensor,
+) -> Option<()> {
+    if !into.is_contiguous() || into.layout().start_offset() != 0 {
+        return None;
+    }
+    let new = at[2].len() * features;
+    let from = from.as_slice::<E>()?;
+    let into = into.try_storage_mut::<E>()?;
+    let blocks = at[0].clone().flat_map(|row| at[1].clone().map(move |head| row * heads + head));
+    for (block, tokens) in blocks.zip(from.chunks(new.max(1))) {
+        let start = (block * slots + at[2].start) * features;
+        into[start..start + new].copy_from_slice(tokens);
+    }
+    Some(())
+}

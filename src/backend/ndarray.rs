@@ -1,0 +1,43 @@
+//! Burn's backend on the `ndarray` crate.
+
+use std::borrow::Cow;
+
+use burn::tensor::{Tensor, TensorPrimitive};
+use burn_ndarray::{FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
+
+use crate::ops::softmax_context::cpu::{self, InMemory};
+use crate::ops::softmax_context::{ContextProblem, Plan};
+use crate::ops::{InferenceBackend, SoftmaxContext, SoftmaxContextOutput};
+
+impl<E: FloatNdArrayElement, I: IntNdArrayElement, Q: QuantElement> InferenceBackend for NdArray<E, I, Q>
+where
+    NdArrayTensor: From<SharedArray<E>>,
+    NdArrayTensor: From<SharedArray<I>>,
+{
+    fn fast_operations() -> &'static [&'static str] {
+        &["softmax_context"]
+    }
+
+    fn plan_softmax_context(problem: &ContextProblem) -> Plan {
+        cpu::plan(problem)
+    }
+
+    fn softmax_context(arguments: SoftmaxContext<'_, Self>) -> SoftmaxContextOutput<Self> {
+        cpu::softmax_context(arguments)
+    }
+}
+
+impl<E: FloatNdArrayElement, I: IntNdArrayElement, Q: QuantElement> InMemory for NdArray<E, I, Q>
+where
+    NdArrayTensor: From<SharedArray<E>>,
+    NdArrayTensor: From<SharedArray<I>>,
+{
+    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Cow<'_, [f32]>) -> R) -> R {
+        if let TensorPrimitive::Float(NdArrayTensor::F32(storage)) = tensor.clone().into_primitive() {
+            if let Some(elements) = storage.view().as_slice() {
+                return read(Cow::Borrowed(elements));
+            }
+        }
+        read(cpu::copied(tensor))
+    }
+}
