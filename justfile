@@ -1,0 +1,20 @@
+# What a change must pass.
+check:
+    bash .ci/run
+
+# Tests on one backend: `just test flex`.
+test backend="ndarray":
+    cargo test --release --no-default-features --features {{backend}},autodiff --test suite
+
+# Kernels beside what they replace.
+bench:
+    cargo bench --features autodiff --bench decode
+
+# Writes the golden cases anew; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
+golden:
+    python3 tests/golden/generate.py --out tests/golden/cases
+    python3 tests/golden/generate_models.py --out tests/golden/models
+
+# Trains the adder that `generate` runs without a model.
+adder:
+    cargo run --release --features autodiff --example train_adder
