@@ -1,5 +1,7 @@
 //! A matrix with its bias, and the norm in front of one.
 
+use std::borrow::Cow;
+
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 
@@ -126,11 +128,12 @@ impl<B: Backend> Weight<B> {
             Orientation::InputOutput => 1,
             Orientation::OutputInput => 0,
         };
-        Self::new(
-            self.matrix().narrow(dim, start, len),
-            self.bias().map(|bias| bias.narrow(0, start, len)),
-            self.orientation,
-        )
+        // Not `Param::from_tensor`: it asks for gradients, which a part of a tracked matrix refuses.
+        Self {
+            matrix: Param::initialized(ParamId::new(), self.matrix().narrow(dim, start, len)),
+            bias: self.bias().map(|bias| Param::initialized(ParamId::new(), bias.narrow(0, start, len))),
+            orientation: self.orientation,
+        }
     }
 }
 
@@ -190,6 +193,7 @@ impl<B: Backend> FusedNorm<B> {
 
 /// The QKV projection: one fused matrix, or one for each.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a module cannot be boxed, and there is one to a layer")]
 pub enum QkvWeight<B: Backend> {
     /// `attn_qkvw`: outputs are `q | k | v`, `(N + 2K)·H` of them.
     Fused(Weight<B>),
@@ -209,20 +213,27 @@ pub struct SeparateQkv<B: Backend> {
 }
 
 impl<B: Backend> QkvWeight<B> {
-    /// Splits into projections of their own; `query_width` is `N·H`. Separate ones are returned as they are.
-    pub fn separate(&self, query_width: usize) -> SeparateQkv<B> {
+    /// Projections of their own: lent if they are, cut out of the fused one otherwise. `query_width` is `N·H`.
+    pub fn separate(&self, query_width: usize) -> Cow<'_, SeparateQkv<B>> {
         match self {
-            Self::Separate(separate) => separate.clone(),
+            // Lent, not cloned: a clone of a parameter that was never read draws values of its own.
+            Self::Separate(separate) => Cow::Borrowed(separate),
             Self::Fused(fused) => {
                 let kv_width = (fused.output_size() - query_width) / 2;
-                SeparateQkv {
+                Cow::Owned(SeparateQkv {
                     query: fused.outputs(0, query_width),
                     key: fused.outputs(query_width, kv_width),
                     value: fused.outputs(query_width + kv_width, kv_width),
-                }
+                })
             }
         }
     }
+}
+
+/// The transpose, laid out anew, so that products read it row by row. A transposed view would be copied by every one.
+pub fn transposed<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
+    let (device, dtype) = (matrix.device(), matrix.dtype());
+    Tensor::from_data(matrix.transpose().into_data(), (&device, dtype))
 }
 
 fn lazy<B: Backend, const D: usize>(

@@ -5,7 +5,7 @@ use burn::nn::{Embedding, LayerNorm, Linear};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Architecture, Checkpoint, HuggingFaceConfig, LoadReport};
-use burn_deepspeed::weight::Orientation;
+use burn_deepspeed::weight::{Orientation, transposed};
 
 use super::{Attention, Block, Decoder, Norm};
 
@@ -130,9 +130,7 @@ impl<B: Backend> Decoder<B> {
         self.blocks = blocks;
         self.head = match checkpoint.contains(&format!("{}.weight", names.head)) {
             true => Reader::<B> { orientation: Orientation::OutputInput, ..reader }.linear(self.head, names.head)?,
-            false => {
-                Linear { weight: Param::from_tensor(self.tokens.weight.val().transpose()), bias: None, ..self.head }
-            }
+            false => Linear { weight: Param::from_tensor(transposed(self.tokens.weight.val())), bias: None },
         };
         let report = checkpoint.finish()?;
         Ok((self.no_grad(), report))
@@ -157,10 +155,10 @@ impl<B: Backend> Reader<'_, B> {
         let matrix = self.checkpoint.tensor(&format!("{path}.weight"), shape, self.dtype, &self.device)?;
         let matrix = match self.orientation {
             Orientation::InputOutput => matrix,
-            Orientation::OutputInput => matrix.transpose(),
+            Orientation::OutputInput => transposed(matrix),
         };
         let bias = module.bias.as_ref().map(|bias| self.vector(&format!("{path}.bias"), bias)).transpose()?;
-        Ok(Linear { weight: Param::from_tensor(matrix), bias, ..module })
+        Ok(Linear { weight: Param::from_tensor(matrix), bias })
     }
 
     fn layer_norm(&self, mut module: LayerNorm<B>, path: &str) -> Result<LayerNorm<B>, WeightError> {

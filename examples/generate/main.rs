@@ -142,7 +142,8 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
                 (None, None) => "17+25=",
                 (None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
             };
-            tokenizer.encode(prompt, true)?.get_ids().to_vec()
+            let encoding = tokenizer.encode(prompt, true);
+            encoding.map_err(|cause| format!("the tokenizer cannot read {prompt:?}: {cause}"))?.get_ids().to_vec()
         }
         (None, Some(_), None) => {
             return Err(format!("{} has no tokenizer.json; give --prompt-ids 5,9,2", folder.display()).into());

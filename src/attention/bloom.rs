@@ -10,6 +10,7 @@ use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
 use crate::ops::{InferenceBackend, Keys, Plan};
 use crate::spec::AttentionSpec;
+use crate::weight::{FusedNorm, QkvWeight, Weight};
 
 /// Self-attention with ALiBi, <https://arxiv.org/abs/2108.12409>; the `BloomSelfAttention` of DeepSpeed's
 /// `ds_attention.py`.
@@ -52,6 +53,21 @@ impl<B: Backend> BloomSelfAttention<B> {
     /// Sizes of this layer on this rank.
     pub fn spec(&self) -> &AttentionSpec {
         self.attention.spec()
+    }
+
+    /// The norm in front; `None` for post-norm models.
+    pub fn norm(&self) -> Option<&FusedNorm<B>> {
+        self.attention.norm()
+    }
+
+    /// The QKV projection, `q | k | v` whatever the order in the checkpoint.
+    pub fn qkv(&self) -> &QkvWeight<B> {
+        self.attention.qkv()
+    }
+
+    /// The output projection.
+    pub fn output(&self) -> &Weight<B> {
+        self.attention.output()
     }
 
     /// See [`DeepSpeedSelfAttention::output_bias`].

@@ -1,5 +1,7 @@
 //! Self and cross attention of diffusion models.
 
+use std::borrow::Cow;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -131,6 +133,11 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
         &self.qkv
     }
 
+    /// The output projection.
+    pub fn output(&self) -> &Weight<B> {
+        &self.output
+    }
+
     /// See [`DeepSpeedSelfAttention::output_bias`](crate::DeepSpeedSelfAttention::output_bias).
     pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
         self.output.bias()
@@ -141,7 +148,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
         super::set_require_grad(self, training)
     }
 
-    fn projections(&self) -> SeparateQkv<B> {
+    fn projections(&self) -> Cow<'_, SeparateQkv<B>> {
         self.qkv.separate(self.spec.query_width())
     }
 }
@@ -204,12 +211,13 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     /// # Shapes
     /// - context: `[B, S, context features]`
     pub fn context_keys(&self, context: Tensor<B, 3>) -> ContextKeys<B> {
-        let SeparateQkv { key, value, .. } = self.projections();
+        let projections = self.projections();
+        let SeparateQkv { key, value, .. } = projections.as_ref();
         let [batch, tokens, _] = context.dims();
         check_shape("context_keys", "context", &[batch, tokens, key.input_size()], &context.dims());
         let linear = <B as InferenceBackend>::linear;
         let heads = |projected| split(projected, self.spec.kv_heads());
-        ContextKeys { key: heads(linear(context.clone(), &key)), value: heads(linear(context, &value)) }
+        ContextKeys { key: heads(linear(context.clone(), key)), value: heads(linear(context, value)) }
     }
 
     fn query(&self, input: Tensor<B, 3>) -> Tensor<B, 4> {

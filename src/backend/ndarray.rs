@@ -33,11 +33,12 @@ where
     NdArrayTensor: From<SharedArray<I>>,
 {
     fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Cow<'_, [f32]>) -> R) -> R {
-        if let TensorPrimitive::Float(NdArrayTensor::F32(storage)) = tensor.clone().into_primitive() {
-            if let Some(elements) = storage.view().as_slice() {
-                return read(Cow::Borrowed(elements));
-            }
+        match tensor.clone().into_primitive() {
+            TensorPrimitive::Float(NdArrayTensor::F32(storage)) => match storage.view().as_slice() {
+                Some(elements) => read(Cow::Borrowed(elements)),
+                None => read(cpu::copied(tensor)),
+            },
+            _ => read(cpu::copied(tensor)),
         }
-        read(cpu::copied(tensor))
     }
 }

@@ -136,7 +136,9 @@ impl HuggingFaceConfig {
             vocab_size: fields.size(&["vocab_size"]).unwrap_or(0),
             max_positions,
             mlp_size,
-            activation: activation.unwrap_or("gelu_new").into(),
+            activation: activation
+                .unwrap_or(if architecture == Architecture::Bert { "gelu" } else { "gelu_new" })
+                .into(),
             tie_word_embeddings: fields.flag("tie_word_embeddings", true),
             eos_token_ids: fields.sizes("eos_token_id"),
             attention: base.clone(),

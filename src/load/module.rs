@@ -7,7 +7,7 @@ use super::{AttentionNames, Checkpoint, QkvNames, WeightNames};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::error::WeightError;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight, transposed};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its
@@ -198,7 +198,7 @@ impl<'a, B: Backend> Reader<'a, B> {
     fn turned(&self, matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Weight<B> {
         let matrix = match orientation {
             Orientation::OutputInput => matrix,
-            Orientation::InputOutput => matrix.transpose(),
+            Orientation::InputOutput => transposed(matrix),
         };
         Weight::new(matrix, bias, orientation)
     }

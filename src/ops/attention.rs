@@ -26,20 +26,23 @@ impl Visibility {
         Self { causal: false, window: None, starts: vec![0], ends: vec![keys] }
     }
 
-    fn hides(&self, row: usize, query: usize, key: usize) -> bool {
+    /// The keys that query `query` of row `row` may see.
+    fn range(&self, row: usize, query: usize) -> std::ops::Range<usize> {
         let at = self.starts[row] + query;
-        key >= self.ends[row] || (self.causal && key > at) || self.window.is_some_and(|window| key + window <= at)
+        let end = if self.causal { self.ends[row].min(at + 1) } else { self.ends[row] };
+        self.window.map_or(0, |window| (at + 1).saturating_sub(window))..end
     }
 
     /// The hidden pairs, true hides: `[B or 1, 1, T, S]`; `None` if every query sees every key.
     pub fn hidden<B: Backend>(&self, tokens: usize, keys: usize, device: &B::Device) -> Option<Tensor<B, 4, Bool>> {
         let same = |list: &[usize]| list.windows(2).all(|pair| pair[0] == pair[1]);
         let rows = if same(&self.starts) && same(&self.ends) { 1 } else { self.starts.len() };
-        let pairs = (0..rows)
-            .flat_map(|row| (0..tokens).flat_map(move |query| (0..keys).map(move |key| self.hides(row, query, key))));
-        let pairs: Vec<bool> = pairs.collect();
-        let any = pairs.iter().any(|&hidden| hidden);
-        any.then(|| Tensor::from_data(TensorData::new(pairs, [rows, 1, tokens, keys]), device))
+        let ranges = || (0..rows).flat_map(|row| (0..tokens).map(move |query| self.range(row, query)));
+        if ranges().all(|seen| seen.start == 0 && seen.end >= keys) {
+            return None;
+        }
+        let pairs: Vec<bool> = ranges().flat_map(|seen| (0..keys).map(move |key| !seen.contains(&key))).collect();
+        Some(Tensor::from_data(TensorData::new(pairs, [rows, 1, tokens, keys]), device))
     }
 }
 

@@ -217,7 +217,22 @@ fn one_diffusers_module_does_self_and_cross<B: InferenceBackend>() {
     assert_near(separate.forward(input.clone(), Some(input), AttentionMask::none()).unwrap(), itself, TOLERANCE);
 }
 
+/// Burn draws a parameter when it is first read, and a clone of an unread one draws again.
+fn fresh_modules_answer_twice_the_same<B: InferenceBackend>() {
+    let device = Default::default();
+    let config = DeepSpeedInferenceConfig::new(40, 5).with_dtype(DataType::Fp32);
+    let cross = config.init_diffusers_cross::<B>(12, 0, &device).unwrap();
+    let separate = llama().with_set_empty_params(true).init_self_attention::<B>(0, &device).unwrap();
+    let (image, context) = (seeded::<B, 3>([1, 4, 40], 1), seeded::<B, 3>([1, 3, 12], 2));
+    let again = || cross.forward(image.clone(), Some(context.clone()), AttentionMask::none()).unwrap();
+    assert_near(again(), again(), 0.0);
+    let input = seeded::<B, 3>([1, 4, 48], 3);
+    let again = || separate.forward_uncached(input.clone(), AttentionMask::none(), None).unwrap();
+    assert_near(again(), again(), 0.0);
+}
+
 on_each_backend!(
+    fresh_modules_answer_twice_the_same,
     the_record_of_outputs_is_consistent,
     storage_of_the_weights_does_not_matter,
     a_deferred_output_bias_is_left_to_the_caller,

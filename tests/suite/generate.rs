@@ -8,6 +8,8 @@ mod check;
 mod decoder;
 #[path = "../../examples/generate/sampling.rs"]
 mod sampling;
+#[path = "../../examples/train_adder/sums.rs"]
+mod sums;
 
 use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
@@ -41,7 +43,11 @@ fn prompts_in_pieces_give_the_same_ids<B: InferenceBackend>() {
     check_all::<B>(Some(4));
 }
 
-on_each_backend!(every_architecture_generates_the_same_ids, prompts_in_pieces_give_the_same_ids);
+on_each_backend!(
+    every_architecture_generates_the_same_ids,
+    prompts_in_pieces_give_the_same_ids,
+    the_adder_adds_sums_it_has_not_seen,
+);
 
 #[test]
 fn sampling_is_greedy_at_zero_and_stays_in_the_nucleus() {
@@ -67,4 +73,18 @@ fn a_prompt_longer_than_the_model_is_refused() {
     assert!(error.contains("knows 256 positions") && error.contains("at most 6"), "{error}");
     let error = session(&batch::Batch::single(&[160]), 1).err().unwrap().to_string();
     assert!(error.contains("token 160 is not in the vocabulary"), "{error}");
+}
+
+/// The trained checkpoint that `generate` runs without a model, on sums that its training never saw.
+fn the_adder_adds_sums_it_has_not_seen<B: InferenceBackend>() {
+    let device = B::Device::default();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/adder");
+    let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+    let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
+    let (model, _) = model.load(&config, &Checkpoint::open(&folder).unwrap(), &device).unwrap();
+    let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
+    let unseen: Vec<_> = sums::held_out().into_iter().step_by(3).collect();
+    assert!(unseen.len() > 400);
+    let score = sums::score(&model, &config, &tokenizer, &unseen, &device).unwrap();
+    assert!(score.accuracy() >= 0.95, "{}", score.accuracy());
 }

@@ -114,6 +114,10 @@ fn diffusers_attention_is_differentiable() {
     check(config.init_diffusers::<B>(0, &Default::default()).unwrap(), [1, 7, 40], |module, input| {
         module.forward(input, None, AttentionMask::none()).unwrap()
     });
+    // a context on the fused projection, which is cut into parts for it
+    check(config.init_diffusers::<B>(0, &Default::default()).unwrap(), [1, 7, 40], |module, input| {
+        module.forward(input, Some(seeded([1, 3, 40], 9)), AttentionMask::none()).unwrap()
+    });
     check(config.init_diffusers_cross::<B>(12, 0, &Default::default()).unwrap(), [1, 7, 40], |module, input| {
         module.forward(input, Some(seeded([1, 3, 12], 9)), AttentionMask::none()).unwrap()
     });

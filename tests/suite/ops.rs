@@ -198,9 +198,9 @@ fn norm_and_projection_agree_in_every_storage<B: InferenceBackend>() {
     let bias = seeded::<B, 1>([heads_width + 2 * kv_width], 3);
     let fused = Weight::new(matrix.clone(), Some(bias.clone()), Orientation::InputOutput);
     let turned = Weight::new(matrix.transpose(), Some(bias.clone()), Orientation::OutputInput);
-    let separate = QkvWeight::Fused(fused.clone()).separate(heads_width);
-    assert_eq!(separate.value.output_size(), kv_width);
-    let SeparateQkv { query, key, value } = separate;
+    let whole = QkvWeight::Fused(fused.clone());
+    let SeparateQkv { query, key, value } = whole.separate(heads_width).into_owned();
+    assert_eq!(value.output_size(), kv_width);
     let (gamma, beta) = (seeded::<B, 1>([hidden], 4), seeded::<B, 1>([hidden], 5));
     for rms in [false, true] {
         let beta = (!rms).then(|| beta.clone());

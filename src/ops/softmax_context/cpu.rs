@@ -18,7 +18,7 @@ use crate::position::alibi::shard_slopes;
 use crate::spec::AttentionSpec;
 
 /// New tokens up to which the kernel is faster than the composition; `benches/decode.rs` measures it.
-const MOST_TOKENS: usize = 16;
+const MOST_TOKENS: usize = 4;
 
 /// Whether the kernel takes a step.
 pub(crate) fn plan(problem: &ContextProblem) -> Plan {

@@ -1,0 +1,123 @@
+//! BERT: embeddings, and post-norm blocks around this crate's attention.
+//!
+//! [BERT](https://arxiv.org/abs/1810.04805) normalises behind each sum, not in front of attention, and every token sees
+//! every other: the preset builds [`DeepSpeedSelfAttention`] without a norm and without a triangle.
+
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::tensor::activation::gelu;
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::{AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend};
+
+/// A BERT encoder without a head.
+#[derive(Module, Debug)]
+pub struct Encoder<B: Backend> {
+    pub(super) words: Embedding<B>,
+    pub(super) positions: Embedding<B>,
+    pub(super) token_types: Embedding<B>,
+    pub(super) embedding_norm: LayerNorm<B>,
+    pub(super) blocks: Vec<Block<B>>,
+}
+
+/// One layer.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    pub(super) attention: DeepSpeedSelfAttention<B>,
+    pub(super) attention_norm: LayerNorm<B>,
+    pub(super) up: Linear<B>,
+    pub(super) down: Linear<B>,
+    pub(super) output_norm: LayerNorm<B>,
+}
+
+impl<B: Backend> Encoder<B> {
+    /// An encoder with random weights.
+    pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
+        let text = |key: &str| config.record[key].as_str().unwrap_or_default();
+        let remedy = "bert; `generate` runs the decoders";
+        accept(config.architecture == Architecture::Bert, "model_type", text("model_type"), remedy)?;
+        accept(config.activation == "gelu", "hidden_act", &config.activation, "gelu, the exact one")?;
+        let relative = !matches!(text("position_embedding_type"), "" | "absolute");
+        accept(!relative, "position_embedding_type", text("position_embedding_type"), "absolute")?;
+        let decoder = config.record["is_decoder"] == true;
+        accept(!decoder, "is_decoder", "true", "false: an encoder has no causal mask")?;
+
+        let hidden = config.attention_config(0).hidden_size;
+        let embedding = |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer()).init(device);
+        let token_types = config.record["type_vocab_size"].as_u64().unwrap_or(2) as usize;
+        Ok(Self {
+            words: embedding(config.vocab_size),
+            positions: embedding(config.max_positions.ok_or(ConfigError::Missing("max_position_embeddings"))?),
+            token_types: embedding(token_types),
+            embedding_norm: layer_norm(config, device),
+            blocks: (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Tokens of the longest text.
+    pub fn max_positions(&self) -> usize {
+        let [rows, _] = self.positions.weight.lazy_shape().dims();
+        rows
+    }
+}
+
+fn accept(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
+    match condition {
+        true => Ok(()),
+        false => {
+            Err(ConfigError::UnknownValue { key: key.into(), value: format!("`{value}`"), accepted: accepted.into() })
+        }
+    }
+}
+
+fn initializer() -> Initializer {
+    Initializer::Normal { mean: 0.0, std: 0.02 }
+}
+
+fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> LayerNorm<B> {
+    let attention = config.attention_config(0);
+    LayerNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device)
+}
+
+impl<B: Backend> Block<B> {
+    fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        let attention = config.attention_config(layer);
+        let (hidden, mlp) = (attention.hidden_size, config.mlp_size);
+        let linear = |input, output| LinearConfig::new(input, output).with_initializer(initializer()).init(device);
+        Ok(Self {
+            attention: attention.init_self_attention(layer, device)?,
+            attention_norm: layer_norm(config, device),
+            up: linear(hidden, mlp),
+            down: linear(mlp, hidden),
+            output_norm: layer_norm(config, device),
+        })
+    }
+}
+
+impl<B: InferenceBackend> Encoder<B> {
+    /// The last hidden states. Padding stands on the right; behind it they mean nothing.
+    ///
+    /// # Shapes
+    /// - ids, padding: `[B, T]`; padding is 1 for a real token, 0 hides
+    /// - output: `[B, T, E]`
+    pub fn forward(&self, ids: Tensor<B, 2, Int>, padding: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, AttentionError> {
+        let [_, tokens] = ids.dims();
+        let positions = Tensor::arange(0..tokens as i64, &ids.device()).unsqueeze();
+        // A single text is the first of BERT's two segments, so every token has type 0.
+        let first_segment = self.token_types.weight.val().narrow(0, 0, 1).unsqueeze();
+        let sum = self.words.forward(ids) + first_segment + self.positions.forward(positions);
+        let mask = AttentionMask::from_padding(padding);
+        let embedded = self.embedding_norm.forward(sum);
+        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(hidden, mask.clone()))
+    }
+}
+
+impl<B: InferenceBackend> Block<B> {
+    fn forward(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
+        // BERT adds positions to its embeddings, so attention needs none.
+        let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
+        let hidden = self.attention_norm.forward(input + attended);
+        let mlp = self.down.forward(gelu(self.up.forward(hidden.clone())));
+        Ok(self.output_norm.forward(hidden + mlp))
+    }
+}

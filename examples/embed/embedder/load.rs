@@ -1,0 +1,89 @@
+//! Reads a Hugging Face checkpoint into the encoder.
+
+use burn::module::{Module, Param};
+use burn::nn::{Embedding, LayerNorm, Linear};
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_deepspeed::WeightError;
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::weight::transposed;
+
+use super::encoder::{Block, Encoder};
+
+struct Reader<'a, B: Backend> {
+    checkpoint: &'a Checkpoint,
+    dtype: DType,
+    device: B::Device,
+}
+
+impl<B: Backend> Encoder<B> {
+    /// The encoder with the weights of a checkpoint, with or without `bert.` in front of its names. Every tensor must
+    /// find its place, except buffers and the heads of BERT's own training.
+    pub fn load(
+        self,
+        config: &HuggingFaceConfig,
+        checkpoint: &Checkpoint,
+        device: &B::Device,
+    ) -> Result<(Self, LoadReport), WeightError> {
+        let prefix = config.prefix(checkpoint);
+        let at = |name: &str| format!("{prefix}{name}");
+        // `position_ids` is 0, 1, 2, … and was saved by older versions of `transformers`.
+        let (buffer, pooler) = (at("embeddings.position_ids"), at("pooler."));
+        checkpoint.ignore(|name| name == buffer || name.starts_with(&pooler) || name.starts_with("cls."));
+
+        let dtype = config.attention_config(0).dtype.of_backend::<B>(device)?;
+        let reader = Reader::<B> { checkpoint, dtype, device: device.clone() };
+        let mut blocks = Vec::with_capacity(self.blocks.len());
+        for (layer, block) in self.blocks.into_iter().enumerate() {
+            let path = config.layer_path(checkpoint, layer);
+            let at = |name: &str| format!("{path}.{name}");
+            blocks.push(Block {
+                attention: block.attention.load(checkpoint, &config.attention_names(checkpoint, layer))?,
+                attention_norm: reader.layer_norm(block.attention_norm, &at("attention.output.LayerNorm"))?,
+                up: reader.linear(block.up, &at("intermediate.dense"))?,
+                down: reader.linear(block.down, &at("output.dense"))?,
+                output_norm: reader.layer_norm(block.output_norm, &at("output.LayerNorm"))?,
+            });
+        }
+        let encoder = Self {
+            words: reader.embedding(self.words, &at("embeddings.word_embeddings"))?,
+            positions: reader.embedding(self.positions, &at("embeddings.position_embeddings"))?,
+            token_types: reader.embedding(self.token_types, &at("embeddings.token_type_embeddings"))?,
+            embedding_norm: reader.layer_norm(self.embedding_norm, &at("embeddings.LayerNorm"))?,
+            blocks,
+        };
+        Ok((encoder.no_grad(), checkpoint.finish()?))
+    }
+}
+
+impl<B: Backend> Reader<'_, B> {
+    fn vector(&self, name: &str, like: &Param<Tensor<B, 1>>) -> Result<Param<Tensor<B, 1>>, WeightError> {
+        let size = like.lazy_shape().dims::<1>();
+        Ok(Param::from_tensor(self.checkpoint.tensor(name, size, self.dtype, &self.device)?))
+    }
+
+    fn embedding(&self, module: Embedding<B>, path: &str) -> Result<Embedding<B>, WeightError> {
+        let shape = module.weight.lazy_shape().dims::<2>();
+        let weight = self.checkpoint.tensor(&format!("{path}.weight"), shape, self.dtype, &self.device)?;
+        Ok(Embedding { weight: Param::from_tensor(weight) })
+    }
+
+    /// PyTorch keeps `[out, in]`, Burn `[in, out]`.
+    fn linear(&self, module: Linear<B>, path: &str) -> Result<Linear<B>, WeightError> {
+        let [input, output] = module.weight.lazy_shape().dims::<2>();
+        let matrix: Tensor<B, 2> =
+            self.checkpoint.tensor(&format!("{path}.weight"), [output, input], self.dtype, &self.device)?;
+        let bias = module.bias.as_ref().map(|bias| self.vector(&format!("{path}.bias"), bias)).transpose()?;
+        Ok(Linear { weight: Param::from_tensor(transposed(matrix)), bias })
+    }
+
+    /// Checkpoints that come from TensorFlow call the parameters `gamma` and `beta`.
+    fn layer_norm(&self, mut module: LayerNorm<B>, path: &str) -> Result<LayerNorm<B>, WeightError> {
+        let [gamma, beta] = match self.checkpoint.contains(&format!("{path}.gamma")) {
+            true => ["gamma", "beta"],
+            false => ["weight", "bias"],
+        };
+        module.gamma = self.vector(&format!("{path}.{gamma}"), &module.gamma)?;
+        module.beta = module.beta.as_ref().map(|bias| self.vector(&format!("{path}.{beta}"), bias)).transpose()?;
+        Ok(module)
+    }
+}

