@@ -10,16 +10,20 @@
 //! Weights and latents are random, from a fixed seed. The program fails unless the reused keys give bit for bit what
 //! computing them anew gives.
 
+#[path = "backend/mod.rs"]
+mod backend;
+
 use std::error::Error;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use backend::{BackendName, exit, on_backend};
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_deepspeed::{
     AttentionMask, ContextKeys, DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, InferenceBackend,
 };
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -58,31 +62,9 @@ struct Arguments {
     backend: BackendName,
 }
 
-#[derive(Clone, Copy, ValueEnum, Default)]
-enum BackendName {
-    #[cfg_attr(feature = "ndarray", default)]
-    Ndarray,
-    #[cfg_attr(not(feature = "ndarray"), default)]
-    Flex,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.backend {
-        #[cfg(feature = "ndarray")]
-        BackendName::Ndarray => run::<burn_ndarray::NdArray>(&arguments),
-        #[cfg(feature = "flex")]
-        BackendName::Flex => run::<burn_flex::Flex>(&arguments),
-        #[allow(unreachable_patterns)]
-        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(on_backend!(arguments.backend, run, &arguments))
 }
 
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {

@@ -8,11 +8,14 @@
 //! cargo run --release --features flex --example conformance -- --backend flex --dtype fp16 my_case another_case
 //! ```
 
+#[path = "../backend/mod.rs"]
+mod backend;
 mod case;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use backend::{BackendName, Precision, on_backend};
 use burn_deepspeed::{DataType, InferenceBackend};
 use clap::{Parser, ValueEnum};
 
@@ -25,27 +28,12 @@ struct Arguments {
     /// Element type of weights and activations.
     #[arg(long, value_enum, default_value_t = Precision::Fp32)]
     dtype: Precision,
-    /// `auto`: kernels where the backend has them; `reference`: tensor operations only; `fast`: an error without kernels.
+    /// `auto`: kernels where the backend has them; `reference`: tensor operations only; `fast`: the same as `auto`, and an error if it has none.
     #[arg(long, value_enum, default_value_t = ExecutionPath::Auto)]
     path: ExecutionPath,
     /// Folders of cases, or folders of such folders.
     #[arg(required = true)]
     cases: Vec<PathBuf>,
-}
-
-#[derive(Clone, Copy, ValueEnum, Default, PartialEq)]
-enum BackendName {
-    #[cfg_attr(feature = "ndarray", default)]
-    Ndarray,
-    #[cfg_attr(not(feature = "ndarray"), default)]
-    Flex,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Precision {
-    Fp32,
-    Fp16,
-    Bf16,
 }
 
 #[derive(Clone, Copy, ValueEnum, PartialEq)]
@@ -57,15 +45,7 @@ enum ExecutionPath {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.backend {
-        #[cfg(feature = "ndarray")]
-        BackendName::Ndarray => on_backend::<burn_ndarray::NdArray>(&arguments),
-        #[cfg(feature = "flex")]
-        BackendName::Flex => on_backend::<burn_flex::Flex>(&arguments),
-        #[allow(unreachable_patterns)]
-        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
-    };
-    match outcome {
+    match on_backend!(arguments.backend, run, &arguments) {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(message) => {
@@ -75,7 +55,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn on_backend<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
+fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
     match arguments.path {
         ExecutionPath::Fast if B::fast_operations().is_empty() => Err(format!(
             "{} has no kernels of its own in this build; use `--path reference`",
@@ -93,11 +73,7 @@ fn on_backend<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, Strin
 
 /// Prints a line for each case and returns how many failed.
 fn run_all<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
-    let dtype = match arguments.dtype {
-        Precision::Fp32 => DataType::Fp32,
-        Precision::Fp16 => DataType::Fp16,
-        Precision::Bf16 => DataType::Bf16,
-    };
+    let dtype = DataType::from(arguments.dtype);
     let device = Default::default();
     dtype.of_backend::<B>(&device).map_err(|error| error.to_string())?;
     let folders = case::find(&arguments.cases).map_err(|error| error.to_string())?;

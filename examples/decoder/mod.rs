@@ -128,8 +128,7 @@ impl<B: Backend> Decoder<B> {
         let embedding =
             |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
         let position_offset = if family == Architecture::Opt { OPT_POSITION_OFFSET } else { 0 };
-        let learned = matches!(family, Architecture::Gpt2 | Architecture::GptNeo | Architecture::Opt);
-        let positions = config.max_positions.filter(|_| learned).map(|rows| embedding(rows + position_offset));
+        let positions = config.learned_positions().map(|rows| embedding(rows + position_offset));
         let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
         Ok(Self {
             tokens: embedding(config.vocab_size),

@@ -24,6 +24,8 @@
 //!
 //! Everything else is on standard error.
 
+#[path = "../backend/mod.rs"]
+mod backend;
 mod check;
 mod embedder;
 
@@ -33,8 +35,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use backend::{BackendName, exit, on_backend};
 use burn_deepspeed::InferenceBackend;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use embedder::{Embedder, Embedding, Failure, Scaling};
@@ -67,31 +70,9 @@ struct Arguments {
     backend: BackendName,
 }
 
-#[derive(Clone, Copy, ValueEnum, Default)]
-enum BackendName {
-    #[cfg_attr(feature = "ndarray", default)]
-    Ndarray,
-    #[cfg_attr(not(feature = "ndarray"), default)]
-    Flex,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.backend {
-        #[cfg(feature = "ndarray")]
-        BackendName::Ndarray => run::<burn_ndarray::NdArray>(&arguments),
-        #[cfg(feature = "flex")]
-        BackendName::Flex => run::<burn_flex::Flex>(&arguments),
-        #[allow(unreachable_patterns)]
-        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(on_backend!(arguments.backend, run, &arguments))
 }
 
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {

@@ -1,5 +1,7 @@
 //! Left-padded batches, and a model with its cache that runs them.
 
+use std::num::NonZeroUsize;
+
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::{InferenceBackend, KvCache, Positions};
@@ -46,9 +48,9 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
         device: &B::Device,
     ) -> Result<Self, Failure> {
         let capacity = batch.width() + new_tokens;
-        if let Some(most) = config.max_positions.filter(|&most| capacity > most) {
+        if let Some(most) = config.learned_positions().filter(|&most| capacity > most) {
             return Err(format!(
-                "the prompt has {} tokens and {new_tokens} more were asked for, but the model knows {most} positions; \
+                "the prompt is {} tokens long and {new_tokens} more were asked for, but the model knows {most} positions; \
                  shorten the prompt or set --max-new-tokens to at most {}",
                 batch.width(),
                 most.saturating_sub(batch.width())
@@ -73,8 +75,8 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
     }
 
     /// Feeds the prompts, at once or in pieces; returns the logits of their last token, row by row.
-    pub fn prefill(&mut self, batch: &Batch, chunk: Option<usize>) -> Result<Vec<Vec<f32>>, Failure> {
-        let piece = chunk.unwrap_or(batch.width()).max(1);
+    pub fn prefill(&mut self, batch: &Batch, chunk: Option<NonZeroUsize>) -> Result<Vec<Vec<f32>>, Failure> {
+        let piece = chunk.map_or(batch.width().max(1), NonZeroUsize::get);
         let mut logits = Vec::new();
         for start in (0..batch.width()).step_by(piece) {
             let end = (start + piece).min(batch.width());

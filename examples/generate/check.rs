@@ -1,5 +1,6 @@
 //! Compares a greedy run with what another program generated from the same checkpoint.
 
+use std::num::NonZeroUsize;
 use std::path::Path;
 
 use burn_deepspeed::InferenceBackend;
@@ -28,7 +29,7 @@ pub fn run<B: InferenceBackend>(
     model: &Decoder<B>,
     config: &HuggingFaceConfig,
     file: &Path,
-    chunk: Option<usize>,
+    chunk: Option<NonZeroUsize>,
     device: &B::Device,
 ) -> Result<(), Failure> {
     let text = std::fs::read_to_string(file).map_err(|cause| format!("cannot read {}: {cause}", file.display()))?;

@@ -7,6 +7,8 @@
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
 //! ```
 
+#[path = "../backend/mod.rs"]
+mod backend;
 #[path = "../decoder/mod.rs"]
 mod decoder;
 
@@ -15,13 +17,15 @@ mod check;
 mod sampling;
 
 use std::error::Error;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use backend::{BackendName, Precision, exit, on_backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 use burn_deepspeed::{DataType, InferenceBackend};
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokenizers::Tokenizer;
 
@@ -50,17 +54,17 @@ struct Arguments {
     #[arg(long)]
     print_ids: bool,
     /// Randomness: 0 always takes the likeliest token.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Draw only from the likeliest tokens whose probabilities sum to this.
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f64,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Feed the prompt in pieces of so many tokens. Default: all at once.
     #[arg(long)]
-    chunk: Option<usize>,
+    chunk: Option<NonZeroUsize>,
     /// Run the batch of an expected.json, and fail unless ids are equal and prompt logits agree within 1e-3.
     #[arg(long, conflicts_with_all = ["prompt", "prompt_ids"])]
     check: Option<PathBuf>,
@@ -72,38 +76,9 @@ struct Arguments {
     dtype: Precision,
 }
 
-#[derive(Clone, Copy, ValueEnum, Default)]
-enum BackendName {
-    #[cfg_attr(feature = "ndarray", default)]
-    Ndarray,
-    #[cfg_attr(not(feature = "ndarray"), default)]
-    Flex,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum Precision {
-    Fp32,
-    Fp16,
-    Bf16,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.backend {
-        #[cfg(feature = "ndarray")]
-        BackendName::Ndarray => run::<burn_ndarray::NdArray>(&arguments),
-        #[cfg(feature = "flex")]
-        BackendName::Flex => run::<burn_flex::Flex>(&arguments),
-        #[allow(unreachable_patterns)]
-        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(on_backend!(arguments.backend, run, &arguments))
 }
 
 /// The folder of the adder that `train_adder` made.
@@ -114,11 +89,7 @@ fn adder() -> PathBuf {
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     let device = B::Device::default();
     let folder = arguments.model.clone().unwrap_or_else(adder);
-    let dtype = match arguments.dtype {
-        Precision::Fp32 => DataType::Fp32,
-        Precision::Fp16 => DataType::Fp16,
-        Precision::Bf16 => DataType::Bf16,
-    };
+    let dtype = DataType::from(arguments.dtype);
     let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?.with_dtype(dtype);
     let checkpoint = Checkpoint::open(&folder)?;
     let started = Instant::now();

@@ -9,6 +9,8 @@
 //! On a terminal burn-train shows its dashboard, otherwise there is a line an epoch. 15 % of the sums are never trained
 //! on; the model must still get 95 % of them right.
 
+#[path = "../backend/mod.rs"]
+mod backend;
 #[path = "../generate/batch.rs"]
 #[allow(dead_code)]
 mod batch;
@@ -28,11 +30,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use backend::{BackendName, exit, on_backend};
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
 use burn_autodiff::Autodiff;
 use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::load::HuggingFaceConfig;
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 
 use export::Saved;
 
@@ -76,31 +79,9 @@ struct Settings {
     seed: u64,
 }
 
-#[derive(Clone, Copy, ValueEnum, Default)]
-enum BackendName {
-    #[cfg_attr(feature = "ndarray", default)]
-    Ndarray,
-    #[cfg_attr(not(feature = "ndarray"), default)]
-    Flex,
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome = match arguments.backend {
-        #[cfg(feature = "ndarray")]
-        BackendName::Ndarray => run::<burn_ndarray::NdArray>(&arguments),
-        #[cfg(feature = "flex")]
-        BackendName::Flex => run::<burn_flex::Flex>(&arguments),
-        #[allow(unreachable_patterns)]
-        _ => Err("this backend is not part of the build; add its Cargo feature, as in `--features flex`".into()),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    exit(on_backend!(arguments.backend, run, &arguments))
 }
 
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {

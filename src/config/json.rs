@@ -18,7 +18,7 @@ impl DeepSpeedInferenceConfig {
         Self::from_json_str(&text)
     }
 
-    /// The same as [`from_json_file`](Self::from_json_file); what [`save`](Config::save) wrote is read back equal.
+    /// The same as [`from_json_file`](Self::from_json_file); what [`save`](burn::config::Config::save) wrote is read back equal.
     ///
     /// # Errors
     /// Those of [`from_json_file`](Self::from_json_file).

@@ -86,7 +86,7 @@ impl std::fmt::Display for DataType {
 pub enum NormType {
     /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
     LayerNorm,
-    /// Accepted from a file, refused by [`DeepSpeedInferenceConfig::resolve`]: it has no meaning in front of a projection.
+    /// Accepted from a file, refused by [`DeepSpeedInferenceConfig::resolve`](crate::DeepSpeedInferenceConfig::resolve): it has no meaning in front of a projection.
     GroupNorm,
     /// Root mean square over the hidden size, <https://arxiv.org/abs/1910.07467>.
     RMSNorm,

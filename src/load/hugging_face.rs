@@ -232,6 +232,15 @@ impl HuggingFaceConfig {
         })
     }
 
+    /// Rows of the table of positions, for the families that add one to the embedding: no sequence may be longer.
+    pub fn learned_positions(&self) -> Option<usize> {
+        let learned = matches!(
+            self.architecture,
+            Architecture::Gpt2 | Architecture::GptNeo | Architecture::Opt | Architecture::Bert
+        );
+        self.max_positions.filter(|_| learned)
+    }
+
     /// The same model with another element type.
     pub fn with_dtype(mut self, dtype: DataType) -> Self {
         self.attention.dtype = dtype;

@@ -255,10 +255,9 @@ fn the_scale_follows_the_configuration() {
 }
 
 #[test]
-#[cfg(feature = "ndarray")]
 fn several_ranks_without_a_communicator_are_an_error() {
     let config = llama().with_mp_size(2).with_local_rank(Some(1));
-    let attention = config.init_self_attention::<burn_ndarray::NdArray>(0, &Default::default()).unwrap();
+    let attention = config.init_self_attention::<crate::common::AnyBackend>(0, &Default::default()).unwrap();
     let error = attention.forward_uncached(seeded([1, 2, 48], 1), AttentionMask::none(), None).unwrap_err();
     assert_eq!(error, AttentionError::NoCommunicator { rank: 1, ranks: 2 });
     assert!(error.to_string().contains("forward_partial"));

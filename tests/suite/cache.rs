@@ -204,28 +204,26 @@ mod in_place {
 }
 
 #[test]
-#[cfg(feature = "ndarray")]
 fn memory_is_known_before_it_is_taken() {
     let config = llama().with_num_hidden_layers(Some(5));
     let bytes = config.cache_memory_bytes(3).unwrap();
     assert_eq!(bytes, 2 * 5 * 3 * 2 * 8 * 32 * 4);
-    assert_eq!(config.init_cache::<burn_ndarray::NdArray>(3, &Default::default()).unwrap().memory_bytes(), bytes);
+    assert_eq!(config.init_cache::<crate::common::AnyBackend>(3, &Default::default()).unwrap().memory_bytes(), bytes);
     // two ranks hold one key/value head each
     let half = config.with_mp_size(2).with_local_rank(Some(0)).cache_memory_bytes(3).unwrap();
     assert_eq!(half, bytes / 2);
 }
 
 #[test]
-#[cfg(feature = "ndarray")]
 fn a_step_that_does_not_fit_the_batch_is_an_error() {
-    let mut cache = cache::<burn_ndarray::NdArray>(2);
+    let mut cache = cache::<crate::common::AnyBackend>(2);
     let error = cache.step_ragged(3, &[1, 2, 3]).err().unwrap();
     assert_eq!(error, AttentionError::RowCount { what: "the step", given: 3, batch: 2 });
     let error = cache.step_ragged(2, &[1, 3]).err().unwrap();
     assert_eq!(error, AttentionError::StepTooNarrow { row: 1, requested: 3, width: 2 });
     let error = cache.step(2).unwrap().with_positions(Positions::sequential(&[0], 2)).err().unwrap();
     assert!(error.to_string().contains("are 1 × 2 and the step has 2 rows of 2"), "{error}");
-    let negative = Tensor::<burn_ndarray::NdArray, 2, burn::tensor::Int>::from_data([[0, -1]], &Default::default());
+    let negative = Tensor::<crate::common::AnyBackend, 2, burn::tensor::Int>::from_data([[0, -1]], &Default::default());
     assert!(matches!(Positions::from_tensor(negative), Err(AttentionError::Positions { .. })));
     let mut other = llama().with_max_out_tokens(16).init_cache(1, &Default::default()).unwrap();
     assert!(matches!(other.replace_row(0, &cache, 0), Err(AttentionError::CacheShape { .. })));

@@ -9,6 +9,12 @@ use rand::{Rng, SeedableRng};
 /// Largest absolute error of values near 1, in f32.
 pub const TOLERANCE: f64 = 1e-5;
 
+/// A backend of the build, for what does not depend on which.
+#[cfg(feature = "ndarray")]
+pub type AnyBackend = burn_ndarray::NdArray;
+#[cfg(not(feature = "ndarray"))]
+pub type AnyBackend = burn_flex::Flex;
+
 /// Runs each generic test on every CPU backend of the build.
 macro_rules! on_each_backend {
     ($($test:ident),* $(,)?) => {

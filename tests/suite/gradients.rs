@@ -9,10 +9,7 @@ use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
 use crate::attention::{llama, randomised};
 use crate::common::seeded;
 
-#[cfg(feature = "ndarray")]
-type Inner = burn_ndarray::NdArray;
-#[cfg(not(feature = "ndarray"))]
-type Inner = burn_flex::Flex;
+type Inner = crate::common::AnyBackend;
 type B = Autodiff<Inner>;
 
 /// The step of the finite differences, and the largest relative error: f32 leaves about three digits.

@@ -111,9 +111,8 @@ fn every_layout_loads_the_same_module<B: InferenceBackend>() {
 }
 
 #[test]
-#[cfg(feature = "ndarray")]
 fn per_head_layout_is_blooms() {
-    type B = burn_ndarray::NdArray;
+    type B = crate::common::AnyBackend;
     let label = |part: f32| {
         let rows: Vec<f32> = (0..4).map(|row| part * 10.0 + row as f32).collect();
         Tensor::<B, 1>::from_floats(rows.as_slice(), &Default::default()).reshape([1, 4, 1])
@@ -123,10 +122,9 @@ fn per_head_layout_is_blooms() {
     assert_eq!(values(fused), [10.0, 11.0, 20.0, 21.0, 30.0, 31.0, 12.0, 13.0, 22.0, 23.0, 32.0, 33.0]);
 }
 
-#[cfg(feature = "ndarray")]
 mod errors {
     use super::*;
-    type B = burn_ndarray::NdArray;
+    type B = crate::common::AnyBackend;
 
     fn case() -> (Checkpoint, AttentionNames) {
         let checkpoint = Checkpoint::open(golden("cases/gpt2/tensors.safetensors")).unwrap();

@@ -278,10 +278,9 @@ fn heads_are_padded_to_the_sizes_of_fused_kernels() {
     }
 }
 
-#[cfg(feature = "ndarray")]
 mod panics {
     use super::*;
-    type B = burn_ndarray::NdArray;
+    type B = crate::common::AnyBackend;
 
     #[test]
     #[should_panic(expected = "attention: `key` has shape [1, 2, 3, 5], expected [1, 2, 3, 4]")]

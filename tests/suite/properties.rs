@@ -8,10 +8,7 @@ use proptest::prelude::*;
 use crate::attention::randomised;
 use crate::common::{assert_near, seeded, values};
 
-#[cfg(feature = "ndarray")]
-type B = burn_ndarray::NdArray;
-#[cfg(not(feature = "ndarray"))]
-type B = burn_flex::Flex;
+type B = crate::common::AnyBackend;
 
 fn config(kv_heads: usize, group: usize, half: bool, window: Option<usize>) -> DeepSpeedInferenceConfig {
     let heads = kv_heads * group;
