@@ -52,10 +52,8 @@ impl<B: Backend> Weight<B> {
         let shape = orientation.shape(input, output);
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
         Self {
-            matrix: lazy(shape, device, move |device| {
-                Tensor::<B, 2>::random(shape, normal, (device, DType::F32)).cast(dtype)
-            }),
-            bias: bias.then(|| lazy([output], device, move |device| Tensor::zeros([output], (device, dtype)))),
+            matrix: lazy(shape, dtype, device, move |device| Tensor::random(shape, normal, (device, DType::F32))),
+            bias: bias.then(|| lazy([output], dtype, device, move |device| Tensor::zeros([output], device))),
             orientation,
         }
     }
@@ -66,7 +64,7 @@ impl<B: Backend> Weight<B> {
     /// - matrix: `[in, out]` or `[out, in]`, as `orientation` says
     /// - bias: `[out]`
     pub fn new(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Self {
-        let weight = Self { matrix: Param::from_tensor(matrix), bias: bias.map(Param::from_tensor), orientation };
+        let weight = Self { matrix: given(matrix), bias: bias.map(given), orientation };
         if let Some(bias) = &weight.bias {
             crate::error::check_shape("Weight::new", "bias", &[weight.output_size()], &bias.val().dims());
         }
@@ -151,8 +149,8 @@ impl<B: Backend> FusedNorm<B> {
     pub fn init(size: usize, bias: bool, spec: NormSpec, dtype: DType, device: &B::Device) -> Self {
         let bias = bias && !spec.rms;
         Self {
-            gamma: lazy([size], device, move |device| Tensor::ones([size], (device, dtype))),
-            beta: bias.then(|| lazy([size], device, move |device| Tensor::zeros([size], (device, dtype)))),
+            gamma: lazy([size], dtype, device, move |device| Tensor::ones([size], device)),
+            beta: bias.then(|| lazy([size], dtype, device, move |device| Tensor::zeros([size], device))),
             spec,
         }
     }
@@ -162,7 +160,7 @@ impl<B: Backend> FusedNorm<B> {
         if let Some(beta) = &beta {
             crate::error::check_shape("FusedNorm::new", "beta", &gamma.dims(), &beta.dims());
         }
-        Self { gamma: Param::from_tensor(gamma), beta: beta.map(Param::from_tensor), spec }
+        Self { gamma: given(gamma), beta: beta.map(given), spec }
     }
 
     /// Factor of each feature, `[E]`.
@@ -236,14 +234,34 @@ pub fn transposed<B: Backend>(matrix: Tensor<B, 2>) -> Tensor<B, 2> {
     Tensor::from_data(matrix.transpose().into_data(), (&device, dtype))
 }
 
+/// A parameter that is drawn when it is first read.
 fn lazy<B: Backend, const D: usize>(
     shape: [usize; D],
+    dtype: DType,
     device: &B::Device,
     init: impl Fn(&B::Device) -> Tensor<B, D> + Send + Sync + 'static,
 ) -> Param<Tensor<B, D>> {
     let ready = move |device: &B::Device, require_grad: bool| {
-        let tensor = init(device);
+        let tensor = init(device).cast(dtype);
         if require_grad { tensor.require_grad() } else { tensor }
     };
-    Param::uninitialized(ParamId::new(), ready, device.clone(), true, shape.into())
+    steady(Param::uninitialized(ParamId::new(), ready, device.clone(), true, shape.into()), shape, dtype)
+}
+
+/// A parameter with this value.
+fn given<B: Backend, const D: usize>(value: Tensor<B, D>) -> Param<Tensor<B, D>> {
+    let (shape, dtype) = (value.dims(), value.dtype());
+    steady(Param::from_tensor(value), shape, dtype)
+}
+
+/// Keeps shape and element type when a record is loaded, which may hold others.
+fn steady<B: Backend, const D: usize>(
+    param: Param<Tensor<B, D>>,
+    shape: [usize; D],
+    dtype: DType,
+) -> Param<Tensor<B, D>> {
+    param.load_mapper(move |loaded: Tensor<B, D>| {
+        crate::error::check_shape("load_record", "parameter of the record", &shape, &loaded.dims());
+        loaded.cast(dtype)
+    })
 }

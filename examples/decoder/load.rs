@@ -128,7 +128,7 @@ impl<B: Backend> Decoder<B> {
             });
         }
         self.blocks = blocks;
-        self.head = match checkpoint.contains(&format!("{}.weight", names.head)) {
+        self.head = match checkpoint.contains(&format!("{}.weight", names.head)) || !config.tie_word_embeddings {
             true => Reader::<B> { orientation: Orientation::OutputInput, ..reader }.linear(self.head, names.head)?,
             false => Linear { weight: Param::from_tensor(transposed(self.tokens.weight.val())), bias: None },
         };

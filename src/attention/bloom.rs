@@ -44,7 +44,7 @@ impl DeepSpeedInferenceConfig {
                 remedy: "set it to true, or call `init_self_attention`",
             });
         }
-        let attention = DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)?;
+        let attention = DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?);
         Ok(BloomSelfAttention { attention })
     }
 }

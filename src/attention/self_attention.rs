@@ -99,22 +99,21 @@ impl DeepSpeedInferenceConfig {
                 remedy: "call `init_bloom`, or set it to false",
             });
         }
-        DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)
+        Ok(DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?))
     }
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
-    pub(super) fn init(build: Build<'_, B>) -> Result<Self, ConfigError> {
+    pub(super) fn init(build: Build<'_, B>) -> Self {
         let config = build.config;
-        let norm = build.spec.norm;
-        Ok(Self {
-            norm: norm
-                .map(|norm| FusedNorm::init(config.hidden_size, config.norm_bias, norm, build.dtype, build.device)),
+        let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
+        Self {
+            norm: build.spec.norm.map(norm),
             qkv: if config.set_empty_params { build.separate(config.hidden_size) } else { build.fused() },
             output: build.output(),
             spec: build.spec,
             defer_output_bias: config.defer_output_bias,
-        })
+        }
     }
 
     /// Sizes of this layer on this rank.

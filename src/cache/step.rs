@@ -55,6 +55,7 @@ impl StepRows {
 
 /// One forward pass over all layers. Dropped without [`commit`](Self::commit), its tokens were never there.
 #[derive(Debug)]
+#[must_use = "a step that is dropped leaves no tokens; `commit` keeps them"]
 pub struct Step<'a, B: Backend> {
     cache: &'a mut KvCache<B>,
     rows: StepRows,

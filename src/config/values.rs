@@ -1,13 +1,13 @@
 //! The values that a setting takes, where it is not a number.
 
-use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{DType, backend::Backend};
+use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
 /// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(crate = "burn::serde", rename_all = "lowercase")]
+#[serde(rename_all = "lowercase")]
 pub enum DataType {
     /// 32-bit floats.
     Fp32,
@@ -82,7 +82,6 @@ impl std::fmt::Display for DataType {
 
 /// The norm in front of the QKV projection; DeepSpeed's `NormType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(crate = "burn::serde")]
 pub enum NormType {
     /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
     LayerNorm,
@@ -94,7 +93,6 @@ pub enum NormType {
 
 /// Activation of the MLP that follows; DeepSpeed's `ActivationFuncType`. Attention does not read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(crate = "burn::serde")]
 pub enum MlpActivation {
     /// Not known.
     UNKNOWN,

@@ -3,8 +3,8 @@
 //! Frequencies and angles are computed in f64 on the host, cosine and sine are stored in f32, whatever the model's
 //! element type: bf16 cannot tell positions apart beyond 256.
 
-use burn::serde::{Deserialize, Serialize};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use serde::{Deserialize, Serialize};
 
 use super::Positions;
 use crate::error::ConfigError;
@@ -40,7 +40,7 @@ pub struct Rotary {
 /// assert!(RopeScaling::from_json(&serde_json::json!({ "rope_type": "wavy" }), None).is_err());
 /// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(crate = "burn::serde", tag = "rope_type", rename_all = "lowercase")]
+#[serde(tag = "rope_type", rename_all = "lowercase")]
 pub enum RopeScaling {
     /// The paper's frequencies.
     #[default]

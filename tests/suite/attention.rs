@@ -19,7 +19,7 @@ pub fn randomised<B: Backend, M: Module<B>>(module: M) -> M {
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             self.0 += 1;
             let seed = self.0;
-            param.map(|tensor| seeded::<B, D>(tensor.dims(), seed) * 0.4)
+            param.map(|tensor| (seeded::<B, D>(tensor.dims(), seed) * 0.4).cast(tensor.dtype()))
         }
     }
     module.map(&mut Draw(1000))

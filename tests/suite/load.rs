@@ -294,4 +294,37 @@ mod errors {
         let bytes = named.record(attention.clone().into_record(), ()).unwrap();
         assert_near(run(&fresh().load_record(named.load(bytes, &device).unwrap())), run(&attention), 1e-2);
     }
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn a_record_keeps_the_element_type_of_the_module() {
+        use burn::record::{NamedMpkBytesRecorder, Recorder};
+        use burn_deepspeed::DataType;
+        type F = burn_flex::Flex;
+        let device = Default::default();
+        let config = llama().with_dtype(DataType::Bf16);
+        let attention: DeepSpeedSelfAttention<F> = randomised(config.init_self_attention(0, &device).unwrap());
+        let recorder = NamedMpkBytesRecorder::<FullPrecisionSettings>::default();
+        let bytes = recorder.record(attention.clone().into_record(), ()).unwrap();
+        let fresh = config.init_self_attention::<F>(0, &device).unwrap();
+        let loaded = fresh.load_record(recorder.load(bytes, &device).unwrap());
+        assert_eq!(loaded.output().matrix().dtype(), DType::BF16);
+        let input = seeded::<F, 3>([1, 4, 48], 1).cast(DType::BF16);
+        let run = |module: &DeepSpeedSelfAttention<F>| {
+            module.forward_uncached(input.clone(), AttentionMask::none(), None).unwrap()
+        };
+        assert_near(run(&loaded), run(&attention), 0.0);
+    }
+
+    #[test]
+    #[should_panic(expected = "`parameter of the record` has shape [48, 80], expected [48, 144]")]
+    fn a_record_of_another_shape_is_refused() {
+        let device = Default::default();
+        let grouped = llama().init_self_attention::<B>(0, &device).unwrap();
+        let plain = llama().with_num_kv(None).init_self_attention::<B>(0, &device).unwrap();
+        plain
+            .load_record(grouped.into_record())
+            .forward_uncached(seeded([1, 2, 48], 1), AttentionMask::none(), None)
+            .unwrap();
+    }
 }
