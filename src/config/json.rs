@@ -15,7 +15,9 @@ impl DeepSpeedInferenceConfig {
         let path = path.as_ref();
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
-        Self::from_json_str(&text)
+        let value =
+            serde_json::from_str(&text).map_err(|error| ConfigError::Json(format!("{}: {error}", path.display())))?;
+        Self::from_json(&value)
     }
 
     /// The same as [`from_json_file`](Self::from_json_file); what [`save`](burn::config::Config::save) wrote is read back equal.

@@ -18,14 +18,9 @@ use crate::error::WeightError;
 /// little more than the module itself; what was read is written down for [`report`](Self::report).
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<Mapped>,
+    files: Vec<Mmap>,
     tensors: BTreeMap<String, Location>,
     log: RefCell<Log>,
-}
-
-#[derive(Debug)]
-struct Mapped {
-    map: Mmap,
 }
 
 #[derive(Debug, Clone)]
@@ -125,7 +120,7 @@ impl Checkpoint {
             };
             self.tensors.insert(name, location);
         }
-        self.files.push(Mapped { map });
+        self.files.push(map);
         Ok(())
     }
 
@@ -156,12 +151,7 @@ impl Checkpoint {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Tensor<B, D>, WeightError> {
-        let location = self.locate(name)?;
-        if location.shape != shape {
-            let (expected, found) = (shape.to_vec(), location.shape.clone());
-            return Err(WeightError::Shape { name: name.into(), expected, found });
-        }
-        let bytes = &self.files[location.file].map[location.start..location.end];
+        let (location, bytes) = self.locate(name, &shape)?;
         let data = floats(bytes, location.dtype, &location.shape)
             .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
         let mut log = self.log.borrow_mut();
@@ -184,23 +174,24 @@ impl Checkpoint {
         shape: [usize; D],
         device: &B::Device,
     ) -> Result<Tensor<B, D, Int>, WeightError> {
-        let location = self.locate(name)?;
-        if location.shape != shape {
-            let (expected, found) = (shape.to_vec(), location.shape.clone());
-            return Err(WeightError::Shape { name: name.into(), expected, found });
-        }
-        let bytes = &self.files[location.file].map[location.start..location.end];
+        let (location, bytes) = self.locate(name, &shape)?;
         let values = integers(bytes, location.dtype)
             .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
         self.log.borrow_mut().loaded.insert(name.into());
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
-    fn locate(&self, name: &str) -> Result<&Location, WeightError> {
-        self.tensors.get(name).ok_or_else(|| {
+    /// Where a tensor of this shape is, and its bytes.
+    fn locate(&self, name: &str, shape: &[usize]) -> Result<(&Location, &[u8]), WeightError> {
+        let location = self.tensors.get(name).ok_or_else(|| {
             self.log.borrow_mut().missing.insert(name.into());
             WeightError::Missing { name: name.into(), nearest: nearest(name, self.tensors.keys()) }
-        })
+        })?;
+        if location.shape != shape {
+            let (expected, found) = (shape.to_vec(), location.shape.clone());
+            return Err(WeightError::Shape { name: name.into(), expected, found });
+        }
+        Ok((location, &self.files[location.file][location.start..location.end]))
     }
 
     /// Marks tensors that are not wanted (buffers, heads that are not used), so that they are not reported as unexpected.

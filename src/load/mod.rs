@@ -21,6 +21,7 @@
 //! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
 
 mod checkpoint;
+mod fields;
 mod hugging_face;
 mod layout;
 mod module;
