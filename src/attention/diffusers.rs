@@ -1,7 +1,5 @@
 //! Self and cross attention of diffusion models.
 
-use std::borrow::Cow;
-
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -147,10 +145,6 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)
     }
-
-    fn projections(&self) -> Cow<'_, SeparateQkv<B>> {
-        self.qkv.separate(self.spec.query_width())
-    }
 }
 
 impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
@@ -169,11 +163,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         context: Option<Tensor<B, 3>>,
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        let (query, keys) = match context {
-            Some(context) => (self.query(input), self.context_keys(context)),
-            None => self.project_itself(input),
-        };
-        self.finish(self.attend(query, &keys, mask))
+        self.finish(self.forward_partial(input, context, mask))
     }
 
     /// Attends from `input` to keys and values that [`context_keys`](Self::context_keys) computed before.
@@ -211,7 +201,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     /// # Shapes
     /// - context: `[B, S, context features]`
     pub fn context_keys(&self, context: Tensor<B, 3>) -> ContextKeys<B> {
-        let projections = self.projections();
+        let projections = self.qkv.separate(self.spec.query_width());
         let SeparateQkv { key, value, .. } = projections.as_ref();
         let [batch, tokens, _] = context.dims();
         check_shape("context_keys", "context", &[batch, tokens, key.input_size()], &context.dims());
@@ -221,7 +211,12 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     }
 
     fn query(&self, input: Tensor<B, 3>) -> Tensor<B, 4> {
-        split(<B as InferenceBackend>::linear(input, &self.projections().query), self.spec.heads())
+        let linear = <B as InferenceBackend>::linear;
+        let projected = match &self.qkv {
+            QkvWeight::Separate(separate) => linear(input, &separate.query),
+            QkvWeight::Fused(fused) => linear(input, &fused.outputs(0, self.spec.query_width())),
+        };
+        split(projected, self.spec.heads())
     }
 
     fn project_itself(&self, input: Tensor<B, 3>) -> (Tensor<B, 4>, ContextKeys<B>) {
@@ -255,10 +250,6 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     }
 
     fn finish(&self, partial: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        let output = self.spec.ranks.all_reduce(partial)?;
-        Ok(match self.output_bias().filter(|_| !self.defer_output_bias) {
-            Some(bias) => output + bias.unsqueeze(),
-            None => output,
-        })
+        super::sum_and_bias(&self.spec, partial, self.output_bias().filter(|_| !self.defer_output_bias))
     }
 }

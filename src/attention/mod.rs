@@ -12,7 +12,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::config::DeepSpeedInferenceConfig;
-use crate::error::ConfigError;
+use crate::error::{AttentionError, ConfigError};
 use crate::spec::AttentionSpec;
 use crate::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
 
@@ -60,6 +60,19 @@ impl<'a, B: Backend> Build<'a, B> {
     fn output(&self) -> Weight<B> {
         self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias)
     }
+}
+
+/// The sum of `partial` over all ranks, and the bias behind it, once.
+fn sum_and_bias<B: Backend>(
+    spec: &AttentionSpec,
+    partial: Tensor<B, 3>,
+    bias: Option<Tensor<B, 1>>,
+) -> Result<Tensor<B, 3>, AttentionError> {
+    let sum = spec.ranks.all_reduce(partial)?;
+    Ok(match bias {
+        Some(bias) => sum + bias.unsqueeze(),
+        None => sum,
+    })
 }
 
 /// Switches the gradients of every parameter.

@@ -198,10 +198,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         wanted: Outputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
         let mut partial = self.forward_partial(input, mask, keys, wanted);
-        partial.output = self.spec.ranks.all_reduce(partial.output)?;
-        if let Some(bias) = self.output_bias().filter(|_| !self.defer_output_bias) {
-            partial.output = partial.output + bias.unsqueeze();
-        }
+        let bias = self.output_bias().filter(|_| !self.defer_output_bias);
+        partial.output = super::sum_and_bias(&self.spec, partial.output, bias)?;
         Ok(partial)
     }
 
@@ -220,13 +218,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
-        B::plan_softmax_context(&ContextProblem {
-            dtype: self.output.matrix().dtype(),
-            tokens,
-            cached,
-            hides_pairs: mask.hidden_pairs().is_some(),
-            has_bias: mask.has_bias(),
-        })
+        B::plan_softmax_context(&ContextProblem::new(self.output.matrix().dtype(), tokens, cached, mask))
     }
 
     /// What this rank adds to the sum over ranks. The output bias is not in it.

@@ -12,12 +12,7 @@ impl DeepSpeedInferenceConfig {
     /// # Errors
     /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json).
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
-        let value =
-            serde_json::from_str(&text).map_err(|error| ConfigError::Json(format!("{}: {error}", path.display())))?;
-        Self::from_json(&value)
+        Self::from_json(&read_json(path.as_ref())?)
     }
 
     /// The same as [`from_json_file`](Self::from_json_file); what [`save`](burn::config::Config::save) wrote is read back equal.
@@ -67,6 +62,13 @@ impl DeepSpeedInferenceConfig {
         }
         serde_path_to_error::deserialize(Value::Object(merged)).map_err(|error| ConfigError::Json(error.to_string()))
     }
+}
+
+/// The JSON of a configuration file.
+pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
+    serde_json::from_str(&text).map_err(|error| ConfigError::Json(format!("{}: {error}", path.display())))
 }
 
 /// The known name that is spelled most like `name`, if any is close.

@@ -10,7 +10,7 @@ use crate::parallel::{HeadShard, RankGroup};
 use crate::position::PositionEncoding;
 use crate::position::rotary::{RopeScaling, Rotary, RotaryLayout};
 use crate::spec::{AttentionSpec, NormSpec};
-pub(crate) use json::nearest;
+pub(crate) use json::{nearest, read_json};
 pub use values::{DataType, MlpActivation, NormType};
 
 /// The settings of DeepSpeed's `DeepSpeedInferenceConfig` (`ops/transformer/inference/config.py`), with its names and

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
-use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, NormType};
+use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, NormType, read_json};
 use crate::error::ConfigError;
 use crate::weight::Orientation;
 
@@ -99,12 +99,7 @@ impl HuggingFaceConfig {
     /// # Errors
     /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json).
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
-        let record =
-            serde_json::from_str(&text).map_err(|error| ConfigError::Json(format!("{}: {error}", path.display())))?;
-        Self::from_json(record)
+        Self::from_json(read_json(path.as_ref())?)
     }
 
     /// Reads the record of a `config.json`. Element type is the checkpoint's; set another with

@@ -53,7 +53,9 @@ pub(crate) fn copied<B: Backend>(tensor: &Tensor<B, 4>) -> Cow<'static, [f32]> {
 
 /// [`InferenceBackend::softmax_context`](crate::InferenceBackend::softmax_context) for backends on the CPU.
 pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
-    if let Plan::Reference(_) = plan(&arguments.problem()) {
+    let cached = matches!(arguments.keys, Keys::Cached(_));
+    let (dtype, tokens) = (arguments.qkv.dtype(), arguments.qkv.dims()[1]);
+    if let Plan::Reference(_) = plan(&ContextProblem::new(dtype, tokens, cached, &arguments.mask)) {
         return reference_with(arguments, B::assign);
     }
     let SoftmaxContext { qkv, keys, mask, spec, want_keys } = arguments;
@@ -118,17 +120,4 @@ fn kept_before(hidden: &[bool], keys: usize) -> Vec<i32> {
         }));
     }
     positions
-}
-
-impl<B: Backend> SoftmaxContext<'_, B> {
-    /// What decides over the path of this step.
-    fn problem(&self) -> ContextProblem {
-        ContextProblem {
-            dtype: self.qkv.dtype(),
-            tokens: self.qkv.dims()[1],
-            cached: matches!(self.keys, Keys::Cached(_)),
-            hides_pairs: self.mask.hidden_pairs().is_some(),
-            has_bias: self.mask.has_bias(),
-        }
-    }
 }

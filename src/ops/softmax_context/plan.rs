@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, backend::Backend};
+
+use crate::mask::AttentionMask;
 
 /// What decides over the path of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +19,13 @@ pub struct ContextProblem {
     pub hides_pairs: bool,
     /// Whether the mask adds a bias.
     pub has_bias: bool,
+}
+
+impl ContextProblem {
+    /// A step of `tokens` new tokens under `mask`.
+    pub fn new<B: Backend>(dtype: DType, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Self {
+        Self { dtype, tokens, cached, hides_pairs: mask.hidden_pairs().is_some(), has_bias: mask.has_bias() }
+    }
 }
 
 /// The path of a step.
