@@ -1,0 +1,234 @@
+//! The launches of a workload, on tensors of noise.
+
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
+use burn_deepspeed_kernels::cube::gemv::{self, Gemv, NormKind, Orientation};
+use burn_deepspeed_kernels::cube::prefill::mma;
+use burn_deepspeed_kernels::cube::{
+    Attention, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm, prefill, softmax,
+};
+use cubecl::cuda::CudaRuntime;
+use cubecl::prelude::*;
+use half::{bf16, f16};
+
+use crate::tensors::{copy, fill};
+use crate::workloads::{Addend, HALF, Problem, Workload};
+
+type Tensor = TensorHandle<CudaRuntime>;
+type Client = ComputeClient<CudaRuntime>;
+
+/// One launch of an engine, by its place in [`Workload::engines`].
+pub type Launch = Box<dyn Fn(usize) -> Result<(), Unsupported>>;
+
+/// What the tensors that cold launches rotate over take together: several times any L2 cache.
+const COLD_BYTES: usize = 256 << 20;
+
+pub type Prefill = fn(&Client, &Machine, Attention<'_, CudaRuntime>) -> Result<(), Unsupported>;
+
+/// The engines for prompts, by name.
+pub const PREFILL: [(&str, Prefill); 2] = [("mma", tensor_cores), ("simt", prefill::simt::launch)];
+
+fn tensor_cores(client: &Client, machine: &Machine, problem: Attention<'_, CudaRuntime>) -> Result<(), Unsupported> {
+    let engine = mma::Engine::tensor_cores(client, machine, problem.query.dtype, problem.query.shape()[3])?;
+    mma::launch(client, machine, problem, engine)
+}
+
+/// Makes tensors of noise, and the launches that own them.
+pub struct Tensors {
+    client: Client,
+    machine: Machine,
+    elements: StorageType,
+    quick: bool,
+}
+
+impl Tensors {
+    pub fn new(client: &Client, machine: Machine, dtype: &str, quick: bool) -> Result<Self, String> {
+        let elements = match dtype {
+            "bf16" => bf16::as_type_native_unchecked(),
+            "f16" => f16::as_type_native_unchecked(),
+            other => return Err(format!("no element type {other}: bf16 or f16")),
+        };
+        Ok(Self { client: client.clone(), machine, elements: elements.storage_type(), quick })
+    }
+
+    /// Launches on tensors of their own, so many that one after the other finds nothing in the L2 cache.
+    pub fn prepare(&self, workload: &Workload) -> Vec<Launch> {
+        let sets = match (workload.problem, workload.bytes()) {
+            (Problem::Empty | Problem::Prefill { .. }, _) => 1,
+            _ if self.quick => 2,
+            // One more, since softmax counts its scores twice.
+            (_, bytes) => (1 + COLD_BYTES.div_ceil(bytes)).min(256),
+        };
+        let problem = if self.quick { workload.problem.small() } else { workload.problem };
+        (0..sets).map(|_| self.launch(problem)).collect()
+    }
+
+    fn noise(&self, shape: &[usize]) -> Tensor {
+        self.noise_of(shape, self.elements)
+    }
+
+    fn floats(&self, shape: &[usize]) -> Tensor {
+        self.noise_of(shape, f32::as_type_native_unchecked().storage_type())
+    }
+
+    /// A tensor as the runtime lays it out, its rows pitched.
+    fn noise_of(&self, shape: &[usize], elements: StorageType) -> Tensor {
+        let tensor = Tensor::empty(&self.client, shape.to_vec(), elements);
+        fill(&self.client, &tensor);
+        tensor
+    }
+
+    /// `[B, N, T, H]`, the heads of a token one behind the other.
+    fn packed(&self, [batch, heads, tokens, head]: [usize; 4]) -> Tensor {
+        let width = heads * head;
+        let packed = self.noise(&[batch, tokens, width]);
+        let strides = vec![packed.strides()[0], head, packed.strides()[1], 1];
+        Tensor::new(packed.handle, vec![batch, heads, tokens, head], strides, self.elements)
+    }
+
+    fn launch(&self, problem: Problem) -> Launch {
+        let (client, machine) = (self.client.clone(), self.machine);
+        match problem {
+            Problem::Copy { megabytes } => {
+                let shape = [megabytes << 20 >> 12, 4096 / HALF];
+                let (from, to) = (self.noise(&shape), self.noise(&shape));
+                Box::new(move |_| {
+                    copy(&client, &from, &to);
+                    Ok(())
+                })
+            }
+            Problem::Empty => {
+                let (from, to) = (self.noise(&[8]), self.noise(&[8]));
+                Box::new(move |_| {
+                    copy(&client, &from, &to);
+                    Ok(())
+                })
+            }
+            Problem::Decode { batch, heads, kv_heads, head, keys } => {
+                let rules =
+                    Rules { causal: true, window: None, softcap: None, start: keys as u32 - 1, end: keys as u32 };
+                let operands = Operands {
+                    query: self.noise(&[batch, heads, 1, head]),
+                    key: self.noise(&[batch, kv_heads, keys, head]),
+                    value: self.noise(&[batch, kv_heads, keys, head]),
+                    context: self.packed([batch, heads, 1, head]),
+                    masks: MaskArguments::new(rules),
+                };
+                Box::new(move |_| decode::launch(&client, &machine, operands.problem(), None).map(|_| ()))
+            }
+            Problem::Prefill { batch, heads, head, tokens, causal, addend } => {
+                let rules = Rules { causal, window: None, softcap: None, start: 0, end: tokens as u32 };
+                let mut masks = MaskArguments::new(rules);
+                masks.slopes = (addend == Addend::Slopes).then(|| self.floats(&[heads]));
+                masks.bias = (addend == Addend::Bias).then(|| self.noise(&[1, heads, tokens, tokens]));
+                let operands = Operands {
+                    query: self.noise(&[batch, heads, tokens, head]),
+                    key: self.noise(&[batch, heads, tokens, head]),
+                    value: self.noise(&[batch, heads, tokens, head]),
+                    context: self.packed([batch, heads, tokens, head]),
+                    masks,
+                };
+                Box::new(move |engine| PREFILL[engine].1(&client, &machine, operands.problem()))
+            }
+            Problem::Softmax { heads, tokens, masked, triangular } => {
+                let scores = self.noise(&[1, heads, tokens, tokens]);
+                let mask = masked.then(|| self.noise(&[1, 1, tokens, tokens]));
+                Box::new(move |_| {
+                    let arguments = Softmax {
+                        scores: &scores,
+                        scale: 0.125,
+                        alibi: None,
+                        head_offset: 0,
+                        mask: mask.as_ref(),
+                        triangular: triangular.then_some(0),
+                        window: None,
+                    };
+                    softmax::launch(&client, &machine, arguments)
+                })
+            }
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity } => {
+                let qkv = self.noise(&[batch, tokens, (heads + 2 * kv_heads) * head]);
+                let query = self.noise(&[batch, heads, tokens, head]);
+                let [key, value] = [(); 2].map(|()| self.noise(&[batch, kv_heads, capacity, head]));
+                let [cos, sin] = [(); 2].map(|()| self.floats(&[1, tokens, head / 2]));
+                let rotation = Rotation { pairs: RotaryPairs::Half, cos, sin };
+                Box::new(move |_| {
+                    let arguments = CacheWrite {
+                        qkv: &qkv,
+                        query: &query,
+                        key: &key,
+                        value: &value,
+                        rotation: Some(&rotation),
+                        bounds: None,
+                        start: (capacity - tokens) as u32,
+                        end: capacity as u32,
+                    };
+                    cache_write::launch(&client, &machine, arguments)
+                })
+            }
+            Problem::Norm { rows, features, rms } => {
+                let [input, output] = [(); 2].map(|()| self.noise(&[rows, features]));
+                let [gamma, beta] = [(); 2].map(|()| self.noise(&[features]));
+                Box::new(move |_| {
+                    let arguments = norm::Norm {
+                        input: &input,
+                        residual: None,
+                        sum: None,
+                        gamma: &gamma,
+                        beta: (!rms).then_some(&beta),
+                        output: &output,
+                        epsilon: 1e-5,
+                        rms,
+                    };
+                    norm::launch(&client, &machine, arguments)
+                })
+            }
+            Problem::Gemv { inputs, outputs, normed, orientation } => {
+                let (input, output, bias) =
+                    (self.noise(&[1, inputs]), self.noise(&[1, outputs]), self.noise(&[outputs]));
+                let [gamma, beta] = [(); 2].map(|()| self.noise(&[inputs]));
+                let matrix = match orientation {
+                    Orientation::OutputInput => self.noise(&[outputs, inputs]),
+                    Orientation::InputOutput => self.noise(&[inputs, outputs]),
+                };
+                Box::new(move |_| {
+                    let kind = NormKind::LayerNorm;
+                    let norm = gemv::Norm { kind, gamma: &gamma, beta: Some(&beta), epsilon: 1e-5 };
+                    let arguments = Gemv {
+                        input: &input,
+                        norm: normed.then_some(norm),
+                        matrix: &matrix,
+                        orientation,
+                        bias: Some(&bias),
+                        output: &output,
+                        offset: 0,
+                        normed: None,
+                    };
+                    gemv::launch(&client, &machine, arguments)
+                })
+            }
+        }
+    }
+}
+
+/// What an [`Attention`] borrows.
+struct Operands {
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    context: Tensor,
+    masks: MaskArguments<CudaRuntime>,
+}
+
+impl Operands {
+    fn problem(&self) -> Attention<'_, CudaRuntime> {
+        Attention {
+            query: &self.query,
+            key: &self.key,
+            value: &self.value,
+            context: &self.context,
+            scale: 1.0 / (self.query.shape()[3] as f32).sqrt(),
+            masks: &self.masks,
+            keys: self.key.shape()[2],
+        }
+    }
+}

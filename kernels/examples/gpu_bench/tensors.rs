@@ -1,0 +1,88 @@
+//! Noise, so that the device's power is that of real numbers, and the copy that gives the bandwidth of its memory.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use burn_deepspeed_kernels::cube::TensorHandle;
+use cubecl::cuda::CudaRuntime;
+use cubecl::prelude::*;
+
+/// Units of a cube.
+const UNITS: u32 = 256;
+/// Elements of a vector of f16 or bf16, 16 bytes.
+const VECTOR: usize = 8;
+
+/// A number in -1..1 for every element, by a hash of its place (<https://nullprogram.com/blog/2018/07/31/>).
+#[cube(launch_unchecked)]
+fn noise<F: Float>(output: &mut Array<F>, seed: u32, #[define(F)] _elements: StorageType) {
+    let at = ABSOLUTE_POS;
+    if at < output.len() {
+        let mut hash = at as u32 ^ seed;
+        hash = (hash ^ (hash >> 16u32)) * 0x7feb352du32;
+        hash = (hash ^ (hash >> 15u32)) * 0x846ca68bu32;
+        hash = hash ^ (hash >> 16u32);
+        output[at] = F::cast_from(f32::cast_from(hash >> 8u32) / 8388608.0f32 - 1.0f32);
+    }
+}
+
+/// A vector to each unit.
+#[cube(launch_unchecked)]
+fn copy_vectors<F: Float, N: Size>(
+    from: &Array<Vector<F, N>>,
+    to: &mut Array<Vector<F, N>>,
+    vectors: u32,
+    #[define(F)] _elements: StorageType,
+) {
+    let at = ABSOLUTE_POS;
+    if at < vectors as usize {
+        to[at] = from[at];
+    }
+}
+
+/// Elements of a tensor, those between its rows included.
+fn extent(tensor: &TensorHandle<CudaRuntime>) -> usize {
+    tensor.shape()[0] * tensor.strides()[0]
+}
+
+fn array(tensor: &TensorHandle<CudaRuntime>) -> ArrayArg<CudaRuntime> {
+    // SAFETY: the runtime made the tensor, its outermost axis first, so that no element lies behind this.
+    unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), extent(tensor)) }
+}
+
+fn cubes(units: usize) -> CubeCount {
+    CubeCount::Static(units.div_ceil(UNITS as usize) as u32, 1, 1)
+}
+
+/// Writes noise, other noise each time and the same in each run.
+pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRuntime>) {
+    static CALLS: AtomicU32 = AtomicU32::new(1);
+    let seed = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9);
+    // SAFETY: the kernel checks its place against the length.
+    unsafe {
+        noise::launch_unchecked::<CudaRuntime>(
+            client,
+            cubes(extent(tensor)),
+            CubeDim::new_1d(UNITS),
+            array(tensor),
+            seed,
+            tensor.dtype,
+        );
+    }
+}
+
+/// Copies a tensor whose number of elements is a multiple of 8.
+pub fn copy(client: &ComputeClient<CudaRuntime>, from: &TensorHandle<CudaRuntime>, to: &TensorHandle<CudaRuntime>) {
+    let vectors = extent(from) / VECTOR;
+    // SAFETY: the kernel checks its place against the number of vectors, which both tensors hold.
+    unsafe {
+        copy_vectors::launch_unchecked::<CudaRuntime>(
+            client,
+            cubes(vectors),
+            CubeDim::new_1d(UNITS),
+            VECTOR,
+            array(from),
+            array(to),
+            vectors as u32,
+            from.dtype,
+        );
+    }
+}

@@ -1,0 +1,245 @@
+//! What is timed: the problems, and what they must move and compute.
+
+use burn_deepspeed_kernels::cube::gemv::Orientation;
+use serde_json::{Value, json};
+
+use crate::launches::PREFILL;
+
+/// Element types by their names on the command line.
+pub const ELEMENTS: [&str; 2] = ["bf16", "f16"];
+
+/// A problem under the name that `scripts/gpu_peers.py` knows too.
+pub struct Workload {
+    pub name: &'static str,
+    pub problem: Problem,
+}
+
+/// What is added to the scores of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Addend {
+    Nothing,
+    /// ALiBi slopes.
+    Slopes,
+    /// A bias for every head, query and key, the same for all rows of the batch.
+    Bias,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Problem {
+    /// The roofline of memory: one large buffer to another.
+    Copy {
+        megabytes: usize,
+    },
+    /// A kernel that does nothing worth mentioning.
+    Empty,
+    Decode {
+        batch: usize,
+        heads: usize,
+        kv_heads: usize,
+        head: usize,
+        keys: usize,
+    },
+    Prefill {
+        batch: usize,
+        heads: usize,
+        head: usize,
+        tokens: usize,
+        causal: bool,
+        addend: Addend,
+    },
+    Softmax {
+        heads: usize,
+        tokens: usize,
+        masked: bool,
+        triangular: bool,
+    },
+    CacheWrite {
+        batch: usize,
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        head: usize,
+        capacity: usize,
+    },
+    Norm {
+        rows: usize,
+        features: usize,
+        rms: bool,
+    },
+    Gemv {
+        inputs: usize,
+        outputs: usize,
+        normed: bool,
+        orientation: Orientation,
+    },
+}
+
+use Orientation::{InputOutput, OutputInput};
+
+const fn decoding([batch, heads, kv_heads, head]: [usize; 4], keys: usize) -> Problem {
+    Problem::Decode { batch, heads, kv_heads, head, keys }
+}
+
+const fn prompt([batch, heads, head]: [usize; 3], tokens: usize, causal: bool, addend: Addend) -> Problem {
+    Problem::Prefill { batch, heads, head, tokens, causal, addend }
+}
+
+const LLAMA: [usize; 3] = [1, 32, 128];
+const LONG: [usize; 3] = [4, 16, 64];
+
+/// In the order in which they are worth their time.
+#[rustfmt::skip]
+pub const WORKLOADS: [Workload; 23] = [
+    Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
+    Workload { name: "launch", problem: Problem::Empty },
+    Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096) },
+    Workload { name: "decode-1x32x32x128-32768", problem: decoding([1, 32, 32, 128], 32768) },
+    Workload { name: "decode-1x32x32x128-2048", problem: decoding([1, 32, 32, 128], 2048) },
+    Workload { name: "prefill-1x32x128-4096-causal", problem: prompt(LLAMA, 4096, true, Addend::Nothing) },
+    Workload { name: "prefill-4x16x64-8192-full", problem: prompt(LONG, 8192, false, Addend::Nothing) },
+    Workload { name: "prefill-2x8x40-4096-diffusers", problem: prompt([2, 8, 40], 4096, false, Addend::Nothing) },
+    Workload { name: "softmax-32x2048x2048-plain", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: false, triangular: false } },
+    Workload { name: "softmax-32x2048x2048-triangular", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: false, triangular: true } },
+    Workload { name: "softmax-32x2048x2048-masked", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: true, triangular: false } },
+    Workload { name: "layernorm-4096x4096", problem: Problem::Norm { rows: 4096, features: 4096, rms: false } },
+    Workload { name: "rmsnorm-4096x4096", problem: Problem::Norm { rows: 4096, features: 4096, rms: true } },
+    Workload { name: "norm-qkv-4096-12288-out-in", problem: Problem::Gemv { inputs: 4096, outputs: 12288, normed: true, orientation: OutputInput } },
+    Workload { name: "norm-qkv-4096-12288-in-out", problem: Problem::Gemv { inputs: 4096, outputs: 12288, normed: true, orientation: InputOutput } },
+    Workload { name: "output-4096-4096-out-in", problem: Problem::Gemv { inputs: 4096, outputs: 4096, normed: false, orientation: OutputInput } },
+    Workload { name: "output-4096-4096-in-out", problem: Problem::Gemv { inputs: 4096, outputs: 4096, normed: false, orientation: InputOutput } },
+    Workload { name: "cache-write-1x4096x32x32x128", problem: Problem::CacheWrite { batch: 1, tokens: 4096, heads: 32, kv_heads: 32, head: 128, capacity: 4096 } },
+    Workload { name: "cache-write-64x1x32x32x128", problem: Problem::CacheWrite { batch: 64, tokens: 1, heads: 32, kv_heads: 32, head: 128, capacity: 16 } },
+    Workload { name: "prefill-1x32x128-4096-causal-alibi", problem: prompt(LLAMA, 4096, true, Addend::Slopes) },
+    Workload { name: "prefill-1x32x128-4096-causal-bias", problem: prompt(LLAMA, 4096, true, Addend::Bias) },
+    Workload { name: "prefill-4x16x64-8192-full-alibi", problem: prompt(LONG, 8192, false, Addend::Slopes) },
+    Workload { name: "prefill-4x16x64-8192-full-bias", problem: prompt(LONG, 8192, false, Addend::Bias) },
+];
+
+/// Bytes of an element of f16 and bf16.
+pub const HALF: usize = 2;
+
+impl Workload {
+    /// The engines that solve the problem.
+    pub fn engines(&self) -> impl Iterator<Item = &'static str> {
+        let names = match self.problem {
+            Problem::Prefill { .. } => PREFILL.iter().map(|(name, _)| *name).collect(),
+            _ => vec!["cube"],
+        };
+        names.into_iter()
+    }
+
+    /// What must reach or leave memory at least, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self.problem {
+            Problem::Copy { megabytes } => 2 * (megabytes << 20),
+            Problem::Empty => 0,
+            Problem::Decode { batch, heads, kv_heads, head, keys } => {
+                2 * batch * head * (kv_heads * keys + heads) * HALF
+            }
+            Problem::Prefill { batch, heads, head, tokens, addend, .. } => {
+                let bias = if addend == Addend::Bias { heads * tokens * tokens } else { 0 };
+                (4 * batch * heads * tokens * head + bias / self.triangle()) * HALF
+            }
+            // Both halves of a triangle are written, one is read.
+            Problem::Softmax { heads, tokens, triangular, .. } => {
+                let matrix = heads * tokens * tokens * HALF;
+                if triangular { matrix + matrix / 2 } else { 2 * matrix }
+            }
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, .. } => {
+                2 * batch * tokens * (heads + 2 * kv_heads) * head * HALF
+            }
+            Problem::Norm { rows, features, .. } => 2 * rows * features * HALF,
+            Problem::Gemv { inputs, outputs, .. } => (inputs * outputs + inputs + 2 * outputs) * HALF,
+        }
+    }
+
+    /// Products and sums of the matrices, counting each.
+    pub fn flops(&self) -> usize {
+        match self.problem {
+            Problem::Decode { batch, heads, head, keys, .. } => 4 * batch * heads * keys * head,
+            Problem::Prefill { batch, heads, head, tokens, .. } => {
+                4 * batch * heads * tokens * tokens * head / self.triangle()
+            }
+            Problem::Gemv { inputs, outputs, .. } => 2 * inputs * outputs,
+            _ => 0,
+        }
+    }
+
+    fn exponentials(&self) -> usize {
+        match self.problem {
+            Problem::Decode { batch, heads, keys, .. } => batch * heads * keys,
+            Problem::Prefill { batch, heads, tokens, .. } => batch * heads * tokens * tokens / self.triangle(),
+            Problem::Softmax { heads, tokens, .. } => heads * tokens * tokens,
+            _ => 0,
+        }
+    }
+
+    /// 2 where half of the pairs are hidden.
+    fn triangle(&self) -> usize {
+        if matches!(self.problem, Problem::Prefill { causal: true, .. }) { 2 } else { 1 }
+    }
+
+    /// For whoever builds the same problem elsewhere.
+    pub fn describe(&self) -> Value {
+        let (kind, sizes) = match self.problem {
+            Problem::Copy { megabytes } => ("copy", json!({ "megabytes": megabytes })),
+            Problem::Empty => ("launch", json!({})),
+            Problem::Decode { batch, heads, kv_heads, head, keys } => {
+                ("decode", json!({ "batch": batch, "heads": heads, "kv_heads": kv_heads, "head": head, "keys": keys }))
+            }
+            Problem::Prefill { batch, heads, head, tokens, causal, addend } => {
+                let addend = match addend {
+                    Addend::Nothing => Value::Null,
+                    Addend::Slopes => json!("alibi"),
+                    Addend::Bias => json!("bias"),
+                };
+                let sizes = json!({
+                    "batch": batch, "heads": heads, "head": head, "tokens": tokens, "causal": causal, "addend": addend,
+                });
+                ("prefill", sizes)
+            }
+            Problem::Softmax { heads, tokens, masked, triangular } => {
+                ("softmax", json!({ "heads": heads, "tokens": tokens, "masked": masked, "triangular": triangular }))
+            }
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity } => {
+                let sizes = json!({
+                    "batch": batch, "tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head": head,
+                    "capacity": capacity,
+                });
+                ("cache-write", sizes)
+            }
+            Problem::Norm { rows, features, rms } => {
+                ("norm", json!({ "rows": rows, "features": features, "rms": rms }))
+            }
+            Problem::Gemv { inputs, outputs, normed, orientation } => {
+                let out_in = orientation == OutputInput;
+                ("gemv", json!({ "inputs": inputs, "outputs": outputs, "normed": normed, "out_in": out_in }))
+            }
+        };
+        // The time of a prompt is that of its arithmetic.
+        let l2 = if kind == "prefill" { &["cold"][..] } else { &["cold", "warm"] };
+        json!({
+            "name": self.name, "kind": kind, "sizes": sizes, "engines": self.engines().collect::<Vec<_>>(), "ours": true,
+            "bytes": self.bytes(), "flops": self.flops(), "exponentials": self.exponentials(),
+            "dtypes": ELEMENTS, "l2": l2,
+        })
+    }
+}
+
+impl Problem {
+    /// The same with fewer rows and keys.
+    pub fn small(self) -> Self {
+        match self {
+            Self::Copy { .. } => Self::Copy { megabytes: 1 },
+            Self::Decode { heads, kv_heads, head, keys, .. } => {
+                Self::Decode { batch: 1, heads, kv_heads, head, keys: keys / 16 }
+            }
+            Self::Prefill { batch, heads, head, tokens, causal, addend } => {
+                Self::Prefill { batch, heads, head, tokens: tokens / 16, causal, addend }
+            }
+            Self::Softmax { tokens, masked, triangular, .. } => Self::Softmax { heads: 1, tokens, masked, triangular },
+            Self::Norm { features, rms, .. } => Self::Norm { rows: 64, features, rms },
+            other => other,
+        }
+    }
+}

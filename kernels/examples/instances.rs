@@ -1,0 +1,311 @@
+//! Asks a CUDA device for every kernel instance that the modules can ask for, by launching each once on small tensors.
+//!
+//! `scripts/ptxas.py` runs this on a driver that computes nothing and keeps what the compiler makes of each kernel. Every
+//! launch is announced on standard error, so that what follows there can be told apart:
+//!
+//! ```text
+//! instance: decode f16 head 128 group 4 tokens 1 splits 4
+//! ```
+//!
+//! An argument restricts it to the instances whose announcement contains it.
+
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
+use burn_deepspeed_kernels::cube::gemv::{self, Gemv, NormKind, Orientation};
+use burn_deepspeed_kernels::cube::prefill::mma;
+use burn_deepspeed_kernels::cube::{
+    Attention, HiddenKeys, Machine, MaskArguments, Rules, TensorHandle, Unsupported, decode, norm, pad_transform,
+    prefill, softmax,
+};
+use cubecl::cuda::{CudaDevice, CudaRuntime};
+use cubecl::prelude::*;
+use half::{bf16, f16};
+
+type Tensor = TensorHandle<CudaRuntime>;
+
+const HEAD_SIZES: [usize; 8] = [36, 40, 64, 80, 96, 128, 160, 256];
+
+/// The device, and the words for what it is asked.
+struct Lab {
+    client: ComputeClient<CudaRuntime>,
+    machine: Machine,
+    /// What the announcement of an instance must contain.
+    only: String,
+}
+
+/// An element type and its name.
+#[derive(Clone, Copy)]
+struct Element(StorageType, &'static str);
+
+fn f32_type() -> StorageType {
+    f32::as_type_native_unchecked().storage_type()
+}
+
+fn elements() -> [Element; 3] {
+    [
+        Element(f32_type(), "f32"),
+        Element(f16::as_type_native_unchecked().storage_type(), "f16"),
+        Element(bf16::as_type_native_unchecked().storage_type(), "bf16"),
+    ]
+}
+
+fn main() {
+    let client = CudaRuntime::client(&CudaDevice::default());
+    let lab = Lab { machine: Machine::new(&client), client, only: std::env::args().nth(1).unwrap_or_default() };
+    for element in elements() {
+        lab.cache_writes(element);
+        lab.decodes(element);
+        lab.prefills(element);
+        lab.norms(element);
+        lab.softmaxes(element);
+        lab.gemvs(element);
+        let (heads, padded) = (lab.tensor(&[1, 2, 3, 40], element.0), lab.tensor(&[1, 2, 3, 64], element.0));
+        let arguments = pad_transform::PadTransform { heads: &heads, padded: &padded };
+        lab.announce(&format!("pad_transform {}", element.1), || {
+            pad_transform::launch(&lab.client, &lab.machine, arguments.clone())
+        });
+    }
+}
+
+impl Lab {
+    /// A tensor as the runtime lays it out, its rows pitched.
+    fn tensor(&self, shape: &[usize], elements: StorageType) -> Tensor {
+        TensorHandle::empty(&self.client, shape.to_vec(), elements)
+    }
+
+    fn flags(&self, shape: &[usize]) -> Tensor {
+        self.tensor(shape, u8::as_type_native_unchecked().storage_type())
+    }
+
+    /// Launches, and waits for what the compiler says. Panics where a kernel declines or does not compile.
+    fn announce(&self, label: &str, launch: impl FnOnce() -> Result<(), Unsupported>) {
+        if !label.contains(&self.only) {
+            return;
+        }
+        eprintln!("instance: {label}");
+        launch().unwrap_or_else(|reason| panic!("{label}: {reason}"));
+        cubecl::future::block_on(self.client.sync()).unwrap_or_else(|error| panic!("{label}: {error}"));
+    }
+
+    fn cache_writes(&self, Element(elements, name): Element) {
+        let rotary = |pairs, half: usize| {
+            let table = self.tensor(&[1, 3, half], f32_type());
+            Some(Rotation { pairs, cos: table.clone(), sin: table })
+        };
+        for (label, head, rotation) in [
+            ("plain", 128, None),
+            ("half", 128, rotary(RotaryPairs::Half, 64)),
+            ("half, partial", 80, rotary(RotaryPairs::Half, 10)),
+            ("interleaved", 128, rotary(RotaryPairs::Interleaved, 64)),
+            ("interleaved, partial", 96, rotary(RotaryPairs::Interleaved, 7)),
+        ] {
+            let cache = self.tensor(&[2, 2, 16, head], elements);
+            let bounds = self.tensor(&[2, 2], u32::as_type_native_unchecked().storage_type());
+            for bounds in [None, Some(&bounds)] {
+                let arguments = CacheWrite {
+                    qkv: &self.tensor(&[2, 3, 8 * head], elements),
+                    query: &self.tensor(&[2, 4, 3, head], elements),
+                    key: &cache,
+                    value: &self.tensor(&[2, 2, 16, head], elements),
+                    rotation: rotation.as_ref(),
+                    bounds,
+                    start: 0,
+                    end: 3,
+                };
+                let rows = if bounds.is_some() { "ragged" } else { "even" };
+                self.announce(&format!("cache_write {name} {label}, {rows} rows"), || {
+                    cache_write::launch(&self.client, &self.machine, arguments)
+                });
+            }
+        }
+    }
+
+    /// Launches on tensors of `[batch, heads, tokens, head]` with key heads for every `group`.
+    fn attention(
+        &self,
+        label: &str,
+        elements: StorageType,
+        [head, group, tokens, keys]: [usize; 4],
+        masks: &MaskArguments<CudaRuntime>,
+        launch: impl FnOnce(Attention<'_, CudaRuntime>) -> Result<(), Unsupported>,
+    ) {
+        let (batch, heads) = (2, 8);
+        let problem = Attention {
+            query: &self.tensor(&[batch, heads, tokens, head], elements),
+            key: &self.tensor(&[batch, heads / group, keys, head], elements),
+            value: &self.tensor(&[batch, heads / group, keys, head], elements),
+            context: &self.tensor(&[batch, heads, tokens, head], elements),
+            scale: 0.1,
+            masks,
+            keys,
+        };
+        self.announce(label, || launch(problem));
+    }
+
+    fn rules(causal: bool) -> Rules {
+        Rules { causal, window: None, softcap: None, start: 0, end: 512 }
+    }
+
+    /// Every mask by itself, and all together.
+    fn masks(&self, tokens: usize, keys: usize) -> Vec<(&'static str, MaskArguments<CudaRuntime>)> {
+        let plain = || MaskArguments::new(Self::rules(true));
+        let bounds = self.tensor(&[2, 2], u32::as_type_native_unchecked().storage_type());
+        let positions = self.tensor(&[2, keys], i32::as_type_native_unchecked().storage_type());
+        let hidden = |positions| Some(HiddenKeys { hidden: self.flags(&[2, keys]), positions });
+        let pairs = self.flags(&[1, 1, tokens, keys]);
+        let bias = self.tensor(&[1, 8, tokens, keys], f32_type());
+        let slopes = self.tensor(&[8], f32_type());
+        vec![
+            ("full", MaskArguments::new(Self::rules(false))),
+            ("window", MaskArguments::new(Rules { window: Some(256), ..Self::rules(true) })),
+            ("softcap", MaskArguments::new(Rules { softcap: Some(30.0), ..Self::rules(true) })),
+            ("ragged", MaskArguments { bounds: Some(bounds.clone()), ..plain() }),
+            ("padded", MaskArguments { hidden_keys: hidden(None), ..plain() }),
+            ("pairs", MaskArguments { hidden_pairs: Some(pairs.clone()), ..plain() }),
+            ("bias", MaskArguments { bias: Some(bias.clone()), ..plain() }),
+            ("alibi", MaskArguments { slopes: Some(slopes.clone()), ..plain() }),
+            (
+                "alibi, padded",
+                MaskArguments { hidden_keys: hidden(Some(positions.clone())), slopes: Some(slopes.clone()), ..plain() },
+            ),
+            (
+                "every mask",
+                MaskArguments {
+                    rules: Rules { window: Some(256), softcap: Some(30.0), ..Self::rules(true) },
+                    bounds: Some(bounds),
+                    hidden_keys: hidden(Some(positions)),
+                    hidden_pairs: Some(pairs),
+                    bias: Some(bias),
+                    slopes: Some(slopes),
+                },
+            ),
+        ]
+    }
+
+    fn decodes(&self, Element(elements, name): Element) {
+        let causal = MaskArguments::new(Self::rules(true));
+        let run = |head, group, tokens, splits, masks: &_, more: &str| {
+            let label = format!("decode {name} head {head} group {group} tokens {tokens} splits {splits}{more}");
+            self.attention(&label, elements, [head, group, tokens, 512], masks, |problem| {
+                decode::launch(&self.client, &self.machine, problem, Some(splits)).map(|_| ())
+            });
+        };
+        for head in HEAD_SIZES {
+            run(head, 1, 1, 4, &causal, "");
+            run(head, 4, 1, 1, &causal, "");
+            run(head, 8, 2, 4, &causal, "");
+        }
+        for (label, masks) in self.masks(2, 512) {
+            run(128, 4, 2, 4, &masks, &format!(", {label}"));
+        }
+    }
+
+    fn prefills(&self, Element(elements, name): Element) {
+        let causal = MaskArguments::new(Self::rules(true));
+        let simt = |head, group, masks: &_, more: &str| {
+            let label = format!("prefill simt {name} head {head} group {group}{more}");
+            self.attention(&label, elements, [head, group, 65, 512], masks, |problem| {
+                prefill::simt::launch(&self.client, &self.machine, problem)
+            });
+        };
+        for head in HEAD_SIZES {
+            simt(head, 1, &causal, "");
+        }
+        for (label, masks) in self.masks(65, 512) {
+            simt(128, 4, &masks, &format!(", {label}"));
+        }
+        let engine = |head| mma::Engine::tensor_cores(&self.client, &self.machine, elements, head);
+        let mma = |head, group, masks: &_, more: &str| {
+            let Ok(engine) = engine(head) else { return };
+            let label = format!("prefill mma {name} head {head} group {group}{more}");
+            self.attention(&label, elements, [head, group, 65, 512], masks, |problem| {
+                mma::launch(&self.client, &self.machine, problem, engine)
+            });
+        };
+        for head in HEAD_SIZES {
+            mma(head, 1, &causal, "");
+        }
+        for (label, masks) in self.masks(65, 512) {
+            mma(128, 4, &masks, &format!(", {label}"));
+        }
+    }
+
+    fn norms(&self, Element(elements, name): Element) {
+        for (rms, features) in [(false, 768), (false, 4096), (true, 4096), (true, 4099), (false, 40960)] {
+            let (rows, gamma) = (self.tensor(&[3, features], elements), self.tensor(&[features], elements));
+            let arguments = norm::Norm {
+                input: &rows,
+                residual: None,
+                sum: None,
+                gamma: &gamma,
+                beta: (!rms).then_some(&gamma),
+                output: &self.tensor(&[3, features], elements),
+                epsilon: 1e-5,
+                rms,
+            };
+            let kind = if rms { "RMSNorm" } else { "LayerNorm" };
+            self.announce(&format!("norm {name} {kind} of {features}"), || {
+                norm::launch(&self.client, &self.machine, arguments)
+            });
+        }
+    }
+
+    fn softmaxes(&self, Element(elements, name): Element) {
+        for keys in [128, 2048, 8192, 10007, 32768] {
+            for (triangular, window, masked) in [(None, None, false), (Some(0), None, true), (Some(0), Some(256), true)]
+            {
+                let mask = self.tensor(&[1, 1, 3, keys], elements);
+                let alibi = self.tensor(&[2, 1, keys], elements);
+                let arguments = softmax::Softmax {
+                    scores: &self.tensor(&[1, 2, 3, keys], elements),
+                    scale: 1.0,
+                    alibi: window.map(|_| &alibi),
+                    head_offset: 0,
+                    mask: masked.then_some(&mask),
+                    triangular,
+                    window,
+                };
+                let what = match (triangular, window) {
+                    (None, _) => "plain",
+                    (_, None) => "triangle and mask",
+                    _ => "triangle, window, mask and ALiBi",
+                };
+                self.announce(&format!("softmax {name} rows of {keys}, {what}"), || {
+                    softmax::launch(&self.client, &self.machine, arguments)
+                });
+            }
+        }
+    }
+
+    fn gemvs(&self, Element(elements, name): Element) {
+        let (inputs, outputs) = (4096, 6144);
+        for (orientation, shape) in
+            [(Orientation::OutputInput, [outputs, inputs]), (Orientation::InputOutput, [inputs, outputs])]
+        {
+            let matrix = self.tensor(&shape, elements);
+            let (gamma, bias) = (self.tensor(&[inputs], elements), self.tensor(&[outputs], elements));
+            for rows in [1, 2, 4, 8] {
+                for kind in [None, Some(NormKind::LayerNorm), Some(NormKind::RmsNorm)] {
+                    let arguments = Gemv {
+                        input: &self.tensor(&[rows, inputs], elements),
+                        norm: kind.map(|kind| gemv::Norm {
+                            kind,
+                            gamma: &gamma,
+                            beta: (kind == NormKind::LayerNorm).then_some(&gamma),
+                            epsilon: 1e-5,
+                        }),
+                        matrix: &matrix,
+                        orientation,
+                        bias: kind.is_some().then_some(&bias),
+                        output: &self.tensor(&[rows, outputs], elements),
+                        offset: 0,
+                        normed: None,
+                    };
+                    let norm = kind.map_or(String::new(), |kind| format!(", {kind:?} and bias"));
+                    self.announce(&format!("gemv {name} {orientation:?} rows {rows}{norm}"), || {
+                        gemv::launch(&self.client, &self.machine, arguments)
+                    });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What is added to given scores: a tensor that broadcasts to them, read as they are read.
+
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+use super::machine::array;
+
+/// Strides, 0 along axes of one element.
+pub(crate) fn strides<R: Runtime, const D: usize>(tensor: &TensorHandle<R>) -> [usize; D] {
+    std::array::from_fn(|axis| if tensor.shape()[axis] == 1 { 0 } else { tensor.strides()[axis] })
+}
+
+/// Where an addend of the scores lies, in elements: its first one, and its strides along the axes of the scores.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    pub first: usize,
+    pub strides: [usize; 4],
+}
+
+impl Places {
+    /// The width of the vectors that the addend is read in: that of the scores, or 1 where it does not lie as they do.
+    pub fn width(places: Option<Self>, vector: usize) -> usize {
+        let Some(Self { first, strides: [batch, head, token, key] }) = places else { return 1 };
+        let aligned = [first, batch, head, token].iter().all(|stride| stride.is_multiple_of(vector));
+        if key == 1 && aligned { vector } else { 1 }
+    }
+}
+
+/// The addend as the argument of a kernel, read in vectors of `width`, those of the scores being of `vector` elements.
+pub(crate) fn addend<E: Float, W: Size, R: Runtime>(
+    tensor: Option<&TensorHandle<R>>,
+    places: Option<Places>,
+    width: usize,
+    vector: usize,
+) -> AddendLaunch<E, W, R> {
+    let Places { first, strides } = places.unwrap_or(Places { first: 0, strides: [0; 4] });
+    let [batch, head, token] = std::array::from_fn(|axis| (strides[axis] / width) as u32);
+    let together = width == vector && strides[3] == 1;
+    AddendLaunch::new(tensor.map(array).into(), (first / width) as u32, batch, head, token, strides[3] as u32, together)
+}
+
+/// What is added to the scores, in vectors of `W`.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Addend<E: Float, W: Size> {
+    values: ComptimeOption<Array<Vector<E, W>>>,
+    /// The first vector, and the strides along batch, head and token, in vectors.
+    first: u32,
+    batch: u32,
+    head: u32,
+    token: u32,
+    /// Stride along the keys, in elements.
+    key: u32,
+    /// Whether a vector here goes with a vector of the scores.
+    #[cube(comptime)]
+    together: bool,
+}
+
+#[cube]
+impl<E: Float, W: Size> Addend<E, W> {
+    /// The first vector of a row.
+    pub fn row(&self, batch: u32, head: u32, token: u32) -> u32 {
+        self.first + batch * self.batch + head * self.head + token * self.token
+    }
+
+    /// Vector `at` of the scores of a row with its part of this added.
+    pub fn add<N: Size>(&self, scores: Vector<f32, N>, row: u32, at: u32) -> Vector<f32, N> {
+        let mut sum = scores;
+        #[comptime]
+        match &self.values {
+            ComptimeOption::Some(values) => {
+                if comptime!(self.together) {
+                    sum += Vector::<f32, N>::cast_from(values[(row + at) as usize]);
+                } else {
+                    let width = scores.size();
+                    #[unroll]
+                    for e in 0..width {
+                        let key = at * width as u32 + e as u32;
+                        sum[e] += f32::cast_from(values[(row + key * self.key) as usize][0]);
+                    }
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        sum
+    }
+}

@@ -1,0 +1,141 @@
+//! A few new tokens against a cache: flash decoding (<https://pytorch.org/blog/flash-decoding/>), and the sum of its splits.
+
+mod kernel;
+
+use cubecl::prelude::*;
+
+use self::kernel::{CombineSizesLaunch, SizesLaunch, Tile, combine, decode};
+use super::attention::{Attention, AttentionSizes, head_strides};
+use super::machine::{Machine, Unsupported, array, vector_size};
+
+/// Units of a cube.
+const UNITS: u32 = 128;
+/// Cubes for each multiprocessor that the splits aim at.
+const CUBES_PER_PROCESSOR: usize = 3;
+/// Fewest keys of a split: below this the sum of the splits costs more than it saves.
+const SPLIT_KEYS: usize = 256;
+/// Largest number of splits.
+const MOST_SPLITS: usize = 64;
+/// Largest head: one lane of a plane of 32 holds 8 features.
+pub const LARGEST_HEAD: usize = 256;
+
+/// The number of splits: enough cubes for the device, but no split of fewer than 256 keys.
+pub fn splits(machine: &Machine, cubes: usize, keys: usize) -> usize {
+    let wanted = (machine.processors as usize * CUBES_PER_PROCESSOR).div_ceil(cubes.max(1));
+    // Two cubes on every multiprocessor have enough loads in flight; splits would only add the sum.
+    let wanted = if cubes >= 2 * machine.processors as usize { 1 } else { wanted };
+    wanted.min(keys / SPLIT_KEYS).clamp(1, MOST_SPLITS)
+}
+
+/// Attends: one launch, and a second one if the keys are split. `given` is the number of splits, chosen from the occupancy
+/// if `None`. Returns it.
+///
+/// # Errors
+/// [`Unsupported`]; nothing was launched.
+pub fn launch<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    problem: Attention<'_, R>,
+    given: Option<usize>,
+) -> Result<usize, Unsupported> {
+    let Attention { query, key, value, context, scale, masks, keys } = problem;
+    let sizes = problem.check(LARGEST_HEAD)?;
+    let AttentionSizes { batch, heads, kv_heads, tokens, head_dim } = sizes;
+    let group = sizes.group();
+
+    let vector = vector_size(client, &[query, key, value], head_dim);
+    let vectors = head_dim / vector;
+    let units = machine.units(UNITS);
+    // Without plane operations a group of lanes may be any part of the cube.
+    let widest = if machine.plane_operations { machine.plane_size } else { units.min(32) };
+    let lanes = (vectors.next_power_of_two() as u32).min(widest);
+    let per_lane = vectors.div_ceil(lanes as usize);
+    let rows = rows_per_cube(group * tokens, per_lane * vector);
+    let tiles = (group * tokens).div_ceil(rows);
+    let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
+    let tile = Tile {
+        units,
+        lanes,
+        per_lane: per_lane as u32,
+        vectors: vectors as u32,
+        rows: rows as u32,
+        unroll: if rows * per_lane * vector > 32 { 2 } else { 4 },
+        whole: splits == 1,
+        select: masks.differs_by_row(tokens),
+        planes: machine.plane_operations,
+    };
+    let cubes = machine.cubes([splits * tiles, kv_heads, batch])?;
+    let sizes = SizesLaunch::new(
+        tokens as u32,
+        group as u32,
+        splits as u32,
+        scale,
+        head_strides(query, vector),
+        head_strides(key, vector),
+        head_strides(value, vector),
+        head_strides(context, 1),
+    );
+    let float = f32::as_type_native_unchecked().storage_type();
+    let all_rows = batch * heads * tokens;
+    let stats = client.empty(all_rows * splits * 2 * size_of::<f32>());
+    let partial = (splits > 1).then(|| client.empty(all_rows * splits * head_dim * size_of::<f32>()));
+    // SAFETY: the lengths are those of the allocations above.
+    let stats_array = || unsafe { ArrayArg::from_raw_parts(stats.clone(), all_rows * splits * 2) };
+    let (output, output_type) = match &partial {
+        // SAFETY: as above.
+        Some(partial) => (unsafe { ArrayArg::from_raw_parts(partial.clone(), all_rows * splits * head_dim) }, float),
+        None => (array(context), context.dtype),
+    };
+    // SAFETY: every index is below the bounds that `Sizes` and `Tile` describe, which are those of the tensors.
+    unsafe {
+        decode::launch_unchecked::<R>(
+            client,
+            cubes,
+            CubeDim::new_1d(units),
+            vector,
+            array(query),
+            array(key),
+            array(value),
+            masks.launch(),
+            output,
+            stats_array(),
+            sizes,
+            tile,
+            query.dtype,
+            output_type,
+            masks.mask_type(),
+            masks.bias_type(),
+        );
+    }
+    if let Some(partial) = partial {
+        let rows_of_cube = (UNITS as usize / head_dim.next_power_of_two()).max(1);
+        let units = (head_dim.next_power_of_two() * rows_of_cube) as u32;
+        // SAFETY: the kernel checks its row against the number of rows and its feature against the head.
+        unsafe {
+            combine::launch_unchecked::<R>(
+                client,
+                machine.cubes([all_rows.div_ceil(rows_of_cube), 1, 1])?,
+                CubeDim::new_1d(machine.units(units)),
+                ArrayArg::from_raw_parts(partial, all_rows * splits * head_dim),
+                stats_array(),
+                array(context),
+                CombineSizesLaunch::new(
+                    all_rows as u32,
+                    kv_heads as u32,
+                    group as u32,
+                    tokens as u32,
+                    splits as u32,
+                    head_strides(context, 1),
+                ),
+                head_dim as u32,
+                context.dtype,
+            );
+        }
+    }
+    Ok(splits)
+}
+
+/// Queries of a cube: as many as keep queries and results in registers, `elements` features of each to a lane.
+fn rows_per_cube(rows: usize, elements: usize) -> usize {
+    [8, 4, 2, 1].into_iter().find(|count| *count <= rows.next_power_of_two() && count * elements <= 64).unwrap_or(1)
+}

@@ -1,0 +1,232 @@
+//! The rows of the input as the matrix meets them: normalised, in f32, in shared memory.
+
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+use super::super::lanes::{lanes_sum, vector_sum};
+use super::super::machine::array;
+use super::{Extents, Gemv, NormKind};
+
+/// How the units of a cube exchange values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Exchange {
+    pub units: u32,
+    /// Units of a group: a plane, or a part of the cube that stands in for one.
+    pub lanes: u32,
+    /// Rows of the input.
+    pub rows: u32,
+    pub planes: bool,
+}
+
+impl Exchange {
+    /// Groups of a cube.
+    pub fn groups(self) -> u32 {
+        self.units / self.lanes
+    }
+
+    /// Shared memory of the sums of a cube, in bytes.
+    pub fn bytes(self) -> usize {
+        (self.units + self.rows * self.groups()) as usize * size_of::<f32>()
+    }
+}
+
+/// The input and its norm. Strides and sizes count vectors.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
+    input: Array<Vector<F, N>>,
+    gamma: ComptimeOption<Array<Vector<G, N>>>,
+    beta: ComptimeOption<Array<Vector<E, N>>>,
+    row: u32,
+    normed_row: u32,
+    pub vectors: u32,
+    /// 1 / features.
+    share: f32,
+    epsilon: f32,
+    #[cube(comptime)]
+    norm: Option<NormKind>,
+}
+
+/// The activations of a problem, read in vectors of `vector` elements.
+pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
+    problem: &Gemv<'_, R>,
+    extents: Extents,
+    vector: usize,
+) -> ActivationsLaunch<F, G, E, N, R> {
+    let row = |tensor: &TensorHandle<R>| (tensor.strides()[0] / vector) as u32;
+    let norm = problem.norm.as_ref();
+    ActivationsLaunch::new(
+        array(problem.input),
+        problem.gamma().map(array).into(),
+        problem.beta().map(array).into(),
+        row(problem.input),
+        problem.normed.map_or(0, row),
+        (extents.inputs / vector) as u32,
+        1.0 / extents.inputs as f32,
+        norm.map_or(0.0, |norm| norm.epsilon),
+        norm.map(|norm| norm.kind),
+    )
+}
+
+/// What the norm needs to know of each row.
+#[derive(CubeType)]
+pub(super) struct Statistics {
+    mean: Array<f32>,
+    /// 1 / deviation.
+    factor: Array<f32>,
+}
+
+#[cube]
+impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
+    fn load(&self, row: u32, at: u32) -> Vector<f32, N> {
+        Vector::cast_from(self.input[(row * self.row + at) as usize])
+    }
+
+    /// Mean and deviation of every row, in every unit: two passes over the rows, both by the whole cube.
+    pub fn statistics(&self, shared: &mut SharedMemory<f32>, #[comptime] exchange: Exchange) -> Statistics {
+        let rows = comptime!(exchange.rows as usize);
+        let mut mean = Array::<f32>::new(rows);
+        let mut factor = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            mean[r] = 0.0f32;
+            factor[r] = 0.0f32;
+        }
+        if comptime!(self.norm.is_some()) {
+            let mut partial = SharedMemory::<f32>::new(comptime!((exchange.rows * exchange.groups()) as usize));
+            if comptime!(self.norm == Some(NormKind::LayerNorm)) {
+                for at in range_stepped(UNIT_POS, self.vectors, exchange.units) {
+                    #[unroll]
+                    for r in 0..rows {
+                        mean[r] += vector_sum::<N>(self.load(r as u32, at));
+                    }
+                }
+                cube_sums(&mut mean, shared, &mut partial, exchange);
+                #[unroll]
+                for r in 0..rows {
+                    mean[r] *= self.share;
+                }
+            }
+            for at in range_stepped(UNIT_POS, self.vectors, exchange.units) {
+                #[unroll]
+                for r in 0..rows {
+                    let centred = self.load(r as u32, at) - Vector::<f32, N>::new(mean[r]);
+                    factor[r] += vector_sum::<N>(centred * centred);
+                }
+            }
+            cube_sums(&mut factor, shared, &mut partial, exchange);
+            #[unroll]
+            for r in 0..rows {
+                factor[r] = (factor[r] * self.share + self.epsilon).inverse_sqrt();
+            }
+        }
+        Statistics { mean, factor }
+    }
+
+    /// Fills a tile with the vectors `first..first + length` of every row, and with zeros behind the last.
+    ///
+    /// The elements of vector `at` of row `r` lie in parts of at most 4, part `p` in
+    /// `(r · parts + p) · length + at`: neighbouring units meet different banks. The first cube also writes `normed`.
+    pub fn fill<S: Size>(
+        &self,
+        tile: &mut SharedMemory<Vector<f32, S>>,
+        normed: &mut ComptimeOption<Array<Vector<F, N>>>,
+        statistics: &Statistics,
+        first: u32,
+        #[comptime] length: u32,
+        #[comptime] exchange: Exchange,
+    ) {
+        let vector = N::value();
+        let width = S::value();
+        let parts = comptime!(vector / width);
+        let rows = comptime!(exchange.rows as usize);
+        let mut values = Array::<Vector<F, N>>::new(rows);
+        for at in range_stepped(UNIT_POS, length, exchange.units) {
+            let from = first + at;
+            let mut scale = Vector::<f32, N>::new(0.0f32);
+            let mut shift = Vector::<f32, N>::new(0.0f32);
+            // All loads first, so that they are in flight together.
+            #[unroll]
+            for r in 0..rows {
+                values[r] = Vector::<F, N>::new(F::from_int(0));
+            }
+            if from < self.vectors {
+                #[unroll]
+                for r in 0..rows {
+                    values[r] = self.input[(r as u32 * self.row + from) as usize];
+                }
+                #[comptime]
+                match &self.gamma {
+                    ComptimeOption::Some(gamma) => {
+                        scale = Vector::cast_from(gamma[from as usize]);
+                    }
+                    ComptimeOption::None => {}
+                }
+                #[comptime]
+                match &self.beta {
+                    ComptimeOption::Some(beta) => {
+                        shift = Vector::cast_from(beta[from as usize]);
+                    }
+                    ComptimeOption::None => {}
+                }
+            }
+            #[unroll]
+            for r in 0..rows {
+                let mut value = Vector::<f32, N>::cast_from(values[r]);
+                if comptime!(self.norm.is_some()) {
+                    let mean = Vector::<f32, N>::new(statistics.mean[r]);
+                    let factor = Vector::<f32, N>::new(statistics.factor[r]);
+                    value = (value - mean) * factor * scale + shift;
+                }
+                #[comptime]
+                match normed {
+                    ComptimeOption::Some(normed) => {
+                        if CUBE_POS_X == 0 && from < self.vectors {
+                            normed[(r as u32 * self.normed_row + from) as usize] = Vector::cast_from(value);
+                        }
+                    }
+                    ComptimeOption::None => {}
+                }
+                #[unroll]
+                for p in 0..parts {
+                    let mut part = Vector::<f32, S>::new(0.0f32);
+                    #[unroll]
+                    for e in 0..width {
+                        part[e] = value[p * width + e];
+                    }
+                    tile[(r * parts + p) * length as usize + at as usize] = part;
+                }
+            }
+        }
+    }
+}
+
+/// The sum of each of `values` over the cube, in every unit. Every unit of the cube must come here.
+#[cube]
+fn cube_sums(
+    values: &mut Array<f32>,
+    shared: &mut SharedMemory<f32>,
+    partial: &mut SharedMemory<f32>,
+    #[comptime] exchange: Exchange,
+) {
+    let groups = comptime!(exchange.groups() as usize);
+    let group = (UNIT_POS / exchange.lanes) as usize;
+    let lane = UNIT_POS % exchange.lanes;
+    #[unroll]
+    for r in 0..exchange.rows as usize {
+        let sum = lanes_sum(values[r], shared, exchange.lanes, exchange.planes);
+        if lane == 0 {
+            partial[r * groups + group] = sum;
+        }
+    }
+    sync_cube();
+    #[unroll]
+    for r in 0..exchange.rows as usize {
+        let mut sum = 0.0f32.runtime();
+        for g in 0..groups {
+            sum += partial[r * groups + g];
+        }
+        values[r] = sum;
+    }
+    // Before anybody writes the next sums.
+    sync_cube();
+}

@@ -1,0 +1,165 @@
+//! Sums and maxima over a few neighbouring units, or over all of a cube.
+
+use cubecl::prelude::*;
+
+use super::machine::Machine;
+
+/// The sum of `value` over groups of `lanes` neighbouring units, in each of them.
+///
+/// With `planes` by exchange inside a plane, of which `lanes` must be a part; otherwise through `shared`, one element
+/// for each unit of the cube, and then every unit of the cube must come here. `lanes` is a power of two.
+#[cube]
+pub(crate) fn lanes_sum(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] lanes: u32,
+    #[comptime] planes: bool,
+) -> f32 {
+    let mut sum = value;
+    if comptime!(lanes > 1) {
+        if comptime!(planes) {
+            #[unroll]
+            for step in 0..comptime!(lanes.trailing_zeros()) {
+                sum += plane_shuffle_xor(sum, comptime!(1u32 << step));
+            }
+        } else {
+            shared[UNIT_POS as usize] = value;
+            sync_cube();
+            let first = UNIT_POS / lanes * lanes;
+            sum = 0.0f32.runtime();
+            #[unroll]
+            for lane in 0..lanes {
+                sum += shared[(first + lane) as usize];
+            }
+            sync_cube();
+        }
+    }
+    sum
+}
+
+/// The maximum of `value`, as [`lanes_sum`].
+#[cube]
+pub(crate) fn lanes_max(
+    value: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] lanes: u32,
+    #[comptime] planes: bool,
+) -> f32 {
+    let mut largest = value;
+    if comptime!(lanes > 1) {
+        if comptime!(planes) {
+            #[unroll]
+            for step in 0..comptime!(lanes.trailing_zeros()) {
+                largest = max(largest, plane_shuffle_xor(largest, comptime!(1u32 << step)));
+            }
+        } else {
+            shared[UNIT_POS as usize] = value;
+            sync_cube();
+            let first = UNIT_POS / lanes * lanes;
+            #[unroll]
+            for lane in 0..lanes {
+                largest = max(largest, shared[(first + lane) as usize]);
+            }
+            sync_cube();
+        }
+    }
+    largest
+}
+
+/// The sum of the elements of a vector.
+#[cube]
+pub(crate) fn vector_sum<N: Size>(vector: Vector<f32, N>) -> f32 {
+    let mut sum = vector[0];
+    #[unroll]
+    for at in 1..N::value() {
+        sum += vector[at];
+    }
+    sum
+}
+
+/// The maximum of the elements of a vector.
+#[cube]
+pub(crate) fn vector_max<N: Size>(vector: Vector<f32, N>) -> f32 {
+    let mut largest = vector[0];
+    #[unroll]
+    for at in 1..N::value() {
+        largest = max(largest, vector[at]);
+    }
+    largest
+}
+
+/// Neighbouring units that work on one row: part of a plane, or up to the whole cube. All sizes are powers of two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Team {
+    /// Units of the team.
+    pub units: u32,
+    /// Units that exchange values in one step.
+    pub near: u32,
+    /// Whether that step is one of the plane, or goes through shared memory too.
+    pub planes: bool,
+}
+
+/// [`Team::near`] without planes: two steps of 16 reads make a cube of 256 units.
+const NEAR_WITHOUT_PLANES: u32 = 16;
+
+impl Team {
+    /// Units that exchange values in one step on this device.
+    pub fn near(machine: &Machine) -> u32 {
+        if machine.plane_operations { machine.plane_size } else { NEAR_WITHOUT_PLANES }
+    }
+
+    /// A team of `units`, a power of two.
+    pub fn new(machine: &Machine, units: u32) -> Self {
+        Self { units, near: Self::near(machine).min(units), planes: machine.plane_operations }
+    }
+}
+
+/// The sum of `value` over a team, in each of its units. Every unit of the cube must come here; `shared` has one element for
+/// each.
+///
+/// Neighbours meet first ([`lanes_sum`]), then their sums through shared memory, again among neighbours.
+#[cube]
+pub(crate) fn cube_sum(value: f32, shared: &mut SharedMemory<f32>, #[comptime] team: Team) -> f32 {
+    let mut sum = lanes_sum(value, shared, team.near, team.planes);
+    if comptime!(team.units > team.near) {
+        let parts = comptime!(team.units / team.near);
+        let readers = comptime!(parts.min(team.near));
+        let lane = UNIT_POS % team.near;
+        if lane == 0 {
+            shared[(UNIT_POS / team.near) as usize] = sum;
+        }
+        sync_cube();
+        let first = UNIT_POS / team.units * parts + UNIT_POS % readers;
+        sum = 0.0f32.runtime();
+        #[unroll]
+        for step in 0..comptime!(parts / readers) {
+            sum += shared[(first + step * readers) as usize];
+        }
+        sync_cube();
+        sum = lanes_sum(sum, shared, readers, team.planes);
+    }
+    sum
+}
+
+/// The maximum of `value`, as [`cube_sum`].
+#[cube]
+pub(crate) fn cube_max(value: f32, shared: &mut SharedMemory<f32>, #[comptime] team: Team) -> f32 {
+    let mut largest = lanes_max(value, shared, team.near, team.planes);
+    if comptime!(team.units > team.near) {
+        let parts = comptime!(team.units / team.near);
+        let readers = comptime!(parts.min(team.near));
+        let lane = UNIT_POS % team.near;
+        if lane == 0 {
+            shared[(UNIT_POS / team.near) as usize] = largest;
+        }
+        sync_cube();
+        let first = UNIT_POS / team.units * parts + UNIT_POS % readers;
+        #[unroll]
+        for step in 0..comptime!(parts / readers) {
+            largest = max(largest, shared[(first + step * readers) as usize]);
+        }
+        sync_cube();
+        largest = lanes_max(largest, shared, readers, team.planes);
+    }
+    largest
+}

@@ -1,0 +1,299 @@
+//! What a device can do, and what the kernels cannot.
+
+use cubecl::ir::features::Plane;
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+/// What the launchers need to know of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Machine {
+    /// Units of a plane (a warp, a subgroup): 32 on CUDA, 8 on lavapipe. 1 where it is not fixed.
+    pub plane_size: u32,
+    /// Whether units of a plane exchange values directly; otherwise they go through shared memory.
+    pub plane_operations: bool,
+    /// Most units of a cube.
+    pub max_units: u32,
+    /// Shared memory of a cube, in bytes.
+    pub shared_bytes: usize,
+    /// Streaming multiprocessors, or a guess where the device does not say.
+    pub processors: u32,
+    /// Most cubes along each axis.
+    pub max_cubes: [u32; 3],
+}
+
+/// Multiprocessors that are assumed of a device that does not say.
+const UNKNOWN_PROCESSORS: u32 = 32;
+
+impl Machine {
+    /// The device behind a client.
+    pub fn new<R: Runtime>(client: &ComputeClient<R>) -> Self {
+        let properties = client.properties();
+        let hardware = &properties.hardware;
+        let fixed = hardware.plane_size_min == hardware.plane_size_max;
+        let (x, y, z) = hardware.max_cube_count;
+        Self {
+            plane_size: if fixed { hardware.plane_size_min.max(1) } else { 1 },
+            plane_operations: fixed && properties.features.plane.contains(Plane::Ops),
+            max_units: hardware.max_units_per_cube.min(hardware.max_cube_dim.0),
+            shared_bytes: hardware.max_shared_memory_size,
+            processors: hardware.num_streaming_multiprocessors.unwrap_or(UNKNOWN_PROCESSORS),
+            max_cubes: [x, y, z],
+        }
+    }
+
+    /// Plane operations forced on or off: cubecl hides them on adapters of the type CPU, where they do work.
+    pub fn with_plane_operations(self, plane_operations: bool) -> Self {
+        Self { plane_operations, ..self }
+    }
+
+    /// Units of a cube: `wanted`, in whole planes, as far as the device allows.
+    pub(crate) fn units(&self, wanted: u32) -> u32 {
+        wanted.min(self.max_units).max(self.plane_size)
+    }
+
+    /// Units of a cube: `wanted`, a power of two, or the largest power of two below that the device allows.
+    pub(crate) fn even_units(&self, wanted: u32) -> u32 {
+        1 << self.units(wanted).ilog2()
+    }
+
+    /// Checks the number of cubes.
+    pub(crate) fn cubes(&self, count: [usize; 3]) -> Result<CubeCount, Unsupported> {
+        let fits = count.iter().zip(self.max_cubes).all(|(count, limit)| *count <= limit as usize);
+        match fits {
+            true => Ok(CubeCount::Static(count[0] as u32, count[1] as u32, count[2] as u32)),
+            false => Err(Unsupported::TooManyCubes { count, limit: self.max_cubes }),
+        }
+    }
+
+    /// Cubes for `items`, `each` of them to a cube, in one line that is folded over the axes of the grid: a kernel finds its
+    /// place in the line in `CUBE_POS`, and leaves what lies behind the last item alone.
+    pub(crate) fn folded(&self, items: usize, each: usize) -> Result<CubeCount, Unsupported> {
+        // Half of what 32 bits count, so that the numbers behind the last item do not start again at 0.
+        if items > MOST_ITEMS {
+            return Err(Unsupported::TooLarge { elements: items });
+        }
+        let count = items.div_ceil(each).max(1);
+        let [x, y, _] = self.max_cubes.map(|limit| limit as usize);
+        let depth = count.div_ceil(x.saturating_mul(y));
+        let rows = count.div_ceil(depth).div_ceil(x);
+        self.cubes([count.div_ceil(depth * rows), rows, depth])
+    }
+}
+
+/// Most rows or vectors that a kernel counts.
+const MOST_ITEMS: usize = 1 << 31;
+
+/// Why a kernel does not take a problem. Nothing was launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unsupported {
+    /// The elements of a tensor cannot be reached with 32-bit indices.
+    #[error("a tensor spans {elements} elements, and the kernels address 4294967295")]
+    TooLarge {
+        /// From the first to the last.
+        elements: usize,
+    },
+    /// The grid is larger than the device's.
+    #[error("{count:?} cubes, and the device has {limit:?}")]
+    TooManyCubes {
+        /// Cubes along each axis.
+        count: [usize; 3],
+        /// Most cubes along each axis.
+        limit: [u32; 3],
+    },
+    /// A head has too many features.
+    #[error("heads of {head_dim} features; the kernel takes up to {limit}")]
+    HeadDim {
+        /// Features of a head.
+        head_dim: usize,
+        /// The most that the kernel takes.
+        limit: usize,
+    },
+    /// A head has a number of features that does not fill the columns of a product.
+    #[error("heads of {head_dim} features; the kernel takes multiples of {multiple}")]
+    HeadMultiple {
+        /// Features of a head.
+        head_dim: usize,
+        /// Of which they must be a multiple.
+        multiple: usize,
+    },
+    /// Values have another number of features than keys.
+    #[error("heads of {head_dim} features with values of {value_dim}; the kernel takes equal ones")]
+    ValueDim {
+        /// Features of queries and keys.
+        head_dim: usize,
+        /// Features of values.
+        value_dim: usize,
+    },
+    /// The tiles of the kernel are larger than the shared memory of a cube.
+    #[error("{needed} bytes of shared memory; the device has {limit}")]
+    SharedMemory {
+        /// Bytes that the kernel needs.
+        needed: usize,
+        /// Bytes that the device has.
+        limit: usize,
+    },
+    /// The features of a row do not lie one behind the other.
+    #[error("the last axis of `{tensor}` has a stride of {stride}, expected 1")]
+    Stride {
+        /// The tensor.
+        tensor: &'static str,
+        /// Its last stride.
+        stride: usize,
+    },
+    /// The kernel keeps the sums of all rows in registers, and there are too many.
+    #[error("{rows} rows; the kernel takes up to {limit}")]
+    Rows {
+        /// Rows of the input.
+        rows: usize,
+        /// The most that the kernel takes.
+        limit: usize,
+    },
+    /// A tensor has another number of axes than the kernel takes.
+    #[error("`{tensor}` has {rank} axes, expected {expected}")]
+    Rank {
+        /// The tensor.
+        tensor: &'static str,
+        /// Its axes.
+        rank: usize,
+        /// What the kernel takes.
+        expected: usize,
+    },
+    /// An axis of a tensor is not as long as the others ask for.
+    #[error("axis {axis} of `{tensor}` has {size} elements, expected {expected}")]
+    Shape {
+        /// The tensor.
+        tensor: &'static str,
+        /// The axis, from 0.
+        axis: usize,
+        /// Its elements.
+        size: usize,
+        /// What the other tensors ask for; where they broadcast, 1 would do.
+        expected: usize,
+    },
+    /// Two tensors that need the same element type have different ones.
+    #[error("the elements of `{tensor}` are {given:?}, expected {expected:?}")]
+    MixedTypes {
+        /// The tensor.
+        tensor: &'static str,
+        /// Its elements.
+        given: StorageType,
+        /// Those of the tensor that it goes with.
+        expected: StorageType,
+    },
+    /// The device has no tensor cores for these elements.
+    #[error("the device has no tensor cores for elements of {0:?}")]
+    TensorCores(StorageType),
+    /// The device cannot compute with this element type.
+    #[error("the device cannot compute with elements of {0:?}")]
+    ElementType(StorageType),
+}
+
+/// From the first element to behind the last.
+fn extent<R: Runtime>(tensor: &TensorHandle<R>) -> usize {
+    let last = tensor.shape().iter().zip(tensor.strides().iter()).map(|(size, stride)| size.saturating_sub(1) * stride);
+    last.sum::<usize>() + 1
+}
+
+/// The buffer of a tensor as the argument of a kernel.
+pub(crate) fn array<R: Runtime>(tensor: &TensorHandle<R>) -> ArrayArg<R> {
+    // SAFETY: the length spans the elements that the strides reach, and no other is read or written.
+    unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), extent(tensor)) }
+}
+
+/// The axes of a tensor of `D` of them.
+pub(crate) fn axes<R: Runtime, const D: usize>(
+    tensor: &'static str,
+    handle: &TensorHandle<R>,
+) -> Result<[usize; D], Unsupported> {
+    let shape: &[usize] = handle.shape();
+    shape.try_into().map_err(|_| Unsupported::Rank { tensor, rank: shape.len(), expected: D })
+}
+
+/// Checks that a tensor has this shape.
+pub(crate) fn check_shape<R: Runtime, const D: usize>(
+    tensor: &'static str,
+    handle: &TensorHandle<R>,
+    expected: [usize; D],
+) -> Result<(), Unsupported> {
+    let shape = axes::<R, D>(tensor, handle)?;
+    match (0..D).find(|axis| shape[*axis] != expected[*axis]) {
+        Some(axis) => Err(Unsupported::Shape { tensor, axis, size: shape[axis], expected: expected[axis] }),
+        None => Ok(()),
+    }
+}
+
+/// Checks that a tensor has this shape, or 1 along some axes.
+pub(crate) fn check_broadcast<R: Runtime, const D: usize>(
+    tensor: &'static str,
+    handle: &TensorHandle<R>,
+    expected: [usize; D],
+) -> Result<(), Unsupported> {
+    let shape = axes::<R, D>(tensor, handle)?;
+    let expected = std::array::from_fn(|axis| if shape[axis] == 1 { 1 } else { expected[axis] });
+    check_shape::<R, D>(tensor, handle, expected)
+}
+
+/// Checks that tensors have the element type of the one that they go with.
+pub(crate) fn check_same_type<R: Runtime>(
+    expected: StorageType,
+    tensors: &[(&'static str, Option<&TensorHandle<R>>)],
+) -> Result<(), Unsupported> {
+    for (tensor, handle) in tensors {
+        if let Some(given) = handle.map(|handle| handle.dtype)
+            && given != expected
+        {
+            return Err(Unsupported::MixedTypes { tensor, given, expected });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the device computes with these element types.
+pub(crate) fn check_types<R: Runtime>(client: &ComputeClient<R>, types: &[StorageType]) -> Result<(), Unsupported> {
+    let missing = types.iter().find(|elements| !client.properties().supports_type(**elements));
+    missing.map_or(Ok(()), |elements| Err(Unsupported::ElementType(*elements)))
+}
+
+/// Checks that the elements can be reached with 32-bit indices.
+pub(crate) fn check_extent<R: Runtime>(tensors: &[&TensorHandle<R>]) -> Result<(), Unsupported> {
+    for tensor in tensors {
+        let elements = extent(tensor);
+        if elements > u32::MAX as usize {
+            return Err(Unsupported::TooLarge { elements });
+        }
+    }
+    Ok(())
+}
+
+/// Checks that the last axis of each tensor lies one element behind the other.
+pub(crate) fn check_rows<R: Runtime>(tensors: &[(&'static str, &TensorHandle<R>)]) -> Result<(), Unsupported> {
+    for (name, tensor) in tensors {
+        let (size, stride) = (tensor.shape().last().copied(), tensor.strides().last().copied());
+        if let (Some(size), Some(stride)) = (size, stride)
+            && size > 1
+            && stride != 1
+        {
+            return Err(Unsupported::Stride { tensor: name, stride });
+        }
+    }
+    Ok(())
+}
+
+/// The widest vectors that rows of all tensors can be read in: each divides every stride, and `unit`.
+pub(crate) fn vector_size<R: Runtime>(client: &ComputeClient<R>, tensors: &[&TensorHandle<R>], unit: usize) -> usize {
+    let bytes = tensors.iter().map(|tensor| tensor.dtype.size()).max().unwrap_or(4);
+    let divides = |size: usize| {
+        let strides = |tensor: &&TensorHandle<R>| {
+            let outer = tensor.strides().len() - 1;
+            tensor
+                .strides()
+                .iter()
+                .zip(tensor.shape().iter())
+                .take(outer)
+                .all(|(stride, axis)| *axis == 1 || stride.is_multiple_of(size))
+        };
+        unit.is_multiple_of(size) && tensors.iter().all(strides)
+    };
+    client.io_optimized_vector_sizes(bytes).find(|size| divides(*size)).unwrap_or(1)
+}

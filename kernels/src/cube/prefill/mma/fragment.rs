@@ -1,0 +1,175 @@
+//! Fragments of `mma.m16n8k16`
+//! (<https://docs.nvidia.com/cuda/parallel-thread-execution/#warp-level-matrix-fragment-mma-16816-float>).
+//!
+//! Lane `l` holds, with `g = l / 4` and `t = l % 4`, in pairs of neighbours along the second axis:
+//!
+//! | fragment | register 0 | 1 | 2 | 3 |
+//! | --- | --- | --- | --- | --- |
+//! | A, 16 rows of 16 | row `g`, from `2t` | row `g + 8`, from `2t` | row `g`, from `2t + 8` | row `g + 8`, from `2t + 8` |
+//! | B, 16 deep, 8 columns | column `g`, depth from `2t` | column `g`, depth from `2t + 8` | | |
+//! | C, 16 rows of 8 | row `g`, from `2t` | row `g + 8`, from `2t` | | |
+//!
+//! Two C fragments side by side are therefore one A fragment, register by register.
+//!
+//! Without tensor cores the same fragments are held by 32 neighbouring units of the cube, whatever its planes are.
+
+use cubecl::ir::{FastMath, MatrixIdent};
+use cubecl::prelude::*;
+
+/// Two neighbours: a register of 16-bit elements.
+pub(super) type Pair = Const<2>;
+
+/// Lanes that hold a fragment together.
+pub(super) const LANES: u32 = 32;
+/// Floats of one A and one B, exchanged by the lanes where there are no tensor cores.
+pub(super) const EXCHANGED: u32 = 16 * 16 + 16 * 8;
+
+/// Which 8x8 matrices four groups of 8 lanes address, for a load of four.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Order {
+    /// Rows 0-7 and 8-15, then the same rows 8 features on: an A, or transposed two B of neighbouring columns.
+    Rows,
+    /// The first 8 features and the next 8, then the same features 8 rows on: two B whose columns are rows of memory.
+    Features,
+}
+
+/// How tiles lie in shared memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Layout {
+    /// Vectors of a row, with those that keep the rows of a load on different banks.
+    pub width: u32,
+    /// Vectors of 8 elements.
+    pub chunk: u32,
+    /// Elements of a vector.
+    pub vector: u32,
+    pub emulate: bool,
+}
+
+/// The vector at which the row of a lane begins, for a load of four matrices at 0.
+#[cube]
+fn place(lane: u32, #[comptime] order: Order, #[comptime] layout: Layout) -> u32 {
+    if comptime!(matches!(order, Order::Rows)) {
+        lane % 16 * layout.width + lane / 16 * layout.chunk
+    } else {
+        (lane % 8 + lane / 16 * 8) * layout.width + lane / 8 % 2 * layout.chunk
+    }
+}
+
+/// Four 8x8 matrices of the tile at vector `origin + offset`: `ldmatrix.x4`.
+#[cube]
+pub(super) fn load<F: Float, N: Size>(
+    stage: &SharedMemory<Vector<F, N>>,
+    origin: u32,
+    offset: u32,
+    #[comptime] order: Order,
+    #[comptime] transpose: bool,
+    #[comptime] layout: Layout,
+) -> Array<Vector<F, Pair>> {
+    let lane = UNIT_POS % LANES;
+    if comptime!(layout.emulate) {
+        let mut registers = Array::<Vector<F, Pair>>::new(4usize);
+        for matrix in 0..4u32 {
+            let mut pair = Vector::<F, Pair>::empty();
+            #[unroll]
+            for e in 0..2u32 {
+                let across = lane / 4;
+                let along = lane % 4 * 2 + e;
+                let (row, column) = if comptime!(transpose) { (along, across) } else { (across, along) };
+                let start = origin + place(matrix * 8 + row, order, layout) + offset;
+                let from = stage[(start + column / layout.vector) as usize];
+                pair[e as usize] = from[(column % layout.vector) as usize];
+            }
+            registers[matrix as usize] = pair;
+        }
+        registers
+    } else {
+        let at = (origin + place(lane, order, layout)) as usize + offset as usize;
+        let definition = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
+        definition.load_matrix::<_, Pair>(&stage.slice(at, at + 1), MatrixIdent::A, 4usize, transpose)
+    }
+}
+
+/// `c += a · b`. The fragments begin at register `a_at` of `a`, `b_at` of `b` and `c_at` of `c`.
+#[cube]
+pub(super) fn mma<F: Float>(
+    a: &Array<Vector<F, Pair>>,
+    a_at: u32,
+    b: &Array<Vector<F, Pair>>,
+    b_at: u32,
+    c: &mut Array<Vector<f32, Pair>>,
+    c_at: u32,
+    scratch: &mut SharedMemory<f32>,
+    #[comptime] emulate: bool,
+) {
+    let a_at = a_at as usize;
+    let b_at = b_at as usize;
+    let c_at = c_at as usize;
+    if comptime!(emulate) {
+        let base = UNIT_POS / LANES * EXCHANGED;
+        let across = UNIT_POS % LANES / 4;
+        let along = UNIT_POS % LANES % 4 * 2;
+        for i in 0..4u32 {
+            let at = base + (across + i % 2 * 8) * 16 + along + i / 2 * 8;
+            let pair = a[a_at + i as usize];
+            scratch[at as usize] = f32::cast_from(pair[0]);
+            scratch[(at + 1) as usize] = f32::cast_from(pair[1]);
+        }
+        for i in 0..2u32 {
+            let at = base + 256 + (along + i * 8) * 8 + across;
+            let pair = b[b_at + i as usize];
+            scratch[at as usize] = f32::cast_from(pair[0]);
+            scratch[(at + 8) as usize] = f32::cast_from(pair[1]);
+        }
+        sync_cube();
+        let mut upper = c[c_at];
+        let mut lower = c[c_at + 1];
+        for depth in 0..16u32 {
+            let mut right = Vector::<f32, Pair>::empty();
+            right[0] = scratch[(base + 256 + depth * 8 + along) as usize];
+            right[1] = scratch[(base + 256 + depth * 8 + along + 1) as usize];
+            upper += Vector::<f32, Pair>::new(scratch[(base + across * 16 + depth) as usize]) * right;
+            lower += Vector::<f32, Pair>::new(scratch[(base + (across + 8) * 16 + depth) as usize]) * right;
+        }
+        c[c_at] = upper;
+        c[c_at + 1] = lower;
+        sync_cube();
+    } else {
+        let mut left = Array::<Vector<F, Pair>>::new(4usize);
+        #[unroll]
+        for i in 0..4usize {
+            left[i] = a[a_at + i];
+        }
+        let mut right = Array::<Vector<F, Pair>>::new(2usize);
+        right[0] = b[b_at];
+        right[1] = b[b_at + 1];
+        let mut sum = Array::<Vector<f32, Pair>>::new(2usize);
+        sum[0] = c[c_at];
+        sum[1] = c[c_at + 1];
+        let definition = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
+        definition.execute_inplace(&left, &right, &mut sum);
+        c[c_at] = sum[0];
+        c[c_at + 1] = sum[1];
+    }
+}
+
+/// Two neighbouring C fragments, from register `at` on, as an A.
+#[cube]
+pub(super) fn as_left<F: Float>(c: &Array<Vector<f32, Pair>>, at: u32) -> Array<Vector<F, Pair>> {
+    let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
+    #[unroll]
+    for i in 0..4usize {
+        fragment[i] = Vector::cast_from(c[at as usize + i]);
+    }
+    fragment
+}
+
+/// `exp(x)`; beside tensor cores in two instructions, of which a NaN comes out as one.
+#[cube]
+pub(super) fn exponential(x: f32, #[comptime] emulate: bool) -> f32 {
+    if comptime!(emulate) { x.exp() } else { fast_exponential(x) }
+}
+
+#[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
+fn fast_exponential(x: f32) -> f32 {
+    x.exp()
+}

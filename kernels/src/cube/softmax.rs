@@ -1,0 +1,358 @@
+//! The masked softmax of given scores, in place; DeepSpeed's `SoftmaxOp` (`softmax.cu`), for rows of any length.
+
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+use super::addend::{Addend, Places, addend, strides};
+use super::attention::{HeadStrides, head_strides};
+use super::lanes::{Team, cube_max, cube_sum, vector_max, vector_sum};
+use super::machine::{
+    Machine, Unsupported, array, axes, check_broadcast, check_extent, check_rows, check_types, vector_size,
+};
+use super::masks::HIDDEN;
+
+/// Units of a cube.
+const UNITS: u32 = 256;
+/// Vectors of a unit, up to which units that exchange values in one step share a row.
+const VECTORS_OF_FEW: usize = 4;
+/// Most vectors that a unit keeps in registers; longer rows are read twice.
+const MOST_VECTORS: usize = 8;
+/// What a visible score of [`HIDDEN`] is taken for: the finite number next to it.
+const LOWEST_VISIBLE: f32 = f32::MIN.next_up();
+
+/// `softmax(scale · scores + alibi + mask)` over the last axis, in f32, written over the scores.
+///
+/// `-inf` hides, a finite number is just added, NaN in sight makes the row NaN, and a row that sees nothing gets zeros.
+#[derive(Debug, Clone, Copy)]
+pub struct Softmax<'a, R: Runtime> {
+    /// `[B, N, T, S]`, any strides but along S: read, and every element written. No two elements share a place.
+    pub scores: &'a TensorHandle<R>,
+    /// Plain factor on the scores.
+    pub scale: f32,
+    /// `[all heads, T or 1, S or 1]` of floats, any strides: the bias of every head of the model.
+    pub alibi: Option<&'a TensorHandle<R>>,
+    /// First head of the scores in `alibi`.
+    pub head_offset: usize,
+    /// `[B or 1, N or 1, T or 1, S or 1]` of floats, any strides.
+    pub mask: Option<&'a TensorHandle<R>>,
+    /// The position of the first query among the keys; keys behind a query are hidden. `None` hides none of them.
+    pub triangular: Option<usize>,
+    /// Keys that a query sees, itself included, counted back from it; from `S - T` on without `triangular`.
+    pub window: Option<usize>,
+}
+
+/// What is compiled into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Tile {
+    /// Units of the cube.
+    units: u32,
+    /// Those that share a row.
+    team: Team,
+    /// Vectors that a unit reads in one go, a power of two.
+    per_unit: u32,
+    /// Whether one go reads the row.
+    held: bool,
+    causal: bool,
+    window: bool,
+}
+
+impl Tile {
+    /// Few units for a short row, the cube for a longer one, several goes for one that no cube holds.
+    fn new(machine: &Machine, vectors: usize, causal: bool, window: bool) -> Self {
+        let units = machine.even_units(UNITS);
+        let few = (vectors.next_power_of_two() as u32).min(Team::near(machine)).min(units);
+        // Rounded up, so that a row that grows by a key seldom needs another kernel.
+        let share = |team: u32| vectors.div_ceil(team as usize).next_power_of_two();
+        let team = if share(few) <= VECTORS_OF_FEW { few } else { units };
+        let held = share(team) <= MOST_VECTORS;
+        let per_unit = if held { share(team) } else { VECTORS_OF_FEW } as u32;
+        Self { units, team: Team::new(machine, team), per_unit, held, causal, window }
+    }
+}
+
+/// Scalar sizes. Strides count vectors.
+#[derive(CubeType, CubeLaunch)]
+struct Sizes {
+    rows: u32,
+    heads: u32,
+    tokens: u32,
+    vectors: u32,
+    start: u32,
+    window: u32,
+    scale: f32,
+    scores: HeadStrides,
+}
+
+/// Computes the softmax: one launch.
+///
+/// # Errors
+/// [`Unsupported`]; nothing was launched.
+pub fn launch<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    arguments: Softmax<'_, R>,
+) -> Result<(), Unsupported> {
+    let Softmax { scores, scale, alibi, head_offset, mask, triangular, window } = arguments;
+    let [batch, heads, tokens, keys] = arguments.check(client)?;
+    let rows = batch * heads * tokens;
+    if rows * keys == 0 {
+        return Ok(());
+    }
+    let vector = vector_size(client, &[scores], keys);
+    let vectors = keys / vector;
+    let start = triangular.unwrap_or(keys.saturating_sub(tokens));
+    let tile = Tile::new(machine, vectors, triangular.is_some(), window.is_some());
+    let cubes = machine.folded(rows, (tile.units / tile.team.units) as usize)?;
+    let alibi_places = alibi.map(|alibi| {
+        let [head, token, key] = strides(alibi);
+        Places { first: head_offset * head, strides: [0, head, token, key] }
+    });
+    let mask_places = mask.map(|mask| Places { first: 0, strides: strides(mask) });
+    let (alibi_width, mask_width) = (Places::width(alibi_places, vector), Places::width(mask_places, vector));
+    let sizes = SizesLaunch::new(
+        rows as u32,
+        heads as u32,
+        tokens as u32,
+        vectors as u32,
+        start as u32,
+        // A window beyond the keys hides nothing, however wide.
+        window.map_or(0, |window| window.min(u32::MAX as usize) as u32),
+        scale,
+        head_strides(scores, vector),
+    );
+    let elements = |tensor: Option<&TensorHandle<R>>| tensor.map_or(scores.dtype, |tensor| tensor.dtype);
+    // SAFETY: the kernel compares its row with the rows and its vector with the vectors of one; what is added has the shape
+    // of the scores, or a stride of 0 along the axes where it has not.
+    unsafe {
+        softmax::launch_unchecked::<R>(
+            client,
+            cubes,
+            CubeDim::new_1d(tile.units),
+            vector,
+            alibi_width,
+            mask_width,
+            array(scores),
+            addend(alibi, alibi_places, alibi_width, vector),
+            addend(mask, mask_places, mask_width, vector),
+            sizes,
+            tile,
+            scores.dtype,
+            elements(alibi),
+            elements(mask),
+        );
+    }
+    Ok(())
+}
+
+impl<R: Runtime> Softmax<'_, R> {
+    /// The sizes of the scores, once the layout is known to suit the kernel.
+    fn check(&self, client: &ComputeClient<R>) -> Result<[usize; 4], Unsupported> {
+        let sizes = axes("scores", self.scores)?;
+        let [_, heads, tokens, keys] = sizes;
+        check_rows(&[("scores", self.scores)])?;
+        check_extent(&[self.scores])?;
+        check_types(client, &[self.scores.dtype])?;
+        if let Some(alibi) = self.alibi {
+            let [all, _, _] = axes("alibi", alibi)?;
+            let needed = self.head_offset.saturating_add(heads);
+            if needed > all {
+                return Err(Unsupported::Shape { tensor: "alibi", axis: 0, size: all, expected: needed });
+            }
+            check_broadcast("alibi", alibi, [all, tokens, keys])?;
+        }
+        if let Some(mask) = self.mask {
+            check_broadcast("mask", mask, sizes)?;
+        }
+        for added in [self.alibi, self.mask].into_iter().flatten() {
+            check_extent(&[added])?;
+            check_types(client, &[added.dtype])?;
+        }
+        // Positions are counted in 32 bits.
+        let last = self.triangular.unwrap_or(0).saturating_add(tokens).saturating_add(keys);
+        match last > u32::MAX as usize {
+            true => Err(Unsupported::TooLarge { elements: last }),
+            false => Ok(sizes),
+        }
+    }
+}
+
+/// Where the row of a team lies: its first vector in each tensor, and the keys that it sees.
+#[derive(CubeType, Clone, Copy)]
+struct Row {
+    scores: u32,
+    alibi: u32,
+    mask: u32,
+    first: u32,
+    behind: u32,
+}
+
+/// The softmax of a few rows.
+///
+/// Tile: a team of neighbouring units owns a row, and unit `u` of it the vectors `u`, `u + team`, .., so that a team reads one
+/// unbroken line of memory. A short row belongs to units of one plane, several rows to a cube; a longer one to the cube. A
+/// row of up to `per_unit` vectors for each unit stays in registers: one read and one write. Beyond, maximum and sum run along
+/// with a first read (online softmax, <https://arxiv.org/abs/1805.02867>), and a second read writes. No unit reads what
+/// another one writes. What lies outside triangle and window is not read, but written. The launch has at least a team for
+/// each row, in the order of `CUBE_POS`, and every stride of the scores is a whole number of vectors.
+#[cube(launch_unchecked)]
+fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
+    scores: &mut Array<Vector<F, N>>,
+    alibi: &Addend<A, V>,
+    mask: &Addend<E, W>,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+    #[define(F)] _scores_type: StorageType,
+    #[define(A)] _alibi_type: StorageType,
+    #[define(E)] _mask_type: StorageType,
+) {
+    let team = comptime!(tile.team.units);
+    let per_unit = comptime!(tile.per_unit);
+    let width = scores[0].size() as u32;
+    let unit = UNIT_POS % team;
+    let index = CUBE_POS as u32 * comptime!(tile.units / tile.team.units) + UNIT_POS / team;
+    let token = index % sizes.tokens;
+    let head = index / sizes.tokens % sizes.heads;
+    let batch = index / (sizes.tokens * sizes.heads);
+    // A team without a row has one of no vectors, since all units must come to the sums.
+    let vectors = select(index < sizes.rows, sizes.vectors, 0u32);
+    let slot = sizes.start + token;
+    let mut first = 0u32.runtime();
+    let mut behind = vectors * width;
+    if comptime!(tile.causal) {
+        behind = min(behind, slot + 1);
+    }
+    if comptime!(tile.window) {
+        first = max(slot + 1, sizes.window) - sizes.window;
+    }
+    let row = Row {
+        scores: sizes.scores.head(batch, head) + token * sizes.scores.token,
+        alibi: alibi.row(batch, head, token),
+        mask: mask.row(batch, head, token),
+        first,
+        behind,
+    };
+
+    let mut exchange = SharedMemory::<f32>::new(comptime!(tile.units as usize));
+    let mut values = Array::<Vector<f32, N>>::new(comptime!(per_unit as usize));
+    let step = comptime!(team * per_unit);
+    let mut largest = HIDDEN.runtime();
+    let mut total = 0.0f32.runtime();
+    if comptime!(tile.held) {
+        read::<F, A, E, N, V, W>(scores, alibi, mask, &mut values, row, sizes.scale, unit, tile);
+        #[unroll]
+        for p in 0..per_unit {
+            largest = max(largest, vector_max::<N>(values[p as usize]));
+        }
+        largest = cube_max(largest, &mut exchange, tile.team);
+        #[unroll]
+        for p in 0..per_unit {
+            values[p as usize] = weights::<N>(values[p as usize], largest);
+            total += vector_sum::<N>(values[p as usize]);
+        }
+    } else {
+        // From a whole step of the team on, so that every unit keeps its own vectors.
+        let begin = first / width / team * team;
+        for go in range_stepped(begin, behind.div_ceil(width), step) {
+            read::<F, A, E, N, V, W>(scores, alibi, mask, &mut values, row, sizes.scale, go + unit, tile);
+            let mut new_largest = largest;
+            #[unroll]
+            for p in 0..per_unit {
+                new_largest = max(new_largest, vector_max::<N>(values[p as usize]));
+            }
+            total *= (largest - new_largest).exp();
+            largest = new_largest;
+            #[unroll]
+            for p in 0..per_unit {
+                total += vector_sum::<N>(weights::<N>(values[p as usize], largest));
+            }
+        }
+        let row_largest = cube_max(largest, &mut exchange, tile.team);
+        total *= (largest - row_largest).exp();
+        largest = row_largest;
+    }
+    total = cube_sum(total, &mut exchange, tile.team);
+    // Nothing in sight gives zeros.
+    let factor = select(total == 0.0f32, 0.0f32, 1.0f32 / total);
+
+    if comptime!(tile.held) {
+        #[unroll]
+        for p in 0..per_unit {
+            let at = unit + p * team;
+            if at < vectors {
+                scores[(row.scores + at) as usize] =
+                    Vector::cast_from(values[p as usize] * Vector::<f32, N>::new(factor));
+            }
+        }
+    } else {
+        for go in range_stepped(0u32, vectors, step) {
+            read::<F, A, E, N, V, W>(scores, alibi, mask, &mut values, row, sizes.scale, go + unit, tile);
+            #[unroll]
+            for p in 0..per_unit {
+                let at = go + unit + p * team;
+                if at < vectors {
+                    let probability = weights::<N>(values[p as usize], largest) * Vector::<f32, N>::new(factor);
+                    scores[(row.scores + at) as usize] = Vector::cast_from(probability);
+                }
+            }
+        }
+    }
+}
+
+/// The final scores of the vectors `from`, `from + team`, .. of a row: [`HIDDEN`] where a key is hidden or there is none.
+#[cube]
+fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
+    scores: &Array<Vector<F, N>>,
+    alibi: &Addend<A, V>,
+    mask: &Addend<E, W>,
+    values: &mut Array<Vector<f32, N>>,
+    row: Row,
+    scale: f32,
+    from: u32,
+    #[comptime] tile: Tile,
+) {
+    let per_unit = comptime!(tile.per_unit);
+    let hidden = Vector::<f32, N>::new(HIDDEN);
+    let width = hidden.size();
+    let begin = row.first / width as u32;
+    let end = row.behind.div_ceil(width as u32);
+    // All loads first, so that they are in flight together.
+    let mut raw = Array::<Vector<F, N>>::new(comptime!(per_unit as usize));
+    #[unroll]
+    for p in 0..per_unit {
+        let at = from + p * tile.team.units;
+        raw[p as usize] = Vector::<F, N>::new(F::from_int(0));
+        if at >= begin && at < end {
+            raw[p as usize] = scores[(row.scores + at) as usize];
+        }
+    }
+    #[unroll]
+    for p in 0..per_unit {
+        let at = from + p * tile.team.units;
+        let mut value = hidden;
+        if at >= begin && at < end {
+            let mut score = Vector::<f32, N>::cast_from(raw[p as usize]) * Vector::<f32, N>::new(scale);
+            score = alibi.add::<N>(score, row.alibi, at);
+            score = mask.add::<N>(score, row.mask, at);
+            score = select_many::<f32, N>(score.equal(hidden), Vector::<f32, N>::new(LOWEST_VISIBLE), score);
+            // -inf; a NaN compares unequal and stays.
+            score = select_many::<f32, N>(score.less_than(hidden), hidden, score);
+            if comptime!(tile.causal || tile.window) {
+                #[unroll]
+                for e in 0..width {
+                    let key = at * width as u32 + e as u32;
+                    score[e] = select(key >= row.first && key < row.behind, score[e], HIDDEN);
+                }
+            }
+            value = score;
+        }
+        values[p as usize] = value;
+    }
+}
+
+/// `exp(score - largest)`, 0 for what is hidden.
+#[cube]
+fn weights<N: Size>(scores: Vector<f32, N>, largest: f32) -> Vector<f32, N> {
+    let hidden = scores.equal(Vector::<f32, N>::new(HIDDEN));
+    let weights = (scores - Vector::<f32, N>::new(largest)).exp();
+    select_many::<f32, N>(hidden, Vector::<f32, N>::new(0.0f32), weights)
+}

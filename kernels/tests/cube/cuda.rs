@@ -1,0 +1,23 @@
+//! The tests of `main.rs` on a CUDA device, in bf16 too: `cargo test -p burn-deepspeed-kernels --features cuda --test cube_cuda`.
+//! They fail without a driver, so plain `cargo test` leaves them out.
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used)]
+
+/// Where the tests run.
+mod device {
+    use crate::lab::Element;
+
+    pub type Gpu = cubecl::cuda::CudaRuntime;
+    pub const ELEMENTS: &[Element] = &[Element::F32, Element::F16, Element::Bf16];
+}
+
+mod cache_write;
+mod decode;
+mod gemv;
+mod lab;
+mod norm;
+mod oracle;
+mod pad_transform;
+mod prefill_mma;
+mod prefill_simt;
+mod softmax;

@@ -1,0 +1,89 @@
+//! Decoding steps.
+
+use burn_deepspeed_kernels::cube::Attention;
+use burn_deepspeed_kernels::cube::decode::{launch, splits};
+
+use crate::lab::{Element, assert_near, by_head, elements_and_planes, lab};
+use crate::oracle::Problem;
+
+fn check(problem: &Problem, element: Element, planes: bool, given: Option<usize>) {
+    let lab = lab(planes);
+    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
+    let (query, key, value) = (problem.query(element), problem.cache(element, 2), problem.cache(element, 3));
+    let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
+    let masks = problem.masks(&lab);
+    let launched = launch(
+        &lab.client,
+        &lab.machine,
+        Attention {
+            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
+            key: &lab.floats(&key, &[batch, kv_heads, capacity, head_dim], element, 64),
+            value: &lab.floats(&value, &[batch, kv_heads, capacity, head_dim], element, 16),
+            context: &by_head(&context, heads),
+            scale: problem.scale(),
+            masks: &masks,
+            keys: problem.keys(),
+        },
+        given,
+    );
+    assert_eq!(launched, Ok(given.unwrap_or(launched.unwrap())));
+    let expected = problem.solve(&query, &key, &value);
+    let what = format!("{element:?}, planes {planes}, splits {given:?}, {problem:?}");
+    assert_near(&what, &lab.read(&context), &expected, element.tolerance());
+}
+
+#[test]
+fn every_mask_agrees_with_plain_loops() {
+    for masked in Problem::new([6, 2, 3, 83, 40], &[70, 31]).masked() {
+        check(&masked, Element::F32, true, None);
+    }
+    // Each flag of the masks is seen above; here the plain ones and all together.
+    for (element, planes) in elements_and_planes() {
+        for tokens in [1, 3] {
+            let masked = Problem::new([4, 2, tokens, 83, 40], &[70, 31]).masked();
+            for masked in masked.iter().step_by(11) {
+                check(masked, element, planes, None);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_head_size_agrees_with_plain_loops() {
+    for head_dim in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256] {
+        for &element in Element::ALL {
+            check(&Problem::new([3, 3, 1, 50, head_dim], &[50, 17]), element, true, None);
+        }
+    }
+    for head_dim in [7, 40, 128] {
+        check(&Problem::new([8, 1, 2, 50, head_dim], &[50, 17]), Element::F16, true, None);
+        check(&Problem::new([4, 2, 2, 20, head_dim], &[19]), Element::F32, false, None);
+    }
+}
+
+#[test]
+fn splits_add_up_even_where_some_are_empty() {
+    for given in [1, 2, 3, 7, 64] {
+        for masked in Problem::new([4, 2, 2, 300, 80], &[300, 5]).masked().iter().step_by(11) {
+            check(masked, Element::F32, true, Some(given));
+        }
+        check(&Problem::new([16, 2, 1, 300, 128], &[299, 0]), Element::F16, true, Some(given));
+    }
+}
+
+#[test]
+fn a_row_that_sees_nothing_is_zero() {
+    let mut problem = Problem::new([2, 1, 2, 12, 8], &[0, 3]);
+    problem.hidden_keys = true;
+    check(&problem, Element::F32, true, None);
+    check(&problem, Element::F32, true, Some(3));
+}
+
+#[test]
+fn the_number_of_splits_follows_the_occupancy() {
+    let machine = burn_deepspeed_kernels::cube::Machine { processors: 132, ..lab(true).machine };
+    assert_eq!(splits(&machine, 32, 2048), 8);
+    assert_eq!(splits(&machine, 32, 32768), 13);
+    assert_eq!(splits(&machine, 64 * 8, 4096), 1);
+    assert_eq!(splits(&machine, 1, 100), 1);
+}

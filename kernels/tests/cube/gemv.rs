@@ -1,0 +1,248 @@
+//! A few rows through a matrix.
+
+use burn_deepspeed_kernels::cube::gemv::{Gemv, MOST_ROWS, Norm, NormKind, Orientation, launch};
+use burn_deepspeed_kernels::cube::{Machine, Unsupported};
+
+use crate::lab::{Element, Lab, Tensor, assert_near, lab, noise};
+
+const EPSILON: f32 = 1e-5;
+const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::InputOutput];
+
+/// One product, with everything that may be around it.
+#[derive(Debug, Clone, Copy)]
+struct Problem {
+    rows: usize,
+    inputs: usize,
+    outputs: usize,
+    orientation: Orientation,
+    element: Element,
+    /// Of bias, gamma and beta.
+    parameters: Element,
+    norm: Option<NormKind>,
+    beta: bool,
+    bias: bool,
+    normed: bool,
+    /// Columns of the output in front of what is written, and behind it.
+    around: [usize; 2],
+    pitch: usize,
+}
+
+/// LayerNorm with everything, in f32, in rows padded to 64 elements.
+fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) -> Problem {
+    Problem {
+        rows,
+        inputs,
+        outputs,
+        orientation,
+        element: Element::F32,
+        parameters: Element::F32,
+        norm: Some(NormKind::LayerNorm),
+        beta: true,
+        bias: true,
+        normed: true,
+        around: [0, 0],
+        pitch: 64,
+    }
+}
+
+impl Problem {
+    fn parameter(&self, len: usize, seed: u64) -> Vec<f32> {
+        noise(len, seed).into_iter().map(|value| self.parameters.round(value)).collect()
+    }
+
+    /// Rows far from 0, each with a mean and a deviation of its own.
+    fn input(&self) -> Vec<f32> {
+        let row = |at: usize| (at / self.inputs) as f32;
+        let values = noise(self.rows * self.inputs, 1).into_iter().enumerate();
+        values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect()
+    }
+
+    /// As it lies in memory.
+    fn matrix(&self) -> Vec<f32> {
+        noise(self.inputs * self.outputs, 2).into_iter().map(|value| self.element.round(value)).collect()
+    }
+
+    /// The normalised input and the product, in plain loops.
+    fn solve(&self) -> [Vec<f64>; 2] {
+        let (gamma, beta) = (self.parameter(self.inputs, 3), self.parameter(self.inputs, 4));
+        let (bias, matrix) = (self.parameter(self.outputs, 5), self.matrix());
+        let (mut normed, mut output) = (Vec::new(), Vec::new());
+        for row in self.input().chunks(self.inputs) {
+            let row: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
+            let count = self.inputs as f64;
+            let mean = if self.norm == Some(NormKind::LayerNorm) { row.iter().sum::<f64>() / count } else { 0.0 };
+            let variance = row.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / count;
+            let deviation = (variance + f64::from(EPSILON)).sqrt();
+            let unit = |(at, value): (usize, &f64)| {
+                let shift = if self.beta { f64::from(beta[at]) } else { 0.0 };
+                (value - mean) / deviation * f64::from(gamma[at]) + shift
+            };
+            let row: Vec<f64> = if self.norm.is_some() { row.iter().enumerate().map(unit).collect() } else { row };
+            output.extend(vec![f64::NAN; self.around[0]]);
+            output.extend((0..self.outputs).map(|out| {
+                let weight = |at: usize| match self.orientation {
+                    Orientation::OutputInput => matrix[out * self.inputs + at],
+                    Orientation::InputOutput => matrix[at * self.outputs + out],
+                };
+                let sum: f64 = row.iter().enumerate().map(|(at, value)| value * f64::from(weight(at))).sum();
+                sum + if self.bias { f64::from(bias[out]) } else { 0.0 }
+            }));
+            output.extend(vec![f64::NAN; self.around[1]]);
+            normed.extend(row);
+        }
+        [normed, output]
+    }
+
+    fn check(&self, lab: &Lab) {
+        let Self { rows, inputs, outputs, element, parameters, pitch, .. } = *self;
+        let shape = match self.orientation {
+            Orientation::OutputInput => [outputs, inputs],
+            Orientation::InputOutput => [inputs, outputs],
+        };
+        let vector = |len: usize, seed: u64| lab.floats(&self.parameter(len, seed), &[len], parameters, 1);
+        let output = lab.output(&[rows, self.around.iter().sum::<usize>() + outputs], element, 8);
+        let normed = lab.output(&[rows, inputs], element, pitch);
+        let (gamma, beta, bias) = (vector(inputs, 3), vector(inputs, 4), vector(outputs, 5));
+        let launched = launch(
+            &lab.client,
+            &lab.machine,
+            Gemv {
+                input: &lab.floats(&self.input(), &[rows, inputs], element, pitch),
+                norm: self.norm.map(|kind| Norm {
+                    kind,
+                    gamma: &gamma,
+                    beta: self.beta.then_some(&beta),
+                    epsilon: EPSILON,
+                }),
+                matrix: &lab.floats(&self.matrix(), &shape, element, pitch),
+                orientation: self.orientation,
+                bias: self.bias.then_some(&bias),
+                output: &output,
+                offset: self.around[0],
+                normed: self.normed.then_some(&normed),
+            },
+        );
+        assert_eq!(launched, Ok(()));
+        let [expected_normed, expected] = self.solve();
+        let what = format!("planes {}, {self:?}", lab.machine.plane_operations);
+        // A sum of many terms has an error of its largest partial sums, not of what is left of them.
+        let tolerance = element.tolerance() * (inputs as f64 / 64.0).sqrt().max(1.0);
+        assert_near(&what, &lab.read(&output), &expected, tolerance);
+        let filled = if self.normed { expected_normed } else { vec![f64::NAN; rows * inputs] };
+        assert_near(&format!("normed, {what}"), &lab.read(&normed), &filled, element.tolerance());
+    }
+}
+
+#[test]
+fn every_size_agrees_with_plain_loops() {
+    let sizes = [1, 5, 64, 129, 300];
+    for (which, orientation) in ORIENTATIONS.into_iter().enumerate() {
+        for (at, inputs) in [1, 7, 33, 64, 257, 1024].into_iter().enumerate() {
+            let plain = problem([2, inputs, sizes[at % sizes.len()]], orientation);
+            let half = Problem { element: Element::F16, pitch: 8, ..plain };
+            if (at + which).is_multiple_of(2) { plain } else { half }.check(&lab(true));
+        }
+        for outputs in sizes {
+            problem([2, 64, outputs], orientation).check(&lab(true));
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows_agrees_with_plain_loops() {
+    for orientation in ORIENTATIONS {
+        for rows in [1, 2, 3, 5, 8] {
+            problem([rows, 136, 37], orientation).check(&lab(true));
+        }
+        for rows in [1, 5] {
+            problem([rows, 132, 37], orientation).check(&lab(false));
+        }
+    }
+}
+
+#[test]
+fn every_norm_agrees_with_plain_loops() {
+    for (which, orientation) in ORIENTATIONS.into_iter().enumerate() {
+        let norms = [
+            (None, false),
+            (Some(NormKind::LayerNorm), false),
+            (Some(NormKind::LayerNorm), true),
+            (Some(NormKind::RmsNorm), false),
+            (Some(NormKind::RmsNorm), true),
+        ];
+        for (at, (norm, beta)) in norms.into_iter().enumerate() {
+            let plain = Problem { norm, beta, ..problem([3, 100, 20], orientation) };
+            let half = Problem { element: Element::F16, ..plain };
+            let half_parameters = Problem { parameters: Element::F16, normed: false, bias: false, ..plain };
+            if (at + which).is_multiple_of(2) { half } else { half_parameters }.check(&lab(true));
+        }
+        Problem { norm: None, ..problem([2, 100, 20], orientation) }.check(&lab(false));
+    }
+}
+
+/// A device on which few cubes are enough, so that each does more.
+fn small(planes: bool) -> Lab {
+    let lab = lab(planes);
+    let machine = Machine { processors: 1, ..lab.machine };
+    Lab { machine, ..lab }
+}
+
+#[test]
+fn wide_tiles_and_several_of_them_agree_with_plain_loops() {
+    for orientation in ORIENTATIONS {
+        // Two tiles: 8 rows of 1500 features do not fit into 32 KiB.
+        problem([8, 1500, 264], orientation).check(&small(true));
+        problem([3, 5000, 75], orientation).check(&small(false));
+        problem([1, 1024, 75], orientation).check(&small(true));
+        problem([4, 2048, 140], orientation).check(&small(true));
+        Problem { element: Element::F16, ..problem([2, 512, 300], orientation) }.check(&small(true));
+    }
+}
+
+#[test]
+fn long_rows_agree_with_plain_loops() {
+    for orientation in ORIENTATIONS {
+        problem([1, 16387, 3], orientation).check(&lab(true));
+        problem([3, 16384, 8], orientation).check(&lab(true));
+    }
+}
+
+#[test]
+fn several_launches_fill_one_output() {
+    for orientation in ORIENTATIONS {
+        let plain = problem([2, 64, 24], orientation);
+        for around in [[0, 40], [24, 16], [3, 1]] {
+            Problem { around, ..plain }.check(&lab(true));
+        }
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let lab = lab(true);
+    let tensor = |shape: &[usize]| lab.output(shape, Element::F32, 1);
+    let attempt = |machine: &Machine, input: &Tensor, matrix: &Tensor, offset: usize, output: &Tensor| {
+        let orientation = Orientation::OutputInput;
+        let arguments = Gemv { input, norm: None, matrix, orientation, bias: None, output, offset, normed: None };
+        launch(&lab.client, machine, arguments)
+    };
+    let (input, matrix, output) = (tensor(&[2, 8]), tensor(&[4, 8]), tensor(&[2, 6]));
+    assert_eq!(attempt(&lab.machine, &input, &matrix, 2, &output), Ok(()));
+
+    let refused = attempt(&lab.machine, &input, &matrix, 3, &output);
+    assert_eq!(refused, Err(Unsupported::Shape { tensor: "output", axis: 1, size: 6, expected: 7 }));
+    let refused = attempt(&lab.machine, &input, &tensor(&[4, 7]), 0, &output);
+    assert_eq!(refused, Err(Unsupported::Shape { tensor: "matrix", axis: 1, size: 7, expected: 8 }));
+    let refused = attempt(&lab.machine, &tensor(&[9, 8]), &matrix, 0, &tensor(&[9, 6]));
+    assert_eq!(refused, Err(Unsupported::Rows { rows: 9, limit: MOST_ROWS }));
+    let refused = attempt(&lab.machine, &tensor(&[1, 2, 8]), &matrix, 0, &output);
+    assert_eq!(refused, Err(Unsupported::Rank { tensor: "input", rank: 3, expected: 2 }));
+    let half = lab.output(&[4, 8], Element::F16, 1);
+    let refused = attempt(&lab.machine, &input, &half, 0, &output);
+    let (given, expected) = (Element::F16.storage(), Element::F32.storage());
+    assert_eq!(refused, Err(Unsupported::MixedTypes { tensor: "matrix", given, expected }));
+    let little = Machine { shared_bytes: 1000, ..lab.machine };
+    assert!(matches!(attempt(&little, &input, &matrix, 0, &output), Err(Unsupported::SharedMemory { .. })));
+    let few = Machine { max_cubes: [0, 1, 1], ..lab.machine };
+    assert!(matches!(attempt(&few, &input, &matrix, 0, &output), Err(Unsupported::TooManyCubes { .. })));
+}

@@ -1,0 +1,202 @@
+//! Buffers with canaries, and a device that does not keep errors to itself.
+
+use std::sync::Once;
+
+use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
+use cubecl::prelude::*;
+use half::{bf16, f16};
+
+pub use crate::device::Gpu;
+pub type Tensor<R = Gpu> = TensorHandle<R>;
+
+/// Elements behind every buffer that nobody may touch.
+const CANARIES: usize = 32;
+/// NaNs with a payload that no computation makes.
+const CANARY_32: u32 = 0x7fc0_beef;
+const CANARY_16: u16 = 0x7e77;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Element {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Element {
+    /// Those of the device.
+    pub const ALL: &[Self] = crate::device::ELEMENTS;
+
+    pub fn storage(self) -> StorageType {
+        match self {
+            Self::F32 => f32::as_type_native_unchecked().storage_type(),
+            Self::F16 => f16::as_type_native_unchecked().storage_type(),
+            Self::Bf16 => bf16::as_type_native_unchecked().storage_type(),
+        }
+    }
+
+    /// Largest error of results near 1.
+    pub fn tolerance(self) -> f64 {
+        match self {
+            Self::F32 => 2e-5,
+            Self::F16 => 4e-3,
+            Self::Bf16 => 3e-2,
+        }
+    }
+
+    /// The value that this type holds of a number.
+    pub fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+}
+
+/// Every element type with plane operations, and one without.
+pub fn elements_and_planes() -> impl Iterator<Item = (Element, bool)> {
+    Element::ALL.iter().map(|element| (*element, true)).chain([(Element::F32, false)])
+}
+
+pub struct Lab<R: Runtime = Gpu> {
+    pub client: ComputeClient<R>,
+    pub machine: Machine,
+}
+
+/// The device, with plane operations or without.
+pub fn lab(planes: bool) -> Lab {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            report(panic);
+            // A panic of the device's thread reaches nobody: reads go on and return whatever was there.
+            if std::thread::current().name().is_some_and(|name| name.starts_with("DSD")) {
+                std::process::abort();
+            }
+        }));
+    });
+    let client = Gpu::client(&Default::default());
+    let machine = Machine::new(&client).with_plane_operations(planes);
+    Lab { client, machine }
+}
+
+/// The CUDA device.
+#[cfg(feature = "cuda")]
+pub fn cuda() -> Lab<cubecl::cuda::CudaRuntime> {
+    let client = cubecl::cuda::CudaRuntime::client(&cubecl::cuda::CudaDevice::default());
+    let machine = Machine::new(&client);
+    Lab { client, machine }
+}
+
+/// Values in -1..1, the same for the same seed.
+pub fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Row-major strides whose rows are padded to a multiple of `pitch` elements.
+fn pitched(shape: &[usize], pitch: usize) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for axis in (0..shape.len() - 1).rev() {
+        let row = shape[axis + 1] * strides[axis + 1];
+        strides[axis] = if axis + 2 == shape.len() { row.next_multiple_of(pitch) } else { row };
+    }
+    strides
+}
+
+/// The place of every element in its buffer.
+fn places(shape: &[usize], strides: &[usize]) -> Vec<usize> {
+    let mut places = vec![0];
+    for (size, stride) in shape.iter().zip(strides) {
+        places = places.iter().flat_map(|place| (0..*size).map(move |at| place + at * stride)).collect();
+    }
+    places
+}
+
+impl<R: Runtime> Lab<R> {
+    /// A tensor of these floats, its rows padded to a multiple of `pitch` elements; everything else is a canary.
+    pub fn floats(&self, values: &[f32], shape: &[usize], element: Element, pitch: usize) -> Tensor<R> {
+        let strides = pitched(shape, pitch);
+        let places = places(shape, &strides);
+        assert_eq!(places.len(), values.len());
+        let len = shape[0] * strides[0] + CANARIES;
+        let handle = match element {
+            Element::F32 => {
+                let mut buffer = vec![f32::from_bits(CANARY_32); len];
+                places.iter().zip(values).for_each(|(place, value)| buffer[*place] = *value);
+                self.client.create_from_slice(f32::as_bytes(&buffer))
+            }
+            Element::F16 => {
+                let mut buffer = vec![f16::from_bits(CANARY_16); len];
+                places.iter().zip(values).for_each(|(place, value)| buffer[*place] = f16::from_f32(*value));
+                self.client.create_from_slice(f16::as_bytes(&buffer))
+            }
+            Element::Bf16 => {
+                let mut buffer = vec![bf16::from_bits(CANARY_16); len];
+                places.iter().zip(values).for_each(|(place, value)| buffer[*place] = bf16::from_f32(*value));
+                self.client.create_from_slice(bf16::as_bytes(&buffer))
+            }
+        };
+        TensorHandle::new(handle, shape.to_vec(), strides, element.storage())
+    }
+
+    /// A tensor that a kernel is to fill: NaN everywhere.
+    pub fn output(&self, shape: &[usize], element: Element, pitch: usize) -> Tensor<R> {
+        self.floats(&vec![f32::NAN; shape.iter().product()], shape, element, pitch)
+    }
+
+    /// A dense tensor of u32.
+    pub fn integers(&self, values: &[u32], shape: &[usize]) -> Tensor<R> {
+        let handle = self.client.create_from_slice(u32::as_bytes(values));
+        TensorHandle::new(handle, shape.to_vec(), pitched(shape, 1), u32::as_type_native_unchecked())
+    }
+
+    /// The elements of a tensor, after the device was asked for errors and the canaries for theirs.
+    pub fn read(&self, tensor: &Tensor<R>) -> Vec<f32> {
+        cubecl::future::block_on(self.client.sync()).unwrap();
+        let bytes = self.client.read_one(tensor.handle.clone()).unwrap();
+        let (values, whole): (Vec<f32>, Vec<bool>) = match tensor.dtype.size() {
+            4 => f32::from_bytes(&bytes).iter().map(|value| (*value, value.to_bits() == CANARY_32)).unzip(),
+            _ if tensor.dtype == Element::Bf16.storage() => {
+                bf16::from_bytes(&bytes).iter().map(|value| (value.to_f32(), value.to_bits() == CANARY_16)).unzip()
+            }
+            _ => f16::from_bytes(&bytes).iter().map(|value| (value.to_f32(), value.to_bits() == CANARY_16)).unzip(),
+        };
+        let places = places(tensor.shape(), tensor.strides());
+        let mut inside = vec![false; values.len()];
+        places.iter().for_each(|place| inside[*place] = true);
+        for (at, inside) in inside.iter().enumerate() {
+            assert!(
+                *inside || whole[at],
+                "element {at}, between or behind the rows, was overwritten by {}",
+                values[at]
+            );
+        }
+        places.into_iter().map(|place| values[place]).collect()
+    }
+}
+
+/// A `[B, T, N·H]` tensor as `[B, N, T, H]`.
+pub fn by_head<R: Runtime>(packed: &Tensor<R>, heads: usize) -> Tensor<R> {
+    let (shape, strides) = (packed.shape(), packed.strides());
+    let head_dim = shape[2] / heads;
+    let (shape, strides) = ([shape[0], heads, shape[1], head_dim], [strides[0], head_dim, strides[1], 1]);
+    TensorHandle::new(packed.handle.clone(), shape.to_vec(), strides.to_vec(), packed.dtype)
+}
+
+/// Equal up to the tolerance, NaN where NaN is expected.
+#[track_caller]
+pub fn assert_near(what: &str, actual: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: length");
+    for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
+        let near = (f64::from(*a) - e).abs() <= tolerance * e.abs().max(1.0) || a.is_nan() && e.is_nan();
+        assert!(near, "{what}: element {at} is {a}, expected {e}");
+    }
+}

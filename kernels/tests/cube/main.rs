@@ -1,0 +1,26 @@
+//! Every CubeCL kernel against plain loops, on the Vulkan device that there is: lavapipe will do.
+//!
+//! Outputs are filled with NaN before a launch, every buffer ends in canaries, slots that nobody may read hold NaN, rows are
+//! pitched as CUDA's are, the device is asked for errors after each launch, and a panic of its compiler ends the run.
+#![cfg(feature = "vulkan")]
+#![allow(clippy::unwrap_used)]
+
+/// Where the tests run.
+mod device {
+    use crate::lab::Element;
+
+    pub type Gpu = cubecl::wgpu::WgpuRuntime;
+    /// Those of every Vulkan device.
+    pub const ELEMENTS: &[Element] = &[Element::F32, Element::F16];
+}
+
+mod cache_write;
+mod decode;
+mod gemv;
+mod lab;
+mod norm;
+mod oracle;
+mod pad_transform;
+mod prefill_mma;
+mod prefill_simt;
+mod softmax;

@@ -1,0 +1,145 @@
+//! Prompts through the fragments of tensor cores, which plain loops emulate here.
+
+use burn_deepspeed_kernels::cube::prefill::mma::{Engine, launch};
+use burn_deepspeed_kernels::cube::{Attention, Unsupported};
+use cubecl::prelude::Runtime;
+
+use crate::lab::{Element, Lab, assert_near, by_head, lab};
+use crate::oracle::Problem;
+
+fn context<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, engine: Engine) -> Vec<f32> {
+    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
+    let (query, key, value) = (problem.query(element), problem.cache(element, 2), problem.cache(element, 3));
+    let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
+    let masks = problem.masks(lab);
+    let launched = launch(
+        &lab.client,
+        &lab.machine,
+        Attention {
+            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
+            key: &lab.floats(&key, &[batch, kv_heads, capacity, head_dim], element, 64),
+            value: &lab.floats(&value, &[batch, kv_heads, capacity, head_dim], element, 16),
+            context: &by_head(&context, heads),
+            scale: problem.scale(),
+            masks: &masks,
+            keys: problem.keys(),
+        },
+        engine,
+    );
+    assert_eq!(launched, Ok(()));
+    lab.read(&context)
+}
+
+fn check_on<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, engine: Engine) {
+    let [query, key, value] = [problem.query(element), problem.cache(element, 2), problem.cache(element, 3)];
+    let what = format!("{engine:?}, {element:?}, {problem:?}");
+    assert_near(
+        &what,
+        &context(lab, problem, element, engine),
+        &problem.solve(&query, &key, &value),
+        element.tolerance(),
+    );
+}
+
+fn check(problem: &Problem, element: Element) {
+    check_on(&lab(false), problem, element, Engine::Emulated);
+}
+
+#[test]
+fn every_mask_agrees_with_plain_loops() {
+    let problem = Problem::new([4, 2, 37, 83, 16], &[70, 37]);
+    for masked in problem.masked() {
+        check(&masked, Element::F32);
+    }
+    check(problem.masked().last().unwrap(), Element::F16);
+}
+
+#[test]
+fn every_head_size_agrees_with_plain_loops() {
+    for head_dim in [8, 40, 64, 80, 96, 128, 160] {
+        check(&Problem::new([6, 2, 17, 50, head_dim], &[45, 20]), Element::F16);
+    }
+    check(&Problem::new([3, 1, 17, 50, 128], &[45, 20]), Element::F32);
+}
+
+#[test]
+fn every_length_agrees_with_plain_loops() {
+    for tokens in [1, 17, 65] {
+        for behind in [0, 1, 15, 16, 31, 100] {
+            let ends = [tokens + behind, (tokens + behind) / 2 + 1];
+            let mut problem = Problem::new([3, 1, tokens, tokens + behind + 3, 16], &ends);
+            check(&problem, Element::F32);
+            problem.window = Some(9);
+            check(&problem, Element::F32);
+            (problem.window, problem.causal) = (None, false);
+            check(&problem, Element::F32);
+        }
+    }
+}
+
+#[test]
+fn a_row_that_sees_nothing_is_zero() {
+    let mut problem = Problem::new([2, 1, 2, 12, 8], &[0, 3]);
+    check(&problem, Element::F32);
+    problem.hidden_keys = true;
+    check(&problem, Element::F32);
+}
+
+#[test]
+fn a_device_without_tensor_cores_is_told_so() {
+    // Without plane operations a CUDA device counts as one.
+    let lab = lab(false);
+    let half = Element::F16.storage();
+    assert_eq!(Engine::tensor_cores(&lab.client, &lab.machine, half, 64), Err(Unsupported::TensorCores(half)));
+}
+
+/// What the tests above cannot reach: the instructions, and 16-byte copies in the background.
+#[cfg(feature = "cuda")]
+mod cuda {
+    use super::*;
+    use crate::lab::cuda;
+
+    const ENGINES: [Engine; 2] =
+        [Engine::TensorCores { asynchronous: true }, Engine::TensorCores { asynchronous: false }];
+    const HALVES: [Element; 2] = [Element::F16, Element::Bf16];
+
+    /// Head sizes with other tiles.
+    fn problems() -> Vec<Problem> {
+        let sizes = [8, 40, 64, 80, 96, 128, 160, 256];
+        sizes.map(|head_dim| Problem::new([6, 2, 147, 320, head_dim], &[310, 147])).to_vec()
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn every_problem_agrees_with_plain_loops() {
+        let lab = cuda();
+        for (engine, element) in ENGINES.into_iter().flat_map(|engine| HALVES.map(|element| (engine, element))) {
+            for problem in problems() {
+                check_on(&lab, &problem, element, engine);
+            }
+            for masked in Problem::new([4, 2, 147, 320, 128], &[310, 147]).masked() {
+                check_on(&lab, &masked, element, engine);
+            }
+            for (tokens, end) in [(1, 1), (1, 300), (65, 65), (64, 128), (257, 320), (3, 1)] {
+                check_on(&lab, &Problem::new([3, 1, tokens, 321, 64], &[end]), element, engine);
+            }
+        }
+    }
+
+    /// Launches and looks at nothing: for a driver that computes nothing.
+    #[test]
+    #[ignore = "needs a CUDA driver"]
+    fn every_kernel_compiles() {
+        let lab = cuda();
+        let compile = |problem: &Problem, element: Element, engine: Engine| {
+            std::hint::black_box(context(&lab, problem, element, engine));
+        };
+        for element in HALVES {
+            for problem in problems() {
+                compile(&problem, element, ENGINES[0]);
+            }
+            compile(problems()[5].masked().last().unwrap(), element, ENGINES[0]);
+            compile(&problems()[5], element, ENGINES[1]);
+        }
+    }
+}
