@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::config::DataType;
+use crate::ops::Declined;
 
 /// What can be wrong with a configuration. Each message gives the fact, the limit and the remedy.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -151,8 +152,8 @@ pub enum ConfigError {
     },
     /// A fast path was demanded on a build that has none.
     #[error(
-        "`use_triton` asks for fused GPU kernels, and the backend `{backend}` has none in this build; set it to \
-         false to run on the reference path"
+        "`use_triton` asks for fused GPU kernels, and the backend `{backend}` has none; build with the Cargo feature `cuda`, \
+         `vulkan` or `wgpu` and run on its backend, or set `use_triton` to false"
     )]
     NoFusedKernels {
         /// Burn's name of the backend.
@@ -194,6 +195,17 @@ pub enum AttentionError {
         requested: usize,
         /// Tokens that a row can hold.
         capacity: usize,
+    },
+    /// No kernel takes the step, and `require_fast` is set. Nothing was written.
+    #[error(
+        "`{operation}` would run on the reference ({reason}), and `require_fast` asks for a kernel; change what the reason \
+         names, or unset `require_fast` (and `DS_KI_FALLBACK` in the environment)"
+    )]
+    NoFastPath {
+        /// The operation.
+        operation: &'static str,
+        /// Why the kernels declined.
+        reason: Declined,
     },
     /// A row index that the cache does not have.
     #[error("row {row} is not in a cache of {batch} rows; rows count from 0")]

@@ -57,7 +57,8 @@
 //!
 //! # Features
 //!
-//! `ndarray` (default) and `flex` bring Burn's CPU backends, `autodiff` makes the modules train.
+//! `ndarray` (default) and `flex` bring Burn's CPU backends; `cuda`, `vulkan` and `wgpu` its GPU backends, with kernels of our own;
+//! `autodiff` makes the modules train; `autotune` lets Burn tune the products that stay with it.
 
 pub mod attention;
 mod backend;

@@ -34,6 +34,8 @@ pub struct AttentionSpec {
     pub dtype: DataType,
     /// Capacity of a row of the KV cache, in tokens.
     pub max_out_tokens: usize,
+    /// Whether a step that no kernel takes is an error.
+    pub require_fast: bool,
 }
 
 /// The norm in front of a projection.

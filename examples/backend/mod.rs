@@ -13,11 +13,14 @@ pub enum BackendName {
     Ndarray,
     #[cfg_attr(not(feature = "ndarray"), default)]
     Flex,
+    Cuda,
+    /// Vulkan, Metal or WebGPU, whatever the machine has.
+    Wgpu,
 }
 
 /// What is said when the build has not.
 pub const NOT_IN_THE_BUILD: &str =
-    "this backend is not part of the build; add its Cargo feature, as in `--features flex`";
+    "this backend is not part of the build; add its Cargo feature, as in `--features flex` or `--features vulkan`";
 
 /// Calls a function that is generic over the backend.
 macro_rules! on_backend {
@@ -27,6 +30,10 @@ macro_rules! on_backend {
             $crate::backend::BackendName::Ndarray => $function::<burn_ndarray::NdArray>($arguments),
             #[cfg(feature = "flex")]
             $crate::backend::BackendName::Flex => $function::<burn_flex::Flex>($arguments),
+            #[cfg(feature = "cuda")]
+            $crate::backend::BackendName::Cuda => $function::<burn_cuda::Cuda>($arguments),
+            #[cfg(feature = "wgpu")]
+            $crate::backend::BackendName::Wgpu => $function::<burn_wgpu::Wgpu>($arguments),
             #[allow(unreachable_patterns)]
             _ => Err($crate::backend::NOT_IN_THE_BUILD.into()),
         }

@@ -6,6 +6,7 @@
 //! ```text
 //! cargo run --release --example conformance -- tests/golden/cases
 //! cargo run --release --features flex --example conformance -- --backend flex --dtype fp16 my_case another_case
+//! cargo run --release --features vulkan --example conformance -- --backend wgpu --dtype fp16 tests/golden/cases
 //! ```
 
 #[path = "../backend/mod.rs"]
@@ -80,7 +81,10 @@ fn run_all<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> 
     let mut failed = 0;
     for folder in &folders {
         let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        match case::run::<B>(folder, dtype, &device) {
+        let result = case::run::<B>(folder, dtype, &device);
+        // A device reports a kernel that it dropped here, and nowhere else.
+        B::sync(&device).map_err(|error| format!("{name}: the device failed: {error:?}"))?;
+        match result {
             Ok(result) => {
                 let verdict = if result.passed() { "ok" } else { "FAIL" };
                 println!(

@@ -254,7 +254,7 @@ impl<B: InferenceBackend> Decoder<B> {
             };
             x = block.forward(x, mask.clone(), keys)?;
         }
-        Ok(self.head.forward(self.final_norm.forward(x)))
+        Ok(project(&self.head, self.final_norm.forward(x)))
     }
 }
 
@@ -279,9 +279,18 @@ impl<B: InferenceBackend> Block<B> {
             (None, None) => branch,
         };
         let inner = match &self.gate {
-            Some(gate) => self.activation.apply(gate.forward(input.clone())) * self.up.forward(input),
-            None => self.activation.apply(self.up.forward(input)),
+            Some(gate) => self.activation.apply(project(gate, input.clone())) * project(&self.up, input),
+            None => self.activation.apply(project(&self.up, input)),
         };
-        Ok(sum + self.down.forward(inner))
+        Ok(sum + project(&self.down, inner))
     }
+}
+
+/// The projection of all rows as one matrix. As a batch of matrices of one row each, Burn 0.21 multiplies them wrongly on
+/// some CubeCL devices.
+fn project<B: Backend>(linear: &Linear<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [batch, tokens, width] = input.dims();
+    let output = linear.forward(input.reshape([batch * tokens, width]));
+    let features = output.dims()[1];
+    output.reshape([batch, tokens, features])
 }

@@ -126,6 +126,14 @@ impl<B: InferenceBackend> BloomSelfAttention<B> {
         self.attention.explain(tokens, cached, mask)
     }
 
+    /// See [`DeepSpeedSelfAttention::warmup`].
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward).
+    pub fn warmup(&self, batch: usize, tokens: &[usize]) -> Result<(), AttentionError> {
+        self.attention.warmup(batch, tokens)
+    }
+
     /// See [`DeepSpeedSelfAttention::forward_partial`].
     pub fn forward_partial(
         &self,

@@ -9,7 +9,7 @@ use crate::error::{AttentionError, ConfigError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::ops::softmax_context::{merge_heads, split};
-use crate::ops::{Attention, InferenceBackend};
+use crate::ops::{Attention, ContextProblem, InferenceBackend, Plan};
 use crate::position::PositionEncoding;
 use crate::spec::AttentionSpec;
 use crate::weight::{QkvWeight, SeparateQkv, Weight};
@@ -156,14 +156,15 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     /// - mask: broadcasts to `[B, N, T, S]`
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks.
+    /// [`AttentionError::NoCommunicator`] on one of several ranks; [`AttentionError::NoFastPath`] under `require_fast`.
     pub fn forward(
         &self,
         input: Tensor<B, 3>,
         context: Option<Tensor<B, 3>>,
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        self.finish(self.forward_partial(input, context, mask))
+        self.check_path(input.dims()[1], &mask)?;
+        self.finish(self.context(input, context, mask))
     }
 
     /// Attends from `input` to keys and values that [`context_keys`](Self::context_keys) computed before.
@@ -176,7 +177,22 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         keys: &ContextKeys<B>,
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
+        self.check_path(input.dims()[1], &mask)?;
         self.finish(self.attend(self.query(input), keys, mask))
+    }
+
+    /// The path that attention from so many tokens takes, and why not another.
+    pub fn explain(&self, tokens: usize, mask: &AttentionMask<B>) -> Plan {
+        let matrix = self.output.matrix();
+        let problem = ContextProblem::new(matrix.dtype(), tokens, self.spec.head_dim, false, mask);
+        B::plan_masked_attention(&problem, &matrix.device())
+    }
+
+    fn check_path(&self, tokens: usize, mask: &AttentionMask<B>) -> Result<(), AttentionError> {
+        match self.spec.require_fast {
+            true => super::check_plan(&self.spec, "masked_attention", self.explain(tokens, mask)),
+            false => Ok(()),
+        }
     }
 
     /// What this rank adds to the sum over ranks. The output bias is not in it.
@@ -189,6 +205,10 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         context: Option<Tensor<B, 3>>,
         mask: AttentionMask<B>,
     ) -> Tensor<B, 3> {
+        B::vector_matmul(self.context(input, context, mask), &self.output)
+    }
+
+    fn context(&self, input: Tensor<B, 3>, context: Option<Tensor<B, 3>>, mask: AttentionMask<B>) -> Tensor<B, 3> {
         let (query, keys) = match context {
             Some(context) => (self.query(input), self.context_keys(context)),
             None => self.project_itself(input),
@@ -246,10 +266,10 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
             visibility: Visibility::full(keys.key.dims()[2]),
             mask,
         });
-        B::vector_matmul(merge_heads(context), &self.output)
+        merge_heads(context)
     }
 
-    fn finish(&self, partial: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        super::sum_and_bias(&self.spec, partial, self.output_bias().filter(|_| !self.defer_output_bias))
+    fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
+        super::project_and_sum(&self.spec, context, &self.output, self.defer_output_bias)
     }
 }

@@ -13,6 +13,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
+use crate::ops::{InferenceBackend, Plan};
 use crate::spec::AttentionSpec;
 use crate::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
 
@@ -27,11 +28,12 @@ struct Build<'a, B: Backend> {
 
 impl<'a, B: Backend> Build<'a, B> {
     fn new(config: &'a DeepSpeedInferenceConfig, layer_id: usize, device: &'a B::Device) -> Result<Self, ConfigError> {
-        let spec = config.resolve(layer_id)?;
+        let mut spec = config.resolve(layer_id)?;
         let dtype = spec.dtype.of_backend::<B>(device)?;
-        if config.use_triton {
+        if config.use_triton && !has_gpu_kernels::<B>(device) {
             return Err(ConfigError::NoFusedKernels { backend: B::name(device) });
         }
+        spec.require_fast |= config.use_triton || fallback_is_forbidden();
         let orientation = match config.transposed_mode {
             true => Orientation::OutputInput,
             false => Orientation::InputOutput,
@@ -62,14 +64,39 @@ impl<'a, B: Backend> Build<'a, B> {
     }
 }
 
-/// The sum of `partial` over all ranks, and the bias behind it, once.
-fn sum_and_bias<B: Backend>(
+/// Whether the backend runs on our CubeCL kernels. Burn's trait tells no more than the name: `fusion<cubecl<cuda>>`.
+fn has_gpu_kernels<B: Backend>(device: &B::Device) -> bool {
+    let name = B::name(device);
+    cfg!(feature = "cubecl") && name.contains("cubecl<") && !name.starts_with("autodiff")
+}
+
+/// DeepSpeed's switch: `DS_KI_FALLBACK=False` forbids the reference.
+fn fallback_is_forbidden() -> bool {
+    let value = std::env::var("DS_KI_FALLBACK").unwrap_or_default();
+    value.eq_ignore_ascii_case("false") || value == "0"
+}
+
+/// An error if the plan is the reference and that is forbidden.
+fn check_plan(spec: &AttentionSpec, operation: &'static str, plan: Plan) -> Result<(), AttentionError> {
+    match plan {
+        Plan::Reference(reason) if spec.require_fast => Err(AttentionError::NoFastPath { operation, reason }),
+        _ => Ok(()),
+    }
+}
+
+/// The output projection of `context`, its sum over all ranks, and the bias behind it, once: in one operation where there is
+/// one rank.
+fn project_and_sum<B: InferenceBackend>(
     spec: &AttentionSpec,
-    partial: Tensor<B, 3>,
-    bias: Option<Tensor<B, 1>>,
+    context: Tensor<B, 3>,
+    output: &Weight<B>,
+    defer_bias: bool,
 ) -> Result<Tensor<B, 3>, AttentionError> {
-    let sum = spec.ranks.all_reduce(partial)?;
-    Ok(match bias {
+    if spec.ranks.ranks() == 1 && !defer_bias {
+        return Ok(<B as InferenceBackend>::linear(context, output));
+    }
+    let sum = spec.ranks.all_reduce(B::vector_matmul(context, output))?;
+    Ok(match output.bias().filter(|_| !defer_bias) {
         Some(bias) => sum + bias.unsqueeze(),
         None => sum,
     })

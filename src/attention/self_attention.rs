@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::Build;
-use crate::cache::LayerCache;
+use crate::cache::{KvCache, LayerCache};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
@@ -12,6 +12,9 @@ use crate::ops::{ContextProblem, InferenceBackend, Keys, Plan, SoftmaxContext};
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, QkvWeight, Weight};
+
+/// Tokens in the cache behind which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
+const WARMUP_HISTORY: usize = 1024;
 
 /// Self-attention with fused pre-norm, rotary positions and KV cache; DeepSpeed's `ds_attention.py`, equation 1 of
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
@@ -156,7 +159,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// - mask: broadcasts to `[B, N, T, S]`, where S counts the cached keys too
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks.
+    /// [`AttentionError::NoCommunicator`] on one of several ranks; [`AttentionError::NoFastPath`] under `require_fast`, before
+    /// anything is written.
     pub fn forward(
         &self,
         input: Tensor<B, 3>,
@@ -197,10 +201,12 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: Outputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
-        let mut partial = self.forward_partial(input, mask, keys, wanted);
-        let bias = self.output_bias().filter(|_| !self.defer_output_bias);
-        partial.output = super::sum_and_bias(&self.spec, partial.output, bias)?;
-        Ok(partial)
+        if self.spec.require_fast {
+            let cached = matches!(keys, Keys::Cached(_));
+            super::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached, &mask))?;
+        }
+        let (context, finish) = self.attend(input, mask, keys, wanted);
+        Ok(finish(super::project_and_sum(&self.spec, context, &self.output, self.defer_output_bias)?))
     }
 
     /// The path that a step of so many new tokens takes, with a cache or without, and why not another.
@@ -218,7 +224,40 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
-        B::plan_softmax_context(&ContextProblem::new(self.output.matrix().dtype(), tokens, cached, mask))
+        let matrix = self.output.matrix();
+        let problem = ContextProblem::new(matrix.dtype(), tokens, self.spec.head_dim, cached, mask);
+        B::plan_softmax_context(&problem, &matrix.device())
+    }
+
+    /// Runs steps of `tokens` new tokens in a batch of `batch` rows on a cache of its own, with little and with much behind
+    /// them, so that every kernel that they need is compiled when the first request comes. Costs nothing on a CPU backend
+    /// but time.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward); [`AttentionError::CacheFull`] for more tokens than `max_out_tokens`.
+    pub fn warmup(&self, batch: usize, tokens: &[usize]) -> Result<(), AttentionError> {
+        let device = self.output.device();
+        let most = tokens.iter().copied().max().unwrap_or(0);
+        let capacity = self.spec.max_out_tokens.min(most + WARMUP_HISTORY);
+        let spec = AttentionSpec { max_out_tokens: capacity, ..self.spec.clone() };
+        let dtype = self.output.matrix().dtype();
+        for &new in tokens {
+            let Ok(mut cache) = KvCache::new(&spec, 1, batch, &device) else {
+                unreachable!("the module was built with this element type");
+            };
+            for history in [0, capacity.saturating_sub(new)] {
+                cache.reset();
+                if history > 0 {
+                    cache.step(history)?.commit();
+                }
+                let mut step = cache.step(new)?;
+                let input = Tensor::zeros([batch, new, self.spec.hidden_size], (&device, dtype));
+                self.forward_partial(input, AttentionMask::none(), Keys::Cached(step.layer(0)), Outputs::default());
+            }
+        }
+        // An error of the device shows in whatever comes next; there is nothing to read here.
+        _ = B::sync(&device);
+        Ok(())
     }
 
     /// What this rank adds to the sum over ranks. The output bias is not in it.
@@ -229,6 +268,18 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: Outputs,
     ) -> AttentionOutput<B> {
+        let (context, finish) = self.attend(input, mask, keys, wanted);
+        finish(B::vector_matmul(context, &self.output))
+    }
+
+    /// The context in front of the output projection, and what makes the outputs that were asked for of its projection.
+    fn attend(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: Outputs,
+    ) -> (Tensor<B, 3>, impl FnOnce(Tensor<B, 3>) -> AttentionOutput<B>) {
         let projected = B::qkv_gemm(input, self.norm.as_ref(), &self.qkv, wanted.inp_norm && self.norm.is_some());
         let attended = B::softmax_context(SoftmaxContext {
             qkv: projected.qkv,
@@ -239,12 +290,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         });
         let context = wanted.context.then(|| attended.context.clone());
         let (key, value) = attended.keys.unzip();
-        AttentionOutput {
-            output: B::vector_matmul(attended.context, &self.output),
-            key,
-            value,
-            context,
-            inp_norm: projected.inp_norm,
-        }
+        let inp_norm = projected.inp_norm;
+        (attended.context, move |output| AttentionOutput { output, key, value, context, inp_norm })
     }
 }

@@ -17,7 +17,7 @@ impl InferenceBackend for Flex {
         &["softmax_context"]
     }
 
-    fn plan_softmax_context(problem: &ContextProblem) -> Plan {
+    fn plan_softmax_context(problem: &ContextProblem, _device: &Self::Device) -> Plan {
         cpu::plan(problem)
     }
 

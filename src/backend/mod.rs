@@ -4,7 +4,79 @@
 
 #[cfg(feature = "autodiff")]
 mod autodiff;
+#[cfg(feature = "cubecl")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
+#[cfg(feature = "fusion")]
+mod fusion;
 #[cfg(feature = "ndarray")]
 mod ndarray;
+
+/// The operations that run on CubeCL kernels, for a backend that is [`CubeOps`](crate::ops::cube::CubeOps).
+#[cfg(feature = "cubecl")]
+macro_rules! cube_operations {
+    () => {
+        fn fast_operations() -> &'static [&'static str] {
+            &["qkv_gemm", "softmax_context", "masked_attention", "softmax", "linear", "vector_matmul", "pad_transform"]
+        }
+
+        fn plan_softmax_context(
+            problem: &$crate::ops::ContextProblem,
+            device: &<Self as burn::tensor::backend::BackendTypes>::Device,
+        ) -> $crate::ops::Plan {
+            $crate::ops::softmax_context::cube::plan::<Self>(problem, device)
+        }
+
+        fn plan_masked_attention(
+            problem: &$crate::ops::ContextProblem,
+            device: &<Self as burn::tensor::backend::BackendTypes>::Device,
+        ) -> $crate::ops::Plan {
+            let problem = $crate::ops::ContextProblem { cache_dtype: None, ..*problem };
+            $crate::ops::softmax_context::cube::plan::<Self>(&problem, device)
+        }
+
+        fn softmax_context(
+            arguments: $crate::ops::SoftmaxContext<'_, Self>,
+        ) -> $crate::ops::SoftmaxContextOutput<Self> {
+            $crate::ops::softmax_context::cube::softmax_context(arguments)
+        }
+
+        fn qkv_gemm(
+            input: burn::tensor::Tensor<Self, 3>,
+            norm: Option<&$crate::weight::FusedNorm<Self>>,
+            qkv: &$crate::weight::QkvWeight<Self>,
+            want_norm: bool,
+        ) -> $crate::ops::QkvGemmOutput<Self> {
+            $crate::ops::qkv_gemm::cube::qkv_gemm(input, norm, qkv, want_norm)
+        }
+
+        fn softmax(arguments: $crate::ops::Softmax<Self>) -> burn::tensor::Tensor<Self, 4> {
+            $crate::ops::softmax::cube::softmax(arguments)
+        }
+
+        fn linear(
+            input: burn::tensor::Tensor<Self, 3>,
+            weight: &$crate::weight::Weight<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::qkv_gemm::cube::project("linear", input, weight, true)
+        }
+
+        fn vector_matmul(
+            input: burn::tensor::Tensor<Self, 3>,
+            weight: &$crate::weight::Weight<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::qkv_gemm::cube::project("vector_matmul", input, weight, false)
+        }
+
+        fn pad_transform(heads: burn::tensor::Tensor<Self, 4>, size: usize) -> burn::tensor::Tensor<Self, 4> {
+            $crate::ops::pad_transform::cube::pad_transform(heads, size)
+        }
+
+        fn masked_attention(arguments: $crate::ops::Attention<Self>) -> burn::tensor::Tensor<Self, 4> {
+            $crate::ops::attention::cube::masked_attention(arguments)
+        }
+    };
+}
+#[cfg(feature = "cubecl")]
+use cube_operations;

@@ -18,7 +18,7 @@ where
         &["softmax_context"]
     }
 
-    fn plan_softmax_context(problem: &ContextProblem) -> Plan {
+    fn plan_softmax_context(problem: &ContextProblem, _device: &Self::Device) -> Plan {
         cpu::plan(problem)
     }
 

@@ -1,9 +1,13 @@
 //! One forward pass over a cache, and the part of it that a layer sees.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
+#[cfg(feature = "cubecl")]
+use burn::tensor::{Int, TensorData};
 
 use super::{Assign, CacheSize, KvCache, Store, slice_assign, write};
 use crate::error::{AttentionError, check_shape};
+#[cfg(feature = "cubecl")]
+use crate::parallel::HeadShard;
 use crate::position::Positions;
 use crate::position::rotary::{Rotary, RotaryTable};
 
@@ -60,13 +64,13 @@ pub struct Step<'a, B: Backend> {
     cache: &'a mut KvCache<B>,
     rows: StepRows,
     positions: Positions,
-    tables: RotaryTables<B>,
+    tables: StepTables<B>,
 }
 
 impl<'a, B: Backend> Step<'a, B> {
     pub(super) fn new(cache: &'a mut KvCache<B>, rows: StepRows) -> Self {
         let positions = Positions::sequential(&rows.starts, rows.width);
-        Self { cache, rows, positions, tables: RotaryTables::default() }
+        Self { cache, rows, positions, tables: StepTables::default() }
     }
 
     /// Position ids of the new tokens, for rotary encodings of left-padded rows. Without them a row counts on from the
@@ -115,23 +119,35 @@ impl<'a, B: Backend> Step<'a, B> {
     }
 }
 
-/// The cosine and sine tables of a step, computed once for all layers.
+/// What every layer of a step needs on the device, put there once.
 #[derive(Debug)]
-struct RotaryTables<B: Backend>(Vec<(Rotary, RotaryTable<B>)>);
+struct StepTables<B: Backend> {
+    rotary: Vec<(Rotary, RotaryTable<B>)>,
+    #[cfg(feature = "cubecl")]
+    bounds: Option<Tensor<B, 2, Int>>,
+    #[cfg(feature = "cubecl")]
+    slopes: Option<(HeadShard, Tensor<B, 1>)>,
+}
 
-impl<B: Backend> Default for RotaryTables<B> {
+impl<B: Backend> Default for StepTables<B> {
     fn default() -> Self {
-        Self(Vec::new())
+        Self {
+            rotary: Vec::new(),
+            #[cfg(feature = "cubecl")]
+            bounds: None,
+            #[cfg(feature = "cubecl")]
+            slopes: None,
+        }
     }
 }
 
-impl<B: Backend> RotaryTables<B> {
-    fn get(&mut self, rotary: &Rotary, positions: &Positions, device: &B::Device) -> RotaryTable<B> {
-        if let Some((_, table)) = self.0.iter().find(|(known, _)| known == rotary) {
+impl<B: Backend> StepTables<B> {
+    fn rotary(&mut self, rotary: &Rotary, positions: &Positions, device: &B::Device) -> RotaryTable<B> {
+        if let Some((_, table)) = self.rotary.iter().find(|(known, _)| known == rotary) {
             return table.clone();
         }
         let table = rotary.table(positions, device);
-        self.0.push((rotary.clone(), table.clone()));
+        self.rotary.push((rotary.clone(), table.clone()));
         table
     }
 }
@@ -143,7 +159,7 @@ pub struct LayerCache<'a, B: Backend> {
     size: CacheSize,
     rows: &'a StepRows,
     positions: &'a Positions,
-    tables: &'a mut RotaryTables<B>,
+    tables: &'a mut StepTables<B>,
 }
 
 impl<B: Backend> LayerCache<'_, B> {
@@ -157,9 +173,14 @@ impl<B: Backend> LayerCache<'_, B> {
         self.positions
     }
 
+    /// Element type of keys and values.
+    pub fn dtype(&self) -> DType {
+        self.size.dtype
+    }
+
     /// Cosine and sine of the new tokens, computed once a step.
     pub fn rotary_table(&mut self, rotary: &Rotary, device: &B::Device) -> RotaryTable<B> {
-        self.tables.get(rotary, self.positions, device)
+        self.tables.rotary(rotary, self.positions, device)
     }
 
     /// Writes the new keys and values behind those that the rows hold, in place. Calling it again in the same step
@@ -209,6 +230,55 @@ impl<B: Backend> LayerCache<'_, B> {
         match (&self.store.key, &self.store.value) {
             (Some(key), Some(value)) => (key, value),
             _ => unreachable!("the cache of a layer is only empty while it is written"),
+        }
+    }
+}
+
+/// What kernels on a device need beside the tensors of a layer.
+#[cfg(feature = "cubecl")]
+impl<B: Backend> LayerCache<'_, B> {
+    /// Takes keys and values out, so that a kernel that writes into them holds the only reference.
+    pub(crate) fn take_storage(&mut self) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        match (self.store.key.take(), self.store.value.take()) {
+            (Some(key), Some(value)) => (key, value),
+            _ => unreachable!("the cache of a layer is only empty while it is written"),
+        }
+    }
+
+    /// Panics unless a projection of `batch` rows of `tokens` tokens is what the step announced.
+    #[track_caller]
+    pub(crate) fn check_step(&self, operation: &str, batch: usize, tokens: usize) {
+        check_shape(operation, "qkv, rows and tokens", &[self.rows.starts.len(), self.rows.width], &[batch, tokens]);
+    }
+
+    /// Puts back what [`take_storage`](Self::take_storage) took.
+    pub(crate) fn put_storage(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
+        (self.store.key, self.store.value) = (Some(key), Some(value));
+    }
+
+    /// First new slot and end of each row, `[B, 2]`, put on the device once a step; `None` if all rows are alike.
+    pub(crate) fn bounds(&mut self, device: &B::Device) -> Option<Tensor<B, 2, Int>> {
+        if self.rows.uniform_start().is_some() {
+            return None;
+        }
+        let rows = self.rows;
+        let bounds = self.tables.bounds.get_or_insert_with(|| {
+            let pairs = rows.starts.iter().zip(rows.ends()).flat_map(|(&start, end)| [start as i32, end as i32]);
+            let data = TensorData::new(pairs.collect::<Vec<_>>(), [rows.starts.len(), 2]);
+            Tensor::from_data(data, (device, DType::I32))
+        });
+        Some(bounds.clone())
+    }
+
+    /// The ALiBi slopes of a rank, put on the device once a step.
+    pub(crate) fn slopes(&mut self, shard: &HeadShard, device: &B::Device) -> Tensor<B, 1> {
+        match &self.tables.slopes {
+            Some((known, slopes)) if known == shard => slopes.clone(),
+            _ => {
+                let slopes = crate::position::alibi::on_device(shard, device);
+                self.tables.slopes = Some((*shard, slopes.clone()));
+                slopes
+            }
         }
     }
 }

@@ -123,7 +123,8 @@ pub struct DeepSpeedInferenceConfig {
     /// Demands fused GPU kernels; an error on a build that has none.
     #[config(default = false)]
     pub use_triton: bool,
-    /// No effect without `use_triton`.
+    /// No effect: the kernels are chosen by fixed rules, which `explain` tells; Burn tunes its own products under its feature
+    /// `autotune`.
     #[config(default = false)]
     pub triton_autotune: bool,
     /// Key/value heads; `None` gives each query head its own.
@@ -153,6 +154,10 @@ pub struct DeepSpeedInferenceConfig {
     /// *Extension.* Leaves the output bias to the caller, as DeepSpeed leaves it to its MLP.
     #[config(default = false)]
     pub defer_output_bias: bool,
+    /// *Extension.* Whether a step that no kernel takes is an error instead of running on the reference. The environment
+    /// variable `DS_KI_FALLBACK=False` (DeepSpeed's) asks for the same.
+    #[config(default = false)]
+    pub require_fast: bool,
 }
 
 impl DeepSpeedInferenceConfig {
@@ -233,6 +238,7 @@ impl DeepSpeedInferenceConfig {
                 .then_some(NormSpec { rms: self.norm_type == NormType::RMSNorm, epsilon: self.layer_norm_eps }),
             dtype: self.dtype,
             max_out_tokens: self.max_out_tokens,
+            require_fast: self.require_fast,
         })
     }
 

@@ -11,6 +11,8 @@
 //! | [`pad_transform`](InferenceBackend::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
 pub mod attention;
+#[cfg(feature = "cubecl")]
+pub mod cube;
 pub mod linear;
 pub mod pad_transform;
 pub mod qkv_gemm;
@@ -64,7 +66,13 @@ pub trait InferenceBackend: Backend {
     }
 
     /// The path that [`softmax_context`](Self::softmax_context) takes, and why not another.
-    fn plan_softmax_context(_problem: &ContextProblem) -> Plan {
+    fn plan_softmax_context(_problem: &ContextProblem, _device: &Self::Device) -> Plan {
+        Plan::Reference(Declined::NoKernel)
+    }
+
+    /// The path that [`masked_attention`](Self::masked_attention) takes, and why not another; the cache of the problem is not
+    /// read.
+    fn plan_masked_attention(_problem: &ContextProblem, _device: &Self::Device) -> Plan {
         Plan::Reference(Declined::NoKernel)
     }
 
@@ -121,11 +129,7 @@ fn project<B: Backend>(
     let [batch, tokens, width] = input.dims();
     crate::error::check_shape(operation, "input", &[batch, tokens, weight.input_size()], &input.dims());
     let matrix = weight.input_output();
-    assert!(
-        dtype == matrix.dtype(),
-        "{operation}: `input` has elements of {dtype:?} and the weights of {:?}; cast one of them",
-        matrix.dtype()
-    );
+    check_types(operation, dtype, matrix.dtype());
     let accumulated = match dtype {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,
@@ -137,4 +141,13 @@ fn project<B: Backend>(
         None => product,
     };
     sum.cast(dtype).reshape([batch, tokens, weight.output_size()])
+}
+
+/// Panics unless input and weights have the same element type.
+#[track_caller]
+fn check_types(operation: &str, input: DType, weights: DType) {
+    assert!(
+        input == weights,
+        "{operation}: `input` has elements of {input:?} and the weights of {weights:?}; cast one of them"
+    );
 }

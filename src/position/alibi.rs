@@ -1,5 +1,8 @@
 //! ALiBi slopes, <https://arxiv.org/abs/2108.12409>.
 
+#[cfg(feature = "cubecl")]
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+
 use crate::parallel::HeadShard;
 
 /// The slope of every head of a model, for any head count.
@@ -26,6 +29,14 @@ pub fn slopes(heads: usize) -> Vec<f32> {
 /// The slopes of the heads of one rank. They are those of the whole model's head index, never of the rank's own.
 pub fn shard_slopes(shard: &HeadShard) -> Vec<f32> {
     slopes(shard.total)[shard.start..shard.start + shard.len].to_vec()
+}
+
+/// [`shard_slopes`] as a tensor, `[N]` of f32.
+#[cfg(feature = "cubecl")]
+pub(crate) fn on_device<B: Backend>(shard: &HeadShard, device: &B::Device) -> Tensor<B, 1> {
+    let slopes = shard_slopes(shard);
+    let shape = [slopes.len()];
+    Tensor::from_data(TensorData::new(slopes, shape), (device, DType::F32))
 }
 
 #[cfg(test)]

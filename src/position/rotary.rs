@@ -262,6 +262,11 @@ pub struct RotaryTable<B: Backend> {
 }
 
 impl<B: Backend> RotaryTable<B> {
+    /// Which features of a head form a pair.
+    pub fn layout(&self) -> RotaryLayout {
+        self.layout
+    }
+
     /// Turns the first `rotary_dim` features of every head.
     ///
     /// # Shapes

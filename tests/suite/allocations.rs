@@ -37,7 +37,7 @@ pub fn allocated(work: impl FnOnce()) -> usize {
 use burn_deepspeed::{AttentionMask, InferenceBackend};
 
 use crate::attention::llama;
-use crate::common::{on_each_backend, seeded};
+use crate::common::{on_each_cpu_backend, seeded};
 
 fn a_step_copies_no_history<B: InferenceBackend>() {
     let device = Default::default();
@@ -66,4 +66,4 @@ fn a_step_copies_no_history<B: InferenceBackend>() {
     assert!(long < 4000 * row / 4, "{long} bytes, and the keys alone are {}", 4000 * row);
 }
 
-on_each_backend!(a_step_copies_no_history);
+on_each_cpu_backend!(a_step_copies_no_history);

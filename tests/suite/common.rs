@@ -16,7 +16,7 @@ pub type AnyBackend = burn_ndarray::NdArray;
 pub type AnyBackend = burn_flex::Flex;
 
 /// Runs each generic test on every CPU backend of the build.
-macro_rules! on_each_backend {
+macro_rules! on_each_cpu_backend {
     ($($test:ident),* $(,)?) => {
         #[cfg(feature = "ndarray")]
         mod ndarray {
@@ -25,6 +25,18 @@ macro_rules! on_each_backend {
         #[cfg(feature = "flex")]
         mod flex {
             $(#[test] fn $test() { super::$test::<burn_flex::Flex>(); })*
+        }
+    };
+}
+pub(crate) use on_each_cpu_backend;
+
+/// Runs each generic test on every CPU backend of the build, and through fusion on a Vulkan device.
+macro_rules! on_each_backend {
+    ($($test:ident),* $(,)?) => {
+        $crate::common::on_each_cpu_backend!($($test),*);
+        #[cfg(feature = "vulkan")]
+        mod wgpu {
+            $(#[test] fn $test() { $crate::gpu::checked::<$crate::gpu::Fused>(super::$test::<$crate::gpu::Fused>); })*
         }
     };
 }

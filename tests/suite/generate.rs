@@ -16,7 +16,7 @@ use std::num::NonZeroUsize;
 use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 
-use crate::common::{golden, on_each_backend};
+use crate::common::{golden, on_each_cpu_backend};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -45,7 +45,7 @@ fn prompts_in_pieces_give_the_same_ids<B: InferenceBackend>() {
     check_all::<B>(NonZeroUsize::new(4));
 }
 
-on_each_backend!(
+on_each_cpu_backend!(
     every_architecture_generates_the_same_ids,
     prompts_in_pieces_give_the_same_ids,
     the_adder_adds_sums_it_has_not_seen,

@@ -7,7 +7,7 @@ use burn_deepspeed::{DataType, InferenceBackend};
 
 use crate::common::golden;
 
-fn every_case_passes<B: InferenceBackend>(dtype: DataType) {
+pub fn every_case_passes<B: InferenceBackend>(dtype: DataType) {
     let folders = case::find(&[golden("cases")]).unwrap();
     assert_eq!(folders.len(), 29);
     for folder in folders {

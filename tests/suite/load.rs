@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
 
 use crate::attention::{llama, randomised};
-use crate::common::{assert_near, golden, on_each_backend, seeded, values};
+use crate::common::{assert_near, golden, on_each_cpu_backend, seeded, values};
 
 type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
 
@@ -57,7 +57,7 @@ fn every_float_type_is_converted<B: Backend>() {
     assert_eq!(report.to_string(), "4 loaded, 0 missing, 0 unexpected, 3 converted");
 }
 
-on_each_backend!(every_float_type_is_converted, every_layout_loads_the_same_module);
+on_each_cpu_backend!(every_float_type_is_converted, every_layout_loads_the_same_module);
 
 /// One model, written in every layout: labelled rows, since no shape tells the layouts apart.
 fn every_layout_loads_the_same_module<B: InferenceBackend>() {

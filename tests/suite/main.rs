@@ -9,6 +9,8 @@ mod cache;
 mod config;
 mod generate;
 mod golden;
+#[cfg(feature = "vulkan")]
+mod gpu;
 #[cfg(feature = "autodiff")]
 mod gradients;
 mod kernels;

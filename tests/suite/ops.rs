@@ -259,8 +259,12 @@ fn attention_on_padded_heads_is_attention_on_the_heads<B: InferenceBackend>() {
     }
 }
 
+// A grid whose kernels a software device compiles for minutes; theirs is in `kernels/tests`.
+mod on_the_cpu {
+    use super::attention_is_what_plain_loops_compute;
+    crate::common::on_each_cpu_backend!(attention_is_what_plain_loops_compute);
+}
 on_each_backend!(
-    attention_is_what_plain_loops_compute,
     a_query_that_sees_nothing_returns_zeros,
     hidden_nans_have_no_part_and_visible_ones_show,
     masks_of_one_head_do_not_leak_into_another,

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_kernels::cpu::decode::{Decode, DecodeShape, decode};
 
 use super::{
-    ContextProblem, Declined, Keys, Plan, Rotated, RotatedKeys, SoftmaxContext, SoftmaxContextOutput, merge_heads,
+    ContextProblem, Declined, Plan, Rotated, RotatedKeys, SoftmaxContext, SoftmaxContextOutput, merge_heads,
     reference::reference_with, rotate_and_append,
 };
 use crate::cache::LayerCache;
@@ -24,7 +24,7 @@ const MOST_TOKENS: usize = 4;
 pub(crate) fn plan(problem: &ContextProblem) -> Plan {
     let declined = match problem {
         ContextProblem { dtype, .. } if *dtype != DType::F32 => Declined::ElementType(*dtype),
-        ContextProblem { cached: false, .. } => Declined::Uncached,
+        ContextProblem { cache_dtype: None, .. } => Declined::Uncached,
         ContextProblem { tokens, .. } if *tokens > MOST_TOKENS => {
             Declined::Tokens { tokens: *tokens, limit: MOST_TOKENS }
         }
@@ -53,9 +53,7 @@ pub(crate) fn copied<B: Backend>(tensor: &Tensor<B, 4>) -> Cow<'static, [f32]> {
 
 /// [`InferenceBackend::softmax_context`](crate::InferenceBackend::softmax_context) for backends on the CPU.
 pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
-    let cached = matches!(arguments.keys, Keys::Cached(_));
-    let (dtype, tokens) = (arguments.qkv.dtype(), arguments.qkv.dims()[1]);
-    if let Plan::Reference(_) = plan(&ContextProblem::new(dtype, tokens, cached, &arguments.mask)) {
+    if let Plan::Reference(_) = plan(&arguments.problem()) {
         return reference_with(arguments, B::assign);
     }
     let SoftmaxContext { qkv, keys, mask, spec, want_keys } = arguments;

@@ -2,6 +2,8 @@
 
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub(crate) mod cpu;
+#[cfg(feature = "cubecl")]
+pub(crate) mod cube;
 mod plan;
 mod reference;
 
@@ -38,6 +40,19 @@ pub struct SoftmaxContext<'a, B: Backend> {
     pub spec: &'a AttentionSpec,
     /// Whether the visible keys and values are returned; they are copied for it.
     pub want_keys: bool,
+}
+
+impl<B: Backend> SoftmaxContext<'_, B> {
+    /// What decides over the path.
+    pub fn problem(&self) -> ContextProblem {
+        let cache_dtype = match &self.keys {
+            Keys::Cached(cache) => Some(cache.dtype()),
+            Keys::Fresh(_) => None,
+        };
+        let (dtype, tokens) = (self.qkv.dtype(), self.qkv.dims()[1]);
+        let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, false, &self.mask);
+        ContextProblem { cache_dtype, ..problem }
+    }
 }
 
 /// What [`InferenceBackend::softmax_context`](super::InferenceBackend::softmax_context) returns.

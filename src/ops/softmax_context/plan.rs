@@ -9,12 +9,14 @@ use crate::mask::AttentionMask;
 /// What decides over the path of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContextProblem {
-    /// Element type of the projection and the cache.
+    /// Element type of the projection.
     pub dtype: DType,
     /// New tokens of each row.
     pub tokens: usize,
-    /// Whether there is a cache.
-    pub cached: bool,
+    /// Features of a head.
+    pub head_dim: usize,
+    /// Element type of the cache; `None` without one.
+    pub cache_dtype: Option<DType>,
     /// Whether the mask hides single pairs of query and key.
     pub hides_pairs: bool,
     /// Whether the mask adds a bias.
@@ -22,9 +24,22 @@ pub struct ContextProblem {
 }
 
 impl ContextProblem {
-    /// A step of `tokens` new tokens under `mask`.
-    pub fn new<B: Backend>(dtype: DType, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Self {
-        Self { dtype, tokens, cached, hides_pairs: mask.hidden_pairs().is_some(), has_bias: mask.has_bias() }
+    /// A step of `tokens` new tokens under `mask`, with a cache of the same element type or without one.
+    pub fn new<B: Backend>(
+        dtype: DType,
+        tokens: usize,
+        head_dim: usize,
+        cached: bool,
+        mask: &AttentionMask<B>,
+    ) -> Self {
+        Self {
+            dtype,
+            tokens,
+            head_dim,
+            cache_dtype: cached.then_some(dtype),
+            hides_pairs: mask.hidden_pairs().is_some(),
+            has_bias: mask.has_bias(),
+        }
     }
 }
 
@@ -54,6 +69,27 @@ pub enum Declined {
         /// The most that the kernel takes.
         limit: usize,
     },
+    /// The cache has another element type than the projection.
+    CacheType {
+        /// Element type of the projection.
+        dtype: DType,
+        /// Element type of the cache.
+        cache: DType,
+    },
+    /// A head has too many features.
+    HeadDim {
+        /// Features of a head.
+        head_dim: usize,
+        /// The most that the kernel takes.
+        limit: usize,
+    },
+    /// Values have another number of features than keys.
+    ValueDim {
+        /// Features of queries and keys.
+        head_dim: usize,
+        /// Features of values.
+        value_dim: usize,
+    },
     /// The mask hides single pairs.
     HiddenPairs,
     /// The mask adds a bias.
@@ -64,9 +100,18 @@ impl fmt::Display for Declined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoKernel => write!(f, "the backend has no kernel of its own for this operation"),
-            Self::ElementType(dtype) => write!(f, "the elements are {dtype:?}, and the kernel computes with F32"),
+            Self::ElementType(dtype) => write!(f, "the kernel does not compute with elements of {dtype:?}"),
             Self::Uncached => write!(f, "there is no cache"),
             Self::Tokens { tokens, limit } => write!(f, "{tokens} new tokens; the kernel takes up to {limit}"),
+            Self::CacheType { dtype, cache } => {
+                write!(f, "the cache holds {cache:?} and the projection {dtype:?}; the kernel takes equal ones")
+            }
+            Self::HeadDim { head_dim, limit } => {
+                write!(f, "heads of {head_dim} features; the kernel takes up to {limit}")
+            }
+            Self::ValueDim { head_dim, value_dim } => {
+                write!(f, "values of {value_dim} features beside keys of {head_dim}; the kernel takes equal ones")
+            }
             Self::HiddenPairs => write!(f, "the mask hides single pairs; the kernel takes masks over keys"),
             Self::Bias => write!(f, "the mask adds a bias to the scores"),
         }

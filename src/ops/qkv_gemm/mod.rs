@@ -1,11 +1,14 @@
 //! Norm and QKV projection; DeepSpeed's `QKVGemmOp`, in whose fallbacks RMSNorm has no bias and int8 is missing.
 
+#[cfg(feature = "cubecl")]
+pub(crate) mod cube;
+
 use burn::tensor::{FloatDType, Tensor, backend::Backend};
 
 use crate::error::check_shape;
 use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
 
-/// What [`InferenceBackend::qkv_gemm`](super::InferenceBackend::qkv_gemm) returns.
+/// What [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm) returns.
 #[derive(Debug, Clone)]
 pub struct QkvGemmOutput<B: Backend> {
     /// `q | k | v`, `[B, T, (N + 2K)·H]`.
@@ -14,7 +17,7 @@ pub struct QkvGemmOutput<B: Backend> {
     pub inp_norm: Option<Tensor<B, 3>>,
 }
 
-/// The definition of [`InferenceBackend::qkv_gemm`](super::InferenceBackend::qkv_gemm).
+/// The definition of [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm).
 pub fn reference<B: Backend>(
     input: Tensor<B, 3>,
     norm: Option<&FusedNorm<B>>,
@@ -27,7 +30,7 @@ pub fn reference<B: Backend>(
         None => input,
     };
     let inp_norm = want_norm.then(|| normed.clone().cast(dtype));
-    let project = |weight: &Weight<B>| super::project("qkv_gemm", normed.clone(), weight, weight.bias(), dtype);
+    let project = |weight: &Weight<B>| crate::ops::project("qkv_gemm", normed.clone(), weight, weight.bias(), dtype);
     let qkv = match qkv {
         QkvWeight::Fused(weight) => project(weight),
         QkvWeight::Separate(SeparateQkv { query, key, value }) => {

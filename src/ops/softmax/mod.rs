@@ -1,9 +1,12 @@
 //! The masked softmax of given scores; DeepSpeed's `SoftmaxOp`.
 
+#[cfg(feature = "cubecl")]
+pub(crate) mod cube;
+
 use burn::tensor::{Bool, FloatDType, Tensor, backend::Backend};
 
-use super::attention::{Visibility, expand_bool};
 use crate::error::{check_broadcast, check_shape};
+use crate::ops::attention::{Visibility, expand_bool};
 
 /// An additive mask, in one of the two ranks that DeepSpeed takes.
 #[derive(Debug, Clone)]
@@ -14,7 +17,20 @@ pub enum AdditiveMask<B: Backend> {
     Pairs(Tensor<B, 4>),
 }
 
-/// The arguments of [`InferenceBackend::softmax`](super::InferenceBackend::softmax); start from [`Softmax::new`].
+impl<B: Backend> AdditiveMask<B> {
+    /// One number for each pair, `[B or 1, N or 1, T or 1, S]`.
+    fn pairs(self) -> Tensor<B, 4> {
+        match self {
+            Self::Keys(mask) => {
+                let [batch, keys] = mask.dims();
+                mask.reshape([batch, 1, 1, keys])
+            }
+            Self::Pairs(mask) => mask,
+        }
+    }
+}
+
+/// The arguments of [`InferenceBackend::softmax`](crate::InferenceBackend::softmax); start from [`Softmax::new`].
 #[derive(Debug, Clone)]
 pub struct Softmax<B: Backend> {
     /// `attn_scores`: `[B, N, T, S]`.
@@ -40,35 +56,44 @@ impl<B: Backend> Softmax<B> {
     pub fn new(scores: Tensor<B, 4>) -> Self {
         Self { scores, scale: 1.0, alibi: None, head_offset: 0, mask: None, triangular: None, window: None }
     }
+
+    /// Panics unless all parts fit together.
+    #[track_caller]
+    fn check(&self) {
+        let [batch, heads, tokens, keys] = self.scores.dims();
+        if let Some(alibi) = &self.alibi {
+            let [all, rows, columns] = alibi.dims();
+            let least = self.head_offset + heads;
+            assert!(
+                least <= all,
+                "softmax: `alibi` has {all} heads, expected at least {least} (offset {} and {heads} heads)",
+                self.head_offset
+            );
+            check_broadcast("softmax", "alibi", &[heads, tokens, keys], &[heads, rows, columns]);
+        }
+        match &self.mask {
+            Some(AdditiveMask::Keys(mask)) => check_shape("softmax", "mask", &[batch, keys], &mask.dims()),
+            Some(AdditiveMask::Pairs(mask)) => {
+                check_broadcast("softmax", "mask", &[batch, heads, tokens, keys], &mask.dims());
+            }
+            None => {}
+        }
+    }
 }
 
-/// The definition of [`InferenceBackend::softmax`](super::InferenceBackend::softmax).
+/// The definition of [`InferenceBackend::softmax`](crate::InferenceBackend::softmax).
 pub fn reference<B: Backend>(arguments: Softmax<B>) -> Tensor<B, 4> {
+    arguments.check();
     let Softmax { scores, scale, alibi, head_offset, mask, triangular, window } = arguments;
-    let [batch, heads, tokens, keys] = scores.dims();
+    let [_, heads, tokens, keys] = scores.dims();
     let (dtype, device) = (scores.dtype(), scores.device());
     let mut scores = scores.cast(FloatDType::F32) * scale;
     if let Some(alibi) = alibi {
-        let [all, _, _] = alibi.dims();
-        assert!(
-            head_offset + heads <= all,
-            "softmax: `alibi` has {all} heads, expected at least {} (offset {head_offset} and {heads} heads)",
-            head_offset + heads
-        );
         let own = alibi.narrow(0, head_offset, heads).cast(FloatDType::F32);
-        check_broadcast("softmax", "alibi", &[heads, tokens, keys], &own.dims());
         scores = scores + own.unsqueeze();
     }
     if let Some(mask) = mask {
-        let bias: Tensor<B, 4> = match mask {
-            AdditiveMask::Keys(mask) => {
-                check_shape("softmax", "mask", &[batch, keys], &mask.dims());
-                mask.reshape([batch, 1, 1, keys])
-            }
-            AdditiveMask::Pairs(mask) => mask,
-        };
-        check_broadcast("softmax", "mask", &[batch, heads, tokens, keys], &bias.dims());
-        scores = scores + bias.cast(FloatDType::F32);
+        scores = scores + mask.pairs().cast(FloatDType::F32);
     }
     let start = triangular.unwrap_or(keys.saturating_sub(tokens));
     let visibility = Visibility { causal: triangular.is_some(), window, starts: vec![start], ends: vec![keys] };

@@ -5,6 +5,9 @@
 //! the heads themselves, as long as the scale is that of the true head size. DeepSpeed pads the
 //! sequence as well (a short context to 128 tokens); our attention takes any length.
 
+#[cfg(feature = "cubecl")]
+pub(crate) mod cube;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::error::check_shape;
@@ -20,7 +23,7 @@ pub fn padded_head_size(head_dim: usize) -> usize {
     }
 }
 
-/// The definition of [`InferenceBackend::pad_transform`](super::InferenceBackend::pad_transform).
+/// The definition of [`InferenceBackend::pad_transform`](crate::InferenceBackend::pad_transform).
 ///
 /// # Panics
 /// If `size` is less than the head size.

@@ -1,5 +1,8 @@
 //! Scaled dot-product attention, equation 1 of <https://arxiv.org/abs/1706.03762>, under every mask of this crate.
 
+#[cfg(feature = "cubecl")]
+pub(crate) mod cube;
+
 use burn::tensor::{Bool, FloatDType, Int, Tensor, TensorData, backend::Backend};
 
 use crate::error::check_shape;
@@ -46,7 +49,7 @@ impl Visibility {
     }
 }
 
-/// The arguments of [`InferenceBackend::masked_attention`](super::InferenceBackend::masked_attention).
+/// The arguments of [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention).
 #[derive(Debug, Clone)]
 pub struct Attention<B: Backend> {
     /// `[B, N, T, H]`.
@@ -67,19 +70,29 @@ pub struct Attention<B: Backend> {
     pub mask: AttentionMask<B>,
 }
 
-/// The definition of [`InferenceBackend::masked_attention`](super::InferenceBackend::masked_attention).
+impl<B: Backend> Attention<B> {
+    /// Panics unless all parts fit together.
+    #[track_caller]
+    pub(crate) fn check(&self) {
+        let [batch, heads, tokens, head_dim] = self.query.dims();
+        let [_, kv_heads, keys, value_dim] = self.value.dims();
+        check_shape("attention", "key", &[batch, kv_heads, keys, head_dim], &self.key.dims());
+        check_shape("attention", "value", &[batch, kv_heads, keys, value_dim], &self.value.dims());
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "attention: `query` has {heads} heads, expected a multiple of the {kv_heads} heads of `key`"
+        );
+        self.mask.check("attention", [batch, heads, tokens, keys]);
+    }
+}
+
+/// The definition of [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention).
 pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
+    arguments.check();
     let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
     let [batch, heads, tokens, head_dim] = query.dims();
     let [_, kv_heads, keys, value_dim] = value.dims();
     let (dtype, device) = (query.dtype(), query.device());
-    check_shape("attention", "key", &[batch, kv_heads, keys, head_dim], &key.dims());
-    check_shape("attention", "value", &[batch, kv_heads, keys, value_dim], &value.dims());
-    assert!(
-        kv_heads > 0 && heads.is_multiple_of(kv_heads),
-        "attention: `query` has {heads} heads, expected a multiple of the {kv_heads} heads of `key`"
-    );
-    mask.check("attention", [batch, heads, tokens, keys]);
     if tokens == 0 || keys == 0 || batch == 0 {
         return Tensor::zeros([batch, heads, tokens, value_dim], (&device, dtype));
     }
@@ -108,7 +121,7 @@ pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
     if let Some(bias) = mask.bias() {
         scores = scores + bias;
     }
-    let probs = super::softmax::masked_softmax(scores, hidden.clone());
+    let probs = crate::ops::softmax::masked_softmax(scores, hidden.clone());
 
     let value = Finite::split(value.cast(FloatDType::F32), hidden.is_some());
     let context = probs.reshape([rows, groups, queries, keys]).matmul(value.finite);

@@ -1,0 +1,141 @@
+//! Attention on CubeCL kernels.
+
+use burn::tensor::{DType, Shape, Tensor};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use burn_deepspeed_kernels::cube::{
+    Attention as Problem, Machine, MaskArguments, Rules, TensorHandle, decode, prefill,
+};
+
+use super::{Attention, Visibility, reference};
+use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, is_float, planned};
+use crate::ops::softmax_context::{Declined, Plan};
+
+/// New tokens up to which the keys are split over the device instead of the queries.
+const MOST_DECODE_TOKENS: usize = 8;
+
+/// Which kernel takes a problem.
+pub(crate) fn plan_kernel<B: CubeOps>(
+    dtype: DType,
+    tokens: usize,
+    head_dim: usize,
+    value_dim: usize,
+    device: &B::Device,
+) -> Plan {
+    let limit = decode::LARGEST_HEAD;
+    if !is_float(dtype) {
+        Plan::Reference(Declined::ElementType(dtype))
+    } else if head_dim > limit {
+        Plan::Reference(Declined::HeadDim { head_dim, limit })
+    } else if head_dim != value_dim {
+        Plan::Reference(Declined::ValueDim { head_dim, value_dim })
+    } else if tokens <= MOST_DECODE_TOKENS {
+        Plan::Kernel("cube::decode")
+    } else if B::tensor_cores(device, dtype, head_dim).is_ok() {
+        Plan::Kernel("cube::prefill::mma")
+    } else {
+        Plan::Kernel("cube::prefill::simt")
+    }
+}
+
+/// Attends on the kernel that the number of queries asks for.
+#[allow(clippy::too_many_arguments, reason = "the parts of one attention problem")]
+pub(crate) fn attend<R: CubeRuntime>(
+    operation: &str,
+    query: &CubeTensor<R>,
+    key: &CubeTensor<R>,
+    value: &CubeTensor<R>,
+    context: &TensorHandle<R>,
+    scale: f32,
+    masks: &MaskArguments<R>,
+    keys: usize,
+) {
+    let machine = Machine::new(&query.client);
+    let problem =
+        Problem { query: &handle(query), key: &handle(key), value: &handle(value), context, scale, masks, keys };
+    if query.meta.shape()[2] <= MOST_DECODE_TOKENS {
+        planned(operation, decode::launch(&query.client, &machine, problem, None));
+        return;
+    }
+    let head_dim = query.meta.shape()[3];
+    let launched = match prefill::mma::Engine::tensor_cores(&query.client, &machine, query.dtype.into(), head_dim) {
+        Ok(engine) => prefill::mma::launch(&query.client, &machine, problem, engine),
+        Err(_) => prefill::simt::launch(&query.client, &machine, problem),
+    };
+    planned(operation, launched);
+}
+
+/// `[B, T, N·H]` as `[B, N, T, H]`.
+pub(crate) fn by_token<R: CubeRuntime>(packed: &CubeTensor<R>, heads: usize) -> TensorHandle<R> {
+    let (shape, strides) = (packed.meta.shape(), packed.meta.strides());
+    let head_dim = shape[2] / heads;
+    let (shape, strides) = ([shape[0], heads, shape[1], head_dim], [strides[0], head_dim, strides[1], 1]);
+    TensorHandle::new(packed.handle.clone(), shape.to_vec(), strides.to_vec(), packed.dtype)
+}
+
+#[derive(Debug, Clone, Copy)]
+struct AttentionCall {
+    scale: f32,
+    keys: usize,
+    masks: MaskCall,
+}
+
+/// [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention) on CubeCL.
+pub(crate) fn masked_attention<B: CubeOps>(arguments: Attention<B>) -> Tensor<B, 4> {
+    let [batch, heads, tokens, head_dim] = arguments.query.dims();
+    let [_, kv_heads, keys, value_dim] = arguments.value.dims();
+    let (dtype, device) = (arguments.query.dtype(), arguments.query.device());
+    let same = dtype == arguments.key.dtype() && dtype == arguments.value.dtype();
+    let plan = plan_kernel::<B>(dtype, tokens, head_dim, value_dim, &device);
+    if batch * tokens * keys == 0 || !same || matches!(plan, Plan::Reference(_)) {
+        return reference(arguments);
+    }
+    arguments.check();
+    let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
+    debug_assert_eq!(heads % kv_heads, 0);
+    let Visibility { causal, window, starts, ends } = &visibility;
+    let uniform = starts.len() == 1;
+    let rules = Rules {
+        causal: *causal,
+        window: window.map(|window| u32::try_from(window).unwrap_or(u32::MAX / 2)),
+        softcap: softcap.map(|cap| cap as f32),
+        start: starts[0] as u32,
+        end: ends[0] as u32,
+    };
+    let bounds = (!uniform).then(|| {
+        let pairs = starts.iter().zip(ends).flat_map(|(&start, &end)| [start as i32, end as i32]);
+        let data = burn::tensor::TensorData::new(pairs.collect::<Vec<_>>(), [starts.len(), 2]);
+        Tensor::from_data(data, (&device, DType::I32))
+    });
+    let slopes = slopes.map(|slopes| {
+        let shape = [slopes.len()];
+        Tensor::from_data(burn::tensor::TensorData::new(slopes, shape), (&device, DType::F32))
+    });
+    let mut inputs = Collected::new();
+    inputs.float(query);
+    inputs.float(key);
+    inputs.float(value);
+    let masks = MaskCall::collect(&mut inputs, rules, bounds, &mask, slopes);
+    inputs.call(&AttentionCall { scale: scale as f32, keys, masks }).next()
+}
+
+impl CubeCall for AttentionCall {
+    const NAME: &'static str = "masked_attention";
+
+    fn outputs(&self, inputs: &[(Shape, DType)]) -> Vec<(Shape, DType)> {
+        vec![inputs[0].clone()]
+    }
+
+    fn launch<R: CubeRuntime>(&self, mut inputs: Inputs<R>) -> Vec<CubeTensor<R>> {
+        let [query, key, value] = std::array::from_fn(|_| inputs.rows());
+        let masks = self.masks.take(&mut inputs);
+        let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| query.meta.shape()[axis]);
+        // Heads beside each other in every token, as the output projection reads them.
+        let packed = Shape::new([batch, tokens, heads * head_dim]);
+        let packed = empty_device_dtype(query.client.clone(), query.device.clone(), packed, query.dtype);
+        let context = by_token(&packed, heads);
+        attend("masked_attention", &query, &key, &value, &context, self.scale, &masks, self.keys);
+        vec![CubeTensor::new(query.client.clone(), packed.handle, *context.metadata, query.device.clone(), query.dtype)]
+    }
+}

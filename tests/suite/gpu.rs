@@ -1,0 +1,181 @@
+//! The modules on a Vulkan device (lavapipe will do): which kernels run, how many, and where they write.
+
+use std::sync::Once;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
+use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
+use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, InferenceBackend};
+use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+use crate::common::seeded;
+
+/// Burn's `Wgpu`, which records operations and fuses them.
+pub type Fused = burn_wgpu::Wgpu;
+/// The same device without fusion.
+pub type Raw = burn_cubecl::CubeBackend<cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
+
+/// Runs a test, ends the run if the device's own thread panics, and asks the device for errors: it reports neither by itself.
+pub fn checked<B: Backend>(test: impl FnOnce()) {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            report(panic);
+            if std::thread::current().name().is_some_and(|name| name.starts_with("DSD")) {
+                std::process::abort();
+            }
+        }));
+    });
+    test();
+    B::sync(&Default::default()).unwrap();
+}
+
+#[test]
+#[cfg(feature = "autodiff")]
+fn steps_agree_with_the_reference() {
+    checked::<Fused>(|| crate::kernels::steps_agree_with_the_reference::<Fused>(&[[6, 2, 40]], 2e-5));
+}
+
+#[test]
+fn kernels_say_which_takes_a_step_and_why_they_decline() {
+    let device = Default::default();
+    let good = ContextProblem::new::<Fused>(DType::F16, 1, 64, true, &AttentionMask::none());
+    assert_eq!(Fused::plan_softmax_context(&good, &device), Plan::Kernel("cube::decode"));
+    let prompt = ContextProblem { tokens: 100, ..good };
+    assert_eq!(Fused::plan_softmax_context(&prompt, &device), Plan::Kernel("cube::prefill::simt"));
+    for (problem, reason) in [
+        (ContextProblem { dtype: DType::F64, cache_dtype: None, ..good }, Declined::ElementType(DType::F64)),
+        (
+            ContextProblem { cache_dtype: Some(DType::F32), ..good },
+            Declined::CacheType { dtype: DType::F16, cache: DType::F32 },
+        ),
+        (ContextProblem { head_dim: 257, ..good }, Declined::HeadDim { head_dim: 257, limit: 256 }),
+    ] {
+        assert_eq!(Fused::plan_softmax_context(&problem, &device), Plan::Reference(reason));
+        assert_eq!(Raw::plan_softmax_context(&problem, &device), Plan::Reference(reason));
+    }
+}
+
+/// A layer of which no part is skipped: norm with bias, QKV bias, rotary positions, grouped heads, output bias.
+fn layer() -> DeepSpeedInferenceConfig {
+    DeepSpeedInferenceConfig::new(64, 4)
+        .with_dtype(DataType::Fp32)
+        .with_num_kv(Some(2))
+        .with_rotary_dim(Some(16))
+        .with_num_hidden_layers(Some(1))
+        .with_max_out_tokens(2048)
+}
+
+/// The kernels that the device runs for one decoding step behind 1100 tokens, in order.
+fn launches_of_a_step<B: InferenceBackend>(log: &std::path::Path) -> Vec<String> {
+    let device = Default::default();
+    let attention = layer().init_self_attention::<B>(0, &device).unwrap();
+    let mut cache = layer().init_cache::<B>(1, &device).unwrap();
+    cache.step(1100).unwrap().commit();
+    let mut logged = 0;
+    let mut launches = Vec::new();
+    for seed in 0..3 {
+        let input: Tensor<B, 3> = seeded([1, 1, 64], seed);
+        B::sync(&device).unwrap();
+        let mut step = cache.step(1).unwrap();
+        let output = attention.forward(input, AttentionMask::none(), step.layer(0)).unwrap();
+        step.commit();
+        B::sync(&device).unwrap();
+        drop(output);
+        // The log is written by a thread of its own.
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        let lines: Vec<String> = text.lines().map(String::from).collect();
+        launches = lines[logged..].to_vec();
+        logged = lines.len();
+    }
+    launches
+}
+
+/// Runs itself in a process of its own, where no other test launches kernels.
+#[test]
+fn a_decoding_step_of_a_layer_is_five_launches() {
+    const LOG: &str = "BURN_DEEPSPEED_TEST_LAUNCH_LOG";
+    if let Some(log) = std::env::var_os(LOG) {
+        let mut config = CubeClRuntimeConfig::default();
+        config.profiling.logger.level = cubecl::config::profiling::ProfilingLogLevel::Minimal;
+        config.profiling.logger.file = Some(log.clone().into());
+        CubeClRuntimeConfig::set(config);
+        for launches in [launches_of_a_step::<Fused>(log.as_ref()), launches_of_a_step::<Raw>(log.as_ref())] {
+            let names: Vec<&str> = launches.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
+            assert_eq!(names, ["Product", "CacheWrite", "Decode", "Combine", "Product"]);
+        }
+        return;
+    }
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "gpu::a_decoding_step_of_a_layer_is_five_launches", "--nocapture"])
+        .env(LOG, log.path())
+        .output()
+        .unwrap();
+    let output = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{output}{}", String::from_utf8_lossy(&child.stderr));
+    assert!(output.contains("1 passed"), "{output}");
+}
+
+/// `conformance --backend wgpu` runs them with fusion, and in f16 too.
+#[test]
+fn every_case_passes_without_fusion() {
+    checked::<Raw>(|| crate::golden::every_case_passes::<Raw>(DataType::Fp32));
+}
+
+#[test]
+fn what_must_be_fast_is_fast_or_an_error() {
+    use burn_deepspeed::AttentionError;
+    let device = Default::default();
+    let config = layer().with_use_triton(true);
+    let attention = config.init_self_attention::<Fused>(0, &device).unwrap();
+    checked::<Fused>(|| {
+        attention.forward_uncached(seeded([1, 3, 64], 1), AttentionMask::none(), None).unwrap();
+        attention.warmup(1, &[1, 20]).unwrap();
+    });
+    let error = attention.warmup(1, &[4000]).unwrap_err();
+    assert!(matches!(error, AttentionError::CacheFull { .. }), "{error}");
+    // Heads of 512 features are more than the kernels take.
+    let wide = DeepSpeedInferenceConfig::new(64, 1).with_dtype(DataType::Fp32).with_head_dim(Some(512));
+    let attention = wide.with_require_fast(true).init_self_attention::<Fused>(0, &device).unwrap();
+    let error = attention.forward_uncached(seeded([1, 3, 64], 1), AttentionMask::none(), None).unwrap_err();
+    assert_eq!(
+        error,
+        AttentionError::NoFastPath {
+            operation: "softmax_context",
+            reason: Declined::HeadDim { head_dim: 512, limit: 256 }
+        }
+    );
+}
+
+/// The rows of the README's table that depend on a problem, as the backends themselves tell them.
+#[test]
+#[cfg(all(feature = "ndarray", feature = "flex"))]
+fn the_readme_tells_what_runs_where() {
+    fn cell(plan: Plan) -> String {
+        match plan {
+            Plan::Kernel(name) => format!("`{name}`"),
+            Plan::Reference(_) => "reference".into(),
+        }
+    }
+    fn row<B: InferenceBackend>(tokens: usize, cached: bool) -> String {
+        let problem = ContextProblem::new(DType::F32, tokens, 64, cached, &AttentionMask::<B>::none());
+        cell(B::plan_softmax_context(&problem, &Default::default()))
+    }
+    let readme = include_str!("../../README.md");
+    for (what, tokens, cached) in [
+        ("`softmax_context`, up to 4 new tokens on a cache", 4, true),
+        ("`softmax_context`, up to 8 new tokens", 8, true),
+        ("`softmax_context`, more", 100, true),
+    ] {
+        let cells = [row::<burn_ndarray::NdArray>(tokens, cached), row::<burn_flex::Flex>(tokens, cached)];
+        let line =
+            format!("| {what} | `SoftmaxContextOp` | {} | {} | {} |", cells[0], cells[1], row::<Fused>(tokens, cached));
+        assert!(readme.contains(&line), "the README lacks\n{line}");
+    }
+    for operation in Fused::fast_operations() {
+        assert!(readme.contains(&format!("`{operation}`")), "the README does not name {operation}");
+    }
+}
