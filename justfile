@@ -10,6 +10,10 @@ test backend="ndarray":
 bench:
     cargo bench --features autodiff --bench decode
 
+# Programs, cases and scripts for a machine with a CUDA device and without Rust; `gpu-bundle/scripts/gpu-check.sh` runs them there.
+gpu-bundle:
+    bash scripts/gpu-bundle.sh
+
 # Writes the golden cases anew; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
 golden:
     python3 tests/golden/generate.py --out tests/golden/cases
