@@ -39,6 +39,8 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use crate::config::{DataType, DeepSpeedInferenceConfig};
 use crate::error::{AttentionError, ConfigError};
 use crate::spec::AttentionSpec;
+#[cfg(feature = "cubecl")]
+pub(crate) use step::bounds_on_device;
 pub use step::{LayerCache, Step, StepRows};
 
 /// The keys and values of all layers of a model, for one batch.

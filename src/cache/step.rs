@@ -9,6 +9,8 @@ use crate::error::{AttentionError, check_shape};
 #[cfg(feature = "cubecl")]
 use crate::parallel::HeadShard;
 use crate::position::Positions;
+#[cfg(feature = "cubecl")]
+use crate::position::alibi;
 use crate::position::rotary::{Rotary, RotaryTable};
 
 /// Where the new tokens of a step go.
@@ -234,6 +236,14 @@ impl<B: Backend> LayerCache<'_, B> {
     }
 }
 
+/// First new slot and end of each row as a tensor, `[B, 2]` of i32.
+#[cfg(feature = "cubecl")]
+pub(crate) fn bounds_on_device<B: Backend>(starts: &[usize], ends: &[usize], device: &B::Device) -> Tensor<B, 2, Int> {
+    let pairs = starts.iter().zip(ends).flat_map(|(&start, &end)| [start as i32, end as i32]);
+    let data = TensorData::new(pairs.collect::<Vec<_>>(), [starts.len(), 2]);
+    Tensor::from_data(data, (device, DType::I32))
+}
+
 /// What kernels on a device need beside the tensors of a layer.
 #[cfg(feature = "cubecl")]
 impl<B: Backend> LayerCache<'_, B> {
@@ -262,11 +272,7 @@ impl<B: Backend> LayerCache<'_, B> {
             return None;
         }
         let rows = self.rows;
-        let bounds = self.tables.bounds.get_or_insert_with(|| {
-            let pairs = rows.starts.iter().zip(rows.ends()).flat_map(|(&start, end)| [start as i32, end as i32]);
-            let data = TensorData::new(pairs.collect::<Vec<_>>(), [rows.starts.len(), 2]);
-            Tensor::from_data(data, (device, DType::I32))
-        });
+        let bounds = self.tables.bounds.get_or_insert_with(|| bounds_on_device(&rows.starts, &rows.ends(), device));
         Some(bounds.clone())
     }
 
@@ -275,7 +281,7 @@ impl<B: Backend> LayerCache<'_, B> {
         match &self.tables.slopes {
             Some((known, slopes)) if known == shard => slopes.clone(),
             _ => {
-                let slopes = crate::position::alibi::on_device(shard, device);
+                let slopes = alibi::on_device(alibi::shard_slopes(shard), device);
                 self.tables.slopes = Some((*shard, slopes.clone()));
                 slopes
             }

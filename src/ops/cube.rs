@@ -73,6 +73,17 @@ impl<R: CubeRuntime> Inputs<R> {
     }
 }
 
+/// The rules of a mask in the integers of the kernels.
+pub(crate) fn rules(causal: bool, window: Option<usize>, softcap: Option<f64>, start: usize, end: usize) -> Rules {
+    Rules {
+        causal,
+        window: window.map(|window| u32::try_from(window).unwrap_or(u32::MAX / 2)),
+        softcap: softcap.map(|cap| cap as f32),
+        start: start as u32,
+        end: end as u32,
+    }
+}
+
 /// Whether the kernels compute with an element type.
 pub(crate) fn is_float(dtype: DType) -> bool {
     matches!(dtype, DType::F32 | DType::F16 | DType::BF16)

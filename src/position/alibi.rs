@@ -31,10 +31,9 @@ pub fn shard_slopes(shard: &HeadShard) -> Vec<f32> {
     slopes(shard.total)[shard.start..shard.start + shard.len].to_vec()
 }
 
-/// [`shard_slopes`] as a tensor, `[N]` of f32.
+/// Slopes as a tensor, `[N]` of f32.
 #[cfg(feature = "cubecl")]
-pub(crate) fn on_device<B: Backend>(shard: &HeadShard, device: &B::Device) -> Tensor<B, 1> {
-    let slopes = shard_slopes(shard);
+pub(crate) fn on_device<B: Backend>(slopes: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
     let shape = [slopes.len()];
     Tensor::from_data(TensorData::new(slopes, shape), (device, DType::F32))
 }

@@ -34,7 +34,10 @@ pub fn checked<B: Backend>(test: impl FnOnce()) {
 #[test]
 #[cfg(feature = "autodiff")]
 fn steps_agree_with_the_reference() {
-    checked::<Fused>(|| crate::kernels::steps_agree_with_the_reference::<Fused>(&[[6, 2, 40]], 2e-5));
+    checked::<Fused>(|| {
+        // One set of kernels: a device on the CPU takes minutes to compile more, and their own tests have them all.
+        crate::kernels::steps_agree_with_the_reference::<Fused>(&[[6, 2, 40]], &[(Some(65), Some(0.5))], 2e-5)
+    });
 }
 
 #[test]

@@ -14,12 +14,16 @@ use crate::common::{on_each_cpu_backend, seeded};
 
 /// On `Autodiff` every operation is the reference: it judges the kernels, of whatever backend.
 #[cfg(feature = "autodiff")]
-pub fn steps_agree_with_the_reference<B: InferenceBackend>(heads: &[[usize; 3]], tolerance: f64) {
+pub fn steps_agree_with_the_reference<B: InferenceBackend>(
+    heads: &[[usize; 3]],
+    windows: &[(Option<usize>, Option<f64>)],
+    tolerance: f64,
+) {
     use crate::common::{AnyBackend, assert_near, values};
 
     type Reference = burn_autodiff::Autodiff<AnyBackend>;
     for &[heads, kv_heads, head_dim] in heads {
-        for (window, softcap) in [(None, None), (Some(65), None), (Some(7), Some(0.5))] {
+        for &(window, softcap) in windows {
             let config = DeepSpeedInferenceConfig::new(24, heads)
                 .with_dtype(DataType::Fp32)
                 .with_head_dim(Some(head_dim))
@@ -74,7 +78,8 @@ fn steps<B: InferenceBackend>(config: &DeepSpeedInferenceConfig, padded: bool) -
 
 #[cfg(feature = "autodiff")]
 fn decoding_steps_agree_with_the_reference<B: InferenceBackend>() {
-    steps_agree_with_the_reference::<B>(&[[6, 2, 8], [3, 3, 40], [4, 1, 80], [2, 1, 160]], 1e-5);
+    let windows = [(None, None), (Some(65), None), (Some(7), Some(0.5))];
+    steps_agree_with_the_reference::<B>(&[[6, 2, 8], [3, 3, 40], [4, 1, 80], [2, 1, 160]], &windows, 1e-5);
 }
 
 #[cfg(feature = "autodiff")]

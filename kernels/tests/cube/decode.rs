@@ -1,35 +1,15 @@
 //! Decoding steps.
 
-use burn_deepspeed_kernels::cube::Attention;
 use burn_deepspeed_kernels::cube::decode::{launch, splits};
 
-use crate::lab::{Element, assert_near, by_head, elements_and_planes, lab};
+use crate::lab::{Element, elements_and_planes, lab};
 use crate::oracle::Problem;
 
 fn check(problem: &Problem, element: Element, planes: bool, given: Option<usize>) {
     let lab = lab(planes);
-    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
-    let (query, key, value) = (problem.query(element), problem.cache(element, 2), problem.cache(element, 3));
-    let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
-    let masks = problem.masks(&lab);
-    let launched = launch(
-        &lab.client,
-        &lab.machine,
-        Attention {
-            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
-            key: &lab.floats(&key, &[batch, kv_heads, capacity, head_dim], element, 64),
-            value: &lab.floats(&value, &[batch, kv_heads, capacity, head_dim], element, 16),
-            context: &by_head(&context, heads),
-            scale: problem.scale(),
-            masks: &masks,
-            keys: problem.keys(),
-        },
-        given,
-    );
-    assert_eq!(launched, Ok(given.unwrap_or(launched.unwrap())));
-    let expected = problem.solve(&query, &key, &value);
-    let what = format!("{element:?}, planes {planes}, splits {given:?}, {problem:?}");
-    assert_near(&what, &lab.read(&context), &expected, element.tolerance());
+    let how = format!("planes {planes}, splits {given:?}");
+    let launched = problem.check(&lab, element, &how, |attention| launch(&lab.client, &lab.machine, attention, given));
+    assert_eq!(launched, given.unwrap_or(launched));
 }
 
 #[test]

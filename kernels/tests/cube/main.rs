@@ -2,7 +2,7 @@
 //!
 //! Outputs are filled with NaN before a launch, every buffer ends in canaries, slots that nobody may read hold NaN, rows are
 //! pitched as CUDA's are, the device is asked for errors after each launch, and a panic of its compiler ends the run.
-#![cfg(feature = "vulkan")]
+#![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used)]
 
 /// Where the tests run.

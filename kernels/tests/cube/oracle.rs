@@ -1,9 +1,9 @@
 //! Attention in plain loops, in f64.
 
-use burn_deepspeed_kernels::cube::{HiddenKeys, MaskArguments, Rules};
+use burn_deepspeed_kernels::cube::{Attention, HiddenKeys, MaskArguments, Rules, Unsupported};
 use cubecl::prelude::Runtime;
 
-use crate::lab::{Element, Lab, noise};
+use crate::lab::{Element, Lab, assert_near, by_head, noise};
 
 /// One attention problem, with every mask that a kernel may be given.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ impl Problem {
         }
     }
 
-    pub fn scale(&self) -> f32 {
+    fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
@@ -57,13 +57,13 @@ impl Problem {
         self.ends.iter().copied().max().unwrap()
     }
 
-    pub fn query(&self, element: Element) -> Vec<f32> {
+    fn query(&self, element: Element) -> Vec<f32> {
         let len = self.batch * self.heads * self.tokens * self.head_dim;
         noise(len, 1).iter().map(|value| element.round(value * 2.0)).collect()
     }
 
     /// Keys (seed 2) or values (seed 3); NaN in every slot behind the end of its row and in every hidden one.
-    pub fn cache(&self, element: Element, seed: u64) -> Vec<f32> {
+    fn cache(&self, element: Element, seed: u64) -> Vec<f32> {
         let mut cache = noise(self.batch * self.kv_heads * self.capacity * self.head_dim, seed);
         let hidden = self.hidden();
         for (slot, features) in cache.chunks_mut(self.head_dim).enumerate() {
@@ -107,7 +107,7 @@ impl Problem {
         positions
     }
 
-    pub fn masks<R: Runtime>(&self, lab: &Lab<R>) -> MaskArguments<R> {
+    fn masks<R: Runtime>(&self, lab: &Lab<R>) -> MaskArguments<R> {
         let flags = |bits: Vec<bool>| bits.into_iter().map(u32::from).collect::<Vec<_>>();
         let (batch, keys) = (self.batch, self.keys());
         let uniform =
@@ -144,8 +144,47 @@ impl Problem {
         masks
     }
 
+    /// What a kernel makes of this problem, and what its launch said.
+    pub fn run<R: Runtime, L>(
+        &self,
+        lab: &Lab<R>,
+        element: Element,
+        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+    ) -> (Vec<f32>, L) {
+        let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
+        let cache = |seed, pitch| {
+            lab.floats(&self.cache(element, seed), &[batch, kv_heads, capacity, head_dim], element, pitch)
+        };
+        let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
+        let launched = launch(Attention {
+            query: &lab.floats(&self.query(element), &[batch, heads, tokens, head_dim], element, 64),
+            key: &cache(2, 64),
+            value: &cache(3, 16),
+            context: &by_head(&context, heads),
+            scale: self.scale(),
+            masks: &self.masks(lab),
+            keys: self.keys(),
+        });
+        (lab.read(&context), launched.unwrap())
+    }
+
+    /// Compares what a kernel makes of this problem with plain loops; `how` names the kernel. Returns what its launch said.
+    #[track_caller]
+    pub fn check<R: Runtime, L>(
+        &self,
+        lab: &Lab<R>,
+        element: Element,
+        how: &str,
+        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+    ) -> L {
+        let (context, launched) = self.run(lab, element, launch);
+        let expected = self.solve(&self.query(element), &self.cache(element, 2), &self.cache(element, 3));
+        assert_near(&format!("{how}, {element:?}, {self:?}"), &context, &expected, element.tolerance());
+        launched
+    }
+
     /// `[B, N, T, H]` and caches to `[B, T, N·H]`.
-    pub fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
+    fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
         let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
         let (keys, hidden, pairs, biases) = (self.keys(), self.hidden(), self.pairs(), self.biases());
         let (slopes, positions) = (self.slopes(), self.positions());

@@ -1,44 +1,15 @@
 //! Prompts through the fragments of tensor cores, which plain loops emulate here.
 
+use burn_deepspeed_kernels::cube::Unsupported;
 use burn_deepspeed_kernels::cube::prefill::mma::{Engine, launch};
-use burn_deepspeed_kernels::cube::{Attention, Unsupported};
 use cubecl::prelude::Runtime;
 
-use crate::lab::{Element, Lab, assert_near, by_head, lab};
+use crate::lab::{Element, Lab, lab};
 use crate::oracle::Problem;
 
-fn context<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, engine: Engine) -> Vec<f32> {
-    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
-    let (query, key, value) = (problem.query(element), problem.cache(element, 2), problem.cache(element, 3));
-    let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
-    let masks = problem.masks(lab);
-    let launched = launch(
-        &lab.client,
-        &lab.machine,
-        Attention {
-            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
-            key: &lab.floats(&key, &[batch, kv_heads, capacity, head_dim], element, 64),
-            value: &lab.floats(&value, &[batch, kv_heads, capacity, head_dim], element, 16),
-            context: &by_head(&context, heads),
-            scale: problem.scale(),
-            masks: &masks,
-            keys: problem.keys(),
-        },
-        engine,
-    );
-    assert_eq!(launched, Ok(()));
-    lab.read(&context)
-}
-
 fn check_on<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, engine: Engine) {
-    let [query, key, value] = [problem.query(element), problem.cache(element, 2), problem.cache(element, 3)];
-    let what = format!("{engine:?}, {element:?}, {problem:?}");
-    assert_near(
-        &what,
-        &context(lab, problem, element, engine),
-        &problem.solve(&query, &key, &value),
-        element.tolerance(),
-    );
+    problem
+        .check(lab, element, &format!("{engine:?}"), |attention| launch(&lab.client, &lab.machine, attention, engine));
 }
 
 fn check(problem: &Problem, element: Element) {
@@ -132,7 +103,9 @@ mod cuda {
     fn every_kernel_compiles() {
         let lab = cuda();
         let compile = |problem: &Problem, element: Element, engine: Engine| {
-            std::hint::black_box(context(&lab, problem, element, engine));
+            let (context, ()) =
+                problem.run(&lab, element, |attention| launch(&lab.client, &lab.machine, attention, engine));
+            std::hint::black_box(context);
         };
         for element in HALVES {
             for problem in problems() {

@@ -1,34 +1,13 @@
 //! Prompts on the portable engine.
 
-use burn_deepspeed_kernels::cube::Attention;
 use burn_deepspeed_kernels::cube::prefill::simt::launch;
 
-use crate::lab::{Element, assert_near, by_head, lab};
+use crate::lab::{Element, lab};
 use crate::oracle::Problem;
 
 fn check(problem: &Problem, element: Element, planes: bool) {
     let lab = lab(planes);
-    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
-    let (query, key, value) = (problem.query(element), problem.cache(element, 2), problem.cache(element, 3));
-    let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
-    let masks = problem.masks(&lab);
-    let launched = launch(
-        &lab.client,
-        &lab.machine,
-        Attention {
-            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
-            key: &lab.floats(&key, &[batch, kv_heads, capacity, head_dim], element, 64),
-            value: &lab.floats(&value, &[batch, kv_heads, capacity, head_dim], element, 16),
-            context: &by_head(&context, heads),
-            scale: problem.scale(),
-            masks: &masks,
-            keys: problem.keys(),
-        },
-    );
-    assert_eq!(launched, Ok(()));
-    let expected = problem.solve(&query, &key, &value);
-    let what = format!("{element:?}, planes {planes}, {problem:?}");
-    assert_near(&what, &lab.read(&context), &expected, element.tolerance());
+    problem.check(&lab, element, &format!("planes {planes}"), |attention| launch(&lab.client, &lab.machine, attention));
 }
 
 #[test]

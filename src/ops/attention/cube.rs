@@ -4,13 +4,13 @@ use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use burn_deepspeed_kernels::cube::{
-    Attention as Problem, Machine, MaskArguments, Rules, TensorHandle, decode, prefill,
-};
+use burn_deepspeed_kernels::cube::{Attention as Problem, Machine, MaskArguments, TensorHandle, decode, prefill};
 
 use super::{Attention, Visibility, reference};
-use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, is_float, planned};
+use crate::cache::bounds_on_device;
+use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, is_float, planned, rules};
 use crate::ops::softmax_context::{Declined, Plan};
+use crate::position::alibi;
 
 /// New tokens up to which the keys are split over the device instead of the queries.
 const MOST_DECODE_TOKENS: usize = 8;
@@ -83,8 +83,8 @@ struct AttentionCall {
 
 /// [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention) on CubeCL.
 pub(crate) fn masked_attention<B: CubeOps>(arguments: Attention<B>) -> Tensor<B, 4> {
-    let [batch, heads, tokens, head_dim] = arguments.query.dims();
-    let [_, kv_heads, keys, value_dim] = arguments.value.dims();
+    let [batch, _, tokens, head_dim] = arguments.query.dims();
+    let [_, _, keys, value_dim] = arguments.value.dims();
     let (dtype, device) = (arguments.query.dtype(), arguments.query.device());
     let same = dtype == arguments.key.dtype() && dtype == arguments.value.dtype();
     let plan = plan_kernel::<B>(dtype, tokens, head_dim, value_dim, &device);
@@ -93,25 +93,10 @@ pub(crate) fn masked_attention<B: CubeOps>(arguments: Attention<B>) -> Tensor<B,
     }
     arguments.check();
     let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
-    debug_assert_eq!(heads % kv_heads, 0);
     let Visibility { causal, window, starts, ends } = &visibility;
-    let uniform = starts.len() == 1;
-    let rules = Rules {
-        causal: *causal,
-        window: window.map(|window| u32::try_from(window).unwrap_or(u32::MAX / 2)),
-        softcap: softcap.map(|cap| cap as f32),
-        start: starts[0] as u32,
-        end: ends[0] as u32,
-    };
-    let bounds = (!uniform).then(|| {
-        let pairs = starts.iter().zip(ends).flat_map(|(&start, &end)| [start as i32, end as i32]);
-        let data = burn::tensor::TensorData::new(pairs.collect::<Vec<_>>(), [starts.len(), 2]);
-        Tensor::from_data(data, (&device, DType::I32))
-    });
-    let slopes = slopes.map(|slopes| {
-        let shape = [slopes.len()];
-        Tensor::from_data(burn::tensor::TensorData::new(slopes, shape), (&device, DType::F32))
-    });
+    let rules = rules(*causal, *window, softcap, starts[0], ends[0]);
+    let bounds = (starts.len() > 1).then(|| bounds_on_device(starts, ends, &device));
+    let slopes = slopes.map(|slopes| alibi::on_device(slopes, &device));
     let mut inputs = Collected::new();
     inputs.float(query);
     inputs.float(key);

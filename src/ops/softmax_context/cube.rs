@@ -5,14 +5,14 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
-use burn_deepspeed_kernels::cube::{Machine, Rules, TensorHandle};
+use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
 use super::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference};
 use crate::error::check_shape;
 use crate::ops::attention::cube::{attend, by_token, plan_kernel};
-use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, owned, planned};
-use crate::position::PositionEncoding;
+use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, owned, planned, rules};
 use crate::position::rotary::RotaryLayout;
+use crate::position::{PositionEncoding, alibi};
 
 /// Which kernel takes a step.
 pub(crate) fn plan<B: CubeOps>(problem: &ContextProblem, device: &B::Device) -> Plan {
@@ -68,7 +68,7 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
                 check_shape("softmax_context", "positions", &[batch, tokens], &given);
                 table = Some(rotary.table(positions, &device));
             }
-            let slopes = alibi.then(|| crate::position::alibi::on_device(&spec.shard, &device));
+            let slopes = alibi.then(|| alibi::on_device(alibi::shard_slopes(&spec.shard), &device));
             (None, slopes, 0, tokens)
         }
     };
@@ -90,13 +90,7 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
         inputs.float(table.sin);
         pairs
     });
-    let rules = Rules {
-        causal: spec.causal,
-        window: spec.window.map(|window| u32::try_from(window).unwrap_or(u32::MAX / 2)),
-        softcap: spec.softcap.map(|cap| cap as f32),
-        start: start as u32,
-        end: end as u32,
-    };
+    let rules = rules(spec.causal, spec.window, spec.softcap, start, end);
     let masks = MaskCall::collect(&mut inputs, rules, bounds, &mask, slopes);
     let call = ContextCall {
         heads: spec.heads(),
