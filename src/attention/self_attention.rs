@@ -220,7 +220,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// let decoding = attention.explain(1, true, &AttentionMask::none());
     /// let prompt = attention.explain(100, true, &AttentionMask::none());
     /// assert_eq!(decoding.to_string(), "kernel `cpu::decode`");
-    /// assert_eq!(prompt.to_string(), "reference: 100 new tokens; the kernel takes up to 4");
+    /// assert_eq!(prompt.to_string(), "kernel `cpu::flash`");
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {

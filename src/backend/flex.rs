@@ -1,6 +1,5 @@
 //! Burn's portable CPU backend.
 
-use std::borrow::Cow;
 use std::ops::Range;
 
 use burn::tensor::{DType, Element, Tensor, TensorPrimitive};
@@ -8,33 +7,26 @@ use burn_flex::{Flex, FlexTensor};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use crate::ops::softmax_context::cpu::{self, InMemory};
-use crate::ops::softmax_context::{ContextProblem, Plan};
-use crate::ops::{InferenceBackend, SoftmaxContext, SoftmaxContextOutput};
+use super::cpu_operations;
+use crate::ops::InferenceBackend;
+use crate::ops::cpu::{Elements, InMemory, slice_assign};
 
 impl InferenceBackend for Flex {
-    fn fast_operations() -> &'static [&'static str] {
-        &["softmax_context"]
-    }
-
-    fn plan_softmax_context(problem: &ContextProblem, _device: &Self::Device) -> Plan {
-        cpu::plan(problem)
-    }
-
-    fn softmax_context(arguments: SoftmaxContext<'_, Self>) -> SoftmaxContextOutput<Self> {
-        cpu::softmax_context(arguments)
-    }
+    cpu_operations!();
 }
 
 impl InMemory for Flex {
-    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Cow<'_, [f32]>) -> R) -> R {
-        match tensor.clone().into_primitive() {
-            TensorPrimitive::Float(primitive) => match primitive.as_slice::<f32>() {
-                Some(elements) => read(Cow::Borrowed(elements)),
-                None => read(cpu::copied(tensor)),
-            },
-            TensorPrimitive::QFloat(_) => read(cpu::copied(tensor)),
+    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Elements<'_>) -> R) -> R {
+        if let TensorPrimitive::Float(primitive) = tensor.clone().into_primitive()
+            && primitive.dtype() == DType::F32
+        {
+            let layout = primitive.layout();
+            let elements = &primitive.storage::<f32>()[layout.start_offset()..];
+            if let Some(elements) = Elements::borrowed(elements, tensor.dims(), layout.strides()) {
+                return read(elements);
+            }
         }
+        read(Elements::copied(tensor))
     }
 
     /// `burn-flex` 0.21 holds on to the tensor while it assigns, and so copies it whole; this writes the part alone.
@@ -51,7 +43,7 @@ impl InMemory for Flex {
         let tensor = Tensor::from_primitive(TensorPrimitive::Float(into));
         match written {
             Some(()) => tensor,
-            None => cpu::slice_assign(tensor, at, tokens),
+            None => slice_assign(tensor, at, tokens),
         }
     }
 }

@@ -13,6 +13,36 @@ mod fusion;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 
+/// The operations that run on CPU kernels, for a backend that is [`InMemory`](crate::ops::cpu::InMemory).
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+macro_rules! cpu_operations {
+    () => {
+        fn fast_operations() -> &'static [&'static str] {
+            &["softmax_context", "masked_attention"]
+        }
+
+        fn plan_softmax_context(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
+            $crate::ops::softmax_context::cpu::plan(problem)
+        }
+
+        fn plan_masked_attention(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
+            $crate::ops::attention::cpu::plan(problem)
+        }
+
+        fn softmax_context(
+            arguments: $crate::ops::SoftmaxContext<'_, Self>,
+        ) -> $crate::ops::SoftmaxContextOutput<Self> {
+            $crate::ops::softmax_context::cpu::softmax_context(arguments)
+        }
+
+        fn masked_attention(arguments: $crate::ops::Attention<Self>) -> burn::tensor::Tensor<Self, 4> {
+            $crate::ops::attention::cpu::masked_attention(arguments)
+        }
+    };
+}
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+use cpu_operations;
+
 /// The operations that run on CubeCL kernels, for a backend that is [`CubeOps`](crate::ops::cube::CubeOps).
 #[cfg(feature = "cubecl")]
 macro_rules! cube_operations {

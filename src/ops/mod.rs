@@ -11,6 +11,8 @@
 //! | [`pad_transform`](InferenceBackend::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
 pub mod attention;
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;
 pub mod linear;

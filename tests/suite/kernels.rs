@@ -89,22 +89,30 @@ on_each_cpu_backend!(kernels_say_why_they_decline);
 
 fn kernels_say_why_they_decline<B: InferenceBackend>() {
     use burn::tensor::DType;
-    assert_eq!(B::fast_operations(), ["softmax_context"]);
+    assert_eq!(B::fast_operations(), ["softmax_context", "masked_attention"]);
     let device = B::Device::default();
     let good = ContextProblem::new::<B>(DType::F32, 1, 64, true, &AttentionMask::none());
     assert_eq!(B::plan_softmax_context(&good, &device), Plan::Kernel("cpu::decode"));
+    for problem in [
+        ContextProblem { cache_dtype: None, ..good },
+        ContextProblem { tokens: 5, ..good },
+        ContextProblem { hides_pairs: true, ..good },
+        ContextProblem { has_bias: true, ..good },
+    ] {
+        assert_eq!(B::plan_softmax_context(&problem, &device), Plan::Kernel("cpu::flash"));
+        assert_eq!(B::plan_masked_attention(&problem, &device), Plan::Kernel("cpu::flash"));
+    }
+    let half = ContextProblem { dtype: DType::F16, cache_dtype: None, ..good };
     for (problem, reason) in [
-        (ContextProblem { dtype: DType::F16, ..good }, Declined::ElementType(DType::F16)),
-        (ContextProblem { cache_dtype: None, ..good }, Declined::Uncached),
-        (ContextProblem { tokens: 5, ..good }, Declined::Tokens { tokens: 5, limit: 4 }),
-        (ContextProblem { hides_pairs: true, ..good }, Declined::HiddenPairs),
-        (ContextProblem { has_bias: true, ..good }, Declined::Bias),
+        (half, Declined::ElementType(DType::F16)),
+        (
+            ContextProblem { cache_dtype: Some(DType::F16), ..good },
+            Declined::CacheType { dtype: DType::F32, cache: DType::F16 },
+        ),
     ] {
         assert_eq!(B::plan_softmax_context(&problem, &device), Plan::Reference(reason));
     }
-    let attention = llama().init_self_attention::<B>(0, &Default::default()).unwrap();
-    let biased = AttentionMask::none().with_bias(seeded([1, 1, 1, 1], 1));
-    assert_eq!(attention.explain(1, true, &biased).to_string(), "reference: the mask adds a bias to the scores");
+    assert_eq!(B::plan_masked_attention(&half, &device), Plan::Reference(Declined::ElementType(DType::F16)));
 }
 
 #[test]

@@ -16,6 +16,8 @@
 
 use rayon::prelude::*;
 
+use super::masks::Masks;
+
 /// Keys of a block: with 128 features 32 KiB of keys, read again by each query of the group.
 const BLOCK: usize = 64;
 
@@ -39,7 +41,7 @@ pub struct DecodeShape {
     pub head_dim: usize,
 }
 
-/// The arguments of [`decode`]. `starts` and `ends` have one entry a row.
+/// The arguments of [`decode`].
 #[derive(Debug, Clone, Copy)]
 pub struct Decode<'a> {
     /// Sizes.
@@ -50,30 +52,16 @@ pub struct Decode<'a> {
     pub key: &'a [f32],
     /// `[batch, kv_heads, capacity, head_dim]`; slots from the row's end on are not read.
     pub value: &'a [f32],
-    /// Slot of each row's first new token.
-    pub starts: &'a [usize],
-    /// Tokens that each row holds.
-    pub ends: &'a [usize],
     /// Plain factor on the scores.
     pub scale: f32,
-    /// `c` of `c · tanh(score / c)`.
-    pub softcap: Option<f32>,
-    /// Whether a token sees only itself and those before it.
-    pub causal: bool,
-    /// Keys that a token sees, itself included.
-    pub window: Option<usize>,
-    /// Hidden keys, `[batch, keys]`; true hides. Every end is at most `keys`.
-    pub hidden: Option<&'a [bool]>,
-    /// Slope of each query head; `slope · (key position - query position)` is added to a score.
-    pub slopes: Option<&'a [f32]>,
-    /// Position of each slot for the slopes, `[batch, keys]`; its index without.
-    pub positions: Option<&'a [i32]>,
+    /// Who sees what; no pairs and no bias.
+    pub masks: Masks<'a>,
 }
 
 /// Computes `[batch, heads, tokens, head_dim]` into `output`. A query that sees no key gives zeros.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say.
+/// If a slice does not have the length that the sizes say, or the masks have pairs or a bias.
 pub fn decode(problem: &Decode<'_>, output: &mut [f32]) {
     let DecodeShape { batch, heads, kv_heads, tokens, capacity, head_dim } = problem.shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "decode: {heads} heads over {kv_heads} key/value heads");
@@ -84,12 +72,12 @@ pub fn decode(problem: &Decode<'_>, output: &mut [f32]) {
         ("output", queries, output.len()),
         ("key", cache, problem.key.len()),
         ("value", cache, problem.value.len()),
-        ("starts", batch, problem.starts.len()),
-        ("ends", batch, problem.ends.len()),
     ] {
         assert!(expected == actual, "decode: `{name}` has {actual} elements, expected {expected}");
     }
-    assert!(problem.ends.iter().all(|&end| end <= capacity), "decode: a row ends behind its {capacity} slots");
+    problem.masks.check("decode", batch, heads, tokens, capacity);
+    let plain = problem.masks.pairs.is_none() && problem.masks.bias.is_none();
+    assert!(plain, "decode: hidden pairs and biases are not read here; `flash` reads them");
     let group = heads / kv_heads * tokens * head_dim;
     if group == 0 {
         return;
@@ -120,7 +108,7 @@ struct Running {
 
 impl<'a> Group<'a> {
     fn new(problem: &'a Decode<'a>, index: usize) -> Self {
-        let DecodeShape { batch, heads, kv_heads, capacity, head_dim, .. } = problem.shape;
+        let DecodeShape { heads, kv_heads, capacity, head_dim, .. } = problem.shape;
         let row = index / kv_heads;
         let slots = capacity * head_dim;
         Self {
@@ -129,28 +117,20 @@ impl<'a> Group<'a> {
             first_head: index % kv_heads * (heads / kv_heads),
             key: &problem.key[index * slots..][..slots],
             value: &problem.value[index * slots..][..slots],
-            hidden: problem.hidden.map(|all| &all[row * (all.len() / batch)..][..all.len() / batch]),
-            positions: problem.positions.map(|all| &all[row * (all.len() / batch)..][..all.len() / batch]),
+            hidden: problem.masks.hidden(row),
+            positions: problem.masks.positions(row),
         }
-    }
-
-    /// The slots that new token `token` may see.
-    fn range(&self, token: usize) -> (usize, usize) {
-        let (at, end) = (self.problem.starts[self.row] + token, self.problem.ends[self.row]);
-        let last = if self.problem.causal { end.min(at + 1) } else { end };
-        let first = self.problem.window.map_or(0, |window| (at + 1).saturating_sub(window));
-        (first, last)
     }
 
     fn attend(&self, query: &[f32], output: &mut [f32]) {
         let DecodeShape { tokens, head_dim, .. } = self.problem.shape;
         let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; query.len() / head_dim];
         output.fill(0.0);
-        let ranges = (0..tokens).map(|token| self.range(token));
+        let ranges = (0..tokens).map(|token| self.problem.masks.range(self.row, token));
         let (first, last) = ranges.fold((usize::MAX, 0), |(first, last), (a, b)| (first.min(a), last.max(b)));
         for block in (first..last).step_by(BLOCK) {
             for (index, state) in running.iter_mut().enumerate() {
-                let (from, to) = self.range(index % tokens);
+                let (from, to) = self.problem.masks.range(self.row, index % tokens);
                 let (from, to) = (from.max(block), to.min(block + BLOCK));
                 if from < to {
                     let at = index * head_dim..(index + 1) * head_dim;
@@ -168,7 +148,7 @@ impl<'a> Group<'a> {
     /// Adds the keys `from..to` to one query's running softmax.
     fn block(&self, from: usize, to: usize, index: usize, query: &[f32], context: &mut [f32], state: &mut Running) {
         let DecodeShape { tokens, head_dim, .. } = self.problem.shape;
-        let (head, at) = (self.first_head + index / tokens, self.problem.starts[self.row] + index % tokens);
+        let (head, at) = (self.first_head + index / tokens, self.problem.masks.starts[self.row] + index % tokens);
         let visible = |slot: usize| self.hidden.is_none_or(|hidden| !hidden[slot]);
         let mut scores = [0.0f32; BLOCK];
         let mut max = state.max;
@@ -178,10 +158,10 @@ impl<'a> Group<'a> {
                 continue;
             }
             let mut value = dot(query, &self.key[slot * head_dim..][..head_dim]) * self.problem.scale;
-            if let Some(cap) = self.problem.softcap {
+            if let Some(cap) = self.problem.masks.softcap {
                 value = cap * (value / cap).tanh();
             }
-            if let Some(slopes) = self.problem.slopes {
+            if let Some(slopes) = self.problem.masks.slopes {
                 value += slopes[head] * self.distance(slot, at);
             }
             *score = value;

@@ -2,7 +2,8 @@
 
 use burn_deepspeed_kernels::cube::cache_write::{CacheWrite, RotaryPairs, Rotation, launch};
 
-use crate::lab::{Element, assert_near, lab, noise};
+use crate::lab::{Element, lab};
+use crate::oracle::{assert_near, noise};
 
 struct Case {
     /// Query heads, key heads, new tokens, capacity, head size.

@@ -3,7 +3,8 @@
 use burn_deepspeed_kernels::cube::gemv::{Gemv, MOST_ROWS, Norm, NormKind, Orientation, launch};
 use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 
-use crate::lab::{Element, Lab, Tensor, assert_near, lab, noise};
+use crate::lab::{Element, Lab, Tensor, lab};
+use crate::oracle::{assert_near, noise};
 
 const EPSILON: f32 = 1e-5;
 const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::InputOutput];

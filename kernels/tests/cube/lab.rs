@@ -89,18 +89,6 @@ pub fn cuda() -> Lab<cubecl::cuda::CudaRuntime> {
     Lab { client, machine }
 }
 
-/// Values in -1..1, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
 /// Row-major strides whose rows are padded to a multiple of `pitch` elements.
 fn pitched(shape: &[usize], pitch: usize) -> Vec<usize> {
     let mut strides = vec![1; shape.len()];
@@ -189,14 +177,4 @@ pub fn by_head<R: Runtime>(packed: &Tensor<R>, heads: usize) -> Tensor<R> {
     let head_dim = shape[2] / heads;
     let (shape, strides) = ([shape[0], heads, shape[1], head_dim], [strides[0], head_dim, strides[1], 1]);
     TensorHandle::new(packed.handle.clone(), shape.to_vec(), strides.to_vec(), packed.dtype)
-}
-
-/// Equal up to the tolerance, NaN where NaN is expected.
-#[track_caller]
-pub fn assert_near(what: &str, actual: &[f32], expected: &[f64], tolerance: f64) {
-    assert_eq!(actual.len(), expected.len(), "{what}: length");
-    for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
-        let near = (f64::from(*a) - e).abs() <= tolerance * e.abs().max(1.0) || a.is_nan() && e.is_nan();
-        assert!(near, "{what}: element {at} is {a}, expected {e}");
-    }
 }

@@ -19,8 +19,10 @@ mod decode;
 mod gemv;
 mod lab;
 mod norm;
+#[path = "../oracle/mod.rs"]
 mod oracle;
 mod pad_transform;
 mod prefill_mma;
 mod prefill_simt;
+mod problem;
 mod softmax;

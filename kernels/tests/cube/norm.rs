@@ -5,7 +5,8 @@ use burn_deepspeed_kernels::cube::{Machine, Norm, TensorHandle, Unsupported};
 use cubecl::prelude::*;
 use half::bf16;
 
-use crate::lab::{Element, Gpu, Lab, assert_near, elements_and_planes, lab, noise};
+use crate::lab::{Element, Gpu, Lab, elements_and_planes, lab};
+use crate::oracle::{assert_near, noise};
 
 /// Added to the variance.
 const EPSILON: f32 = 1e-5;

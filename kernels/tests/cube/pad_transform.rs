@@ -3,7 +3,8 @@
 use burn_deepspeed_kernels::cube::pad_transform::launch;
 use burn_deepspeed_kernels::cube::{Machine, PadTransform, Unsupported};
 
-use crate::lab::{Element, Lab, by_head, lab, noise};
+use crate::lab::{Element, Lab, by_head, lab};
+use crate::oracle::noise;
 
 /// Heads of a `[B, T, N·H]` tensor, so that batch, head and token have strides out of order.
 fn check(lab: &Lab, [batch, heads, tokens, head_dim]: [usize; 4], size: usize, element: Element, pitch: usize) {

@@ -3,7 +3,8 @@
 use burn_deepspeed_kernels::cube::softmax::launch;
 use burn_deepspeed_kernels::cube::{Machine, Softmax, TensorHandle, Unsupported};
 
-use crate::lab::{Element, Gpu, Lab, assert_near, lab, noise};
+use crate::lab::{Element, Gpu, Lab, lab};
+use crate::oracle::{assert_near, noise};
 
 #[derive(Debug, Clone)]
 struct Case {

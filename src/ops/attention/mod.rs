@@ -1,5 +1,7 @@
 //! Scaled dot-product attention, equation 1 of <https://arxiv.org/abs/1706.03762>, under every mask of this crate.
 
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;
 
@@ -149,7 +151,10 @@ impl<B: Backend> Finite<B> {
         if !wanted {
             return Self { finite: tensor, broken: None };
         }
-        let broken = tensor.clone().is_finite().bool_not();
+        // Not `is_finite`, which takes an absolute value: `burn-ndarray` 0.21 returns those of a transposed tensor in another
+        // order, and takes NaN for equal to NaN on processors with AVX2.
+        let not_below = tensor.clone().lower_equal_elem(f32::MAX).bool_not();
+        let broken = tensor.clone().greater_equal_elem(f32::MIN).bool_not().bool_or(not_below);
         if !broken.clone().any().into_data().iter::<bool>().any(|any| any) {
             return Self { finite: tensor, broken: None };
         }

@@ -60,15 +60,6 @@ pub enum Declined {
     NoKernel,
     /// It computes with another element type.
     ElementType(DType),
-    /// There is no cache.
-    Uncached,
-    /// There are too many new tokens.
-    Tokens {
-        /// New tokens of each row.
-        tokens: usize,
-        /// The most that the kernel takes.
-        limit: usize,
-    },
     /// The cache has another element type than the projection.
     CacheType {
         /// Element type of the projection.
@@ -90,10 +81,6 @@ pub enum Declined {
         /// Features of values.
         value_dim: usize,
     },
-    /// The mask hides single pairs.
-    HiddenPairs,
-    /// The mask adds a bias.
-    Bias,
 }
 
 impl fmt::Display for Declined {
@@ -101,8 +88,6 @@ impl fmt::Display for Declined {
         match self {
             Self::NoKernel => write!(f, "the backend has no kernel of its own for this operation"),
             Self::ElementType(dtype) => write!(f, "the kernel does not compute with elements of {dtype:?}"),
-            Self::Uncached => write!(f, "there is no cache"),
-            Self::Tokens { tokens, limit } => write!(f, "{tokens} new tokens; the kernel takes up to {limit}"),
             Self::CacheType { dtype, cache } => {
                 write!(f, "the cache holds {cache:?} and the projection {dtype:?}; the kernel takes equal ones")
             }
@@ -112,8 +97,6 @@ impl fmt::Display for Declined {
             Self::ValueDim { head_dim, value_dim } => {
                 write!(f, "values of {value_dim} features beside keys of {head_dim}; the kernel takes equal ones")
             }
-            Self::HiddenPairs => write!(f, "the mask hides single pairs; the kernel takes masks over keys"),
-            Self::Bias => write!(f, "the mask adds a bias to the scores"),
         }
     }
 }

@@ -1,10 +1,5 @@
 //! Attention in plain loops, in f64.
 
-use burn_deepspeed_kernels::cube::{Attention, HiddenKeys, MaskArguments, Rules, Unsupported};
-use cubecl::prelude::Runtime;
-
-use crate::lab::{Element, Lab, assert_near, by_head, noise};
-
 /// One attention problem, with every mask that a kernel may be given.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -49,7 +44,7 @@ impl Problem {
         }
     }
 
-    fn scale(&self) -> f32 {
+    pub fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
@@ -57,45 +52,45 @@ impl Problem {
         self.ends.iter().copied().max().unwrap()
     }
 
-    fn query(&self, element: Element) -> Vec<f32> {
+    pub fn query(&self, round: impl Fn(f32) -> f32) -> Vec<f32> {
         let len = self.batch * self.heads * self.tokens * self.head_dim;
-        noise(len, 1).iter().map(|value| element.round(value * 2.0)).collect()
+        noise(len, 1).iter().map(|value| round(value * 2.0)).collect()
     }
 
     /// Keys (seed 2) or values (seed 3); NaN in every slot behind the end of its row and in every hidden one.
-    fn cache(&self, element: Element, seed: u64) -> Vec<f32> {
+    pub fn cache(&self, round: impl Fn(f32) -> f32, seed: u64) -> Vec<f32> {
         let mut cache = noise(self.batch * self.kv_heads * self.capacity * self.head_dim, seed);
         let hidden = self.hidden();
         for (slot, features) in cache.chunks_mut(self.head_dim).enumerate() {
             let (row, key) = (slot / self.capacity / self.kv_heads, slot % self.capacity);
             let dead = key >= self.ends[row] || self.hidden_keys && hidden[row * self.keys() + key];
-            features.iter_mut().for_each(|value| *value = if dead { f32::NAN } else { element.round(*value) });
+            features.iter_mut().for_each(|value| *value = if dead { f32::NAN } else { round(*value) });
         }
         cache
     }
 
     /// The first keys of each row, a different number in each, and one in the middle.
-    fn hidden(&self) -> Vec<bool> {
+    pub fn hidden(&self) -> Vec<bool> {
         let keys = self.keys();
         (0..self.batch * keys).map(|at| at % keys < 2 * (at / keys) + 1 || at % keys == 9).collect()
     }
 
-    fn pairs(&self) -> Vec<bool> {
+    pub fn pairs(&self) -> Vec<bool> {
         (0..self.tokens * self.keys()).map(|at| (at * 7 + at / 5) % 4 == 0).collect()
     }
 
-    fn biases(&self) -> Vec<f32> {
+    pub fn biases(&self) -> Vec<f32> {
         let mut bias = noise(self.heads * self.tokens * self.keys(), 5);
         bias.iter_mut().step_by(11).for_each(|value| *value = f32::NEG_INFINITY);
         bias
     }
 
-    fn slopes(&self) -> Vec<f32> {
+    pub fn slopes(&self) -> Vec<f32> {
         (0..self.heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect()
     }
 
     /// The position of every key: the kept ones before it.
-    fn positions(&self) -> Vec<i32> {
+    pub fn positions(&self) -> Vec<i32> {
         let mut positions = Vec::new();
         for row in self.hidden().chunks(self.keys()) {
             let mut position = -1;
@@ -107,84 +102,8 @@ impl Problem {
         positions
     }
 
-    fn masks<R: Runtime>(&self, lab: &Lab<R>) -> MaskArguments<R> {
-        let flags = |bits: Vec<bool>| bits.into_iter().map(u32::from).collect::<Vec<_>>();
-        let (batch, keys) = (self.batch, self.keys());
-        let uniform =
-            self.starts.iter().all(|start| *start == self.starts[0]) && self.ends.iter().all(|end| *end == keys);
-        let mut masks = MaskArguments::new(Rules {
-            causal: self.causal,
-            window: self.window.map(|window| window as u32),
-            softcap: self.softcap,
-            start: self.starts[0] as u32,
-            end: self.ends[0] as u32,
-        });
-        if !uniform {
-            let bounds: Vec<u32> =
-                self.starts.iter().zip(&self.ends).flat_map(|(start, end)| [*start as u32, *end as u32]).collect();
-            masks.bounds = Some(lab.integers(&bounds, &[batch, 2]));
-        }
-        if self.hidden_keys {
-            let positions: Vec<u32> = self.positions().into_iter().map(|position| position as u32).collect();
-            masks.hidden_keys = Some(HiddenKeys {
-                hidden: lab.integers(&flags(self.hidden()), &[batch, keys]),
-                positions: self.slopes.then(|| lab.integers(&positions, &[batch, keys])),
-            });
-        }
-        if self.hidden_pairs {
-            masks.hidden_pairs = Some(lab.integers(&flags(self.pairs()), &[1, 1, self.tokens, keys]));
-        }
-        if self.bias {
-            let shape = [1, self.heads, self.tokens, keys];
-            masks.bias = Some(lab.floats(&self.biases(), &shape, Element::F32, 1));
-        }
-        if self.slopes {
-            masks.slopes = Some(lab.floats(&self.slopes(), &[self.heads], Element::F32, 1));
-        }
-        masks
-    }
-
-    /// What a kernel makes of this problem, and what its launch said.
-    pub fn run<R: Runtime, L>(
-        &self,
-        lab: &Lab<R>,
-        element: Element,
-        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> (Vec<f32>, L) {
-        let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
-        let cache = |seed, pitch| {
-            lab.floats(&self.cache(element, seed), &[batch, kv_heads, capacity, head_dim], element, pitch)
-        };
-        let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
-        let launched = launch(Attention {
-            query: &lab.floats(&self.query(element), &[batch, heads, tokens, head_dim], element, 64),
-            key: &cache(2, 64),
-            value: &cache(3, 16),
-            context: &by_head(&context, heads),
-            scale: self.scale(),
-            masks: &self.masks(lab),
-            keys: self.keys(),
-        });
-        (lab.read(&context), launched.unwrap())
-    }
-
-    /// Compares what a kernel makes of this problem with plain loops; `how` names the kernel. Returns what its launch said.
-    #[track_caller]
-    pub fn check<R: Runtime, L>(
-        &self,
-        lab: &Lab<R>,
-        element: Element,
-        how: &str,
-        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> L {
-        let (context, launched) = self.run(lab, element, launch);
-        let expected = self.solve(&self.query(element), &self.cache(element, 2), &self.cache(element, 3));
-        assert_near(&format!("{how}, {element:?}, {self:?}"), &context, &expected, element.tolerance());
-        launched
-    }
-
     /// `[B, N, T, H]` and caches to `[B, T, N·H]`.
-    fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
+    pub fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
         let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
         let (keys, hidden, pairs, biases) = (self.keys(), self.hidden(), self.pairs(), self.biases());
         let (slopes, positions) = (self.slopes(), self.positions());
@@ -265,5 +184,27 @@ impl Problem {
                 ..self.clone()
             },
         ]
+    }
+}
+
+/// Values in -1..1, the same for the same seed.
+pub fn noise(len: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Equal up to the tolerance, NaN where NaN is expected.
+#[track_caller]
+pub fn assert_near(what: &str, actual: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(actual.len(), expected.len(), "{what}: length");
+    for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
+        let near = (f64::from(*a) - e).abs() <= tolerance * e.abs().max(1.0) || a.is_nan() && e.is_nan();
+        assert!(near, "{what}: element {at} is {a}, expected {e}");
     }
 }

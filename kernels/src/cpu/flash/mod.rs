@@ -1,0 +1,265 @@
+//! Attention of many queries, without a score matrix: online softmax over blocks of keys (arXiv:1805.02867, arXiv:2205.14135).
+//!
+//! One task owns some tokens of one key/value head of one row of the batch, with all query heads of the group. It walks the
+//! keys in blocks that stay in the second-level cache, packed once for all its queries, and the queries in tiles that stay
+//! in registers:
+//!
+//! ```text
+//!               keys of one head, in blocks, each in panels of a few vectors
+//!             ┌───┬───┬───┬───┬───┬───┬──
+//! tile 0      │ scores    │           │       scores of a tile and a block in the first-level cache,
+//! tile 1      │ scores    │     →     │       running maxima, sums and contexts beside the block
+//! tile 2      │ scores    │           │
+//!             └───┴───┴───┴───┴───┴───┴──
+//! ```
+//!
+//! Hidden keys are not packed, and panels that a tile does not see are skipped. What a hidden key or value holds has no part
+//! in the result. A row's result depends neither on the number of threads nor on the rest of the batch.
+
+mod pack;
+mod tile;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::masks::Masks;
+use pack::{Keys, Queries};
+use tile::{Scores, Tile};
+
+/// Rows of a tile of queries: with two vectors a row, 12 sums, which hide the latency of a multiplication and leave four of
+/// 16 registers; with four, 24 of 32.
+const ROWS: usize = 6;
+
+/// Bytes of a packed block of keys and values: half of a small second-level cache.
+const BLOCK_BYTES: usize = 192 * 1024;
+
+/// Most keys of a block, so that the scores of a tile stay in the first-level cache.
+const MOST_KEYS: usize = 512;
+
+/// Most rows of queries of a task; fewer pack keys and values more often, more leave the second-level cache.
+const MOST_ROWS: usize = 512;
+
+/// A `[batch, heads, tokens, features]` tensor anywhere in a slice, its features one behind the other. Strides are in elements.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// Where the tensor lies; its first element is the first of the slice.
+    pub elements: &'a [f32],
+    /// From one row of the batch to the next.
+    pub batch: usize,
+    /// From one head to the next.
+    pub head: usize,
+    /// From one token to the next.
+    pub token: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// A tensor that lies densely in this order.
+    pub fn dense(elements: &'a [f32], heads: usize, tokens: usize, features: usize) -> Self {
+        Self { elements, batch: heads * tokens * features, head: tokens * features, token: features }
+    }
+
+    fn token(&self, batch: usize, head: usize, token: usize, features: usize) -> &'a [f32] {
+        &self.elements[batch * self.batch + head * self.head + token * self.token..][..features]
+    }
+
+    #[track_caller]
+    fn check(&self, name: &str, sizes: [usize; 4]) {
+        let [batch, heads, tokens, features] = sizes;
+        if sizes.contains(&0) {
+            return;
+        }
+        let last = (batch - 1) * self.batch + (heads - 1) * self.head + (tokens - 1) * self.token + features;
+        let actual = self.elements.len();
+        assert!(last <= actual, "flash: `{name}` has {actual} elements, {sizes:?} with its strides needs {last}");
+    }
+}
+
+/// The arguments of [`flash`].
+#[derive(Debug, Clone, Copy)]
+pub struct Flash<'a> {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Queries of each row.
+    pub tokens: usize,
+    /// Slots of each row for keys and values; the masks say how many of them hold one.
+    pub capacity: usize,
+    /// Features of queries and keys.
+    pub head_dim: usize,
+    /// Features of values.
+    pub value_dim: usize,
+    /// `[batch, heads, tokens, head_dim]`.
+    pub query: Heads<'a>,
+    /// `[batch, kv_heads, capacity, head_dim]`.
+    pub key: Heads<'a>,
+    /// `[batch, kv_heads, capacity, value_dim]`.
+    pub value: Heads<'a>,
+    /// Plain factor on the scores.
+    pub scale: f32,
+    /// Who sees what.
+    pub masks: Masks<'a>,
+}
+
+/// Computes `[batch, tokens, heads, value_dim]` into `output`. A query that sees no key gives zeros.
+///
+/// Runs on the threads of the current `rayon` pool, with the widest vectors that the processor has.
+///
+/// # Panics
+/// If a slice does not have the length that the sizes say.
+pub fn flash(problem: &Flash<'_>, output: &mut [f32]) {
+    let Flash { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *problem;
+    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "flash: {heads} heads over {kv_heads} key/value heads");
+    let queries = batch * tokens * heads * value_dim;
+    assert!(output.len() == queries, "flash: `output` has {} elements, expected {queries}", output.len());
+    problem.query.check("query", [batch, heads, tokens, head_dim]);
+    problem.key.check("key", [batch, kv_heads, capacity, head_dim]);
+    problem.value.check("value", [batch, kv_heads, capacity, value_dim]);
+    problem.masks.check("flash", batch, heads, tokens, capacity);
+    if queries == 0 {
+        return;
+    }
+
+    let group = heads / kv_heads;
+    let rows = batch * tokens * heads;
+    let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(8 * ROWS, MOST_ROWS);
+    let each = fair.div_ceil(group).min(tokens);
+    let chunks = tokens.div_ceil(each);
+    let output = Output(output.as_mut_ptr());
+    // Late tokens see more keys under causality: the longest tasks come first.
+    (0..chunks * batch * kv_heads).into_par_iter().for_each_init(Scratch::default, |scratch, index| {
+        let chunk = chunks - 1 - index / (batch * kv_heads);
+        let (batch, kv_head) = (index / kv_heads % batch, index % kv_heads);
+        let (first, last) = (chunk * each, ((chunk + 1) * each).min(tokens));
+        Arch::new().dispatch(Task { problem, batch, kv_head, first, tokens: last - first, scratch, output: &output });
+    });
+}
+
+/// The first element of the output. Each task writes the rows of its own queries and no others.
+struct Output(*mut f32);
+
+// SAFETY: tasks write disjoint parts, and nobody reads before all have ended.
+unsafe impl Sync for Output {}
+
+/// Memory of a thread, kept from task to task.
+struct Scratch {
+    queries: Vec<f32>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+    slots: Vec<usize>,
+    positions: Vec<f32>,
+    scores: Scores,
+    contexts: Vec<f32>,
+    running: Vec<Running>,
+    ranges: Vec<(usize, usize)>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            queries: Vec::new(),
+            keys: Vec::new(),
+            values: Vec::new(),
+            slots: Vec::new(),
+            positions: Vec::new(),
+            scores: [[0.0; MOST_KEYS + 16]; ROWS],
+            contexts: Vec::new(),
+            running: Vec::new(),
+            ranges: Vec::new(),
+        }
+    }
+}
+
+/// Running maximum and sum of one query.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+impl Running {
+    const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+/// Some tokens of one key/value head.
+struct Task<'a> {
+    problem: &'a Flash<'a>,
+    batch: usize,
+    kv_head: usize,
+    first: usize,
+    tokens: usize,
+    scratch: &'a mut Scratch,
+    output: &'a Output,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        if S::REGISTER_COUNT >= 32 { self.attend::<S, 4>(simd) } else { self.attend::<S, 2>(simd) }
+    }
+}
+
+impl Task<'_> {
+    /// With panels and tiles of `V` vectors.
+    #[inline(always)]
+    fn attend<S: Simd, const V: usize>(self, simd: S) {
+        let Flash { heads, kv_heads, head_dim, value_dim, masks, .. } = *self.problem;
+        let group = heads / kv_heads;
+        let rows = self.tokens * group;
+        let panel = V * S::F32_LANES;
+        let width = value_dim.next_multiple_of(S::F32_LANES);
+        let block = (BLOCK_BYTES / size_of::<f32>() / (head_dim + width)).min(MOST_KEYS) / panel * panel;
+        let block = block.max(panel);
+        let Scratch { queries, keys, values, slots, positions, scores, contexts, running, ranges } = self.scratch;
+
+        let who = Queries {
+            problem: self.problem,
+            batch: self.batch,
+            first_head: self.kv_head * group,
+            first_token: self.first,
+            group,
+            rows,
+        };
+        who.pack(queries);
+        running.clear();
+        running.resize(rows, Running::NOTHING);
+        contexts.clear();
+        contexts.resize(rows.next_multiple_of(ROWS) * width, 0.0);
+
+        ranges.clear();
+        for token in self.first..self.first + self.tokens {
+            ranges.extend(std::iter::repeat_n(masks.range(self.batch, token), group));
+        }
+        let (from, to) = ranges.iter().fold((usize::MAX, 0), |(from, to), (a, b)| (from.min(*a), to.max(*b)));
+        // Blocks lie where they lie for every query, so that a row's sums are added in the same order in any batch.
+        for start in (from / block * block..to).step_by(block) {
+            let first = start + from.saturating_sub(start) / panel * panel;
+            let last = to.min(start + block);
+            let read = Keys { problem: self.problem, batch: self.batch, head: self.kv_head, panel, width, first, last };
+            let packed = read.pack(keys, values, slots, positions);
+            let queries = queries.chunks_exact(ROWS * head_dim);
+            let contexts = contexts.chunks_exact_mut(ROWS * width);
+            let states = ranges.chunks(ROWS).zip(running.chunks_mut(ROWS));
+            for (index, ((query, contexts), (ranges, running))) in queries.zip(contexts).zip(states).enumerate() {
+                let tile = Tile::<S, V> { simd, queries: &who, first: index * ROWS, query, ranges, block: &packed };
+                tile.attend(scores, contexts, running);
+            }
+        }
+
+        for (row, state) in running.iter().enumerate() {
+            let (token, head) = (self.first + row / group, self.kv_head * group + row % group);
+            let at = ((self.batch * self.problem.tokens + token) * heads + head) * value_dim;
+            // SAFETY: `at + value_dim` is within the output, whose length was checked, and no other task has this token and head.
+            let output = unsafe { std::slice::from_raw_parts_mut(self.output.0.add(at), value_dim) };
+            // Nothing visible gives zeros; a NaN compares unequal and shows.
+            let factor = if state.sum == 0.0 { 0.0 } else { 1.0 / state.sum };
+            for (output, context) in output.iter_mut().zip(&contexts[row * width..]) {
+                *output = context * factor;
+            }
+        }
+    }
+}

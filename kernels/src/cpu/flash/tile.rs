@@ -1,0 +1,256 @@
+//! A tile of queries and a block of keys: scores, softmax, weighted values.
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use super::pack::{Block, Queries};
+use super::{MOST_KEYS, ROWS, Running};
+use crate::cpu::simd::{exp, tanh};
+
+/// `ROWS` queries and a block of keys. Vectors of `S` lie `V` to a panel.
+pub(super) struct Tile<'a, S, const V: usize> {
+    pub simd: S,
+    pub queries: &'a Queries<'a>,
+    /// The first row of the tile.
+    pub first: usize,
+    /// `[head_dim, ROWS]`, scaled.
+    pub query: &'a [f32],
+    /// The slots that each row may see: first, and behind the last.
+    pub ranges: &'a [(usize, usize)],
+    pub block: &'a Block<'a>,
+}
+
+/// The scores of a tile and a block. Rows lie a fixed distance apart, so that one address serves all.
+pub(super) type Scores = [[f32; MOST_KEYS + 16]; ROWS];
+
+impl<S: Simd, const V: usize> Tile<'_, S, V> {
+    /// Adds the block to the contexts of the tile's queries, `[ROWS, width]`. `scores` is room.
+    #[inline(always)]
+    pub fn attend(&self, scores: &mut Scores, contexts: &mut [f32], running: &mut [Running]) {
+        let mut ranges = [(0, 0); ROWS];
+        let (mut from, mut to) = (usize::MAX, 0);
+        for (range, slots) in ranges.iter_mut().zip(self.ranges) {
+            *range = (self.block.slots.before(slots.0), self.block.slots.before(slots.1));
+            if range.0 < range.1 {
+                (from, to) = (from.min(range.0), to.max(range.1));
+            }
+        }
+        if from >= to {
+            return;
+        }
+        // Whole vectors from the first key that a query of the tile sees to the last.
+        let seen = from / S::F32_LANES * S::F32_LANES..to.next_multiple_of(S::F32_LANES);
+        self.score(scores, &seen);
+        let mut factors = [1.0; ROWS];
+        for (row, range) in ranges.into_iter().enumerate() {
+            if range.0 < range.1 {
+                self.adjust(row, range, &mut scores[row]);
+                factors[row] = self.soften(&mut scores[row][seen.clone()], seen.start, range, &mut running[row]);
+            } else {
+                scores[row][seen.clone()].fill(0.0);
+            }
+        }
+        if !self.block.finite {
+            self.add_seen(scores, from..to, &factors, contexts);
+            return;
+        }
+        let vectors = self.block.width / S::F32_LANES;
+        for first in (0..vectors).step_by(V) {
+            match (vectors - first).min(V) {
+                1 => self.add::<1>(scores, from..to, first, &factors, contexts),
+                2 => self.add::<2>(scores, from..to, first, &factors, contexts),
+                3 => self.add::<3>(scores, from..to, first, &factors, contexts),
+                _ => self.add::<4>(scores, from..to, first, &factors, contexts),
+            }
+        }
+    }
+
+    /// Head and token of a row.
+    fn place(&self, row: usize) -> (usize, usize) {
+        self.queries.place(self.first + row)
+    }
+
+    /// The products of the queries and the keys `seen`, in whole vectors of their panels.
+    #[inline(always)]
+    fn score(&self, scores: &mut Scores, seen: &Range<usize>) {
+        let panel = self.block.panel;
+        let size = self.queries.problem.head_dim * panel;
+        for index in seen.start / panel..seen.end.div_ceil(panel) {
+            let keys = &self.block.keys[index * size..][..size];
+            let first = index * panel;
+            match ((seen.end - first) / S::F32_LANES).min(V) {
+                1 => self.products::<1>(keys, scores, first),
+                2 => self.products::<2>(keys, scores, first),
+                3 => self.products::<3>(keys, scores, first),
+                _ => self.products::<4>(keys, scores, first),
+            }
+        }
+    }
+
+    /// The first `W` vectors of a panel.
+    #[inline(always)]
+    fn products<const W: usize>(&self, keys: &[f32], scores: &mut Scores, first: usize) {
+        let simd = self.simd;
+        let mut sums = [[simd.splat_f32s(0.0); W]; ROWS];
+        let queries = self.query.as_chunks::<ROWS>().0;
+        let keys = S::as_simd_f32s(keys).0.as_chunks::<V>().0;
+        for (query, key) in queries.iter().zip(keys) {
+            for row in 0..ROWS {
+                let feature = simd.splat_f32s(query[row]);
+                for v in 0..W {
+                    sums[row][v] = simd.mul_add_e_f32s(feature, key[v], sums[row][v]);
+                }
+            }
+        }
+        for (row, sums) in scores.iter_mut().zip(&sums) {
+            let row = &mut row[first..][..W * S::F32_LANES];
+            S::as_mut_simd_f32s(row).0.copy_from_slice(sums);
+        }
+    }
+
+    /// What comes behind the product: softcap, slopes, bias, hidden pairs. Scores outside the range may become anything.
+    #[inline(always)]
+    fn adjust(&self, row: usize, (from, to): (usize, usize), scores: &mut [f32]) {
+        let masks = &self.queries.problem.masks;
+        if masks.softcap.is_none() && masks.slopes.is_none() && masks.bias.is_none() && masks.pairs.is_none() {
+            return;
+        }
+        let simd = self.simd;
+        let (head, token) = self.place(row);
+        let whole = from / S::F32_LANES * S::F32_LANES..to.next_multiple_of(S::F32_LANES);
+        if let Some(cap) = masks.softcap {
+            let (cap, inverse) = (simd.splat_f32s(cap), simd.splat_f32s(1.0 / cap));
+            for score in S::as_mut_simd_f32s(&mut scores[whole.clone()]).0 {
+                *score = simd.mul_f32s(cap, tanh(simd, simd.mul_f32s(*score, inverse)));
+            }
+        }
+        if let Some(slopes) = masks.slopes {
+            let slope = simd.splat_f32s(slopes[head]);
+            let own = simd.splat_f32s(self.position(token));
+            let positions = S::as_simd_f32s(&self.block.positions[whole.clone()]).0;
+            for (score, position) in S::as_mut_simd_f32s(&mut scores[whole]).0.iter_mut().zip(positions) {
+                *score = simd.mul_add_e_f32s(slope, simd.sub_f32s(*position, own), *score);
+            }
+        }
+        if let Some(bias) = &masks.bias {
+            let bias = bias.keys(self.queries.batch, head, token);
+            for (key, score) in (from..to).zip(&mut scores[from..to]) {
+                *score += bias[self.block.slots.slot(key) % bias.len()];
+            }
+        }
+        if let Some(pairs) = &masks.pairs {
+            let pairs = pairs.keys(self.queries.batch, head, token);
+            for (key, score) in (from..to).zip(&mut scores[from..to]) {
+                if pairs[self.block.slots.slot(key) % pairs.len()] {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+
+    /// The position of a query.
+    fn position(&self, token: usize) -> f32 {
+        let masks = &self.queries.problem.masks;
+        let slot = masks.starts[self.queries.batch] + token;
+        match masks.positions(self.queries.batch) {
+            Some(positions) => positions[slot.min(positions.len() - 1)] as f32,
+            None => slot as f32,
+        }
+    }
+
+    /// Scores, of which the first is that of key `first`, to weights relative to the new maximum; 0 outside the range.
+    /// Returns by what everything from earlier blocks shrinks.
+    #[inline(always)]
+    fn soften(&self, scores: &mut [f32], first: usize, (from, to): (usize, usize), state: &mut Running) -> f32 {
+        let simd = self.simd;
+        let lanes = S::F32_LANES;
+        let hidden = simd.splat_f32s(f32::NEG_INFINITY);
+        let own = from / lanes * lanes - first..to.next_multiple_of(lanes) - first;
+        scores[..own.start].fill(0.0);
+        scores[own.end..].fill(0.0);
+        let scores = S::as_mut_simd_f32s(&mut scores[own]).0;
+
+        // Only the vectors at both ends hold scores outside the range.
+        let edges = [(0, from % lanes, lanes), (scores.len() - 1, 0, (to - 1) % lanes + 1)];
+        for (vector, from, to) in edges {
+            let elements: &mut [f32] = bytemuck::cast_slice_mut(&mut scores[vector..=vector]);
+            elements[..from].fill(f32::NEG_INFINITY);
+            elements[to..].fill(f32::NEG_INFINITY);
+        }
+        let mut largest = hidden;
+        for score in &*scores {
+            largest = simd.max_f32s(largest, *score);
+        }
+        let max = state.max.max(simd.reduce_max_f32s(largest));
+        // Of hidden scores alone the weights are e^(-inf - 0).
+        let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
+        let factor = (state.max - base).exp();
+        let base = simd.splat_f32s(base);
+        let mut sum = simd.splat_f32s(0.0);
+        for score in scores {
+            *score = exp(simd, simd.sub_f32s(*score, base));
+            sum = simd.add_f32s(sum, *score);
+        }
+        *state = Running { max, sum: state.sum * factor + simd.reduce_sum_f32s(sum) };
+        factor
+    }
+
+    /// Shrinks the vectors from `first` on of every context, `W` of them, and adds the weighted values of some keys.
+    #[inline(always)]
+    fn add<const W: usize>(
+        &self,
+        scores: &Scores,
+        keys: Range<usize>,
+        first: usize,
+        factors: &[f32; ROWS],
+        contexts: &mut [f32],
+    ) {
+        let simd = self.simd;
+        let vectors = self.block.width / S::F32_LANES;
+        let contexts = S::as_mut_simd_f32s(contexts).0;
+        let mut sums = [[simd.splat_f32s(0.0); W]; ROWS];
+        for row in 0..ROWS {
+            for v in 0..W {
+                sums[row][v] = simd.mul_f32s(contexts[row * vectors + first + v], simd.splat_f32s(factors[row]));
+            }
+        }
+        let values = S::as_simd_f32s(&self.block.values[..keys.end * self.block.width]).0;
+        assert!(keys.end <= scores[0].len() && first + W <= vectors);
+        for key in keys {
+            let mut value = [simd.splat_f32s(0.0); W];
+            for v in 0..W {
+                // SAFETY: `key` lies before the end of the slice of values, which has `vectors` for each, and `first + v` before that.
+                value[v] = unsafe { *values.get_unchecked(key * vectors + first + v) };
+            }
+            for row in 0..ROWS {
+                // SAFETY: the assertion above has the last key.
+                let weight = unsafe { *scores[row].get_unchecked(key) };
+                let weight = simd.splat_f32s(weight);
+                for v in 0..W {
+                    sums[row][v] = simd.mul_add_e_f32s(weight, value[v], sums[row][v]);
+                }
+            }
+        }
+        for row in 0..ROWS {
+            for v in 0..W {
+                contexts[row * vectors + first + v] = sums[row][v];
+            }
+        }
+    }
+
+    /// As [`add`](Self::add), for values some of which are no finite numbers: those of weight 0 have no part.
+    fn add_seen(&self, scores: &mut Scores, keys: Range<usize>, factors: &[f32; ROWS], contexts: &mut [f32]) {
+        let width = self.block.width;
+        for (row, context) in contexts.chunks_exact_mut(width).enumerate() {
+            context.iter_mut().for_each(|sum| *sum *= factors[row]);
+            for key in keys.clone() {
+                let weight = scores[row][key];
+                if weight != 0.0 {
+                    let value = &self.block.values[key * width..][..width];
+                    context.iter_mut().zip(value).for_each(|(sum, value)| *sum += weight * value);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Which keys a query sees and what is added to its scores: one definition for every attention kernel.
+
+/// What decides over a score beside query and key. Lists by row have one entry for each row of the batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Masks<'a> {
+    /// Whether a query sees only its own slot and those before it.
+    pub causal: bool,
+    /// Keys that a query sees, itself included, counted back from it.
+    pub window: Option<usize>,
+    /// `c` of `c · tanh(score / c)`, in front of bias and slopes.
+    pub softcap: Option<f32>,
+    /// Slot of each row's first query among the keys.
+    pub starts: &'a [usize],
+    /// Keys that each row holds. Slots from there on are never read.
+    pub ends: &'a [usize],
+    /// Keys that nobody sees, `[batch, keys]`; true hides. Every end is at most `keys`.
+    pub hidden: Option<&'a [bool]>,
+    /// Slope of each query head; `slope · (key position - query position)` is added to a score.
+    pub slopes: Option<&'a [f32]>,
+    /// Position of each slot for the slopes, `[batch, keys]`; its index without.
+    pub positions: Option<&'a [i32]>,
+    /// Hidden pairs; true hides.
+    pub pairs: Option<Broadcast<'a, bool>>,
+    /// What is added to the scores; `-inf` hides.
+    pub bias: Option<Broadcast<'a, f32>>,
+}
+
+impl<'a> Masks<'a> {
+    /// Rows of these sizes, and nothing hidden.
+    pub fn full(starts: &'a [usize], ends: &'a [usize]) -> Self {
+        Self {
+            causal: false,
+            window: None,
+            softcap: None,
+            starts,
+            ends,
+            hidden: None,
+            slopes: None,
+            positions: None,
+            pairs: None,
+            bias: None,
+        }
+    }
+
+    /// The slots that new token `token` of a row may see: first, and behind the last.
+    pub(super) fn range(&self, row: usize, token: usize) -> (usize, usize) {
+        let (at, end) = (self.starts[row] + token, self.ends[row]);
+        let last = if self.causal { end.min(at + 1) } else { end };
+        let first = self.window.map_or(0, |window| (at + 1).saturating_sub(window));
+        (first.min(last), last)
+    }
+
+    /// A row of `hidden`.
+    pub(super) fn hidden(&self, row: usize) -> Option<&'a [bool]> {
+        self.hidden.map(|all| self.row(all, row))
+    }
+
+    /// A row of `positions`.
+    pub(super) fn positions(&self, row: usize) -> Option<&'a [i32]> {
+        self.positions.map(|all| self.row(all, row))
+    }
+
+    fn row<T>(&self, all: &'a [T], row: usize) -> &'a [T] {
+        let keys = all.len() / self.ends.len();
+        &all[row * keys..][..keys]
+    }
+
+    /// Panics unless the masks have the sizes of a problem with slots for `capacity` keys.
+    #[track_caller]
+    pub(super) fn check(&self, kernel: &str, batch: usize, heads: usize, tokens: usize, capacity: usize) {
+        let last = self.ends.iter().copied().max().unwrap_or(0);
+        assert!(last <= capacity, "{kernel}: a row ends at {last}, behind its {capacity} slots");
+        let rows = [("starts", self.starts.len()), ("ends", self.ends.len())];
+        let by_key = [("hidden", self.hidden.map(<[bool]>::len)), ("positions", self.positions.map(<[i32]>::len))];
+        for (name, actual) in rows {
+            assert!(actual == batch, "{kernel}: `{name}` has {actual} entries, expected {batch}");
+        }
+        for (name, actual) in by_key.into_iter().filter_map(|(name, len)| Some((name, len?))) {
+            assert!(
+                actual % batch.max(1) == 0 && actual / batch.max(1) >= last,
+                "{kernel}: `{name}` has {actual} entries for {batch} rows of up to {last} keys"
+            );
+        }
+        if let Some(slopes) = self.slopes {
+            assert!(slopes.len() == heads, "{kernel}: {} slopes for {heads} heads", slopes.len());
+        }
+        let sizes = [batch, heads, tokens, last];
+        if let Some(pairs) = &self.pairs {
+            pairs.check(kernel, "pairs", sizes);
+        }
+        if let Some(bias) = &self.bias {
+            bias.check(kernel, "bias", sizes);
+        }
+    }
+}
+
+/// A dense `[B or 1, N or 1, T or 1, S or 1]` tensor; axes of one element stand for all.
+#[derive(Debug, Clone, Copy)]
+pub struct Broadcast<'a, T> {
+    /// Its elements, row-major.
+    pub elements: &'a [T],
+    /// Its sizes.
+    pub shape: [usize; 4],
+}
+
+impl<'a, T> Broadcast<'a, T> {
+    /// The elements for all keys of a query, or the one for all of them.
+    pub(super) fn keys(&self, row: usize, head: usize, token: usize) -> &'a [T] {
+        let [rows, heads, tokens, keys] = self.shape;
+        let index = ((row % rows) * heads + head % heads) * tokens + token % tokens;
+        &self.elements[index * keys..][..keys]
+    }
+
+    #[track_caller]
+    fn check(&self, kernel: &str, name: &str, [batch, heads, tokens, keys]: [usize; 4]) {
+        let [b, n, t, s] = self.shape;
+        let fits = |actual: usize, expected: usize| actual == 1 || actual == expected;
+        assert!(
+            fits(b, batch) && fits(n, heads) && fits(t, tokens) && (s == 1 || s >= keys),
+            "{kernel}: `{name}` is {:?} beside [{batch}, {heads}, {tokens}, {keys}]",
+            self.shape
+        );
+        assert!(
+            self.elements.len() == b * n * t * s,
+            "{kernel}: `{name}` has {} elements, its shape {:?}",
+            self.elements.len(),
+            self.shape
+        );
+    }
+}

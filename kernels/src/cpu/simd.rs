@@ -1,0 +1,101 @@
+//! Exponential and hyperbolic tangent on vectors.
+
+use pulp::Simd;
+
+/// Behind this, `exp` is less than the smallest normal number; hidden scores, which are `-inf`, lie there too.
+const SMALLEST: f32 = -87.3;
+/// `e^x` for an `x` that is not above 0, within a few units in the last place; 0 below -87.3, NaN for NaN.
+///
+/// `x = n ln 2 + r` with a whole `n` and `|r| ≤ ln 2 / 2`: a polynomial gives `e^r`, the exponent bits `2^n`.
+#[inline(always)]
+pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // Adding it leaves the nearest whole number in the lowest bits, 127 above what it is: an exponent.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    // By comparison: a NaN passes.
+    let nothing = simd.less_than_f32s(x, simd.splat_f32s(SMALLEST));
+    let x = simd.select_f32s(nothing, simd.splat_f32s(SMALLEST), x);
+    let round = simd.splat_f32s(ROUND);
+    let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), round);
+    let whole = simd.sub_f32s(shifted, round);
+    // ln 2 in two parts, the first of which has few enough bits for an exact product.
+    let rest = simd.mul_add_e_f32s(whole, simd.splat_f32s(-0.693_359_375), x);
+    let rest = simd.mul_add_e_f32s(whole, simd.splat_f32s(2.121_944_4e-4), rest);
+
+    let mut power = simd.splat_f32s(1.0 / 720.0);
+    for coefficient in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        power = simd.mul_add_e_f32s(power, rest, simd.splat_f32s(coefficient));
+    }
+    let scale = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
+    simd.select_f32s(nothing, simd.splat_f32s(0.0), simd.mul_f32s(power, simd.transmute_f32s_u32s(scale)))
+}
+
+/// `tanh x`, within a few units in the last place.
+#[inline(always)]
+pub(super) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    let one = simd.splat_f32s(1.0);
+    // (1 - t) / (1 + t) with t = e^(-2 |x|).
+    let magnitude = simd.abs_f32s(x);
+    let t = exp(simd, simd.mul_f32s(magnitude, simd.splat_f32s(-2.0)));
+    let far = simd.div_f32s(simd.sub_f32s(one, t), simd.add_f32s(one, t));
+    let sign = simd.and_f32s(x, simd.splat_f32s(-0.0));
+    let far = simd.or_f32s(far, sign);
+    // Near zero the difference cancels; there the series is short.
+    let square = simd.mul_f32s(x, x);
+    let mut sum = simd.splat_f32s(62.0 / 2835.0);
+    for coefficient in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0] {
+        sum = simd.mul_add_e_f32s(sum, square, simd.splat_f32s(coefficient));
+    }
+    let near = simd.mul_add_e_f32s(simd.mul_f32s(sum, square), x, x);
+    simd.select_f32s(simd.less_than_f32s(magnitude, simd.splat_f32s(0.2)), near, far)
+}
+
+#[cfg(test)]
+mod tests {
+    use pulp::{Arch, Simd, WithSimd};
+
+    struct Each<'a>(&'a mut [f32], bool);
+
+    impl WithSimd for Each<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) {
+            let (vectors, rest) = S::as_mut_simd_f32s(self.0);
+            assert!(rest.is_empty());
+            for vector in vectors {
+                *vector = if self.1 { super::tanh(simd, *vector) } else { super::exp(simd, *vector) };
+            }
+        }
+    }
+
+    fn check(tanh: bool, last: i32, exact: fn(f64) -> f64) {
+        let inputs: Vec<f32> = (-16_000..last).map(|at| at as f32 * 0.0071).collect();
+        let mut outputs = inputs.clone();
+        Arch::new().dispatch(Each(&mut outputs, tanh));
+        for (input, output) in inputs.iter().zip(outputs) {
+            let expected = exact(f64::from(*input));
+            let error = (f64::from(output) - expected).abs();
+            assert!(error <= 5e-7 * expected.abs() || error < 2e-38, "{input}: {output}, expected {expected}");
+        }
+    }
+
+    #[test]
+    fn exp_is_exact_to_a_few_units_in_the_last_place() {
+        check(false, 0, f64::exp);
+    }
+
+    #[test]
+    fn tanh_is_exact_to_a_few_units_in_the_last_place() {
+        check(true, 16_000, f64::tanh);
+    }
+
+    #[test]
+    fn exp_of_the_ends() {
+        let mut values = vec![0.0f32; 16];
+        values[..5].copy_from_slice(&[0.0, f32::NEG_INFINITY, -0.0, f32::NAN, f32::MIN]);
+        Arch::new().dispatch(Each(&mut values, false));
+        assert_eq!(values[..3], [1.0, 0.0, 1.0]);
+        assert!(values[3].is_nan());
+        assert_eq!(values[4], 0.0);
+    }
+}

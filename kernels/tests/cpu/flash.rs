@@ -1,0 +1,164 @@
+//! Attention of many queries.
+
+use burn_deepspeed_kernels::cpu::flash::{Flash, Heads, flash};
+use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
+
+use crate::oracle::{Problem, assert_near};
+
+const TOLERANCE: f64 = 1e-5;
+
+fn same(value: f32) -> f32 {
+    value
+}
+
+/// `[batch, tokens, heads, head_dim]`.
+fn context(problem: &Problem, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f32> {
+    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
+    let keys = problem.keys();
+    let (hidden, positions, slopes) = (problem.hidden(), problem.positions(), problem.slopes());
+    let (pairs, biases) = (problem.pairs(), problem.biases());
+    let masks = Masks {
+        causal: problem.causal,
+        window: problem.window,
+        softcap: problem.softcap,
+        starts: &problem.starts,
+        ends: &problem.ends,
+        hidden: problem.hidden_keys.then_some(&hidden[..]),
+        slopes: problem.slopes.then_some(&slopes[..]),
+        positions: (problem.slopes && problem.hidden_keys).then_some(&positions[..]),
+        pairs: problem.hidden_pairs.then_some(Broadcast { elements: &pairs[..], shape: [1, 1, tokens, keys] }),
+        bias: problem.bias.then_some(Broadcast { elements: &biases[..], shape: [1, heads, tokens, keys] }),
+    };
+    let mut output = vec![f32::NAN; batch * tokens * heads * head_dim];
+    let problem = Flash {
+        batch,
+        heads,
+        kv_heads,
+        tokens,
+        capacity,
+        head_dim,
+        value_dim: head_dim,
+        query: Heads::dense(query, heads, tokens, head_dim),
+        key: Heads::dense(key, kv_heads, capacity, head_dim),
+        value: Heads::dense(value, kv_heads, capacity, head_dim),
+        scale: problem.scale(),
+        masks,
+    };
+    flash(&problem, &mut output);
+    output
+}
+
+fn check(problem: &Problem) {
+    let (query, key, value) = (problem.query(same), problem.cache(same, 2), problem.cache(same, 3));
+    let expected = problem.solve(&query, &key, &value);
+    assert_near(&format!("{problem:?}"), &context(problem, &query, &key, &value), &expected, TOLERANCE);
+}
+
+#[test]
+fn every_mask_agrees_with_plain_loops() {
+    for sizes in [[6, 2, 37, 83, 40], [4, 1, 5, 83, 64], [3, 3, 70, 83, 17]] {
+        for masked in Problem::new(sizes, &[70, 43]).masked() {
+            check(&masked);
+        }
+    }
+    // Several blocks of keys.
+    for masked in Problem::new([4, 2, 130, 1300, 96], &[1290, 700]).masked() {
+        check(&masked);
+    }
+}
+
+#[test]
+fn every_head_size_agrees_with_plain_loops() {
+    for head_dim in [1, 7, 8, 15, 16, 17, 36, 40, 64, 80, 96, 128, 160, 256, 512] {
+        check(&Problem::new([3, 1, 19, 333, head_dim], &[333, 21]));
+    }
+}
+
+#[test]
+fn every_length_agrees_with_plain_loops() {
+    for tokens in [1, 2, 3, 5, 6, 7, 13, 65, 600] {
+        for behind in [0, 1, 15, 16, 31, 100, 513] {
+            let ends = [tokens + behind, (tokens + behind) / 2 + 1];
+            let mut problem = Problem::new([3, 1, tokens, tokens + behind + 3, 16], &ends);
+            check(&problem);
+            problem.window = Some(9);
+            check(&problem);
+            (problem.window, problem.causal) = (None, false);
+            check(&problem);
+        }
+    }
+}
+
+#[test]
+fn a_query_that_sees_nothing_is_zero() {
+    let mut problem = Problem::new([2, 1, 5, 12, 8], &[0, 3]);
+    check(&problem);
+    problem.hidden_keys = true;
+    check(&problem);
+}
+
+#[test]
+fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
+    // The last key is seen by the last query alone.
+    let problem = Problem::new([2, 1, 9, 30, 24], &[30]);
+    let (query, key, value) = (problem.query(same), problem.cache(same, 2), problem.cache(same, 3));
+    let clean = problem.solve(&query, &key, &value);
+    for bad in [f32::NAN, f32::INFINITY] {
+        for side in 0..2 {
+            let mut sides = [key.clone(), value.clone()];
+            sides[side][29 * 24..].fill(bad);
+            let output = context(&problem, &query, &sides[0], &sides[1]);
+            let (before, last) = output.split_at(8 * 2 * 24);
+            assert_near("the others", before, &clean[..before.len()], TOLERANCE);
+            // An infinite score or value of either sign: nothing finite comes of the first, or the key is left out.
+            if bad.is_nan() || side == 1 {
+                assert!(last.iter().all(|x| !x.is_finite()), "{bad}, side {side}: {last:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
+    let problem = Problem { window: Some(150), ..Problem::new([4, 2, 140, 700, 40], &[700, 333, 700]) };
+    let (query, key, value) = (problem.query(same), problem.cache(same, 2), problem.cache(same, 3));
+    let whole = context(&problem, &query, &key, &value);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
+    assert_eq!(bits(&pool.install(|| context(&problem, &query, &key, &value))), bits(&whole));
+    let alone = Problem {
+        batch: 1,
+        starts: problem.starts[1..2].to_vec(),
+        ends: problem.ends[1..2].to_vec(),
+        ..problem.clone()
+    };
+    let part = |all: &[f32]| all[all.len() / 3..all.len() / 3 * 2].to_vec();
+    let output = context(&alone, &part(&query), &part(&key), &part(&value));
+    assert_eq!(bits(&output), bits(&part(&whole)));
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+#[should_panic(expected = "flash: `key` has 10 elements")]
+fn a_slice_that_is_too_short_is_named() {
+    let (query, key) = (vec![0.0; 2 * 8], vec![0.0; 10]);
+    let starts = [0];
+    let ends = [2];
+    let problem = Flash {
+        batch: 1,
+        heads: 1,
+        kv_heads: 1,
+        tokens: 2,
+        capacity: 2,
+        head_dim: 8,
+        value_dim: 8,
+        query: Heads::dense(&query, 1, 2, 8),
+        key: Heads::dense(&key, 1, 2, 8),
+        value: Heads::dense(&query, 1, 2, 8),
+        scale: 1.0,
+        masks: Masks::full(&starts, &ends),
+    };
+    flash(&problem, &mut [0.0; 16]);
+}
