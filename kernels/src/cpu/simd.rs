@@ -17,8 +17,8 @@ pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let round = simd.splat_f32s(ROUND);
     let shifted = simd.mul_add_e_f32s(x, simd.splat_f32s(std::f32::consts::LOG2_E), round);
     let whole = simd.sub_f32s(shifted, round);
-    // ln 2 in two parts, the first of which has few enough bits for an exact product.
-    let rest = simd.mul_add_e_f32s(whole, simd.splat_f32s(-0.693_359_375), x);
+    // ln 2 in two parts, the first of which (355 / 512) has few enough bits for an exact product.
+    let rest = simd.mul_add_e_f32s(whole, simd.splat_f32s(-0.693_359_4), x);
     let rest = simd.mul_add_e_f32s(whole, simd.splat_f32s(2.121_944_4e-4), rest);
 
     let mut power = simd.splat_f32s(1.0 / 720.0);

@@ -1,35 +1,15 @@
 //! Attention of many queries.
 
 use burn_deepspeed_kernels::cpu::flash::{Flash, Heads, flash};
-use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
+use burn_deepspeed_kernels::cpu::masks::Masks;
 
 use crate::oracle::{Problem, assert_near};
-
-const TOLERANCE: f64 = 1e-5;
-
-fn same(value: f32) -> f32 {
-    value
-}
+use crate::problem::{TOLERANCE, Tensors};
 
 /// `[batch, tokens, heads, head_dim]`.
-fn context(problem: &Problem, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f32> {
+fn context(problem: &Problem, tensors: &Tensors) -> Vec<f32> {
     let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
-    let keys = problem.keys();
-    let (hidden, positions, slopes) = (problem.hidden(), problem.positions(), problem.slopes());
-    let (pairs, biases) = (problem.pairs(), problem.biases());
-    let masks = Masks {
-        causal: problem.causal,
-        window: problem.window,
-        softcap: problem.softcap,
-        starts: &problem.starts,
-        ends: &problem.ends,
-        hidden: problem.hidden_keys.then_some(&hidden[..]),
-        slopes: problem.slopes.then_some(&slopes[..]),
-        positions: (problem.slopes && problem.hidden_keys).then_some(&positions[..]),
-        pairs: problem.hidden_pairs.then_some(Broadcast { elements: &pairs[..], shape: [1, 1, tokens, keys] }),
-        bias: problem.bias.then_some(Broadcast { elements: &biases[..], shape: [1, heads, tokens, keys] }),
-    };
-    let mut output = vec![f32::NAN; batch * tokens * heads * head_dim];
+    let mut output = vec![f32::NAN; tensors.query.len()];
     let problem = Flash {
         batch,
         heads,
@@ -38,20 +18,20 @@ fn context(problem: &Problem, query: &[f32], key: &[f32], value: &[f32]) -> Vec<
         capacity,
         head_dim,
         value_dim: head_dim,
-        query: Heads::dense(query, heads, tokens, head_dim),
-        key: Heads::dense(key, kv_heads, capacity, head_dim),
-        value: Heads::dense(value, kv_heads, capacity, head_dim),
+        query: Heads::dense(&tensors.query, heads, tokens, head_dim),
+        key: Heads::dense(&tensors.key, kv_heads, capacity, head_dim),
+        value: Heads::dense(&tensors.value, kv_heads, capacity, head_dim),
         scale: problem.scale(),
-        masks,
+        masks: tensors.masks(problem),
     };
     flash(&problem, &mut output);
     output
 }
 
 fn check(problem: &Problem) {
-    let (query, key, value) = (problem.query(same), problem.cache(same, 2), problem.cache(same, 3));
-    let expected = problem.solve(&query, &key, &value);
-    assert_near(&format!("{problem:?}"), &context(problem, &query, &key, &value), &expected, TOLERANCE);
+    let tensors = Tensors::new(problem);
+    let expected = tensors.expected(problem);
+    assert_near(&format!("{problem:?}"), &context(problem, &tensors), &expected, TOLERANCE);
 }
 
 #[test]
@@ -101,13 +81,12 @@ fn a_query_that_sees_nothing_is_zero() {
 fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
     // The last key is seen by the last query alone.
     let problem = Problem::new([2, 1, 9, 30, 24], &[30]);
-    let (query, key, value) = (problem.query(same), problem.cache(same, 2), problem.cache(same, 3));
-    let clean = problem.solve(&query, &key, &value);
+    let clean = Tensors::new(&problem).expected(&problem);
     for bad in [f32::NAN, f32::INFINITY] {
         for side in 0..2 {
-            let mut sides = [key.clone(), value.clone()];
-            sides[side][29 * 24..].fill(bad);
-            let output = context(&problem, &query, &sides[0], &sides[1]);
+            let mut tensors = Tensors::new(&problem);
+            [&mut tensors.key, &mut tensors.value][side][29 * 24..].fill(bad);
+            let output = context(&problem, &tensors);
             let (before, last) = output.split_at(8 * 2 * 24);
             assert_near("the others", before, &clean[..before.len()], TOLERANCE);
             // An infinite score or value of either sign: nothing finite comes of the first, or the key is left out.
@@ -121,10 +100,10 @@ fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
 #[test]
 fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
     let problem = Problem { window: Some(150), ..Problem::new([4, 2, 140, 700, 40], &[700, 333, 700]) };
-    let (query, key, value) = (problem.query(same), problem.cache(same, 2), problem.cache(same, 3));
-    let whole = context(&problem, &query, &key, &value);
+    let mut tensors = Tensors::new(&problem);
+    let whole = context(&problem, &tensors);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-    assert_eq!(bits(&pool.install(|| context(&problem, &query, &key, &value))), bits(&whole));
+    assert_eq!(bits(&pool.install(|| context(&problem, &tensors))), bits(&whole));
     let alone = Problem {
         batch: 1,
         starts: problem.starts[1..2].to_vec(),
@@ -132,7 +111,10 @@ fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
         ..problem.clone()
     };
     let part = |all: &[f32]| all[all.len() / 3..all.len() / 3 * 2].to_vec();
-    let output = context(&alone, &part(&query), &part(&key), &part(&value));
+    for tensor in [&mut tensors.query, &mut tensors.key, &mut tensors.value] {
+        *tensor = part(tensor);
+    }
+    let output = context(&alone, &tensors);
     assert_eq!(bits(&output), bits(&part(&whole)));
 }
 

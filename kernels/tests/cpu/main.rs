@@ -1,6 +1,8 @@
 //! Every CPU kernel against plain loops, on sizes that no tile divides.
 #![allow(clippy::unwrap_used)]
 
+mod decode;
 mod flash;
 #[path = "../oracle/mod.rs"]
 mod oracle;
+mod problem;

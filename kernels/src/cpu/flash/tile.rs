@@ -219,9 +219,9 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         assert!(keys.end <= scores[0].len() && first + W <= vectors);
         for key in keys {
             let mut value = [simd.splat_f32s(0.0); W];
-            for v in 0..W {
+            for (v, value) in value.iter_mut().enumerate() {
                 // SAFETY: `key` lies before the end of the slice of values, which has `vectors` for each, and `first + v` before that.
-                value[v] = unsafe { *values.get_unchecked(key * vectors + first + v) };
+                *value = unsafe { *values.get_unchecked(key * vectors + first + v) };
             }
             for row in 0..ROWS {
                 // SAFETY: the assertion above has the last key.
