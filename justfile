@@ -8,7 +8,7 @@ test backend="ndarray":
 
 # Kernels beside what they replace.
 bench:
-    cargo bench --features autodiff --bench decode
+    cargo bench --features autodiff --bench decode --bench prefill
 
 # Programs, cases and scripts for a machine with a CUDA device and without Rust; `gpu-bundle/scripts/gpu-check.sh` runs them there.
 gpu-bundle:

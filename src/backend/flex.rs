@@ -16,7 +16,7 @@ impl InferenceBackend for Flex {
 }
 
 impl InMemory for Flex {
-    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Elements<'_>) -> R) -> R {
+    fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R {
         if let TensorPrimitive::Float(primitive) = tensor.clone().into_primitive()
             && primitive.dtype() == DType::F32
         {

@@ -18,7 +18,7 @@ mod ndarray;
 macro_rules! cpu_operations {
     () => {
         fn fast_operations() -> &'static [&'static str] {
-            &["softmax_context", "masked_attention"]
+            &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul"]
         }
 
         fn plan_softmax_context(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
@@ -37,6 +37,29 @@ macro_rules! cpu_operations {
 
         fn masked_attention(arguments: $crate::ops::Attention<Self>) -> burn::tensor::Tensor<Self, 4> {
             $crate::ops::attention::cpu::masked_attention(arguments)
+        }
+
+        fn qkv_gemm(
+            input: burn::tensor::Tensor<Self, 3>,
+            norm: Option<&$crate::weight::FusedNorm<Self>>,
+            qkv: &$crate::weight::QkvWeight<Self>,
+            want_norm: bool,
+        ) -> $crate::ops::QkvGemmOutput<Self> {
+            $crate::ops::qkv_gemm::cpu::qkv_gemm(input, norm, qkv, want_norm)
+        }
+
+        fn linear(
+            input: burn::tensor::Tensor<Self, 3>,
+            weight: &$crate::weight::Weight<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::qkv_gemm::cpu::project("linear", input, weight, true)
+        }
+
+        fn vector_matmul(
+            input: burn::tensor::Tensor<Self, 3>,
+            weight: &$crate::weight::Weight<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::qkv_gemm::cpu::project("vector_matmul", input, weight, false)
         }
     };
 }

@@ -20,7 +20,7 @@ where
     NdArrayTensor: From<SharedArray<E>>,
     NdArrayTensor: From<SharedArray<I>>,
 {
-    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Elements<'_>) -> R) -> R {
+    fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R {
         if let TensorPrimitive::Float(NdArrayTensor::F32(storage)) = tensor.clone().into_primitive() {
             let view = storage.view();
             let elements = view

@@ -7,59 +7,61 @@ use burn::tensor::{Tensor, backend::Backend};
 
 pub(crate) use crate::cache::slice_assign;
 
-/// The elements of a `[B, N, T, H]` tensor, whose last axis lies one behind the other.
-pub(crate) struct Elements<'a> {
-    /// From the first element on.
+/// The elements of an f32 tensor.
+pub(crate) struct Elements<'a, const D: usize> {
+    /// From the first element of the tensor on.
     pub elements: Cow<'a, [f32]>,
-    /// Strides of the first three axes, in elements.
-    pub strides: [usize; 3],
+    pub shape: [usize; D],
+    /// In elements.
+    pub strides: [usize; D],
 }
 
-impl<'a> Elements<'a> {
-    /// The elements where they lie, if the strides say that the last axis is dense and nothing runs backwards.
-    pub fn borrowed(elements: &'a [f32], shape: [usize; 4], strides: &[isize]) -> Option<Self> {
-        let dense = strides.last() == Some(&1) || shape[3] == 1;
-        let [a, b, c, _] = *strides else { return None };
-        let [Ok(a), Ok(b), Ok(c)] = [a, b, c].map(usize::try_from) else { return None };
-        dense.then_some(Self { elements: Cow::Borrowed(elements), strides: [a, b, c] })
+impl<'a, const D: usize> Elements<'a, D> {
+    /// The elements where they lie, unless an axis runs backwards.
+    pub fn borrowed(elements: &'a [f32], shape: [usize; D], strides: &[isize]) -> Option<Self> {
+        let forwards = strides.len() == D && strides.iter().all(|stride| *stride >= 0);
+        let strides = || std::array::from_fn(|axis| strides[axis].unsigned_abs());
+        forwards.then(|| Self { elements: Cow::Borrowed(elements), shape, strides: strides() })
     }
 
     /// A dense copy.
-    pub fn copied<B: Backend>(tensor: &Tensor<B, 4>) -> Self {
-        let [_, heads, tokens, features] = tensor.dims();
-        Self {
-            elements: Cow::Owned(tensor.to_data().iter().collect()),
-            strides: [heads * tokens * features, tokens * features, features],
-        }
+    pub fn copied<B: Backend>(tensor: &Tensor<B, D>) -> Self {
+        Self::row_major(Cow::Owned(tensor.to_data().iter().collect()), tensor.dims())
     }
-}
 
-impl Elements<'_> {
-    /// The elements in the order of the axes, without a copy if that is how they lie. Strides of axes of one element count for nothing.
-    pub fn dense(&self, shape: [usize; 4]) -> Cow<'_, [f32]> {
-        let [batch, heads, tokens, features] = shape;
-        let expected = [heads * tokens * features, tokens * features, features];
-        let len = batch * heads * tokens * features;
-        if (0..3).all(|axis| shape[axis] == 1 || self.strides[axis] == expected[axis]) {
+    fn row_major(elements: Cow<'a, [f32]>, shape: [usize; D]) -> Self {
+        let strides = std::array::from_fn(|axis| shape[axis + 1..].iter().product());
+        Self { elements, shape, strides }
+    }
+
+    /// The elements in the order of the axes, without a copy if that is how they lie.
+    pub fn dense(&self) -> Cow<'_, [f32]> {
+        let len = self.shape.iter().product();
+        let dense = Self::row_major(Cow::Borrowed(&[]), self.shape);
+        // The stride of an axis of one element counts for nothing.
+        if (0..D).all(|axis| self.shape[axis] == 1 || self.strides[axis] == dense.strides[axis]) {
             return Cow::Borrowed(&self.elements[..len]);
         }
-        let mut elements = Vec::with_capacity(len);
-        for row in 0..batch {
-            for head in 0..heads {
-                for token in 0..tokens {
-                    let at = row * self.strides[0] + head * self.strides[1] + token * self.strides[2];
-                    elements.extend_from_slice(&self.elements[at..at + features]);
-                }
-            }
+        let place = |index: usize| {
+            let along = |axis: usize| index / dense.strides[axis] % self.shape[axis] * self.strides[axis];
+            self.elements[(0..D).map(along).sum::<usize>()]
+        };
+        Cow::Owned((0..len).map(place).collect())
+    }
+
+    /// The same with the elements of the last axis one behind the other, without a copy if they are.
+    pub fn in_rows(self) -> Self {
+        if self.shape[D - 1] == 1 || self.strides[D - 1] == 1 {
+            return self;
         }
-        Cow::Owned(elements)
+        Self::row_major(Cow::Owned(self.dense().into_owned()), self.shape)
     }
 }
 
 /// A backend whose tensors lie in memory.
 pub(crate) trait InMemory: Backend {
-    /// Reads the elements of an f32 tensor, without a copy if its last axis lies one behind the other.
-    fn with_elements<R>(tensor: &Tensor<Self, 4>, read: impl FnOnce(Elements<'_>) -> R) -> R;
+    /// Reads the elements of an f32 tensor, without a copy where they lie at some strides.
+    fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R;
 
     /// Writes into a part of a tensor, in place if nobody else holds it.
     fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {

@@ -3,6 +3,8 @@
 
 mod decode;
 mod flash;
+mod norm;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod problem;
+mod product;

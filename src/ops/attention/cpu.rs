@@ -100,8 +100,7 @@ impl<B: InMemory> Problem<'_, B> {
         let shape = DecodeShape { batch, heads, kv_heads, tokens, capacity, head_dim };
         let mut output = vec![0.0; batch * heads * tokens * head_dim];
         self.with_elements(|query, key, value| {
-            let query = query.dense([batch, heads, tokens, head_dim]);
-            let [key, value] = [key, value].map(|side| side.dense([batch, kv_heads, capacity, head_dim]));
+            let [query, key, value] = [query, key, value].map(Elements::dense);
             decode(&Decode { shape, query: &query, key: &key, value: &value, scale, masks }, &mut output);
         });
         merge_heads(Tensor::from_data(
@@ -110,9 +109,11 @@ impl<B: InMemory> Problem<'_, B> {
         ))
     }
 
-    fn with_elements(&self, read: impl FnOnce(&Elements<'_>, &Elements<'_>, &Elements<'_>)) {
+    fn with_elements(&self, read: impl FnOnce(&Elements<'_, 4>, &Elements<'_, 4>, &Elements<'_, 4>)) {
         B::with_elements(self.query, |query| {
-            B::with_elements(self.key, |key| B::with_elements(self.value, |value| read(&query, &key, &value)));
+            B::with_elements(self.key, |key| {
+                B::with_elements(self.value, |value| read(&query.in_rows(), &key.in_rows(), &value.in_rows()));
+            });
         });
     }
 
@@ -162,8 +163,8 @@ struct OwnedMasks {
     bias: Option<([usize; 4], Vec<f32>)>,
 }
 
-fn strided<'a>(tensor: &'a Elements<'_>) -> Heads<'a> {
-    let [batch, head, token] = tensor.strides;
+fn strided<'a>(tensor: &'a Elements<'_, 4>) -> Heads<'a> {
+    let [batch, head, token, _] = tensor.strides;
     Heads { elements: &tensor.elements, batch, head, token }
 }
 

@@ -1,5 +1,7 @@
 //! Norm and QKV projection; DeepSpeed's `QKVGemmOp`, in whose fallbacks RMSNorm has no bias and int8 is missing.
 
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;
 

@@ -22,6 +22,7 @@ mod tile;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::Disjoint;
 use super::masks::Masks;
 use pack::{Keys, Queries};
 use tile::{Scores, Tile};
@@ -127,7 +128,7 @@ pub fn flash(problem: &Flash<'_>, output: &mut [f32]) {
     let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(8 * ROWS, MOST_ROWS);
     let each = fair.div_ceil(group).min(tokens);
     let chunks = tokens.div_ceil(each);
-    let output = Output(output.as_mut_ptr());
+    let output = Disjoint::new(output);
     // Late tokens see more keys under causality: the longest tasks come first.
     (0..chunks * batch * kv_heads).into_par_iter().for_each_init(Scratch::default, |scratch, index| {
         let chunk = chunks - 1 - index / (batch * kv_heads);
@@ -136,12 +137,6 @@ pub fn flash(problem: &Flash<'_>, output: &mut [f32]) {
         Arch::new().dispatch(Task { problem, batch, kv_head, first, tokens: last - first, scratch, output: &output });
     });
 }
-
-/// The first element of the output. Each task writes the rows of its own queries and no others.
-struct Output(*mut f32);
-
-// SAFETY: tasks write disjoint parts, and nobody reads before all have ended.
-unsafe impl Sync for Output {}
 
 /// Memory of a thread, kept from task to task.
 struct Scratch {
@@ -191,7 +186,7 @@ struct Task<'a> {
     first: usize,
     tokens: usize,
     scratch: &'a mut Scratch,
-    output: &'a Output,
+    output: &'a Disjoint<'a>,
 }
 
 impl WithSimd for Task<'_> {
@@ -253,8 +248,8 @@ impl Task<'_> {
         for (row, state) in running.iter().enumerate() {
             let (token, head) = (self.first + row / group, self.kv_head * group + row % group);
             let at = ((self.batch * self.problem.tokens + token) * heads + head) * value_dim;
-            // SAFETY: `at + value_dim` is within the output, whose length was checked, and no other task has this token and head.
-            let output = unsafe { std::slice::from_raw_parts_mut(self.output.0.add(at), value_dim) };
+            // SAFETY: no other task has this token and head.
+            let output = unsafe { self.output.part(at, value_dim) };
             // Nothing visible gives zeros; a NaN compares unequal and shows.
             let factor = if state.sum == 0.0 { 0.0 } else { 1.0 / state.sum };
             for (output, context) in output.iter_mut().zip(&contexts[row * width..]) {

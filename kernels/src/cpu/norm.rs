@@ -1,0 +1,71 @@
+//! LayerNorm and RMSNorm.
+
+use rayon::prelude::*;
+
+/// Partial sums of a row, so that they run in vector registers.
+const LANES: usize = 16;
+
+/// Elements of a task, so that a task is worth a thread.
+const TASK: usize = 1 << 14;
+
+/// The arguments of [`norm`].
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// `[rows, features]`.
+    pub input: &'a [f32],
+    /// Factor of each feature.
+    pub gamma: &'a [f32],
+    /// Summand of each feature.
+    pub beta: Option<&'a [f32]>,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Whether the mean stays in (RMSNorm).
+    pub rms: bool,
+}
+
+/// `(x - mean) / sqrt(variance + epsilon) · gamma + beta` of each row, or without the mean.
+///
+/// # Panics
+/// If a slice does not have the length that the others say.
+pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
+    let features = problem.gamma.len();
+    let len = problem.input.len();
+    assert!(len.is_multiple_of(features.max(1)), "norm: `input` has {len} elements, rows have {features}");
+    assert!(output.len() == len, "norm: `output` has {} elements, expected {len}", output.len());
+    if let Some(beta) = problem.beta {
+        assert!(beta.len() == features, "norm: `beta` has {} elements, expected {features}", beta.len());
+    }
+    if len == 0 {
+        return;
+    }
+    let together = TASK.div_ceil(features) * features;
+    output.par_chunks_mut(together).zip(problem.input.par_chunks(together)).for_each(|(output, input)| {
+        for (output, input) in output.chunks_mut(features).zip(input.chunks(features)) {
+            row(problem, input, output);
+        }
+    });
+}
+
+fn row(problem: &Norm<'_>, input: &[f32], output: &mut [f32]) {
+    let count = input.len() as f32;
+    let mean = if problem.rms { 0.0 } else { sum(input, |x| x) / count };
+    let variance = sum(input, |x| (x - mean) * (x - mean)) / count;
+    let factor = 1.0 / (variance + problem.epsilon).sqrt();
+    for ((output, x), gamma) in output.iter_mut().zip(input).zip(problem.gamma) {
+        *output = (x - mean) * factor * gamma;
+    }
+    if let Some(beta) = problem.beta {
+        output.iter_mut().zip(beta).for_each(|(output, beta)| *output += beta);
+    }
+}
+
+fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(*value);
+        }
+    }
+    lanes.iter().sum::<f32>() + rest.iter().map(|value| term(*value)).sum::<f32>()
+}

@@ -1,0 +1,101 @@
+//! Norm and projections on the CPU kernels.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
+use burn_deepspeed_kernels::cpu::product::{Matrix, Product, product};
+
+use super::{QkvGemmOutput, reference};
+use crate::error::check_shape;
+use crate::ops::check_types;
+use crate::ops::cpu::InMemory;
+use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
+
+/// [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm) for backends on the CPU.
+pub(crate) fn qkv_gemm<B: InMemory>(
+    input: Tensor<B, 3>,
+    norm: Option<&FusedNorm<B>>,
+    qkv: &QkvWeight<B>,
+    want_norm: bool,
+) -> QkvGemmOutput<B> {
+    if input.dtype() != DType::F32 || input.shape().num_elements() == 0 {
+        return reference(input, norm, qkv, want_norm);
+    }
+    let input = match norm {
+        Some(norm) => normed(&input, norm),
+        None => input,
+    };
+    let weights: Vec<&Weight<B>> = match qkv {
+        QkvWeight::Fused(weight) => vec![weight],
+        QkvWeight::Separate(SeparateQkv { query, key, value }) => vec![query, key, value],
+    };
+    let qkv = products("qkv_gemm", &input, &weights, true);
+    QkvGemmOutput { qkv, inp_norm: want_norm.then_some(input) }
+}
+
+/// `input · weight`, with its bias or without.
+pub(crate) fn project<B: InMemory>(
+    operation: &str,
+    input: Tensor<B, 3>,
+    weight: &Weight<B>,
+    bias: bool,
+) -> Tensor<B, 3> {
+    if input.dtype() != DType::F32 || input.shape().num_elements() == 0 {
+        let dtype = input.dtype();
+        return crate::ops::project(operation, input, weight, weight.bias().filter(|_| bias), dtype);
+    }
+    products(operation, &input, &[weight], bias)
+}
+
+fn normed<B: InMemory>(input: &Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+    let [batch, tokens, width] = input.dims();
+    check_shape("qkv_gemm", "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
+    let (gamma, beta, spec) = (floats(&norm.gamma()), norm.beta().map(|beta| floats(&beta)), norm.spec());
+    let mut output = vec![0.0; batch * tokens * width];
+    B::with_elements(input, |input| {
+        let problem = Norm {
+            input: &input.dense(),
+            gamma: &gamma,
+            beta: beta.as_deref(),
+            epsilon: spec.epsilon as f32,
+            rms: spec.rms,
+        };
+        normalise(&problem, &mut output);
+    });
+    Tensor::from_data(TensorData::new(output, [batch, tokens, width]), (&input.device(), DType::F32))
+}
+
+/// The products with several matrices, side by side.
+fn products<B: InMemory>(
+    operation: &str,
+    input: &Tensor<B, 3>,
+    weights: &[&Weight<B>],
+    with_bias: bool,
+) -> Tensor<B, 3> {
+    let [batch, tokens, inputs] = input.dims();
+    let width = weights.iter().map(|weight| weight.output_size()).sum();
+    let mut output = vec![0.0; batch * tokens * width];
+    B::with_elements(input, |input| {
+        let input = input.dense();
+        let mut first = 0;
+        for weight in weights {
+            check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
+            let matrix = weight.input_output();
+            check_types(operation, DType::F32, matrix.dtype());
+            let bias = weight.bias().filter(|_| with_bias).map(|bias| floats(&bias));
+            B::with_elements(&matrix, |matrix| {
+                let [inputs, outputs] = matrix.shape;
+                let [input_stride, output_stride] = matrix.strides;
+                let elements = &matrix.elements;
+                let matrix = Matrix { elements, inputs, outputs, input_stride, output_stride };
+                product(&Product { input: &input, matrix, bias: bias.as_deref(), width, first }, &mut output);
+            });
+            first += weight.output_size();
+        }
+    });
+    Tensor::from_data(TensorData::new(output, [batch, tokens, width]), (&input.device(), DType::F32))
+}
+
+/// The elements of a short tensor.
+fn floats<B: InMemory>(tensor: &Tensor<B, 1>) -> Vec<f32> {
+    tensor.to_data().iter().collect()
+}
