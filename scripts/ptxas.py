@@ -48,6 +48,7 @@ def toolkit(cache: pathlib.Path) -> pathlib.Path:
 
 
 def driver(cache: pathlib.Path) -> pathlib.Path:
+    """The folder of the fake driver, compiled anew."""
     folder = cache / "fake-driver"
     folder.mkdir(parents=True, exist_ok=True)
     source = ROOT / "scripts/fake_cuda.c"
@@ -61,7 +62,7 @@ def environment(cache: pathlib.Path, architecture: int, dump: str | None = None)
     variables = {
         **os.environ,
         "CUDA_PATH": str(home),
-        "LD_LIBRARY_PATH": f"{driver(cache)}:{home / 'lib'}",
+        "LD_LIBRARY_PATH": f"{cache / 'fake-driver'}:{home / 'lib'}",
         "STUB_SM": str(architecture),
         "STUB_VERBOSE": "1",
     }
@@ -166,9 +167,15 @@ def main():
     action.add_argument("--check", action="store_true", help="compare with bench/results/ptxas.md")
     arguments = parser.parse_args()
 
-    if arguments.conformance:
-        print(f"{modules(arguments.conformance, arguments.cache)} kernels compiled for the modules, Burn's own among them")
-    results = {number: kernels(arguments.instances, arguments.cache, number, arguments.only) for number in ARCHITECTURES}
+    toolkit(arguments.cache)
+    driver(arguments.cache)
+    # Each program compiles on one core.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        loads = pool.submit(modules, arguments.conformance, arguments.cache) if arguments.conformance else None
+        found = [pool.submit(kernels, arguments.instances, arguments.cache, number, arguments.only) for number in ARCHITECTURES]
+        if loads:
+            print(f"{loads.result()} kernels compiled for the modules, Burn's own among them")
+        results = {number: result.result() for number, result in zip(ARCHITECTURES, found)}
     spilling = [
         f"{ARCHITECTURES[number]}: {kernel.instance} ({kernel.name}) spills {kernel.spills} bytes"
         for number, found in results.items()

@@ -104,6 +104,9 @@ fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
     let whole = context(&problem, &tensors);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
     assert_eq!(bits(&pool.install(|| context(&problem, &tensors))), bits(&whole));
+    let padded = Problem { hidden_keys: true, ..problem.clone() };
+    let hidden = Tensors::new(&padded);
+    assert_eq!(bits(&pool.install(|| context(&padded, &hidden))), bits(&context(&padded, &hidden)));
     let alone = Problem {
         batch: 1,
         starts: problem.starts[1..2].to_vec(),

@@ -122,6 +122,7 @@ pub fn flash(problem: &Flash<'_>, output: &mut [f32]) {
     if queries == 0 {
         return;
     }
+    assert!(head_dim > 0, "flash: heads without features");
 
     let group = heads / kv_heads;
     let rows = batch * tokens * heads;
@@ -232,7 +233,11 @@ impl Task<'_> {
         let (from, to) = ranges.iter().fold((usize::MAX, 0), |(from, to), (a, b)| (from.min(*a), to.max(*b)));
         // Blocks lie where they lie for every query, so that a row's sums are added in the same order in any batch.
         for start in (from / block * block..to).step_by(block) {
-            let first = start + from.saturating_sub(start) / panel * panel;
+            // Nor does it matter which keys a task leaves out in front: those that are hidden move the others by a lane.
+            let first = match masks.hidden {
+                Some(_) => start,
+                None => start + from.saturating_sub(start) / panel * panel,
+            };
             let last = to.min(start + block);
             let read = Keys { problem: self.problem, batch: self.batch, head: self.kv_head, panel, width, first, last };
             let packed = read.pack(keys, values, slots, positions);
