@@ -8,7 +8,7 @@ target=${CARGO_TARGET_DIR:-target}
 bundle=target/gpu-bundle
 # Bindings of CUDA 13.0: drivers from 580 on. A folder of its own, since the variable changes what other builds would use.
 export CUDARC_CUDA_VERSION=13000
-programs=$(cargo build --profile bundle --locked --workspace --target-dir "$target/gpu" \
+programs=$(cargo build --release --locked --workspace --target-dir "$target/gpu" --config 'profile.release.strip="symbols"' \
     --no-default-features --features burn-deepspeed/cuda,burn-deepspeed/autotune,burn-deepspeed-kernels/cuda \
     --example conformance --example gpu_layer --example gpu_bench --test cube_cuda \
     --message-format=json-render-diagnostics "$@" |
