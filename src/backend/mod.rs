@@ -13,6 +13,47 @@ mod fusion;
 #[cfg(feature = "ndarray")]
 mod ndarray;
 
+/// The operations that CPU and CubeCL kernels both have; `$kernels` is the module of their callers, `cpu` or `cube`.
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+macro_rules! kernel_operations {
+    ($kernels:ident) => {
+        fn softmax_context(
+            arguments: $crate::ops::SoftmaxContext<'_, Self>,
+        ) -> $crate::ops::SoftmaxContextOutput<Self> {
+            $crate::ops::softmax_context::$kernels::softmax_context(arguments)
+        }
+
+        fn masked_attention(arguments: $crate::ops::Attention<Self>) -> burn::tensor::Tensor<Self, 4> {
+            $crate::ops::attention::$kernels::masked_attention(arguments)
+        }
+
+        fn qkv_gemm(
+            input: burn::tensor::Tensor<Self, 3>,
+            norm: Option<&$crate::weight::FusedNorm<Self>>,
+            qkv: &$crate::weight::QkvWeight<Self>,
+            want_norm: bool,
+        ) -> $crate::ops::QkvGemmOutput<Self> {
+            $crate::ops::qkv_gemm::$kernels::qkv_gemm(input, norm, qkv, want_norm)
+        }
+
+        fn linear(
+            input: burn::tensor::Tensor<Self, 3>,
+            weight: &$crate::weight::Weight<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::qkv_gemm::$kernels::project("linear", input, weight, true)
+        }
+
+        fn vector_matmul(
+            input: burn::tensor::Tensor<Self, 3>,
+            weight: &$crate::weight::Weight<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::qkv_gemm::$kernels::project("vector_matmul", input, weight, false)
+        }
+    };
+}
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+use kernel_operations;
+
 /// The operations that run on CPU kernels, for a backend that is [`InMemory`](crate::ops::cpu::InMemory).
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 macro_rules! cpu_operations {
@@ -29,38 +70,7 @@ macro_rules! cpu_operations {
             $crate::ops::attention::cpu::plan(problem)
         }
 
-        fn softmax_context(
-            arguments: $crate::ops::SoftmaxContext<'_, Self>,
-        ) -> $crate::ops::SoftmaxContextOutput<Self> {
-            $crate::ops::softmax_context::cpu::softmax_context(arguments)
-        }
-
-        fn masked_attention(arguments: $crate::ops::Attention<Self>) -> burn::tensor::Tensor<Self, 4> {
-            $crate::ops::attention::cpu::masked_attention(arguments)
-        }
-
-        fn qkv_gemm(
-            input: burn::tensor::Tensor<Self, 3>,
-            norm: Option<&$crate::weight::FusedNorm<Self>>,
-            qkv: &$crate::weight::QkvWeight<Self>,
-            want_norm: bool,
-        ) -> $crate::ops::QkvGemmOutput<Self> {
-            $crate::ops::qkv_gemm::cpu::qkv_gemm(input, norm, qkv, want_norm)
-        }
-
-        fn linear(
-            input: burn::tensor::Tensor<Self, 3>,
-            weight: &$crate::weight::Weight<Self>,
-        ) -> burn::tensor::Tensor<Self, 3> {
-            $crate::ops::qkv_gemm::cpu::project("linear", input, weight, true)
-        }
-
-        fn vector_matmul(
-            input: burn::tensor::Tensor<Self, 3>,
-            weight: &$crate::weight::Weight<Self>,
-        ) -> burn::tensor::Tensor<Self, 3> {
-            $crate::ops::qkv_gemm::cpu::project("vector_matmul", input, weight, false)
-        }
+        $crate::backend::kernel_operations!(cpu);
     };
 }
 #[cfg(any(feature = "ndarray", feature = "flex"))]
@@ -89,45 +99,14 @@ macro_rules! cube_operations {
             $crate::ops::softmax_context::cube::plan::<Self>(&problem, device)
         }
 
-        fn softmax_context(
-            arguments: $crate::ops::SoftmaxContext<'_, Self>,
-        ) -> $crate::ops::SoftmaxContextOutput<Self> {
-            $crate::ops::softmax_context::cube::softmax_context(arguments)
-        }
-
-        fn qkv_gemm(
-            input: burn::tensor::Tensor<Self, 3>,
-            norm: Option<&$crate::weight::FusedNorm<Self>>,
-            qkv: &$crate::weight::QkvWeight<Self>,
-            want_norm: bool,
-        ) -> $crate::ops::QkvGemmOutput<Self> {
-            $crate::ops::qkv_gemm::cube::qkv_gemm(input, norm, qkv, want_norm)
-        }
+        $crate::backend::kernel_operations!(cube);
 
         fn softmax(arguments: $crate::ops::Softmax<Self>) -> burn::tensor::Tensor<Self, 4> {
             $crate::ops::softmax::cube::softmax(arguments)
         }
 
-        fn linear(
-            input: burn::tensor::Tensor<Self, 3>,
-            weight: &$crate::weight::Weight<Self>,
-        ) -> burn::tensor::Tensor<Self, 3> {
-            $crate::ops::qkv_gemm::cube::project("linear", input, weight, true)
-        }
-
-        fn vector_matmul(
-            input: burn::tensor::Tensor<Self, 3>,
-            weight: &$crate::weight::Weight<Self>,
-        ) -> burn::tensor::Tensor<Self, 3> {
-            $crate::ops::qkv_gemm::cube::project("vector_matmul", input, weight, false)
-        }
-
         fn pad_transform(heads: burn::tensor::Tensor<Self, 4>, size: usize) -> burn::tensor::Tensor<Self, 4> {
             $crate::ops::pad_transform::cube::pad_transform(heads, size)
-        }
-
-        fn masked_attention(arguments: $crate::ops::Attention<Self>) -> burn::tensor::Tensor<Self, 4> {
-            $crate::ops::attention::cube::masked_attention(arguments)
         }
     };
 }

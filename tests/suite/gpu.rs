@@ -1,7 +1,5 @@
 //! The modules on a Vulkan device (lavapipe will do): which kernels run, how many, and where they write.
 
-use std::sync::Once;
-
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
@@ -10,6 +8,9 @@ use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 use crate::common::seeded;
 
+#[path = "../../kernels/tests/device_panics/mod.rs"]
+mod device_panics;
+
 /// Burn's `Wgpu`, which records operations and fuses them.
 pub type Fused = burn_wgpu::Wgpu;
 /// The same device without fusion.
@@ -17,16 +18,7 @@ pub type Raw = burn_cubecl::CubeBackend<cubecl::wgpu::WgpuRuntime, f32, i32, u32
 
 /// Runs a test, ends the run if the device's own thread panics, and asks the device for errors: it reports neither by itself.
 pub fn checked<B: Backend>(test: impl FnOnce()) {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            report(panic);
-            if std::thread::current().name().is_some_and(|name| name.starts_with("DSD")) {
-                std::process::abort();
-            }
-        }));
-    });
+    device_panics::end_the_run();
     test();
     B::sync(&Default::default()).unwrap();
 }

@@ -16,6 +16,7 @@
 
 use rayon::prelude::*;
 
+use super::Running;
 use super::masks::Masks;
 
 /// Keys of a block: with 128 features 32 KiB of keys, read again by each query of the group.
@@ -99,13 +100,6 @@ struct Group<'a> {
     positions: Option<&'a [i32]>,
 }
 
-/// Running maximum and sum of one query.
-#[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
-}
-
 impl<'a> Group<'a> {
     fn new(problem: &'a Decode<'a>, index: usize) -> Self {
         let DecodeShape { heads, kv_heads, capacity, head_dim, .. } = problem.shape;
@@ -124,7 +118,7 @@ impl<'a> Group<'a> {
 
     fn attend(&self, query: &[f32], output: &mut [f32]) {
         let DecodeShape { tokens, head_dim, .. } = self.problem.shape;
-        let mut running = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; query.len() / head_dim];
+        let mut running = vec![Running::NOTHING; query.len() / head_dim];
         output.fill(0.0);
         let ranges = (0..tokens).map(|token| self.problem.masks.range(self.row, token));
         let (first, last) = ranges.fold((usize::MAX, 0), |(first, last), (a, b)| (first.min(a), last.max(b)));

@@ -9,6 +9,17 @@ mod simd;
 
 use std::marker::PhantomData;
 
+/// Running maximum and sum of one query.
+#[derive(Clone, Copy)]
+struct Running {
+    max: f32,
+    sum: f32,
+}
+
+impl Running {
+    const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
 /// A slice that several tasks write, each its own part.
 struct Disjoint<'a> {
     first: *mut f32,

@@ -13,6 +13,8 @@ mod device {
 
 mod cache_write;
 mod decode;
+#[path = "../device_panics/mod.rs"]
+mod device_panics;
 mod gemv;
 mod lab;
 mod norm;

@@ -1,7 +1,5 @@
 //! Buffers with canaries, and a device that does not keep errors to itself.
 
-use std::sync::Once;
-
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -65,17 +63,7 @@ pub struct Lab<R: Runtime = Gpu> {
 
 /// The device, with plane operations or without.
 pub fn lab(planes: bool) -> Lab {
-    static HOOK: Once = Once::new();
-    HOOK.call_once(|| {
-        let report = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            report(panic);
-            // A panic of the device's thread reaches nobody: reads go on and return whatever was there.
-            if std::thread::current().name().is_some_and(|name| name.starts_with("DSD")) {
-                std::process::abort();
-            }
-        }));
-    });
+    crate::device_panics::end_the_run();
     let client = Gpu::client(&Default::default());
     let machine = Machine::new(&client).with_plane_operations(planes);
     Lab { client, machine }

@@ -16,6 +16,8 @@ mod device {
 
 mod cache_write;
 mod decode;
+#[path = "../device_panics/mod.rs"]
+mod device_panics;
 mod gemv;
 mod lab;
 mod norm;

@@ -22,8 +22,8 @@ mod tile;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::Disjoint;
 use super::masks::Masks;
+use super::{Disjoint, Running};
 use pack::{Keys, Queries};
 use tile::{Scores, Tile};
 
@@ -166,17 +166,6 @@ impl Default for Scratch {
             ranges: Vec::new(),
         }
     }
-}
-
-/// Running maximum and sum of one query.
-#[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
-}
-
-impl Running {
-    const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 }
 
 /// Some tokens of one key/value head.

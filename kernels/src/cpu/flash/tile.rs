@@ -5,7 +5,8 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::pack::{Block, Queries};
-use super::{MOST_KEYS, ROWS, Running};
+use super::{MOST_KEYS, ROWS};
+use crate::cpu::Running;
 use crate::cpu::simd::{exp, tanh};
 
 /// `ROWS` queries and a block of keys. Vectors of `S` lie `V` to a panel.
