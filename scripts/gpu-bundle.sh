@@ -10,7 +10,7 @@ bundle=target/gpu-bundle
 export CUDARC_CUDA_VERSION=13000
 programs=$(cargo build --release --locked --workspace --target-dir "$target/gpu" --config 'profile.release.strip="symbols"' \
     --no-default-features --features burn-deepspeed/cuda,burn-deepspeed/autotune,burn-deepspeed-kernels/cuda \
-    --example conformance --example gpu_layer --example gpu_bench --test cube_cuda \
+    --example gpu --example gpu_bench --test cube_cuda \
     --message-format=json-render-diagnostics "$@" |
     python3 -c 'import json, sys
 for line in sys.stdin:
@@ -26,7 +26,7 @@ done <<<"$programs"
 cp -r tests/golden/cases "$bundle/cases"
 cp scripts/gpu-check.sh scripts/gpu_*.py "$bundle/scripts/"
 
-for name in conformance gpu_layer gpu_bench cube_cuda; do
+for name in gpu gpu_bench cube_cuda; do
     test -x "$bundle/bin/$name" || { echo "error: $name was not built" >&2; exit 1; }
 done
 # Python packs and unpacks it, since it is on both sides.

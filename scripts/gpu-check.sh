@@ -70,7 +70,7 @@ wanted() { [ $# -eq 1 ] && return 0; local part=$1; shift; [[ " $* " == *" $part
 if wanted conformance "$@"; then
     for dtype in fp32 fp16 bf16; do
         # Small products: what tuning saves is less than what it takes.
-        part "conformance $dtype" 180 env CUBECL_AUTOTUNE_LEVEL=minimal "$bundle/bin/conformance" --backend cuda --path fast --dtype "$dtype" "$bundle/cases"
+        part "conformance $dtype" 180 env CUBECL_AUTOTUNE_LEVEL=minimal "$bundle/bin/gpu" conformance --backend cuda --path fast --dtype "$dtype" "$bundle/cases"
     done
 fi
 if wanted kernels "$@"; then
@@ -78,11 +78,11 @@ if wanted kernels "$@"; then
 fi
 if wanted bench "$@"; then
     if python3 -c 'import torch' 2>/dev/null; then
-        part bench 420 python3 "$bundle/scripts/gpu_peers.py" --bench "$bundle/bin/gpu_bench" --layer "$bundle/bin/gpu_layer" --out "$results" ${QUICK:+--quick --rounds 2}
+        part bench 420 python3 "$bundle/scripts/gpu_peers.py" --bench "$bundle/bin/gpu_bench" --layer "$bundle/bin/gpu" --out "$results" ${QUICK:+--quick --rounds 2}
     else
         echo "PyTorch is missing: the kernels are timed without their peers"
         part bench 420 "$bundle/bin/gpu_bench" ${QUICK:+--quick --rounds 1}
-        part layer 300 "$bundle/bin/gpu_layer" ${QUICK:+--quick}
+        part layer 300 "$bundle/bin/gpu" layer ${QUICK:+--quick}
     fi
 fi
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Times the kernels beside PyTorch on the same CUDA device, in turns, and writes a table.
 
-    python3 scripts/gpu_peers.py --bench target/gpu-bundle/bin/gpu_bench --layer target/gpu-bundle/bin/gpu_layer --out bench/results
+    python3 scripts/gpu_peers.py --bench target/gpu-bundle/bin/gpu_bench --layer target/gpu-bundle/bin/gpu --out bench/results
     python3 scripts/gpu_peers.py --self-test        # the arithmetic and the table, on made-up numbers, without a device
 
 The Rust programs answer one request at a time on standard input; between two of them every peer runs once, so that clocks and
@@ -30,9 +30,9 @@ SEED = 20240607
 class Server:
     """A Rust program that measures on request. One that dies or hangs is started again for the next request."""
 
-    def __init__(self, path: pathlib.Path, quick: bool):
-        self.command = [str(path), "--serve"] + ["--quick"] * quick
-        self.list = [str(path), "--list"]
+    def __init__(self, program: list[str], quick: bool):
+        self.command = [*program, "--serve"] + ["--quick"] * quick
+        self.list = [*program, "--list"]
         self.process = None
 
     def workloads(self) -> list[dict]:
@@ -178,7 +178,10 @@ def run(arguments) -> int:
     start = time.monotonic()
     left = lambda: arguments.budget - (time.monotonic() - start)
     torch.manual_seed(SEED)
-    servers = {"kernels": Server(arguments.bench, arguments.quick), "burn": Server(arguments.layer, arguments.quick)}
+    servers = {
+        "kernels": Server([str(arguments.bench)], arguments.quick),
+        "burn": Server([str(arguments.layer), "layer"], arguments.quick),
+    }
     workloads, problems = merged(servers)
     workloads = [
         workload
@@ -298,8 +301,8 @@ def self_test() -> int:
             "    print(json.dumps(answer), flush=True)\n"
         )
         program.chmod(0o755)
-        server = Server(program, False)
-        workloads, problems = merged({"kernels": server, "burn": Server(pathlib.Path(folder) / "missing", False)})
+        server = Server([str(program)], False)
+        workloads, problems = merged({"kernels": server, "burn": Server([str(pathlib.Path(folder) / "missing")], False)})
         assert len(workloads) == 4 and len(problems) == 1, (workloads, problems)
         records = Records()
         for workload in workloads:
@@ -334,7 +337,7 @@ def main() -> int:
     here = pathlib.Path(__file__).resolve().parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bench", type=pathlib.Path, default=here.parent / "bin/gpu_bench")
-    parser.add_argument("--layer", type=pathlib.Path, default=here.parent / "bin/gpu_layer")
+    parser.add_argument("--layer", type=pathlib.Path, default=here.parent / "bin/gpu")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(os.environ.get("OUT") or "bench/results"))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--budget", type=float, default=330.0, help="seconds after which nothing new is begun")

@@ -14,7 +14,7 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, KvCache, NormType};
-use clap::Parser;
+use clap::Args;
 use serde_json::{Value, json};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -28,8 +28,8 @@ const HEAD: usize = 128;
 const HEADS: usize = 32;
 
 /// Times a layer's decoding step and Burn's attention; prints a line of JSON for each measurement.
-#[derive(Parser)]
-struct Arguments {
+#[derive(Args)]
+pub struct Arguments {
     /// Prints the workloads and ends.
     #[arg(long)]
     list: bool,
@@ -63,8 +63,8 @@ const WORKLOADS: [(&str, Problem); 6] = [
 /// A call that a measurement repeats.
 type Call = Box<dyn FnMut() -> Result<(), Failure>>;
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+/// Measures, or answers requests.
+pub fn layer(arguments: &Arguments) -> ExitCode {
     if arguments.list {
         WORKLOADS.iter().for_each(|(name, problem)| println!("{}", problem.describe(name)));
         return ExitCode::SUCCESS;
