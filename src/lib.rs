@@ -55,6 +55,11 @@
 //!   the wrong shape is a panic that names operation, tensor and both shapes.
 //! - There is no process-wide state: cache, layer index and rank are values.
 //!
+//! # Threads
+//!
+//! The CPU kernels run on the threads of the current `rayon` pool; [`Parallelism`] chooses others. Neither their number nor the
+//! rest of the batch changes a bit of a row's result.
+//!
 //! # Features
 //!
 //! `ndarray` (default) and `flex` bring Burn's CPU backends; `cuda`, `vulkan` and `wgpu` its GPU backends, with kernels of our own;
@@ -76,6 +81,7 @@ pub mod weight;
 pub use attention::{
     AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Outputs,
 };
+pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{DataType, DeepSpeedInferenceConfig, MlpActivation, NormType};
 pub use error::{AttentionError, ConfigError, WeightError};

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use backend::{BackendName, Precision, exit, on_backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
-use burn_deepspeed::{DataType, InferenceBackend};
+use burn_deepspeed::{DataType, InferenceBackend, Parallelism};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokenizers::Tokenizer;
@@ -74,11 +74,17 @@ struct Arguments {
     /// Element type of weights, activations and cache.
     #[arg(long, value_enum, default_value_t = Precision::Fp32)]
     dtype: Precision,
+    /// Threads of the CPU kernels. Default: one for each core.
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    exit(on_backend!(arguments.backend, run, &arguments))
+    let parallelism = arguments.threads.map_or_else(|| Ok(Parallelism::current()), Parallelism::threads);
+    exit(parallelism.map_err(Failure::from).and_then(|threads| {
+        threads.run(|| on_backend!(arguments.backend, run, &arguments)) // kernels in here run on them
+    }))
 }
 
 /// The folder of the adder that `train_adder` made.

@@ -29,6 +29,16 @@ impl InMemory for Flex {
         read(Elements::copied(tensor))
     }
 
+    fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {
+        let mut tensor = tensor.into_primitive().tensor();
+        let whole = tensor.storage::<f32>().len() == tensor.layout().num_elements();
+        if !whole || !tensor.is_contiguous() {
+            tensor = tensor.to_contiguous();
+        }
+        write(tensor.storage_mut());
+        Tensor::from_primitive(TensorPrimitive::Float(tensor))
+    }
+
     /// `burn-flex` 0.21 holds on to the tensor while it assigns, and so copies it whole; this writes the part alone.
     fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {
         let shape = tensor.dims();

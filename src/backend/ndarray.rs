@@ -32,4 +32,18 @@ where
         }
         read(Elements::copied(tensor))
     }
+
+    fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {
+        let TensorPrimitive::Float(NdArrayTensor::F32(mut storage)) = tensor.into_primitive() else {
+            unreachable!("the plan declines other element types");
+        };
+        let array = storage.ensure_owned();
+        if !array.is_standard_layout() {
+            *array = array.as_standard_layout().into_owned().into_shared();
+        }
+        if let Some(elements) = array.as_slice_mut() {
+            write(elements);
+        }
+        Tensor::from_primitive(TensorPrimitive::Float(NdArrayTensor::F32(storage)))
+    }
 }

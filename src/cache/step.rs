@@ -244,8 +244,8 @@ pub(crate) fn bounds_on_device<B: Backend>(starts: &[usize], ends: &[usize], dev
     Tensor::from_data(data, (device, DType::I32))
 }
 
-/// What kernels on a device need beside the tensors of a layer.
-#[cfg(feature = "cubecl")]
+/// What kernels need that write into the cache themselves.
+#[cfg(any(feature = "cubecl", feature = "ndarray", feature = "flex"))]
 impl<B: Backend> LayerCache<'_, B> {
     /// Takes keys and values out, so that a kernel that writes into them holds the only reference.
     pub(crate) fn take_storage(&mut self) -> (Tensor<B, 4>, Tensor<B, 4>) {
@@ -265,7 +265,11 @@ impl<B: Backend> LayerCache<'_, B> {
     pub(crate) fn put_storage(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
         (self.store.key, self.store.value) = (Some(key), Some(value));
     }
+}
 
+/// What kernels on a device need beside the tensors of a layer.
+#[cfg(feature = "cubecl")]
+impl<B: Backend> LayerCache<'_, B> {
     /// First new slot and end of each row, `[B, 2]`, put on the device once a step; `None` if all rows are alike.
     pub(crate) fn bounds(&mut self, device: &B::Device) -> Option<Tensor<B, 2, Int>> {
         if self.rows.uniform_start().is_some() {

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 pub(crate) use crate::cache::slice_assign;
 
@@ -63,8 +63,28 @@ pub(crate) trait InMemory: Backend {
     /// Reads the elements of an f32 tensor, without a copy where they lie at some strides.
     fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R;
 
+    /// Lets `write` change the elements of an f32 tensor, in the order of its axes, in place if nobody else holds it.
+    fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D>;
+
     /// Writes into a part of a tensor, in place if nobody else holds it.
     fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {
         slice_assign(tensor, at, tokens)
     }
+}
+
+/// Reads a vector that may be absent.
+pub(crate) fn with_vector<B: InMemory, R>(vector: Option<&Tensor<B, 1>>, read: impl FnOnce(Option<&[f32]>) -> R) -> R {
+    match vector {
+        Some(vector) => B::with_elements(vector, |vector| read(Some(&vector.dense()))),
+        None => read(None),
+    }
+}
+
+/// A tensor of what a kernel has computed.
+pub(crate) fn tensor<B: Backend, const D: usize>(
+    elements: Vec<f32>,
+    shape: [usize; D],
+    device: &B::Device,
+) -> Tensor<B, D> {
+    Tensor::from_data(TensorData::new(elements, shape), (device, DType::F32))
 }

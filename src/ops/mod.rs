@@ -132,6 +132,10 @@ fn project<B: Backend>(
     crate::error::check_shape(operation, "input", &[batch, tokens, weight.input_size()], &input.dims());
     let matrix = weight.input_output();
     check_types(operation, dtype, matrix.dtype());
+    if batch * tokens == 0 {
+        // Burn's reshape takes a 0 for an axis to keep.
+        return Tensor::zeros([batch, tokens, weight.output_size()], (&input.device(), dtype));
+    }
     let accumulated = match dtype {
         DType::F16 | DType::BF16 => DType::F32,
         other => other,

@@ -6,15 +6,15 @@ use burn_deepspeed::{AttentionError, AttentionMask, DeepSpeedSelfAttention, Infe
 use crate::attention::{llama, randomised};
 use crate::common::{assert_near, on_each_backend, seeded};
 
-fn module<B: Backend>() -> DeepSpeedSelfAttention<B> {
+pub fn module<B: Backend>() -> DeepSpeedSelfAttention<B> {
     randomised(llama().init_self_attention(0, &Default::default()).unwrap())
 }
 
-fn cache<B: Backend>(batch: usize) -> KvCache<B> {
+pub fn cache<B: Backend>(batch: usize) -> KvCache<B> {
     llama().init_cache(batch, &Default::default()).unwrap()
 }
 
-fn feed<B: InferenceBackend>(
+pub fn feed<B: InferenceBackend>(
     module: &DeepSpeedSelfAttention<B>,
     cache: &mut KvCache<B>,
     input: Tensor<B, 3>,

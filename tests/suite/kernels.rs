@@ -1,15 +1,15 @@
 //! The fast paths against the reference, and why they decline.
 
-#[cfg(feature = "autodiff")]
+use std::num::NonZeroUsize;
+
 use burn::tensor::{Bool, Tensor, TensorData};
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
-use burn_deepspeed::{AttentionMask, InferenceBackend};
-#[cfg(feature = "autodiff")]
-use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
+use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, InferenceBackend, Parallelism};
 
 #[cfg(feature = "autodiff")]
 use crate::attention::randomised;
-use crate::common::on_each_cpu_backend;
+use crate::cache::{cache, feed, module};
+use crate::common::{on_each_cpu_backend, seeded};
 
 /// On `Autodiff` every operation is the reference: it judges the kernels, of whatever backend.
 #[cfg(feature = "autodiff")]
@@ -57,7 +57,7 @@ fn steps<B: InferenceBackend>(config: &DeepSpeedInferenceConfig, padded: bool) -
         let mut cache = config.init_cache::<B>(2, &device).unwrap();
         for (seed, new) in [(1, [70, 66]), (2, [1, 1]), (3, [3, 4]), (4, [1, 0])] {
             let width = new.into_iter().max().unwrap();
-            let input = crate::common::seeded::<B, 3>([2, width, hidden], seed);
+            let input = seeded::<B, 3>([2, width, hidden], seed);
             let mut step = cache.step_ragged(width, &new).unwrap();
             let keys = step.keys();
             let hides: Vec<bool> = (0..2 * keys).map(|at| at % keys < 4 * (at / keys) || at % keys == 9).collect();
@@ -82,9 +82,52 @@ fn decoding_steps_agree_with_the_reference<B: InferenceBackend>() {
 }
 
 #[cfg(feature = "autodiff")]
-on_each_cpu_backend!(decoding_steps_agree_with_the_reference, kernels_say_why_they_decline);
+on_each_cpu_backend!(
+    decoding_steps_agree_with_the_reference,
+    kernels_say_why_they_decline,
+    a_padded_step_of_nothing_is_nothing,
+    a_sequence_in_a_batch_is_bitwise_the_sequence_alone
+);
 #[cfg(not(feature = "autodiff"))]
-on_each_cpu_backend!(kernels_say_why_they_decline);
+on_each_cpu_backend!(
+    kernels_say_why_they_decline,
+    a_padded_step_of_nothing_is_nothing,
+    a_sequence_in_a_batch_is_bitwise_the_sequence_alone
+);
+
+/// A padded step of no tokens on an empty cache has nothing to attend to, and no column for its mask.
+fn a_padded_step_of_nothing_is_nothing<B: InferenceBackend>() {
+    let device = Default::default();
+    let config = DeepSpeedInferenceConfig::new(48, 6)
+        .with_dtype(DataType::Fp32)
+        .with_bigscience_bloom(true)
+        .with_num_hidden_layers(Some(1));
+    let bloom = config.init_bloom::<B>(0, &device).unwrap();
+    let mut cache = config.init_cache::<B>(2, &device).unwrap();
+    let mut step = cache.step(0).unwrap();
+    let nobody = Tensor::<B, 2, Bool>::from_data(TensorData::new(Vec::<bool>::new(), [2, 0]), &device);
+    let output = bloom.forward(seeded([2, 0, 48], 1), AttentionMask::keep(nobody), step.layer(0)).unwrap();
+    assert_eq!(output.dims(), [2, 0, 48]);
+}
+
+/// 20 sequences, so that the batch has more rows than a product takes together: prompt and steps are bitwise those of a
+/// sequence alone, and the same on any number of threads.
+fn a_sequence_in_a_batch_is_bitwise_the_sequence_alone<B: InferenceBackend>() {
+    let module = module::<B>();
+    let sequence = |tensor: Tensor<B, 3>| tensor.slice([7..8]);
+    let bits = |tensor: Tensor<B, 3>| tensor.into_data().iter().map(f32::to_bits).collect::<Vec<_>>();
+    let three = Parallelism::threads(NonZeroUsize::new(3).unwrap()).unwrap();
+    assert_eq!(three.count(), 3);
+    let (mut batch, mut alone, mut threads) = (cache::<B>(20), cache::<B>(1), cache::<B>(20));
+    for (seed, tokens) in [5, 1, 17, 1].into_iter().enumerate() {
+        let input = seeded::<B, 3>([20, tokens, 48], seed as u64);
+        let all = feed(&module, &mut batch, input.clone());
+        let one = feed(&module, &mut alone, sequence(input.clone()));
+        assert_eq!(bits(sequence(all.clone())), bits(one), "{tokens} tokens");
+        let on_three = three.run(|| feed(&module, &mut threads, input));
+        assert_eq!(bits(on_three), bits(all), "{tokens} tokens on three threads");
+    }
+}
 
 fn kernels_say_why_they_decline<B: InferenceBackend>() {
     use burn::tensor::DType;
@@ -94,12 +137,14 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
     assert_eq!(B::plan_softmax_context(&good, &device), Plan::Kernel("cpu::decode"));
     for problem in [
         ContextProblem { cache_dtype: None, ..good },
-        ContextProblem { tokens: 5, ..good },
-        ContextProblem { hides_pairs: true, ..good },
-        ContextProblem { has_bias: true, ..good },
+        ContextProblem { tokens: 8, ..good },
+        ContextProblem { hides_pairs: true, has_bias: true, ..good },
     ] {
-        assert_eq!(B::plan_softmax_context(&problem, &device), Plan::Kernel("cpu::flash"));
-        assert_eq!(B::plan_masked_attention(&problem, &device), Plan::Kernel("cpu::flash"));
+        for (tokens, kernel) in [(problem.tokens, "cpu::decode"), (9, "cpu::flash")] {
+            let problem = ContextProblem { tokens, ..problem };
+            assert_eq!(B::plan_softmax_context(&problem, &device), Plan::Kernel(kernel));
+            assert_eq!(B::plan_masked_attention(&problem, &device), Plan::Kernel(kernel));
+        }
     }
     let half = ContextProblem { dtype: DType::F16, cache_dtype: None, ..good };
     for (problem, reason) in [

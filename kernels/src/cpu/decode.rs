@@ -1,204 +1,263 @@
-//! Attention of a few new tokens against a KV cache, which is read where it lies.
+//! Attention of a few new tokens, at the speed at which memory gives keys and values.
 //!
-//! One task owns one key/value head of one row, and all query heads of its group. It walks the keys in blocks that stay in
-//! the first-level cache, so keys and values are read from memory once for the whole group:
+//! One task owns some slots of one key/value head of one row, with all query heads of its group and all new tokens. Keys and
+//! values are read once, where they lie, in long runs; every query meets them while they are in the first-level cache:
 //!
 //! ```text
-//!               keys of one head, [S, H], in blocks of 64
-//!             ┌────────┬────────┬────────┬──
-//! query 0,t0  │ scores │        │        │      running max and sum in registers,
-//! query 0,t1  │ scores │   →    │   →    │      running context in the output row
-//! query 1,t0  │ scores │        │        │      (online softmax, arXiv:1805.02867)
-//!             └────────┴────────┴────────┴──
+//!                slots of one head, 1024 to a task, in blocks of 256
+//!              ┌────────────────────────┬──────────────────────┬──
+//! query 0, t0  │ 4 keys →               │                      │    scores of a block in the first-level cache,
+//! query 0, t1  │ 4 keys →      4 values │           →          │    running max and sum, and the context beside them
+//! query 1, t0  │ 4 keys →               │                      │
+//!              └────────────────────────┴──────────────────────┴──
 //! ```
 //!
-//! Hidden keys are skipped, not weighted by zero, so what they hold has no part in the result.
+//! The tasks of a head leave partial contexts, which are joined at the end (arXiv:2311.01282). Where they begin and end is
+//! fixed, so a row's result depends neither on the number of threads nor on the rest of the batch. Hidden keys are not read.
 
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::Running;
+use super::attention::Attention;
 use super::masks::Masks;
+use super::scores::{Row, Running, Slots, soften};
+use super::stream::{Columns, add, add_rows, dot_rows};
+use super::with_room;
 
-/// Keys of a block: with 128 features 32 KiB of keys, read again by each query of the group.
-const BLOCK: usize = 64;
+/// Slots of a task: enough tasks for every thread where one row has a few key/value heads and a long history.
+const CHUNK: usize = 1024;
 
-/// Independent partial sums of a dot product, so that it runs in vector registers.
-const LANES: usize = 16;
+/// Keys whose scores are known at once.
+const BLOCK: usize = 256;
 
-/// Sizes of a [`Decode`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DecodeShape {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// Query heads, a multiple of `kv_heads`.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// New tokens of each row.
-    pub tokens: usize,
-    /// Slots of each row of the cache.
-    pub capacity: usize,
-    /// Features of a head.
-    pub head_dim: usize,
-}
+/// Keys that a query meets at once.
+const KEYS: usize = 4;
 
-/// The arguments of [`decode`].
-#[derive(Debug, Clone, Copy)]
-pub struct Decode<'a> {
-    /// Sizes.
-    pub shape: DecodeShape,
-    /// `[batch, heads, tokens, head_dim]`.
-    pub query: &'a [f32],
-    /// `[batch, kv_heads, capacity, head_dim]`; slots from the row's end on are not read.
-    pub key: &'a [f32],
-    /// `[batch, kv_heads, capacity, head_dim]`; slots from the row's end on are not read.
-    pub value: &'a [f32],
-    /// Plain factor on the scores.
-    pub scale: f32,
-    /// Who sees what; no pairs and no bias.
-    pub masks: Masks<'a>,
-}
+/// Values that are added at once.
+const VALUES: usize = 4;
 
-/// Computes `[batch, heads, tokens, head_dim]` into `output`. A query that sees no key gives zeros.
+/// Keys that are fetched ahead of those that are read: memory does not foresee several runs side by side.
+const AHEAD: usize = 8;
+
+/// Elements of keys and values below which a task is not worth a thread.
+const TASK: usize = 1 << 14;
+
+/// Computes `[batch, tokens, heads, value_dim]` into `output`. A query that sees no key gives zeros.
+///
+/// Runs on the threads of the current `rayon` pool, with the widest vectors that the processor has. Meant for a few queries
+/// of each key/value head; [`flash`](super::flash::flash) does the same for many.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say, or the masks have pairs or a bias.
-pub fn decode(problem: &Decode<'_>, output: &mut [f32]) {
-    let DecodeShape { batch, heads, kv_heads, tokens, capacity, head_dim } = problem.shape;
-    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "decode: {heads} heads over {kv_heads} key/value heads");
-    let cache = batch * kv_heads * capacity * head_dim;
-    let queries = batch * heads * tokens * head_dim;
-    for (name, expected, actual) in [
-        ("query", queries, problem.query.len()),
-        ("output", queries, output.len()),
-        ("key", cache, problem.key.len()),
-        ("value", cache, problem.value.len()),
-    ] {
-        assert!(expected == actual, "decode: `{name}` has {actual} elements, expected {expected}");
-    }
-    problem.masks.check("decode", batch, heads, tokens, capacity);
-    let plain = problem.masks.pairs.is_none() && problem.masks.bias.is_none();
-    assert!(plain, "decode: hidden pairs and biases are not read here; `flash` reads them");
-    let group = heads / kv_heads * tokens * head_dim;
-    if group == 0 {
+/// If a slice does not have the length that the sizes say.
+pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
+    problem.check("decode", output);
+    if output.is_empty() {
         return;
     }
-    output.par_chunks_mut(group).enumerate().for_each(|(index, output)| {
-        let query = &problem.query[index * group..][..group];
-        Group::new(problem, index).attend(query, output);
+    let Attention { batch, kv_heads, tokens, head_dim, value_dim, masks, .. } = *problem;
+    let rows = problem.group() * tokens;
+    let keys = masks.ends.iter().copied().max().unwrap_or(0);
+    let chunks = keys.div_ceil(CHUNK).max(1);
+    let size = rows * (value_dim + 2);
+    let together = TASK.div_ceil((keys.clamp(1, CHUNK)) * (head_dim + value_dim));
+    with_room(batch * kv_heads * chunks * size, |partials| {
+        partials.par_chunks_exact_mut(size).with_min_len(together).enumerate().for_each(|(index, partial)| {
+            let (head, chunk) = (index / chunks, index % chunks);
+            let (batch, kv_head) = (head / kv_heads, head % kv_heads);
+            with_room(rows * (head_dim + BLOCK), |room| {
+                let (queries, scores) = room.split_at_mut(rows * head_dim);
+                Arch::new().dispatch(Task { problem, batch, kv_head, first: chunk * CHUNK, queries, scores, partial });
+            });
+        });
+        for (head, partials) in partials.chunks_exact(chunks * size).enumerate() {
+            for row in 0..rows {
+                let place = problem.place(head / kv_heads, head % kv_heads, row);
+                join(partials.chunks_exact(size), row, &mut output[place * value_dim..][..value_dim]);
+            }
+        }
     });
 }
 
-/// The keys and values that one task reads, and what its queries see of them.
-struct Group<'a> {
-    problem: &'a Decode<'a>,
-    row: usize,
-    first_head: usize,
-    key: &'a [f32],
-    value: &'a [f32],
-    hidden: Option<&'a [bool]>,
-    positions: Option<&'a [i32]>,
+/// The context of a row from what the tasks of its head have left.
+fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, output: &mut [f32]) {
+    let value_dim = output.len();
+    let parts = partials.map(|partial| {
+        let rows = partial.len() / (value_dim + 2);
+        let (contexts, states) = partial.split_at(rows * value_dim);
+        (&contexts[row * value_dim..][..value_dim], Running { max: states[2 * row], sum: states[2 * row + 1] })
+    });
+    let max = parts.clone().fold(f32::NEG_INFINITY, |max, (_, state)| max.max(state.max));
+    let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
+    output.fill(0.0);
+    let mut sum = 0.0;
+    for (context, state) in parts {
+        let factor = (state.max - base).exp();
+        sum += state.sum * factor;
+        output.iter_mut().zip(context).for_each(|(output, context)| *output += context * factor);
+    }
+    // Nothing visible gives zeros; a NaN compares unequal and shows.
+    let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
+    output.iter_mut().for_each(|output| *output *= factor);
 }
 
-impl<'a> Group<'a> {
-    fn new(problem: &'a Decode<'a>, index: usize) -> Self {
-        let DecodeShape { heads, kv_heads, capacity, head_dim, .. } = problem.shape;
-        let row = index / kv_heads;
-        let slots = capacity * head_dim;
-        Self {
-            problem,
-            row,
-            first_head: index % kv_heads * (heads / kv_heads),
-            key: &problem.key[index * slots..][..slots],
-            value: &problem.value[index * slots..][..slots],
-            hidden: problem.masks.hidden(row),
-            positions: problem.masks.positions(row),
-        }
-    }
+/// Some slots of one key/value head.
+struct Task<'a> {
+    problem: &'a Attention<'a>,
+    batch: usize,
+    kv_head: usize,
+    first: usize,
+    /// `[rows, head_dim]`, scaled.
+    queries: &'a mut [f32],
+    /// `[rows, BLOCK]`.
+    scores: &'a mut [f32],
+    /// Contexts `[rows, value_dim]`, then maximum and sum of each row.
+    partial: &'a mut [f32],
+}
 
-    fn attend(&self, query: &[f32], output: &mut [f32]) {
-        let DecodeShape { tokens, head_dim, .. } = self.problem.shape;
-        let mut running = vec![Running::NOTHING; query.len() / head_dim];
-        output.fill(0.0);
-        let ranges = (0..tokens).map(|token| self.problem.masks.range(self.row, token));
-        let (first, last) = ranges.fold((usize::MAX, 0), |(first, last), (a, b)| (first.min(a), last.max(b)));
-        for block in (first..last).step_by(BLOCK) {
-            for (index, state) in running.iter_mut().enumerate() {
-                let (from, to) = self.problem.masks.range(self.row, index % tokens);
-                let (from, to) = (from.max(block), to.min(block + BLOCK));
-                if from < to {
-                    let at = index * head_dim..(index + 1) * head_dim;
-                    self.block(from, to, index, &query[at.clone()], &mut output[at], state);
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let Attention { tokens, head_dim, value_dim, query, scale, masks, .. } = *self.problem;
+        let group = self.problem.group();
+        for (row, scaled) in self.queries.chunks_exact_mut(head_dim).enumerate() {
+            let features = query.token(self.batch, self.kv_head * group + row % group, row / group, head_dim);
+            scaled.iter_mut().zip(features).for_each(|(scaled, feature)| *scaled = feature * scale);
+        }
+        let (contexts, states) = self.partial.split_at_mut(group * tokens * value_dim);
+        contexts.fill(0.0);
+        for state in states.as_chunks_mut().0 {
+            *state = [Running::NOTHING.max, Running::NOTHING.sum];
+        }
+
+        let ranges = (0..tokens).map(|token| masks.range(self.batch, token));
+        let (from, to) = ranges.fold((usize::MAX, 0), |(from, to), (a, b)| (from.min(a), to.max(b)));
+        let (from, to) = (from.max(self.first), to.min(self.first + CHUNK));
+        let hidden = masks.hidden(self.batch);
+        for start in (from / BLOCK * BLOCK..to).step_by(BLOCK) {
+            let seen = from.max(start)..to.min(start + BLOCK);
+            let mut kept = [0; BLOCK];
+            let slots = match hidden {
+                Some(hidden) => {
+                    let mut count = 0;
+                    for slot in seen.filter(|slot| !hidden[*slot]) {
+                        kept[count] = slot;
+                        count += 1;
+                    }
+                    Slots::Kept(&kept[..count])
                 }
-            }
-        }
-        for (state, context) in running.iter().zip(output.chunks_mut(head_dim)) {
-            if state.sum != 0.0 {
-                context.iter_mut().for_each(|x| *x /= state.sum);
+                None => Slots::From { first: seen.start, count: seen.len() },
+            };
+            if slots.count() > 0 {
+                self.block(simd, slots);
             }
         }
     }
+}
 
-    /// Adds the keys `from..to` to one query's running softmax.
-    fn block(&self, from: usize, to: usize, index: usize, query: &[f32], context: &mut [f32], state: &mut Running) {
-        let DecodeShape { tokens, head_dim, .. } = self.problem.shape;
-        let (head, at) = (self.first_head + index / tokens, self.problem.masks.starts[self.row] + index % tokens);
-        let visible = |slot: usize| self.hidden.is_none_or(|hidden| !hidden[slot]);
-        let mut scores = [0.0f32; BLOCK];
-        let mut max = state.max;
-        let mut broken = false;
-        for (slot, score) in (from..to).zip(&mut scores) {
-            if !visible(slot) {
+impl Task<'_> {
+    /// Adds some keys to every row.
+    #[inline(always)]
+    fn block<S: Simd>(&mut self, simd: S, slots: Slots<'_>) {
+        let Attention { tokens, value_dim, masks, .. } = *self.problem;
+        let group = self.problem.group();
+        let count = slots.count();
+        let whole = count / KEYS * KEYS;
+        for at in (0..whole).step_by(KEYS) {
+            self.products::<S, KEYS>(simd, slots, at);
+        }
+        for at in whole..count {
+            self.products::<S, 1>(simd, slots, at);
+        }
+
+        let mut positions = [0.0; BLOCK];
+        if masks.slopes.is_some() {
+            for (key, position) in positions[..count].iter_mut().enumerate() {
+                *position = masks.position(self.batch, slots.slot(key));
+            }
+        }
+        let (contexts, states) = self.partial.split_at_mut(group * tokens * value_dim);
+        let states = states.as_chunks_mut::<2>().0;
+        // Whether every row sees every key.
+        let mut all = masks.pairs.is_none() && masks.bias.is_none();
+        for (row, ([max, sum], scores)) in states.iter_mut().zip(self.scores.chunks_exact_mut(BLOCK)).enumerate() {
+            let token = row / group;
+            let range = seen(&masks, self.batch, token, slots);
+            all &= range == (0, count);
+            if range.0 >= range.1 {
                 continue;
             }
-            let mut value = dot(query, &self.key[slot * head_dim..][..head_dim]) * self.problem.scale;
-            if let Some(cap) = self.problem.masks.softcap {
-                value = cap * (value / cap).tanh();
+            let head = self.kv_head * group + row % group;
+            let batch = self.batch;
+            Row { simd, masks: &masks, batch, head, token, slots, positions: &positions }.adjust(range, scores);
+            let own = range.0 / S::F32_LANES * S::F32_LANES..range.1.next_multiple_of(S::F32_LANES);
+            let mut state = Running { max: *max, sum: *sum };
+            let factor = soften(simd, &mut scores[own.clone()], own.start, range, &mut state);
+            [*max, *sum] = [state.max, state.sum];
+            if factor != 1.0 {
+                contexts[row * value_dim..][..value_dim].iter_mut().for_each(|context| *context *= factor);
             }
-            if let Some(slopes) = self.problem.masks.slopes {
-                value += slopes[head] * self.distance(slot, at);
-            }
-            *score = value;
-            max = max.max(value);
-            broken |= value.is_nan();
         }
-        if broken {
-            // A visible NaN shows in the result, whatever the maximum is.
-            max = 0.0;
+        if !all {
+            return self.seen_values(simd, slots);
         }
-        if max == f32::NEG_INFINITY {
-            return;
+        let whole = count / VALUES * VALUES;
+        for at in (0..whole).step_by(VALUES) {
+            self.values::<S, VALUES>(simd, slots, at);
         }
-        let kept = if state.max == f32::NEG_INFINITY { 0.0 } else { (state.max - max).exp() };
-        if kept != 1.0 {
-            context.iter_mut().for_each(|x| *x *= kept);
-        }
-        state.sum *= kept;
-        state.max = max;
-        for (slot, score) in (from..to).zip(&scores).filter(|(slot, _)| visible(*slot)) {
-            let weight = (score - max).exp();
-            state.sum += weight;
-            let value = &self.value[slot * head_dim..][..head_dim];
-            context.iter_mut().zip(value).for_each(|(x, v)| *x += weight * v);
+        for at in whole..count {
+            self.values::<S, 1>(simd, slots, at);
         }
     }
 
-    /// How far slot `slot` stands behind the query at slot `at`, in positions; negative for earlier keys.
-    fn distance(&self, slot: usize, at: usize) -> f32 {
-        match self.positions {
-            Some(positions) => (positions[slot] - positions[at.min(positions.len() - 1)]) as f32,
-            None => slot as f32 - at as f32,
+    /// The products of every row and `N` keys from `at` on.
+    #[inline(always)]
+    fn products<S: Simd, const N: usize>(&mut self, simd: S, slots: Slots<'_>, at: usize) {
+        let Attention { head_dim, key, .. } = *self.problem;
+        let key = |at: usize| key.token(self.batch, self.kv_head, slots.slot(at), head_dim);
+        let ahead = |n: usize| key((at + AHEAD + n).min(slots.count() - 1));
+        let columns = Columns { stride: BLOCK, first: at };
+        dot_rows(
+            simd,
+            std::array::from_fn::<_, N, _>(|n| key(at + n)),
+            self.queries,
+            self.scores,
+            columns,
+            Some(ahead),
+        );
+    }
+
+    /// Adds `N` weighted values from `at` on to every context.
+    #[inline(always)]
+    fn values<S: Simd, const N: usize>(&mut self, simd: S, slots: Slots<'_>, at: usize) {
+        let Attention { value_dim, value, .. } = *self.problem;
+        let value = |at: usize| value.token(self.batch, self.kv_head, slots.slot(at), value_dim);
+        let ahead = |n: usize| value((at + AHEAD + n).min(slots.count() - 1));
+        let columns = Columns { stride: BLOCK, first: at };
+        let contexts = &mut self.partial[..self.scores.len() / BLOCK * value_dim];
+        add_rows(simd, std::array::from_fn::<_, N, _>(|n| value(at + n)), self.scores, columns, contexts, Some(ahead));
+    }
+
+    /// Adds the weighted values, to each context those that it sees.
+    #[inline(always)]
+    fn seen_values<S: Simd>(&mut self, simd: S, slots: Slots<'_>) {
+        let Attention { value_dim, value, masks, .. } = *self.problem;
+        let group = self.problem.group();
+        let rows = self.partial.chunks_exact_mut(value_dim).zip(self.scores.chunks_exact(BLOCK));
+        for (row, (context, weights)) in rows.enumerate() {
+            let (from, to) = seen(&masks, self.batch, row / group, slots);
+            // What a hidden value holds has no part.
+            for at in (from..to).filter(|at| weights[*at] != 0.0) {
+                let value = value.token(self.batch, self.kv_head, slots.slot(at), value_dim);
+                add(simd, [value], [&weights[at..=at]], [&mut *context]);
+            }
         }
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let (a, b) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
-    let mut lanes = [0.0f32; LANES];
-    for (x, y) in a.0.iter().zip(b.0) {
-        for lane in 0..LANES {
-            lanes[lane] += x[lane] * y[lane];
-        }
-    }
-    lanes.iter().sum::<f32>() + a.1.iter().zip(b.1).map(|(x, y)| x * y).sum::<f32>()
+/// The keys at hand that a token sees: first, and behind the last.
+fn seen(masks: &Masks<'_>, batch: usize, token: usize, slots: Slots<'_>) -> (usize, usize) {
+    let (from, to) = masks.range(batch, token);
+    (slots.before(from), slots.before(to))
 }

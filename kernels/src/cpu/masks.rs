@@ -55,9 +55,15 @@ impl<'a> Masks<'a> {
         self.hidden.map(|all| self.row(all, row))
     }
 
-    /// A row of `positions`.
-    pub(super) fn positions(&self, row: usize) -> Option<&'a [i32]> {
-        self.positions.map(|all| self.row(all, row))
+    /// The position of a slot, for the slopes.
+    pub(super) fn position(&self, row: usize, slot: usize) -> f32 {
+        match self.positions {
+            Some(all) => {
+                let positions = self.row(all, row);
+                positions[slot.min(positions.len() - 1)] as f32
+            }
+            None => slot as f32,
+        }
     }
 
     fn row<T>(&self, all: &'a [T], row: usize) -> &'a [T] {

@@ -1,24 +1,19 @@
 //! Kernels on slices, for any CPU.
 
+pub mod attention;
 pub mod decode;
 pub mod flash;
 pub mod masks;
 pub mod norm;
 pub mod product;
+pub mod scatter;
+mod scores;
 mod simd;
+mod stream;
+pub mod threads;
 
+use std::cell::RefCell;
 use std::marker::PhantomData;
-
-/// Running maximum and sum of one query.
-#[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
-}
-
-impl Running {
-    const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
-}
 
 /// A slice that several tasks write, each its own part.
 struct Disjoint<'a> {
@@ -45,4 +40,20 @@ impl<'a> Disjoint<'a> {
         // SAFETY: it lies within the slice, and the caller has no other part that overlaps it.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(from), len) }
     }
+}
+
+thread_local! {
+    /// Memory that a thread keeps from call to call, so that a step allocates nothing but its result.
+    static ROOMS: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `len` elements, which hold anything. A task that runs inside another's has a room of its own.
+fn with_room<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    let mut room = ROOMS.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if room.len() < len {
+        room.resize(len, 0.0);
+    }
+    let result = work(&mut room[..len]);
+    ROOMS.with_borrow_mut(|rooms| rooms.push(room));
+    result
 }

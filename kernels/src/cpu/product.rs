@@ -16,19 +16,32 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::Disjoint;
+use super::stream::{Columns, add_rows, dot_rows};
+use super::{Disjoint, with_room};
 
-/// Rows up to which the matrix is streamed.
-pub const FEW: usize = 16;
+/// Rows of a sequence up to which the matrix is streamed.
+pub const FEW: usize = 64;
+
+/// Rows that meet the matrix together.
+const ROWS: usize = 16;
 
 /// Inputs of which the weights are met at once.
 const DEPTH: usize = 8;
 
-/// Most outputs of a task: sums of a few rows stay in the first-level cache.
+/// Outputs whose weights are met at once.
+const TOGETHER: usize = 4;
+
+/// Most outputs of a task: the sums of a few rows stay in the first-level cache.
 const MOST_OUTPUTS: usize = 1024;
 
 /// Fewest outputs of a task: runs shorter than this leave the memory's own reading ahead behind.
 const FEWEST_OUTPUTS: usize = 128;
+
+/// Outputs of a task are a multiple of it, whole vectors, so that an output is computed alike on any number of threads.
+const MULTIPLE: usize = 16;
+
+/// Runs of a matrix are long enough for memory to foresee them.
+const NOTHING_AHEAD: Option<fn(usize) -> &'static [f32]> = None;
 
 /// A matrix from `inputs` to `outputs` features.
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +63,9 @@ pub struct Matrix<'a> {
 pub struct Product<'a> {
     /// `[rows, inputs]`.
     pub input: &'a [f32],
+    /// Rows of a sequence. How the product is computed depends on it and not on how many sequences there are, so that a
+    /// sequence by itself gives bitwise what it gives in a batch.
+    pub sequence: usize,
     /// The matrix.
     pub matrix: Matrix<'a>,
     /// Added to every row, `[outputs]`.
@@ -65,7 +81,7 @@ pub struct Product<'a> {
 /// # Panics
 /// If a slice does not have the length that the sizes say.
 pub fn product(problem: &Product<'_>, output: &mut [f32]) {
-    let Product { input, matrix, bias, width, first } = *problem;
+    let Product { input, sequence, matrix, bias, width, first } = *problem;
     let Matrix { inputs, outputs, input_stride, output_stride, elements } = matrix;
     assert!(
         inputs > 0 && input.len().is_multiple_of(inputs),
@@ -83,34 +99,38 @@ pub fn product(problem: &Product<'_>, output: &mut [f32]) {
     if let Some(bias) = bias {
         assert!(bias.len() == outputs, "product: `bias` has {} elements, expected {outputs}", bias.len());
     }
-    if rows > FEW || (input_stride != 1 && output_stride != 1) {
+    if sequence > FEW || (input_stride != 1 && output_stride != 1) {
         return many(problem, rows, output);
     }
 
-    let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(DEPTH);
+    let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(MULTIPLE);
     let each = fair.clamp(FEWEST_OUTPUTS, MOST_OUTPUTS);
     let output = Disjoint::new(output);
-    (0..outputs.div_ceil(each)).into_par_iter().for_each_init(Vec::new, |sums, task| {
+    (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
         let range = task * each..outputs.min((task + 1) * each);
-        sums.clear();
-        sums.resize(rows * range.len(), 0.0);
-        Arch::new().dispatch(Task { problem, first: range.start, sums });
-        for (row, sums) in sums.chunks_exact(range.len()).enumerate() {
-            // SAFETY: no other task has these features.
-            let output = unsafe { output.part(row * width + first + range.start, range.len()) };
-            match bias {
-                Some(bias) => {
-                    output.iter_mut().zip(sums).zip(&bias[range.clone()]).for_each(|((y, sum), bias)| *y = sum + bias);
+        with_room(rows.min(ROWS) * range.len(), |room| {
+            for (group, input) in input.chunks(ROWS * inputs).enumerate() {
+                let sums = &mut room[..input.len() / inputs * range.len()];
+                sums.fill(0.0);
+                Arch::new().dispatch(Task { matrix, input, first: range.start, sums });
+                for (row, sums) in sums.chunks_exact(range.len()).enumerate() {
+                    let place = (group * ROWS + row) * width + first + range.start;
+                    // SAFETY: no other task has these features.
+                    let output = unsafe { output.part(place, range.len()) };
+                    output.copy_from_slice(sums);
+                    if let Some(bias) = bias {
+                        output.iter_mut().zip(&bias[range.clone()]).for_each(|(output, bias)| *output += bias);
+                    }
                 }
-                None => output.copy_from_slice(sums),
             }
-        }
+        });
     });
 }
 
-/// Some outputs of all rows: `sums` is `[rows, outputs]`.
+/// Some outputs of a few rows: `sums` is `[rows, outputs]`.
 struct Task<'a> {
-    problem: &'a Product<'a>,
+    matrix: Matrix<'a>,
+    input: &'a [f32],
     first: usize,
     sums: &'a mut [f32],
 }
@@ -120,113 +140,61 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        if self.problem.matrix.output_stride == 1 { self.along_outputs(simd) } else { self.along_inputs(simd) }
+        if self.matrix.output_stride == 1 { self.along_outputs(simd) } else { self.along_inputs(simd) }
     }
 }
 
 impl Task<'_> {
     /// `[in, out]`: the weights of `DEPTH` inputs, each a run of memory, are added to the sums of every row.
     #[inline(always)]
-    fn along_outputs<S: Simd>(self, simd: S) {
-        let Product { input, matrix, .. } = *self.problem;
-        let Matrix { elements, inputs, input_stride, .. } = matrix;
-        let rows = input.len() / inputs;
-        let outputs = self.sums.len() / rows;
-        let run = |at: usize| &elements[at * input_stride + self.first..][..outputs];
+    fn along_outputs<S: Simd>(mut self, simd: S) {
+        let inputs = self.matrix.inputs;
         let whole = inputs / DEPTH * DEPTH;
         for at in (0..whole).step_by(DEPTH) {
-            let runs: [&[f32]; DEPTH] = std::array::from_fn(|depth| run(at + depth));
-            for (row, sums) in self.sums.chunks_exact_mut(outputs).enumerate() {
-                add(simd, runs, &input[row * inputs + at..][..DEPTH], sums);
-            }
+            self.add::<S, DEPTH>(simd, at);
         }
         for at in whole..inputs {
-            for (row, sums) in self.sums.chunks_exact_mut(outputs).enumerate() {
-                add(simd, [run(at)], &input[row * inputs + at..][..1], sums);
-            }
+            self.add::<S, 1>(simd, at);
         }
+    }
+
+    /// Adds the weights of `N` inputs from `at` on to the sums of every row.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(&mut self, simd: S, at: usize) {
+        let Matrix { elements, inputs, input_stride, .. } = self.matrix;
+        let outputs = self.sums.len() / (self.input.len() / inputs);
+        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + self.first..][..outputs]);
+        let columns = Columns { stride: inputs, first: at };
+        add_rows(simd, runs, self.input, columns, self.sums, NOTHING_AHEAD);
     }
 
     /// `[out, in]`: the features of a few outputs, each a run of memory, meet those of every row.
     #[inline(always)]
-    fn along_inputs<S: Simd>(self, simd: S) {
-        const TOGETHER: usize = 4;
-        let Product { input, matrix, .. } = *self.problem;
-        let Matrix { elements, inputs, output_stride, .. } = matrix;
-        let rows = input.len() / inputs;
-        let outputs = self.sums.len() / rows;
-        let run = |at: usize| &elements[(self.first + at) * output_stride..][..inputs];
+    fn along_inputs<S: Simd>(mut self, simd: S) {
+        let outputs = self.sums.len() / (self.input.len() / self.matrix.inputs);
         let whole = outputs / TOGETHER * TOGETHER;
         for at in (0..whole).step_by(TOGETHER) {
-            let runs: [&[f32]; TOGETHER] = std::array::from_fn(|output| run(at + output));
-            for (row, input) in input.chunks_exact(inputs).enumerate() {
-                let sums = dot(simd, runs, input);
-                self.sums[row * outputs + at..][..TOGETHER].copy_from_slice(&sums);
-            }
+            self.dot::<S, TOGETHER>(simd, at);
         }
         for at in whole..outputs {
-            for (row, input) in input.chunks_exact(inputs).enumerate() {
-                [self.sums[row * outputs + at]] = dot(simd, [run(at)], input);
-            }
+            self.dot::<S, 1>(simd, at);
         }
     }
-}
 
-/// Adds `runs`, each times its input, to `sums`, which has their length.
-#[inline(always)]
-fn add<S: Simd, const N: usize>(simd: S, runs: [&[f32]; N], inputs: &[f32], sums: &mut [f32]) {
-    let (vectors, rest) = S::as_mut_simd_f32s(sums);
-    let mut factors = [simd.splat_f32s(0.0); N];
-    for (factor, input) in factors.iter_mut().zip(inputs) {
-        *factor = simd.splat_f32s(*input);
+    /// The sums of `N` outputs from `at` on.
+    #[inline(always)]
+    fn dot<S: Simd, const N: usize>(&mut self, simd: S, at: usize) {
+        let Matrix { elements, inputs, output_stride, .. } = self.matrix;
+        let outputs = self.sums.len() / (self.input.len() / inputs);
+        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(self.first + at + n) * output_stride..][..inputs]);
+        let columns = Columns { stride: outputs, first: at };
+        dot_rows(simd, runs, self.input, self.sums, columns, NOTHING_AHEAD);
     }
-    let count = vectors.len();
-    let mut parts = [&[][..]; N];
-    for (part, run) in parts.iter_mut().zip(runs) {
-        *part = &S::as_simd_f32s(run).0[..count];
-    }
-    for (at, sum) in vectors.iter_mut().enumerate() {
-        let mut total = *sum;
-        for n in 0..N {
-            total = simd.mul_add_e_f32s(parts[n][at], factors[n], total);
-        }
-        *sum = total;
-    }
-    let done = count * S::F32_LANES;
-    for (at, sum) in rest.iter_mut().enumerate() {
-        for n in 0..N {
-            *sum += runs[n][done + at] * inputs[n];
-        }
-    }
-}
-
-/// The sums of `runs`, each times `input`, which has their length.
-#[inline(always)]
-fn dot<S: Simd, const N: usize>(simd: S, runs: [&[f32]; N], input: &[f32]) -> [f32; N] {
-    let (vectors, rest) = S::as_simd_f32s(input);
-    let count = vectors.len();
-    let mut parts = [&[][..]; N];
-    for (part, run) in parts.iter_mut().zip(runs) {
-        *part = &S::as_simd_f32s(run).0[..count];
-    }
-    let mut sums = [simd.splat_f32s(0.0); N];
-    for (at, input) in vectors.iter().enumerate() {
-        for n in 0..N {
-            sums[n] = simd.mul_add_e_f32s(parts[n][at], *input, sums[n]);
-        }
-    }
-    let done = count * S::F32_LANES;
-    let mut totals = [0.0; N];
-    for n in 0..N {
-        let left: f32 = runs[n][done..].iter().zip(rest).map(|(weight, input)| weight * input).sum();
-        totals[n] = simd.reduce_sum_f32s(sums[n]) + left;
-    }
-    totals
 }
 
 /// Any number of rows, on the `gemm` crate.
 fn many(problem: &Product<'_>, rows: usize, output: &mut [f32]) {
-    let Product { input, matrix, bias, width, first } = *problem;
+    let Product { input, matrix, bias, width, first, .. } = *problem;
     let Matrix { inputs, outputs, .. } = matrix;
     if let Some(bias) = bias {
         for row in output.chunks_exact_mut(width) {

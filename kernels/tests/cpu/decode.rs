@@ -1,30 +1,12 @@
 //! A few new tokens on a cache.
 
-use burn_deepspeed_kernels::cpu::decode::{Decode, DecodeShape, decode};
+use burn_deepspeed_kernels::cpu::decode::decode;
 
 use crate::oracle::{Problem, assert_near};
-use crate::problem::{TOLERANCE, Tensors};
-
-/// `[batch, tokens, heads, head_dim]`.
-fn context(problem: &Problem, tensors: &Tensors) -> Vec<f32> {
-    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
-    let shape = DecodeShape { batch, heads, kv_heads, tokens, capacity, head_dim };
-    let Tensors { query, key, value, .. } = tensors;
-    let mut output = vec![f32::NAN; query.len()];
-    let masks = tensors.masks(problem);
-    decode(&Decode { shape, query, key, value, scale: problem.scale(), masks }, &mut output);
-    let heads_of = |row: usize| (0..tokens).flat_map(move |token| (0..heads).map(move |head| (row, token, head)));
-    (0..batch)
-        .flat_map(heads_of)
-        .flat_map(|(row, token, head)| &output[((row * heads + head) * tokens + token) * head_dim..][..head_dim])
-        .copied()
-        .collect()
-}
+use crate::problem::{TOLERANCE, Tensors, check_invariance};
 
 fn check(problem: &Problem) {
-    let tensors = Tensors::new(problem);
-    let expected = tensors.expected(problem);
-    assert_near(&format!("{problem:?}"), &context(problem, &tensors), &expected, TOLERANCE);
+    crate::problem::check(problem, decode);
 }
 
 #[test]
@@ -33,41 +15,79 @@ fn every_mask_agrees_with_plain_loops() {
         ([1, 1, 1, 1, 1], vec![1]),
         ([6, 2, 1, 70, 40], vec![65, 4]),
         ([4, 4, 3, 131, 80], vec![130, 3, 62]),
-        ([7, 1, 5, 200, 96], vec![195]),
+        ([7, 1, 5, 300, 96], vec![295]),
         ([2, 1, 2, 130, 160], vec![65, 130]),
         ([3, 3, 4, 9, 17], vec![4, 0]),
+        // Several blocks, and several tasks.
+        ([4, 2, 3, 2600, 24], vec![2590, 1024, 1025]),
     ] {
-        // Pairs and biases are left to `flash`.
-        let masked = Problem::new(sizes, &ends).masked();
-        masked.iter().filter(|problem| !problem.hidden_pairs && !problem.bias).for_each(check);
+        Problem::new(sizes, &ends).masked().iter().for_each(check);
     }
+}
+
+#[test]
+fn every_head_size_agrees_with_plain_loops() {
+    for head_dim in [1, 7, 8, 15, 16, 17, 36, 64, 128, 256, 512] {
+        check(&Problem::new([3, 1, 2, 333, head_dim], &[333, 21]));
+    }
+}
+
+#[test]
+fn many_tokens_are_as_right_as_a_few() {
+    check(&Problem::new([4, 2, 67, 500, 40], &[480, 67]));
+}
+
+#[test]
+fn a_query_that_sees_nothing_is_zero() {
+    let mut problem = Problem::new([2, 1, 5, 12, 8], &[0, 3]);
+    check(&problem);
+    problem.hidden_keys = true;
+    check(&problem);
 }
 
 #[test]
 fn a_visible_nan_shows_and_a_hidden_one_does_not() {
     let mut problem = Problem::new([2, 2, 1, 90, 16], &[81]);
-    let mut tensors = Tensors::new(&problem);
-    let clean = tensors.expected(&problem);
-    tensors.key[3 * 16] = f32::NAN; // slot 3 of head 0
-    let output = context(&problem, &tensors);
-    assert!(output[..16].iter().all(|x| x.is_nan()));
-    assert_near("the other head", &output[16..], &clean[16..], TOLERANCE);
-    problem.window = Some(70);
-    assert!(context(&problem, &tensors).iter().all(|x| x.is_finite()));
+    for side in 0..2 {
+        let mut tensors = Tensors::new(&problem);
+        let clean = tensors.expected(&problem);
+        // Slot 3 of head 0.
+        [&mut tensors.key, &mut tensors.value][side][3 * 16..4 * 16].fill(f32::NAN);
+        let output = tensors.solve(&problem, decode);
+        assert!(output[..16].iter().all(|x| x.is_nan()));
+        assert_near("the other head", &output[16..], &clean[16..], TOLERANCE);
+        problem.window = Some(70);
+        assert!(tensors.solve(&problem, decode).iter().all(|x| x.is_finite()));
+        problem.window = None;
+    }
 }
 
 #[test]
-#[should_panic(expected = "`key` has 3 elements, expected 40")]
+fn a_token_does_not_see_what_is_broken_behind_it() {
+    let problem = Problem::new([4, 2, 3, 40, 24], &[33]);
+    let mut tensors = Tensors::new(&problem);
+    let clean = tensors.expected(&problem);
+    let slots = tensors.value.len() / 2 / 24;
+    for head in 0..2 {
+        tensors.key[(head * slots + 32) * 24] = f32::NAN;
+        tensors.value[(head * slots + 32) * 24..][..24].fill(f32::NAN);
+    }
+    let output = tensors.solve(&problem, decode);
+    let (before, last) = output.split_at(2 * 4 * 24);
+    assert_near("the tokens before", before, &clean[..before.len()], TOLERANCE);
+    assert!(last.iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
+    check_invariance(&Problem::new([4, 2, 3, 2600, 40], &[2600, 1100, 31]), decode);
+}
+
+#[test]
+#[should_panic(expected = "decode: `key` has 3 elements")]
 fn a_slice_of_the_wrong_length_is_named() {
     let problem = Problem::new([2, 1, 1, 8, 5], &[5]);
     let mut tensors = Tensors::new(&problem);
     tensors.key.truncate(3);
-    context(&problem, &tensors);
-}
-
-#[test]
-#[should_panic(expected = "`flash` reads them")]
-fn a_bias_is_refused() {
-    let problem = Problem { bias: true, ..Problem::new([2, 1, 1, 8, 5], &[5]) };
-    context(&problem, &Tensors::new(&problem));
+    tensors.solve(&problem, decode);
 }

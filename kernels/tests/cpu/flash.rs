@@ -1,37 +1,12 @@
 //! Attention of many queries.
 
-use burn_deepspeed_kernels::cpu::flash::{Flash, Heads, flash};
-use burn_deepspeed_kernels::cpu::masks::Masks;
+use burn_deepspeed_kernels::cpu::flash::flash;
 
 use crate::oracle::{Problem, assert_near};
-use crate::problem::{TOLERANCE, Tensors};
-
-/// `[batch, tokens, heads, head_dim]`.
-fn context(problem: &Problem, tensors: &Tensors) -> Vec<f32> {
-    let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
-    let mut output = vec![f32::NAN; tensors.query.len()];
-    let problem = Flash {
-        batch,
-        heads,
-        kv_heads,
-        tokens,
-        capacity,
-        head_dim,
-        value_dim: head_dim,
-        query: Heads::dense(&tensors.query, heads, tokens, head_dim),
-        key: Heads::dense(&tensors.key, kv_heads, capacity, head_dim),
-        value: Heads::dense(&tensors.value, kv_heads, capacity, head_dim),
-        scale: problem.scale(),
-        masks: tensors.masks(problem),
-    };
-    flash(&problem, &mut output);
-    output
-}
+use crate::problem::{TOLERANCE, Tensors, check_invariance};
 
 fn check(problem: &Problem) {
-    let tensors = Tensors::new(problem);
-    let expected = tensors.expected(problem);
-    assert_near(&format!("{problem:?}"), &context(problem, &tensors), &expected, TOLERANCE);
+    crate::problem::check(problem, flash);
 }
 
 #[test]
@@ -86,7 +61,7 @@ fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
         for side in 0..2 {
             let mut tensors = Tensors::new(&problem);
             [&mut tensors.key, &mut tensors.value][side][29 * 24..].fill(bad);
-            let output = context(&problem, &tensors);
+            let output = tensors.solve(&problem, flash);
             let (before, last) = output.split_at(8 * 2 * 24);
             assert_near("the others", before, &clean[..before.len()], TOLERANCE);
             // An infinite score or value of either sign: nothing finite comes of the first, or the key is left out.
@@ -100,50 +75,14 @@ fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
 #[test]
 fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
     let problem = Problem { window: Some(150), ..Problem::new([4, 2, 140, 700, 40], &[700, 333, 700]) };
-    let mut tensors = Tensors::new(&problem);
-    let whole = context(&problem, &tensors);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-    assert_eq!(bits(&pool.install(|| context(&problem, &tensors))), bits(&whole));
-    let padded = Problem { hidden_keys: true, ..problem.clone() };
-    let hidden = Tensors::new(&padded);
-    assert_eq!(bits(&pool.install(|| context(&padded, &hidden))), bits(&context(&padded, &hidden)));
-    let alone = Problem {
-        batch: 1,
-        starts: problem.starts[1..2].to_vec(),
-        ends: problem.ends[1..2].to_vec(),
-        ..problem.clone()
-    };
-    let part = |all: &[f32]| all[all.len() / 3..all.len() / 3 * 2].to_vec();
-    for tensor in [&mut tensors.query, &mut tensors.key, &mut tensors.value] {
-        *tensor = part(tensor);
-    }
-    let output = context(&alone, &tensors);
-    assert_eq!(bits(&output), bits(&part(&whole)));
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|value| value.to_bits()).collect()
+    check_invariance(&problem, flash);
 }
 
 #[test]
 #[should_panic(expected = "flash: `key` has 10 elements")]
 fn a_slice_that_is_too_short_is_named() {
-    let (query, key) = (vec![0.0; 2 * 8], vec![0.0; 10]);
-    let starts = [0];
-    let ends = [2];
-    let problem = Flash {
-        batch: 1,
-        heads: 1,
-        kv_heads: 1,
-        tokens: 2,
-        capacity: 2,
-        head_dim: 8,
-        value_dim: 8,
-        query: Heads::dense(&query, 1, 2, 8),
-        key: Heads::dense(&key, 1, 2, 8),
-        value: Heads::dense(&query, 1, 2, 8),
-        scale: 1.0,
-        masks: Masks::full(&starts, &ends),
-    };
-    flash(&problem, &mut [0.0; 16]);
+    let problem = Problem::new([1, 1, 2, 2, 8], &[2]);
+    let mut tensors = Tensors::new(&problem);
+    tensors.key.truncate(10);
+    tensors.solve(&problem, flash);
 }

@@ -1,6 +1,7 @@
 //! Every CPU kernel against plain loops, on sizes that no tile divides.
 #![allow(clippy::unwrap_used)]
 
+mod allocations;
 mod decode;
 mod flash;
 mod norm;
@@ -8,3 +9,4 @@ mod norm;
 mod oracle;
 mod problem;
 mod product;
+mod scatter;

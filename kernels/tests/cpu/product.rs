@@ -14,7 +14,7 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
         for bias in [None, Some(&bias[..])] {
             let (first, width) = (2, outputs + 3);
             let mut output = vec![7.0; rows * width];
-            product(&Product { input: &input, matrix, bias, width, first }, &mut output);
+            product(&Product { input: &input, sequence: rows, matrix, bias, width, first }, &mut output);
             let expected: Vec<f64> = (0..rows * width)
                 .map(|at| {
                     let (row, column) = (at / width, at % width);
@@ -53,20 +53,29 @@ fn a_matrix_with_gaps_both_ways_is_multiplied_too() {
     let (input, weights) = ([1.0, 2.0], [1.0, 0.0, 10.0, 0.0, 0.0, 100.0, 0.0, 1000.0]);
     let matrix = Matrix { elements: &weights, inputs: 2, outputs: 2, input_stride: 5, output_stride: 2 };
     let mut output = [0.0; 2];
-    product(&Product { input: &input, matrix, bias: None, width: 2, first: 0 }, &mut output);
+    product(&Product { input: &input, sequence: 1, matrix, bias: None, width: 2, first: 0 }, &mut output);
     assert_eq!(output, [1.0 + 200.0, 10.0 + 2000.0]);
 }
 
 #[test]
-fn a_row_alone_is_bitwise_the_row_among_others() {
-    let (input, weights) = (noise(7 * 200, 1), noise(200 * 300, 2));
-    for (input_stride, output_stride) in [(300, 1), (1, 200)] {
-        let matrix = Matrix { elements: &weights, inputs: 200, outputs: 300, input_stride, output_stride };
-        let mut all = vec![0.0; 7 * 300];
-        product(&Product { input: &input, matrix, bias: None, width: 300, first: 0 }, &mut all);
-        let mut one = vec![0.0; 300];
-        product(&Product { input: &input[600..800], matrix, bias: None, width: 300, first: 0 }, &mut one);
-        assert!(one.iter().zip(&all[900..1200]).all(|(a, b)| a.to_bits() == b.to_bits()));
+fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads() {
+    let (inputs, outputs, batch) = (200, 300, 7);
+    let weights = noise(inputs * outputs, 2);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
+    for sequence in [1, 5, 16, 17, 64, 65, 130] {
+        let input = noise(batch * sequence * inputs, 1);
+        for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
+            let matrix = Matrix { elements: &weights, inputs, outputs, input_stride, output_stride };
+            let of = |input: &[f32]| {
+                let mut output = vec![0.0; input.len() / inputs * outputs];
+                product(&Product { input, sequence, matrix, bias: None, width: outputs, first: 0 }, &mut output);
+                output.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+            };
+            let all = of(&input);
+            assert_eq!(pool.install(|| of(&input)), all);
+            let one = of(&input[3 * sequence * inputs..][..sequence * inputs]);
+            assert_eq!(one, all[3 * sequence * outputs..][..sequence * outputs], "{sequence} rows");
+        }
     }
 }
 
@@ -74,12 +83,12 @@ fn a_row_alone_is_bitwise_the_row_among_others() {
 #[should_panic(expected = "product: 5 features from 2 on do not fit into 6")]
 fn an_output_that_is_too_narrow_is_named() {
     let matrix = Matrix { elements: &[0.0; 15], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    product(&Product { input: &[0.0; 3], matrix, bias: None, width: 6, first: 2 }, &mut [0.0; 6]);
+    product(&Product { input: &[0.0; 3], sequence: 1, matrix, bias: None, width: 6, first: 2 }, &mut [0.0; 6]);
 }
 
 #[test]
 #[should_panic(expected = "product: `matrix` has 14 elements, its strides need 15")]
 fn a_matrix_that_is_too_short_is_named() {
     let matrix = Matrix { elements: &[0.0; 14], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    product(&Product { input: &[0.0; 3], matrix, bias: None, width: 5, first: 0 }, &mut [0.0; 5]);
+    product(&Product { input: &[0.0; 3], sequence: 1, matrix, bias: None, width: 5, first: 0 }, &mut [0.0; 5]);
 }

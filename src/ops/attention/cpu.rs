@@ -1,29 +1,46 @@
 //! Attention on the CPU kernels.
 
-use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
-use burn_deepspeed_kernels::cpu::decode::{Decode, DecodeShape, decode};
-use burn_deepspeed_kernels::cpu::flash::{Flash, Heads, flash};
+use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
+use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Heads};
+use burn_deepspeed_kernels::cpu::decode::decode;
+use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 
 use super::{Attention, Visibility, reference};
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
-use crate::ops::cpu::{Elements, InMemory};
-use crate::ops::softmax_context::{ContextProblem, Declined, Plan, merge_heads};
+use crate::ops::cpu::{InMemory, tensor};
+use crate::ops::softmax_context::{ContextProblem, Declined, Plan};
+
+/// New tokens up to which keys are not packed; `benches/decode.rs` measures it.
+const MOST_DECODE_TOKENS: usize = 8;
+
+/// A kernel for attention.
+type Kernel = fn(&Problem<'_>, &mut [f32]);
+
+/// The kernel for so many new tokens, and its name.
+pub(crate) fn kernel(tokens: usize) -> (&'static str, Kernel) {
+    if tokens <= MOST_DECODE_TOKENS { ("cpu::decode", decode) } else { ("cpu::flash", flash) }
+}
 
 /// Which kernel takes attention without a cache.
 pub(crate) fn plan(problem: &ContextProblem) -> Plan {
     match problem.dtype {
-        DType::F32 => Plan::Kernel("cpu::flash"),
+        DType::F32 => Plan::Kernel(kernel(problem.tokens).0),
         dtype => Plan::Reference(Declined::ElementType(dtype)),
     }
 }
 
-/// [`Attention`], with keys and values that may have more slots than keys.
-pub(crate) struct Problem<'a, B: Backend> {
-    pub query: &'a Tensor<B, 4>,
-    pub key: &'a Tensor<B, 4>,
-    pub value: &'a Tensor<B, 4>,
+/// What is attended to, and how.
+pub(crate) struct Call<'a, B: Backend> {
+    /// `[batch, heads, tokens, head_dim]`.
+    pub query: Heads<'a>,
+    pub query_shape: [usize; 4],
+    /// `[batch, kv_heads, capacity, head_dim]`.
+    pub key: Heads<'a>,
+    /// `[batch, kv_heads, capacity, value_dim]`.
+    pub value: Heads<'a>,
+    pub value_shape: [usize; 4],
     /// Keys of the longest row.
     pub keys: usize,
     pub scale: f64,
@@ -35,7 +52,7 @@ pub(crate) struct Problem<'a, B: Backend> {
 
 /// [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention) for backends on the CPU.
 pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B, 4> {
-    let [_, heads, _, _] = arguments.query.dims();
+    let [batch, heads, tokens, _] = arguments.query.dims();
     let [_, _, keys, value_dim] = arguments.value.dims();
     let dtypes = [arguments.query.dtype(), arguments.key.dtype(), arguments.value.dtype()];
     if keys == 0 || dtypes != [DType::F32; 3] {
@@ -43,83 +60,68 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
     }
     arguments.check();
     let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
-    let problem = Problem {
-        query: &query,
-        key: &key,
-        value: &value,
-        keys,
-        scale,
-        softcap,
-        slopes: slopes.as_deref(),
-        visibility: &visibility,
-        mask: &mask,
-    };
-    let context = problem.flash();
-    let [batch, tokens, _] = context.dims();
+    let (device, query_shape, value_shape) = (query.device(), query.dims(), value.dims());
+    let (visibility, mask, slopes) = (&visibility, &mask, slopes.as_deref());
+    let context = with_heads(&query, |query| {
+        with_heads(&key, |key| {
+            with_heads(&value, |value| {
+                let call = Call {
+                    query,
+                    query_shape,
+                    key,
+                    value,
+                    value_shape,
+                    keys,
+                    scale,
+                    softcap,
+                    slopes,
+                    visibility,
+                    mask,
+                };
+                call.attend(&device)
+            })
+        })
+    });
     context.reshape([batch, tokens, heads, value_dim]).swap_dims(1, 2)
 }
 
-impl<B: InMemory> Problem<'_, B> {
-    /// Attends on [`flash`]; returns `[B, T, N·Hv]`.
-    pub fn flash(&self) -> Tensor<B, 3> {
-        let [batch, heads, tokens, head_dim] = self.query.dims();
-        let [_, kv_heads, capacity, value_dim] = self.value.dims();
-        let (owned, scale) = (self.owned_masks(), self.scale as f32);
-        let masks = self.masks(&owned);
+/// Reads heads where they lie.
+pub(crate) fn with_heads<B: InMemory, R>(tensor: &Tensor<B, 4>, read: impl FnOnce(Heads<'_>) -> R) -> R {
+    B::with_elements(tensor, |tensor| {
+        let tensor = tensor.in_rows();
+        let [batch, head, token, _] = tensor.strides;
+        read(Heads { elements: &tensor.elements, batch, head, token })
+    })
+}
+
+impl<B: InMemory> Call<'_, B> {
+    /// Attends; returns `[B, T, N·Hv]`.
+    pub fn attend(&self, device: &B::Device) -> Tensor<B, 3> {
+        let ([batch, heads, tokens, head_dim], [_, kv_heads, capacity, value_dim]) =
+            (self.query_shape, self.value_shape);
+        let owned = self.owned_masks();
+        let problem = Problem {
+            batch,
+            heads,
+            kv_heads,
+            tokens,
+            capacity,
+            head_dim,
+            value_dim,
+            query: self.query,
+            key: self.key,
+            value: self.value,
+            scale: self.scale as f32,
+            masks: self.masks(&owned),
+        };
         let mut output = vec![0.0; batch * tokens * heads * value_dim];
-        self.with_elements(|query, key, value| {
-            let [query, key, value] = [query, key, value].map(strided);
-            let sizes = Flash {
-                batch,
-                heads,
-                kv_heads,
-                tokens,
-                capacity,
-                head_dim,
-                value_dim,
-                query,
-                key,
-                value,
-                scale,
-                masks,
-            };
-            flash(&sizes, &mut output);
-        });
-        Tensor::from_data(
-            TensorData::new(output, [batch, tokens, heads * value_dim]),
-            (&self.query.device(), DType::F32),
-        )
-    }
-
-    /// Attends on [`decode`]; returns `[B, T, N·H]`.
-    pub fn decode(&self) -> Tensor<B, 3> {
-        let [batch, heads, tokens, head_dim] = self.query.dims();
-        let [_, kv_heads, capacity, _] = self.value.dims();
-        let (owned, scale) = (self.owned_masks(), self.scale as f32);
-        let masks = self.masks(&owned);
-        let shape = DecodeShape { batch, heads, kv_heads, tokens, capacity, head_dim };
-        let mut output = vec![0.0; batch * heads * tokens * head_dim];
-        self.with_elements(|query, key, value| {
-            let [query, key, value] = [query, key, value].map(Elements::dense);
-            decode(&Decode { shape, query: &query, key: &key, value: &value, scale, masks }, &mut output);
-        });
-        merge_heads(Tensor::from_data(
-            TensorData::new(output, [batch, heads, tokens, head_dim]),
-            (&self.query.device(), DType::F32),
-        ))
-    }
-
-    fn with_elements(&self, read: impl FnOnce(&Elements<'_, 4>, &Elements<'_, 4>, &Elements<'_, 4>)) {
-        B::with_elements(self.query, |query| {
-            B::with_elements(self.key, |key| {
-                B::with_elements(self.value, |value| read(&query.in_rows(), &key.in_rows(), &value.in_rows()));
-            });
-        });
+        kernel(tokens).1(&problem, &mut output);
+        tensor(output, [batch, tokens, heads * value_dim], device)
     }
 
     /// The masks on the host.
     fn owned_masks(&self) -> OwnedMasks {
-        let [batch, heads, tokens, _] = self.query.dims();
+        let [batch, heads, tokens, _] = self.query_shape;
         self.mask.check("attention", [batch, heads, tokens, self.keys]);
         if let Some(slopes) = self.slopes {
             check_shape("attention", "slopes", &[heads], &[slopes.len()]);
@@ -163,15 +165,10 @@ struct OwnedMasks {
     bias: Option<([usize; 4], Vec<f32>)>,
 }
 
-fn strided<'a>(tensor: &'a Elements<'_, 4>) -> Heads<'a> {
-    let [batch, head, token, _] = tensor.strides;
-    Heads { elements: &tensor.elements, batch, head, token }
-}
-
 /// The position of every slot: the kept keys before it.
 fn kept_before(hidden: &[bool], keys: usize) -> Vec<i32> {
     let mut positions = Vec::with_capacity(hidden.len());
-    for row in hidden.chunks(keys) {
+    for row in hidden.chunks(keys.max(1)) {
         let mut position = -1;
         positions.extend(row.iter().map(|hidden| {
             position += i32::from(!hidden);

@@ -1,13 +1,13 @@
 //! Norm and projections on the CPU kernels.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{Matrix, Product, product};
 
 use super::{QkvGemmOutput, reference};
 use crate::error::check_shape;
 use crate::ops::check_types;
-use crate::ops::cpu::InMemory;
+use crate::ops::cpu::{InMemory, tensor, with_vector};
 use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
 
 /// [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm) for backends on the CPU.
@@ -49,19 +49,18 @@ pub(crate) fn project<B: InMemory>(
 fn normed<B: InMemory>(input: &Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
     check_shape("qkv_gemm", "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
-    let (gamma, beta, spec) = (floats(&norm.gamma()), norm.beta().map(|beta| floats(&beta)), norm.spec());
+    let (gamma, beta, spec) = (norm.gamma(), norm.beta(), norm.spec());
     let mut output = vec![0.0; batch * tokens * width];
     B::with_elements(input, |input| {
-        let problem = Norm {
-            input: &input.dense(),
-            gamma: &gamma,
-            beta: beta.as_deref(),
-            epsilon: spec.epsilon as f32,
-            rms: spec.rms,
-        };
-        normalise(&problem, &mut output);
+        B::with_elements(&gamma, |gamma| {
+            with_vector(beta.as_ref(), |beta| {
+                let (input, gamma, epsilon) = (input.dense(), gamma.dense(), spec.epsilon as f32);
+                let problem = Norm { input: &input, gamma: &gamma, beta, epsilon, rms: spec.rms };
+                normalise(&problem, &mut output);
+            });
+        });
     });
-    Tensor::from_data(TensorData::new(output, [batch, tokens, width]), (&input.device(), DType::F32))
+    tensor(output, [batch, tokens, width], &input.device())
 }
 
 /// The products with several matrices, side by side.
@@ -81,21 +80,18 @@ fn products<B: InMemory>(
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
             let matrix = weight.input_output();
             check_types(operation, DType::F32, matrix.dtype());
-            let bias = weight.bias().filter(|_| with_bias).map(|bias| floats(&bias));
+            let bias = weight.bias().filter(|_| with_bias);
             B::with_elements(&matrix, |matrix| {
                 let [inputs, outputs] = matrix.shape;
                 let [input_stride, output_stride] = matrix.strides;
                 let elements = &matrix.elements;
                 let matrix = Matrix { elements, inputs, outputs, input_stride, output_stride };
-                product(&Product { input: &input, matrix, bias: bias.as_deref(), width, first }, &mut output);
+                with_vector(bias.as_ref(), |bias| {
+                    product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                });
             });
             first += weight.output_size();
         }
     });
-    Tensor::from_data(TensorData::new(output, [batch, tokens, width]), (&input.device(), DType::F32))
-}
-
-/// The elements of a short tensor.
-fn floats<B: InMemory>(tensor: &Tensor<B, 1>) -> Vec<f32> {
-    tensor.to_data().iter().collect()
+    tensor(output, [batch, tokens, width], &input.device())
 }

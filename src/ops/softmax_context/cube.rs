@@ -7,7 +7,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
-use super::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference};
+use super::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference, rotary_table};
 use crate::error::check_shape;
 use crate::ops::attention::cube::{attend, by_token, plan_kernel};
 use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, owned, planned, rules};
@@ -45,29 +45,21 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
     if batch == 0 || tokens == 0 || matches!(plan::<B>(&arguments.problem(), &device), Plan::Reference(_)) {
         return reference(arguments);
     }
-    let SoftmaxContext { qkv, keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
     check_shape("softmax_context", "qkv", &[batch, tokens, spec.qkv_width()], &qkv.dims());
+    let table = rotary_table(&mut keys, spec, [batch, tokens], &device);
     let mut cache = None;
-    let mut table = None;
     let alibi = spec.position == PositionEncoding::Alibi;
     let (bounds, slopes, start, end) = match keys {
         Keys::Cached(mut layer) => {
             layer.check_step("softmax_context", batch, tokens);
-            if let PositionEncoding::Rotary(rotary) = &spec.position {
-                table = Some(layer.rotary_table(rotary, &device));
-            }
             let bounds = layer.bounds(&device);
             let slopes = alibi.then(|| layer.slopes(&spec.shard, &device));
             let (start, end) = (layer.rows().starts()[0], layer.rows().keys());
             cache = Some(layer);
             (bounds, slopes, start, end)
         }
-        Keys::Fresh(positions) => {
-            if let PositionEncoding::Rotary(rotary) = &spec.position {
-                let given = [positions.batch(), positions.tokens()];
-                check_shape("softmax_context", "positions", &[batch, tokens], &given);
-                table = Some(rotary.table(positions, &device));
-            }
+        Keys::Fresh(_) => {
             let slopes = alibi.then(|| alibi::on_device(alibi::shard_slopes(&spec.shard), &device));
             (None, slopes, 0, tokens)
         }

@@ -15,6 +15,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::cache::{Assign, LayerCache};
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
+use crate::position::rotary::RotaryTable;
 use crate::position::{PositionEncoding, Positions};
 use crate::spec::AttentionSpec;
 
@@ -78,38 +79,44 @@ enum RotatedKeys<'a, B: Backend> {
 /// Splits a packed projection, turns queries and keys, and appends to the cache.
 fn rotate_and_append<'a, B: Backend>(
     qkv: Tensor<B, 3>,
-    keys: Keys<'a, B>,
+    mut keys: Keys<'a, B>,
     spec: &AttentionSpec,
     assign: Assign<B>,
 ) -> Rotated<'a, B> {
     let [batch, tokens, _] = qkv.dims();
-    let device = qkv.device();
+    let table = rotary_table(&mut keys, spec, [batch, tokens], &qkv.device());
     let [query, key, value] = split_heads(qkv, spec);
-    let (table, cache) = match (keys, &spec.position) {
-        (Keys::Cached(mut cache), PositionEncoding::Rotary(rotary)) => {
-            (Some(cache.rotary_table(rotary, &device)), Some(cache))
-        }
-        (Keys::Cached(cache), _) => (None, Some(cache)),
-        (Keys::Fresh(positions), PositionEncoding::Rotary(rotary)) => {
-            let given = [positions.batch(), positions.tokens()];
-            check_shape("softmax_context", "positions", &[batch, tokens], &given);
-            (Some(rotary.table(positions, &device)), None)
-        }
-        (Keys::Fresh(_), _) => (None, None),
-    };
     let turn = |heads| match &table {
         Some(table) => table.apply(heads),
         None => heads,
     };
     let (query, key) = (turn(query), turn(key));
-    let keys = match cache {
-        Some(mut cache) => {
+    let keys = match keys {
+        Keys::Cached(mut cache) => {
             cache.append_with(key, value, assign);
             RotatedKeys::Cached(cache)
         }
-        None => RotatedKeys::Fresh(key, value),
+        Keys::Fresh(_) => RotatedKeys::Fresh(key, value),
     };
     Rotated { query, keys }
+}
+
+/// Cosine and sine of the new tokens, if the layer turns queries and keys.
+fn rotary_table<B: Backend>(
+    keys: &mut Keys<'_, B>,
+    spec: &AttentionSpec,
+    sizes: [usize; 2],
+    device: &B::Device,
+) -> Option<RotaryTable<B>> {
+    let PositionEncoding::Rotary(rotary) = &spec.position else { return None };
+    Some(match keys {
+        Keys::Cached(cache) => cache.rotary_table(rotary, device),
+        Keys::Fresh(positions) => {
+            let given = [positions.batch(), positions.tokens()];
+            check_shape("softmax_context", "positions", &sizes, &given);
+            rotary.table(positions, device)
+        }
+    })
 }
 
 /// The queries, keys and values of a packed projection.

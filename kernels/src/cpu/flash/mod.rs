@@ -22,8 +22,9 @@ mod tile;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::masks::Masks;
-use super::{Disjoint, Running};
+use super::Disjoint;
+use super::attention::Attention;
+use super::scores::Running;
 use pack::{Keys, Queries};
 use tile::{Scores, Tile};
 
@@ -40,91 +41,20 @@ const MOST_KEYS: usize = 512;
 /// Most rows of queries of a task; fewer pack keys and values more often, more leave the second-level cache.
 const MOST_ROWS: usize = 512;
 
-/// A `[batch, heads, tokens, features]` tensor anywhere in a slice, its features one behind the other. Strides are in elements.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads<'a> {
-    /// Where the tensor lies; its first element is the first of the slice.
-    pub elements: &'a [f32],
-    /// From one row of the batch to the next.
-    pub batch: usize,
-    /// From one head to the next.
-    pub head: usize,
-    /// From one token to the next.
-    pub token: usize,
-}
-
-impl<'a> Heads<'a> {
-    /// A tensor that lies densely in this order.
-    pub fn dense(elements: &'a [f32], heads: usize, tokens: usize, features: usize) -> Self {
-        Self { elements, batch: heads * tokens * features, head: tokens * features, token: features }
-    }
-
-    fn token(&self, batch: usize, head: usize, token: usize, features: usize) -> &'a [f32] {
-        &self.elements[batch * self.batch + head * self.head + token * self.token..][..features]
-    }
-
-    #[track_caller]
-    fn check(&self, name: &str, sizes: [usize; 4]) {
-        let [batch, heads, tokens, features] = sizes;
-        if sizes.contains(&0) {
-            return;
-        }
-        let last = (batch - 1) * self.batch + (heads - 1) * self.head + (tokens - 1) * self.token + features;
-        let actual = self.elements.len();
-        assert!(last <= actual, "flash: `{name}` has {actual} elements, {sizes:?} with its strides needs {last}");
-    }
-}
-
-/// The arguments of [`flash`].
-#[derive(Debug, Clone, Copy)]
-pub struct Flash<'a> {
-    /// Rows of the batch.
-    pub batch: usize,
-    /// Query heads, a multiple of `kv_heads`.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
-    /// Queries of each row.
-    pub tokens: usize,
-    /// Slots of each row for keys and values; the masks say how many of them hold one.
-    pub capacity: usize,
-    /// Features of queries and keys.
-    pub head_dim: usize,
-    /// Features of values.
-    pub value_dim: usize,
-    /// `[batch, heads, tokens, head_dim]`.
-    pub query: Heads<'a>,
-    /// `[batch, kv_heads, capacity, head_dim]`.
-    pub key: Heads<'a>,
-    /// `[batch, kv_heads, capacity, value_dim]`.
-    pub value: Heads<'a>,
-    /// Plain factor on the scores.
-    pub scale: f32,
-    /// Who sees what.
-    pub masks: Masks<'a>,
-}
-
 /// Computes `[batch, tokens, heads, value_dim]` into `output`. A query that sees no key gives zeros.
 ///
 /// Runs on the threads of the current `rayon` pool, with the widest vectors that the processor has.
 ///
 /// # Panics
 /// If a slice does not have the length that the sizes say.
-pub fn flash(problem: &Flash<'_>, output: &mut [f32]) {
-    let Flash { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *problem;
-    assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "flash: {heads} heads over {kv_heads} key/value heads");
-    let queries = batch * tokens * heads * value_dim;
-    assert!(output.len() == queries, "flash: `output` has {} elements, expected {queries}", output.len());
-    problem.query.check("query", [batch, heads, tokens, head_dim]);
-    problem.key.check("key", [batch, kv_heads, capacity, head_dim]);
-    problem.value.check("value", [batch, kv_heads, capacity, value_dim]);
-    problem.masks.check("flash", batch, heads, tokens, capacity);
-    if queries == 0 {
+pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
+    problem.check("flash", output);
+    let Attention { batch, heads, kv_heads, tokens, .. } = *problem;
+    if output.is_empty() {
         return;
     }
-    assert!(head_dim > 0, "flash: heads without features");
 
-    let group = heads / kv_heads;
+    let group = problem.group();
     let rows = batch * tokens * heads;
     let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(8 * ROWS, MOST_ROWS);
     let each = fair.div_ceil(group).min(tokens);
@@ -170,7 +100,7 @@ impl Default for Scratch {
 
 /// Some tokens of one key/value head.
 struct Task<'a> {
-    problem: &'a Flash<'a>,
+    problem: &'a Attention<'a>,
     batch: usize,
     kv_head: usize,
     first: usize,
@@ -192,8 +122,8 @@ impl Task<'_> {
     /// With panels and tiles of `V` vectors.
     #[inline(always)]
     fn attend<S: Simd, const V: usize>(self, simd: S) {
-        let Flash { heads, kv_heads, head_dim, value_dim, masks, .. } = *self.problem;
-        let group = heads / kv_heads;
+        let Attention { heads, head_dim, value_dim, masks, .. } = *self.problem;
+        let group = self.problem.group();
         let rows = self.tokens * group;
         let panel = V * S::F32_LANES;
         let width = value_dim.next_multiple_of(S::F32_LANES);

@@ -1,10 +1,12 @@
 //! Queries, keys and values, laid out as the tiles read them.
 
-use super::{Flash, ROWS};
+use super::ROWS;
+use crate::cpu::attention::Attention;
+use crate::cpu::scores::Slots;
 
 /// The queries of a task: row `r` is token `r / group` of head `r % group`.
 pub(super) struct Queries<'a> {
-    pub problem: &'a Flash<'a>,
+    pub problem: &'a Attention<'a>,
     pub batch: usize,
     pub first_head: usize,
     pub first_token: usize,
@@ -20,7 +22,7 @@ impl Queries<'_> {
 
     /// Tile behind tile, each `[head_dim, ROWS]`, scaled. Rows that a last tile lacks are zeros.
     pub fn pack(&self, into: &mut Vec<f32>) {
-        let Flash { head_dim, query, scale, .. } = *self.problem;
+        let Attention { head_dim, query, scale, .. } = *self.problem;
         into.clear();
         into.resize(self.rows.next_multiple_of(ROWS) * head_dim, 0.0);
         for (tile, packed) in into.chunks_exact_mut(ROWS * head_dim).enumerate() {
@@ -38,7 +40,7 @@ impl Queries<'_> {
 
 /// The slots of a block.
 pub(super) struct Keys<'a> {
-    pub problem: &'a Flash<'a>,
+    pub problem: &'a Attention<'a>,
     pub batch: usize,
     pub head: usize,
     /// Keys of a panel.
@@ -63,40 +65,6 @@ pub(super) struct Block<'a> {
     pub positions: &'a [f32],
     pub panel: usize,
     pub width: usize,
-}
-
-/// The slots of packed keys, in ascending order.
-#[derive(Clone, Copy)]
-pub(super) enum Slots<'a> {
-    /// All from the first on.
-    From { first: usize, count: usize },
-    /// These.
-    Kept(&'a [usize]),
-}
-
-impl Slots<'_> {
-    pub fn count(self) -> usize {
-        match self {
-            Self::From { count, .. } => count,
-            Self::Kept(slots) => slots.len(),
-        }
-    }
-
-    /// The slot of a key.
-    pub fn slot(self, key: usize) -> usize {
-        match self {
-            Self::From { first, .. } => first + key,
-            Self::Kept(slots) => slots[key],
-        }
-    }
-
-    /// Keys that lie in front of a slot.
-    pub fn before(self, slot: usize) -> usize {
-        match self {
-            Self::From { first, count } => slot.saturating_sub(first).min(count),
-            Self::Kept(slots) => slots.partition_point(|kept| *kept < slot),
-        }
-    }
 }
 
 /// Side of the squares that are transposed at once.
@@ -140,7 +108,7 @@ impl Keys<'_> {
         kept: &'s mut Vec<usize>,
         positions: &'s mut Vec<f32>,
     ) -> Block<'s> {
-        let Flash { head_dim, value_dim, key, value, masks, .. } = *self.problem;
+        let Attention { head_dim, value_dim, key, value, masks, .. } = *self.problem;
         let slots = match masks.hidden(self.batch) {
             Some(hidden) => {
                 kept.clear();
@@ -185,10 +153,7 @@ impl Keys<'_> {
 
         if masks.slopes.is_some() {
             positions.clear();
-            match masks.positions(self.batch) {
-                Some(given) => positions.extend((0..count).map(|at| given[slots.slot(at)] as f32)),
-                None => positions.extend((0..count).map(|at| slots.slot(at) as f32)),
-            }
+            positions.extend((0..count).map(|at| masks.position(self.batch, slots.slot(at))));
             positions.resize(count.next_multiple_of(self.panel), 0.0);
         }
         Block {

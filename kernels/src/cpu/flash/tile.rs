@@ -6,8 +6,7 @@ use pulp::Simd;
 
 use super::pack::{Block, Queries};
 use super::{MOST_KEYS, ROWS};
-use crate::cpu::Running;
-use crate::cpu::simd::{exp, tanh};
+use crate::cpu::scores::{Row, Running, soften};
 
 /// `ROWS` queries and a block of keys. Vectors of `S` lie `V` to a panel.
 pub(super) struct Tile<'a, S, const V: usize> {
@@ -46,8 +45,9 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         let mut factors = [1.0; ROWS];
         for (row, range) in ranges.into_iter().enumerate() {
             if range.0 < range.1 {
-                self.adjust(row, range, &mut scores[row]);
-                factors[row] = self.soften(&mut scores[row][seen.clone()], seen.start, range, &mut running[row]);
+                self.row(row).adjust(range, &mut scores[row]);
+                let scores = &mut scores[row][seen.clone()];
+                factors[row] = soften(self.simd, scores, seen.start, range, &mut running[row]);
             } else {
                 scores[row][seen.clone()].fill(0.0);
             }
@@ -67,9 +67,12 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         }
     }
 
-    /// Head and token of a row.
-    fn place(&self, row: usize) -> (usize, usize) {
-        self.queries.place(self.first + row)
+    /// What decides over the scores of a row.
+    fn row(&self, row: usize) -> Row<'_, S> {
+        let Queries { problem, batch, .. } = *self.queries;
+        let (head, token) = self.queries.place(self.first + row);
+        let Block { slots, positions, .. } = *self.block;
+        Row { simd: self.simd, masks: &problem.masks, batch, head, token, slots, positions }
     }
 
     /// The products of the queries and the keys `seen`, in whole vectors of their panels.
@@ -108,93 +111,6 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
             let row = &mut row[first..][..W * S::F32_LANES];
             S::as_mut_simd_f32s(row).0.copy_from_slice(sums);
         }
-    }
-
-    /// What comes behind the product: softcap, slopes, bias, hidden pairs. Scores outside the range may become anything.
-    #[inline(always)]
-    fn adjust(&self, row: usize, (from, to): (usize, usize), scores: &mut [f32]) {
-        let masks = &self.queries.problem.masks;
-        if masks.softcap.is_none() && masks.slopes.is_none() && masks.bias.is_none() && masks.pairs.is_none() {
-            return;
-        }
-        let simd = self.simd;
-        let (head, token) = self.place(row);
-        let whole = from / S::F32_LANES * S::F32_LANES..to.next_multiple_of(S::F32_LANES);
-        if let Some(cap) = masks.softcap {
-            let (cap, inverse) = (simd.splat_f32s(cap), simd.splat_f32s(1.0 / cap));
-            for score in S::as_mut_simd_f32s(&mut scores[whole.clone()]).0 {
-                *score = simd.mul_f32s(cap, tanh(simd, simd.mul_f32s(*score, inverse)));
-            }
-        }
-        if let Some(slopes) = masks.slopes {
-            let slope = simd.splat_f32s(slopes[head]);
-            let own = simd.splat_f32s(self.position(token));
-            let positions = S::as_simd_f32s(&self.block.positions[whole.clone()]).0;
-            for (score, position) in S::as_mut_simd_f32s(&mut scores[whole]).0.iter_mut().zip(positions) {
-                *score = simd.mul_add_e_f32s(slope, simd.sub_f32s(*position, own), *score);
-            }
-        }
-        if let Some(bias) = &masks.bias {
-            let bias = bias.keys(self.queries.batch, head, token);
-            for (key, score) in (from..to).zip(&mut scores[from..to]) {
-                *score += bias[self.block.slots.slot(key) % bias.len()];
-            }
-        }
-        if let Some(pairs) = &masks.pairs {
-            let pairs = pairs.keys(self.queries.batch, head, token);
-            for (key, score) in (from..to).zip(&mut scores[from..to]) {
-                if pairs[self.block.slots.slot(key) % pairs.len()] {
-                    *score = f32::NEG_INFINITY;
-                }
-            }
-        }
-    }
-
-    /// The position of a query.
-    fn position(&self, token: usize) -> f32 {
-        let masks = &self.queries.problem.masks;
-        let slot = masks.starts[self.queries.batch] + token;
-        match masks.positions(self.queries.batch) {
-            Some(positions) => positions[slot.min(positions.len() - 1)] as f32,
-            None => slot as f32,
-        }
-    }
-
-    /// Scores, of which the first is that of key `first`, to weights relative to the new maximum; 0 outside the range.
-    /// Returns by what everything from earlier blocks shrinks.
-    #[inline(always)]
-    fn soften(&self, scores: &mut [f32], first: usize, (from, to): (usize, usize), state: &mut Running) -> f32 {
-        let simd = self.simd;
-        let lanes = S::F32_LANES;
-        let hidden = simd.splat_f32s(f32::NEG_INFINITY);
-        let own = from / lanes * lanes - first..to.next_multiple_of(lanes) - first;
-        scores[..own.start].fill(0.0);
-        scores[own.end..].fill(0.0);
-        let scores = S::as_mut_simd_f32s(&mut scores[own]).0;
-
-        // Only the vectors at both ends hold scores outside the range.
-        let edges = [(0, from % lanes, lanes), (scores.len() - 1, 0, (to - 1) % lanes + 1)];
-        for (vector, from, to) in edges {
-            let elements: &mut [f32] = bytemuck::cast_slice_mut(&mut scores[vector..=vector]);
-            elements[..from].fill(f32::NEG_INFINITY);
-            elements[to..].fill(f32::NEG_INFINITY);
-        }
-        let mut largest = hidden;
-        for score in &*scores {
-            largest = simd.max_f32s(largest, *score);
-        }
-        let max = state.max.max(simd.reduce_max_f32s(largest));
-        // Of hidden scores alone the weights are e^(-inf - 0).
-        let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let factor = (state.max - base).exp();
-        let base = simd.splat_f32s(base);
-        let mut sum = simd.splat_f32s(0.0);
-        for score in scores {
-            *score = exp(simd, simd.sub_f32s(*score, base));
-            sum = simd.add_f32s(sum, *score);
-        }
-        *state = Running { max, sum: state.sum * factor + simd.reduce_sum_f32s(sum) };
-        factor
     }
 
     /// Shrinks the vectors from `first` on of every context, `W` of them, and adds the weighted values of some keys.

@@ -1,0 +1,97 @@
+//! Attention as a problem in memory: what every attention kernel is given.
+
+use super::masks::Masks;
+
+/// A `[batch, heads, tokens, features]` tensor anywhere in a slice, its features one behind the other. Strides are in elements.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads<'a> {
+    /// Where the tensor lies; its first element is the first of the slice.
+    pub elements: &'a [f32],
+    /// From one row of the batch to the next.
+    pub batch: usize,
+    /// From one head to the next.
+    pub head: usize,
+    /// From one token to the next.
+    pub token: usize,
+}
+
+impl<'a> Heads<'a> {
+    /// A tensor that lies densely in this order.
+    pub fn dense(elements: &'a [f32], heads: usize, tokens: usize, features: usize) -> Self {
+        Self { elements, batch: heads * tokens * features, head: tokens * features, token: features }
+    }
+
+    pub(super) fn token(&self, batch: usize, head: usize, token: usize, features: usize) -> &'a [f32] {
+        &self.elements[batch * self.batch + head * self.head + token * self.token..][..features]
+    }
+
+    #[track_caller]
+    fn check(&self, kernel: &str, name: &str, sizes: [usize; 4]) {
+        let [batch, heads, tokens, features] = sizes;
+        if sizes.contains(&0) {
+            return;
+        }
+        let last = (batch - 1) * self.batch + (heads - 1) * self.head + (tokens - 1) * self.token + features;
+        let actual = self.elements.len();
+        assert!(last <= actual, "{kernel}: `{name}` has {actual} elements, {sizes:?} with its strides needs {last}");
+    }
+}
+
+/// The arguments of [`flash`](super::flash::flash) and [`decode`](super::decode::decode).
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
+    /// Rows of the batch.
+    pub batch: usize,
+    /// Query heads, a multiple of `kv_heads`.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Queries of each row.
+    pub tokens: usize,
+    /// Slots of each row for keys and values; the masks say how many of them hold one.
+    pub capacity: usize,
+    /// Features of queries and keys.
+    pub head_dim: usize,
+    /// Features of values.
+    pub value_dim: usize,
+    /// `[batch, heads, tokens, head_dim]`.
+    pub query: Heads<'a>,
+    /// `[batch, kv_heads, capacity, head_dim]`.
+    pub key: Heads<'a>,
+    /// `[batch, kv_heads, capacity, value_dim]`.
+    pub value: Heads<'a>,
+    /// Plain factor on the scores.
+    pub scale: f32,
+    /// Who sees what.
+    pub masks: Masks<'a>,
+}
+
+impl Attention<'_> {
+    /// Query heads of a key/value head.
+    pub(super) fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The index of a row of a key/value head, which is token `row / group` of head `row % group`, in `[batch, tokens, heads]`.
+    pub(super) fn place(&self, batch: usize, kv_head: usize, row: usize) -> usize {
+        let group = self.group();
+        (batch * self.tokens + row / group) * self.heads + kv_head * group + row % group
+    }
+
+    /// Panics unless the slices have the lengths that the sizes say.
+    #[track_caller]
+    pub(super) fn check(&self, kernel: &str, output: &[f32]) {
+        let Attention { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *self;
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "{kernel}: {heads} heads over {kv_heads} key/value heads"
+        );
+        assert!(head_dim > 0, "{kernel}: heads without features");
+        let queries = batch * tokens * heads * value_dim;
+        assert!(output.len() == queries, "{kernel}: `output` has {} elements, expected {queries}", output.len());
+        self.query.check(kernel, "query", [batch, heads, tokens, head_dim]);
+        self.key.check(kernel, "key", [batch, kv_heads, capacity, head_dim]);
+        self.value.check(kernel, "value", [batch, kv_heads, capacity, value_dim]);
+        self.masks.check(kernel, batch, heads, tokens, capacity);
+    }
+}

@@ -1,0 +1,146 @@
+//! From products of a query and some keys to weights: one definition for every attention kernel.
+
+use pulp::Simd;
+
+use super::masks::Masks;
+use super::simd::{exp, tanh};
+
+/// Running maximum and sum of one query (arXiv:1805.02867).
+#[derive(Clone, Copy)]
+pub(super) struct Running {
+    pub max: f32,
+    pub sum: f32,
+}
+
+impl Running {
+    pub const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
+
+/// The slots of the keys at hand, in ascending order.
+#[derive(Clone, Copy)]
+pub(super) enum Slots<'a> {
+    /// All from the first on.
+    From { first: usize, count: usize },
+    /// These.
+    Kept(&'a [usize]),
+}
+
+impl Slots<'_> {
+    pub fn count(self) -> usize {
+        match self {
+            Self::From { count, .. } => count,
+            Self::Kept(slots) => slots.len(),
+        }
+    }
+
+    /// The slot of a key.
+    pub fn slot(self, key: usize) -> usize {
+        match self {
+            Self::From { first, .. } => first + key,
+            Self::Kept(slots) => slots[key],
+        }
+    }
+
+    /// Keys that lie in front of a slot.
+    pub fn before(self, slot: usize) -> usize {
+        match self {
+            Self::From { first, count } => slot.saturating_sub(first).min(count),
+            Self::Kept(slots) => slots.partition_point(|kept| *kept < slot),
+        }
+    }
+}
+
+/// The scores of one query. They, and the positions, go on to the end of the last vector.
+pub(super) struct Row<'a, S> {
+    pub simd: S,
+    pub masks: &'a Masks<'a>,
+    pub batch: usize,
+    pub head: usize,
+    pub token: usize,
+    pub slots: Slots<'a>,
+    /// The position of each key, for the slopes.
+    pub positions: &'a [f32],
+}
+
+impl<S: Simd> Row<'_, S> {
+    /// What comes behind the product: softcap, slopes, bias, hidden pairs. Scores outside the range may become anything.
+    #[inline(always)]
+    pub fn adjust(&self, (from, to): (usize, usize), scores: &mut [f32]) {
+        let masks = self.masks;
+        if masks.softcap.is_none() && masks.slopes.is_none() && masks.bias.is_none() && masks.pairs.is_none() {
+            return;
+        }
+        let simd = self.simd;
+        let whole = from / S::F32_LANES * S::F32_LANES..to.next_multiple_of(S::F32_LANES);
+        if let Some(cap) = masks.softcap {
+            let (cap, inverse) = (simd.splat_f32s(cap), simd.splat_f32s(1.0 / cap));
+            for score in S::as_mut_simd_f32s(&mut scores[whole.clone()]).0 {
+                *score = simd.mul_f32s(cap, tanh(simd, simd.mul_f32s(*score, inverse)));
+            }
+        }
+        if let Some(slopes) = masks.slopes {
+            let slope = simd.splat_f32s(slopes[self.head]);
+            let own = simd.splat_f32s(masks.position(self.batch, masks.starts[self.batch] + self.token));
+            let positions = S::as_simd_f32s(&self.positions[whole.clone()]).0;
+            for (score, position) in S::as_mut_simd_f32s(&mut scores[whole]).0.iter_mut().zip(positions) {
+                *score = simd.mul_add_e_f32s(slope, simd.sub_f32s(*position, own), *score);
+            }
+        }
+        if let Some(bias) = &masks.bias {
+            let bias = bias.keys(self.batch, self.head, self.token);
+            for (key, score) in (from..to).zip(&mut scores[from..to]) {
+                *score += bias[self.slots.slot(key) % bias.len()];
+            }
+        }
+        if let Some(pairs) = &masks.pairs {
+            let pairs = pairs.keys(self.batch, self.head, self.token);
+            for (key, score) in (from..to).zip(&mut scores[from..to]) {
+                if pairs[self.slots.slot(key) % pairs.len()] {
+                    *score = f32::NEG_INFINITY;
+                }
+            }
+        }
+    }
+}
+
+/// Scores, of which the first is that of key `first`, to weights relative to the new maximum; 0 outside the range, which
+/// holds at least one key. Returns by what everything from earlier keys shrinks.
+#[inline(always)]
+pub(super) fn soften<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    first: usize,
+    (from, to): (usize, usize),
+    state: &mut Running,
+) -> f32 {
+    let lanes = S::F32_LANES;
+    let hidden = simd.splat_f32s(f32::NEG_INFINITY);
+    let own = from / lanes * lanes - first..to.next_multiple_of(lanes) - first;
+    scores[..own.start].fill(0.0);
+    scores[own.end..].fill(0.0);
+    let scores = S::as_mut_simd_f32s(&mut scores[own]).0;
+
+    // Only the vectors at both ends hold scores outside the range.
+    let edges = [(0, from % lanes, lanes), (scores.len() - 1, 0, (to - 1) % lanes + 1)];
+    for (vector, from, to) in edges {
+        let elements: &mut [f32] = bytemuck::cast_slice_mut(&mut scores[vector..=vector]);
+        elements[..from].fill(f32::NEG_INFINITY);
+        elements[to..].fill(f32::NEG_INFINITY);
+    }
+    let mut largest = hidden;
+    for score in &*scores {
+        largest = simd.max_f32s(largest, *score);
+    }
+    let max = state.max.max(simd.reduce_max_f32s(largest));
+    // Of hidden scores alone the weights are e^(-inf - 0).
+    let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
+    let factor = (state.max - base).exp();
+    let base = simd.splat_f32s(base);
+    let mut sum = simd.splat_f32s(0.0);
+    for score in scores {
+        *score = exp(simd, simd.sub_f32s(*score, base));
+        sum = simd.add_f32s(sum, *score);
+    }
+    *state = Running { max, sum: state.sum * factor + simd.reduce_sum_f32s(sum) };
+    factor
+}

@@ -1,0 +1,183 @@
+//! Runs of memory that meet every row of something small. Each run is read once; rows come two at a time, so that a run that is
+//! in a register serves both.
+
+use pulp::Simd;
+
+/// Rows that lie a fixed distance apart, and where in each of them something begins.
+#[derive(Clone, Copy)]
+pub(super) struct Columns {
+    pub stride: usize,
+    pub first: usize,
+}
+
+/// What is read soon: run `n` of those that follow, `N` of them.
+pub(super) trait Ahead<'a>: Fn(usize) -> &'a [f32] {}
+
+impl<'a, F: Fn(usize) -> &'a [f32]> Ahead<'a> for F {}
+
+/// The products of `runs` and every row of `rows`, which have their length, into columns of the rows of `sums`.
+#[inline(always)]
+pub(super) fn dot_rows<'a, S: Simd, const N: usize>(
+    simd: S,
+    runs: [&[f32]; N],
+    rows: &[f32],
+    sums: &mut [f32],
+    columns: Columns,
+    ahead: Option<impl Ahead<'a>>,
+) {
+    let (len, Columns { stride, first }) = (runs[0].len(), columns);
+    let mut fetch = Fetch::new(N, rows.len() / len);
+    let mut rows = rows.chunks_exact(2 * len);
+    let mut sums = sums.chunks_exact_mut(2 * stride);
+    for (rows, sums) in (&mut rows).zip(&mut sums) {
+        fetch.some(&ahead);
+        let (one, other) = rows.split_at(len);
+        let products = dot(simd, runs, [one, other]);
+        sums[first..first + N].copy_from_slice(&products[0]);
+        sums[stride + first..][..N].copy_from_slice(&products[1]);
+    }
+    if !rows.remainder().is_empty() {
+        fetch.some(&ahead);
+        let [products] = dot(simd, runs, [rows.remainder()]);
+        sums.into_remainder()[first..first + N].copy_from_slice(&products);
+    }
+}
+
+/// Adds `runs`, each times its factor, which stands in columns of the rows of `factors`, to every row of `sums`, which have
+/// their length.
+#[inline(always)]
+pub(super) fn add_rows<'a, S: Simd, const N: usize>(
+    simd: S,
+    runs: [&[f32]; N],
+    factors: &[f32],
+    columns: Columns,
+    sums: &mut [f32],
+    ahead: Option<impl Ahead<'a>>,
+) {
+    let (len, Columns { stride, first }) = (runs[0].len(), columns);
+    let mut fetch = Fetch::new(N, sums.len() / len);
+    let mut factors = factors.chunks_exact(2 * stride);
+    let mut sums = sums.chunks_exact_mut(2 * len);
+    for (sums, factors) in (&mut sums).zip(&mut factors) {
+        fetch.some(&ahead);
+        let (one, other) = sums.split_at_mut(len);
+        add(simd, runs, [&factors[first..first + N], &factors[stride + first..][..N]], [one, other]);
+    }
+    let sums = sums.into_remainder();
+    if !sums.is_empty() {
+        fetch.some(&ahead);
+        add(simd, runs, [&factors.remainder()[first..first + N]], [sums]);
+    }
+}
+
+/// Reads ahead, a few runs with each pair of rows: all at once they would wait for each other.
+struct Fetch {
+    runs: usize,
+    pairs: usize,
+    pair: usize,
+}
+
+impl Fetch {
+    fn new(runs: usize, rows: usize) -> Self {
+        Self { runs, pairs: rows.div_ceil(2), pair: 0 }
+    }
+
+    #[inline(always)]
+    fn some<'a>(&mut self, ahead: &Option<impl Ahead<'a>>) {
+        let Some(ahead) = ahead else { return };
+        for run in self.pair * self.runs / self.pairs..(self.pair + 1) * self.runs / self.pairs {
+            prefetch(ahead(run));
+        }
+        self.pair += 1;
+    }
+}
+
+/// Adds `runs`, each times its factor, to each of `sums`, which have their length.
+#[inline(always)]
+pub(super) fn add<S: Simd, const N: usize, const M: usize>(
+    simd: S,
+    runs: [&[f32]; N],
+    factors: [&[f32]; M],
+    sums: [&mut [f32]; M],
+) {
+    let len = sums[0].len();
+    let count = len / S::F32_LANES;
+    let mut splats = [[simd.splat_f32s(0.0); N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            splats[m][n] = simd.splat_f32s(factors[m][n]);
+        }
+    }
+    let mut parts = [&[][..]; N];
+    for n in 0..N {
+        parts[n] = &S::as_simd_f32s(runs[n]).0[..count];
+    }
+    let totals = sums.map(|sums| S::as_mut_simd_f32s(&mut sums[..len]));
+    for at in 0..count {
+        let mut values = [simd.splat_f32s(0.0); N];
+        for n in 0..N {
+            values[n] = parts[n][at];
+        }
+        for m in 0..M {
+            let mut total = totals[m].0[at];
+            for n in 0..N {
+                total = simd.mul_add_e_f32s(values[n], splats[m][n], total);
+            }
+            totals[m].0[at] = total;
+        }
+    }
+    let done = count * S::F32_LANES;
+    for m in 0..M {
+        for (at, sum) in totals[m].1.iter_mut().enumerate() {
+            for n in 0..N {
+                *sum += runs[n][done + at] * factors[m][n];
+            }
+        }
+    }
+}
+
+/// The sums of `runs`, each times each of `inputs`, which have their length.
+#[inline(always)]
+fn dot<S: Simd, const N: usize, const M: usize>(simd: S, runs: [&[f32]; N], inputs: [&[f32]; M]) -> [[f32; N]; M] {
+    let len = inputs[0].len();
+    let count = len / S::F32_LANES;
+    let mut parts = [&[][..]; N];
+    for n in 0..N {
+        parts[n] = &S::as_simd_f32s(runs[n]).0[..count];
+    }
+    let mut others = [&[][..]; M];
+    for m in 0..M {
+        others[m] = &S::as_simd_f32s(inputs[m]).0[..count];
+    }
+    let mut sums = [[simd.splat_f32s(0.0); N]; M];
+    for at in 0..count {
+        for n in 0..N {
+            let value = parts[n][at];
+            for m in 0..M {
+                sums[m][n] = simd.mul_add_e_f32s(value, others[m][at], sums[m][n]);
+            }
+        }
+    }
+    let done = count * S::F32_LANES;
+    let mut totals = [[0.0; N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            let rest = runs[n][done..len].iter().zip(&inputs[m][done..]);
+            totals[m][n] = simd.reduce_sum_f32s(sums[m][n]) + rest.map(|(value, input)| value * input).sum::<f32>();
+        }
+    }
+    totals
+}
+
+/// Asks for elements that are read soon.
+#[inline(always)]
+fn prefetch(elements: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in elements.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, and it reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = elements;
+}

@@ -1,0 +1,72 @@
+//! Heads to their places.
+
+use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter};
+
+use crate::oracle::noise;
+
+/// A feature of a turned head.
+fn turned(features: &[f32], rotation: Option<Rotation<'_>>, index: usize, feature: usize) -> f32 {
+    let Some(Rotation { cos, sin, half, pairs }) = rotation else { return features[feature] };
+    if feature >= 2 * half {
+        return features[feature];
+    }
+    let (pair, second) = match pairs {
+        Pairs::Half => (feature % half, feature >= half),
+        Pairs::Interleaved => (feature / 2, feature % 2 == 1),
+    };
+    let (a, b) = match pairs {
+        Pairs::Half => (features[pair], features[pair + half]),
+        Pairs::Interleaved => (features[2 * pair], features[2 * pair + 1]),
+    };
+    let (cos, sin) = (cos[index * half + pair], sin[index * half + pair]);
+    if second { b * cos + a * sin } else { a * cos - b * sin }
+}
+
+#[test]
+fn every_head_goes_to_its_place_and_nothing_else_changes() {
+    for (heads, head_dim, tokens, half) in [(1, 1, 1, 0), (3, 17, 5, 4), (2, 40, 3, 20), (5, 64, 700, 16), (4, 8, 1, 4)]
+    {
+        let (batch, first) = (3, 7);
+        let width = first + heads * head_dim + 5;
+        let input = noise(batch * tokens * width, 1);
+        let (cos, sin) = (noise(batch * tokens * half, 2), noise(batch * tokens * half, 3));
+        let rotation = |pairs| Some(Rotation { cos: &cos, sin: &sin, half, pairs });
+        for rotation in [None, rotation(Pairs::Half), rotation(Pairs::Interleaved)] {
+            let head = |row: usize, token: usize, head: usize| {
+                let index = row * tokens + token;
+                let features = &input[index * width + first + head * head_dim..][..head_dim];
+                (0..head_dim).map(|feature| turned(features, rotation, index, feature)).collect::<Vec<_>>()
+            };
+            let problem = |places| Scatter { input: &input, width, first, heads, head_dim, tokens, rotation, places };
+
+            let mut beside = vec![f32::NAN; batch * tokens * heads * head_dim];
+            scatter(&problem(Places::Beside), &mut beside);
+            for (at, features) in beside.chunks(head_dim).enumerate() {
+                assert_eq!(features, head(at / heads / tokens, at / heads % tokens, at % heads));
+            }
+
+            let slots = tokens + 4;
+            let (starts, counts) = ([4, 0, 2], [tokens, tokens / 2, 0]);
+            let mut cache = vec![9.0; batch * heads * slots * head_dim];
+            scatter(&problem(Places::Slots { slots, starts: &starts, counts: &counts }), &mut cache);
+            for (at, features) in cache.chunks(head_dim).enumerate() {
+                let (row, slot) = (at / slots / heads, at % slots);
+                let token = slot.wrapping_sub(starts[row]);
+                if token < counts[row] {
+                    assert_eq!(features, head(row, token, at / slots % heads));
+                } else {
+                    assert!(features.iter().all(|feature| *feature == 9.0));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "2 tokens from slot 3 on, of 4")]
+fn a_token_without_a_slot_is_named() {
+    let places = Places::Slots { slots: 4, starts: &[3], counts: &[2] };
+    let problem =
+        Scatter { input: &[0.0; 16], width: 8, first: 0, heads: 2, head_dim: 4, tokens: 2, rotation: None, places };
+    scatter(&problem, &mut [0.0; 32]);
+}
