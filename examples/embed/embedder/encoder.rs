@@ -4,10 +4,11 @@
 //! every other: the preset builds [`DeepSpeedSelfAttention`] without a norm and without a triangle.
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig};
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig};
 use burn::tensor::activation::gelu;
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::weight::{Orientation, Weight};
 use burn_deepspeed::{AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend};
 
 /// A BERT encoder without a head.
@@ -25,8 +26,8 @@ pub struct Encoder<B: Backend> {
 pub struct Block<B: Backend> {
     pub(super) attention: DeepSpeedSelfAttention<B>,
     pub(super) attention_norm: LayerNorm<B>,
-    pub(super) up: Linear<B>,
-    pub(super) down: Linear<B>,
+    pub(super) up: Weight<B>,
+    pub(super) down: Weight<B>,
     pub(super) output_norm: LayerNorm<B>,
 }
 
@@ -83,7 +84,7 @@ impl<B: Backend> Block<B> {
     fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
         let attention = config.attention_config(layer);
         let (hidden, mlp) = (attention.hidden_size, config.mlp_size);
-        let linear = |input, output| LinearConfig::new(input, output).with_initializer(initializer()).init(device);
+        let linear = |input, output| Weight::init(input, output, true, Orientation::OutputInput, DType::F32, device);
         Ok(Self {
             attention: attention.init_self_attention(layer, device)?,
             attention_norm: layer_norm(config, device),
@@ -117,7 +118,8 @@ impl<B: InferenceBackend> Block<B> {
         // BERT adds positions to its embeddings, so attention needs none.
         let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
         let hidden = self.attention_norm.forward(input + attended);
-        let mlp = self.down.forward(gelu(self.up.forward(hidden.clone())));
+        let linear = <B as InferenceBackend>::linear;
+        let mlp = linear(gelu(linear(hidden.clone(), &self.up)), &self.down);
         Ok(self.output_norm.forward(hidden + mlp))
     }
 }

@@ -1,11 +1,11 @@
 //! Reads a Hugging Face checkpoint into the encoder.
 
 use burn::module::{Module, Param};
-use burn::nn::{Embedding, LayerNorm, Linear};
+use burn::nn::{Embedding, LayerNorm};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
-use burn_deepspeed::weight::transposed;
+use burn_deepspeed::weight::Weight;
 
 use super::encoder::{Block, Encoder};
 
@@ -39,8 +39,8 @@ impl<B: Backend> Encoder<B> {
             blocks.push(Block {
                 attention: block.attention.load(checkpoint, &config.attention_names(checkpoint, layer))?,
                 attention_norm: reader.layer_norm(block.attention_norm, &at("attention.output.LayerNorm"))?,
-                up: reader.linear(block.up, &at("intermediate.dense"))?,
-                down: reader.linear(block.down, &at("output.dense"))?,
+                up: reader.linear(&block.up, &at("intermediate.dense"))?,
+                down: reader.linear(&block.down, &at("output.dense"))?,
                 output_norm: reader.layer_norm(block.output_norm, &at("output.LayerNorm"))?,
             });
         }
@@ -67,13 +67,12 @@ impl<B: Backend> Reader<'_, B> {
         Ok(Embedding { weight: Param::from_tensor(weight) })
     }
 
-    /// PyTorch keeps `[out, in]`, Burn `[in, out]`.
-    fn linear(&self, module: Linear<B>, path: &str) -> Result<Linear<B>, WeightError> {
-        let [input, output] = module.weight.lazy_shape().dims::<2>();
-        let matrix: Tensor<B, 2> =
-            self.checkpoint.tensor(&format!("{path}.weight"), [output, input], self.dtype, &self.device)?;
-        let bias = module.bias.as_ref().map(|bias| self.vector(&format!("{path}.bias"), bias)).transpose()?;
-        Ok(Linear { weight: Param::from_tensor(transposed(matrix)), bias })
+    fn linear(&self, weight: &Weight<B>, path: &str) -> Result<Weight<B>, WeightError> {
+        let (input, output) = (weight.input_size(), weight.output_size());
+        let shape = weight.orientation().shape(input, output);
+        let matrix = self.checkpoint.tensor(&format!("{path}.weight"), shape, self.dtype, &self.device)?;
+        let bias = self.checkpoint.tensor(&format!("{path}.bias"), [output], self.dtype, &self.device)?;
+        Ok(Weight::new(matrix, Some(bias), weight.orientation()))
     }
 
     /// Checkpoints that come from TensorFlow call the parameters `gamma` and `beta`.

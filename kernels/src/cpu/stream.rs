@@ -94,6 +94,7 @@ impl Fetch {
 
 /// Adds `runs`, each times its factor, to each of `sums`, which have their length.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "several slices at one index")]
 pub(super) fn add<S: Simd, const N: usize, const M: usize>(
     simd: S,
     runs: [&[f32]; N],
