@@ -8,7 +8,11 @@ test backend="ndarray":
 
 # Kernels beside what they replace.
 bench:
-    cargo bench --features autodiff --bench decode --bench prefill
+    cargo bench --features autodiff --bench decode --bench prefill --bench project
+
+# CPU kernels beside PyTorch, transformers, candle and Burn; writes bench/results/cpu.json and docs/performance.md and .svg.
+bench-cpu *options:
+    bash benches/peers/run.sh {{options}}
 
 # Programs, cases and scripts for a machine with a CUDA device and without Rust; `gpu-bundle/scripts/gpu-check.sh` runs them there.
 gpu-bundle:

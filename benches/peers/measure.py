@@ -1,0 +1,251 @@
+"""Times the CPU kernels beside their peers, in turns, and writes `bench/results/cpu.json` and the report.
+
+    just bench-cpu                                             # builds what it needs and measures everything
+    just bench-cpu --workloads P1,D1 --rounds 1 --out /tmp/trial
+
+Every implementation lives in a program that answers requests (`src/main.rs`, `torch_peers.py`). Rounds go over all of
+them; the time of a round is the median of its calls, and the result the median over the rounds. Inputs are the same
+hash everywhere, and some rows of each result are held against float64 here.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib import metadata
+
+import numpy as np
+
+from problems import attention_reference, checked_rows, layer_reference, workloads
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+# What an implementation is called in the report, and the program that it lives in.
+IMPLEMENTATIONS = {
+    "ours-ndarray": ("burn-deepspeed on ndarray", "ours"),
+    "ours-flex": ("burn-deepspeed on flex", "ours"),
+    "sdpa": ("PyTorch SDPA", "torch"),
+    "unfused": ("PyTorch unfused", "torch"),
+    "flex-attention": ("PyTorch flex_attention", "torch"),
+    "candle-flash": ("candle flash", "candle"),
+    "candle-plain": ("candle plain", "candle"),
+    "burn-ndarray": ("Burn on ndarray", "burn"),
+    "burn-flex": ("Burn on flex", "burn"),
+    "transformers-sdpa": ("transformers sdpa", "torch"),
+    "transformers-static": ("transformers sdpa, static cache", "torch"),
+    "transformers-eager": ("transformers eager", "torch"),
+    "int8": ("transformers sdpa, dynamic int8", "torch"),
+    "gemm": ("gemm crate", "ours"),
+    "torch-matmul": ("PyTorch matmul", "torch"),
+    "read": ("array read", "ours"),
+}
+# Who takes part where.
+TAKE_PART = {
+    "attention": list(IMPLEMENTATIONS)[:9],
+    "layer": ["ours-ndarray", "ours-flex", "transformers-sdpa", "transformers-static", "transformers-eager", "int8"],
+    "encoder": ["ours-ndarray", "ours-flex", "transformers-sdpa"],
+    "length": ["ours-ndarray", "sdpa"],
+    "limit": ["gemm", "torch-matmul", "read"],
+    "memory": ["ours-ndarray", "ours-flex", "sdpa", "unfused", "flex-attention", "burn-flex"],
+}
+
+
+class Program:
+    """A program that answers requests, with so many threads. One that ended is started again."""
+
+    def __init__(self, command: list[str], threads: int, patience: float):
+        self.command, self.patience, self.process = command, patience, None
+        names = ("OMP", "MKL", "OPENBLAS", "RAYON", "MATMUL")
+        self.environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
+
+    def start(self):
+        self.errors = tempfile.TemporaryFile("w+")
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            self.command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True, bufsize=1, env=self.environment
+        )
+
+    def ask(self, **request) -> dict:
+        """The answer, `{"error": ..}` if there is none."""
+        if self.process is None:
+            self.start()
+        process, late = self.process, threading.Event()
+        timer = threading.Timer(self.patience, lambda: (late.set(), process.kill()))
+        timer.start()
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            return json.loads(process.stdout.readline())
+        except (OSError, ValueError):
+            self.stop()
+            self.errors.seek(0)
+            last = self.errors.read().strip().splitlines()[-1:]
+            why = f"no answer in {self.patience:.0f} s" if late.is_set() else f"ended with status {process.returncode}"
+            return {"error": ": ".join([why, *last])}
+        finally:
+            timer.cancel()
+
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+def measure(workload: dict, reference: np.ndarray, rows: list[int], names: list[str], programs: dict, settings) -> list[dict]:
+    """A row for each implementation."""
+    results = {}
+    for name in names:
+        width = reference.shape[-1] if rows else 0
+        program = programs[IMPLEMENTATIONS[name][1]]
+        answer = program.ask(do="prepare", implementation=name, workload=workload, rows=rows, width=width)
+        results[name] = {"implementation": name}
+        if "error" in answer:
+            results[name]["failure"] = answer["error"].strip().splitlines()[0][:300]
+            continue
+        once = answer["seconds"][-1]
+        calls = max(1, min(1000, int(settings.sample / max(once, 1e-7))))
+        rounds = min(settings.rounds, max(2, int(settings.budget / (once * calls))))
+        results[name] |= {"rounds": rounds, "calls": calls, "round_ms": []}
+        if once > 2 * settings.budget:
+            # The call that gave the result is all that there is time for.
+            results[name] |= {"rounds": 0, "round_ms": [round(1e3 * once, 5)]}
+        if rows:
+            difference = float(np.abs(np.array(answer["rows"], dtype=np.float64) - reference).max())
+            results[name] |= {"difference": difference} if np.isfinite(difference) else {"failure": "the result is not finite"}
+    for turn in range(settings.rounds):
+        for name in names if turn % 2 == 0 else reversed(names):
+            result = results[name]
+            if "failure" in result or turn >= result["rounds"]:
+                continue
+            time.sleep(0.02)  # until the threads of the one before have stopped looking for work
+            program, warm = programs[IMPLEMENTATIONS[name][1]], result["calls"] > 1
+            answer = program.ask(do="time", implementation=name, calls=result["calls"], warm=warm)
+            if "error" in answer:
+                result["failure"] = answer["error"].strip().splitlines()[0][:300]
+                continue
+            result["round_ms"].append(round(1e3 * statistics.median(answer["seconds"]), 5))
+    for result in results.values():
+        if "failure" not in result:
+            result["ms"] = statistics.median(result["round_ms"])
+    for program in programs.values():
+        if program.process is not None:
+            program.ask(do="forget")
+    return list(results.values())
+
+
+def reference_of(workload: dict, rows: list[int], torch: Program) -> np.ndarray | None:
+    match workload["kind"]:
+        case "attention":
+            return attention_reference(workload, rows)
+        case "layer":
+            return layer_reference(workload, rows)
+        case "encoder":
+            answer = torch.ask(do="encoder", workload=workload, rows=rows)
+            if "error" in answer:
+                raise RuntimeError(f"the encoder could not be made: {answer['error']}")
+            return np.array(answer["rows"])
+    return None
+
+
+def machine() -> dict:
+    processor = pathlib.Path("/proc/cpuinfo").read_text()
+    flags = re.search(r"^flags\s*:(.*)$", processor, re.M)[1].split()
+    memory = re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]
+    lock = (HERE / "Cargo.lock").read_text()
+    crate = lambda name: re.search(rf'name = "{name}"\nversion = "(.*)"', lock)[1]  # noqa: E731
+    return {
+        "processor": re.search(r"^model name\s*:(.*)$", processor, re.M)[1].strip(), "cores": os.cpu_count(),
+        "vectors": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags],
+        "memory_gib": round(int(memory) / 2**20), "system": platform.platform(), "date": time.strftime("%Y-%m-%d"),
+        "rustc": subprocess.run(["rustc", "-V"], capture_output=True, text=True, check=True).stdout.split()[1],
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
+        | {name: crate(name) for name in ("burn", "candle-nn", "gemm")},
+    }  # fmt: skip
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    listed = lambda text: [part for part in text.split(",") if part]  # noqa: E731
+    parser.add_argument("--binary", required=True, help="the program of this folder's package")
+    parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target" / "peers-work", help="for files that can go")
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT, help="bench/results and docs are written there")
+    parser.add_argument("--threads", type=listed, default=["1", "2"], help="lengths and memory take the last (default: 1,2)")
+    parser.add_argument("--workloads", type=listed, default=[], help="names or groups, such as P1,layer,limit; default: all")
+    parser.add_argument("--impls", type=listed, default=list(IMPLEMENTATIONS), help="default: all")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--sample", type=float, default=0.08, help="seconds of calls in a round")
+    parser.add_argument("--budget", type=float, default=1.2, help="seconds of all rounds of one; two if it is slow")
+    parser.add_argument("--patience", type=float, default=180, help="seconds for an answer")
+    return parser.parse_args()
+
+
+def main():
+    settings = arguments()
+    settings.work.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.work / "inductor")
+    commands = {server: [settings.binary] for server in ("ours", "burn", "candle")}
+    commands["torch"] = [sys.executable, str(HERE / "torch_peers.py")]
+    programs = {
+        int(threads): {server: Program(command, int(threads), settings.patience) for server, command in commands.items()}
+        for threads in settings.threads
+    }
+    result = {"machine": machine(), "settings": {key: getattr(settings, key) for key in ("rounds", "sample", "budget")}}
+    result["settings"]["load_before"] = round(os.getloadavg()[0], 2)
+    most, started = max(programs), time.time()
+    wanted = [
+        workload for workload in workloads(settings.work / "encoder")
+        if not settings.workloads or {workload["name"], workload["group"]} & set(settings.workloads)
+    ]  # fmt: skip
+    rows = []
+    for workload in wanted:
+        checked = checked_rows(workload)
+        reference = reference_of(workload, checked, programs[most]["torch"])
+        for threads in [most] if workload["group"] == "length" else programs:
+            names = [name for name in TAKE_PART[workload["group"]] if name in settings.impls]
+            if workload["group"] == "limit":
+                names = [name for name in names if (name == "read") == (workload["kind"] == "read")]
+            for row in measure(workload, reference, checked, names, programs[threads], settings):
+                row = {"workload": workload["name"], "threads": threads} | row
+                rows.append(row)
+                difference = f"  {row['difference']:.1e}" if "difference" in row else ""
+                shown = f"{row['ms']:10.3f} ms{difference}" if "ms" in row else f"  {row['failure']}"
+                print(f"{row['workload']:14} {threads} {row['implementation']:20} {shown}", file=sys.stderr, flush=True)
+    for program in (program for servers in programs.values() for program in servers.values()):
+        program.stop()
+    result |= {
+        "implementations": {name: label for name, (label, _) in IMPLEMENTATIONS.items()},
+        "workloads": list({workload["name"]: workload for workload in wanted}.values()),
+        "rows": rows,
+        "memory": memory(commands, wanted, most, settings),
+    }
+    result["settings"]["seconds"] = round(time.time() - started)
+    target = settings.out / "bench" / "results" / "cpu.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    subprocess.run([sys.executable, str(HERE / "report.py"), str(target), str(settings.out / "docs")], check=True)
+
+
+def memory(commands: dict, wanted: list[dict], threads: int, settings) -> list[dict]:
+    """What one call of X2 takes beside its inputs, each implementation in a process of its own."""
+    rows = []
+    for workload in (workload for workload in wanted if workload["name"] == "X2"):
+        small = workload | {"queries": 64, "keys": 64}
+        for name in (name for name in TAKE_PART["memory"] if name in settings.impls):
+            program = Program(commands[IMPLEMENTATIONS[name][1]], threads, settings.patience)
+            answer = program.ask(do="memory", implementation=name, small=small, workload=workload)
+            program.stop()
+            rows.append({"implementation": name, "workload": "X2", "threads": threads} | answer)
+    return rows
+
+
+if __name__ == "__main__":
+    main()

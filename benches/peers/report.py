@@ -1,0 +1,195 @@
+"""Writes `docs/performance.md`, between its markers, and `docs/performance.svg` from `bench/results/cpu.json`.
+
+python3 benches/peers/report.py bench/results/cpu.json docs
+"""
+
+import json
+import pathlib
+import sys
+
+from plot import svg
+
+START, END = "<!-- measured -->", "<!-- end of what was measured -->"
+OURS = "ours-ndarray"
+# What a rate counts, by what limits it.
+UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
+
+
+class Result:
+    """What was measured, by workload, threads and implementation."""
+
+    def __init__(self, record: dict):
+        self.record, self.labels = record, record["implementations"]
+        self.workloads = {workload["name"]: workload for workload in record["workloads"]}
+        self.rows = {}
+        for row in record["rows"]:
+            known = self.rows.setdefault((row["workload"], row["threads"], row["implementation"]), row)
+            # Limits are measured twice: the better one counts.
+            if row.get("ms", float("inf")) < known.get("ms", float("inf")):
+                self.rows[row["workload"], row["threads"], row["implementation"]] = row
+        self.threads = sorted({threads for _, threads, _ in self.rows})
+
+    def of(self, group: str) -> list[dict]:
+        return [workload for workload in self.workloads.values() if workload["group"] == group]
+
+    def ms(self, name: str, threads: int, implementation: str) -> float | None:
+        return self.rows.get((name, threads, implementation), {}).get("ms")
+
+    def peers(self, group: str) -> list[str]:
+        """Who took part beside us, in the order of the record."""
+        names = {workload["name"] for workload in self.of(group)}
+        took_part = {implementation for name, _, implementation in self.rows if name in names}
+        return [name for name in self.labels if name in took_part and not name.startswith("ours")]
+
+    def ratio(self, name: str, threads: int, peer: str) -> float | None:
+        ours, theirs = self.ms(name, threads, OURS), self.ms(name, threads, peer)
+        return theirs / ours if ours and theirs else None
+
+    @staticmethod
+    def rate(workload: dict, ms: float) -> float:
+        """In the unit of `UNITS`."""
+        match workload["limit"]:
+            case "matmul":
+                return workload["flops"] / ms / 1e6
+            case "read":
+                return workload["bytes"] / ms / 1e6
+        return workload["sentences"] / ms * 1e3
+
+    def limit(self, kind: str, threads: int) -> float | None:
+        """GFLOP/s of the best large product, or GB/s of the read."""
+        rates = [
+            self.rate(workload, row["ms"]) for (name, used, _), row in self.rows.items()
+            if (workload := self.workloads[name])["group"] == "limit" and workload["limit"] == kind
+            and used == threads and "ms" in row
+        ]  # fmt: skip
+        return max(rates, default=None)
+
+    def share(self, workload: dict, threads: int, implementation: str) -> float | None:
+        """The rate over the limit."""
+        ms, limit = self.ms(workload["name"], threads, implementation), self.limit(workload["limit"], threads)
+        return self.rate(workload, ms) / limit if ms and limit else None
+
+
+def number(value: float | None) -> str:
+    """Three digits, or a dash."""
+    if value is None:
+        return "—"
+    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
+    return f"{value:.{digits}f}"
+
+
+def checked(row: dict) -> str:
+    """A time with its difference from float64."""
+    return f"{number(row['ms'])} ({row['difference']:.0e})".replace("e-0", "e-") if "ms" in row else "—"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rows]
+    return ["", *("| " + " | ".join(line) + " |" for line in lines)]
+
+
+def machine(result: Result) -> list[str]:
+    machine, settings = result.record["machine"], result.record["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    vectors, memory = ", ".join(machine["vectors"]), machine["memory_gib"]
+    return [
+        f"**Machine:** {machine['processor']}, {machine['cores']} cores, {vectors}, {memory} GiB, {machine['system']}; "
+        f"{versions}, rustc {machine['rustc']}. {machine['date']}, {settings['seconds']} s, at most {settings['rounds']} "
+        f"rounds, load {settings['load_before']} before."
+    ]
+
+
+def limits(result: Result) -> list[str]:
+    rows = [
+        [str(threads), number(result.limit("matmul", threads)), number(result.limit("read", threads))]
+        for threads in result.threads
+    ]  # fmt: skip
+    return ["", "## What the machine allows", *table(["threads", "product, GFLOP/s", "read, GB/s"], rows)]
+
+
+def ratios(result: Result, group: str, title: str) -> list[str]:
+    """Our time and rate, and every peer's time over it."""
+    lines, peers = ["", f"## {title}"], result.peers(group)
+    for threads in result.threads:
+        rows = []
+        for workload in result.of(group):
+            name = workload["name"]
+            ms, share = result.ms(name, threads, OURS), result.share(workload, threads, OURS)
+            rows.append([
+                f"{name}: {workload['title']}",
+                number(ms),
+                f"{number(result.rate(workload, ms))} {UNITS[workload['limit']]}" if ms else "—",
+                f"{share:.0%}" if share else "—",
+                number(result.ms(name, threads, "ours-flex")),
+                *(number(result.ratio(name, threads, peer)) for peer in peers),
+            ])  # fmt: skip
+        head = [f"{threads} thread{'s' * (threads > 1)}", "ours, ms", "rate", "of the limit", "on flex, ms"]
+        lines += table(head + [result.labels[peer] for peer in peers], rows)
+    return lines
+
+
+def lengths(result: Result) -> list[str]:
+    threads, rows = result.threads[-1], []
+    for workload in result.of("length"):
+        name = workload["name"]
+        times = [result.ms(name, threads, implementation) for implementation in (OURS, "sdpa")]
+        rows.append([workload["title"], *map(number, times), number(result.ratio(name, threads, "sdpa"))])
+    return ["", "## By length", *table([f"{threads} threads", "ours, ms", "PyTorch SDPA, ms", "ratio"], rows)]
+
+
+def memory(result: Result) -> list[str]:
+    rows = [
+        [result.labels[row["implementation"]], number(row["bytes"] / 2**20) if "bytes" in row else "—"]
+        for row in result.record["memory"]
+    ]
+    said = "The most that one call of X2 takes beside its inputs, its result of 10 MiB included."
+    return ["", "## Memory", "", said, *table(["", "MiB"], rows)]
+
+
+def every_time(result: Result) -> list[str]:
+    """Each time with its difference from float64, and the reasons of what did not run."""
+    lines, reasons = ["", "## Every time"], {}
+    for group in ("attention", "layer", "encoder"):
+        names = [name for name in result.labels if name in {"ours-ndarray", "ours-flex", *result.peers(group)}]
+        rows = []
+        for workload in result.of(group):
+            for threads in result.threads:
+                cells = [result.rows.get((workload["name"], threads, name), {}) for name in names]
+                rows.append([workload["name"], str(threads), *map(checked, cells)])
+                for cell in (cell for cell in cells if "failure" in cell):
+                    text = f"{result.labels[cell['implementation']]}: {cell['failure']}"
+                    reasons.setdefault(text, []).append(f"{workload['name']} ({threads})")
+        if rows:
+            lines += table(["workload", "threads", *(result.labels[name] for name in names)], rows)
+    if reasons:
+        lines += ["", "What a dash stands for:", ""]
+        lines += [f"- {', '.join(places)}: {text}" for text, places in reasons.items()]
+    return lines
+
+
+def markdown(result: Result) -> str:
+    lines = [*machine(result), "", "![Ratios to each peer, share of the limits, rate by length](performance.svg)"]
+    lines += limits(result)
+    for group, title in (("attention", "Attention"), ("layer", "A whole layer"), ("encoder", "Sentence embeddings")):
+        if result.of(group):
+            lines += ratios(result, group, title)
+    if result.of("length"):
+        lines += lengths(result)
+    if result.record["memory"]:
+        lines += memory(result)
+    return "\n".join(lines + every_time(result))
+
+
+def main():
+    source, docs = map(pathlib.Path, sys.argv[1:])
+    result = Result(json.loads(source.read_text()))
+    page, docs_page = docs / "performance.md", pathlib.Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+    before, _, behind = docs_page.read_text().partition(START)
+    _, _, after = behind.partition(END)
+    docs.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{before}{START}\n\n{markdown(result)}\n\n{END}{after}")
+    (docs / "performance.svg").write_text(svg(result))
+
+
+if __name__ == "__main__":
+    main()

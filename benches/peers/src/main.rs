@@ -1,0 +1,108 @@
+//! Times burn-deepspeed's CPU kernels, candle and Burn. `measure.py` asks: a line of JSON on standard input is a
+//! [`Request`], a line on standard output its answer, `{"error": …}` if it failed. Threads are those of `rayon`.
+
+mod burn_attention;
+mod call;
+mod candle_attention;
+#[allow(dead_code, reason = "the example needs more of it")]
+#[path = "../../../examples/embed/embedder/mod.rs"]
+mod embedder;
+mod limits;
+mod ours;
+mod workload;
+
+use std::collections::HashMap;
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn_flex::Flex;
+use burn_ndarray::NdArray;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use call::{Call, Failure, caught, peak_memory, time};
+use workload::Workload;
+
+/// Seconds from which a call is not repeated to be prepared.
+const SLOW: f64 = 1.0;
+
+/// What is asked for.
+#[derive(Deserialize)]
+#[serde(tag = "do", rename_all = "lowercase")]
+enum Request {
+    /// Builds the call, and answers some rows of its result and its time: of a second run, unless the first was slow.
+    Prepare {
+        implementation: String,
+        workload: Workload,
+        rows: Vec<usize>,
+        /// Elements of a row.
+        width: usize,
+    },
+    /// Times calls, behind one that is not timed if they are short.
+    Time { implementation: String, calls: usize, warm: bool },
+    /// What one call takes of memory; a smaller one goes before it and pays for what is only set up once.
+    Memory { implementation: String, small: Workload, workload: Workload },
+    /// Drops every call.
+    Forget,
+}
+
+fn main() -> ExitCode {
+    // A panic is an answer.
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut calls = HashMap::new();
+    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+        let answer = caught(|| answer(&mut calls, &line)).unwrap_or_else(|error| json!({ "error": error.to_string() }));
+        let mut out = std::io::stdout().lock();
+        if writeln!(out, "{answer}").and_then(|()| out.flush()).is_err() {
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failure> {
+    match serde_json::from_str(line)? {
+        Request::Prepare { implementation, workload, rows, width } => {
+            let mut call = prepare(&implementation, &workload)?;
+            let start = Instant::now();
+            let result = call()?;
+            let mut seconds = vec![start.elapsed().as_secs_f64()];
+            if seconds[0] < SLOW {
+                seconds.extend(time(&mut call, 1)?);
+            }
+            let result = result()?;
+            let row = |row: usize| result.get(row * width..(row + 1) * width).ok_or("the result has fewer rows");
+            let rows = rows.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
+            calls.insert(implementation, call);
+            Ok(json!({ "rows": rows, "seconds": seconds }))
+        }
+        Request::Time { implementation, calls: count, warm } => {
+            let call = calls.get_mut(&implementation).ok_or("it was not prepared")?;
+            time(call, usize::from(warm))?;
+            Ok(json!({ "seconds": time(call, count)? }))
+        }
+        Request::Memory { implementation, small, workload } => {
+            time(&mut prepare(&implementation, &small)?, 2)?;
+            Ok(json!({ "bytes": peak_memory(&mut prepare(&implementation, &workload)?)? }))
+        }
+        Request::Forget => {
+            calls.clear();
+            Ok(json!({}))
+        }
+    }
+}
+
+fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
+    match implementation {
+        "ours-ndarray" => ours::prepare::<NdArray>(workload),
+        "ours-flex" => ours::prepare::<Flex>(workload),
+        "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
+        "burn-flex" => burn_attention::prepare::<Flex>(workload),
+        "candle-flash" => candle_attention::flash(workload),
+        "candle-plain" => candle_attention::plain(workload),
+        "gemm" => limits::matmul(workload),
+        "read" => limits::read(workload),
+        _ => Err("no such implementation".into()),
+    }
+}

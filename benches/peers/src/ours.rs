@@ -1,0 +1,118 @@
+//! burn-deepspeed, through what an application calls.
+
+use std::path::Path;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn_deepspeed::ops::attention::{Attention, Visibility};
+use burn_deepspeed::position::alibi;
+use burn_deepspeed::{
+    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, NormType,
+};
+
+use crate::call::{Call, Failure, Output};
+use crate::embedder::{Embedder, Scaling};
+use crate::workload::{Dense, Heads, Layer, Workload, noise};
+
+/// The call for a problem.
+pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
+    match workload {
+        Workload::Attention(heads) => Ok(attention::<B>(heads)),
+        Workload::Layer(sizes) => layer::<B>(sizes),
+        Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch),
+        _ => Err("not a problem of attention".into()),
+    }
+}
+
+/// The elements on a backend.
+pub fn tensor<B: Backend>(dense: Dense<f32>) -> Tensor<B, 4> {
+    Tensor::from_data(TensorData::new(dense.elements, dense.shape), &B::Device::default())
+}
+
+/// Reads a tensor row by row.
+pub fn read<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Output {
+    Box::new(move || Ok(tensor.into_data().iter().collect()))
+}
+
+fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
+    let padding = heads.padding().map(|padding| {
+        let data = TensorData::new(padding, [heads.batch, heads.keys]);
+        Tensor::<B, 2, Int>::from_data(data, &B::Device::default())
+    });
+    let arguments = Attention {
+        query: tensor::<B>(heads.query()),
+        key: tensor(heads.key()),
+        value: tensor(heads.value()),
+        scale: heads.scale(),
+        softcap: None,
+        slopes: heads.alibi.then(|| alibi::slopes(heads.heads)),
+        visibility: Visibility {
+            causal: heads.causal,
+            window: heads.window,
+            starts: vec![heads.start()],
+            ends: vec![heads.keys],
+        },
+        mask: padding.map_or_else(AttentionMask::none, AttentionMask::from_padding),
+    };
+    Box::new(move || Ok(read(<B as InferenceBackend>::masked_attention(arguments.clone()))))
+}
+
+/// A step that is dropped without commit, so that each call finds the same cache.
+fn layer<B: InferenceBackend>(sizes: &Layer) -> Result<Call, Failure> {
+    let &Layer { hidden, heads, tokens, cached } = sizes;
+    let device = B::Device::default();
+    let config = DeepSpeedInferenceConfig::new(hidden, heads)
+        .with_num_hidden_layers(Some(1))
+        .with_max_out_tokens(cached + tokens)
+        .with_dtype(DataType::Fp32)
+        .with_norm_type(NormType::RMSNorm)
+        .with_layer_norm_eps(1e-6)
+        .with_rotary_dim(Some(hidden / heads))
+        .with_rotate_half(true)
+        .with_rotate_every_two(false)
+        .with_qkv_bias(false)
+        .with_output_bias(false);
+    let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
+    let attention = attention.map(&mut Fill(vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)].into_iter()));
+
+    let mut cache = config.init_cache::<B>(1, &device)?;
+    if cached > 0 {
+        let shape = [1, heads, cached, hidden / heads];
+        let mut step = cache.step(cached)?;
+        step.layer(0).append(tensor(Dense::noise(15, shape)), tensor(Dense::noise(16, shape)));
+        step.commit();
+    }
+    let input = tensor::<B>(Dense::noise(14, [1, 1, tokens, hidden])).reshape([1, tokens, hidden]);
+    Ok(Box::new(move || {
+        let mut step = cache.step(tokens)?;
+        Ok(read(attention.forward(input.clone(), AttentionMask::none(), step.layer(0))?))
+    }))
+}
+
+/// Gives each parameter noise of this seed, deviation and mean: gamma, QKV and output matrix in this order.
+struct Fill(std::vec::IntoIter<(u32, f64, f32)>);
+
+impl<B: Backend> ModuleMapper<B> for Fill {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some((seed, deviation, mean)) = self.0.next() else { return param };
+        let shape = param.lazy_shape();
+        let mut values = noise(seed, shape.num_elements(), deviation);
+        values.iter_mut().for_each(|value| *value += mean);
+        Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &param.lazy_device()))
+    }
+}
+
+/// The pipeline of the `embed` example, from text to vectors.
+fn encoder<B: InferenceBackend>(folder: &Path, batch: usize) -> Result<Call, Failure> {
+    let (embedder, _) = Embedder::<B>::open(folder, &B::Device::default())?;
+    let text = std::fs::read_to_string(folder.join("sentences.txt"))?;
+    let sentences: Vec<String> = text.lines().map(String::from).collect();
+    Ok(Box::new(move || {
+        let mut vectors = Vec::new();
+        for batch in sentences.chunks(batch) {
+            let batch: Vec<&str> = batch.iter().map(String::as_str).collect();
+            vectors.extend(embedder.embed(&batch, Scaling::Unit)?);
+        }
+        Ok(Box::new(move || Ok(vectors.into_iter().flat_map(|record| record.embedding).collect())))
+    }))
+}
