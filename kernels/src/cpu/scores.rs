@@ -134,7 +134,8 @@ pub(super) fn soften<S: Simd>(
     let max = state.max.max(simd.reduce_max_f32s(largest));
     // Of hidden scores alone the weights are e^(-inf - 0).
     let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-    let factor = (state.max - base).exp();
+    // Nothing before has no weight; most rows of short problems are of this kind.
+    let factor = if state.max == f32::NEG_INFINITY { 0.0 } else { (state.max - base).exp() };
     let base = simd.splat_f32s(base);
     let mut sum = simd.splat_f32s(0.0);
     for score in scores {

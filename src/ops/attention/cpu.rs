@@ -78,11 +78,11 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
                     visibility,
                     mask,
                 };
-                call.attend(&device)
+                call.attend()
             })
         })
     });
-    context.reshape([batch, tokens, heads, value_dim]).swap_dims(1, 2)
+    tensor(context, [batch, tokens, heads, value_dim], &device).swap_dims(1, 2)
 }
 
 /// Reads heads where they lie.
@@ -95,8 +95,8 @@ pub(crate) fn with_heads<B: InMemory, R>(tensor: &Tensor<B, 4>, read: impl FnOnc
 }
 
 impl<B: InMemory> Call<'_, B> {
-    /// Attends; returns `[B, T, N·Hv]`.
-    pub fn attend(&self, device: &B::Device) -> Tensor<B, 3> {
+    /// Attends; returns `[batch, tokens, heads, value_dim]`. A tensor gets its shape with it: `burn-ndarray` copies to reshape.
+    pub fn attend(&self) -> Vec<f32> {
         let ([batch, heads, tokens, head_dim], [_, kv_heads, capacity, value_dim]) =
             (self.query_shape, self.value_shape);
         let owned = self.owned_masks();
@@ -116,7 +116,7 @@ impl<B: InMemory> Call<'_, B> {
         };
         let mut output = vec![0.0; batch * tokens * heads * value_dim];
         kernel(tokens).1(&problem, &mut output);
-        tensor(output, [batch, tokens, heads * value_dim], device)
+        output
     }
 
     /// The masks on the host.

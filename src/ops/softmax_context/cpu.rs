@@ -64,7 +64,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
             visibility: &visibility,
             mask: &mask,
         };
-        call.attend(&device)
+        tensor(call.attend(), [batch, tokens, heads * head_dim], &device)
     };
     B::with_elements(&qkv, |qkv| {
         let qkv = qkv.dense();

@@ -20,19 +20,19 @@ impl Queries<'_> {
         (self.first_head + row % self.group, self.first_token + row / self.group)
     }
 
-    /// Tile behind tile, each `[head_dim, ROWS]`, scaled. Rows that a last tile lacks are zeros.
+    /// Tile behind tile, each `[head_dim, ROWS]`, scaled.
     pub fn pack(&self, into: &mut Vec<f32>) {
         let Attention { head_dim, query, scale, .. } = *self.problem;
         into.clear();
         into.resize(self.rows.next_multiple_of(ROWS) * head_dim, 0.0);
         for (tile, packed) in into.chunks_exact_mut(ROWS * head_dim).enumerate() {
-            let rows = tile * ROWS..self.rows.min((tile + 1) * ROWS);
-            for (at, row) in rows.enumerate() {
-                let (head, token) = self.place(row);
-                let features = query.token(self.batch, head, token, head_dim);
-                for (packed, feature) in packed.as_chunks_mut::<ROWS>().0.iter_mut().zip(features) {
-                    packed[at] = feature * scale;
-                }
+            let features: [&[f32]; ROWS] = std::array::from_fn(|row| {
+                // Rows that are not there are those of the last one, and nobody reads them.
+                let (head, token) = self.place((tile * ROWS + row).min(self.rows - 1));
+                query.token(self.batch, head, token, head_dim)
+            });
+            for (feature, packed) in packed.as_chunks_mut::<ROWS>().0.iter_mut().enumerate() {
+                *packed = std::array::from_fn(|row| features[row][feature] * scale);
             }
         }
     }

@@ -58,11 +58,14 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         }
         let vectors = self.block.width / S::F32_LANES;
         for first in (0..vectors).step_by(V) {
-            match (vectors - first).min(V) {
-                1 => self.add::<1>(scores, from..to, first, &factors, contexts),
-                2 => self.add::<2>(scores, from..to, first, &factors, contexts),
-                3 => self.add::<3>(scores, from..to, first, &factors, contexts),
-                _ => self.add::<4>(scores, from..to, first, &factors, contexts),
+            // Fewer vectors come with several sums each, so that a multiplication does not wait for the one before.
+            match ((vectors - first).min(V), V) {
+                (1, 4) => self.add::<1, 4>(scores, from..to, first, &factors, contexts),
+                (1, _) => self.add::<1, 2>(scores, from..to, first, &factors, contexts),
+                (2, 4) => self.add::<2, 2>(scores, from..to, first, &factors, contexts),
+                (2, _) => self.add::<2, 1>(scores, from..to, first, &factors, contexts),
+                (3, _) => self.add::<3, 1>(scores, from..to, first, &factors, contexts),
+                _ => self.add::<4, 1>(scores, from..to, first, &factors, contexts),
             }
         }
     }
@@ -113,9 +116,10 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         }
     }
 
-    /// Shrinks the vectors from `first` on of every context, `W` of them, and adds the weighted values of some keys.
+    /// Shrinks the vectors from `first` on of every context, `W` of them, and adds the weighted values of some keys, `U` of
+    /// them at once.
     #[inline(always)]
-    fn add<const W: usize>(
+    fn add<const W: usize, const U: usize>(
         &self,
         scores: &Scores,
         keys: Range<usize>,
@@ -126,32 +130,61 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         let simd = self.simd;
         let vectors = self.block.width / S::F32_LANES;
         let contexts = S::as_mut_simd_f32s(contexts).0;
-        let mut sums = [[simd.splat_f32s(0.0); W]; ROWS];
+        let mut sums = [[[simd.splat_f32s(0.0); W]; ROWS]; U];
         for row in 0..ROWS {
             for v in 0..W {
-                sums[row][v] = simd.mul_f32s(contexts[row * vectors + first + v], simd.splat_f32s(factors[row]));
+                sums[0][row][v] = simd.mul_f32s(contexts[row * vectors + first + v], simd.splat_f32s(factors[row]));
             }
         }
         let values = S::as_simd_f32s(&self.block.values[..keys.end * self.block.width]).0;
         assert!(keys.end <= scores[0].len() && first + W <= vectors);
-        for key in keys {
-            let mut value = [simd.splat_f32s(0.0); W];
-            for (v, value) in value.iter_mut().enumerate() {
-                // SAFETY: `key` lies before the end of the slice of values, which has `vectors` for each, and `first + v` before that.
-                *value = unsafe { *values.get_unchecked(key * vectors + first + v) };
+        let whole = keys.start + keys.len() / U * U;
+        for at in (keys.start..whole).step_by(U) {
+            for (u, sums) in sums.iter_mut().enumerate() {
+                // SAFETY: the assertion above has the last key, and the last of these vectors.
+                unsafe { self.add_key(scores, values, at + u, first, sums) };
             }
-            for row in 0..ROWS {
-                // SAFETY: the assertion above has the last key.
-                let weight = unsafe { *scores[row].get_unchecked(key) };
-                let weight = simd.splat_f32s(weight);
-                for v in 0..W {
-                    sums[row][v] = simd.mul_add_e_f32s(weight, value[v], sums[row][v]);
-                }
-            }
+        }
+        for at in whole..keys.end {
+            // SAFETY: as above.
+            unsafe { self.add_key(scores, values, at, first, &mut sums[0]) };
         }
         for row in 0..ROWS {
             for v in 0..W {
-                contexts[row * vectors + first + v] = sums[row][v];
+                let mut total = sums[0][row][v];
+                for others in &sums[1..] {
+                    total = simd.add_f32s(total, others[row][v]);
+                }
+                contexts[row * vectors + first + v] = total;
+            }
+        }
+    }
+
+    /// Adds the vectors from `first` on of a key's value, weighted, to the sums of every row.
+    ///
+    /// # Safety
+    /// Every row of `scores` has the key, and `values` have those vectors of it.
+    #[inline(always)]
+    unsafe fn add_key<const W: usize>(
+        &self,
+        scores: &Scores,
+        values: &[S::f32s],
+        key: usize,
+        first: usize,
+        sums: &mut [[S::f32s; W]; ROWS],
+    ) {
+        let simd = self.simd;
+        let vectors = self.block.width / S::F32_LANES;
+        let mut value = [simd.splat_f32s(0.0); W];
+        for (v, value) in value.iter_mut().enumerate() {
+            // SAFETY: the caller says so.
+            *value = unsafe { *values.get_unchecked(key * vectors + first + v) };
+        }
+        for row in 0..ROWS {
+            // SAFETY: the caller says so.
+            let weight = simd.splat_f32s(unsafe { *scores[row].get_unchecked(key) });
+            for v in 0..W {
+                sums[row][v] = simd.mul_add_e_f32s(weight, value[v], sums[row][v]);
             }
         }
     }
