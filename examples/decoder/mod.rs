@@ -5,7 +5,7 @@
 
 mod load;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
@@ -13,6 +13,7 @@ use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::ops::Keys;
+use burn_deepspeed::weight::{Orientation, Weight};
 use burn_deepspeed::{
     AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DeepSpeedSelfAttention,
     InferenceBackend, Outputs, Positions, Step,
@@ -286,11 +287,9 @@ impl<B: InferenceBackend> Block<B> {
     }
 }
 
-/// The projection of all rows as one matrix. As a batch of matrices of one row each, Burn 0.21 multiplies them wrongly on
-/// some CubeCL devices.
-fn project<B: Backend>(linear: &Linear<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
-    let [batch, tokens, width] = input.dims();
-    let output = linear.forward(input.reshape([batch * tokens, width]));
-    let features = output.dims()[1];
-    output.reshape([batch, tokens, features])
+/// The projection, by this crate's kernels where the backend has them.
+fn project<B: InferenceBackend>(linear: &Linear<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
+    let bias = linear.bias.as_ref().map(Param::val);
+    let weight = Weight::new(linear.weight.val(), bias, Orientation::InputOutput);
+    <B as InferenceBackend>::linear(input, &weight)
 }

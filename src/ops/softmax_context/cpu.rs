@@ -49,6 +49,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     };
     let visibility = Visibility { causal: spec.causal, window: spec.window, starts, ends };
     let longest = visibility.ends.iter().copied().max().unwrap_or(0);
+    mask.check("softmax_context", [batch, heads, tokens, longest]); // before anything is written
 
     let attend = |query: Heads<'_>, key: Heads<'_>, value: Heads<'_>, capacity: usize| {
         let call = Call {
