@@ -41,9 +41,10 @@ where
         if !array.is_standard_layout() {
             *array = array.as_standard_layout().into_owned().into_shared();
         }
-        if let Some(elements) = array.as_slice_mut() {
-            write(elements);
-        }
+        let Some(elements) = array.as_slice_mut() else {
+            unreachable!("an array in standard layout is a slice");
+        };
+        write(elements);
         Tensor::from_primitive(TensorPrimitive::Float(NdArrayTensor::F32(storage)))
     }
 }

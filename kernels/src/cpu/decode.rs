@@ -95,9 +95,8 @@ fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, outpu
         sum += state.sum * factor;
         output.iter_mut().zip(context).for_each(|(output, context)| *output += context * factor);
     }
-    // Nothing visible gives zeros; a NaN compares unequal and shows.
-    let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-    output.iter_mut().for_each(|output| *output *= factor);
+    let share = Running { max, sum }.share();
+    output.iter_mut().for_each(|output| *output *= share);
 }
 
 /// Some slots of one key/value head.

@@ -14,6 +14,11 @@ pub(super) struct Running {
 
 impl Running {
     pub const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+
+    /// What the sum of weighted values is multiplied by at the end. Nothing visible gives zeros; a NaN compares unequal and shows.
+    pub fn share(self) -> f32 {
+        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
+    }
 }
 
 /// The slots of the keys at hand, in ascending order.

@@ -122,7 +122,7 @@ impl Task<'_> {
     /// With panels and tiles of `V` vectors.
     #[inline(always)]
     fn attend<S: Simd, const V: usize>(self, simd: S) {
-        let Attention { heads, head_dim, value_dim, masks, .. } = *self.problem;
+        let Attention { head_dim, value_dim, masks, .. } = *self.problem;
         let group = self.problem.group();
         let rows = self.tokens * group;
         let panel = V * S::F32_LANES;
@@ -170,14 +170,12 @@ impl Task<'_> {
         }
 
         for (row, state) in running.iter().enumerate() {
-            let (token, head) = (self.first + row / group, self.kv_head * group + row % group);
-            let at = ((self.batch * self.problem.tokens + token) * heads + head) * value_dim;
+            let at = self.problem.place(self.batch, self.kv_head, self.first * group + row) * value_dim;
             // SAFETY: no other task has this token and head.
             let output = unsafe { self.output.part(at, value_dim) };
-            // Nothing visible gives zeros; a NaN compares unequal and shows.
-            let factor = if state.sum == 0.0 { 0.0 } else { 1.0 / state.sum };
+            let share = state.share();
             for (output, context) in output.iter_mut().zip(&contexts[row * width..]) {
-                *output = context * factor;
+                *output = context * share;
             }
         }
     }
