@@ -20,7 +20,7 @@ use rayon::prelude::*;
 
 use super::attention::Attention;
 use super::masks::Masks;
-use super::scores::{Row, Running, Slots, soften};
+use super::scores::{Row, Running, Slots, share, soften};
 use super::stream::{Columns, add, add_rows, dot_rows};
 use super::with_room;
 
@@ -91,11 +91,11 @@ fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, outpu
     output.fill(0.0);
     let mut sum = 0.0;
     for (context, state) in parts {
-        let factor = (state.max - base).exp();
+        let factor = (state.max - base).exp2();
         sum += state.sum * factor;
         output.iter_mut().zip(context).for_each(|(output, context)| *output += context * factor);
     }
-    let share = Running { max, sum }.share();
+    let share = share(sum);
     output.iter_mut().for_each(|output| *output *= share);
 }
 
@@ -190,9 +190,8 @@ impl Task<'_> {
             let head = self.kv_head * group + row % group;
             let batch = self.batch;
             Row { simd, masks: &masks, batch, head, token, slots, positions: &positions }.adjust(range, scores);
-            let own = range.0 / S::F32_LANES * S::F32_LANES..range.1.next_multiple_of(S::F32_LANES);
             let mut state = Running { max: *max, sum: *sum };
-            let factor = soften(simd, &mut scores[own.clone()], own.start, range, &mut state);
+            let factor = soften(simd, scores, range, &mut state);
             [*max, *sum] = [state.max, state.sum];
             if factor != 1.0 {
                 contexts[row * value_dim..][..value_dim].iter_mut().for_each(|context| *context *= factor);

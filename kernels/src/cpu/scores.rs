@@ -1,24 +1,35 @@
 //! From products of a query and some keys to weights: one definition for every attention kernel.
 
+use std::f32::consts::LOG2_E;
+
 use pulp::Simd;
 
 use super::masks::Masks;
-use super::simd::{exp, tanh};
+use super::simd::{exp2, tanh};
 
-/// Running maximum and sum of one query (arXiv:1805.02867).
+/// Running maximum and sum of one query (arXiv:1805.02867). Weights are powers of two, `2^(score · log2 e - max)`: an `exp2`
+/// needs no rounding of its argument.
 #[derive(Clone, Copy)]
 pub(super) struct Running {
+    /// Of the scores times log2 e.
     pub max: f32,
     pub sum: f32,
 }
 
 impl Running {
     pub const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
+}
 
-    /// What the sum of weighted values is multiplied by at the end. Nothing visible gives zeros; a NaN compares unequal and shows.
-    pub fn share(self) -> f32 {
-        if self.sum == 0.0 { 0.0 } else { 1.0 / self.sum }
-    }
+/// What the sum of weighted values is multiplied by at the end, from the sum of the weights. Nothing visible gives zeros; a
+/// NaN compares unequal and shows.
+pub(super) fn share(sum: f32) -> f32 {
+    if sum == 0.0 { 0.0 } else { 1.0 / sum }
+}
+
+/// `cap · tanh(score / cap)`.
+#[inline(always)]
+pub(super) fn capped<S: Simd>(simd: S, score: S::f32s, cap: f32) -> S::f32s {
+    simd.mul_f32s(simd.splat_f32s(cap), tanh(simd, simd.mul_f32s(score, simd.splat_f32s(1.0 / cap))))
 }
 
 /// The slots of the keys at hand, in ascending order.
@@ -78,9 +89,8 @@ impl<S: Simd> Row<'_, S> {
         let simd = self.simd;
         let whole = from / S::F32_LANES * S::F32_LANES..to.next_multiple_of(S::F32_LANES);
         if let Some(cap) = masks.softcap {
-            let (cap, inverse) = (simd.splat_f32s(cap), simd.splat_f32s(1.0 / cap));
             for score in S::as_mut_simd_f32s(&mut scores[whole.clone()]).0 {
-                *score = simd.mul_f32s(cap, tanh(simd, simd.mul_f32s(*score, inverse)));
+                *score = capped(simd, *score, cap);
             }
         }
         if let Some(slopes) = masks.slopes {
@@ -108,22 +118,13 @@ impl<S: Simd> Row<'_, S> {
     }
 }
 
-/// Scores, of which the first is that of key `first`, to weights relative to the new maximum; 0 outside the range, which
-/// holds at least one key. Returns by what everything from earlier keys shrinks.
+/// Scores in the range, which holds at least one key, to weights relative to the new maximum; 0 in the rest of its vectors.
+/// Returns by what everything from earlier keys shrinks.
 #[inline(always)]
-pub(super) fn soften<S: Simd>(
-    simd: S,
-    scores: &mut [f32],
-    first: usize,
-    (from, to): (usize, usize),
-    state: &mut Running,
-) -> f32 {
+pub(super) fn soften<S: Simd>(simd: S, scores: &mut [f32], (from, to): (usize, usize), state: &mut Running) -> f32 {
     let lanes = S::F32_LANES;
     let hidden = simd.splat_f32s(f32::NEG_INFINITY);
-    let own = from / lanes * lanes - first..to.next_multiple_of(lanes) - first;
-    scores[..own.start].fill(0.0);
-    scores[own.end..].fill(0.0);
-    let scores = S::as_mut_simd_f32s(&mut scores[own]).0;
+    let scores = S::as_mut_simd_f32s(&mut scores[from / lanes * lanes..to.next_multiple_of(lanes)]).0;
 
     // Only the vectors at both ends hold scores outside the range.
     let edges = [(0, from % lanes, lanes), (scores.len() - 1, 0, (to - 1) % lanes + 1)];
@@ -136,15 +137,15 @@ pub(super) fn soften<S: Simd>(
     for score in &*scores {
         largest = simd.max_f32s(largest, *score);
     }
-    let max = state.max.max(simd.reduce_max_f32s(largest));
-    // Of hidden scores alone the weights are e^(-inf - 0).
+    let max = state.max.max(simd.reduce_max_f32s(largest) * LOG2_E);
+    // Of hidden scores alone the weights are 2^(-inf - 0).
     let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
     // Nothing before has no weight; most rows of short problems are of this kind.
-    let factor = if state.max == f32::NEG_INFINITY { 0.0 } else { (state.max - base).exp() };
-    let base = simd.splat_f32s(base);
+    let factor = if state.max == f32::NEG_INFINITY { 0.0 } else { (state.max - base).exp2() };
+    let (log2_e, base) = (simd.splat_f32s(LOG2_E), simd.splat_f32s(-base));
     let mut sum = simd.splat_f32s(0.0);
     for score in scores {
-        *score = exp(simd, simd.sub_f32s(*score, base));
+        *score = exp2(simd, simd.mul_add_e_f32s(*score, log2_e, base));
         sum = simd.add_f32s(sum, *score);
     }
     *state = Running { max, sum: state.sum * factor + simd.reduce_sum_f32s(sum) };

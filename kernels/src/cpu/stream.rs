@@ -172,7 +172,7 @@ fn dot<S: Simd, const N: usize, const M: usize>(simd: S, runs: [&[f32]; N], inpu
 
 /// Asks for elements that are read soon.
 #[inline(always)]
-fn prefetch(elements: &[f32]) {
+pub(super) fn prefetch(elements: &[f32]) {
     #[cfg(target_arch = "x86_64")]
     for line in elements.chunks(16) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

@@ -1,45 +1,56 @@
 //! Attention of many queries, without a score matrix: online softmax over blocks of keys (arXiv:1805.02867, arXiv:2205.14135).
 //!
-//! One task owns some tokens of one key/value head of one row of the batch, with all query heads of the group. It walks the
-//! keys in blocks that stay in the second-level cache, packed once for all its queries, and the queries in tiles that stay
-//! in registers:
+//! One task owns some tokens of one key/value head of one row of the batch, with all query heads of the group. Its queries
+//! come in tiles that fill the lanes of a few vectors, one query to a lane, so that masks, maxima and sums are plain vector
+//! operations. Keys and values are read where they lie, each element once for all queries of a tile:
 //!
 //! ```text
-//!               keys of one head, in blocks, each in panels of a few vectors
-//!             ┌───┬───┬───┬───┬───┬───┬──
-//! tile 0      │ scores    │           │       scores of a tile and a block in the first-level cache,
-//! tile 1      │ scores    │     →     │       running maxima, sums and contexts beside the block
-//! tile 2      │ scores    │           │
-//!             └───┴───┴───┴───┴───┴───┴──
+//!                a block in the second-level cache
+//!              ┌───────────┬───────────┬───────────┐
+//!              │ part in the first     │           │
+//!  lanes       │ features → │           │           │
+//!  ┌─ queries ─┼───────────┼───────────┼───────────┤
+//!  │ tile 0    │ scores ↓  │           │           │    scores [keys, lanes], contexts [features, lanes]
+//!  │ tile 1    │           │     →     │           │
+//!  └───────────┴───────────┴───────────┴───────────┘
 //! ```
 //!
-//! Hidden keys are not packed, and panels that a tile does not see are skipped. What a hidden key or value holds has no part
-//! in the result. A row's result depends neither on the number of threads nor on the rest of the batch.
+//! Keys that no query of a tile sees are passed over. What a hidden key or value holds has no part in the result. A row's
+//! result depends neither on the number of threads nor on the rest of the batch.
 
-mod pack;
+mod block;
+mod queries;
 mod tile;
+mod transpose;
+
+use std::cell::RefCell;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::Disjoint;
 use super::attention::Attention;
-use super::scores::Running;
-use pack::{Keys, Queries};
-use tile::{Scores, Tile};
+use block::Keys;
+use queries::{Queries, Row};
+use tile::{Room, Tile};
 
-/// Rows of a tile of queries: with two vectors a row, 12 sums, which hide the latency of a multiplication and leave four of
-/// 16 registers; with four, 24 of 32.
-const ROWS: usize = 6;
-
-/// Bytes of a packed block of keys and values: half of a small second-level cache.
+/// Bytes of a block of keys and values: less than half of a small second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
 
-/// Most keys of a block, so that the scores of a tile stay in the first-level cache.
-const MOST_KEYS: usize = 512;
+/// Bytes of the values, and of their weights, that are read again for every few features: those of the first-level cache.
+const PART_BYTES: usize = 40 * 1024;
 
-/// Most rows of queries of a task; fewer pack keys and values more often, more leave the second-level cache.
-const MOST_ROWS: usize = 512;
+/// Most lanes of a tile: four vectors of 16.
+const MOST_LANES: usize = 64;
+
+/// Most keys of a part.
+const MOST_KEYS: usize = 128;
+
+/// Rows of queries of a task: fewer read keys and values more often, more leave the second-level cache.
+const MOST_ROWS: usize = 256;
+
+/// Rows of a task where there are not enough for all threads.
+const LEAST_ROWS: usize = 64;
 
 /// Computes `[batch, tokens, heads, value_dim]` into `output`. A query that sees no key gives zeros.
 ///
@@ -54,57 +65,39 @@ pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
         return;
     }
 
-    let group = problem.group();
     let rows = batch * tokens * heads;
-    let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(8 * ROWS, MOST_ROWS);
-    let each = fair.div_ceil(group).min(tokens);
+    let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(LEAST_ROWS, MOST_ROWS);
+    let each = fair.next_multiple_of(LEAST_ROWS).div_ceil(problem.group()).min(tokens);
     let chunks = tokens.div_ceil(each);
     let output = Disjoint::new(output);
     // Late tokens see more keys under causality: the longest tasks come first.
-    (0..chunks * batch * kv_heads).into_par_iter().for_each_init(Scratch::default, |scratch, index| {
+    (0..chunks * batch * kv_heads).into_par_iter().for_each(|index| {
         let chunk = chunks - 1 - index / (batch * kv_heads);
         let (batch, kv_head) = (index / kv_heads % batch, index % kv_heads);
         let (first, last) = (chunk * each, ((chunk + 1) * each).min(tokens));
-        Arch::new().dispatch(Task { problem, batch, kv_head, first, tokens: last - first, scratch, output: &output });
+        let queries = Queries { problem, batch, kv_head, first, count: last - first };
+        SCRATCH.with_borrow_mut(|scratch| Arch::new().dispatch(Task { queries, scratch, output: &output }));
     });
 }
 
-/// Memory of a thread, kept from task to task.
-struct Scratch {
-    queries: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    slots: Vec<usize>,
-    positions: Vec<f32>,
-    scores: Scores,
-    contexts: Vec<f32>,
-    running: Vec<Running>,
-    ranges: Vec<(usize, usize)>,
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-impl Default for Scratch {
-    fn default() -> Self {
-        Self {
-            queries: Vec::new(),
-            keys: Vec::new(),
-            values: Vec::new(),
-            slots: Vec::new(),
-            positions: Vec::new(),
-            scores: [[0.0; MOST_KEYS + 16]; ROWS],
-            contexts: Vec::new(),
-            running: Vec::new(),
-            ranges: Vec::new(),
-        }
-    }
+/// Memory of a thread, kept from task to task and from call to call.
+#[derive(Default)]
+struct Scratch {
+    rows: Vec<Row>,
+    queries: Vec<f32>,
+    contexts: Vec<f32>,
+    running: Vec<f32>,
+    keys: block::Room,
+    tile: Room,
 }
 
 /// Some tokens of one key/value head.
 struct Task<'a> {
-    problem: &'a Attention<'a>,
-    batch: usize,
-    kv_head: usize,
-    first: usize,
-    tokens: usize,
+    queries: Queries<'a>,
     scratch: &'a mut Scratch,
     output: &'a Disjoint<'a>,
 }
@@ -114,68 +107,67 @@ impl WithSimd for Task<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        // Six keys or features beside these vectors: 12 sums, which hide the latency of a multiplication and leave four of
+        // 16 registers; with four vectors, 24 of 32.
         if S::REGISTER_COUNT >= 32 { self.attend::<S, 4>(simd) } else { self.attend::<S, 2>(simd) }
     }
 }
 
 impl Task<'_> {
-    /// With panels and tiles of `V` vectors.
+    /// With `V` vectors of queries to a tile.
     #[inline(always)]
     fn attend<S: Simd, const V: usize>(self, simd: S) {
-        let Attention { head_dim, value_dim, masks, .. } = *self.problem;
-        let group = self.problem.group();
-        let rows = self.tokens * group;
-        let panel = V * S::F32_LANES;
-        let width = value_dim.next_multiple_of(S::F32_LANES);
-        let block = (BLOCK_BYTES / size_of::<f32>() / (head_dim + width)).min(MOST_KEYS) / panel * panel;
-        let block = block.max(panel);
-        let Scratch { queries, keys, values, slots, positions, scores, contexts, running, ranges } = self.scratch;
+        let Self { queries: own, scratch, output } = self;
+        let Attention { head_dim, value_dim, masks, .. } = *own.problem;
+        let lanes = V * S::F32_LANES;
+        let part = (PART_BYTES / size_of::<f32>() / (value_dim + lanes)).clamp(8, MOST_KEYS) / 8 * 8;
+        let block = (BLOCK_BYTES / size_of::<f32>() / (head_dim + value_dim) / part).max(1) * part;
 
-        let who = Queries {
-            problem: self.problem,
-            batch: self.batch,
-            first_head: self.kv_head * group,
-            first_token: self.first,
-            group,
-            rows,
-        };
-        who.pack(queries);
-        running.clear();
-        running.resize(rows, Running::NOTHING);
+        let Scratch { rows, queries, contexts, running, keys, tile: room } = scratch;
+        own.rows(lanes, rows);
+        queries.resize(rows.len() * head_dim, 0.0);
         contexts.clear();
-        contexts.resize(rows.next_multiple_of(ROWS) * width, 0.0);
+        contexts.resize(rows.len() * value_dim, 0.0);
+        running.clear();
+        running.resize(rows.len() * 2, 0.0);
+        room.resize(part * lanes);
+        running.chunks_exact_mut(2 * lanes).for_each(|running| running[..lanes].fill(f32::NEG_INFINITY));
 
-        ranges.clear();
-        for token in self.first..self.first + self.tokens {
-            ranges.extend(std::iter::repeat_n(masks.range(self.batch, token), group));
-        }
-        let (from, to) = ranges.iter().fold((usize::MAX, 0), |(from, to), (a, b)| (from.min(*a), to.max(*b)));
-        // Blocks lie where they lie for every query, so that a row's sums are added in the same order in any batch.
-        for start in (from / block * block..to).step_by(block) {
-            // Nor does it matter which keys a task leaves out in front: those that are hidden move the others by a lane.
-            let first = match masks.hidden {
-                Some(_) => start,
-                None => start + from.saturating_sub(start) / panel * panel,
-            };
-            let last = to.min(start + block);
-            let read = Keys { problem: self.problem, batch: self.batch, head: self.kv_head, panel, width, first, last };
-            let packed = read.pack(keys, values, slots, positions);
-            let queries = queries.chunks_exact(ROWS * head_dim);
-            let contexts = contexts.chunks_exact_mut(ROWS * width);
-            let states = ranges.chunks(ROWS).zip(running.chunks_mut(ROWS));
-            for (index, ((query, contexts), (ranges, running))) in queries.zip(contexts).zip(states).enumerate() {
-                let tile = Tile::<S, V> { simd, queries: &who, first: index * ROWS, query, ranges, block: &packed };
-                tile.attend(scores, contexts, running);
+        let (from, to) =
+            rows.iter().fold((usize::MAX, 0), |(from, to), row| (from.min(row.slots.0), to.max(row.slots.1)));
+        let count = |tile: usize| (own.count * own.problem.group() - tile * lanes).min(lanes);
+        if from >= to {
+            for (tile, rows) in rows.chunks_exact(lanes).enumerate() {
+                own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[lanes..2 * lanes], output);
             }
         }
-
-        for (row, state) in running.iter().enumerate() {
-            let at = self.problem.place(self.batch, self.kv_head, self.first * group + row) * value_dim;
-            // SAFETY: no other task has this token and head.
-            let output = unsafe { self.output.part(at, value_dim) };
-            let share = state.share();
-            for (output, context) in output.iter_mut().zip(&contexts[row * width..]) {
-                *output = context * share;
+        // Blocks and parts lie where they lie for every query, so that a row's sums are added in the same order in any batch.
+        let start = from / block * block;
+        for start in (start..to).step_by(block) {
+            // The keys that are left out in front must not move the others to another part.
+            let first = match masks.hidden {
+                Some(_) => start,
+                None => start + from.saturating_sub(start) / part * part,
+            };
+            let last = to.min(start + block);
+            let read = Keys { problem: own.problem, batch: own.batch, head: own.kv_head, first, last };
+            let block = read.gather(keys);
+            let queries = queries.chunks_exact_mut(lanes * head_dim);
+            let states = contexts.chunks_exact_mut(lanes * value_dim).zip(running.chunks_exact_mut(2 * lanes));
+            for (tile, (query, (contexts, running))) in queries.zip(states).enumerate() {
+                let (own_rows, others) = rows[tile * lanes..].split_at(lanes);
+                if start <= from {
+                    own.pack(own_rows, query);
+                    own.fetch(&others[..others.len().min(lanes)]);
+                }
+                if last == to {
+                    own.fetch_places(own_rows, output);
+                }
+                Tile::<S, V> { simd, queries: &own, rows: own_rows, query, block: &block, part }
+                    .attend(room, contexts, running);
+                if last == to {
+                    own.finish(own_rows, count(tile), contexts, &running[lanes..], output);
+                }
             }
         }
     }

@@ -1,206 +1,320 @@
-//! A tile of queries and a block of keys: scores, softmax, weighted values.
+//! A tile of queries and a block of keys: scores, softmax, weighted values, one query to a lane.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use pulp::Simd;
 
-use super::pack::{Block, Queries};
-use super::{MOST_KEYS, ROWS};
-use crate::cpu::scores::{Row, Running, soften};
+use super::MOST_LANES;
+use super::block::Block;
+use super::queries::{Queries, Row, into_lanes};
+use crate::cpu::scores::capped;
+use crate::cpu::simd::exp2;
 
-/// `ROWS` queries and a block of keys. Vectors of `S` lie `V` to a panel.
+/// As many queries as `V` vectors of `S` have lanes, and a block of keys.
 pub(super) struct Tile<'a, S, const V: usize> {
     pub simd: S,
     pub queries: &'a Queries<'a>,
-    /// The first row of the tile.
-    pub first: usize,
-    /// `[head_dim, ROWS]`, scaled.
+    /// The query of each lane.
+    pub rows: &'a [Row],
+    /// `[head_dim, lanes]`, scaled.
     pub query: &'a [f32],
-    /// The slots that each row may see: first, and behind the last.
-    pub ranges: &'a [(usize, usize)],
     pub block: &'a Block<'a>,
+    /// Keys whose scores are known at once.
+    pub part: usize,
 }
 
-/// The scores of a tile and a block. Rows lie a fixed distance apart, so that one address serves all.
-pub(super) type Scores = [[f32; MOST_KEYS + 16]; ROWS];
+/// Memory for a tile, each `[part, lanes]`.
+#[derive(Default)]
+pub(super) struct Room {
+    scores: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Room {
+    pub fn resize(&mut self, len: usize) {
+        self.scores.resize(len, 0.0);
+        self.bias.resize(len, 0.0);
+    }
+}
+
+/// The keys of a block that each lane sees.
+struct Seen {
+    ranges: [(usize, usize); MOST_LANES],
+    /// Those that some lane sees.
+    some: Range<usize>,
+    /// Those that every lane sees.
+    all: Range<usize>,
+}
+
+/// What a vector of queries has reached.
+#[derive(Clone, Copy)]
+struct State<F> {
+    max: F,
+    sum: F,
+}
 
 impl<S: Simd, const V: usize> Tile<'_, S, V> {
-    /// Adds the block to the contexts of the tile's queries, `[ROWS, width]`. `scores` is room.
+    const LANES: usize = V * S::F32_LANES;
+
+    /// Adds the block to the contexts of the tile, `[value_dim, lanes]`, which have the maxima and sums `[2, lanes]`.
     #[inline(always)]
-    pub fn attend(&self, scores: &mut Scores, contexts: &mut [f32], running: &mut [Running]) {
-        let mut ranges = [(0, 0); ROWS];
-        let (mut from, mut to) = (usize::MAX, 0);
-        for (range, slots) in ranges.iter_mut().zip(self.ranges) {
-            *range = (self.block.slots.before(slots.0), self.block.slots.before(slots.1));
-            if range.0 < range.1 {
-                (from, to) = (from.min(range.0), to.max(range.1));
+    pub fn attend(&self, room: &mut Room, contexts: &mut [f32], running: &mut [f32]) {
+        let seen = self.seen();
+        for start in (seen.some.start / self.part * self.part..seen.some.end).step_by(self.part) {
+            let keys = start.max(seen.some.start)..(start + self.part).min(seen.some.end);
+            let scores = &mut room.scores[..keys.len() * Self::LANES];
+            self.score(&keys, S::as_mut_simd_f32s(scores).0.as_chunks_mut().0);
+            self.adjust(&keys, scores, &mut room.bias);
+            if keys.start < seen.all.start || keys.end > seen.all.end {
+                self.hide(&keys, &seen, scores);
             }
-        }
-        if from >= to {
-            return;
-        }
-        // Whole vectors from the first key that a query of the tile sees to the last.
-        let seen = from / S::F32_LANES * S::F32_LANES..to.next_multiple_of(S::F32_LANES);
-        self.score(scores, &seen);
-        let mut factors = [1.0; ROWS];
-        for (row, range) in ranges.into_iter().enumerate() {
-            if range.0 < range.1 {
-                self.row(row).adjust(range, &mut scores[row]);
-                let scores = &mut scores[row][seen.clone()];
-                factors[row] = soften(self.simd, scores, seen.start, range, &mut running[row]);
-            } else {
-                scores[row][seen.clone()].fill(0.0);
-            }
-        }
-        if !self.block.finite {
-            self.add_seen(scores, from..to, &factors, contexts);
-            return;
-        }
-        let vectors = self.block.width / S::F32_LANES;
-        for first in (0..vectors).step_by(V) {
-            // Fewer vectors come with several sums each, so that a multiplication does not wait for the one before.
-            match ((vectors - first).min(V), V) {
-                (1, 4) => self.add::<1, 4>(scores, from..to, first, &factors, contexts),
-                (1, _) => self.add::<1, 2>(scores, from..to, first, &factors, contexts),
-                (2, 4) => self.add::<2, 2>(scores, from..to, first, &factors, contexts),
-                (2, _) => self.add::<2, 1>(scores, from..to, first, &factors, contexts),
-                (3, _) => self.add::<3, 1>(scores, from..to, first, &factors, contexts),
-                _ => self.add::<4, 1>(scores, from..to, first, &factors, contexts),
-            }
+            let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut().0;
+            let factors = self.soften(scores, running);
+            self.add(&keys, scores, &factors, contexts);
         }
     }
 
-    /// What decides over the scores of a row.
-    fn row(&self, row: usize) -> Row<'_, S> {
+    /// What the lanes see of the block.
+    #[inline(always)]
+    fn seen(&self) -> Seen {
+        let slots = self.block.slots;
+        let mut seen = Seen { ranges: [(0, 0); MOST_LANES], some: usize::MAX..0, all: 0..usize::MAX };
+        let mut last = ((0, 0), (0, 0));
+        for (range, row) in seen.ranges.iter_mut().zip(self.rows) {
+            if row.slots != last.0 {
+                last = (row.slots, (slots.before(row.slots.0), slots.before(row.slots.1)));
+            }
+            *range = last.1;
+            if range.0 < range.1 {
+                seen.some = seen.some.start.min(range.0)..seen.some.end.max(range.1);
+            }
+            seen.all = seen.all.start.max(range.0)..seen.all.end.min(range.1);
+        }
+        seen
+    }
+
+    /// The products of keys and queries.
+    #[inline(always)]
+    fn score(&self, keys: &Range<usize>, scores: &mut [[S::f32s; V]]) {
+        let head_dim = self.queries.problem.head_dim;
+        let rows = &self.block.keys[keys.start * head_dim..keys.end * head_dim];
+        let mut at = 0;
+        while at < keys.len() {
+            let (rows, scores) = (&rows[at * head_dim..], &mut scores[at..]);
+            at += match keys.len() - at {
+                1 => self.products::<1>(rows, scores),
+                2 => self.products::<2>(rows, scores),
+                3 => self.products::<3>(rows, scores),
+                4 | 8 => self.products::<4>(rows, scores),
+                5 => self.products::<5>(rows, scores),
+                _ => self.products::<6>(rows, scores),
+            };
+        }
+    }
+
+    /// The scores of the first `N` keys; returns `N`.
+    #[inline(always)]
+    fn products<const N: usize>(&self, keys: &[f32], scores: &mut [[S::f32s; V]]) -> usize {
+        let simd = self.simd;
+        let head_dim = self.queries.problem.head_dim;
+        let mut rows = [&[][..]; N];
+        for n in 0..N {
+            rows[n] = &keys[n * head_dim..][..head_dim];
+        }
+        let query = &S::as_simd_f32s(self.query).0.as_chunks::<V>().0[..head_dim];
+        let mut sums = [[simd.splat_f32s(0.0); V]; N];
+        for (feature, query) in query.iter().enumerate() {
+            for n in 0..N {
+                let key = simd.splat_f32s(rows[n][feature]);
+                for v in 0..V {
+                    sums[n][v] = simd.mul_add_e_f32s(key, query[v], sums[n][v]);
+                }
+            }
+        }
+        scores[..N].copy_from_slice(&sums);
+        N
+    }
+
+    /// What comes behind the product: softcap, slopes, bias, hidden pairs.
+    #[inline(always)]
+    fn adjust(&self, keys: &Range<usize>, scores: &mut [f32], bias: &mut [f32]) {
         let Queries { problem, batch, .. } = *self.queries;
-        let (head, token) = self.queries.place(self.first + row);
-        let Block { slots, positions, .. } = *self.block;
-        Row { simd: self.simd, masks: &problem.masks, batch, head, token, slots, positions }
-    }
-
-    /// The products of the queries and the keys `seen`, in whole vectors of their panels.
-    #[inline(always)]
-    fn score(&self, scores: &mut Scores, seen: &Range<usize>) {
-        let panel = self.block.panel;
-        let size = self.queries.problem.head_dim * panel;
-        for index in seen.start / panel..seen.end.div_ceil(panel) {
-            let keys = &self.block.keys[index * size..][..size];
-            let first = index * panel;
-            match ((seen.end - first) / S::F32_LANES).min(V) {
-                1 => self.products::<1>(keys, scores, first),
-                2 => self.products::<2>(keys, scores, first),
-                3 => self.products::<3>(keys, scores, first),
-                _ => self.products::<4>(keys, scores, first),
+        let (simd, masks) = (self.simd, &problem.masks);
+        if let Some(cap) = masks.softcap {
+            for score in S::as_mut_simd_f32s(scores).0 {
+                *score = capped(simd, *score, cap);
             }
         }
-    }
-
-    /// The first `W` vectors of a panel.
-    #[inline(always)]
-    fn products<const W: usize>(&self, keys: &[f32], scores: &mut Scores, first: usize) {
-        let simd = self.simd;
-        let mut sums = [[simd.splat_f32s(0.0); W]; ROWS];
-        let queries = self.query.as_chunks::<ROWS>().0;
-        let keys = S::as_simd_f32s(keys).0.as_chunks::<V>().0;
-        for (query, key) in queries.iter().zip(keys) {
-            for row in 0..ROWS {
-                let feature = simd.splat_f32s(query[row]);
-                for v in 0..W {
-                    sums[row][v] = simd.mul_add_e_f32s(feature, key[v], sums[row][v]);
+        if let Some(slopes) = masks.slopes {
+            let (mut slope, mut own) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
+            for (lane, row) in self.rows.iter().enumerate() {
+                slope[lane] = slopes[row.head];
+                own[lane] = masks.position(batch, masks.starts[batch] + row.token);
+            }
+            let slope = S::as_simd_f32s(&slope).0.as_chunks::<V>().0[0];
+            let own = S::as_simd_f32s(&own).0.as_chunks::<V>().0[0];
+            let positions = &self.block.positions[keys.clone()];
+            for (scores, position) in S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0.iter_mut().zip(positions) {
+                let position = simd.splat_f32s(*position);
+                for v in 0..V {
+                    scores[v] = simd.mul_add_e_f32s(slope[v], simd.sub_f32s(position, own[v]), scores[v]);
                 }
             }
         }
-        for (row, sums) in scores.iter_mut().zip(&sums) {
-            let row = &mut row[first..][..W * S::F32_LANES];
-            S::as_mut_simd_f32s(row).0.copy_from_slice(sums);
+        if let Some(all) = &masks.bias {
+            let bias = &mut bias[..scores.len()];
+            let row = |lane: usize| all.keys(batch, self.rows[lane].head, self.rows[lane].token);
+            let slots = self.block.slots;
+            match slots {
+                crate::cpu::scores::Slots::From { first, .. } if row(0).len() > 1 => {
+                    into_lanes(|lane| &row(lane)[first + keys.start..first + keys.end], Self::LANES, bias);
+                }
+                _ => {
+                    for lane in 0..Self::LANES {
+                        let row = row(lane);
+                        for (key, bias) in keys.clone().zip(bias[lane..].iter_mut().step_by(Self::LANES)) {
+                            *bias = row[slots.slot(key) % row.len()];
+                        }
+                    }
+                }
+            }
+            scores.iter_mut().zip(&*bias).for_each(|(score, bias)| *score += *bias);
+        }
+        if let Some(pairs) = &masks.pairs {
+            for (lane, row) in self.rows.iter().enumerate() {
+                let pairs = pairs.keys(batch, row.head, row.token);
+                for (key, score) in keys.clone().zip(scores[lane..].iter_mut().step_by(Self::LANES)) {
+                    if pairs[self.block.slots.slot(key) % pairs.len()] {
+                        *score = f32::NEG_INFINITY;
+                    }
+                }
+            }
         }
     }
 
-    /// Shrinks the vectors from `first` on of every context, `W` of them, and adds the weighted values of some keys, `U` of
-    /// them at once.
+    /// Hides the keys that a lane does not see.
     #[inline(always)]
-    fn add<const W: usize, const U: usize>(
+    fn hide(&self, keys: &Range<usize>, seen: &Seen, scores: &mut [f32]) {
+        let simd = self.simd;
+        // Keys of a block are few enough for whole numbers.
+        let (mut from, mut to) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
+        for lane in 0..Self::LANES {
+            (from[lane], to[lane]) = (seen.ranges[lane].0 as f32, seen.ranges[lane].1 as f32);
+        }
+        let from = S::as_simd_f32s(&from).0.as_chunks::<V>().0[0];
+        let to = S::as_simd_f32s(&to).0.as_chunks::<V>().0[0];
+        let hidden = simd.splat_f32s(f32::NEG_INFINITY);
+        for (key, scores) in keys.clone().zip(S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0) {
+            let key = simd.splat_f32s(key as f32);
+            for v in 0..V {
+                let behind = simd.select_f32s(simd.less_than_f32s(key, to[v]), scores[v], hidden);
+                scores[v] = simd.select_f32s(simd.less_than_f32s(key, from[v]), hidden, behind);
+            }
+        }
+    }
+
+    /// Scores to weights relative to the new maxima. Returns by what everything from earlier keys shrinks.
+    #[inline(always)]
+    fn soften(&self, scores: &mut [[S::f32s; V]], running: &mut [f32]) -> [S::f32s; V] {
+        let simd = self.simd;
+        let [maxima, sums] = S::as_mut_simd_f32s(running).0.as_chunks_mut::<V>().0 else {
+            unreachable!("maxima and sums of the lanes");
+        };
+        let hidden = simd.splat_f32s(f32::NEG_INFINITY);
+        let mut largest = [hidden; V];
+        for scores in &*scores {
+            for v in 0..V {
+                largest[v] = simd.max_f32s(largest[v], scores[v]);
+            }
+        }
+        let log2_e = simd.splat_f32s(LOG2_E);
+        let mut state = [State { max: hidden, sum: hidden }; V];
+        let mut factors = [hidden; V];
+        let mut base = [hidden; V];
+        for v in 0..V {
+            let max = simd.max_f32s(maxima[v], simd.mul_f32s(largest[v], log2_e));
+            // Of hidden scores alone the weights are 2^(-inf - 0).
+            let nothing = simd.equal_f32s(max, hidden);
+            base[v] = simd.select_f32s(nothing, simd.splat_f32s(0.0), max);
+            factors[v] = exp2(simd, simd.sub_f32s(maxima[v], base[v]));
+            state[v] = State { max, sum: simd.mul_f32s(sums[v], factors[v]) };
+            base[v] = simd.neg_f32s(base[v]);
+        }
+        for scores in scores {
+            for v in 0..V {
+                scores[v] = exp2(simd, simd.mul_add_e_f32s(scores[v], log2_e, base[v]));
+                state[v].sum = simd.add_f32s(state[v].sum, scores[v]);
+            }
+        }
+        for v in 0..V {
+            (maxima[v], sums[v]) = (state[v].max, state[v].sum);
+        }
+        factors
+    }
+
+    /// Shrinks the contexts and adds the weighted values of some keys.
+    #[inline(always)]
+    fn add(&self, keys: &Range<usize>, weights: &[[S::f32s; V]], factors: &[S::f32s; V], contexts: &mut [f32]) {
+        let value_dim = self.queries.problem.value_dim;
+        let values = &self.block.values[keys.start * value_dim..keys.end * value_dim];
+        let contexts = S::as_mut_simd_f32s(contexts).0.as_chunks_mut::<V>().0;
+        let mut first = 0;
+        while first < value_dim {
+            first += match value_dim - first {
+                1 => self.features::<1>(values, first, weights, factors, contexts),
+                2 => self.features::<2>(values, first, weights, factors, contexts),
+                3 => self.features::<3>(values, first, weights, factors, contexts),
+                4 | 8 => self.features::<4>(values, first, weights, factors, contexts),
+                5 => self.features::<5>(values, first, weights, factors, contexts),
+                _ => self.features::<6>(values, first, weights, factors, contexts),
+            };
+        }
+    }
+
+    /// The features from `first` on, `N` of them; returns `N`.
+    #[inline(always)]
+    fn features<const N: usize>(
         &self,
-        scores: &Scores,
-        keys: Range<usize>,
+        values: &[f32],
         first: usize,
-        factors: &[f32; ROWS],
-        contexts: &mut [f32],
-    ) {
+        weights: &[[S::f32s; V]],
+        factors: &[S::f32s; V],
+        contexts: &mut [[S::f32s; V]],
+    ) -> usize {
         let simd = self.simd;
-        let vectors = self.block.width / S::F32_LANES;
-        let contexts = S::as_mut_simd_f32s(contexts).0;
-        let mut sums = [[[simd.splat_f32s(0.0); W]; ROWS]; U];
-        for row in 0..ROWS {
-            for v in 0..W {
-                sums[0][row][v] = simd.mul_f32s(contexts[row * vectors + first + v], simd.splat_f32s(factors[row]));
+        let contexts = &mut contexts[first..first + N];
+        let mut sums = [[simd.splat_f32s(0.0); V]; N];
+        for n in 0..N {
+            for v in 0..V {
+                sums[n][v] = simd.mul_f32s(contexts[n][v], factors[v]);
             }
         }
-        let values = S::as_simd_f32s(&self.block.values[..keys.end * self.block.width]).0;
-        assert!(keys.end <= scores[0].len() && first + W <= vectors);
-        let whole = keys.start + keys.len() / U * U;
-        for at in (keys.start..whole).step_by(U) {
-            for (u, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: the assertion above has the last key, and the last of these vectors.
-                unsafe { self.add_key(scores, values, at + u, first, sums) };
-            }
-        }
-        for at in whole..keys.end {
-            // SAFETY: as above.
-            unsafe { self.add_key(scores, values, at, first, &mut sums[0]) };
-        }
-        for row in 0..ROWS {
-            for v in 0..W {
-                let mut total = sums[0][row][v];
-                for others in &sums[1..] {
-                    total = simd.add_f32s(total, others[row][v]);
+        let rows = values.chunks_exact(self.queries.problem.value_dim).zip(weights);
+        if self.block.finite {
+            for (value, weights) in rows {
+                let value = &value[first..first + N];
+                for n in 0..N {
+                    let value = simd.splat_f32s(value[n]);
+                    for v in 0..V {
+                        sums[n][v] = simd.mul_add_e_f32s(value, weights[v], sums[n][v]);
+                    }
                 }
-                contexts[row * vectors + first + v] = total;
             }
-        }
-    }
-
-    /// Adds the vectors from `first` on of a key's value, weighted, to the sums of every row.
-    ///
-    /// # Safety
-    /// Every row of `scores` has the key, and `values` have those vectors of it.
-    #[inline(always)]
-    unsafe fn add_key<const W: usize>(
-        &self,
-        scores: &Scores,
-        values: &[S::f32s],
-        key: usize,
-        first: usize,
-        sums: &mut [[S::f32s; W]; ROWS],
-    ) {
-        let simd = self.simd;
-        let vectors = self.block.width / S::F32_LANES;
-        let mut value = [simd.splat_f32s(0.0); W];
-        for (v, value) in value.iter_mut().enumerate() {
-            // SAFETY: the caller says so.
-            *value = unsafe { *values.get_unchecked(key * vectors + first + v) };
-        }
-        for row in 0..ROWS {
-            // SAFETY: the caller says so.
-            let weight = simd.splat_f32s(unsafe { *scores[row].get_unchecked(key) });
-            for v in 0..W {
-                sums[row][v] = simd.mul_add_e_f32s(weight, value[v], sums[row][v]);
-            }
-        }
-    }
-
-    /// As [`add`](Self::add), for values some of which are no finite numbers: those of weight 0 have no part.
-    fn add_seen(&self, scores: &mut Scores, keys: Range<usize>, factors: &[f32; ROWS], contexts: &mut [f32]) {
-        let width = self.block.width;
-        for (row, context) in contexts.chunks_exact_mut(width).enumerate() {
-            context.iter_mut().for_each(|sum| *sum *= factors[row]);
-            for key in keys.clone() {
-                let weight = scores[row][key];
-                if weight != 0.0 {
-                    let value = &self.block.values[key * width..][..width];
-                    context.iter_mut().zip(value).for_each(|(sum, value)| *sum += weight * value);
+        } else {
+            let zero = simd.splat_f32s(0.0);
+            for (value, weights) in rows {
+                let value = &value[first..first + N];
+                for n in 0..N {
+                    let value = simd.splat_f32s(value[n]);
+                    for v in 0..V {
+                        let added = simd.mul_add_e_f32s(value, weights[v], sums[n][v]);
+                        sums[n][v] = simd.select_f32s(simd.equal_f32s(weights[v], zero), sums[n][v], added);
+                    }
                 }
             }
         }
+        contexts.copy_from_slice(&sums);
+        N
     }
 }

@@ -1,0 +1,140 @@
+//! The queries of a task: from rows of the problem to lanes of a tile, and back.
+
+use super::MOST_LANES;
+use super::transpose::{SIDE, transposed};
+use crate::cpu::Disjoint;
+use crate::cpu::attention::Attention;
+use crate::cpu::scores::share;
+use crate::cpu::stream::prefetch;
+
+/// A query.
+#[derive(Clone, Copy)]
+pub(super) struct Row {
+    pub head: usize,
+    pub token: usize,
+    /// The slots that it sees: first, and behind the last.
+    pub slots: (usize, usize),
+}
+
+/// Some tokens of one key/value head, with all query heads of the group.
+pub(super) struct Queries<'a> {
+    pub problem: &'a Attention<'a>,
+    pub batch: usize,
+    pub kv_head: usize,
+    /// The first token.
+    pub first: usize,
+    /// Tokens.
+    pub count: usize,
+}
+
+impl Queries<'_> {
+    /// Token behind token, each with all heads, in whole tiles: behind the last row comes the last one again, and nobody
+    /// reads it.
+    pub fn rows(&self, lanes: usize, rows: &mut Vec<Row>) {
+        let group = self.problem.group();
+        rows.clear();
+        for token in self.first..self.first + self.count {
+            let slots = self.problem.masks.range(self.batch, token);
+            rows.extend((self.kv_head * group..(self.kv_head + 1) * group).map(|head| Row { head, token, slots }));
+        }
+        if let Some(last) = rows.last() {
+            rows.resize(rows.len().next_multiple_of(lanes), *last);
+        }
+    }
+
+    fn query(&self, row: Row) -> &[f32] {
+        let Attention { head_dim, query, .. } = *self.problem;
+        query.token(self.batch, row.head, row.token, head_dim)
+    }
+
+    /// The place of a row's result.
+    ///
+    /// # Safety
+    /// Nobody else has it.
+    #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
+    unsafe fn place<'o>(&self, row: Row, output: &'o Disjoint<'_>) -> &'o mut [f32] {
+        let Attention { tokens, heads, value_dim, .. } = *self.problem;
+        let at = (self.batch * tokens + row.token) * heads + row.head;
+        // SAFETY: the caller says so.
+        unsafe { output.part(at * value_dim, value_dim) }
+    }
+
+    /// Asks for queries that [`pack`](Self::pack) reads soon.
+    pub fn fetch(&self, rows: &[Row]) {
+        rows.iter().for_each(|row| prefetch(self.query(*row)));
+    }
+
+    /// Asks for the places of rows that [`finish`](Self::finish) writes soon.
+    pub fn fetch_places(&self, rows: &[Row], output: &Disjoint<'_>) {
+        for row in rows {
+            // SAFETY: no other task has this token and head.
+            prefetch(unsafe { self.place(*row, output) });
+        }
+    }
+
+    /// The queries of a tile, `[head_dim, lanes]`, scaled.
+    #[inline(always)]
+    pub fn pack(&self, rows: &[Row], into: &mut [f32]) {
+        into_lanes(|lane| self.query(rows[lane]), rows.len(), into);
+        into.iter_mut().for_each(|feature| *feature *= self.problem.scale);
+    }
+
+    /// Divides the contexts of a tile, `[value_dim, lanes]`, by the sums of their weights, and writes the rows that are
+    /// there, which are the first `count`.
+    #[inline(always)]
+    pub fn finish(&self, rows: &[Row], count: usize, contexts: &mut [f32], sums: &[f32], output: &Disjoint<'_>) {
+        let lanes = rows.len();
+        let shares: [f32; MOST_LANES] = std::array::from_fn(|lane| sums.get(lane).map_or(0.0, |sum| share(*sum)));
+        for context in contexts.chunks_exact_mut(lanes) {
+            context.iter_mut().zip(&shares).for_each(|(context, share)| *context *= share);
+        }
+        // SAFETY: no other task has these tokens and heads, and no other lane this row.
+        let place = |lane: usize| unsafe { self.place(rows[lane], output) };
+        let whole = count / SIDE * SIDE;
+        for lane in (0..whole).step_by(SIDE) {
+            let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
+                [place(lane), place(lane + 1), place(lane + 2), place(lane + 3)].map(<[f32]>::as_chunks_mut::<SIDE>);
+            let mut features = contexts.chunks_exact(SIDE * lanes);
+            for ((((features, a), b), c), d) in (&mut features).zip(a).zip(b).zip(c).zip(d) {
+                let mut square = [[0.0; SIDE]; SIDE];
+                for (row, features) in square.iter_mut().zip(features.chunks_exact(lanes)) {
+                    row.copy_from_slice(&features[lane..lane + SIDE]);
+                }
+                [*a, *b, *c, *d] = transposed(square);
+            }
+            for (at, features) in features.remainder().chunks_exact(lanes).enumerate() {
+                [a_rest[at], b_rest[at], c_rest[at], d_rest[at]] = *features[lane..].first_chunk().expect("lanes");
+            }
+        }
+        for lane in whole..count {
+            for (place, features) in place(lane).iter_mut().zip(contexts.chunks_exact(lanes)) {
+                *place = features[lane];
+            }
+        }
+    }
+}
+
+/// Rows of the same length beside each other: feature `f` of row `r` goes to `f * lanes + r`.
+#[inline(always)]
+pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, into: &mut [f32]) {
+    let whole = lanes / SIDE * SIDE;
+    for lane in (0..whole).step_by(SIDE) {
+        let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
+            [row(lane), row(lane + 1), row(lane + 2), row(lane + 3)].map(<[f32]>::as_chunks::<SIDE>);
+        let mut features = into.chunks_exact_mut(SIDE * lanes);
+        for ((((features, a), b), c), d) in (&mut features).zip(a).zip(b).zip(c).zip(d) {
+            let square = transposed([*a, *b, *c, *d]);
+            for (features, column) in features.chunks_exact_mut(lanes).zip(&square) {
+                features[lane..lane + SIDE].copy_from_slice(column);
+            }
+        }
+        for (at, features) in features.into_remainder().chunks_exact_mut(lanes).enumerate() {
+            features[lane..lane + SIDE].copy_from_slice(&[a_rest[at], b_rest[at], c_rest[at], d_rest[at]]);
+        }
+    }
+    for lane in whole..lanes {
+        for (feature, features) in row(lane).iter().zip(into.chunks_exact_mut(lanes)) {
+            features[lane] = *feature;
+        }
+    }
+}
