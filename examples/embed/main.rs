@@ -56,7 +56,7 @@ struct Arguments {
     /// Folder with config.json, model.safetensors and tokenizer.json of a BERT model.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Sentences to run at once; a batch is padded to its longest.
+    /// Sentences to run at most at once; those of similar length run together.
     #[arg(long, default_value = "32")]
     batch_size: NonZeroUsize,
     /// Print the means as they are, without scaling them to length 1.

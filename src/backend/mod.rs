@@ -59,7 +59,7 @@ use kernel_operations;
 macro_rules! cpu_operations {
     () => {
         fn fast_operations() -> &'static [&'static str] {
-            &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul"]
+            &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "gelu"]
         }
 
         fn plan_softmax_context(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
@@ -68,6 +68,10 @@ macro_rules! cpu_operations {
 
         fn plan_masked_attention(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
             $crate::ops::attention::cpu::plan(problem)
+        }
+
+        fn gelu(input: burn::tensor::Tensor<Self, 3>) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::gelu::on_cpu(input)
         }
 
         $crate::backend::kernel_operations!(cpu);

@@ -8,6 +8,7 @@
 //! | [`softmax`](InferenceBackend::softmax) | `SoftmaxOp` | masked softmax of given scores |
 //! | [`linear`](InferenceBackend::linear) | `LinearOp` | projection with bias |
 //! | [`vector_matmul`](InferenceBackend::vector_matmul) | `VectorMatMulOp` | projection without bias |
+//! | [`gelu`](InferenceBackend::gelu) | `bias_gelu` | the exact GELU, behind a projection |
 //! | [`pad_transform`](InferenceBackend::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
 pub mod attention;
@@ -15,6 +16,7 @@ pub mod attention;
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;
+pub mod gelu;
 pub mod linear;
 pub mod pad_transform;
 pub mod qkv_gemm;
@@ -109,6 +111,14 @@ pub trait InferenceBackend: Backend {
     /// - input: `[B, T, in]`, output: `[B, T, out]`
     fn vector_matmul(input: Tensor<Self, 3>, weight: &Weight<Self>) -> Tensor<Self, 3> {
         vector_matmul::reference(input, weight)
+    }
+
+    /// `x · (1 + erf(x / √2)) / 2` of each element: what BERT has between the projections of its MLP.
+    ///
+    /// # Shapes
+    /// - input, output: `[B, T, E]`
+    fn gelu(input: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        gelu::reference(input)
     }
 
     /// Appends zeros to the features of every head, up to `size`; see [`padded_head_size`].

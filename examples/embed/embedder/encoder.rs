@@ -5,7 +5,6 @@
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig};
-use burn::tensor::activation::gelu;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::weight::{Orientation, Weight};
@@ -119,7 +118,7 @@ impl<B: InferenceBackend> Block<B> {
         let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
         let hidden = self.attention_norm.forward(input + attended);
         let linear = <B as InferenceBackend>::linear;
-        let mlp = linear(gelu(linear(hidden.clone(), &self.up)), &self.down);
+        let mlp = linear(<B as InferenceBackend>::gelu(linear(hidden.clone(), &self.up)), &self.down);
         Ok(self.output_norm.forward(hidden + mlp))
     }
 }

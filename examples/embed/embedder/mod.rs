@@ -16,13 +16,16 @@ use serde::Serialize;
 use serde_json::Value;
 
 use encoder::Encoder;
-use tokens::{Batch, Sentences};
+use tokens::{Batch, Sentences, Tokens};
 
 /// What can go wrong, with fact and remedy.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
 /// Shortest vector that still has a direction; a shorter one keeps its length over this, as in PyTorch's `normalize`.
 const SHORTEST: f64 = 1e-12;
+
+/// Sentences run together if the shortest has this share of the tokens of the longest: padding costs as much as text.
+const ALIKE: f64 = 0.75;
 
 /// A sentence encoder with its tokenizer.
 pub struct Embedder<B: Backend> {
@@ -73,12 +76,30 @@ impl<B: InferenceBackend> Embedder<B> {
         Ok((Self { sentences, encoder, device: device.clone() }, report))
     }
 
-    /// Embeds the sentences as one batch, padded to the longest. Their order stays.
+    /// Embeds the sentences, those of similar length together. Their order stays.
     pub fn embed(&self, sentences: &[&str], scaling: Scaling) -> Result<Vec<Embedding>, Failure> {
-        if sentences.is_empty() {
-            return Ok(Vec::new());
+        let tokens = self.sentences.split(sentences)?;
+        let mut vectors = vec![Vec::new(); sentences.len()];
+        for group in alike(&tokens) {
+            let group_tokens: Vec<&Tokens> = group.iter().map(|&sentence| &tokens[sentence]).collect();
+            for (sentence, vector) in group.iter().zip(self.vectors(&group_tokens, scaling)?) {
+                vectors[*sentence] = vector;
+            }
         }
-        let Batch { ids, padding, lengths } = self.sentences.batch::<B>(sentences, &self.device)?;
+        let records = sentences.iter().zip(&tokens).zip(vectors);
+        Ok(records
+            .map(|((text, Tokens { ids, cut }), embedding)| Embedding {
+                text: (*text).into(),
+                tokens: ids.len(),
+                cut_tokens: *cut,
+                embedding,
+            })
+            .collect())
+    }
+
+    /// Embeds sentences as one batch.
+    fn vectors(&self, sentences: &[&Tokens], scaling: Scaling) -> Result<Vec<Vec<f32>>, Failure> {
+        let Batch { ids, padding } = Batch::<B>::new(sentences, &self.device);
         let hidden = self.encoder.forward(ids, padding.clone())?;
         let mean = mean_of_tokens(hidden, padding);
         let vectors = match scaling {
@@ -90,16 +111,23 @@ impl<B: InferenceBackend> Embedder<B> {
         if !values.iter().all(|value| value.is_finite()) {
             return Err("the vectors are not finite; the checkpoint has a NaN or an infinity, download it again".into());
         }
-        let records = sentences.iter().zip(lengths).zip(values.chunks(features));
-        Ok(records
-            .map(|((text, length), vector)| Embedding {
-                text: (*text).into(),
-                tokens: length.tokens,
-                cut_tokens: length.cut_tokens,
-                embedding: vector.to_vec(),
-            })
-            .collect())
+        Ok(values.chunks(features).map(<[f32]>::to_vec).collect())
     }
+}
+
+/// Groups of sentences of similar length, by their places.
+fn alike(sentences: &[Tokens]) -> Vec<Vec<usize>> {
+    let tokens = |sentence: usize| sentences[sentence].ids.len();
+    let mut order: Vec<usize> = (0..sentences.len()).collect();
+    order.sort_by_key(|&sentence| std::cmp::Reverse(tokens(sentence)));
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    for sentence in order {
+        match groups.last_mut() {
+            Some(group) if tokens(sentence) as f64 >= ALIKE * tokens(group[0]) as f64 => group.push(sentence),
+            _ => groups.push(vec![sentence]),
+        }
+    }
+    groups
 }
 
 /// The mean over real tokens.

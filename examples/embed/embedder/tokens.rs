@@ -1,20 +1,28 @@
-//! The tokenizer of a sentence encoder: its own truncation and padding, and batches of token ids.
+//! The tokenizer of a sentence encoder: its own truncation, and batches of token ids.
 
 use std::path::Path;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use serde_json::Value;
-use tokenizers::{PaddingDirection, PaddingParams, PaddingStrategy, PostProcessor, Tokenizer, TruncationParams};
+use tokenizers::{PostProcessor, Tokenizer, TruncationParams};
 
 use super::Failure;
 
-/// A tokenizer that cuts at the length of the encoder and pads to the longest sentence of a batch.
+/// A tokenizer that cuts at the length of the encoder.
 ///
-/// What `tokenizer.json` says about both is not used: it is what the file happened to be saved with, and
+/// What `tokenizer.json` says about length and padding is not used: it is what the file happened to be saved with, and
 /// all-MiniLM-L6-v2's own pipeline overrides its 128 tokens as well.
 pub struct Sentences {
     tokenizer: Tokenizer,
     vocab_size: usize,
+}
+
+/// The tokens of a sentence.
+pub struct Tokens {
+    /// At least one; `[CLS]` and `[SEP]` included.
+    pub ids: Vec<u32>,
+    /// How many were left out, because the sentence is longer than the limit.
+    pub cut: usize,
 }
 
 /// A batch as an encoder takes it, `[B, T]`, with padding on the right.
@@ -23,17 +31,6 @@ pub struct Batch<B: Backend> {
     pub ids: Tensor<B, 2, Int>,
     /// 1 = a real token.
     pub padding: Tensor<B, 2, Int>,
-    /// What became of each sentence.
-    pub lengths: Vec<Length>,
-}
-
-/// The length of a sentence, in tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Length {
-    /// Embedded, `[CLS]` and `[SEP]` included.
-    pub tokens: usize,
-    /// Left out, because the sentence is longer than the limit.
-    pub cut_tokens: usize,
 }
 
 impl Sentences {
@@ -55,53 +52,54 @@ impl Sentences {
             .into());
         }
         tokenizer.with_truncation(Some(TruncationParams { max_length: limit, ..Default::default() }))?;
-        let padding = tokenizer.get_padding().cloned().unwrap_or_default();
-        tokenizer.with_padding(Some(PaddingParams {
-            strategy: PaddingStrategy::BatchLongest,
-            direction: PaddingDirection::Right,
-            pad_to_multiple_of: None,
-            ..padding
-        }));
+        tokenizer.with_padding(None);
         Ok(Self { tokenizer, vocab_size })
     }
 
-    /// Splits the sentences of one batch into tokens.
-    pub fn batch<B: Backend>(&self, sentences: &[&str], device: &B::Device) -> Result<Batch<B>, Failure> {
+    /// Splits sentences into tokens.
+    pub fn split(&self, sentences: &[&str]) -> Result<Vec<Tokens>, Failure> {
         let encodings = self.tokenizer.encode_batch(sentences.to_vec(), true)?;
-        let width = encodings.first().map_or(0, |encoding| encoding.len());
-        let mut ids = Vec::with_capacity(encodings.len() * width);
-        let mut padding = Vec::with_capacity(encodings.len() * width);
-        let mut lengths = Vec::with_capacity(encodings.len());
-        for encoding in &encodings {
-            ids.extend(encoding.get_ids().iter().map(|&id| i64::from(id)));
-            padding.extend(encoding.get_attention_mask().iter().map(|&real| i64::from(real)));
-            // Each overflowing piece has a [CLS], a [SEP] and padding of its own, which were never in the sentence.
-            let pieces = encoding.get_overflowing().iter().flat_map(|piece| piece.get_special_tokens_mask());
-            lengths.push(Length {
-                tokens: encoding.get_attention_mask().iter().filter(|&&real| real == 1).count(),
-                cut_tokens: pieces.filter(|&&special| special == 0).count(),
-            });
-        }
-        if let Some(empty) = lengths.iter().position(|length| length.tokens == 0) {
+        let tokens: Vec<Tokens> = encodings
+            .iter()
+            .map(|encoding| {
+                // Each overflowing piece has a [CLS] and a [SEP] of its own, which were never in the sentence.
+                let pieces = encoding.get_overflowing().iter().flat_map(|piece| piece.get_special_tokens_mask());
+                Tokens { ids: encoding.get_ids().to_vec(), cut: pieces.filter(|&&special| special == 0).count() }
+            })
+            .collect();
+        if let Some(empty) = tokens.iter().position(|tokens| tokens.ids.is_empty()) {
             return Err(format!(
                 "the sentence \"{}\" has no tokens; leave it out, or use a tokenizer.json that adds [CLS] and [SEP]",
                 sentences[empty]
             )
             .into());
         }
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+        let mut ids = tokens.iter().flat_map(|tokens| &tokens.ids);
+        if let Some(id) = ids.find(|&&id| id as usize >= self.vocab_size) {
             return Err(format!(
                 "token {id} is not in the vocabulary of {} ids; use the tokenizer.json that belongs to the checkpoint",
                 self.vocab_size
             )
             .into());
         }
-        let shape = [encodings.len(), width];
-        Ok(Batch {
-            ids: Tensor::from_data(TensorData::new(ids, shape), device),
-            padding: Tensor::from_data(TensorData::new(padding, shape), device),
-            lengths,
-        })
+        Ok(tokens)
+    }
+}
+
+impl<B: Backend> Batch<B> {
+    /// Pads sentences to the longest.
+    pub fn new(sentences: &[&Tokens], device: &B::Device) -> Self {
+        let width = sentences.iter().map(|sentence| sentence.ids.len()).max().unwrap_or(0);
+        let shape = [sentences.len(), width];
+        let padded = |real: fn(u32) -> i64| {
+            let rows = sentences.iter().flat_map(|sentence| {
+                let ids = sentence.ids.iter().map(|&id| real(id));
+                // The first of the vocabulary stands for padding: nothing reads what it becomes.
+                ids.chain(std::iter::repeat_n(0, width - sentence.ids.len()))
+            });
+            Tensor::from_data(TensorData::new(rows.collect::<Vec<_>>(), shape), device)
+        };
+        Self { ids: padded(i64::from), padding: padded(|_| 1) }
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod decode;
 pub mod flash;
+pub mod gelu;
 pub mod masks;
 pub mod norm;
 pub mod product;

@@ -4,6 +4,7 @@
 mod allocations;
 mod decode;
 mod flash;
+mod gelu;
 mod norm;
 #[path = "../oracle/mod.rs"]
 mod oracle;
