@@ -24,7 +24,7 @@ fn project(criterion: &mut Criterion) {
         let matrix = random([1, INPUTS, OUTPUTS]).reshape(orientation.shape(INPUTS, OUTPUTS));
         let qkv = QkvWeight::Fused(Weight::new(matrix, None, orientation));
         let mut group = criterion.benchmark_group(format!("{orientation:?}"));
-        for tokens in [1usize, 4, 16, 64, 512] {
+        for tokens in [1usize, 4, 16, 32, 64, 512] {
             let input = random([1, tokens, INPUTS]);
             group.bench_function(BenchmarkId::new("kernel", tokens), |bencher| {
                 bencher.iter(|| NdArray::qkv_gemm(input.clone(), Some(&norm), &qkv, false));

@@ -34,7 +34,7 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
 
 #[test]
 fn every_number_of_rows_agrees_with_plain_loops() {
-    for rows in [1, 2, 3, 5, 8, 15, 16, 17, 40] {
+    for rows in [1, 2, 3, 5, 8, 9, 16, 17, 24, 25, 40, 128, 129] {
         check(rows, 97, 131);
     }
 }
@@ -62,7 +62,7 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
     let (inputs, outputs, batch) = (200, 300, 7);
     let weights = noise(inputs * outputs, 2);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-    for sequence in [1, 5, 16, 17, 64, 65, 130] {
+    for sequence in [1, 5, 8, 9, 17, 25, 64, 128, 129] {
         let input = noise(batch * sequence * inputs, 1);
         for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
             let matrix = Matrix { elements: &weights, inputs, outputs, input_stride, output_stride };

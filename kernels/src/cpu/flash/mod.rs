@@ -21,15 +21,15 @@
 mod block;
 mod queries;
 mod tile;
-mod transpose;
 
 use std::cell::RefCell;
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 use super::Disjoint;
 use super::attention::Attention;
+use super::lanes::{Lanes, WithLanes};
 use block::Keys;
 use queries::{Queries, Row};
 use tile::{Room, Tile};
@@ -39,9 +39,6 @@ const BLOCK_BYTES: usize = 192 * 1024;
 
 /// Bytes of the values, and of their weights, that are read again for every few features: those of the first-level cache.
 const PART_BYTES: usize = 40 * 1024;
-
-/// Most lanes of a tile: four vectors of 16.
-const MOST_LANES: usize = 64;
 
 /// Most keys of a part.
 const MOST_KEYS: usize = 128;
@@ -76,7 +73,7 @@ pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
         let (batch, kv_head) = (index / kv_heads % batch, index % kv_heads);
         let (first, last) = (chunk * each, ((chunk + 1) * each).min(tokens));
         let queries = Queries { problem, batch, kv_head, first, count: last - first };
-        SCRATCH.with_borrow_mut(|scratch| Arch::new().dispatch(Task { queries, scratch, output: &output }));
+        SCRATCH.with_borrow_mut(|scratch| Arch::new().dispatch(Lanes(Task { queries, scratch, output: &output })));
     });
 }
 
@@ -102,21 +99,11 @@ struct Task<'a> {
     output: &'a Disjoint<'a>,
 }
 
-impl WithSimd for Task<'_> {
+impl WithLanes for Task<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        // Six keys or features beside these vectors: 12 sums, which hide the latency of a multiplication and leave four of
-        // 16 registers; with four vectors, 24 of 32.
-        if S::REGISTER_COUNT >= 32 { self.attend::<S, 4>(simd) } else { self.attend::<S, 2>(simd) }
-    }
-}
-
-impl Task<'_> {
-    /// With `V` vectors of queries to a tile.
-    #[inline(always)]
-    fn attend<S: Simd, const V: usize>(self, simd: S) {
+    fn with_lanes<S: Simd, const V: usize>(self, simd: S) {
         let Self { queries: own, scratch, output } = self;
         let Attention { head_dim, value_dim, masks, .. } = *own.problem;
         let lanes = V * S::F32_LANES;

@@ -1,9 +1,8 @@
 //! The queries of a task: from rows of the problem to lanes of a tile, and back.
 
-use super::MOST_LANES;
-use super::transpose::{SIDE, transposed};
 use crate::cpu::Disjoint;
 use crate::cpu::attention::Attention;
+use crate::cpu::lanes::{MOST_LANES, into_lanes, out_of_lanes};
 use crate::cpu::scores::share;
 use crate::cpu::stream::prefetch;
 
@@ -90,51 +89,6 @@ impl Queries<'_> {
         }
         // SAFETY: no other task has these tokens and heads, and no other lane this row.
         let place = |lane: usize| unsafe { self.place(rows[lane], output) };
-        let whole = count / SIDE * SIDE;
-        for lane in (0..whole).step_by(SIDE) {
-            let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
-                [place(lane), place(lane + 1), place(lane + 2), place(lane + 3)].map(<[f32]>::as_chunks_mut::<SIDE>);
-            let mut features = contexts.chunks_exact(SIDE * lanes);
-            for ((((features, a), b), c), d) in (&mut features).zip(a).zip(b).zip(c).zip(d) {
-                let mut square = [[0.0; SIDE]; SIDE];
-                for (row, features) in square.iter_mut().zip(features.chunks_exact(lanes)) {
-                    row.copy_from_slice(&features[lane..lane + SIDE]);
-                }
-                [*a, *b, *c, *d] = transposed(square);
-            }
-            for (at, features) in features.remainder().chunks_exact(lanes).enumerate() {
-                [a_rest[at], b_rest[at], c_rest[at], d_rest[at]] = *features[lane..].first_chunk().expect("lanes");
-            }
-        }
-        for lane in whole..count {
-            for (place, features) in place(lane).iter_mut().zip(contexts.chunks_exact(lanes)) {
-                *place = features[lane];
-            }
-        }
-    }
-}
-
-/// Rows of the same length beside each other: feature `f` of row `r` goes to `f * lanes + r`.
-#[inline(always)]
-pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, into: &mut [f32]) {
-    let whole = lanes / SIDE * SIDE;
-    for lane in (0..whole).step_by(SIDE) {
-        let [(a, a_rest), (b, b_rest), (c, c_rest), (d, d_rest)] =
-            [row(lane), row(lane + 1), row(lane + 2), row(lane + 3)].map(<[f32]>::as_chunks::<SIDE>);
-        let mut features = into.chunks_exact_mut(SIDE * lanes);
-        for ((((features, a), b), c), d) in (&mut features).zip(a).zip(b).zip(c).zip(d) {
-            let square = transposed([*a, *b, *c, *d]);
-            for (features, column) in features.chunks_exact_mut(lanes).zip(&square) {
-                features[lane..lane + SIDE].copy_from_slice(column);
-            }
-        }
-        for (at, features) in features.into_remainder().chunks_exact_mut(lanes).enumerate() {
-            features[lane..lane + SIDE].copy_from_slice(&[a_rest[at], b_rest[at], c_rest[at], d_rest[at]]);
-        }
-    }
-    for lane in whole..lanes {
-        for (feature, features) in row(lane).iter().zip(into.chunks_exact_mut(lanes)) {
-            features[lane] = *feature;
-        }
+        out_of_lanes(contexts, lanes, count, place);
     }
 }

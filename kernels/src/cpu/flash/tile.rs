@@ -5,9 +5,9 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::MOST_LANES;
 use super::block::Block;
-use super::queries::{Queries, Row, into_lanes};
+use super::queries::{Queries, Row};
+use crate::cpu::lanes::{MOST_LANES, dot, into_lanes};
 use crate::cpu::scores::capped;
 use crate::cpu::simd::exp2;
 
@@ -116,22 +116,10 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
     /// The scores of the first `N` keys; returns `N`.
     #[inline(always)]
     fn products<const N: usize>(&self, keys: &[f32], scores: &mut [[S::f32s; V]]) -> usize {
-        let simd = self.simd;
         let head_dim = self.queries.problem.head_dim;
-        let mut rows = [&[][..]; N];
-        for n in 0..N {
-            rows[n] = &keys[n * head_dim..][..head_dim];
-        }
-        let query = &S::as_simd_f32s(self.query).0.as_chunks::<V>().0[..head_dim];
-        let mut sums = [[simd.splat_f32s(0.0); V]; N];
-        for (feature, query) in query.iter().enumerate() {
-            for n in 0..N {
-                let key = simd.splat_f32s(rows[n][feature]);
-                for v in 0..V {
-                    sums[n][v] = simd.mul_add_e_f32s(key, query[v], sums[n][v]);
-                }
-            }
-        }
+        let query = S::as_simd_f32s(self.query).0.as_chunks::<V>().0;
+        let mut sums = [[self.simd.splat_f32s(0.0); V]; N];
+        dot(self.simd, query, keys, head_dim, &mut sums);
         scores[..N].copy_from_slice(&sums);
         N
     }

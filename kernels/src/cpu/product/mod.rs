@@ -1,7 +1,7 @@
-//! Products of a few rows, or many, with a matrix.
+//! Products of rows with a matrix.
 //!
-//! A few rows are as fast as memory gives the matrix: it is read once, in long runs, for all of them. Many go to the `gemm`
-//! crate.
+//! A few rows are as fast as memory gives the matrix: it is read once, in long runs, for all of them. More lie side by side in
+//! [`tiles`], many go to the `gemm` crate.
 //!
 //! ```text
 //!            outputs of a task                       features
@@ -13,14 +13,22 @@
 //!           first-level cache                    registers
 //! ```
 
+mod tiles;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::stream::{Columns, add_rows, dot_rows};
 use super::{Disjoint, with_room};
 
-/// Rows of a sequence up to which the matrix is streamed.
-pub const FEW: usize = 64;
+/// Rows of a sequence up to which a matrix is streamed that lies `[out, in]`. `benches/project.rs` measures these limits.
+const FEW_ALONG_INPUTS: usize = 8;
+
+/// The same for `[in, out]`, which has to be turned for a tile.
+const FEW_ALONG_OUTPUTS: usize = 24;
+
+/// Rows of a sequence up to which they lie in tiles; beyond, the `gemm` crate packs the matrix.
+const MANY: usize = 128;
 
 /// Rows that meet the matrix together.
 const ROWS: usize = 16;
@@ -99,9 +107,22 @@ pub fn product(problem: &Product<'_>, output: &mut [f32]) {
     if let Some(bias) = bias {
         assert!(bias.len() == outputs, "product: `bias` has {} elements, expected {outputs}", bias.len());
     }
-    if sequence > FEW || (input_stride != 1 && output_stride != 1) {
-        return many(problem, rows, output);
+    let few = match (input_stride, output_stride) {
+        (1, _) => FEW_ALONG_INPUTS,
+        (_, 1) => FEW_ALONG_OUTPUTS,
+        _ => 0,
+    };
+    match sequence {
+        sequence if sequence <= few => stream(problem, rows, output),
+        sequence if sequence <= MANY => tiles::tiles(problem, rows, output),
+        _ => many(problem, rows, output),
     }
+}
+
+/// A few rows.
+fn stream(problem: &Product<'_>, rows: usize, output: &mut [f32]) {
+    let Product { input, matrix, bias, width, first, .. } = *problem;
+    let Matrix { inputs, outputs, .. } = matrix;
 
     let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(MULTIPLE);
     let each = fair.clamp(FEWEST_OUTPUTS, MOST_OUTPUTS);
