@@ -135,7 +135,7 @@ impl<B: Backend> Weight<B> {
     }
 }
 
-/// The norm that is fused in front of a projection.
+/// A norm that is fused: in front of a projection, or behind a sum.
 #[derive(Module, Debug)]
 pub struct FusedNorm<B: Backend> {
     gamma: Param<Tensor<B, 1>>,

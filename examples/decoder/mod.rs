@@ -9,7 +9,7 @@ use burn::module::{Module, Param};
 use burn::nn::{
     Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig,
 };
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu};
+use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::ops::Keys;
@@ -102,10 +102,10 @@ impl Activation {
         }
     }
 
-    fn apply<B: Backend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    fn apply<B: InferenceBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
             Self::Relu => relu(x),
-            Self::Gelu => gelu(x),
+            Self::Gelu => <B as InferenceBackend>::gelu(x),
             Self::GeluTanh => gelu_approximate(x),
             Self::Silu => silu(x),
         }

@@ -59,7 +59,7 @@ use kernel_operations;
 macro_rules! cpu_operations {
     () => {
         fn fast_operations() -> &'static [&'static str] {
-            &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "gelu"]
+            &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"]
         }
 
         fn plan_softmax_context(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
@@ -68,6 +68,14 @@ macro_rules! cpu_operations {
 
         fn plan_masked_attention(problem: &$crate::ops::ContextProblem, _device: &Self::Device) -> $crate::ops::Plan {
             $crate::ops::attention::cpu::plan(problem)
+        }
+
+        fn residual_norm(
+            input: burn::tensor::Tensor<Self, 3>,
+            residual: burn::tensor::Tensor<Self, 3>,
+            norm: &$crate::weight::FusedNorm<Self>,
+        ) -> burn::tensor::Tensor<Self, 3> {
+            $crate::ops::residual_norm::on_cpu(input, residual, norm)
         }
 
         fn gelu(input: burn::tensor::Tensor<Self, 3>) -> burn::tensor::Tensor<Self, 3> {

@@ -8,6 +8,7 @@
 //! | [`softmax`](InferenceBackend::softmax) | `SoftmaxOp` | masked softmax of given scores |
 //! | [`linear`](InferenceBackend::linear) | `LinearOp` | projection with bias |
 //! | [`vector_matmul`](InferenceBackend::vector_matmul) | `VectorMatMulOp` | projection without bias |
+//! | [`residual_norm`](InferenceBackend::residual_norm) | `layer_norm_residual` | norm of a sum |
 //! | [`gelu`](InferenceBackend::gelu) | `bias_gelu` | the exact GELU, behind a projection |
 //! | [`pad_transform`](InferenceBackend::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
@@ -20,6 +21,7 @@ pub mod gelu;
 pub mod linear;
 pub mod pad_transform;
 pub mod qkv_gemm;
+pub mod residual_norm;
 pub mod softmax;
 pub mod softmax_context;
 pub mod vector_matmul;
@@ -38,7 +40,7 @@ pub use softmax_context::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, 
 ///
 /// Maxima, sums, exponentials and matrix products are accumulated in f32; results have the dtype of the input.
 ///
-/// Burn's own traits have functions called `linear` and `softmax` too; in generic code write
+/// Burn's own traits have functions called `linear`, `softmax` and `gelu` too; in generic code write
 /// `<B as InferenceBackend>::linear(…)`.
 pub trait InferenceBackend: Backend {
     /// The operations that run on kernels of their own, by name. The others run on the reference.
@@ -111,6 +113,14 @@ pub trait InferenceBackend: Backend {
     /// - input: `[B, T, in]`, output: `[B, T, out]`
     fn vector_matmul(input: Tensor<Self, 3>, weight: &Weight<Self>) -> Tensor<Self, 3> {
         vector_matmul::reference(input, weight)
+    }
+
+    /// `norm(input + residual)`, in f32: what post-norm models have behind attention and MLP.
+    ///
+    /// # Shapes
+    /// - input, residual, output: `[B, T, E]`
+    fn residual_norm(input: Tensor<Self, 3>, residual: Tensor<Self, 3>, norm: &FusedNorm<Self>) -> Tensor<Self, 3> {
+        residual_norm::reference(input, residual, norm)
     }
 
     /// `x · (1 + erf(x / √2)) / 2` of each element: what BERT has between the projections of its MLP.

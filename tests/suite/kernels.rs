@@ -131,7 +131,8 @@ fn a_sequence_in_a_batch_is_bitwise_the_sequence_alone<B: InferenceBackend>() {
 
 fn kernels_say_why_they_decline<B: InferenceBackend>() {
     use burn::tensor::DType;
-    assert_eq!(B::fast_operations(), ["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul"]);
+    let fast = ["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"];
+    assert_eq!(B::fast_operations(), fast);
     let device = B::Device::default();
     let good = ContextProblem::new::<B>(DType::F32, 1, 64, true, &AttentionMask::none());
     assert_eq!(B::plan_softmax_context(&good, &device), Plan::Kernel("cpu::decode"));

@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, Tensor, TensorData};
 use burn_deepspeed::ops::attention::Visibility;
 use burn_deepspeed::ops::pad_transform::{padded_head_size, unpad};
+use burn_deepspeed::ops::qkv_gemm::normalise;
 use burn_deepspeed::ops::{AdditiveMask, Attention, Softmax};
 use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
@@ -253,6 +254,21 @@ fn the_bias_belongs_to_linear_and_not_to_vector_matmul<B: InferenceBackend>() {
     assert_near(<B as InferenceBackend>::linear(input, &weight), product + bias.unsqueeze(), TOLERANCE);
 }
 
+fn what_stands_between_projections_is_what_tensor_operations_compute<B: InferenceBackend>() {
+    for shape in [[2, 3, 5], [1, 40, 300], [1, 0, 5]] {
+        let (input, residual) = (seeded::<B, 3>(shape, 1), seeded::<B, 3>(shape, 2));
+        let [gamma, beta] = [3, 4].map(|seed| seeded::<B, 1>([shape[2]], seed));
+        for (rms, beta) in [(true, None), (false, Some(beta))] {
+            let norm = FusedNorm::new(gamma.clone(), beta, NormSpec { rms, epsilon: 1e-5 });
+            let normed = B::residual_norm(input.clone(), residual.clone(), &norm);
+            assert_near(normed, normalise(input.clone() + residual.clone(), &norm), TOLERANCE);
+        }
+        let wide = input * 6.0;
+        let expected = burn::tensor::activation::gelu(wide.clone());
+        assert_near(<B as InferenceBackend>::gelu(wide), expected, TOLERANCE);
+    }
+}
+
 fn attention_on_padded_heads_is_attention_on_the_heads<B: InferenceBackend>() {
     for dim in [1, 31, 32, 40, 64, 80, 96, 128, 160] {
         let [q, k, v] = [1, 2, 3].map(|seed| seeded::<B, 4>([1, 2, 5, dim], seed));
@@ -279,6 +295,7 @@ on_each_backend!(
     softmax_takes_every_mask_of_deepspeed,
     norm_and_projection_agree_in_every_storage,
     the_bias_belongs_to_linear_and_not_to_vector_matmul,
+    what_stands_between_projections_is_what_tensor_operations_compute,
     attention_on_padded_heads_is_attention_on_the_heads,
 );
 

@@ -4,10 +4,11 @@
 //! every other: the preset builds [`DeepSpeedSelfAttention`] without a norm and without a triangle.
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig};
+use burn::nn::{Embedding, EmbeddingConfig, Initializer};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
-use burn_deepspeed::weight::{Orientation, Weight};
+use burn_deepspeed::spec::NormSpec;
+use burn_deepspeed::weight::{FusedNorm, Orientation, Weight};
 use burn_deepspeed::{AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend};
 
 /// A BERT encoder without a head.
@@ -16,7 +17,7 @@ pub struct Encoder<B: Backend> {
     pub(super) words: Embedding<B>,
     pub(super) positions: Embedding<B>,
     pub(super) token_types: Embedding<B>,
-    pub(super) embedding_norm: LayerNorm<B>,
+    pub(super) embedding_norm: FusedNorm<B>,
     pub(super) blocks: Vec<Block<B>>,
 }
 
@@ -24,10 +25,10 @@ pub struct Encoder<B: Backend> {
 #[derive(Module, Debug)]
 pub struct Block<B: Backend> {
     pub(super) attention: DeepSpeedSelfAttention<B>,
-    pub(super) attention_norm: LayerNorm<B>,
+    pub(super) attention_norm: FusedNorm<B>,
     pub(super) up: Weight<B>,
     pub(super) down: Weight<B>,
-    pub(super) output_norm: LayerNorm<B>,
+    pub(super) output_norm: FusedNorm<B>,
 }
 
 impl<B: Backend> Encoder<B> {
@@ -74,9 +75,10 @@ fn initializer() -> Initializer {
     Initializer::Normal { mean: 0.0, std: 0.02 }
 }
 
-fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> LayerNorm<B> {
+fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> FusedNorm<B> {
     let attention = config.attention_config(0);
-    LayerNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device)
+    let spec = NormSpec { rms: false, epsilon: attention.layer_norm_eps };
+    FusedNorm::init(attention.hidden_size, true, spec, DType::F32, device)
 }
 
 impl<B: Backend> Block<B> {
@@ -101,13 +103,14 @@ impl<B: InferenceBackend> Encoder<B> {
     /// - ids, padding: `[B, T]`; padding is 1 for a real token, 0 hides
     /// - output: `[B, T, E]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>, padding: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, AttentionError> {
-        let [_, tokens] = ids.dims();
+        let [batch, tokens] = ids.dims();
         let positions = Tensor::arange(0..tokens as i64, &ids.device()).unsqueeze();
         // A single text is the first of BERT's two segments, so every token has type 0.
         let first_segment = self.token_types.weight.val().narrow(0, 0, 1).unsqueeze();
-        let sum = self.words.forward(ids) + first_segment + self.positions.forward(positions);
+        let places = first_segment + self.positions.forward(positions);
+        let places = places.repeat_dim(0, batch);
         let mask = AttentionMask::from_padding(padding);
-        let embedded = self.embedding_norm.forward(sum);
+        let embedded = B::residual_norm(self.words.forward(ids), places, &self.embedding_norm);
         self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(hidden, mask.clone()))
     }
 }
@@ -116,9 +119,9 @@ impl<B: InferenceBackend> Block<B> {
     fn forward(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
         // BERT adds positions to its embeddings, so attention needs none.
         let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
-        let hidden = self.attention_norm.forward(input + attended);
+        let hidden = B::residual_norm(input, attended, &self.attention_norm);
         let linear = <B as InferenceBackend>::linear;
         let mlp = linear(<B as InferenceBackend>::gelu(linear(hidden.clone(), &self.up)), &self.down);
-        Ok(self.output_norm.forward(hidden + mlp))
+        Ok(B::residual_norm(hidden, mlp, &self.output_norm))
     }
 }

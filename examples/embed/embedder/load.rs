@@ -1,11 +1,11 @@
 //! Reads a Hugging Face checkpoint into the encoder.
 
 use burn::module::{Module, Param};
-use burn::nn::{Embedding, LayerNorm};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::nn::Embedding;
+use burn::tensor::{DType, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
-use burn_deepspeed::weight::Weight;
+use burn_deepspeed::weight::{FusedNorm, Weight};
 
 use super::encoder::{Block, Encoder};
 
@@ -56,11 +56,6 @@ impl<B: Backend> Encoder<B> {
 }
 
 impl<B: Backend> Reader<'_, B> {
-    fn vector(&self, name: &str, like: &Param<Tensor<B, 1>>) -> Result<Param<Tensor<B, 1>>, WeightError> {
-        let size = like.lazy_shape().dims::<1>();
-        Ok(Param::from_tensor(self.checkpoint.tensor(name, size, self.dtype, &self.device)?))
-    }
-
     fn embedding(&self, module: Embedding<B>, path: &str) -> Result<Embedding<B>, WeightError> {
         let shape = module.weight.lazy_shape().dims::<2>();
         let weight = self.checkpoint.tensor(&format!("{path}.weight"), shape, self.dtype, &self.device)?;
@@ -76,13 +71,13 @@ impl<B: Backend> Reader<'_, B> {
     }
 
     /// Checkpoints that come from TensorFlow call the parameters `gamma` and `beta`.
-    fn layer_norm(&self, mut module: LayerNorm<B>, path: &str) -> Result<LayerNorm<B>, WeightError> {
+    fn layer_norm(&self, norm: FusedNorm<B>, path: &str) -> Result<FusedNorm<B>, WeightError> {
         let [gamma, beta] = match self.checkpoint.contains(&format!("{path}.gamma")) {
             true => ["gamma", "beta"],
             false => ["weight", "bias"],
         };
-        module.gamma = self.vector(&format!("{path}.{gamma}"), &module.gamma)?;
-        module.beta = module.beta.as_ref().map(|bias| self.vector(&format!("{path}.{beta}"), bias)).transpose()?;
-        Ok(module)
+        let vector =
+            |name: &str| self.checkpoint.tensor(&format!("{path}.{name}"), [norm.size()], self.dtype, &self.device);
+        Ok(FusedNorm::new(vector(gamma)?, Some(vector(beta)?), norm.spec()))
     }
 }

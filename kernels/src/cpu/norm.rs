@@ -13,6 +13,8 @@ const TASK: usize = 1 << 14;
 pub struct Norm<'a> {
     /// `[rows, features]`.
     pub input: &'a [f32],
+    /// Added to the input, of its shape.
+    pub residual: Option<&'a [f32]>,
     /// Factor of each feature.
     pub gamma: &'a [f32],
     /// Summand of each feature.
@@ -23,7 +25,7 @@ pub struct Norm<'a> {
     pub rms: bool,
 }
 
-/// `(x - mean) / sqrt(variance + epsilon) · gamma + beta` of each row, or without the mean.
+/// `(x - mean) / sqrt(variance + epsilon) · gamma + beta` of each row `x = input + residual`, or without the mean.
 ///
 /// # Panics
 /// If a slice does not have the length that the others say.
@@ -35,24 +37,32 @@ pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
     if let Some(beta) = problem.beta {
         assert!(beta.len() == features, "norm: `beta` has {} elements, expected {features}", beta.len());
     }
+    if let Some(residual) = problem.residual {
+        assert!(residual.len() == len, "norm: `residual` has {} elements, expected {len}", residual.len());
+    }
     if len == 0 {
         return;
     }
     let together = TASK.div_ceil(features) * features;
-    output.par_chunks_mut(together).zip(problem.input.par_chunks(together)).for_each(|(output, input)| {
-        for (output, input) in output.chunks_mut(features).zip(input.chunks(features)) {
-            row(problem, input, output);
+    output.par_chunks_mut(together).enumerate().for_each(|(task, output)| {
+        for (row, output) in output.chunks_mut(features).enumerate() {
+            let at = task * together + row * features..task * together + (row + 1) * features;
+            output.copy_from_slice(&problem.input[at.clone()]);
+            if let Some(residual) = problem.residual {
+                output.iter_mut().zip(&residual[at]).for_each(|(output, residual)| *output += residual);
+            }
+            normalise(problem, output);
         }
     });
 }
 
-fn row(problem: &Norm<'_>, input: &[f32], output: &mut [f32]) {
-    let count = input.len() as f32;
-    let mean = if problem.rms { 0.0 } else { sum(input, |x| x) / count };
-    let variance = sum(input, |x| (x - mean) * (x - mean)) / count;
+fn normalise(problem: &Norm<'_>, output: &mut [f32]) {
+    let count = output.len() as f32;
+    let mean = if problem.rms { 0.0 } else { sum(output, |x| x) / count };
+    let variance = sum(output, |x| (x - mean) * (x - mean)) / count;
     let factor = 1.0 / (variance + problem.epsilon).sqrt();
-    for ((output, x), gamma) in output.iter_mut().zip(input).zip(problem.gamma) {
-        *output = (x - mean) * factor * gamma;
+    for (output, gamma) in output.iter_mut().zip(problem.gamma) {
+        *output = (*output - mean) * factor * gamma;
     }
     if let Some(beta) = problem.beta {
         output.iter_mut().zip(beta).for_each(|(output, beta)| *output += beta);

@@ -61,7 +61,7 @@ fn a_step_allocates_nothing() {
         assert_eq!(second(|| product(&problem, &mut output)), 0);
     }
 
-    let problem = Norm { input: &input, gamma: &weights[..512], beta: None, epsilon: 1e-5, rms: true };
+    let problem = Norm { input: &input, residual: None, gamma: &weights[..512], beta: None, epsilon: 1e-5, rms: true };
     let mut output = vec![0.0; input.len()];
     assert_eq!(second(|| norm(&problem, &mut output)), 0);
 

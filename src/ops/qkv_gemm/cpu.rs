@@ -21,7 +21,7 @@ pub(crate) fn qkv_gemm<B: InMemory>(
         return reference(input, norm, qkv, want_norm);
     }
     let input = match norm {
-        Some(norm) => normed(&input, norm),
+        Some(norm) => normed("qkv_gemm", &input, None, norm),
         None => input,
     };
     let weights: Vec<&Weight<B>> = match qkv {
@@ -46,17 +46,29 @@ pub(crate) fn project<B: InMemory>(
     products(operation, &input, &[weight], bias)
 }
 
-fn normed<B: InMemory>(input: &Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+/// `norm(input + residual)`.
+pub(crate) fn normed<B: InMemory>(
+    operation: &str,
+    input: &Tensor<B, 3>,
+    residual: Option<&Tensor<B, 3>>,
+    norm: &FusedNorm<B>,
+) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
-    check_shape("qkv_gemm", "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
+    check_shape(operation, "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
     let (gamma, beta, spec) = (norm.gamma(), norm.beta(), norm.spec());
     let mut output = vec![0.0; batch * tokens * width];
     B::with_elements(input, |input| {
         B::with_elements(&gamma, |gamma| {
             with_vector(beta.as_ref(), |beta| {
                 let (input, gamma, epsilon) = (input.dense(), gamma.dense(), spec.epsilon as f32);
-                let problem = Norm { input: &input, gamma: &gamma, beta, epsilon, rms: spec.rms };
-                normalise(&problem, &mut output);
+                let problem = Norm { input: &input, residual: None, gamma: &gamma, beta, epsilon, rms: spec.rms };
+                match residual {
+                    Some(residual) => B::with_elements(residual, |residual| {
+                        let residual = residual.dense();
+                        normalise(&Norm { residual: Some(&residual), ..problem }, &mut output);
+                    }),
+                    None => normalise(&problem, &mut output),
+                }
             });
         });
     });

@@ -47,8 +47,13 @@ pub fn reference<B: Backend>(
 /// # Shapes
 /// - input, output: `[B, T, E]`, the output in f32
 pub fn normalise<B: Backend>(input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+    normalise_for("qkv_gemm", input, norm)
+}
+
+/// The same for another operation, which errors name.
+pub(super) fn normalise_for<B: Backend>(operation: &str, input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
     let [batch, tokens, _] = input.dims();
-    check_shape("qkv_gemm", "input", &[batch, tokens, norm.size()], &input.dims());
+    check_shape(operation, "input", &[batch, tokens, norm.size()], &input.dims());
     let input = input.cast(FloatDType::F32);
     let spec = norm.spec();
     let centred = match spec.rms {

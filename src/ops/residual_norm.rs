@@ -1,0 +1,30 @@
+//! Norm of a sum, as post-norm models have it; DeepSpeed's `layer_norm_residual`.
+
+use burn::tensor::{FloatDType, Tensor, backend::Backend};
+
+use super::qkv_gemm::normalise_for;
+use crate::error::check_shape;
+use crate::weight::FusedNorm;
+
+/// The definition of [`InferenceBackend::residual_norm`](super::InferenceBackend::residual_norm).
+pub fn reference<B: Backend>(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+    check_shape("residual_norm", "residual", &input.dims(), &residual.dims());
+    let dtype = input.dtype();
+    let sum = input.cast(FloatDType::F32) + residual.cast(FloatDType::F32);
+    normalise_for("residual_norm", sum, norm).cast(dtype)
+}
+
+/// [`InferenceBackend::residual_norm`](super::InferenceBackend::residual_norm) for backends on the CPU.
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub(crate) fn on_cpu<B: super::cpu::InMemory>(
+    input: Tensor<B, 3>,
+    residual: Tensor<B, 3>,
+    norm: &FusedNorm<B>,
+) -> Tensor<B, 3> {
+    let dtypes = [input.dtype(), residual.dtype(), norm.gamma().dtype()];
+    if dtypes != [burn::tensor::DType::F32; 3] || input.shape().num_elements() == 0 {
+        return reference(input, residual, norm);
+    }
+    check_shape("residual_norm", "residual", &input.dims(), &residual.dims());
+    super::qkv_gemm::cpu::normed("residual_norm", &input, Some(&residual), norm)
+}
