@@ -71,6 +71,8 @@ fn layer<B: InferenceBackend>(sizes: &Layer) -> Result<Call, Failure> {
         .with_rotate_half(true)
         .with_rotate_every_two(false)
         .with_qkv_bias(false)
+        // As the matrices of a checkpoint lie.
+        .with_transposed_mode(true)
         .with_output_bias(false);
     let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
     let attention = attention.map(&mut Fill(vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)].into_iter()));
@@ -98,6 +100,10 @@ impl<B: Backend> ModuleMapper<B> for Fill {
         let shape = param.lazy_shape();
         let mut values = noise(seed, shape.num_elements(), deviation);
         values.iter_mut().for_each(|value| *value += mean);
+        if let [outputs, inputs] = shape[..] {
+            // The noise is that of `[in, out]`.
+            values = (0..outputs * inputs).map(|at| values[at % inputs * outputs + at / inputs]).collect();
+        }
         Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &param.lazy_device()))
     }
 }

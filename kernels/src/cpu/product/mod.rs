@@ -39,8 +39,11 @@ const DEPTH: usize = 8;
 /// Outputs whose weights are met at once.
 const TOGETHER: usize = 4;
 
-/// Most outputs of a task: the sums of a few rows stay in the first-level cache.
-const MOST_OUTPUTS: usize = 1024;
+/// Most outputs of a task: long runs, which memory foresees.
+const MOST_OUTPUTS: usize = 4096;
+
+/// Most sums of a task: they are read and written for every few inputs.
+const MOST_SUMS: usize = 16 * 1024;
 
 /// Fewest outputs of a task: runs shorter than this leave the memory's own reading ahead behind.
 const FEWEST_OUTPUTS: usize = 128;
@@ -125,7 +128,8 @@ fn stream(problem: &Product<'_>, rows: usize, output: &mut [f32]) {
     let Matrix { inputs, outputs, .. } = matrix;
 
     let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(MULTIPLE);
-    let each = fair.clamp(FEWEST_OUTPUTS, MOST_OUTPUTS);
+    let most = (MOST_SUMS / rows.min(ROWS) / MULTIPLE * MULTIPLE).min(MOST_OUTPUTS);
+    let each = fair.clamp(FEWEST_OUTPUTS, most);
     let output = Disjoint::new(output);
     (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
         let range = task * each..outputs.min((task + 1) * each);
