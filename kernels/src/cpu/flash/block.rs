@@ -67,9 +67,9 @@ impl Keys<'_> {
     fn rows<'r>(&'r self, from: &Heads<'r>, features: usize, slots: Slots<'_>, room: &'r mut Vec<f32>) -> &'r [f32] {
         let count = slots.count();
         match slots {
-            // An address that rows have in common modulo a page would drive them out of the first-level cache.
+            // Rows with gaps are copied: with the same address modulo a page they would drive each other out of the cache.
             Slots::From { first, .. } if from.token == features && count > 0 => {
-                &from.token(self.batch, self.head, first, count * features)
+                from.token(self.batch, self.head, first, count * features)
             }
             _ => {
                 room.clear();

@@ -79,14 +79,16 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
     #[inline(always)]
     fn seen(&self) -> Seen {
         let slots = self.block.slots;
-        let mut seen = Seen { ranges: [(0, 0); MOST_LANES], some: usize::MAX..0, all: 0..usize::MAX };
+        let mut seen = Seen { ranges: [(0, 0); MOST_LANES], some: 0..0, all: 0..usize::MAX };
         let mut last = ((0, 0), (0, 0));
         for (range, row) in seen.ranges.iter_mut().zip(self.rows) {
             if row.slots != last.0 {
                 last = (row.slots, (slots.before(row.slots.0), slots.before(row.slots.1)));
             }
             *range = last.1;
-            if range.0 < range.1 {
+            if seen.some.is_empty() {
+                seen.some = range.0..range.1;
+            } else if range.0 < range.1 {
                 seen.some = seen.some.start.min(range.0)..seen.some.end.max(range.1);
             }
             seen.all = seen.all.start.max(range.0)..seen.all.end.min(range.1);
