@@ -8,7 +8,7 @@ use pulp::Simd;
 use super::block::Block;
 use super::queries::{Queries, Row};
 use crate::cpu::lanes::{MOST_LANES, dot, into_lanes};
-use crate::cpu::scores::capped;
+use crate::cpu::scores::{Slots, capped};
 use crate::cpu::simd::exp2;
 
 /// As many queries as `V` vectors of `S` have lanes, and a block of keys.
@@ -47,13 +47,6 @@ struct Seen {
     all: Range<usize>,
 }
 
-/// What a vector of queries has reached.
-#[derive(Clone, Copy)]
-struct State<F> {
-    max: F,
-    sum: F,
-}
-
 impl<S: Simd, const V: usize> Tile<'_, S, V> {
     const LANES: usize = V * S::F32_LANES;
 
@@ -86,10 +79,9 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
                 last = (row.slots, (slots.before(row.slots.0), slots.before(row.slots.1)));
             }
             *range = last.1;
-            if seen.some.is_empty() {
-                seen.some = range.0..range.1;
-            } else if range.0 < range.1 {
-                seen.some = seen.some.start.min(range.0)..seen.some.end.max(range.1);
+            if range.0 < range.1 {
+                let before = if seen.some.is_empty() { range.0..range.1 } else { seen.some };
+                seen.some = before.start.min(range.0)..before.end.max(range.1);
             }
             seen.all = seen.all.start.max(range.0)..seen.all.end.min(range.1);
         }
@@ -130,37 +122,23 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
     #[inline(always)]
     fn adjust(&self, keys: &Range<usize>, scores: &mut [f32], bias: &mut [f32]) {
         let Queries { problem, batch, .. } = *self.queries;
-        let (simd, masks) = (self.simd, &problem.masks);
+        let masks = &problem.masks;
         if let Some(cap) = masks.softcap {
             for score in S::as_mut_simd_f32s(scores).0 {
-                *score = capped(simd, *score, cap);
+                *score = capped(self.simd, *score, cap);
             }
         }
         if let Some(slopes) = masks.slopes {
-            let (mut slope, mut own) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
-            for (lane, row) in self.rows.iter().enumerate() {
-                slope[lane] = slopes[row.head];
-                own[lane] = masks.position(batch, masks.starts[batch] + row.token);
-            }
-            let slope = S::as_simd_f32s(&slope).0.as_chunks::<V>().0[0];
-            let own = S::as_simd_f32s(&own).0.as_chunks::<V>().0[0];
-            let positions = &self.block.positions[keys.clone()];
-            for (scores, position) in S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0.iter_mut().zip(positions) {
-                let position = simd.splat_f32s(*position);
-                for v in 0..V {
-                    scores[v] = simd.mul_add_e_f32s(slope[v], simd.sub_f32s(position, own[v]), scores[v]);
-                }
-            }
+            self.slope(keys, slopes, scores);
         }
         if let Some(all) = &masks.bias {
             let bias = &mut bias[..scores.len()];
             let row = |lane: usize| all.keys(batch, self.rows[lane].head, self.rows[lane].token);
-            let slots = self.block.slots;
-            match slots {
-                crate::cpu::scores::Slots::From { first, .. } if row(0).len() > 1 => {
+            match self.block.slots {
+                Slots::From { first, .. } if all.shape[3] > 1 => {
                     into_lanes(|lane| &row(lane)[first + keys.start..first + keys.end], Self::LANES, bias);
                 }
-                _ => {
+                slots => {
                     for lane in 0..Self::LANES {
                         let row = row(lane);
                         for (key, bias) in keys.clone().zip(bias[lane..].iter_mut().step_by(Self::LANES)) {
@@ -183,17 +161,39 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         }
     }
 
+    /// Adds each head's slope times the distance.
+    #[inline(always)]
+    fn slope(&self, keys: &Range<usize>, slopes: &[f32], scores: &mut [f32]) {
+        let Queries { problem, batch, .. } = *self.queries;
+        let (simd, masks) = (self.simd, &problem.masks);
+        let slope = Self::by_lane(|lane| slopes[self.rows[lane].head]);
+        let own = Self::by_lane(|lane| masks.position(batch, masks.starts[batch] + self.rows[lane].token));
+        let positions = &self.block.positions[keys.clone()];
+        for (scores, position) in S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0.iter_mut().zip(positions) {
+            let position = simd.splat_f32s(*position);
+            for v in 0..V {
+                scores[v] = simd.mul_add_e_f32s(slope[v], simd.sub_f32s(position, own[v]), scores[v]);
+            }
+        }
+    }
+
+    /// A number for each lane.
+    #[inline(always)]
+    fn by_lane(number: impl Fn(usize) -> f32) -> [S::f32s; V] {
+        let mut numbers = [0.0; MOST_LANES];
+        for (lane, place) in numbers[..Self::LANES].iter_mut().enumerate() {
+            *place = number(lane);
+        }
+        S::as_simd_f32s(&numbers).0.as_chunks().0[0]
+    }
+
     /// Hides the keys that a lane does not see.
     #[inline(always)]
     fn hide(&self, keys: &Range<usize>, seen: &Seen, scores: &mut [f32]) {
         let simd = self.simd;
         // Keys of a block are few enough for whole numbers.
-        let (mut from, mut to) = ([0.0; MOST_LANES], [0.0; MOST_LANES]);
-        for lane in 0..Self::LANES {
-            (from[lane], to[lane]) = (seen.ranges[lane].0 as f32, seen.ranges[lane].1 as f32);
-        }
-        let from = S::as_simd_f32s(&from).0.as_chunks::<V>().0[0];
-        let to = S::as_simd_f32s(&to).0.as_chunks::<V>().0[0];
+        let from = Self::by_lane(|lane| seen.ranges[lane].0 as f32);
+        let to = Self::by_lane(|lane| seen.ranges[lane].1 as f32);
         let hidden = simd.splat_f32s(f32::NEG_INFINITY);
         for (key, scores) in keys.clone().zip(S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0) {
             let key = simd.splat_f32s(key as f32);
@@ -219,27 +219,27 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
             }
         }
         let log2_e = simd.splat_f32s(LOG2_E);
-        let mut state = [State { max: hidden, sum: hidden }; V];
-        let mut factors = [hidden; V];
-        let mut base = [hidden; V];
+        let (mut factors, mut base) = ([hidden; V], [hidden; V]);
         for v in 0..V {
             let max = simd.max_f32s(maxima[v], simd.mul_f32s(largest[v], log2_e));
             // Of hidden scores alone the weights are 2^(-inf - 0).
             let nothing = simd.equal_f32s(max, hidden);
             base[v] = simd.select_f32s(nothing, simd.splat_f32s(0.0), max);
             factors[v] = exp2(simd, simd.sub_f32s(maxima[v], base[v]));
-            state[v] = State { max, sum: simd.mul_f32s(sums[v], factors[v]) };
+            maxima[v] = max;
             base[v] = simd.neg_f32s(base[v]);
+        }
+        let mut totals = [hidden; V];
+        for v in 0..V {
+            totals[v] = simd.mul_f32s(sums[v], factors[v]);
         }
         for scores in scores {
             for v in 0..V {
                 scores[v] = exp2(simd, simd.mul_add_e_f32s(scores[v], log2_e, base[v]));
-                state[v].sum = simd.add_f32s(state[v].sum, scores[v]);
+                totals[v] = simd.add_f32s(totals[v], scores[v]);
             }
         }
-        for v in 0..V {
-            (maxima[v], sums[v]) = (state[v].max, state[v].sum);
-        }
+        *sums = totals;
         factors
     }
 
