@@ -1,6 +1,6 @@
 //! Products of rows with a matrix.
 
-use burn_deepspeed_kernels::cpu::product::{Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{Int8Matrix, Matrix, Product, product};
 
 use crate::oracle::{assert_near, noise};
 
@@ -28,6 +28,49 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
                 .collect();
             let what = format!("{rows} rows, {inputs} to {outputs}, strides {input_stride} and {output_stride}");
             assert_near(&what, &output, &expected, 1e-5);
+        }
+    }
+}
+
+/// An int8 matrix with blocks that nothing divides, behind the first feature of a wider output.
+fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, input_block: usize) {
+    let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
+    let elements: Vec<i8> = noise(inputs * outputs, 3).into_iter().map(|x| (x * 127.0).round() as i8).collect();
+    let blocks = inputs.div_ceil(input_block);
+    let scales = noise(blocks * outputs.div_ceil(output_block), 4);
+    let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales: &scales, output_block, input_block };
+    let (first, width) = (1, outputs + 2);
+    let mut output = vec![7.0; rows * width];
+    product(&Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first }, &mut output);
+    for (row, output) in output.chunks(width).enumerate() {
+        let expected: Vec<f64> = (0..outputs)
+            .map(|o| {
+                let weight = |i: usize| {
+                    let scale = scales[o / output_block * blocks + i / input_block];
+                    f64::from(elements[o * inputs + i]) * f64::from(scale)
+                };
+                let terms = (0..inputs).map(|i| f64::from(input[row * inputs + i]) * weight(i));
+                terms.sum::<f64>() + f64::from(bias[o])
+            })
+            .collect();
+        assert_eq!([output[0], output[width - 1]], [7.0; 2]);
+        let what = format!("{rows} rows, {inputs} to {outputs}, blocks of {output_block} and {input_block}, row {row}");
+        // Elements are up to 127 in size, and so are their sums' roundings.
+        assert_near(&what, &output[1..=outputs], &expected, 2e-3);
+    }
+}
+
+#[test]
+fn every_int8_matrix_agrees_with_plain_loops() {
+    for rows in [1, 2, 3, 8, 9, 17, 40] {
+        check_int8(rows, 97, 131, 1, 97);
+        check_int8(rows, 97, 131, 5, 20);
+    }
+    for inputs in [1, 7, 15, 16, 31, 32, 33, 300] {
+        for (outputs, output_block, input_block) in [(1, 1, 300), (3, 2, 1), (17, 17, 16), (130, 1, 64), (1100, 4, 33)]
+        {
+            check_int8(3, inputs, outputs, output_block, input_block);
+            check_int8(10, inputs, outputs, output_block, input_block);
         }
     }
 }
@@ -77,6 +120,14 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
             assert_eq!(one, all[3 * sequence * outputs..][..sequence * outputs], "{sequence} rows");
         }
     }
+}
+
+#[test]
+#[should_panic(expected = "product: 3 scales for 4 blocks")]
+fn missing_scales_are_named() {
+    let matrix =
+        Int8Matrix { elements: &[0; 6], inputs: 3, outputs: 2, scales: &[1.0; 3], output_block: 1, input_block: 2 };
+    product(&Product { input: &[0.0; 3], sequence: 1, matrix, bias: None, width: 2, first: 0 }, &mut [0.0; 2]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::{MULTIPLE, Matrix, Product};
+use super::{MULTIPLE, Product, Weights};
 use crate::cpu::lanes::{Count, Lanes, RUNS, WithLanes, dot, into_lanes, out_of_lanes};
 use crate::cpu::{Disjoint, with_room};
 
@@ -31,8 +31,8 @@ const MOST_OUTPUTS: usize = 128;
 const MOST_ROWS: usize = 256;
 
 /// [`product`](super::product), for any number of rows.
-pub(super) fn tiles(problem: &Product<'_>, rows: usize, output: &mut [f32]) {
-    let Matrix { inputs, outputs, .. } = problem.matrix;
+pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, rows: usize, output: &mut [f32]) {
+    let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
     let lanes = Arch::new().dispatch(Lanes(Count));
     let parts = rows.div_ceil(MOST_ROWS.next_multiple_of(lanes));
     let each_rows = rows.div_ceil(parts).next_multiple_of(lanes);
@@ -82,8 +82,8 @@ impl WithLanes for Pack<'_> {
 }
 
 /// Some outputs of some rows.
-struct Task<'a> {
-    problem: &'a Product<'a>,
+struct Task<'a, W> {
+    problem: &'a Product<'a, W>,
     /// Tile behind tile, each `[inputs, lanes]`.
     packed: &'a [f32],
     rows: Range<usize>,
@@ -95,7 +95,7 @@ struct Task<'a> {
     output: &'a Disjoint<'a>,
 }
 
-impl WithLanes for Task<'_> {
+impl<W: Weights> WithLanes for Task<'_, W> {
     type Output = ();
 
     #[inline(always)]
@@ -104,10 +104,12 @@ impl WithLanes for Task<'_> {
         let Product { matrix, bias, width, first, .. } = *problem;
         let lanes = V * S::F32_LANES;
         sums.fill(0.0);
-        for start in (0..matrix.inputs).step_by(DEPTH) {
-            let features = start..matrix.inputs.min(start + DEPTH);
-            let (runs, stride) = block(&matrix, &outputs, &features, weights);
-            let tiles = packed.chunks_exact(matrix.inputs * lanes);
+        let inputs = matrix.inputs();
+        for start in (0..inputs).step_by(DEPTH) {
+            let features = start..inputs.min(start + DEPTH);
+            let room = &mut weights[..outputs.len() * features.len()];
+            let (runs, stride) = matrix.block(&outputs, &features, room);
+            let tiles = packed.chunks_exact(inputs * lanes);
             for (tile, sums) in tiles.zip(sums.chunks_exact_mut(outputs.len() * lanes)) {
                 let tile = &tile[features.start * lanes..features.end * lanes];
                 let tile = S::as_simd_f32s(tile).0.as_chunks::<V>().0;
@@ -137,30 +139,4 @@ impl WithLanes for Task<'_> {
             out_of_lanes(sums, lanes, (rows.end - first_row).min(lanes), place);
         }
     }
-}
-
-/// The weights of some outputs and features as runs along the features: the first of them, and how far they lie apart.
-#[inline(always)]
-fn block<'a>(
-    matrix: &Matrix<'a>,
-    outputs: &Range<usize>,
-    features: &Range<usize>,
-    room: &'a mut [f32],
-) -> (&'a [f32], usize) {
-    let Matrix { elements, input_stride, output_stride, .. } = *matrix;
-    if input_stride == 1 {
-        return (&elements[outputs.start * output_stride + features.start..], output_stride);
-    }
-    let room = &mut room[..outputs.len() * features.len()];
-    if output_stride == 1 {
-        let row = |at: usize| &elements[(features.start + at) * input_stride + outputs.start..][..outputs.len()];
-        into_lanes(row, features.len(), room);
-    } else {
-        for (output, run) in outputs.clone().zip(room.chunks_exact_mut(features.len())) {
-            for (feature, element) in features.clone().zip(run) {
-                *element = elements[feature * input_stride + output * output_stride];
-            }
-        }
-    }
-    (room, features.len())
 }

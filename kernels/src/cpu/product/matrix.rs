@@ -1,0 +1,178 @@
+//! A matrix in f32.
+//!
+//! ```text
+//!            outputs of a task                       features
+//!          ┌───────────────────┐                ┌──────────────┐
+//! 8 inputs │ one run of memory │ ↓    4 outputs │ ──────────▶  │
+//! 8 inputs │                   │                │              │
+//!          └───────────────────┘                └──────────────┘
+//!           `[in, out]`: sums in the            `[out, in]`: sums in
+//!           first-level cache                    registers
+//! ```
+
+use std::ops::Range;
+
+use pulp::Simd;
+
+use super::{Path, Product, Weights};
+use crate::cpu::lanes::into_lanes;
+use crate::cpu::stream::{Columns, add_rows, dot_rows};
+
+/// Rows of a sequence up to which a matrix is streamed that lies `[out, in]`. `benches/project.rs` measures these limits.
+const FEW_ALONG_INPUTS: usize = 8;
+
+/// The same for `[in, out]`, which has to be turned for a tile.
+const FEW_ALONG_OUTPUTS: usize = 24;
+
+/// Rows of a sequence up to which they lie in tiles; beyond, the `gemm` crate packs the matrix.
+const MANY: usize = 128;
+
+/// Inputs of which the weights are met at once.
+const DEPTH: usize = 8;
+
+/// Outputs whose weights are met at once.
+const TOGETHER: usize = 4;
+
+/// Runs of a matrix are long enough for memory to foresee them.
+const NOTHING_AHEAD: Option<fn(usize) -> &'static [f32]> = None;
+
+/// A matrix from `inputs` to `outputs` features.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a> {
+    /// Its elements.
+    pub elements: &'a [f32],
+    /// Features that go in.
+    pub inputs: usize,
+    /// Features that come out.
+    pub outputs: usize,
+    /// From one input to the next, in elements.
+    pub input_stride: usize,
+    /// From one output to the next. One of the two strides is 1 where the matrix is to be streamed.
+    pub output_stride: usize,
+}
+
+impl Weights for Matrix<'_> {
+    fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    fn check(&self) {
+        let last = (self.inputs - 1) * self.input_stride + (self.outputs - 1) * self.output_stride;
+        let len = self.elements.len();
+        assert!(last < len, "product: `matrix` has {len} elements, its strides need {}", last + 1);
+    }
+
+    fn path(&self, sequence: usize) -> Path {
+        let few = match (self.input_stride, self.output_stride) {
+            (1, _) => FEW_ALONG_INPUTS,
+            (_, 1) => FEW_ALONG_OUTPUTS,
+            _ => 0,
+        };
+        match sequence {
+            sequence if sequence <= few => Path::Stream,
+            sequence if sequence <= MANY => Path::Tiles,
+            _ => Path::Packed,
+        }
+    }
+
+    #[inline(always)]
+    fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]) {
+        if self.output_stride == 1 {
+            let whole = self.inputs / DEPTH * DEPTH;
+            for at in (0..whole).step_by(DEPTH) {
+                self.add::<S, DEPTH>(simd, input, at, first, sums);
+            }
+            for at in whole..self.inputs {
+                self.add::<S, 1>(simd, input, at, first, sums);
+            }
+        } else {
+            let outputs = sums.len() / (input.len() / self.inputs);
+            let whole = outputs / TOGETHER * TOGETHER;
+            for at in (0..whole).step_by(TOGETHER) {
+                self.dot::<S, TOGETHER>(simd, input, at, first, sums);
+            }
+            for at in whole..outputs {
+                self.dot::<S, 1>(simd, input, at, first, sums);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn block<'r>(&'r self, outputs: &Range<usize>, features: &Range<usize>, room: &'r mut [f32]) -> (&'r [f32], usize) {
+        let Self { elements, input_stride, output_stride, .. } = *self;
+        if input_stride == 1 {
+            return (&elements[outputs.start * output_stride + features.start..], output_stride);
+        }
+        if output_stride == 1 {
+            let row = |at: usize| &elements[(features.start + at) * input_stride + outputs.start..][..outputs.len()];
+            into_lanes(row, features.len(), room);
+        } else {
+            for (output, run) in outputs.clone().zip(room.chunks_exact_mut(features.len())) {
+                for (feature, element) in features.clone().zip(run) {
+                    *element = elements[feature * input_stride + output * output_stride];
+                }
+            }
+        }
+        (room, features.len())
+    }
+
+    /// On the `gemm` crate.
+    fn packed(problem: &Product<'_, Self>, rows: usize, output: &mut [f32]) {
+        let Product { input, matrix, bias, width, first, .. } = *problem;
+        let Matrix { inputs, outputs, .. } = matrix;
+        if let Some(bias) = bias {
+            for row in output.chunks_exact_mut(width) {
+                row[first..first + outputs].copy_from_slice(bias);
+            }
+        }
+        let alpha = if bias.is_some() { 1.0 } else { 0.0 };
+        // SAFETY: rows, columns and strides lie within the slices, whose lengths were checked; only `output` is written.
+        unsafe {
+            gemm::gemm(
+                rows,
+                outputs,
+                inputs,
+                output.as_mut_ptr().add(first),
+                1,
+                width as isize,
+                bias.is_some(),
+                input.as_ptr(),
+                1,
+                inputs as isize,
+                matrix.elements.as_ptr(),
+                matrix.output_stride as isize,
+                matrix.input_stride as isize,
+                alpha,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::Rayon(0),
+            );
+        }
+    }
+}
+
+impl Matrix<'_> {
+    /// `[in, out]`: adds the weights of `N` inputs from `at` on, each a run of memory, to the sums of every row.
+    #[inline(always)]
+    fn add<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
+        let Self { elements, inputs, input_stride, .. } = *self;
+        let outputs = sums.len() / (input.len() / inputs);
+        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + first..][..outputs]);
+        add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, NOTHING_AHEAD);
+    }
+
+    /// `[out, in]`: the sums of `N` outputs from `at` on, whose features, each a run of memory, meet those of every row.
+    #[inline(always)]
+    fn dot<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
+        let Self { elements, inputs, output_stride, .. } = *self;
+        let outputs = sums.len() / (input.len() / inputs);
+        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(first + at + n) * output_stride..][..inputs]);
+        dot_rows(simd, runs, input, sums, Columns { stride: outputs, first: at }, NOTHING_AHEAD);
+    }
+}
