@@ -1,6 +1,6 @@
 //! Products of rows with a matrix.
 
-use burn_deepspeed_kernels::cpu::product::{Int8Matrix, Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{AnyMatrix, Int8Matrix, Matrix, Product, product};
 
 use crate::oracle::{assert_near, noise};
 
@@ -100,26 +100,35 @@ fn a_matrix_with_gaps_both_ways_is_multiplied_too() {
     assert_eq!(output, [1.0 + 200.0, 10.0 + 2000.0]);
 }
 
-#[test]
-fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads() {
-    let (inputs, outputs, batch) = (200, 300, 7);
-    let weights = noise(inputs * outputs, 2);
+/// A sequence of several, alone on few threads and with the others on many, is bitwise the same.
+fn check_invariance<W: AnyMatrix>(matrix: W, inputs: usize, outputs: usize) {
+    let batch = 7;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
     for sequence in [1, 5, 8, 9, 17, 25, 64, 128, 129] {
         let input = noise(batch * sequence * inputs, 1);
-        for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
-            let matrix = Matrix { elements: &weights, inputs, outputs, input_stride, output_stride };
-            let of = |input: &[f32]| {
-                let mut output = vec![0.0; input.len() / inputs * outputs];
-                product(&Product { input, sequence, matrix, bias: None, width: outputs, first: 0 }, &mut output);
-                output.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
-            };
-            let all = of(&input);
-            assert_eq!(pool.install(|| of(&input)), all);
-            let one = of(&input[3 * sequence * inputs..][..sequence * inputs]);
-            assert_eq!(one, all[3 * sequence * outputs..][..sequence * outputs], "{sequence} rows");
-        }
+        let of = |input: &[f32]| {
+            let mut output = vec![0.0; input.len() / inputs * outputs];
+            product(&Product { input, sequence, matrix, bias: None, width: outputs, first: 0 }, &mut output);
+            output.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
+        };
+        let all = of(&input);
+        assert_eq!(pool.install(|| of(&input)), all);
+        let one = of(&input[3 * sequence * inputs..][..sequence * inputs]);
+        assert_eq!(one, all[3 * sequence * outputs..][..sequence * outputs], "{sequence} rows");
     }
+}
+
+#[test]
+fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads() {
+    let (inputs, outputs) = (200, 300);
+    let elements = &noise(inputs * outputs, 2)[..];
+    for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
+        check_invariance(Matrix { elements, inputs, outputs, input_stride, output_stride }, inputs, outputs);
+    }
+    let elements: Vec<i8> = elements.iter().map(|x| (x * 127.0) as i8).collect();
+    let scales = &noise(outputs * 4, 3)[..];
+    let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales, output_block: 1, input_block: 60 };
+    check_invariance(matrix, inputs, outputs);
 }
 
 #[test]

@@ -47,6 +47,7 @@ impl<'a> Int8Matrix<'a> {
 
     /// The sums of `N` outputs from `first` on and `M` rows.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
     fn dot<S: Simd, const N: usize, const M: usize>(&self, simd: S, first: usize, rows: [&[f32]; M]) -> [[f32; N]; M] {
         let mut runs = [(&[][..], &[][..]); N];
         for n in 0..N {
@@ -64,32 +65,25 @@ impl<'a> Int8Matrix<'a> {
             for m in 0..M {
                 inputs[m] = S::as_simd_f32s(&rows[m][own.clone()]).0;
             }
-            // Two sums for each, so that a multiplication does not wait for the one before.
-            let mut sums = [[[simd.splat_f32s(0.0); 2]; N]; M];
-            let pairs = own.len() / (2 * S::F32_LANES);
-            for at in 0..pairs {
+            let mut sums = [[simd.splat_f32s(0.0); N]; M];
+            let count = own.len() / S::F32_LANES;
+            for at in 0..count {
                 for n in 0..N {
-                    for half in 0..2 {
-                        let vector = 2 * at + half;
-                        // SAFETY: every run has the elements of all pairs, and every input as many vectors.
-                        let elements =
-                            unsafe { weights[n].get_unchecked(vector * S::F32_LANES..(vector + 1) * S::F32_LANES) };
-                        let weight = widen(simd, elements);
-                        for m in 0..M {
-                            // SAFETY: as above.
-                            let input = unsafe { *inputs[m].get_unchecked(vector) };
-                            let sum = &mut sums[m][n][if M == 1 { half } else { 0 }];
-                            *sum = simd.mul_add_e_f32s(weight, input, *sum);
-                        }
+                    // SAFETY: every run has the elements of all vectors, and every input as many vectors.
+                    let elements = unsafe { weights[n].get_unchecked(at * S::F32_LANES..(at + 1) * S::F32_LANES) };
+                    let weight = widen(simd, elements);
+                    for m in 0..M {
+                        // SAFETY: as above.
+                        let input = unsafe { *inputs[m].get_unchecked(at) };
+                        sums[m][n] = simd.mul_add_e_f32s(weight, input, sums[m][n]);
                     }
                 }
             }
-            let done = 2 * pairs * S::F32_LANES;
+            let done = count * S::F32_LANES;
             for m in 0..M {
                 for n in 0..N {
                     let scale = runs[n].1[block];
-                    let sum = simd.add_f32s(sums[m][n][0], sums[m][n][1]);
-                    totals[m][n] = simd.mul_add_e_f32s(sum, simd.splat_f32s(scale), totals[m][n]);
+                    totals[m][n] = simd.mul_add_e_f32s(sums[m][n], simd.splat_f32s(scale), totals[m][n]);
                     let products = weights[n][done..].iter().zip(&rows[m][own.start + done..own.end]);
                     rest[m][n] += scale * products.map(|(weight, input)| f32::from(*weight) * input).sum::<f32>();
                 }
