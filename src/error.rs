@@ -330,6 +330,17 @@ pub enum WeightError {
         /// The type in the file.
         found: String,
     },
+    /// A weight that is to become int8 is infinite or NaN.
+    #[error(
+        "the weight from input {input} to output {output} is not finite, and int8 has no such number; \
+         mend the checkpoint, or keep the matrix dense"
+    )]
+    NotFinite {
+        /// Output feature.
+        output: usize,
+        /// Input feature.
+        input: usize,
+    },
     /// The module has a norm in front and the names do not say where the checkpoint keeps it.
     #[error(
         "the module normalises its input and `AttentionNames::norm` is None; name the norm, or set `pre_layer_norm` to false"

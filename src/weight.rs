@@ -1,11 +1,15 @@
 //! A matrix with its bias, and the norm in front of one.
 
+mod int8;
+
 use std::borrow::Cow;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 
+use crate::error::WeightError;
 use crate::spec::NormSpec;
+pub use int8::{Int8Blocks, Int8Matrix};
 
 /// Standard deviation of freshly initialised matrices; GPT-2's and BLOOM's.
 const INITIAL_DEVIATION: f64 = 0.02;
@@ -32,7 +36,9 @@ impl Orientation {
 /// A projection: `x · matrix + bias`.
 #[derive(Module, Debug)]
 pub struct Weight<B: Backend> {
-    matrix: Param<Tensor<B, 2>>,
+    /// Either this one is there, or the next.
+    matrix: Option<Param<Tensor<B, 2>>>,
+    int8: Option<Int8Matrix<B>>,
     bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     orientation: Orientation,
@@ -52,7 +58,8 @@ impl<B: Backend> Weight<B> {
         let shape = orientation.shape(input, output);
         let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
         Self {
-            matrix: lazy(shape, dtype, device, move |device| Tensor::random(shape, normal, (device, DType::F32))),
+            matrix: Some(lazy(shape, dtype, device, move |device| Tensor::random(shape, normal, (device, DType::F32)))),
+            int8: None,
             bias: bias.then(|| lazy([output], dtype, device, move |device| Tensor::zeros([output], device))),
             orientation,
         }
@@ -64,21 +71,40 @@ impl<B: Backend> Weight<B> {
     /// - matrix: `[in, out]` or `[out, in]`, as `orientation` says
     /// - bias: `[out]`
     pub fn new(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Self {
-        let weight = Self { matrix: given(matrix), bias: bias.map(given), orientation };
+        let weight = Self { matrix: Some(given(matrix)), int8: None, bias: bias.map(given), orientation };
         if let Some(bias) = &weight.bias {
             crate::error::check_shape("Weight::new", "bias", &[weight.output_size()], &bias.val().dims());
         }
         weight
     }
 
+    /// The same with a matrix of int8, which lies `[out, in]`; the bias stays as it is.
+    ///
+    /// # Errors
+    /// [`WeightError::NotFinite`].
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let int8 = Int8Matrix::quantize(self.input_output().transpose(), blocks)?;
+        Ok(Self { matrix: None, int8: Some(int8), orientation: Orientation::OutputInput, ..self })
+    }
+
+    /// The matrix, if it is int8.
+    pub fn int8(&self) -> Option<&Int8Matrix<B>> {
+        self.int8.as_ref()
+    }
+
     /// The device that the parameters are, or will be, on.
     pub fn device(&self) -> B::Device {
-        self.matrix.lazy_device()
+        self.either(Param::lazy_device, Int8Matrix::device)
+    }
+
+    /// Shape of the matrix as it is stored.
+    fn shape(&self) -> [usize; 2] {
+        self.either(|matrix| matrix.lazy_shape().dims(), Int8Matrix::shape)
     }
 
     /// Input features.
     pub fn input_size(&self) -> usize {
-        self.matrix.lazy_shape()[match self.orientation {
+        self.shape()[match self.orientation {
             Orientation::InputOutput => 0,
             Orientation::OutputInput => 1,
         }]
@@ -86,15 +112,28 @@ impl<B: Backend> Weight<B> {
 
     /// Output features.
     pub fn output_size(&self) -> usize {
-        self.matrix.lazy_shape()[match self.orientation {
+        self.shape()[match self.orientation {
             Orientation::InputOutput => 1,
             Orientation::OutputInput => 0,
         }]
     }
 
-    /// The matrix as it is stored; see [`orientation`](Self::orientation).
+    /// The element type of the matrix; where it is int8, the one that it had before.
+    pub fn dtype(&self) -> DType {
+        self.either(|matrix| matrix.val().dtype(), Int8Matrix::dtype)
+    }
+
+    /// The matrix as it is stored; see [`orientation`](Self::orientation). One of int8 is made dense.
     pub fn matrix(&self) -> Tensor<B, 2> {
-        self.matrix.val()
+        self.either(Param::val, Int8Matrix::dense)
+    }
+
+    fn either<T>(&self, dense: impl FnOnce(&Param<Tensor<B, 2>>) -> T, int8: impl FnOnce(&Int8Matrix<B>) -> T) -> T {
+        match (&self.matrix, &self.int8) {
+            (Some(matrix), _) => dense(matrix),
+            (None, Some(matrix)) => int8(matrix),
+            (None, None) => unreachable!("a projection has a matrix"),
+        }
     }
 
     /// The matrix as `[in, out]`, whatever way it is stored.
@@ -127,8 +166,11 @@ impl<B: Backend> Weight<B> {
             Orientation::OutputInput => 0,
         };
         // Not `Param::from_tensor`: it asks for gradients, which a part of a tracked matrix refuses.
+        let cut =
+            |matrix: &Param<Tensor<B, 2>>| Param::initialized(ParamId::new(), matrix.val().narrow(dim, start, len));
         Self {
-            matrix: Param::initialized(ParamId::new(), self.matrix().narrow(dim, start, len)),
+            matrix: self.matrix.as_ref().map(cut),
+            int8: self.int8.as_ref().map(|matrix| matrix.outputs(start, len)),
             bias: self.bias().map(|bias| Param::initialized(ParamId::new(), bias.narrow(0, start, len))),
             orientation: self.orientation,
         }
@@ -211,6 +253,21 @@ pub struct SeparateQkv<B: Backend> {
 }
 
 impl<B: Backend> QkvWeight<B> {
+    /// The same with matrices of int8.
+    ///
+    /// # Errors
+    /// [`WeightError::NotFinite`].
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(match self {
+            Self::Fused(weight) => Self::Fused(weight.quantize(blocks)?),
+            Self::Separate(SeparateQkv { query, key, value }) => Self::Separate(SeparateQkv {
+                query: query.quantize(blocks)?,
+                key: key.quantize(blocks)?,
+                value: value.quantize(blocks)?,
+            }),
+        })
+    }
+
     /// Projections of their own: lent if they are, cut out of the fused one otherwise. `query_width` is `N·H`.
     pub fn separate(&self, query_width: usize) -> Cow<'_, SeparateQkv<B>> {
         match self {

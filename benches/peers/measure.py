@@ -33,6 +33,7 @@ ROOT = HERE.parents[1]
 IMPLEMENTATIONS = {
     "ours-ndarray": ("burn-deepspeed on ndarray", "ours"),
     "ours-flex": ("burn-deepspeed on flex", "ours"),
+    "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "sdpa": ("PyTorch SDPA", "torch"),
     "unfused": ("PyTorch unfused", "torch"),
     "flex-attention": ("PyTorch flex_attention", "torch"),
@@ -50,8 +51,10 @@ IMPLEMENTATIONS = {
 }
 # Who takes part where.
 TAKE_PART = {
-    "attention": list(IMPLEMENTATIONS)[:9],
-    "layer": ["ours-ndarray", "ours-flex", "transformers-sdpa", "transformers-static", "transformers-eager", "int8"],
+    "attention": [name for name in list(IMPLEMENTATIONS)[:10] if name != "ours-int8"],
+    "layer": [
+        "ours-ndarray", "ours-flex", "ours-int8", "transformers-sdpa", "transformers-static", "transformers-eager", "int8",
+    ],
     "encoder": ["ours-ndarray", "ours-flex", "transformers-sdpa"],
     "length": ["ours-ndarray", "sdpa"],
     "limit": ["gemm", "torch-matmul", "read"],

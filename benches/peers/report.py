@@ -11,6 +11,8 @@ from plot import svg
 
 START, END = "<!-- measured -->", "<!-- end of what was measured -->"
 OURS = "ours-ndarray"
+# Our other ways, and the heads of their columns.
+OTHERS = {"ours-flex": "on flex, ms", "ours-int8": "int8 weights, ms"}
 # What a rate counts, by what limits it.
 UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
 
@@ -40,6 +42,10 @@ class Result:
         names = {workload["name"] for workload in self.of(group)}
         took_part = {implementation for name, _, implementation in self.rows if name in names}
         return [name for name in self.labels if name in took_part and not name.startswith("ours")]
+
+    def took_part(self, implementation: str, group: str) -> bool:
+        names = {workload["name"] for workload in self.of(group)}
+        return any(name in names and who == implementation for name, _, who in self.rows)
 
     def ratio(self, name: str, threads: int, peer: str) -> float | None:
         ours, theirs = self.ms(name, threads, OURS), self.ms(name, threads, peer)
@@ -110,6 +116,7 @@ def limits(result: Result) -> list[str]:
 def ratios(result: Result, group: str, title: str) -> list[str]:
     """Our time and rate, and every peer's time over it."""
     lines, peers = ["", f"## {title}"], result.peers(group)
+    others = {name: head for name, head in OTHERS.items() if result.took_part(name, group)}
     for threads in result.threads:
         rows = []
         for workload in result.of(group):
@@ -120,10 +127,10 @@ def ratios(result: Result, group: str, title: str) -> list[str]:
                 number(ms),
                 f"{number(result.rate(workload, ms))} {UNITS[workload['limit']]}" if ms else "—",
                 f"{share:.0%}" if share else "—",
-                number(result.ms(name, threads, "ours-flex")),
+                *(number(result.ms(name, threads, other)) for other in others),
                 *(number(result.ratio(name, threads, peer)) for peer in peers),
             ])  # fmt: skip
-        head = [f"{threads} thread{'s' * (threads > 1)}", "ours, ms", "rate", "of the limit", "on flex, ms"]
+        head = [f"{threads} thread{'s' * (threads > 1)}", "ours, ms", "rate", "of the limit", *others.values()]
         lines += table(head + [result.labels[peer] for peer in peers], rows)
     return lines
 
@@ -150,7 +157,8 @@ def every_time(result: Result) -> list[str]:
     """Each time with its difference from float64, and the reasons of what did not run."""
     lines, reasons = ["", "## Every time"], {}
     for group in ("attention", "layer", "encoder"):
-        names = [name for name in result.labels if name in {"ours-ndarray", "ours-flex", *result.peers(group)}]
+        ours = [name for name in result.labels if name.startswith("ours") and result.took_part(name, group)]
+        names = [name for name in result.labels if name in {*ours, *result.peers(group)}]
         rows = []
         for workload in result.of(group):
             for threads in result.threads:

@@ -183,9 +183,8 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
 
     /// The path that attention from so many tokens takes, and why not another.
     pub fn explain(&self, tokens: usize, mask: &AttentionMask<B>) -> Plan {
-        let matrix = self.output.matrix();
-        let problem = ContextProblem::new(matrix.dtype(), tokens, self.spec.head_dim, false, mask);
-        B::plan_masked_attention(&problem, &matrix.device())
+        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, false, mask);
+        B::plan_masked_attention(&problem, &self.output.device())
     }
 
     fn check_path(&self, tokens: usize, mask: &AttentionMask<B>) -> Result<(), AttentionError> {

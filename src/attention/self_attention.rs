@@ -224,9 +224,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
-        let matrix = self.output.matrix();
-        let problem = ContextProblem::new(matrix.dtype(), tokens, self.spec.head_dim, cached, mask);
-        B::plan_softmax_context(&problem, &matrix.device())
+        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, cached, mask);
+        B::plan_softmax_context(&problem, &self.output.device())
     }
 
     /// Runs steps of `tokens` new tokens in a batch of `batch` rows on a cache of its own, with little and with much behind
@@ -240,7 +239,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         let most = tokens.iter().copied().max().unwrap_or(0);
         let capacity = self.spec.max_out_tokens.min(most + WARMUP_HISTORY);
         let spec = AttentionSpec { max_out_tokens: capacity, ..self.spec.clone() };
-        let dtype = self.output.matrix().dtype();
+        let dtype = self.output.dtype();
         for &new in tokens {
             let Ok(mut cache) = KvCache::new(&spec, 1, batch, &device) else {
                 unreachable!("the module was built with this element type");

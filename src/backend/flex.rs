@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Element, Tensor, TensorPrimitive};
+use burn::tensor::{DType, Element, Int, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 use bytemuck::Pod;
 use half::{bf16, f16};
@@ -27,6 +27,14 @@ impl InMemory for Flex {
             }
         }
         read(Elements::copied(tensor))
+    }
+
+    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
+        let tensor = tensor.clone().into_primitive().to_contiguous();
+        match tensor.as_slice::<i8>() {
+            Some(elements) => read(elements),
+            None => read(&Tensor::<Self, 2, Int>::from_primitive(tensor).into_data().iter().collect::<Vec<_>>()),
+        }
     }
 
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {

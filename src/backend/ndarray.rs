@@ -1,6 +1,6 @@
 //! Burn's backend on the `ndarray` crate.
 
-use burn::tensor::{Tensor, TensorPrimitive};
+use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_ndarray::{FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
 use super::cpu_operations;
@@ -31,6 +31,15 @@ where
             }
         }
         read(Elements::copied(tensor))
+    }
+
+    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
+        if let NdArrayTensor::I8(storage) = tensor.clone().into_primitive()
+            && let Some(elements) = storage.view().as_slice()
+        {
+            return read(elements);
+        }
+        read(&tensor.to_data().iter().collect::<Vec<_>>())
     }
 
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {

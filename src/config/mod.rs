@@ -102,7 +102,7 @@ pub struct DeepSpeedInferenceConfig {
     /// Tokens that must at least fit; checked against `max_out_tokens`.
     #[config(default = 1)]
     pub min_out_tokens: usize,
-    /// No effect without int8 weights.
+    /// No effect: modules become int8 by `quantize`, the QKV projection with the output projection.
     #[config(default = false)]
     pub enable_qkv_quantization: bool,
     /// Scores are divided by head_dim instead of its root, <https://arxiv.org/abs/2203.03466>.

@@ -62,7 +62,7 @@ impl DataType {
             backend: B::name(device),
             dtype: self,
             remedy: match self {
-                Self::Int8 => "fp32, fp16 or bf16; int8 weights are not part of this version",
+                Self::Int8 => "fp32, fp16 or bf16, load the checkpoint, and call `quantize` on the module",
                 _ => "fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
             },
         })

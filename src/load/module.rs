@@ -7,7 +7,7 @@ use super::{AttentionNames, Checkpoint, QkvNames, WeightNames};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::error::WeightError;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight, transposed};
+use crate::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight, transposed};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its
@@ -46,6 +46,36 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
         let reader = Reader::new(checkpoint, names, &self.spec, &self.output)?;
         let loaded = Self { qkv: reader.qkv(&self.qkv)?, output: reader.output(&self.output)?, ..self };
         Ok(loaded.no_grad())
+    }
+}
+
+impl<B: Backend> DeepSpeedSelfAttention<B> {
+    /// The module with matrices of int8. A module whose record is int8 is built, quantised in the same way, and then loads it.
+    ///
+    /// # Errors
+    /// [`WeightError::NotFinite`].
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
+    }
+}
+
+impl<B: Backend> BloomSelfAttention<B> {
+    /// See [`DeepSpeedSelfAttention::quantize`].
+    ///
+    /// # Errors
+    /// [`WeightError::NotFinite`].
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self { attention: self.attention.quantize(blocks)? })
+    }
+}
+
+impl<B: Backend> DeepSpeedDiffusersAttention<B> {
+    /// See [`DeepSpeedSelfAttention::quantize`].
+    ///
+    /// # Errors
+    /// [`WeightError::NotFinite`].
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
     }
 }
 

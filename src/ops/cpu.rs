@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 pub(crate) use crate::cache::slice_assign;
 
@@ -62,6 +62,11 @@ impl<'a, const D: usize> Elements<'a, D> {
 pub(crate) trait InMemory: Backend {
     /// Reads the elements of an f32 tensor, without a copy where they lie at some strides.
     fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R;
+
+    /// Reads the elements of a tensor of int8, in the order of its axes.
+    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
+        read(&tensor.to_data().iter().collect::<Vec<_>>())
+    }
 
     /// Lets `write` change the elements of an f32 tensor, in the order of its axes, in place if nobody else holds it.
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D>;

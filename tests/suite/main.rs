@@ -17,3 +17,4 @@ mod kernels;
 mod load;
 mod ops;
 mod properties;
+mod quantized;

@@ -97,6 +97,7 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
     match implementation {
         "ours-ndarray" => ours::prepare::<NdArray>(workload),
         "ours-flex" => ours::prepare::<Flex>(workload),
+        "ours-int8" => ours::prepare_int8::<NdArray>(workload),
         "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
         "burn-flex" => burn_attention::prepare::<Flex>(workload),
         "candle-flash" => candle_attention::flash(workload),

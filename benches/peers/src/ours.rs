@@ -6,6 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
+use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
     AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, NormType,
 };
@@ -18,9 +19,17 @@ use crate::workload::{Dense, Heads, Layer, Workload, noise};
 pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
     match workload {
         Workload::Attention(heads) => Ok(attention::<B>(heads)),
-        Workload::Layer(sizes) => layer::<B>(sizes),
+        Workload::Layer(sizes) => layer::<B>(sizes, false),
         Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch),
         _ => Err("not a problem of attention".into()),
+    }
+}
+
+/// The call for a layer with int8 weights.
+pub fn prepare_int8<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
+    match workload {
+        Workload::Layer(sizes) => layer::<B>(sizes, true),
+        _ => Err("not a layer".into()),
     }
 }
 
@@ -58,7 +67,7 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
 }
 
 /// A step that is dropped without commit, so that each call finds the same cache.
-fn layer<B: InferenceBackend>(sizes: &Layer) -> Result<Call, Failure> {
+fn layer<B: InferenceBackend>(sizes: &Layer, int8: bool) -> Result<Call, Failure> {
     let &Layer { hidden, heads, tokens, cached } = sizes;
     let device = B::Device::default();
     let config = DeepSpeedInferenceConfig::new(hidden, heads)
@@ -76,6 +85,8 @@ fn layer<B: InferenceBackend>(sizes: &Layer) -> Result<Call, Failure> {
         .with_output_bias(false);
     let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
     let attention = attention.map(&mut Fill(vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)].into_iter()));
+
+    let attention = if int8 { attention.quantize(Int8Blocks::PerOutput)? } else { attention };
 
     let mut cache = config.init_cache::<B>(1, &device)?;
     if cached > 0 {

@@ -2,13 +2,13 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
-use burn_deepspeed_kernels::cpu::product::{Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{Int8Matrix as Int8Problem, Matrix, Product, product};
 
 use super::{QkvGemmOutput, reference};
 use crate::error::check_shape;
 use crate::ops::check_types;
 use crate::ops::cpu::{InMemory, tensor, with_vector};
-use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
 
 /// [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm) for backends on the CPU.
 pub(crate) fn qkv_gemm<B: InMemory>(
@@ -90,9 +90,18 @@ fn products<B: InMemory>(
         let mut first = 0;
         for weight in weights {
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
+            let bias = weight.bias().filter(|_| with_bias);
+            if let Some(int8) = weight.int8() {
+                with_vector(bias.as_ref(), |bias| {
+                    with_int8(int8, |matrix| {
+                        product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                    });
+                });
+                first += weight.output_size();
+                continue;
+            }
             let matrix = weight.input_output();
             check_types(operation, DType::F32, matrix.dtype());
-            let bias = weight.bias().filter(|_| with_bias);
             B::with_elements(&matrix, |matrix| {
                 let [inputs, outputs] = matrix.shape;
                 let [input_stride, output_stride] = matrix.strides;
@@ -106,4 +115,15 @@ fn products<B: InMemory>(
         }
     });
     tensor(output, [batch, tokens, width], &input.device())
+}
+
+/// Reads a matrix of int8 where it lies.
+fn with_int8<B: InMemory, R>(matrix: &Int8Matrix<B>, read: impl FnOnce(Int8Problem<'_>) -> R) -> R {
+    let ([outputs, inputs], [output_block, input_block]) = (matrix.shape(), matrix.blocks());
+    B::with_int8(&matrix.elements(), |elements| {
+        B::with_elements(&matrix.scales(), |scales| {
+            let scales = &scales.dense();
+            read(Int8Problem { elements, inputs, outputs, scales, output_block, input_block })
+        })
+    })
 }
