@@ -50,7 +50,20 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
-    /// The module with matrices of int8. A module whose record is int8 is built, quantised in the same way, and then loads it.
+    /// The module with matrices of int8: a quarter of the memory, and of what a step reads. A module whose record is int8 is
+    /// built, quantised in the same way, and then loads it.
+    ///
+    /// ```
+    /// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
+    /// # use burn_ndarray::NdArray;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
+    /// let attention = config.init_self_attention::<NdArray>(0, &Default::default())?;
+    /// let attention = attention.quantize(Int8Blocks::PerOutput)?;
+    /// let matrix = attention.output().int8().expect("it was quantised");
+    /// assert_eq!(matrix.bytes(), 64 * 64 + 4 * 64); // a scale for each output
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`WeightError::NotFinite`].

@@ -65,17 +65,24 @@ impl<B: Backend> Int8Matrix<B> {
             return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });
         }
         let across = inputs.div_ceil(own[1]);
-        let place = |at: usize| at / inputs / own[0] * across + at % inputs / own[1];
         let mut scales = vec![0.0f32; outputs.div_ceil(own[0]) * across];
-        for (at, value) in values.iter().enumerate() {
-            let scale = &mut scales[place(at)];
-            *scale = scale.max(value.abs() / LARGEST);
+        for (output, row) in values.chunks(inputs.max(1)).enumerate() {
+            let scales = &mut scales[output / own[0] * across..][..across];
+            for (scale, block) in scales.iter_mut().zip(row.chunks(own[1])) {
+                *scale = block.iter().fold(*scale, |scale, value| scale.max(value.abs() / LARGEST));
+            }
         }
-        let element = |(at, value): (usize, &f32)| match scales[place(at)] {
-            0.0 => 0,
-            scale => (value / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8,
-        };
-        let elements: Vec<i8> = values.iter().enumerate().map(element).collect();
+        let mut elements = Vec::with_capacity(values.len());
+        for (output, row) in values.chunks(inputs.max(1)).enumerate() {
+            let scales = &scales[output / own[0] * across..][..across];
+            for (scale, block) in scales.iter().zip(row.chunks(own[1])) {
+                let nearest = |value: &f32| match *scale {
+                    0.0 => 0, // and so is the value
+                    scale => (value / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8,
+                };
+                elements.extend(block.iter().map(nearest));
+            }
+        }
         let shape = [outputs.div_ceil(own[0]), across];
         let elements = Tensor::from_data(TensorData::new(elements, [outputs, inputs]), (&device, DType::I8));
         let scales = Tensor::from_data(TensorData::new(scales, shape), (&device, DType::F32));
