@@ -62,6 +62,7 @@ fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, i
 
 #[test]
 fn every_int8_matrix_agrees_with_plain_loops() {
+    check_int8(1030, 17, 19, 1, 17);
     for rows in [1, 2, 3, 8, 9, 17, 40] {
         check_int8(rows, 97, 131, 1, 97);
         check_int8(rows, 97, 131, 5, 20);

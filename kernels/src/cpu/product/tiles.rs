@@ -30,9 +30,21 @@ const MOST_OUTPUTS: usize = 128;
 /// Most rows of a task.
 const MOST_ROWS: usize = 256;
 
+/// Rows that lie side by side at a time, which bounds the memory that a thread keeps for them.
+const MOST_PACKED: usize = 1024;
+
 /// [`product`](super::product), for any number of rows.
-pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, rows: usize, output: &mut [f32]) {
+pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
+    let inputs = problem.input.chunks(MOST_PACKED * problem.matrix.inputs());
+    for (input, output) in inputs.zip(output.chunks_mut(MOST_PACKED * problem.width)) {
+        side_by_side(&Product { input, ..*problem }, output);
+    }
+}
+
+/// The same for rows that all are packed.
+fn side_by_side<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
+    let rows = problem.input.len() / inputs;
     let lanes = Arch::new().dispatch(Lanes(Count));
     let parts = rows.div_ceil(MOST_ROWS.next_multiple_of(lanes));
     let each_rows = rows.div_ceil(parts).next_multiple_of(lanes);
