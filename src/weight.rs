@@ -83,7 +83,13 @@ impl<B: Backend> Weight<B> {
     /// # Errors
     /// [`WeightError::NotFinite`].
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        let int8 = Int8Matrix::quantize(self.input_output().transpose(), blocks)?;
+        let inputs = self.input_size();
+        self.quantize_in(blocks.sizes(inputs))
+    }
+
+    /// The same with blocks of so many outputs and inputs.
+    pub(crate) fn quantize_in(self, blocks: [usize; 2]) -> Result<Self, WeightError> {
+        let int8 = Int8Matrix::quantize_in(self.input_output().transpose(), blocks)?;
         Ok(Self { matrix: None, int8: Some(int8), orientation: Orientation::OutputInput, ..self })
     }
 

@@ -50,8 +50,8 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
-    /// The module with matrices of int8: a quarter of the memory, and of what a step reads. A module whose record is int8 is
-    /// built, quantised in the same way, and then loads it.
+    /// The module with matrices of int8: a quarter of the memory, and of what a step reads. It stays so when a checkpoint is
+    /// loaded; a module whose record is int8 is built, quantised in the same way, and then loads it.
     ///
     /// ```
     /// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
@@ -167,28 +167,31 @@ impl<'a, B: Backend> Reader<'a, B> {
         let matrix = self.matrix(&names.matrix, shard.total * head_dim, self.spec.hidden_size)?;
         let own = matrix.narrow(1, shard.start * head_dim, shard.len * head_dim);
         let bias = self.bias(&names.bias, self.spec.hidden_size, module.has_bias(), "set `output_bias` to true")?;
-        Ok(self.turned(own, bias, module.orientation()))
+        self.turned(own, bias, module)
     }
 
     fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
-        let (input, context, bias, orientation) = match module {
-            QkvWeight::Fused(weight) => {
-                (weight.input_size(), weight.input_size(), weight.has_bias(), weight.orientation())
-            }
+        let (input, context, bias) = match module {
+            QkvWeight::Fused(weight) => (weight.input_size(), weight.input_size(), weight.has_bias()),
             QkvWeight::Separate(SeparateQkv { query, key, .. }) => {
-                (query.input_size(), key.input_size(), query.has_bias(), query.orientation())
+                (query.input_size(), key.input_size(), query.has_bias())
             }
         };
         let parts = self.parts(input, context, bias)?;
         Ok(match module {
-            QkvWeight::Fused(_) => {
+            QkvWeight::Fused(module) => {
                 let bias = parts.iter().map(|part| part.bias.clone()).collect::<Option<Vec<_>>>();
                 let matrix = Tensor::cat(parts.map(|part| part.matrix).into(), 0);
-                QkvWeight::Fused(self.turned(matrix, bias.map(|bias| Tensor::cat(bias, 0)), orientation))
+                QkvWeight::Fused(self.turned(matrix, bias.map(|bias| Tensor::cat(bias, 0)), module)?)
             }
-            QkvWeight::Separate(_) => {
-                let [query, key, value] = parts.map(|part| self.turned(part.matrix, part.bias, orientation));
-                QkvWeight::Separate(SeparateQkv { query, key, value })
+            QkvWeight::Separate(module) => {
+                let [query, key, value] = parts;
+                let turned = |part: Whole<B>, module| self.turned(part.matrix, part.bias, module);
+                QkvWeight::Separate(SeparateQkv {
+                    query: turned(query, &module.query)?,
+                    key: turned(key, &module.key)?,
+                    value: turned(value, &module.value)?,
+                })
             }
         })
     }
@@ -238,11 +241,21 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     /// An `[out, in]` matrix the way the module stores it.
-    fn turned(&self, matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Weight<B> {
+    fn turned(
+        &self,
+        matrix: Tensor<B, 2>,
+        bias: Option<Tensor<B, 1>>,
+        module: &Weight<B>,
+    ) -> Result<Weight<B>, WeightError> {
+        let orientation = module.orientation();
         let matrix = match orientation {
             Orientation::OutputInput => matrix,
             Orientation::InputOutput => transposed(matrix),
         };
-        Weight::new(matrix, bias, orientation)
+        let weight = Weight::new(matrix, bias, orientation);
+        match module.int8() {
+            Some(int8) => weight.quantize_in(int8.blocks()),
+            None => Ok(weight),
+        }
     }
 }

@@ -29,6 +29,17 @@ pub enum Int8Blocks {
     Inputs(NonZeroUsize),
 }
 
+impl Int8Blocks {
+    /// Outputs and inputs of a block, in a matrix of so many inputs.
+    pub(super) fn sizes(self, inputs: usize) -> [usize; 2] {
+        match self {
+            Self::PerOutput => [1, inputs.max(1)],
+            Self::Outputs(outputs) => [outputs.get(), inputs.max(1)],
+            Self::Inputs(inputs) => [1, inputs.get()],
+        }
+    }
+}
+
 /// A matrix `[out, in]` of whole numbers from -127 to 127, each times the scale of its block.
 #[derive(Module, Debug)]
 pub struct Int8Matrix<B: Backend> {
@@ -47,6 +58,11 @@ impl<B: Backend> Int8Matrix<B> {
     /// # Errors
     /// [`WeightError::NotFinite`]; [`ConfigError::UnsupportedDataType`] where the backend computes with no int8.
     pub fn quantize(matrix: Tensor<B, 2>, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let [_, inputs] = matrix.dims();
+        Self::quantize_in(matrix, blocks.sizes(inputs))
+    }
+
+    pub(super) fn quantize_in(matrix: Tensor<B, 2>, own: [usize; 2]) -> Result<Self, WeightError> {
         let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
         if !B::supports_dtype(&device, DType::I8) {
             let remedy = "dense weights, or the `vulkan` feature in place of `wgpu`";
@@ -54,12 +70,6 @@ impl<B: Backend> Int8Matrix<B> {
                 ConfigError::UnsupportedDataType { backend: B::name(&device), dtype: DataType::Int8, remedy }.into()
             );
         }
-        let own = match blocks {
-            Int8Blocks::PerOutput => [1, inputs],
-            Int8Blocks::Outputs(outputs) => [outputs.get(), inputs],
-            Int8Blocks::Inputs(inputs) => [1, inputs.get()],
-        }
-        .map(|size| size.max(1));
         let values: Vec<f32> = matrix.cast(FloatDType::F32).into_data().iter().collect();
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });

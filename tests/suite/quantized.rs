@@ -8,8 +8,9 @@ use burn::record::{
     JsonGzFileRecorder, NamedMpkFileRecorder,
 };
 use burn::tensor::{DType, Tensor};
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 use burn_deepspeed::weight::{Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{AttentionMask, DeepSpeedSelfAttention, InferenceBackend, WeightError};
+use burn_deepspeed::{AttentionMask, DataType, DeepSpeedSelfAttention, InferenceBackend, WeightError};
 
 use crate::attention::{llama, randomised};
 use crate::common::{assert_near, on_each_backend, seeded, values};
@@ -155,7 +156,32 @@ fn products_of_int8_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     }
 }
 
+/// A checkpoint is read into int8 where the module is int8 already, and that is what it becomes behind loading, too.
+fn a_checkpoint_is_read_into_int8<B: InferenceBackend>() {
+    let device = Default::default();
+    for case in ["llama", "gpt2", "gpt_neox"] {
+        let folder = crate::common::golden("models").join(case);
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap().with_dtype(DataType::Fp32);
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        let names = config.attention_names(&checkpoint, 0);
+        let fresh = || config.attention_config(0).init_self_attention::<B>(0, &device).unwrap();
+        for blocks in blocks() {
+            let before = fresh().quantize(blocks).unwrap().load(&checkpoint, &names).unwrap();
+            let behind = fresh().load(&checkpoint, &names).unwrap().quantize(blocks).unwrap();
+            let [before, behind] = [before, behind].map(|module| module.output().int8().unwrap().clone());
+            assert_eq!(before.elements().into_data(), behind.elements().into_data());
+            assert_eq!(before.scales().into_data(), behind.scales().into_data());
+        }
+    }
+}
+
 mod on_the_cpu {
-    use super::{products_of_int8_are_those_of_the_dense_matrix, records_keep_every_byte};
-    crate::common::on_each_cpu_backend!(products_of_int8_are_those_of_the_dense_matrix, records_keep_every_byte);
+    use super::{
+        a_checkpoint_is_read_into_int8, products_of_int8_are_those_of_the_dense_matrix, records_keep_every_byte,
+    };
+    crate::common::on_each_cpu_backend!(
+        a_checkpoint_is_read_into_int8,
+        products_of_int8_are_those_of_the_dense_matrix,
+        records_keep_every_byte
+    );
 }
