@@ -81,7 +81,7 @@ impl<B: Backend> Weight<B> {
     /// The same with a matrix of int8, which lies `[out, in]`; the bias stays as it is.
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`].
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         let inputs = self.input_size();
         self.quantize_in(blocks.sizes(inputs))
@@ -262,7 +262,7 @@ impl<B: Backend> QkvWeight<B> {
     /// The same with matrices of int8.
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`].
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(match self {
             Self::Fused(weight) => Self::Fused(weight.quantize(blocks)?),

@@ -33,7 +33,6 @@ ROOT = HERE.parents[1]
 IMPLEMENTATIONS = {
     "ours-ndarray": ("burn-deepspeed on ndarray", "ours"),
     "ours-flex": ("burn-deepspeed on flex", "ours"),
-    "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "sdpa": ("PyTorch SDPA", "torch"),
     "unfused": ("PyTorch unfused", "torch"),
     "flex-attention": ("PyTorch flex_attention", "torch"),
@@ -41,6 +40,7 @@ IMPLEMENTATIONS = {
     "candle-plain": ("candle plain", "candle"),
     "burn-ndarray": ("Burn on ndarray", "burn"),
     "burn-flex": ("Burn on flex", "burn"),
+    "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "transformers-sdpa": ("transformers sdpa", "torch"),
     "transformers-static": ("transformers sdpa, static cache", "torch"),
     "transformers-eager": ("transformers eager", "torch"),
@@ -51,7 +51,7 @@ IMPLEMENTATIONS = {
 }
 # Who takes part where.
 TAKE_PART = {
-    "attention": [name for name in list(IMPLEMENTATIONS)[:10] if name != "ours-int8"],
+    "attention": list(IMPLEMENTATIONS)[:9],
     "layer": [
         "ours-ndarray", "ours-flex", "ours-int8", "transformers-sdpa", "transformers-static", "transformers-eager", "int8",
     ],

@@ -39,9 +39,7 @@ class Result:
 
     def peers(self, group: str) -> list[str]:
         """Who took part beside us, in the order of the record."""
-        names = {workload["name"] for workload in self.of(group)}
-        took_part = {implementation for name, _, implementation in self.rows if name in names}
-        return [name for name in self.labels if name in took_part and not name.startswith("ours")]
+        return [name for name in self.labels if self.took_part(name, group) and not name.startswith("ours")]
 
     def took_part(self, implementation: str, group: str) -> bool:
         names = {workload["name"] for workload in self.of(group)}

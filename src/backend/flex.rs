@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 use super::cpu_operations;
 use crate::ops::InferenceBackend;
-use crate::ops::cpu::{Elements, InMemory, slice_assign};
+use crate::ops::cpu::{Elements, InMemory, copied_int8, slice_assign};
 
 impl InferenceBackend for Flex {
     cpu_operations!();
@@ -30,10 +30,9 @@ impl InMemory for Flex {
     }
 
     fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
-        let tensor = tensor.clone().into_primitive().to_contiguous();
-        match tensor.as_slice::<i8>() {
+        match tensor.clone().into_primitive().as_slice() {
             Some(elements) => read(elements),
-            None => read(&Tensor::<Self, 2, Int>::from_primitive(tensor).into_data().iter().collect::<Vec<_>>()),
+            None => read(&copied_int8(tensor)),
         }
     }
 

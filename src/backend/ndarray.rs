@@ -5,7 +5,7 @@ use burn_ndarray::{FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTenso
 
 use super::cpu_operations;
 use crate::ops::InferenceBackend;
-use crate::ops::cpu::{Elements, InMemory};
+use crate::ops::cpu::{Elements, InMemory, copied_int8};
 
 impl<E: FloatNdArrayElement, I: IntNdArrayElement, Q: QuantElement> InferenceBackend for NdArray<E, I, Q>
 where
@@ -39,7 +39,7 @@ where
         {
             return read(elements);
         }
-        read(&tensor.to_data().iter().collect::<Vec<_>>())
+        read(&copied_int8(tensor))
     }
 
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {

@@ -66,7 +66,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// ```
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`].
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
     }
@@ -76,7 +76,7 @@ impl<B: Backend> BloomSelfAttention<B> {
     /// See [`DeepSpeedSelfAttention::quantize`].
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`].
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self { attention: self.attention.quantize(blocks)? })
     }
@@ -86,7 +86,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// See [`DeepSpeedSelfAttention::quantize`].
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`].
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
     }

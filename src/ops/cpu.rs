@@ -63,10 +63,8 @@ pub(crate) trait InMemory: Backend {
     /// Reads the elements of an f32 tensor, without a copy where they lie at some strides.
     fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R;
 
-    /// Reads the elements of a tensor of int8, in the order of its axes.
-    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
-        read(&tensor.to_data().iter().collect::<Vec<_>>())
-    }
+    /// Reads the elements of a tensor of int8, in the order of its axes, without a copy where they lie so.
+    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R;
 
     /// Lets `write` change the elements of an f32 tensor, in the order of its axes, in place if nobody else holds it.
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D>;
@@ -75,6 +73,11 @@ pub(crate) trait InMemory: Backend {
     fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {
         slice_assign(tensor, at, tokens)
     }
+}
+
+/// A copy of the elements of a tensor of int8.
+pub(crate) fn copied_int8<B: Backend>(tensor: &Tensor<B, 2, Int>) -> Vec<i8> {
+    tensor.to_data().iter().collect()
 }
 
 /// Reads a vector that may be absent.

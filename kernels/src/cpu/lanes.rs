@@ -95,7 +95,7 @@ pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, int
     }
 }
 
-/// The way back, for the first `count` lanes: `lane * features` elements come from `[features, lanes]`.
+/// The way back, for the first `count` rows: row `r` gets its feature `f` from `f * lanes + r`.
 #[inline(always)]
 pub(super) fn out_of_lanes<'a>(from: &[f32], lanes: usize, count: usize, row: impl Fn(usize) -> &'a mut [f32]) {
     let whole = count / SIDE * SIDE;

@@ -91,30 +91,28 @@ fn products<B: InMemory>(
         for weight in weights {
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
             let bias = weight.bias().filter(|_| with_bias);
-            if let Some(int8) = weight.int8() {
-                with_vector(bias.as_ref(), |bias| {
-                    with_int8(int8, |matrix| {
-                        product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
-                    });
-                });
-                first += weight.output_size();
-                continue;
-            }
-            let matrix = weight.input_output();
-            check_types(operation, DType::F32, matrix.dtype());
-            B::with_elements(&matrix, |matrix| {
-                let [inputs, outputs] = matrix.shape;
-                let [input_stride, output_stride] = matrix.strides;
-                let elements = &matrix.elements;
-                let matrix = Matrix { elements, inputs, outputs, input_stride, output_stride };
-                with_vector(bias.as_ref(), |bias| {
+            with_vector(bias.as_ref(), |bias| match weight.int8() {
+                Some(int8) => with_int8(int8, |matrix| {
                     product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
-                });
+                }),
+                None => with_matrix(operation, weight, |matrix| {
+                    product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                }),
             });
             first += weight.output_size();
         }
     });
     tensor(output, [batch, tokens, width], &input.device())
+}
+
+/// Reads a dense matrix where it lies.
+fn with_matrix<B: InMemory, R>(operation: &str, weight: &Weight<B>, read: impl FnOnce(Matrix<'_>) -> R) -> R {
+    let matrix = weight.input_output();
+    check_types(operation, DType::F32, matrix.dtype());
+    B::with_elements(&matrix, |matrix| {
+        let ([inputs, outputs], [input_stride, output_stride]) = (matrix.shape, matrix.strides);
+        read(Matrix { elements: &matrix.elements, inputs, outputs, input_stride, output_stride })
+    })
 }
 
 /// Reads a matrix of int8 where it lies.

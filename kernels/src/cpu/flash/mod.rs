@@ -127,10 +127,10 @@ impl WithLanes for Task<'_> {
             for (tile, rows) in rows.chunks_exact(lanes).enumerate() {
                 own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[lanes..2 * lanes], output);
             }
+            return;
         }
         // Blocks and parts lie where they lie for every query, so that a row's sums are added in the same order in any batch.
-        let start = from / block * block;
-        for start in (start..to).step_by(block) {
+        for start in (from / block * block..to).step_by(block) {
             // The keys that are left out in front must not move the others to another part.
             let first = match masks.hidden {
                 Some(_) => start,

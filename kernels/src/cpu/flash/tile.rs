@@ -272,39 +272,46 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         factors: &[S::f32s; V],
         contexts: &mut [[S::f32s; V]],
     ) -> usize {
-        let simd = self.simd;
         let contexts = &mut contexts[first..first + N];
-        let mut sums = [[simd.splat_f32s(0.0); V]; N];
+        match self.block.finite {
+            true => self.weigh::<N, true>(values, first, weights, factors, contexts),
+            false => self.weigh::<N, false>(values, first, weights, factors, contexts),
+        }
+        N
+    }
+
+    /// Shrinks the contexts of `N` features from `first` on, and adds the weighted values. Where not all of them are finite, a
+    /// weight of zero leaves its value out.
+    #[inline(always)]
+    fn weigh<const N: usize, const FINITE: bool>(
+        &self,
+        values: &[f32],
+        first: usize,
+        weights: &[[S::f32s; V]],
+        factors: &[S::f32s; V],
+        contexts: &mut [[S::f32s; V]],
+    ) {
+        let simd = self.simd;
+        let zero = simd.splat_f32s(0.0);
+        let mut sums = [[zero; V]; N];
         for n in 0..N {
             for v in 0..V {
                 sums[n][v] = simd.mul_f32s(contexts[n][v], factors[v]);
             }
         }
-        let rows = values.chunks_exact(self.queries.problem.value_dim).zip(weights);
-        if self.block.finite {
-            for (value, weights) in rows {
-                let value = &value[first..first + N];
-                for n in 0..N {
-                    let value = simd.splat_f32s(value[n]);
-                    for v in 0..V {
-                        sums[n][v] = simd.mul_add_e_f32s(value, weights[v], sums[n][v]);
-                    }
-                }
-            }
-        } else {
-            let zero = simd.splat_f32s(0.0);
-            for (value, weights) in rows {
-                let value = &value[first..first + N];
-                for n in 0..N {
-                    let value = simd.splat_f32s(value[n]);
-                    for v in 0..V {
-                        let added = simd.mul_add_e_f32s(value, weights[v], sums[n][v]);
-                        sums[n][v] = simd.select_f32s(simd.equal_f32s(weights[v], zero), sums[n][v], added);
-                    }
+        for (value, weights) in values.chunks_exact(self.queries.problem.value_dim).zip(weights) {
+            let value = &value[first..first + N];
+            for n in 0..N {
+                let value = simd.splat_f32s(value[n]);
+                for v in 0..V {
+                    let added = simd.mul_add_e_f32s(value, weights[v], sums[n][v]);
+                    sums[n][v] = match FINITE {
+                        true => added,
+                        false => simd.select_f32s(simd.equal_f32s(weights[v], zero), sums[n][v], added),
+                    };
                 }
             }
         }
         contexts.copy_from_slice(&sums);
-        N
     }
 }

@@ -121,9 +121,10 @@ impl Weights for Matrix<'_> {
     }
 
     /// On the `gemm` crate.
-    fn packed(problem: &Product<'_, Self>, rows: usize, output: &mut [f32]) {
+    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
         let Product { input, matrix, bias, width, first, .. } = *problem;
         let Matrix { inputs, outputs, .. } = matrix;
+        let rows = input.len() / inputs;
         if let Some(bias) = bias {
             for row in output.chunks_exact_mut(width) {
                 row[first..first + outputs].copy_from_slice(bias);

@@ -78,7 +78,7 @@ pub(super) trait Weights: Copy + Send + Sync {
     fn block<'r>(&'r self, outputs: &Range<usize>, features: &Range<usize>, room: &'r mut [f32]) -> (&'r [f32], usize);
 
     /// [`product`], for many rows.
-    fn packed(problem: &Product<'_, Self>, _rows: usize, output: &mut [f32]) {
+    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
         tiles::tiles(problem, output);
     }
 }
@@ -114,7 +114,7 @@ pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
     match matrix.path(sequence) {
         Path::Stream => stream(problem, rows, output),
         Path::Tiles => tiles::tiles(problem, output),
-        Path::Packed => W::packed(problem, rows, output),
+        Path::Packed => W::packed(problem, output),
     }
 }
 
