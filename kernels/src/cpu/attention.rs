@@ -4,9 +4,9 @@ use super::masks::Masks;
 
 /// A `[batch, heads, tokens, features]` tensor anywhere in a slice, its features one behind the other. Strides are in elements.
 #[derive(Debug, Clone, Copy)]
-pub struct Heads<'a> {
+pub struct Heads<'a, E = f32> {
     /// Where the tensor lies; its first element is the first of the slice.
-    pub elements: &'a [f32],
+    pub elements: &'a [E],
     /// From one row of the batch to the next.
     pub batch: usize,
     /// From one head to the next.
@@ -15,13 +15,13 @@ pub struct Heads<'a> {
     pub token: usize,
 }
 
-impl<'a> Heads<'a> {
+impl<'a, E> Heads<'a, E> {
     /// A tensor that lies densely in this order.
-    pub fn dense(elements: &'a [f32], heads: usize, tokens: usize, features: usize) -> Self {
+    pub fn dense(elements: &'a [E], heads: usize, tokens: usize, features: usize) -> Self {
         Self { elements, batch: heads * tokens * features, head: tokens * features, token: features }
     }
 
-    pub(super) fn token(&self, batch: usize, head: usize, token: usize, features: usize) -> &'a [f32] {
+    pub(super) fn token(&self, batch: usize, head: usize, token: usize, features: usize) -> &'a [E] {
         &self.elements[batch * self.batch + head * self.head + token * self.token..][..features]
     }
 
@@ -34,6 +34,40 @@ impl<'a> Heads<'a> {
         let last = (batch - 1) * self.batch + (heads - 1) * self.head + (tokens - 1) * self.token + features;
         let actual = self.elements.len();
         assert!(last <= actual, "{kernel}: `{name}` has {actual} elements, {sizes:?} with its strides needs {last}");
+    }
+}
+
+/// Keys or values.
+#[derive(Debug, Clone, Copy)]
+pub enum Cached<'a> {
+    /// In f32.
+    F32(Heads<'a>),
+    /// In int8, times a scale for each head of each token.
+    Int8 {
+        /// Whole numbers.
+        elements: Heads<'a, i8>,
+        /// `[batch, kv_heads, capacity]`.
+        scales: &'a [f32],
+    },
+}
+
+impl<'a> From<Heads<'a>> for Cached<'a> {
+    fn from(heads: Heads<'a>) -> Self {
+        Self::F32(heads)
+    }
+}
+
+impl Cached<'_> {
+    #[track_caller]
+    fn check(&self, kernel: &str, name: &str, sizes: [usize; 4]) {
+        match self {
+            Self::F32(heads) => heads.check(kernel, name, sizes),
+            Self::Int8 { elements, scales } => {
+                elements.check(kernel, name, sizes);
+                let (actual, expected) = (scales.len(), sizes[..3].iter().product::<usize>());
+                assert!(actual == expected, "{kernel}: `{name}` has {actual} scales, expected {expected}");
+            }
+        }
     }
 }
 
@@ -57,9 +91,9 @@ pub struct Attention<'a> {
     /// `[batch, heads, tokens, head_dim]`.
     pub query: Heads<'a>,
     /// `[batch, kv_heads, capacity, head_dim]`.
-    pub key: Heads<'a>,
+    pub key: Cached<'a>,
     /// `[batch, kv_heads, capacity, value_dim]`.
-    pub value: Heads<'a>,
+    pub value: Cached<'a>,
     /// Plain factor on the scores.
     pub scale: f32,
     /// Who sees what.
@@ -67,6 +101,11 @@ pub struct Attention<'a> {
 }
 
 impl Attention<'_> {
+    /// The scales of a key/value head, out of those of all of them.
+    pub(super) fn scales<'s>(&self, all: &'s [f32], batch: usize, kv_head: usize) -> &'s [f32] {
+        &all[(batch * self.kv_heads + kv_head) * self.capacity..][..self.capacity]
+    }
+
     /// Query heads of a key/value head.
     pub(super) fn group(&self) -> usize {
         self.heads / self.kv_heads

@@ -18,10 +18,10 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::attention::Attention;
+use super::attention::{Attention, Cached, Heads};
 use super::masks::Masks;
 use super::scores::{Row, Running, Slots, share, soften};
-use super::stream::{Columns, add, add_rows, dot_rows};
+use super::stream::{Columns, Element, add, add_rows, dot_rows};
 use super::with_room;
 
 /// Slots of a task: enough tasks for every thread where one row has a few key/value heads and a long history.
@@ -162,12 +162,15 @@ impl Task<'_> {
         let Attention { tokens, value_dim, masks, .. } = *self.problem;
         let group = self.problem.group();
         let count = slots.count();
-        let whole = count / KEYS * KEYS;
-        for at in (0..whole).step_by(KEYS) {
-            self.products::<S, KEYS>(simd, slots, at);
-        }
-        for at in whole..count {
-            self.products::<S, 1>(simd, slots, at);
+        match self.problem.key {
+            Cached::F32(key) => self.all_products(simd, key, slots),
+            Cached::Int8 { elements, scales } => {
+                self.all_products(simd, elements, slots);
+                let scales = self.scales(scales, slots);
+                for scores in self.scores.chunks_exact_mut(BLOCK) {
+                    scores[..count].iter_mut().zip(&scales).for_each(|(score, scale)| *score *= scale);
+                }
+            }
         }
 
         let mut positions = [0.0; BLOCK];
@@ -197,22 +200,55 @@ impl Task<'_> {
                 contexts[row * value_dim..][..value_dim].iter_mut().for_each(|context| *context *= factor);
             }
         }
-        if !all {
-            return self.seen_values(simd, slots);
+        match self.problem.value {
+            Cached::F32(value) => self.all_values(simd, value, slots, all),
+            Cached::Int8 { elements, scales } => {
+                let scales = self.scales(scales, slots);
+                for weights in self.scores.chunks_exact_mut(BLOCK) {
+                    for (weight, scale) in weights[..count].iter_mut().zip(&scales) {
+                        // What a hidden value holds has no part.
+                        *weight = if *weight == 0.0 { 0.0 } else { *weight * scale };
+                    }
+                }
+                self.all_values(simd, elements, slots, all);
+            }
         }
-        let whole = count / VALUES * VALUES;
-        for at in (0..whole).step_by(VALUES) {
-            self.values::<S, VALUES>(simd, slots, at);
+    }
+
+    /// The scales of these slots.
+    #[inline(always)]
+    fn scales(&self, all: &[f32], slots: Slots<'_>) -> [f32; BLOCK] {
+        let scales = self.problem.scales(all, self.batch, self.kv_head);
+        let mut own = [0.0; BLOCK];
+        for (at, scale) in own[..slots.count()].iter_mut().enumerate() {
+            *scale = scales[slots.slot(at)];
+        }
+        own
+    }
+
+    /// The products of every row and every key.
+    #[inline(always)]
+    fn all_products<S: Simd, E: Element>(&mut self, simd: S, key: Heads<'_, E>, slots: Slots<'_>) {
+        let count = slots.count();
+        let whole = count / KEYS * KEYS;
+        for at in (0..whole).step_by(KEYS) {
+            self.products::<S, E, KEYS>(simd, key, slots, at);
         }
         for at in whole..count {
-            self.values::<S, 1>(simd, slots, at);
+            self.products::<S, E, 1>(simd, key, slots, at);
         }
     }
 
     /// The products of every row and `N` keys from `at` on.
     #[inline(always)]
-    fn products<S: Simd, const N: usize>(&mut self, simd: S, slots: Slots<'_>, at: usize) {
-        let Attention { head_dim, key, .. } = *self.problem;
+    fn products<S: Simd, E: Element, const N: usize>(
+        &mut self,
+        simd: S,
+        key: Heads<'_, E>,
+        slots: Slots<'_>,
+        at: usize,
+    ) {
+        let head_dim = self.problem.head_dim;
         let key = |at: usize| key.token(self.batch, self.kv_head, slots.slot(at), head_dim);
         let ahead = |n: usize| key((at + AHEAD + n).min(slots.count() - 1));
         let columns = Columns { stride: BLOCK, first: at };
@@ -226,10 +262,32 @@ impl Task<'_> {
         );
     }
 
+    /// Adds the weighted values to every context; to each those that it sees, unless every row sees `all`.
+    #[inline(always)]
+    fn all_values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>, all: bool) {
+        if !all {
+            return self.seen_values(simd, value, slots);
+        }
+        let count = slots.count();
+        let whole = count / VALUES * VALUES;
+        for at in (0..whole).step_by(VALUES) {
+            self.values::<S, E, VALUES>(simd, value, slots, at);
+        }
+        for at in whole..count {
+            self.values::<S, E, 1>(simd, value, slots, at);
+        }
+    }
+
     /// Adds `N` weighted values from `at` on to every context.
     #[inline(always)]
-    fn values<S: Simd, const N: usize>(&mut self, simd: S, slots: Slots<'_>, at: usize) {
-        let Attention { value_dim, value, .. } = *self.problem;
+    fn values<S: Simd, E: Element, const N: usize>(
+        &mut self,
+        simd: S,
+        value: Heads<'_, E>,
+        slots: Slots<'_>,
+        at: usize,
+    ) {
+        let value_dim = self.problem.value_dim;
         let value = |at: usize| value.token(self.batch, self.kv_head, slots.slot(at), value_dim);
         let ahead = |n: usize| value((at + AHEAD + n).min(slots.count() - 1));
         let columns = Columns { stride: BLOCK, first: at };
@@ -239,8 +297,8 @@ impl Task<'_> {
 
     /// Adds the weighted values, to each context those that it sees.
     #[inline(always)]
-    fn seen_values<S: Simd>(&mut self, simd: S, slots: Slots<'_>) {
-        let Attention { value_dim, value, masks, .. } = *self.problem;
+    fn seen_values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>) {
+        let Attention { value_dim, masks, .. } = *self.problem;
         let group = self.problem.group();
         let rows = self.partial.chunks_exact_mut(value_dim).zip(self.scores.chunks_exact(BLOCK));
         for (row, (context, weights)) in rows.enumerate() {

@@ -18,17 +18,17 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 
 /// A slice that several tasks write, each its own part.
-struct Disjoint<'a> {
-    first: *mut f32,
+struct Disjoint<'a, E = f32> {
+    first: *mut E,
     len: usize,
-    slice: PhantomData<&'a mut [f32]>,
+    slice: PhantomData<&'a mut [E]>,
 }
 
 // SAFETY: tasks write parts that do not overlap, which is what `part` asks for, and nobody reads before all have ended.
-unsafe impl Sync for Disjoint<'_> {}
+unsafe impl<E: Send> Sync for Disjoint<'_, E> {}
 
-impl<'a> Disjoint<'a> {
-    fn new(slice: &'a mut [f32]) -> Self {
+impl<'a, E> Disjoint<'a, E> {
+    fn new(slice: &'a mut [E]) -> Self {
         Self { first: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
@@ -37,7 +37,7 @@ impl<'a> Disjoint<'a> {
     /// # Safety
     /// No two parts that are alive at once may overlap.
     #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
-    unsafe fn part(&self, from: usize, len: usize) -> &mut [f32] {
+    unsafe fn part(&self, from: usize, len: usize) -> &mut [E] {
         assert!(from + len <= self.len, "a part that ends at {} of a slice of {}", from + len, self.len);
         // SAFETY: it lies within the slice, and the caller has no other part that overlaps it.
         unsafe { std::slice::from_raw_parts_mut(self.first.add(from), len) }

@@ -1,10 +1,13 @@
 //! Heads of a packed projection, turned by their positions and put where they belong: queries beside each other, keys and
-//! values into the cache. Each is read once and written once.
+//! values into the cache, in f32 or int8. Each is read once and written once.
 
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::Disjoint;
+use super::{Disjoint, with_room};
+
+/// Largest element of int8: the range is symmetric, so -128 is not used.
+const LARGEST: f32 = 127.0;
 
 /// Elements of a task, so that a task is worth a thread.
 const TASK: usize = 1 << 14;
@@ -73,75 +76,188 @@ pub enum Places<'a> {
 /// # Panics
 /// If a slice does not have the length that the sizes say, or a token has no slot.
 pub fn scatter(problem: &Scatter<'_>, output: &mut [f32]) {
-    let Scatter { input, width, first, heads, head_dim, tokens, rotation, places } = *problem;
-    assert!(
-        first + heads * head_dim <= width,
-        "scatter: {heads} heads of {head_dim} from {first} on, rows have {width}"
-    );
-    let row = tokens * width;
-    assert!(input.len().is_multiple_of(row.max(1)), "scatter: `input` has {} elements, rows have {row}", input.len());
-    if input.is_empty() || heads * head_dim == 0 {
+    let heads = problem.check();
+    check_len("output", output.len(), heads * problem.head_dim);
+    run(problem, &F32 { elements: Disjoint::new(output), head_dim: problem.head_dim });
+}
+
+/// The same in int8: to `elements` what [`scatter`] writes, rounded to whole numbers, and to `scales`, one for each head of each
+/// place, what they are to be multiplied with.
+///
+/// A scale is the largest magnitude of its head over 127; elements are rounded to the nearest, halves to the even one. A head with
+/// an infinity or NaN has a scale of NaN.
+///
+/// # Panics
+/// As [`scatter`].
+pub fn scatter_int8(problem: &Scatter<'_>, elements: &mut [i8], scales: &mut [f32]) {
+    let heads = problem.check();
+    check_len("elements", elements.len(), heads * problem.head_dim);
+    check_len("scales", scales.len(), heads);
+    let head_dim = problem.head_dim;
+    run(problem, &Int8 { elements: Disjoint::new(elements), scales: Disjoint::new(scales), head_dim });
+}
+
+#[track_caller]
+fn check_len(name: &str, actual: usize, expected: usize) {
+    assert!(actual == expected, "scatter: `{name}` has {actual} elements, expected {expected}");
+}
+
+impl Scatter<'_> {
+    fn batch(&self) -> usize {
+        self.input.len() / (self.tokens * self.width).max(1)
+    }
+
+    /// Panics unless the sizes fit together; returns how many heads the places hold.
+    #[track_caller]
+    fn check(&self) -> usize {
+        let Scatter { input, width, first, heads, head_dim, tokens, rotation, places } = *self;
+        assert!(
+            first + heads * head_dim <= width,
+            "scatter: {heads} heads of {head_dim} from {first} on, rows have {width}"
+        );
+        let row = tokens * width;
+        assert!(
+            input.len().is_multiple_of(row.max(1)),
+            "scatter: `input` has {} elements, rows have {row}",
+            input.len()
+        );
+        let batch = self.batch();
+        if let Some(Rotation { cos, sin, half, .. }) = rotation {
+            assert!(2 * half <= head_dim, "scatter: {half} pairs in heads of {head_dim} features");
+            for (name, actual) in [("cos", cos.len()), ("sin", sin.len())] {
+                check_len(name, actual, batch * tokens * half);
+            }
+        }
+        let Places::Slots { slots, starts, counts } = places else { return batch * tokens * heads };
+        // Of no tokens the input does not say how many rows there are.
+        let batch = if tokens == 0 { starts.len() } else { batch };
+        assert!(
+            starts.len() == batch && counts.len() == batch,
+            "scatter: {} starts and {} counts for {batch} rows",
+            starts.len(),
+            counts.len()
+        );
+        for (start, count) in starts.iter().zip(counts) {
+            assert!(*count <= tokens, "scatter: {count} tokens of {tokens}");
+            assert!(start + count <= slots, "scatter: {count} tokens from slot {start} on, of {slots}");
+        }
+        batch * heads * slots
+    }
+}
+
+/// Where heads are put.
+trait Sink: Sync {
+    /// Where the features of a head are written to: its place, or `room` on the way there.
+    ///
+    /// # Safety
+    /// Nobody else has this place.
+    unsafe fn place<'s>(&'s self, head: usize, room: &'s mut [f32]) -> &'s mut [f32];
+
+    /// Puts what was written to `room` in its place.
+    ///
+    /// # Safety
+    /// Nobody else has this place.
+    unsafe fn put(&self, head: usize, room: &[f32]);
+}
+
+struct F32<'a> {
+    elements: Disjoint<'a>,
+    head_dim: usize,
+}
+
+impl Sink for F32<'_> {
+    #[inline(always)]
+    unsafe fn place<'s>(&'s self, head: usize, _room: &'s mut [f32]) -> &'s mut [f32] {
+        // SAFETY: the caller says so.
+        unsafe { self.elements.part(head * self.head_dim, self.head_dim) }
+    }
+
+    #[inline(always)]
+    unsafe fn put(&self, _head: usize, _room: &[f32]) {}
+}
+
+struct Int8<'a> {
+    elements: Disjoint<'a, i8>,
+    scales: Disjoint<'a>,
+    head_dim: usize,
+}
+
+impl Sink for Int8<'_> {
+    #[inline(always)]
+    unsafe fn place<'s>(&'s self, _head: usize, room: &'s mut [f32]) -> &'s mut [f32] {
+        room
+    }
+
+    #[inline(always)]
+    unsafe fn put(&self, head: usize, room: &[f32]) {
+        // SAFETY: the caller says so.
+        let (elements, scale) =
+            unsafe { (self.elements.part(head * self.head_dim, self.head_dim), self.scales.part(head, 1)) };
+        scale[0] = quantize(room, elements);
+    }
+}
+
+/// The nearest whole numbers; returns their scale.
+#[inline(always)]
+fn quantize(features: &[f32], elements: &mut [i8]) -> f32 {
+    let (mut largest, mut finite) = (0.0f32, true);
+    for feature in features {
+        finite &= feature.abs() <= f32::MAX;
+        largest = largest.max(feature.abs());
+    }
+    if !finite || largest == 0.0 {
+        elements.fill(0);
+        return if finite { 0.0 } else { f32::NAN };
+    }
+    let scale = largest / LARGEST;
+    for (element, feature) in elements.iter_mut().zip(features) {
+        // The smallest scales have too few digits to keep to the range.
+        *element = (feature / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8;
+    }
+    scale
+}
+
+fn run(problem: &Scatter<'_>, sink: &impl Sink) {
+    let size = problem.heads * problem.head_dim;
+    let count = problem.batch() * problem.tokens;
+    if size * count == 0 {
         return;
     }
-    let batch = input.len() / row;
-    if let Some(Rotation { cos, sin, half, .. }) = rotation {
-        assert!(2 * half <= head_dim, "scatter: {half} pairs in heads of {head_dim} features");
-        for (name, actual) in [("cos", cos.len()), ("sin", sin.len())] {
-            let expected = batch * tokens * half;
-            assert!(actual == expected, "scatter: `{name}` has {actual} elements, expected {expected}");
-        }
-    }
-    let expected = match places {
-        Places::Beside => batch * tokens * heads * head_dim,
-        Places::Slots { slots, starts, counts } => {
-            assert!(
-                starts.len() == batch && counts.len() == batch,
-                "scatter: {} starts and {} counts for {batch} rows",
-                starts.len(),
-                counts.len()
-            );
-            for (start, count) in starts.iter().zip(counts) {
-                assert!(*count <= tokens, "scatter: {count} tokens of {tokens}");
-                assert!(start + count <= slots, "scatter: {count} tokens from slot {start} on, of {slots}");
-            }
-            batch * heads * slots * head_dim
-        }
-    };
-    assert!(output.len() == expected, "scatter: `output` has {} elements, expected {expected}", output.len());
-
-    let output = Disjoint::new(output);
-    let together = TASK.div_ceil(heads * head_dim);
-    let count = batch * tokens;
+    let together = TASK.div_ceil(size);
     (0..count.div_ceil(together)).into_par_iter().for_each(|task| {
-        Arch::new().dispatch(
-            #[inline(always)]
-            || {
-                for index in task * together..count.min((task + 1) * together) {
-                    token(problem, index, &output);
-                }
-            },
-        );
+        with_room(problem.head_dim, |room| {
+            Arch::new().dispatch(
+                #[inline(always)]
+                || {
+                    for index in task * together..count.min((task + 1) * together) {
+                        token(problem, index, sink, room);
+                    }
+                },
+            );
+        });
     });
 }
 
 /// The heads of one token; `index` counts over all rows.
 #[inline(always)]
-fn token(problem: &Scatter<'_>, index: usize, output: &Disjoint<'_>) {
+fn token(problem: &Scatter<'_>, index: usize, sink: &impl Sink, room: &mut [f32]) {
     let Scatter { input, width, first, heads, head_dim, tokens, rotation, places } = *problem;
     let (row, at) = (index / tokens, index % tokens);
     let (start, stride) = match places {
-        Places::Beside => (index * heads * head_dim, head_dim),
+        Places::Beside => (index * heads, 1),
         Places::Slots { counts, .. } if at >= counts[row] => return,
-        Places::Slots { slots, starts, .. } => ((row * heads * slots + starts[row] + at) * head_dim, slots * head_dim),
+        Places::Slots { slots, starts, .. } => (row * heads * slots + starts[row] + at, slots),
     };
     let features = input[index * width + first..][..heads * head_dim].chunks_exact(head_dim);
     for (head, features) in features.enumerate() {
         // SAFETY: every head of every token has a place of its own.
-        let place = unsafe { output.part(start + head * stride, head_dim) };
+        let place = unsafe { sink.place(start + head * stride, room) };
         match rotation {
             Some(rotation) => rotation.turn(index, features, place),
             None => place.copy_from_slice(features),
         }
+        // SAFETY: as above.
+        unsafe { sink.put(start + head * stride, room) };
     }
 }
 

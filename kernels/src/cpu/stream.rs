@@ -1,7 +1,62 @@
-//! Runs of memory that meet every row of something small. Each run is read once; rows come two at a time, so that a run that is
-//! in a register serves both.
+//! Runs of memory, of f32 or int8, that meet every row of something small. Each run is read once; rows come two at a time, so that
+//! a run that is in a register serves both.
 
 use pulp::Simd;
+
+/// Elements of a run, which become f32 in registers.
+pub(super) trait Element: Copy + Into<f32> {
+    /// A run in whole vectors.
+    type Run<'a, S: Simd>: Copy;
+
+    /// The first vectors of a run that has them.
+    fn run<S: Simd>(elements: &[Self], vectors: usize) -> Self::Run<'_, S>;
+
+    /// A vector of a run.
+    ///
+    /// # Safety
+    /// The run has so many.
+    unsafe fn vector<S: Simd>(simd: S, run: Self::Run<'_, S>, at: usize) -> S::f32s;
+}
+
+impl Element for f32 {
+    type Run<'a, S: Simd> = &'a [S::f32s];
+
+    #[inline(always)]
+    fn run<S: Simd>(elements: &[Self], vectors: usize) -> &[S::f32s] {
+        &S::as_simd_f32s(elements).0[..vectors]
+    }
+
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(_simd: S, run: &[S::f32s], at: usize) -> S::f32s {
+        // SAFETY: the caller says so.
+        unsafe { *run.get_unchecked(at) }
+    }
+}
+
+impl Element for i8 {
+    type Run<'a, S: Simd> = &'a [i8];
+
+    #[inline(always)]
+    fn run<S: Simd>(elements: &[Self], vectors: usize) -> &[i8] {
+        &elements[..vectors * S::F32_LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn vector<S: Simd>(simd: S, run: &[i8], at: usize) -> S::f32s {
+        // SAFETY: the caller says so.
+        let elements = unsafe { run.get_unchecked(at * S::F32_LANES..(at + 1) * S::F32_LANES) };
+        let mut wide = simd.splat_f32s(0.0);
+        let places: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut wide));
+        for (place, element) in places.iter_mut().zip(elements) {
+            *place = f32::from(*element);
+        }
+        wide
+    }
+}
+
+/// Bytes that memory gives at once.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 64;
 
 /// Rows that lie a fixed distance apart, and where in each of them something begins.
 #[derive(Clone, Copy)]
@@ -11,19 +66,19 @@ pub(super) struct Columns {
 }
 
 /// What is read soon: run `n` of those that follow, `N` of them.
-pub(super) trait Ahead<'a>: Fn(usize) -> &'a [f32] {}
+pub(super) trait Ahead<'a, E: 'a>: Fn(usize) -> &'a [E] {}
 
-impl<'a, F: Fn(usize) -> &'a [f32]> Ahead<'a> for F {}
+impl<'a, E: 'a, F: Fn(usize) -> &'a [E]> Ahead<'a, E> for F {}
 
 /// The products of `runs` and every row of `rows`, which have their length, into columns of the rows of `sums`.
 #[inline(always)]
-pub(super) fn dot_rows<'a, S: Simd, const N: usize>(
+pub(super) fn dot_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     simd: S,
-    runs: [&[f32]; N],
+    runs: [&[E]; N],
     rows: &[f32],
     sums: &mut [f32],
     columns: Columns,
-    ahead: Option<impl Ahead<'a>>,
+    ahead: Option<impl Ahead<'a, E>>,
 ) {
     let (len, Columns { stride, first }) = (runs[0].len(), columns);
     let mut fetch = Fetch::new(N, rows.len() / len);
@@ -46,13 +101,13 @@ pub(super) fn dot_rows<'a, S: Simd, const N: usize>(
 /// Adds `runs`, each times its factor, which stands in columns of the rows of `factors`, to every row of `sums`, which have
 /// their length.
 #[inline(always)]
-pub(super) fn add_rows<'a, S: Simd, const N: usize>(
+pub(super) fn add_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     simd: S,
-    runs: [&[f32]; N],
+    runs: [&[E]; N],
     factors: &[f32],
     columns: Columns,
     sums: &mut [f32],
-    ahead: Option<impl Ahead<'a>>,
+    ahead: Option<impl Ahead<'a, E>>,
 ) {
     let (len, Columns { stride, first }) = (runs[0].len(), columns);
     let mut fetch = Fetch::new(N, sums.len() / len);
@@ -83,7 +138,7 @@ impl Fetch {
     }
 
     #[inline(always)]
-    fn some<'a>(&mut self, ahead: &Option<impl Ahead<'a>>) {
+    fn some<'a, E: 'a>(&mut self, ahead: &Option<impl Ahead<'a, E>>) {
         let Some(ahead) = ahead else { return };
         for run in self.pair * self.runs / self.pairs..(self.pair + 1) * self.runs / self.pairs {
             prefetch(ahead(run));
@@ -95,9 +150,9 @@ impl Fetch {
 /// Adds `runs`, each times its factor, to each of `sums`, which have their length.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
-pub(super) fn add<S: Simd, const N: usize, const M: usize>(
+pub(super) fn add<S: Simd, E: Element, const N: usize, const M: usize>(
     simd: S,
-    runs: [&[f32]; N],
+    runs: [&[E]; N],
     factors: [&[f32]; M],
     sums: [&mut [f32]; M],
 ) {
@@ -109,15 +164,16 @@ pub(super) fn add<S: Simd, const N: usize, const M: usize>(
             splats[m][n] = simd.splat_f32s(factors[m][n]);
         }
     }
-    let mut parts = [&[][..]; N];
+    let mut parts = [E::run::<S>(&[], 0); N];
     for n in 0..N {
-        parts[n] = &S::as_simd_f32s(runs[n]).0[..count];
+        parts[n] = E::run::<S>(runs[n], count);
     }
     let totals = sums.map(|sums| S::as_mut_simd_f32s(&mut sums[..len]));
     for at in 0..count {
         let mut values = [simd.splat_f32s(0.0); N];
         for n in 0..N {
-            values[n] = parts[n][at];
+            // SAFETY: every run has as many vectors.
+            values[n] = unsafe { E::vector(simd, parts[n], at) };
         }
         for m in 0..M {
             let mut total = totals[m].0[at];
@@ -131,7 +187,7 @@ pub(super) fn add<S: Simd, const N: usize, const M: usize>(
     for m in 0..M {
         for (at, sum) in totals[m].1.iter_mut().enumerate() {
             for n in 0..N {
-                *sum += runs[n][done + at] * factors[m][n];
+                *sum += runs[n][done + at].into() * factors[m][n];
             }
         }
     }
@@ -139,42 +195,76 @@ pub(super) fn add<S: Simd, const N: usize, const M: usize>(
 
 /// The sums of `runs`, each times each of `inputs`, which have their length.
 #[inline(always)]
-fn dot<S: Simd, const N: usize, const M: usize>(simd: S, runs: [&[f32]; N], inputs: [&[f32]; M]) -> [[f32; N]; M] {
-    let len = inputs[0].len();
-    let count = len / S::F32_LANES;
-    let mut parts = [&[][..]; N];
-    for n in 0..N {
-        parts[n] = &S::as_simd_f32s(runs[n]).0[..count];
-    }
-    let mut others = [&[][..]; M];
-    for m in 0..M {
-        others[m] = &S::as_simd_f32s(inputs[m]).0[..count];
-    }
-    let mut sums = [[simd.splat_f32s(0.0); N]; M];
-    for at in 0..count {
-        for n in 0..N {
-            let value = parts[n][at];
-            for m in 0..M {
-                sums[m][n] = simd.mul_add_e_f32s(value, others[m][at], sums[m][n]);
-            }
-        }
-    }
-    let done = count * S::F32_LANES;
-    let mut totals = [[0.0; N]; M];
+fn dot<S: Simd, E: Element, const N: usize, const M: usize>(
+    simd: S,
+    runs: [&[E]; N],
+    inputs: [&[f32]; M],
+) -> [[f32; N]; M] {
+    let sums = vector_sums(simd, runs, inputs);
+    let mut totals = rest_sums::<S, E, N, M>(runs, inputs);
     for m in 0..M {
         for n in 0..N {
-            let rest = runs[n][done..len].iter().zip(&inputs[m][done..]);
-            totals[m][n] = simd.reduce_sum_f32s(sums[m][n]) + rest.map(|(value, input)| value * input).sum::<f32>();
+            totals[m][n] += simd.reduce_sum_f32s(sums[m][n]);
         }
     }
     totals
 }
 
+/// The sums over whole vectors, not yet reduced.
+#[inline(always)]
+pub(super) fn vector_sums<S: Simd, E: Element, const N: usize, const M: usize>(
+    simd: S,
+    runs: [&[E]; N],
+    inputs: [&[f32]; M],
+) -> [[S::f32s; N]; M] {
+    let count = inputs[0].len() / S::F32_LANES;
+    let mut parts = [E::run::<S>(&[], 0); N];
+    for n in 0..N {
+        parts[n] = E::run::<S>(runs[n], count);
+    }
+    let mut others = [f32::run::<S>(&[], 0); M];
+    for m in 0..M {
+        others[m] = f32::run::<S>(inputs[m], count);
+    }
+    let mut sums = [[simd.splat_f32s(0.0); N]; M];
+    for at in 0..count {
+        for n in 0..N {
+            // SAFETY: every run, and every input, has as many vectors.
+            let value = unsafe { E::vector(simd, parts[n], at) };
+            for m in 0..M {
+                // SAFETY: as above.
+                let other = unsafe { f32::vector(simd, others[m], at) };
+                sums[m][n] = simd.mul_add_e_f32s(value, other, sums[m][n]);
+            }
+        }
+    }
+    sums
+}
+
+/// The sums over what is behind the last whole vector.
+#[inline(always)]
+pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
+    runs: [&[E]; N],
+    inputs: [&[f32]; M],
+) -> [[f32; N]; M] {
+    let len = inputs[0].len();
+    let done = len / S::F32_LANES * S::F32_LANES;
+    let mut sums = [[0.0; N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            for (value, input) in runs[n][done..len].iter().zip(&inputs[m][done..]) {
+                sums[m][n] += (*value).into() * input;
+            }
+        }
+    }
+    sums
+}
+
 /// Asks for elements that are read soon.
 #[inline(always)]
-pub(super) fn prefetch(elements: &[f32]) {
+pub(super) fn prefetch<E>(elements: &[E]) {
     #[cfg(target_arch = "x86_64")]
-    for line in elements.chunks(16) {
+    for line in elements.chunks(LINE / size_of::<E>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: every x86-64 processor has the instruction, and it reads nothing that the program could see.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }

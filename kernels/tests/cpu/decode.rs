@@ -3,10 +3,11 @@
 use burn_deepspeed_kernels::cpu::decode::decode;
 
 use crate::oracle::{Problem, assert_near};
-use crate::problem::{TOLERANCE, Tensors, check_invariance};
+use crate::problem::{TOLERANCE, Tensors, check_int8, check_invariance};
 
 fn check(problem: &Problem) {
     crate::problem::check(problem, decode);
+    check_int8(problem, decode);
 }
 
 #[test]
@@ -59,6 +60,13 @@ fn a_visible_nan_shows_and_a_hidden_one_does_not() {
         problem.window = Some(70);
         assert!(tensors.solve(&problem, decode).iter().all(|x| x.is_finite()));
         problem.window = None;
+
+        let tensors = tensors.in_int8(&problem, [side == 0, side == 1]);
+        let output = tensors.solve(&problem, decode);
+        assert!(output[..16].iter().all(|x| x.is_nan()) && output[16..].iter().all(|x| x.is_finite()));
+        problem.window = Some(70);
+        assert!(tensors.solve(&problem, decode).iter().all(|x| x.is_finite()));
+        problem.window = None;
     }
 }
 
@@ -76,6 +84,21 @@ fn a_token_does_not_see_what_is_broken_behind_it() {
     let (before, last) = output.split_at(2 * 4 * 24);
     assert_near("the tokens before", before, &clean[..before.len()], TOLERANCE);
     assert!(last.iter().all(|x| x.is_nan()));
+}
+
+#[test]
+fn a_pair_that_is_hidden_keeps_a_broken_scale_hidden() {
+    let mut problem = Problem::new([2, 1, 2, 90, 16], &[81]);
+    problem.hidden_pairs = true;
+    let pairs = problem.pairs();
+    // Hidden from the first of the two tokens, and seen by the other.
+    let slot = (0..79).find(|slot| pairs[*slot] && !pairs[81 + slot]).unwrap();
+    for side in 0..2 {
+        let mut tensors = Tensors::new(&problem);
+        [&mut tensors.key, &mut tensors.value][side][slot * 16] = f32::INFINITY;
+        let output = tensors.in_int8(&problem, [true, true]).solve(&problem, decode);
+        assert!(output[..32].iter().all(|x| x.is_finite()) && output[32..].iter().all(|x| x.is_nan()));
+    }
 }
 
 #[test]

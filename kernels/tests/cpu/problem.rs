@@ -1,6 +1,6 @@
 //! A problem in memory.
 
-use burn_deepspeed_kernels::cpu::attention::{Attention, Heads};
+use burn_deepspeed_kernels::cpu::attention::{Attention, Cached, Heads};
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 
 use crate::oracle::{Problem, assert_near};
@@ -8,11 +8,48 @@ use crate::oracle::{Problem, assert_near};
 /// Largest error of results near 1.
 pub const TOLERANCE: f64 = 1e-5;
 
+/// Keys or values in int8.
+pub struct Int8 {
+    pub elements: Vec<i8>,
+    pub scales: Vec<f32>,
+}
+
+impl Int8 {
+    /// Heads of so many features, which become what int8 makes of them.
+    fn of(dense: &mut [f32], head_dim: usize) -> Self {
+        let (mut elements, mut scales) = (Vec::new(), Vec::new());
+        for head in dense.chunks_mut(head_dim) {
+            let largest = head.iter().fold(0.0f32, |largest, feature| largest.max(feature.abs()));
+            let broken = head.iter().any(|feature| !feature.is_finite());
+            let scale = if broken { f32::NAN } else { largest / 127.0 };
+            for feature in head {
+                let element = if scale > 0.0 { (*feature / scale).round_ties_even() as i8 } else { 0 };
+                elements.push(element);
+                *feature = f32::from(element) * scale;
+            }
+            scales.push(scale);
+        }
+        Self { elements, scales }
+    }
+}
+
+fn cached<'a>(dense: &'a [f32], int8: &'a Option<Int8>, [heads, slots, features]: [usize; 3]) -> Cached<'a> {
+    match int8 {
+        Some(Int8 { elements, scales }) => {
+            Cached::Int8 { elements: Heads::dense(elements, heads, slots, features), scales }
+        }
+        None => Heads::dense(dense, heads, slots, features).into(),
+    }
+}
+
 /// Everything of a problem that a kernel borrows.
 pub struct Tensors {
     pub query: Vec<f32>,
     pub key: Vec<f32>,
     pub value: Vec<f32>,
+    /// Keys, and values, in int8, if that is how they are given.
+    pub key_int8: Option<Int8>,
+    pub value_int8: Option<Int8>,
     hidden: Vec<bool>,
     positions: Vec<i32>,
     slopes: Vec<f32>,
@@ -27,12 +64,21 @@ impl Tensors {
             query: problem.query(exact),
             key: problem.cache(exact, 2),
             value: problem.cache(exact, 3),
+            key_int8: None,
+            value_int8: None,
             hidden: problem.hidden(),
             positions: problem.positions(),
             slopes: problem.slopes(),
             pairs: problem.pairs(),
             biases: problem.biases(),
         }
+    }
+
+    /// The same with keys, or values, in int8, and what they then are in f32.
+    pub fn in_int8(mut self, problem: &Problem, [key, value]: [bool; 2]) -> Self {
+        self.key_int8 = key.then(|| Int8::of(&mut self.key, problem.head_dim));
+        self.value_int8 = value.then(|| Int8::of(&mut self.value, problem.head_dim));
+        self
     }
 
     /// What a kernel is given.
@@ -47,8 +93,8 @@ impl Tensors {
             head_dim,
             value_dim: head_dim,
             query: Heads::dense(&self.query, heads, tokens, head_dim),
-            key: Heads::dense(&self.key, kv_heads, capacity, head_dim),
-            value: Heads::dense(&self.value, kv_heads, capacity, head_dim),
+            key: cached(&self.key, &self.key_int8, [kv_heads, capacity, head_dim]),
+            value: cached(&self.value, &self.value_int8, [kv_heads, capacity, head_dim]),
             scale: problem.scale(),
             masks: self.masks(problem),
         }
@@ -90,11 +136,22 @@ pub fn check(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     assert_near(&format!("{problem:?}"), &tensors.solve(problem, kernel), &expected, TOLERANCE);
 }
 
+/// Judges a kernel that reads a cache of int8.
+pub fn check_int8(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
+    for sides in [[true, true], [true, false], [false, true]] {
+        let tensors = Tensors::new(problem).in_int8(problem, sides);
+        let expected = tensors.expected(problem);
+        assert_near(&format!("{sides:?} {problem:?}"), &tensors.solve(problem, kernel), &expected, TOLERANCE);
+    }
+}
+
 /// A row of several, alone on few threads and with the others on many, is bitwise the same.
 pub fn check_invariance(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     let mut tensors = Tensors::new(problem);
-    let whole = bits(&tensors.solve(problem, kernel));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
+    let int8 = Tensors::new(problem).in_int8(problem, [true, true]);
+    assert_eq!(bits(&pool.install(|| int8.solve(problem, kernel))), bits(&int8.solve(problem, kernel)));
+    let whole = bits(&tensors.solve(problem, kernel));
     assert_eq!(bits(&pool.install(|| tensors.solve(problem, kernel))), whole);
     let padded = Problem { hidden_keys: true, ..problem.clone() };
     let hidden = Tensors::new(&padded);

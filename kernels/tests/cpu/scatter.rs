@@ -1,6 +1,6 @@
 //! Heads to their places.
 
-use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter};
+use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter, scatter_int8};
 
 use crate::oracle::noise;
 
@@ -49,17 +49,48 @@ fn every_head_goes_to_its_place_and_nothing_else_changes() {
             let (starts, counts) = ([4, 0, 2], [tokens, tokens / 2, 0]);
             let mut cache = vec![9.0; batch * heads * slots * head_dim];
             scatter(&problem(Places::Slots { slots, starts: &starts, counts: &counts }), &mut cache);
+            let mut elements = vec![99; cache.len()];
+            let mut scales = vec![9.0; cache.len() / head_dim];
+            let places = Places::Slots { slots, starts: &starts, counts: &counts };
+            scatter_int8(&problem(places), &mut elements, &mut scales);
             for (at, features) in cache.chunks(head_dim).enumerate() {
                 let (row, slot) = (at / slots / heads, at % slots);
                 let token = slot.wrapping_sub(starts[row]);
+                let (elements, scale) = (&elements[at * head_dim..][..head_dim], scales[at]);
                 if token < counts[row] {
                     assert_eq!(features, head(row, token, at / slots % heads));
+                    let largest = features.iter().fold(0.0f32, |largest, feature| largest.max(feature.abs()));
+                    assert_eq!(scale, largest / 127.0);
+                    for (element, feature) in elements.iter().zip(features) {
+                        assert_eq!(f32::from(*element), (feature / scale).round_ties_even());
+                    }
                 } else {
                     assert!(features.iter().all(|feature| *feature == 9.0));
+                    assert!(scale == 9.0 && elements.iter().all(|element| *element == 99));
                 }
             }
         }
     }
+}
+
+#[test]
+fn int8_shows_what_is_no_number_and_keeps_nothing_at_zero() {
+    let places = Places::Slots { slots: 4, starts: &[0], counts: &[4] };
+    let mut input = [0.0, 0.0, 1.0, -2.0, 5.0, f32::NAN, f32::NEG_INFINITY, 1.0];
+    let (mut elements, mut scales) = ([9; 8], [9.0; 4]);
+    let mut run = |input: &[f32; 8]| {
+        let problem = Scatter { input, width: 2, first: 0, heads: 1, head_dim: 2, tokens: 4, rotation: None, places };
+        scatter_int8(&problem, &mut elements, &mut scales);
+        (elements, scales)
+    };
+    let (elements, scales) = run(&input);
+    assert_eq!(elements, [0, 0, 64, -127, 0, 0, 0, 0]);
+    assert!(scales[0] == 0.0 && scales[1] == 2.0 / 127.0 && scales[2].is_nan() && scales[3].is_nan());
+    // The smallest of all numbers over 127 has no digits left.
+    input[0] = f32::from_bits(1);
+    input[1] = -f32::from_bits(200);
+    let (elements, scales) = run(&input);
+    assert!(scales[0] > 0.0 && elements[0] >= 0 && elements[1] == -100);
 }
 
 #[test]

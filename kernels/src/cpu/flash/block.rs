@@ -1,6 +1,6 @@
 //! A block of keys and values, one row behind the other.
 
-use crate::cpu::attention::{Attention, Heads};
+use crate::cpu::attention::{Attention, Cached};
 use crate::cpu::scores::Slots;
 
 /// The slots of a block.
@@ -64,17 +64,29 @@ impl Keys<'_> {
 
     /// The rows of these slots.
     #[inline(always)]
-    fn rows<'r>(&'r self, from: &Heads<'r>, features: usize, slots: Slots<'_>, room: &'r mut Vec<f32>) -> &'r [f32] {
+    fn rows<'r>(&'r self, from: &Cached<'r>, features: usize, slots: Slots<'_>, room: &'r mut Vec<f32>) -> &'r [f32] {
         let count = slots.count();
-        match slots {
+        match (from, slots) {
             // Rows with gaps are copied: with the same address modulo a page they would drive each other out of the cache.
-            Slots::From { first, .. } if from.token == features && count > 0 => {
+            (Cached::F32(from), Slots::From { first, .. }) if from.token == features && count > 0 => {
                 from.token(self.batch, self.head, first, count * features)
             }
-            _ => {
+            (Cached::F32(from), _) => {
                 room.clear();
                 for at in 0..count {
                     room.extend_from_slice(from.token(self.batch, self.head, slots.slot(at), features));
+                }
+                room
+            }
+            (Cached::Int8 { elements, scales }, _) => {
+                let scales = self.problem.scales(scales, self.batch, self.head);
+                room.resize(count * features, 0.0);
+                for (at, row) in room.chunks_exact_mut(features.max(1)).enumerate() {
+                    let scale = scales[slots.slot(at)];
+                    let elements = elements.token(self.batch, self.head, slots.slot(at), features);
+                    for (place, element) in row.iter_mut().zip(elements) {
+                        *place = f32::from(*element) * scale;
+                    }
                 }
                 room
             }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::{Path, Weights};
+use crate::cpu::stream::{rest_sums, vector_sums};
 
 /// Rows of a sequence up to which a matrix is streamed; beyond, blocks of it become f32 once for all rows.
 const FEW: usize = 8;
@@ -63,29 +64,15 @@ impl<'a> Int8Matrix<'a> {
             }
             let mut inputs = [&[][..]; M];
             for m in 0..M {
-                inputs[m] = S::as_simd_f32s(&rows[m][own.clone()]).0;
+                inputs[m] = &rows[m][own.clone()];
             }
-            let mut sums = [[simd.splat_f32s(0.0); N]; M];
-            let count = own.len() / S::F32_LANES;
-            for at in 0..count {
-                for n in 0..N {
-                    // SAFETY: every run has the elements of all vectors, and every input as many vectors.
-                    let elements = unsafe { weights[n].get_unchecked(at * S::F32_LANES..(at + 1) * S::F32_LANES) };
-                    let weight = widen(simd, elements);
-                    for m in 0..M {
-                        // SAFETY: as above.
-                        let input = unsafe { *inputs[m].get_unchecked(at) };
-                        sums[m][n] = simd.mul_add_e_f32s(weight, input, sums[m][n]);
-                    }
-                }
-            }
-            let done = count * S::F32_LANES;
+            let sums = vector_sums(simd, weights, inputs);
+            let behind = rest_sums::<S, i8, N, M>(weights, inputs);
             for m in 0..M {
                 for n in 0..N {
                     let scale = runs[n].1[block];
                     totals[m][n] = simd.mul_add_e_f32s(sums[m][n], simd.splat_f32s(scale), totals[m][n]);
-                    let products = weights[n][done..].iter().zip(&rows[m][own.start + done..own.end]);
-                    rest[m][n] += scale * products.map(|(weight, input)| f32::from(*weight) * input).sum::<f32>();
+                    rest[m][n] += scale * behind[m][n];
                 }
             }
         }
@@ -114,17 +101,6 @@ impl<'a> Int8Matrix<'a> {
             sums.into_remainder()[at..at + N].copy_from_slice(&one);
         }
     }
-}
-
-/// Whole numbers as floats.
-#[inline(always)]
-fn widen<S: Simd>(simd: S, elements: &[i8]) -> S::f32s {
-    let mut wide = simd.splat_f32s(0.0);
-    let places: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut wide));
-    for (place, element) in places.iter_mut().zip(elements) {
-        *place = f32::from(*element);
-    }
-    wide
 }
 
 impl Weights for Int8Matrix<'_> {
