@@ -141,13 +141,13 @@ pub enum ConfigError {
     )]
     GroupNorm,
     /// The element type is not one that the backend stores.
-    #[error("the backend `{backend}` does not store {dtype}; set `dtype` to {remedy}")]
+    #[error("the backend `{backend}` does not store {dtype}; {remedy}")]
     UnsupportedDataType {
         /// Burn's name of the backend.
         backend: String,
         /// The type that was asked for.
         dtype: DataType,
-        /// What to use instead.
+        /// What to do instead.
         remedy: &'static str,
     },
     /// A fast path was demanded on a build that has none.

@@ -83,7 +83,7 @@ pub use attention::{
 };
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
-pub use config::{DataType, DeepSpeedInferenceConfig, MlpActivation, NormType};
+pub use config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType};
 pub use error::{AttentionError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::InferenceBackend;

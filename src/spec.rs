@@ -1,6 +1,6 @@
 //! Every size of one layer on one rank, checked once.
 
-use crate::config::DataType;
+use crate::config::{DataType, KvCacheType};
 use crate::parallel::{HeadShard, RankGroup};
 use crate::position::PositionEncoding;
 
@@ -30,8 +30,10 @@ pub struct AttentionSpec {
     pub position: PositionEncoding,
     /// The norm in front of the projection; `None` for post-norm models.
     pub norm: Option<NormSpec>,
-    /// Element type of weights and cache.
+    /// Element type of weights and activations.
     pub dtype: DataType,
+    /// Element types of the cache.
+    pub kv_cache_dtype: KvCacheType,
     /// Capacity of a row of the KV cache, in tokens.
     pub max_out_tokens: usize,
     /// Whether a step that no kernel takes is an error.

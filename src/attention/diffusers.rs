@@ -183,7 +183,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
 
     /// The path that attention from so many tokens takes, and why not another.
     pub fn explain(&self, tokens: usize, mask: &AttentionMask<B>) -> Plan {
-        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, false, mask);
+        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, None, mask);
         B::plan_masked_attention(&problem, &self.output.device())
     }
 

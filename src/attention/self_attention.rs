@@ -224,7 +224,9 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
-        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, cached, mask);
+        let dtype = self.output.dtype();
+        let cache = cached.then(|| self.spec.kv_cache_dtype.types(dtype));
+        let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, cache, mask);
         B::plan_softmax_context(&problem, &self.output.device())
     }
 

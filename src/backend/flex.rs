@@ -29,7 +29,7 @@ impl InMemory for Flex {
         read(Elements::copied(tensor))
     }
 
-    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
+    fn with_int8<const D: usize, R>(tensor: &Tensor<Self, D, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
         match tensor.clone().into_primitive().as_slice() {
             Some(elements) => read(elements),
             None => read(&copied_int8(tensor)),
@@ -37,13 +37,18 @@ impl InMemory for Flex {
     }
 
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {
-        let mut tensor = tensor.into_primitive().tensor();
-        let whole = tensor.storage::<f32>().len() == tensor.layout().num_elements();
-        if !whole || !tensor.is_contiguous() {
-            tensor = tensor.to_contiguous();
-        }
+        let mut tensor = in_order::<f32>(tensor.into_primitive().tensor());
         write(tensor.storage_mut());
         Tensor::from_primitive(TensorPrimitive::Float(tensor))
+    }
+
+    fn update_int8<const D: usize, R>(
+        tensor: Tensor<Self, D, Int>,
+        write: impl FnOnce(&mut [i8]) -> R,
+    ) -> (Tensor<Self, D, Int>, R) {
+        let mut tensor = in_order::<i8>(tensor.into_primitive());
+        let result = write(tensor.storage_mut());
+        (Tensor::from_primitive(tensor), result)
     }
 
     /// `burn-flex` 0.21 holds on to the tensor while it assigns, and so copies it whole; this writes the part alone.
@@ -63,6 +68,12 @@ impl InMemory for Flex {
             None => slice_assign(tensor, at, tokens),
         }
     }
+}
+
+/// The tensor alone in its storage, in the order of its axes.
+fn in_order<E: Element + Pod>(tensor: FlexTensor) -> FlexTensor {
+    let whole = tensor.storage::<E>().len() == tensor.layout().num_elements();
+    if whole && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
 /// Copies `[B, K, T, H]` tokens to the part `at` of a `[B, K, capacity, H]` cache; `None` if the cache is shared or does

@@ -107,7 +107,7 @@ macro_rules! cube_operations {
             problem: &$crate::ops::ContextProblem,
             device: &<Self as burn::tensor::backend::BackendTypes>::Device,
         ) -> $crate::ops::Plan {
-            let problem = $crate::ops::ContextProblem { cache_dtype: None, ..*problem };
+            let problem = $crate::ops::ContextProblem { cache: None, ..*problem };
             $crate::ops::softmax_context::cube::plan::<Self>(&problem, device)
         }
 

@@ -33,7 +33,7 @@ where
         read(Elements::copied(tensor))
     }
 
-    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
+    fn with_int8<const D: usize, R>(tensor: &Tensor<Self, D, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
         if let NdArrayTensor::I8(storage) = tensor.clone().into_primitive()
             && let Some(elements) = storage.view().as_slice()
         {
@@ -46,14 +46,29 @@ where
         let TensorPrimitive::Float(NdArrayTensor::F32(mut storage)) = tensor.into_primitive() else {
             unreachable!("the plan declines other element types");
         };
-        let array = storage.ensure_owned();
-        if !array.is_standard_layout() {
-            *array = array.as_standard_layout().into_owned().into_shared();
-        }
-        let Some(elements) = array.as_slice_mut() else {
-            unreachable!("an array in standard layout is a slice");
-        };
-        write(elements);
+        write(elements_of(storage.ensure_owned()));
         Tensor::from_primitive(TensorPrimitive::Float(NdArrayTensor::F32(storage)))
     }
+
+    fn update_int8<const D: usize, R>(
+        tensor: Tensor<Self, D, Int>,
+        write: impl FnOnce(&mut [i8]) -> R,
+    ) -> (Tensor<Self, D, Int>, R) {
+        let NdArrayTensor::I8(mut storage) = tensor.into_primitive() else {
+            unreachable!("the plan declines other element types");
+        };
+        let result = write(elements_of(storage.ensure_owned()));
+        (Tensor::from_primitive(NdArrayTensor::I8(storage)), result)
+    }
+}
+
+/// The elements of an array in the order of its axes, in place if nobody else holds it.
+fn elements_of<E: Clone>(array: &mut SharedArray<E>) -> &mut [E] {
+    if !array.is_standard_layout() {
+        *array = array.as_standard_layout().into_owned().into_shared();
+    }
+    let Some(elements) = array.as_slice_mut() else {
+        unreachable!("an array in standard layout is a slice");
+    };
+    elements
 }

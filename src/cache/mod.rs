@@ -31,17 +31,19 @@
 //! ```
 
 mod step;
+mod stored;
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-use crate::config::{DataType, DeepSpeedInferenceConfig};
+use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::spec::AttentionSpec;
 #[cfg(feature = "cubecl")]
 pub(crate) use step::bounds_on_device;
 pub use step::{LayerCache, Step, StepRows};
+pub use stored::{CacheTypes, Stored};
 
 /// The keys and values of all layers of a model, for one batch.
 ///
@@ -55,11 +57,11 @@ pub struct KvCache<B: Backend> {
     device: B::Device,
 }
 
-/// `[B, K, capacity, H]` each. `None` only while an append moves the tensor, so that it is the sole owner.
+/// `None` only while an append moves the tensors, so that it is the sole owner.
 #[derive(Debug)]
 struct Store<B: Backend> {
-    key: Option<Tensor<B, 4>>,
-    value: Option<Tensor<B, 4>>,
+    key: Option<Stored<B>>,
+    value: Option<Stored<B>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +69,25 @@ struct CacheSize {
     kv_heads: usize,
     head_dim: usize,
     capacity: usize,
-    dtype: DType,
+    types: CacheTypes,
+}
+
+impl CacheSize {
+    fn new<B: Backend>(spec: &AttentionSpec, device: &B::Device) -> Result<Self, ConfigError> {
+        let activations = spec.dtype.of_backend::<B>(device)?;
+        Ok(Self {
+            kv_heads: spec.kv_heads(),
+            head_dim: spec.head_dim,
+            capacity: spec.max_out_tokens,
+            types: spec.kv_cache_dtype.of_backend::<B>(activations, device)?,
+        })
+    }
+
+    /// Bytes of the keys and values of one token in one layer.
+    fn token_bytes<B: Backend>(&self) -> usize {
+        let side = |dtype| Stored::<B>::token_bytes(self.head_dim, dtype);
+        self.kv_heads * (side(self.types.key) + side(self.types.value))
+    }
 }
 
 impl DeepSpeedInferenceConfig {
@@ -84,14 +104,10 @@ impl DeepSpeedInferenceConfig {
     ///
     /// # Errors
     /// Those of [`init_cache`](Self::init_cache).
-    pub fn cache_memory_bytes(&self, batch: usize) -> Result<usize, ConfigError> {
+    pub fn cache_memory_bytes<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
         let layers = self.num_hidden_layers.ok_or(ConfigError::Missing("num_hidden_layers"))?;
-        let spec = self.resolve(0)?;
-        let element = match spec.dtype {
-            DataType::Fp32 => 4,
-            DataType::Fp16 | DataType::Bf16 | DataType::Int8 => 2,
-        };
-        Ok(2 * layers * batch * spec.kv_width() * spec.max_out_tokens * element)
+        let size = CacheSize::new::<B>(&self.resolve(0)?, device)?;
+        Ok(size.token_bytes::<B>() * layers * batch * size.capacity)
     }
 }
 
@@ -101,15 +117,11 @@ impl<B: Backend> KvCache<B> {
     /// # Errors
     /// [`ConfigError::UnsupportedDataType`] if the backend does not store the element type.
     pub fn new(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
-        let size = CacheSize {
-            kv_heads: spec.kv_heads(),
-            head_dim: spec.head_dim,
-            capacity: spec.max_out_tokens,
-            dtype: spec.dtype.of_backend::<B>(device)?,
-        };
+        let size = CacheSize::new::<B>(spec, device)?;
         let shape = [batch, size.kv_heads, size.capacity, size.head_dim];
-        let empty = || Some(Tensor::zeros(shape, (device, size.dtype)));
-        let layers = (0..layers).map(|_| Store { key: empty(), value: empty() }).collect();
+        let empty = |dtype| Some(Stored::zeros(shape, dtype, device));
+        let layers =
+            (0..layers).map(|_| Store { key: empty(size.types.key), value: empty(size.types.value) }).collect();
         Ok(Self { layers, lengths: vec![0; batch], size, device: device.clone() })
     }
 
@@ -145,8 +157,7 @@ impl<B: Backend> KvCache<B> {
 
     /// Bytes of the keys and values of all layers.
     pub fn memory_bytes(&self) -> usize {
-        let row = self.size.kv_heads * self.size.capacity * self.size.head_dim * self.size.dtype.size();
-        2 * self.layers.len() * self.batch() * row
+        self.size.token_bytes::<B>() * self.layers.len() * self.batch() * self.size.capacity
     }
 
     /// Opens a step of `tokens` new tokens in every row. On a filled cache it continues (chunked prefill, decoding).
@@ -229,7 +240,7 @@ impl<B: Backend> KvCache<B> {
         let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [rows.len()]), &self.device);
         for store in &mut self.layers {
             for side in [&mut store.key, &mut store.value] {
-                *side = side.take().map(|tensor| tensor.select(0, index.clone()));
+                *side = side.take().map(|stored| stored.select(index.clone()));
             }
         }
         self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
@@ -247,13 +258,11 @@ impl<B: Backend> KvCache<B> {
             return Err(AttentionError::CacheShape { expected: self.describe(), actual: other.describe() });
         }
         let length = other.lengths[other_row];
-        let (heads, head_dim) = (self.size.kv_heads, self.size.head_dim);
         if length > 0 {
             for (store, source) in self.layers.iter_mut().zip(&other.layers) {
                 for (side, from) in [(&mut store.key, &source.key), (&mut store.value, &source.value)] {
                     let Some(from) = from else { continue };
-                    let tokens = from.clone().slice([other_row..other_row + 1, 0..heads, 0..length, 0..head_dim]);
-                    write(side, [row..row + 1, 0..heads, 0..length, 0..head_dim], tokens, slice_assign);
+                    *side = side.take().map(|stored| stored.copy_row(row, from, other_row, length));
                 }
             }
         }
@@ -262,8 +271,10 @@ impl<B: Backend> KvCache<B> {
     }
 
     fn describe(&self) -> String {
-        let CacheSize { kv_heads, head_dim, capacity, dtype } = self.size;
-        format!("{} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {dtype:?}", self.layers.len())
+        let CacheSize { kv_heads, head_dim, capacity, types: CacheTypes { key, value } } = self.size;
+        let layers = self.layers.len();
+        let types = if key == value { format!("{key:?}") } else { format!("keys {key:?}, values {value:?}") };
+        format!("{layers} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {types}")
     }
 
     fn check_row(&self, row: usize) -> Result<(), AttentionError> {
@@ -287,9 +298,4 @@ pub(crate) fn slice_assign<B: Backend>(
     tokens: Tensor<B, 4>,
 ) -> Tensor<B, 4> {
     tensor.slice_assign(at, tokens)
-}
-
-/// Takes the tensor out while it is written, so that nobody else holds it.
-fn write<B: Backend>(side: &mut Option<Tensor<B, 4>>, at: [Range<usize>; 4], tokens: Tensor<B, 4>, assign: Assign<B>) {
-    *side = side.take().map(|tensor| assign(tensor, at, tokens));
 }

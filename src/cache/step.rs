@@ -1,10 +1,10 @@
 //! One forward pass over a cache, and the part of it that a layer sees.
 
-use burn::tensor::{DType, Tensor, backend::Backend};
 #[cfg(feature = "cubecl")]
-use burn::tensor::{Int, TensorData};
+use burn::tensor::{DType, Int, TensorData};
+use burn::tensor::{Tensor, backend::Backend};
 
-use super::{Assign, CacheSize, KvCache, Store, slice_assign, write};
+use super::{Assign, CacheSize, CacheTypes, KvCache, Store, Stored, slice_assign};
 use crate::error::{AttentionError, check_shape};
 #[cfg(feature = "cubecl")]
 use crate::parallel::HeadShard;
@@ -175,9 +175,9 @@ impl<B: Backend> LayerCache<'_, B> {
         self.positions
     }
 
-    /// Element type of keys and values.
-    pub fn dtype(&self) -> DType {
-        self.size.dtype
+    /// Element types of keys and values.
+    pub fn types(&self) -> CacheTypes {
+        self.size.types
     }
 
     /// Cosine and sine of the new tokens, computed once a step.
@@ -200,35 +200,31 @@ impl<B: Backend> LayerCache<'_, B> {
         let expected = [self.rows.starts.len(), heads, self.rows.width, head_dim];
         for (side, new, name) in [(&mut self.store.key, key, "key"), (&mut self.store.value, value, "value")] {
             check_shape("LayerCache::append", name, &expected, &new.dims());
-            let new = new.cast(self.size.dtype);
+            let mut write = |at, tokens| *side = side.take().map(|stored: Stored<B>| stored.write(at, tokens, assign));
             if let Some(start) = self.rows.uniform_start() {
                 let at = [0..expected[0], 0..heads, start..start + self.rows.width, 0..head_dim];
-                write(side, at, new, assign);
+                write(at, new);
                 continue;
             }
             for (row, (&start, &count)) in self.rows.starts.iter().zip(&self.rows.new).enumerate() {
                 if count > 0 {
                     let tokens = new.clone().slice([row..row + 1, 0..heads, 0..count, 0..head_dim]);
-                    write(side, [row..row + 1, 0..heads, start..start + count, 0..head_dim], tokens, assign);
+                    write([row..row + 1, 0..heads, start..start + count, 0..head_dim], tokens);
                 }
             }
         }
     }
 
-    /// The keys and values of all rows up to the longest, the new ones included: `[B, K, S, H]` each. Slots behind the
-    /// end of a shorter row hold anything.
+    /// The keys and values of all rows up to the longest, the new ones included: `[B, K, S, H]` each, in floats; those of int8
+    /// in f32. Slots behind the end of a shorter row hold anything.
     pub fn visible(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let keys = self.rows.keys();
         let (key, value) = self.storage();
-        let read = |tensor: &Tensor<B, 4>| match keys == self.size.capacity {
-            true => tensor.clone(),
-            false => tensor.clone().narrow(2, 0, keys),
-        };
-        (read(key), read(value))
+        (key.dense(keys), value.dense(keys))
     }
 
-    /// Lends the whole preallocated keys and values, `[B, K, capacity, H]`, to a kernel that reads them in place.
-    pub fn storage(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
+    /// Lends the whole preallocated keys and values to a kernel that reads them in place.
+    pub fn storage(&self) -> (&Stored<B>, &Stored<B>) {
         match (&self.store.key, &self.store.value) {
             (Some(key), Some(value)) => (key, value),
             _ => unreachable!("the cache of a layer is only empty while it is written"),
@@ -248,7 +244,7 @@ pub(crate) fn bounds_on_device<B: Backend>(starts: &[usize], ends: &[usize], dev
 #[cfg(any(feature = "cubecl", feature = "ndarray", feature = "flex"))]
 impl<B: Backend> LayerCache<'_, B> {
     /// Takes keys and values out, so that a kernel that writes into them holds the only reference.
-    pub(crate) fn take_storage(&mut self) -> (Tensor<B, 4>, Tensor<B, 4>) {
+    pub(crate) fn take_storage(&mut self) -> (Stored<B>, Stored<B>) {
         match (self.store.key.take(), self.store.value.take()) {
             (Some(key), Some(value)) => (key, value),
             _ => unreachable!("the cache of a layer is only empty while it is written"),
@@ -262,7 +258,7 @@ impl<B: Backend> LayerCache<'_, B> {
     }
 
     /// Puts back what [`take_storage`](Self::take_storage) took.
-    pub(crate) fn put_storage(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
+    pub(crate) fn put_storage(&mut self, key: Stored<B>, value: Stored<B>) {
         (self.store.key, self.store.value) = (Some(key), Some(value));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{DataType, DeepSpeedInferenceConfig};
+use super::{DataType, DeepSpeedInferenceConfig, KvCacheType};
 use crate::error::ConfigError;
 use crate::position::rotary::RopeScaling;
 
@@ -103,6 +103,7 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
                 value.as_str().ok_or_else(|| ConfigError::Json("`dtype` must be a string, such as \"fp16\"".into()))?;
             DataType::parse(name)?.to_string().into()
         }
+        "kv_cache_dtype" => KvCacheType::spelled(value)?,
         "norm_type" => enum_name(key, value, NORMS, 1)?,
         "mlp_act_func_type" => enum_name(key, value, ACTIVATIONS, 0)?,
         "rope_scaling" => serde_json::to_value(RopeScaling::from_json(value, None)?)

@@ -62,8 +62,8 @@ impl DataType {
             backend: B::name(device),
             dtype: self,
             remedy: match self {
-                Self::Int8 => "fp32, fp16 or bf16, load the checkpoint, and call `quantize` on the module",
-                _ => "fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
+                Self::Int8 => "set `dtype` to fp32, fp16 or bf16, load the checkpoint, and call `quantize` on the module",
+                _ => "set `dtype` to fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
             },
         })
     }

@@ -64,10 +64,16 @@ pub(crate) trait InMemory: Backend {
     fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R;
 
     /// Reads the elements of a tensor of int8, in the order of its axes, without a copy where they lie so.
-    fn with_int8<R>(tensor: &Tensor<Self, 2, Int>, read: impl FnOnce(&[i8]) -> R) -> R;
+    fn with_int8<const D: usize, R>(tensor: &Tensor<Self, D, Int>, read: impl FnOnce(&[i8]) -> R) -> R;
 
     /// Lets `write` change the elements of an f32 tensor, in the order of its axes, in place if nobody else holds it.
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D>;
+
+    /// The same for a tensor of int8; returns what `write` does beside it.
+    fn update_int8<const D: usize, R>(
+        tensor: Tensor<Self, D, Int>,
+        write: impl FnOnce(&mut [i8]) -> R,
+    ) -> (Tensor<Self, D, Int>, R);
 
     /// Writes into a part of a tensor, in place if nobody else holds it.
     fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {
@@ -76,7 +82,7 @@ pub(crate) trait InMemory: Backend {
 }
 
 /// A copy of the elements of a tensor of int8.
-pub(crate) fn copied_int8<B: Backend>(tensor: &Tensor<B, 2, Int>) -> Vec<i8> {
+pub(crate) fn copied_int8<B: Backend, const D: usize>(tensor: &Tensor<B, D, Int>) -> Vec<i8> {
     tensor.to_data().iter().collect()
 }
 

@@ -65,7 +65,7 @@ impl<B: Backend> Int8Matrix<B> {
     pub(super) fn quantize_in(matrix: Tensor<B, 2>, own: [usize; 2]) -> Result<Self, WeightError> {
         let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
         if !B::supports_dtype(&device, DType::I8) {
-            let remedy = "dense weights, or the `vulkan` feature in place of `wgpu`";
+            let remedy = "keep the weights dense, or build with the Cargo feature `vulkan` in place of `wgpu`";
             return Err(
                 ConfigError::UnsupportedDataType { backend: B::name(&device), dtype: DataType::Int8, remedy }.into()
             );

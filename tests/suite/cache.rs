@@ -1,17 +1,38 @@
 //! The KV cache: what fits, what is written where, and what nobody sees.
 
 use burn::tensor::{Bool, Tensor, backend::Backend};
-use burn_deepspeed::{AttentionError, AttentionMask, DeepSpeedSelfAttention, InferenceBackend, KvCache, Positions};
+use burn_deepspeed::cache::Stored;
+use burn_deepspeed::ops::Keys;
+use burn_deepspeed::{
+    AttentionError, AttentionMask, DataType, DeepSpeedSelfAttention, InferenceBackend, KvCache, KvCacheType, Outputs,
+    Positions,
+};
 
 use crate::attention::{llama, randomised};
-use crate::common::{assert_near, on_each_backend, seeded};
+use crate::common::{assert_near, on_each_backend, seeded, values};
 
 pub fn module<B: Backend>() -> DeepSpeedSelfAttention<B> {
     randomised(llama().init_self_attention(0, &Default::default()).unwrap())
 }
 
 pub fn cache<B: Backend>(batch: usize) -> KvCache<B> {
-    llama().init_cache(batch, &Default::default()).unwrap()
+    cache_of(KvCacheType::default(), batch)
+}
+
+pub fn cache_of<B: Backend>(types: KvCacheType, batch: usize) -> KvCache<B> {
+    llama().with_kv_cache_dtype(types).init_cache(batch, &Default::default()).unwrap()
+}
+
+/// Every kind of cache, and how far apart two ways to one result may be: a feature that lies between two whole numbers may go
+/// either way.
+pub fn kinds() -> [(KvCacheType, f64); 4] {
+    let int8 = Some(DataType::Int8);
+    [
+        (KvCacheType::default(), 1e-5),
+        (KvCacheType::INT8, 4e-3),
+        (KvCacheType { key: int8, value: None }, 4e-3),
+        (KvCacheType { key: None, value: int8 }, 4e-3),
+    ]
 }
 
 pub fn feed<B: InferenceBackend>(
@@ -41,16 +62,20 @@ fn a_full_cache_refuses_before_it_writes<B: InferenceBackend>() {
 }
 
 fn a_dropped_step_was_never_there<B: InferenceBackend>() {
-    let (module, mut cache) = (module::<B>(), cache::<B>(1));
-    feed(&module, &mut cache, seeded([1, 4, 48], 1));
-    let mut step = cache.step(5).unwrap();
-    module.forward(seeded::<B, 3>([1, 5, 48], 2) * f32::NAN, AttentionMask::none(), step.layer(0)).unwrap();
-    drop(step);
-    assert_eq!(cache.lengths(), [4]);
-    let mut other = self::cache::<B>(1);
-    feed(&module, &mut other, seeded([1, 4, 48], 1));
-    let next = seeded::<B, 3>([1, 2, 48], 3);
-    assert_near(feed(&module, &mut cache, next.clone()), feed(&module, &mut other, next), 1e-6);
+    for (types, _) in kinds() {
+        let (module, mut cache) = (module::<B>(), cache_of::<B>(types, 1));
+        feed(&module, &mut cache, seeded([1, 4, 48], 1));
+        let mut step = cache.step(5).unwrap();
+        let broken = seeded::<B, 3>([1, 5, 48], 2) * f32::NAN;
+        let output = module.forward(broken, AttentionMask::none(), step.layer(0)).unwrap();
+        assert!(values(output).into_iter().all(f64::is_nan));
+        drop(step);
+        assert_eq!(cache.lengths(), [4]);
+        let mut other = cache_of::<B>(types, 1);
+        feed(&module, &mut other, seeded([1, 4, 48], 1));
+        let next = seeded::<B, 3>([1, 2, 48], 3);
+        assert_near(feed(&module, &mut cache, next.clone()), feed(&module, &mut other, next), 1e-6);
+    }
 }
 
 fn reset_and_truncate_forget<B: InferenceBackend>() {
@@ -78,94 +103,128 @@ fn reset_and_truncate_forget<B: InferenceBackend>() {
 }
 
 fn reordered_beams_are_the_sequences_themselves<B: InferenceBackend>() {
-    let module = module::<B>();
-    let prompt = seeded::<B, 3>([3, 5, 48], 1);
-    let next = seeded::<B, 3>([4, 2, 48], 2);
-    let mut beams = cache::<B>(3);
-    feed(&module, &mut beams, prompt.clone());
-    beams.reorder(&[2, 0, 0, 1]).unwrap();
-    assert_eq!(beams.batch(), 4);
-    let output = feed(&module, &mut beams, next.clone());
-    for (row, source) in [2, 0, 0, 1].into_iter().enumerate() {
-        let mut alone = cache::<B>(1);
-        feed(&module, &mut alone, prompt.clone().narrow(0, source, 1));
-        let expected = feed(&module, &mut alone, next.clone().narrow(0, row, 1));
-        assert_near(output.clone().narrow(0, row, 1), expected, 1e-6);
+    for (types, slack) in kinds() {
+        let module = module::<B>();
+        let prompt = seeded::<B, 3>([3, 5, 48], 1);
+        let next = seeded::<B, 3>([4, 2, 48], 2);
+        let mut beams = cache_of::<B>(types, 3);
+        feed(&module, &mut beams, prompt.clone());
+        beams.reorder(&[2, 0, 0, 1]).unwrap();
+        assert_eq!(beams.batch(), 4);
+        let output = feed(&module, &mut beams, next.clone());
+        for (row, source) in [2, 0, 0, 1].into_iter().enumerate() {
+            let mut alone = cache_of::<B>(types, 1);
+            feed(&module, &mut alone, prompt.clone().narrow(0, source, 1));
+            let expected = feed(&module, &mut alone, next.clone().narrow(0, row, 1));
+            assert_near(output.clone().narrow(0, row, 1), expected, slack);
+        }
+        let error = beams.reorder(&[0, 4]).unwrap_err();
+        assert_eq!(error, AttentionError::NoSuchRow { row: 4, batch: 4 });
+        assert_eq!(beams.lengths(), [7; 4]);
     }
-    let error = beams.reorder(&[0, 4]).unwrap_err();
-    assert_eq!(error, AttentionError::NoSuchRow { row: 4, batch: 4 });
-    assert_eq!(beams.lengths(), [7; 4]);
 }
 
 /// Rows of different length: each is what it would be alone, and joins and leaves alone.
 fn ragged_rows_are_the_rows_alone<B: InferenceBackend>() {
-    let module = module::<B>();
-    let mut cache = cache::<B>(3);
-    let mut alone: Vec<KvCache<B>> = (0..3).map(|_| self::cache(1)).collect();
-    let mut seed = 10;
-    let mut go = |cache: &mut KvCache<B>, alone: &mut Vec<KvCache<B>>, new: [usize; 3]| {
-        seed += 1;
-        let width = new.into_iter().max().unwrap();
-        let input = seeded::<B, 3>([3, width, 48], seed);
-        let mut step = cache.step_ragged(width, &new).unwrap();
-        let output = module.forward(input.clone(), AttentionMask::none(), step.layer(0)).unwrap();
-        step.commit();
-        assert!(output.clone().is_finite().all().into_data().iter::<bool>().all(|finite| finite));
-        for (row, count) in new.into_iter().enumerate().filter(|(_, count)| *count > 0) {
-            let own = input.clone().slice([row..row + 1, 0..count, 0..48]);
-            let expected = feed(&module, &mut alone[row], own);
-            assert_near(output.clone().slice([row..row + 1, 0..count, 0..48]), expected, 1e-5);
-        }
-    };
-    go(&mut cache, &mut alone, [5, 2, 0]);
-    go(&mut cache, &mut alone, [1, 1, 7]);
-    go(&mut cache, &mut alone, [1, 1, 1]);
-    assert_eq!(cache.lengths(), [7, 4, 8]);
-    // a sequence ends, another takes its place
-    cache.reset_row(0).unwrap();
-    alone[0].reset();
-    go(&mut cache, &mut alone, [3, 1, 1]);
-    // one that was prefilled by itself joins
-    let mut other = self::cache::<B>(2);
-    feed(&module, &mut other, seeded([2, 6, 48], 99));
-    cache.replace_row(1, &other, 1).unwrap();
-    alone[1].replace_row(0, &other, 1).unwrap();
-    assert_eq!(cache.lengths(), [3, 6, 9]);
-    go(&mut cache, &mut alone, [2, 4, 1]);
+    for (types, slack) in kinds() {
+        let module = module::<B>();
+        let mut cache = cache_of::<B>(types, 3);
+        let mut alone: Vec<KvCache<B>> = (0..3).map(|_| cache_of(types, 1)).collect();
+        let mut seed = 10;
+        let mut go = |cache: &mut KvCache<B>, alone: &mut Vec<KvCache<B>>, new: [usize; 3]| {
+            seed += 1;
+            let width = new.into_iter().max().unwrap();
+            let input = seeded::<B, 3>([3, width, 48], seed);
+            let mut step = cache.step_ragged(width, &new).unwrap();
+            let output = module.forward(input.clone(), AttentionMask::none(), step.layer(0)).unwrap();
+            step.commit();
+            assert!(output.clone().is_finite().all().into_data().iter::<bool>().all(|finite| finite));
+            for (row, count) in new.into_iter().enumerate().filter(|(_, count)| *count > 0) {
+                let own = input.clone().slice([row..row + 1, 0..count, 0..48]);
+                let expected = feed(&module, &mut alone[row], own);
+                assert_near(output.clone().slice([row..row + 1, 0..count, 0..48]), expected, slack);
+            }
+        };
+        go(&mut cache, &mut alone, [5, 2, 0]);
+        go(&mut cache, &mut alone, [1, 1, 7]);
+        go(&mut cache, &mut alone, [1, 1, 1]);
+        assert_eq!(cache.lengths(), [7, 4, 8]);
+        // a sequence ends, another takes its place
+        cache.reset_row(0).unwrap();
+        alone[0].reset();
+        go(&mut cache, &mut alone, [3, 1, 1]);
+        // one that was prefilled by itself joins
+        let mut other = cache_of::<B>(types, 2);
+        feed(&module, &mut other, seeded([2, 6, 48], 99));
+        cache.replace_row(1, &other, 1).unwrap();
+        alone[1].replace_row(0, &other, 1).unwrap();
+        assert_eq!(cache.lengths(), [3, 6, 9]);
+        go(&mut cache, &mut alone, [2, 4, 1]);
+    }
 }
 
 fn a_left_padded_row_is_the_row_alone<B: InferenceBackend>() {
+    for (types, slack) in kinds() {
+        let module = module::<B>();
+        let pads = [0usize, 3, 6];
+        let input = seeded::<B, 3>([3, 9, 48], 1);
+        let mask = |keys: usize| {
+            let keep = pads.iter().flat_map(|&pad| (0..keys).map(move |slot| slot >= pad)).collect::<Vec<_>>();
+            let data = burn::tensor::TensorData::new(keep, [3, keys]);
+            Tensor::<B, 2, Bool>::from_data(data, &Default::default())
+        };
+        let mut cache = cache_of::<B>(types, 3);
+        let mut alone: Vec<KvCache<B>> = (0..3).map(|_| cache_of(types, 1)).collect();
+        for (start, tokens) in [(0, 7), (7, 1), (8, 1)] {
+            let keys = start + tokens;
+            let positions = Positions::from_padding_mask(mask(keys).int(), tokens);
+            let mut step = cache.step(tokens).unwrap().with_positions(positions).unwrap();
+            let new = input.clone().narrow(1, start, tokens);
+            let output = module.forward(new, AttentionMask::keep(mask(keys)), step.layer(0)).unwrap();
+            step.commit();
+            for (row, &pad) in pads.iter().enumerate() {
+                let first = pad.saturating_sub(start);
+                if first < tokens {
+                    let own = |tensor: &Tensor<B, 3>, from: usize| {
+                        tensor.clone().slice([row..row + 1, from..from + tokens - first, 0..48])
+                    };
+                    let expected = feed(&module, &mut alone[row], own(&input, start + first));
+                    assert_near(own(&output, first), expected, slack);
+                }
+            }
+        }
+    }
+}
+
+/// What the cache holds is off by no more than half a scale, which is the largest magnitude of a head over 127.
+fn cached_tokens_are_off_by_no_more_than_half_a_scale<B: InferenceBackend>() {
     let module = module::<B>();
-    let pads = [0usize, 3, 6];
-    let input = seeded::<B, 3>([3, 9, 48], 1);
-    let mask = |keys: usize| {
-        let keep = pads.iter().flat_map(|&pad| (0..keys).map(move |slot| slot >= pad)).collect::<Vec<_>>();
-        let data = burn::tensor::TensorData::new(keep, [3, keys]);
-        Tensor::<B, 2, Bool>::from_data(data, &Default::default())
+    let keys = |types: KvCacheType| {
+        let mut cache = cache_of::<B>(types, 2);
+        feed(&module, &mut cache, seeded([2, 17, 48], 1));
+        let mut step = cache.step(1).unwrap();
+        let wanted = Outputs { keys: true, ..Outputs::default() };
+        let input = seeded([2, 1, 48], 2);
+        let keys = Keys::Cached(step.layer(0));
+        let output = module.forward_detailed(input, AttentionMask::none(), keys, wanted).unwrap();
+        [output.key.unwrap(), output.value.unwrap()].map(|side| (side.dims(), values(side)))
     };
-    let mut cache = cache::<B>(3);
-    let mut alone: Vec<KvCache<B>> = (0..3).map(|_| self::cache(1)).collect();
-    for (start, tokens) in [(0, 7), (7, 1), (8, 1)] {
-        let keys = start + tokens;
-        let positions = Positions::from_padding_mask(mask(keys).int(), tokens);
-        let mut step = cache.step(tokens).unwrap().with_positions(positions).unwrap();
-        let new = input.clone().narrow(1, start, tokens);
-        let output = module.forward(new, AttentionMask::keep(mask(keys)), step.layer(0)).unwrap();
-        step.commit();
-        for (row, &pad) in pads.iter().enumerate() {
-            let first = pad.saturating_sub(start);
-            if first < tokens {
-                let own = |tensor: &Tensor<B, 3>, from: usize| {
-                    tensor.clone().slice([row..row + 1, from..from + tokens - first, 0..48])
-                };
-                let expected = feed(&module, &mut alone[row], own(&input, start + first));
-                assert_near(own(&output, first), expected, 1e-5);
+    let exact = keys(KvCacheType::default());
+    for (types, _) in kinds() {
+        let sides = keys(types).into_iter().zip(&exact).zip([types.key, types.value]);
+        for (((shape, found), (exact_shape, wanted)), dtype) in sides {
+            assert_eq!(shape, *exact_shape);
+            for (found, wanted) in found.chunks(8).zip(wanted.chunks(8)) {
+                let largest = wanted.iter().fold(0.0f64, |largest, feature| largest.max(feature.abs()));
+                let bound = if dtype.is_some() { 0.5001 * largest / 127.0 } else { 1e-6 };
+                assert!(found.iter().zip(wanted).all(|(found, wanted)| (found - wanted).abs() <= bound));
             }
         }
     }
 }
 
 on_each_backend!(
+    cached_tokens_are_off_by_no_more_than_half_a_scale,
     a_full_cache_refuses_before_it_writes,
     a_dropped_step_was_never_there,
     reset_and_truncate_forget,
@@ -180,7 +239,9 @@ mod in_place {
     use burn::tensor::TensorPrimitive;
     use burn_ndarray::{NdArray, NdArrayTensor};
 
-    fn address(tensor: &Tensor<NdArray, 4>) -> *const f32 {
+    const VALUES_IN_INT8: KvCacheType = KvCacheType { key: None, value: Some(DataType::Int8) };
+
+    fn address<const D: usize>(tensor: &Tensor<NdArray, D>) -> *const f32 {
         match tensor.clone().into_primitive() {
             TensorPrimitive::Float(NdArrayTensor::F32(storage)) => storage.view().as_ptr(),
             _ => panic!("not f32"),
@@ -189,14 +250,16 @@ mod in_place {
 
     #[test]
     fn steps_write_into_the_same_memory() {
-        let (module, mut cache) = (module::<NdArray>(), cache::<NdArray>(2));
+        let (module, mut cache) = (module::<NdArray>(), cache_of::<NdArray>(VALUES_IN_INT8, 2));
         let mut addresses = Vec::new();
         for (seed, tokens) in [(1, 7), (2, 1), (3, 1), (4, 5), (5, 1)] {
             let mut step = cache.step(tokens).unwrap();
             module.forward(seeded([2, tokens, 48], seed), AttentionMask::none(), step.layer(0)).unwrap();
             let layer = step.layer(0);
             let (key, value) = layer.storage();
-            addresses.push((address(key), address(value)));
+            let (Stored::Dense(key), Stored::Int8 { elements, scales }) = (key, value) else { panic!("other types") };
+            let NdArrayTensor::I8(elements) = elements.clone().into_primitive() else { panic!("not int8") };
+            addresses.push((address(key), elements.view().as_ptr(), address(scales)));
             step.commit();
         }
         assert!(addresses.windows(2).all(|pair| pair[0] == pair[1]), "{addresses:?}");
@@ -206,11 +269,22 @@ mod in_place {
 #[test]
 fn memory_is_known_before_it_is_taken() {
     let config = llama().with_num_hidden_layers(Some(5));
-    let bytes = config.cache_memory_bytes(3).unwrap();
+    let bytes = config.cache_memory_bytes::<crate::common::AnyBackend>(3, &Default::default()).unwrap();
     assert_eq!(bytes, 2 * 5 * 3 * 2 * 8 * 32 * 4);
     assert_eq!(config.init_cache::<crate::common::AnyBackend>(3, &Default::default()).unwrap().memory_bytes(), bytes);
+    for (types, tokens) in [(KvCacheType::INT8, 2 * 12), (kinds()[2].0, 12 + 32)] {
+        let config = config.clone().with_kv_cache_dtype(types);
+        let bytes = config.cache_memory_bytes::<crate::common::AnyBackend>(3, &Default::default()).unwrap();
+        assert_eq!(bytes, 5 * 3 * 2 * 32 * tokens);
+        let cache = config.init_cache::<crate::common::AnyBackend>(3, &Default::default()).unwrap();
+        assert_eq!(cache.memory_bytes(), bytes);
+    }
     // two ranks hold one key/value head each
-    let half = config.with_mp_size(2).with_local_rank(Some(0)).cache_memory_bytes(3).unwrap();
+    let half = config
+        .with_mp_size(2)
+        .with_local_rank(Some(0))
+        .cache_memory_bytes::<crate::common::AnyBackend>(3, &Default::default())
+        .unwrap();
     assert_eq!(half, bytes / 2);
 }
 

@@ -3,7 +3,9 @@
 use burn::config::Config;
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::position::rotary::{RopeScaling, Rotary, RotaryLayout};
-use burn_deepspeed::{ConfigError, DataType, DeepSpeedInferenceConfig, MlpActivation, NormType, PositionEncoding};
+use burn_deepspeed::{
+    ConfigError, DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, PositionEncoding,
+};
 use serde_json::json;
 
 use crate::common::golden;
@@ -43,6 +45,23 @@ fn json_of_deepspeed_is_read() {
 }
 
 #[test]
+fn the_types_of_a_cache_are_read_for_both_sides_or_for_each() {
+    let read = |text: &str| {
+        let text = format!(r#"{{ "hidden_size": 64, "heads": 4, "kv_cache_dtype": {text} }}"#);
+        DeepSpeedInferenceConfig::from_json_str(&text).map(|config| config.kv_cache_dtype)
+    };
+    let (int8, half) = (Some(DataType::Int8), Some(DataType::Fp16));
+    assert_eq!(read(r#""int8""#), Ok(KvCacheType::INT8));
+    assert_eq!(read("null"), Ok(KvCacheType::default()));
+    assert_eq!(read(r#"{ "key": "torch.int8" }"#), Ok(KvCacheType { key: int8, value: None }));
+    assert_eq!(read(r#"{ "key": "half", "value": "int8" }"#), Ok(KvCacheType { key: half, value: int8 }));
+    let message = |text: &str| read(text).unwrap_err().to_string();
+    assert!(message(r#"{ "values": "int8" }"#).contains("`kv_cache_dtype.values` (nearest: `value`)"));
+    assert!(message(r#""int4""#).contains("`int4`"));
+    assert!(message("8").contains("must be a string"));
+}
+
+#[test]
 fn a_saved_configuration_is_read_back_equal() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
@@ -53,6 +72,7 @@ fn a_saved_configuration_is_read_back_equal() {
         .with_rotary_dim(Some(8))
         .with_num_kv(Some(2))
         .with_softcap(Some(30.0))
+        .with_kv_cache_dtype(KvCacheType { key: Some(DataType::Int8), value: None })
         .with_rope_scaling(RopeScaling::from_json(&scaling, None).unwrap());
     config.save(&path).unwrap();
     assert_eq!(DeepSpeedInferenceConfig::load(&path).unwrap(), config);
@@ -145,6 +165,9 @@ fn what_a_backend_cannot_do_is_refused_at_init() {
     assert!(message.contains("no window"), "{message}");
     assert!(matches!(fp32.init_diffusers_cross::<B>(0, 0, &device), Err(ConfigError::OutOfRange { .. })));
     assert_eq!(fp32.init_cache::<B>(1, &device).unwrap_err(), ConfigError::Missing("num_hidden_layers"));
+    let halves = fp32.with_num_hidden_layers(Some(1)).with_kv_cache_dtype(DataType::Fp16.into());
+    let message = halves.init_cache::<B>(1, &device).unwrap_err().to_string();
+    assert!(message.contains("does not store fp16; leave it out of `kv_cache_dtype`"), "{message}");
 }
 
 #[test]

@@ -35,14 +35,14 @@ fn steps_agree_with_the_reference() {
 #[test]
 fn kernels_say_which_takes_a_step_and_why_they_decline() {
     let device = Default::default();
-    let good = ContextProblem::new::<Fused>(DType::F16, 1, 64, true, &AttentionMask::none());
+    let good = ContextProblem::new::<Fused>(DType::F16, 1, 64, Some(DType::F16.into()), &AttentionMask::none());
     assert_eq!(Fused::plan_softmax_context(&good, &device), Plan::Kernel("cube::decode"));
     let prompt = ContextProblem { tokens: 100, ..good };
     assert_eq!(Fused::plan_softmax_context(&prompt, &device), Plan::Kernel("cube::prefill::simt"));
     for (problem, reason) in [
-        (ContextProblem { dtype: DType::F64, cache_dtype: None, ..good }, Declined::ElementType(DType::F64)),
+        (ContextProblem { dtype: DType::F64, cache: None, ..good }, Declined::ElementType(DType::F64)),
         (
-            ContextProblem { cache_dtype: Some(DType::F32), ..good },
+            ContextProblem { cache: Some(DType::F32.into()), ..good },
             Declined::CacheType { dtype: DType::F16, cache: DType::F32 },
         ),
         (ContextProblem { head_dim: 257, ..good }, Declined::HeadDim { head_dim: 257, limit: 256 }),
@@ -156,7 +156,8 @@ fn the_readme_tells_what_runs_where() {
         }
     }
     fn row<B: InferenceBackend>(tokens: usize, cached: bool) -> String {
-        let problem = ContextProblem::new(DType::F32, tokens, 64, cached, &AttentionMask::<B>::none());
+        let problem =
+            ContextProblem::new(DType::F32, tokens, 64, cached.then(|| DType::F32.into()), &AttentionMask::<B>::none());
         cell(B::plan_softmax_context(&problem, &Default::default()))
     }
     let readme = include_str!("../../README.md");

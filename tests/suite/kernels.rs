@@ -3,12 +3,13 @@
 use std::num::NonZeroUsize;
 
 use burn::tensor::{Bool, Tensor, TensorData};
+use burn_deepspeed::cache::CacheTypes;
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, InferenceBackend, Parallelism};
+use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType, Parallelism};
 
 #[cfg(feature = "autodiff")]
 use crate::attention::randomised;
-use crate::cache::{cache, feed, module};
+use crate::cache::{cache_of, feed, kinds, module};
 use crate::common::{on_each_cpu_backend, seeded};
 
 /// On `Autodiff` every operation is the reference: it judges the kernels, of whatever backend.
@@ -33,7 +34,10 @@ pub fn steps_agree_with_the_reference<B: InferenceBackend>(
                 .with_softcap(softcap)
                 .with_num_hidden_layers(Some(1))
                 .with_max_out_tokens(90);
-            for padded in [false, true] {
+            let kinds =
+                || kinds().into_iter().map(|(types, slack)| (types, if slack < 1e-4 { tolerance } else { slack }));
+            for ((types, tolerance), padded) in kinds().flat_map(|kind| [(kind, false), (kind, true)]) {
+                let config = config.clone().with_kv_cache_dtype(types);
                 let expected = steps::<Reference>(&config, padded).inner();
                 let actual = steps::<B>(&config, padded);
                 let shape = actual.dims();
@@ -113,12 +117,19 @@ fn a_padded_step_of_nothing_is_nothing<B: InferenceBackend>() {
 /// 20 sequences, so that the batch has more rows than a product takes together: prompt and steps are bitwise those of a
 /// sequence alone, and the same on any number of threads.
 fn a_sequence_in_a_batch_is_bitwise_the_sequence_alone<B: InferenceBackend>() {
+    for (types, _) in kinds() {
+        bitwise_alike::<B>(types);
+    }
+}
+
+fn bitwise_alike<B: InferenceBackend>(types: KvCacheType) {
     let module = module::<B>();
+    let cache = |batch| cache_of::<B>(types, batch);
     let sequence = |tensor: Tensor<B, 3>| tensor.narrow(0, 7, 1);
     let bits = |tensor: Tensor<B, 3>| tensor.into_data().iter().map(f32::to_bits).collect::<Vec<_>>();
     let three = Parallelism::threads(NonZeroUsize::new(3).unwrap()).unwrap();
     assert_eq!(three.count(), 3);
-    let (mut batch, mut alone, mut threads) = (cache::<B>(20), cache::<B>(1), cache::<B>(20));
+    let (mut batch, mut alone, mut threads) = (cache(20), cache(1), cache(20));
     for (seed, tokens) in [5, 1, 17, 1].into_iter().enumerate() {
         let input = seeded::<B, 3>([20, tokens, 48], seed as u64);
         let all = feed(&module, &mut batch, input.clone());
@@ -134,11 +145,12 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
     let fast = ["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"];
     assert_eq!(B::fast_operations(), fast);
     let device = B::Device::default();
-    let good = ContextProblem::new::<B>(DType::F32, 1, 64, true, &AttentionMask::none());
+    let good = ContextProblem::new::<B>(DType::F32, 1, 64, Some(DType::F32.into()), &AttentionMask::none());
     assert_eq!(B::plan_softmax_context(&good, &device), Plan::Kernel("cpu::decode"));
     for problem in [
-        ContextProblem { cache_dtype: None, ..good },
+        ContextProblem { cache: None, ..good },
         ContextProblem { tokens: 8, ..good },
+        ContextProblem { cache: Some(CacheTypes { key: DType::I8, value: DType::F32 }), ..good },
         ContextProblem { hides_pairs: true, has_bias: true, ..good },
     ] {
         for (tokens, kernel) in [(problem.tokens, "cpu::decode"), (9, "cpu::flash")] {
@@ -147,11 +159,11 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
             assert_eq!(B::plan_masked_attention(&problem, &device), Plan::Kernel(kernel));
         }
     }
-    let half = ContextProblem { dtype: DType::F16, cache_dtype: None, ..good };
+    let half = ContextProblem { dtype: DType::F16, cache: None, ..good };
     for (problem, reason) in [
         (half, Declined::ElementType(DType::F16)),
         (
-            ContextProblem { cache_dtype: Some(DType::F16), ..good },
+            ContextProblem { cache: Some(DType::F16.into()), ..good },
             Declined::CacheType { dtype: DType::F32, cache: DType::F16 },
         ),
     ] {

@@ -1,12 +1,13 @@
 //! Attention on the CPU kernels.
 
 use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
-use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Heads};
+use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Cached, Heads};
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 
 use super::{Attention, Visibility, reference};
+use crate::cache::Stored;
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
 use crate::ops::cpu::{InMemory, tensor};
@@ -37,9 +38,9 @@ pub(crate) struct Call<'a, B: Backend> {
     pub query: Heads<'a>,
     pub query_shape: [usize; 4],
     /// `[batch, kv_heads, capacity, head_dim]`.
-    pub key: Heads<'a>,
+    pub key: Cached<'a>,
     /// `[batch, kv_heads, capacity, value_dim]`.
-    pub value: Heads<'a>,
+    pub value: Cached<'a>,
     pub value_shape: [usize; 4],
     /// Keys of the longest row.
     pub keys: usize,
@@ -69,8 +70,8 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
                 let call = Call {
                     query,
                     query_shape,
-                    key,
-                    value,
+                    key: key.into(),
+                    value: value.into(),
                     value_shape,
                     keys,
                     scale,
@@ -93,6 +94,18 @@ pub(crate) fn with_heads<B: InMemory, R>(tensor: &Tensor<B, 4>, read: impl FnOnc
         let [batch, head, token, _] = tensor.strides;
         read(Heads { elements: &tensor.elements, batch, head, token })
     })
+}
+
+/// Reads the keys, or the values, of a cache where they lie.
+pub(crate) fn with_stored<B: InMemory, R>(stored: &Stored<B>, read: impl FnOnce(Cached<'_>) -> R) -> R {
+    match stored {
+        Stored::Dense(tensor) => with_heads(tensor, |heads| read(heads.into())),
+        Stored::Int8 { elements, scales } => B::with_int8(elements, |dense| {
+            let [_, heads, slots, features] = elements.dims();
+            let elements = Heads::dense(dense, heads, slots, features);
+            B::with_elements(scales, |scales| read(Cached::Int8 { elements, scales: &scales.dense() }))
+        }),
+    }
 }
 
 impl<B: InMemory> Call<'_, B> {

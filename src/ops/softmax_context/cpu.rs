@@ -2,15 +2,16 @@
 //! the cache, which is read where it lies.
 
 use burn::tensor::DType;
-use burn_deepspeed_kernels::cpu::attention::Heads;
-use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter};
+use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
+use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter, scatter_int8};
 
 use super::{
     ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference::reference_with, rotary_table,
 };
+use crate::cache::Stored;
 use crate::error::check_shape;
 use crate::ops::attention::Visibility;
-use crate::ops::attention::cpu::{Call, kernel, with_heads};
+use crate::ops::attention::cpu::{Call, kernel, with_stored};
 use crate::ops::cpu::{InMemory, tensor};
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
@@ -18,13 +19,12 @@ use crate::position::rotary::{RotaryLayout, RotaryTable};
 
 /// Which kernel takes a step.
 pub(crate) fn plan(problem: &ContextProblem) -> Plan {
-    let cache = problem.cache_dtype.unwrap_or(problem.dtype);
     if problem.dtype != DType::F32 {
-        Plan::Reference(Declined::ElementType(problem.dtype))
-    } else if cache != problem.dtype {
-        Plan::Reference(Declined::CacheType { dtype: problem.dtype, cache })
-    } else {
-        Plan::Kernel(kernel(problem.tokens).0)
+        return Plan::Reference(Declined::ElementType(problem.dtype));
+    }
+    match problem.cache_declined() {
+        Some(declined) => Plan::Reference(declined),
+        None => Plan::Kernel(kernel(problem.tokens).0),
     }
 }
 
@@ -51,7 +51,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     let longest = visibility.ends.iter().copied().max().unwrap_or(0);
     mask.check("softmax_context", [batch, heads, tokens, longest]); // before anything is written
 
-    let attend = |query: Heads<'_>, key: Heads<'_>, value: Heads<'_>, capacity: usize| {
+    let attend = |query: Heads<'_>, key: Cached<'_>, value: Cached<'_>, capacity: usize| {
         let call = Call {
             query,
             query_shape: [batch, heads, tokens, head_dim],
@@ -83,17 +83,15 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
                     let slots = key.dims()[2];
                     let (starts, counts) = (cache.rows().starts(), cache.rows().new_tokens());
                     let places = Places::Slots { slots, starts, counts };
-                    let key = B::update(key, |key| new_keys.put(places, key));
-                    let value = B::update(value, |value| new_values.put(places, value));
-                    cache.put_storage(key, value);
+                    cache.put_storage(new_keys.store(places, key), new_values.store(places, value));
                     let (key, value) = cache.storage();
-                    let context = with_heads(key, |key| with_heads(value, |value| attend(query, key, value, slots)));
+                    let context = with_stored(key, |key| with_stored(value, |value| attend(query, key, value, slots)));
                     SoftmaxContextOutput { context, keys: want_keys.then(|| cache.visible()) }
                 }
                 Keys::Fresh(_) => {
                     let mut room = Vec::new();
                     let key = new_keys.turned(&mut room);
-                    let context = attend(query, key, new_values.in_place(), tokens);
+                    let context = attend(query, key.into(), new_values.in_place().into(), tokens);
                     let returned = |part: &Part<'_>| {
                         let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
                         let mut output = vec![0.0; batch * kv_heads * tokens * head_dim];
@@ -170,11 +168,31 @@ impl<'a> Part<'a> {
         Heads { elements: room, batch: tokens * token, head: head_dim, token }
     }
 
+    /// What copies the heads to their places, turned.
+    fn scatter<'b>(&self, places: Places<'b>) -> Scatter<'b>
+    where
+        'a: 'b,
+    {
+        let Packed { elements: input, rotation, tokens, width, head_dim, .. } = self.packed;
+        Scatter { input, width, first: self.first, heads: self.heads, head_dim, tokens, rotation, places }
+    }
+
     /// Copies the heads to their places, turned.
     fn put(&self, places: Places<'_>, output: &mut [f32]) {
-        let Packed { elements: input, rotation, tokens, width, head_dim, .. } = self.packed;
-        let problem =
-            Scatter { input, width, first: self.first, heads: self.heads, head_dim, tokens, rotation, places };
-        scatter(&problem, output);
+        scatter(&self.scatter(places), output);
+    }
+
+    /// Copies the heads to their places in a cache, turned.
+    fn store<B: InMemory>(&self, places: Places<'_>, stored: Stored<B>) -> Stored<B> {
+        match stored {
+            Stored::Dense(tensor) => Stored::Dense(B::update(tensor, |output| self.put(places, output))),
+            Stored::Int8 { elements, scales } => {
+                let problem = self.scatter(places);
+                let (elements, scales) = B::update_int8(elements, |elements| {
+                    B::update(scales, |scales| scatter_int8(&problem, elements, scales))
+                });
+                Stored::Int8 { elements, scales }
+            }
+        }
     }
 }

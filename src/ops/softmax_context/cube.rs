@@ -8,6 +8,7 @@ use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, R
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
 use super::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference, rotary_table};
+use crate::cache::{CacheTypes, Stored};
 use crate::error::check_shape;
 use crate::ops::attention::cube::{attend, by_token, plan_kernel};
 use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, owned, planned, rules};
@@ -16,9 +17,10 @@ use crate::position::{PositionEncoding, alibi};
 
 /// Which kernel takes a step.
 pub(crate) fn plan<B: CubeOps>(problem: &ContextProblem, device: &B::Device) -> Plan {
-    let cached = problem.cache_dtype.unwrap_or(problem.dtype);
-    if cached != problem.dtype {
-        return Plan::Reference(Declined::CacheType { dtype: problem.dtype, cache: cached });
+    if let Some(CacheTypes { key, value }) = problem.cache
+        && let Some(cache) = [key, value].into_iter().find(|cache| *cache != problem.dtype)
+    {
+        return Plan::Reference(Declined::CacheType { dtype: problem.dtype, cache });
     }
     plan_kernel::<B>(problem.dtype, problem.tokens, problem.head_dim, problem.head_dim, device)
 }
@@ -69,7 +71,9 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
     let mut inputs = Collected::new();
     inputs.float(qkv);
     if let Some(layer) = &mut cache {
-        let (key, value) = layer.take_storage();
+        let (Stored::Dense(key), Stored::Dense(value)) = layer.take_storage() else {
+            unreachable!("the plan declines int8");
+        };
         inputs.float(key);
         inputs.float(value);
     }
@@ -99,7 +103,7 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
     let (key, value): (Tensor<B, 4>, Tensor<B, 4>) = (outputs.next(), outputs.next());
     let keys = match cache {
         Some(mut layer) => {
-            layer.put_storage(key, value);
+            layer.put_storage(Stored::Dense(key), Stored::Dense(value));
             want_keys.then(|| layer.visible())
         }
         None => want_keys.then_some((key, value)),

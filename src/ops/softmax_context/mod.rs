@@ -46,13 +46,11 @@ pub struct SoftmaxContext<'a, B: Backend> {
 impl<B: Backend> SoftmaxContext<'_, B> {
     /// What decides over the path.
     pub fn problem(&self) -> ContextProblem {
-        let cache_dtype = match &self.keys {
-            Keys::Cached(cache) => Some(cache.dtype()),
+        let cache = match &self.keys {
+            Keys::Cached(cache) => Some(cache.types()),
             Keys::Fresh(_) => None,
         };
-        let (dtype, tokens) = (self.qkv.dtype(), self.qkv.dims()[1]);
-        let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, false, &self.mask);
-        ContextProblem { cache_dtype, ..problem }
+        ContextProblem::new(self.qkv.dtype(), self.qkv.dims()[1], self.spec.head_dim, cache, &self.mask)
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 
 use burn::tensor::{DType, backend::Backend};
 
+use crate::cache::CacheTypes;
 use crate::mask::AttentionMask;
 
 /// What decides over the path of a step.
@@ -15,8 +16,8 @@ pub struct ContextProblem {
     pub tokens: usize,
     /// Features of a head.
     pub head_dim: usize,
-    /// Element type of the cache; `None` without one.
-    pub cache_dtype: Option<DType>,
+    /// Element types of the cache; `None` without one.
+    pub cache: Option<CacheTypes>,
     /// Whether the mask hides single pairs of query and key.
     pub hides_pairs: bool,
     /// Whether the mask adds a bias.
@@ -24,22 +25,15 @@ pub struct ContextProblem {
 }
 
 impl ContextProblem {
-    /// A step of `tokens` new tokens under `mask`, with a cache of the same element type or without one.
+    /// A step of `tokens` new tokens under `mask`, with a cache or without one.
     pub fn new<B: Backend>(
         dtype: DType,
         tokens: usize,
         head_dim: usize,
-        cached: bool,
+        cache: Option<CacheTypes>,
         mask: &AttentionMask<B>,
     ) -> Self {
-        Self {
-            dtype,
-            tokens,
-            head_dim,
-            cache_dtype: cached.then_some(dtype),
-            hides_pairs: mask.hidden_pairs().is_some(),
-            has_bias: mask.has_bias(),
-        }
+        Self { dtype, tokens, head_dim, cache, hides_pairs: mask.hidden_pairs().is_some(), has_bias: mask.has_bias() }
     }
 }
 
@@ -60,11 +54,11 @@ pub enum Declined {
     NoKernel,
     /// It computes with another element type.
     ElementType(DType),
-    /// The cache has another element type than the projection.
+    /// Keys or values in the cache have neither the element type of the projection nor int8.
     CacheType {
         /// Element type of the projection.
         dtype: DType,
-        /// Element type of the cache.
+        /// Element type of the keys, or the values, in the cache.
         cache: DType,
     },
     /// A head has too many features.
@@ -83,13 +77,25 @@ pub enum Declined {
     },
 }
 
+impl ContextProblem {
+    /// Why a kernel that reads its own element type and int8 does not take this cache, if it does not.
+    pub(crate) fn cache_declined(&self) -> Option<Declined> {
+        let CacheTypes { key, value } = self.cache?;
+        let other = [key, value].into_iter().find(|cache| ![self.dtype, DType::I8].contains(cache))?;
+        Some(Declined::CacheType { dtype: self.dtype, cache: other })
+    }
+}
+
 impl fmt::Display for Declined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NoKernel => write!(f, "the backend has no kernel of its own for this operation"),
             Self::ElementType(dtype) => write!(f, "the kernel does not compute with elements of {dtype:?}"),
             Self::CacheType { dtype, cache } => {
-                write!(f, "the cache holds {cache:?} and the projection {dtype:?}; the kernel takes equal ones")
+                write!(
+                    f,
+                    "the cache holds {cache:?} and the projection {dtype:?}; the kernel takes equal ones, and int8"
+                )
             }
             Self::HeadDim { head_dim, limit } => {
                 write!(f, "heads of {head_dim} features; the kernel takes up to {limit}")

@@ -1,0 +1,143 @@
+//! Where the keys, or the values, of a layer lie: in floats, or in int8 with a scale for each head of each token.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor, backend::Backend};
+
+use super::{Assign, slice_assign};
+
+/// Largest element of int8: the range is symmetric, so -128 is not used.
+const LARGEST: f32 = 127.0;
+
+/// Element types of the keys and the values in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheTypes {
+    /// Of the keys.
+    pub key: DType,
+    /// Of the values.
+    pub value: DType,
+}
+
+impl From<DType> for CacheTypes {
+    fn from(both: DType) -> Self {
+        Self { key: both, value: both }
+    }
+}
+
+/// The preallocated keys, or values, of a layer.
+#[derive(Debug, Clone)]
+pub enum Stored<B: Backend> {
+    /// Floats, `[B, K, capacity, H]`.
+    Dense(Tensor<B, 4>),
+    /// Whole numbers from -127 to 127, times a scale for each head of each token.
+    ///
+    /// A scale is the largest magnitude of its head over 127, behind the rotation; elements are rounded to the nearest, halves to
+    /// the even one, so none is off by more than half a scale. A head with an infinity or NaN has a scale of NaN.
+    Int8 {
+        /// `[B, K, capacity, H]`, of type [`DType::I8`].
+        elements: Tensor<B, 4, Int>,
+        /// `[B, K, capacity]`, of type [`DType::F32`].
+        scales: Tensor<B, 3>,
+    },
+}
+
+impl<B: Backend> Stored<B> {
+    pub(super) fn zeros(shape: [usize; 4], dtype: DType, device: &B::Device) -> Self {
+        let [batch, heads, slots, _] = shape;
+        match dtype {
+            DType::I8 => Self::Int8 {
+                elements: Tensor::zeros(shape, (device, DType::I8)),
+                scales: Tensor::zeros([batch, heads, slots], (device, DType::F32)),
+            },
+            dtype => Self::Dense(Tensor::zeros(shape, (device, dtype))),
+        }
+    }
+
+    /// Bytes of one head of one token.
+    pub(super) fn token_bytes(features: usize, dtype: DType) -> usize {
+        let scale = if dtype == DType::I8 { size_of::<f32>() } else { 0 };
+        features * dtype.size() + scale
+    }
+
+    /// `[B, K, capacity, H]`.
+    pub fn dims(&self) -> [usize; 4] {
+        match self {
+            Self::Dense(tensor) => tensor.dims(),
+            Self::Int8 { elements, .. } => elements.dims(),
+        }
+    }
+
+    /// The first `slots` of every row in floats, `[B, K, slots, H]`; those of int8 in f32.
+    pub fn dense(&self, slots: usize) -> Tensor<B, 4> {
+        let capacity = self.dims()[2];
+        match self {
+            Self::Dense(tensor) if slots == capacity => tensor.clone(),
+            Self::Dense(tensor) => tensor.clone().narrow(2, 0, slots),
+            Self::Int8 { elements, scales } => {
+                let elements = elements.clone().narrow(2, 0, slots).float().cast(FloatDType::F32);
+                elements * scales.clone().narrow(2, 0, slots).unsqueeze_dim(3)
+            }
+        }
+    }
+
+    /// Those of some rows.
+    pub(super) fn select(self, rows: Tensor<B, 1, Int>) -> Self {
+        match self {
+            Self::Dense(tensor) => Self::Dense(tensor.select(0, rows)),
+            Self::Int8 { elements, scales } => {
+                Self::Int8 { elements: elements.select(0, rows.clone()), scales: scales.select(0, rows) }
+            }
+        }
+    }
+
+    /// The first `slots` of row `row` become those of row `other_row` of `other`, which has the same element type.
+    pub(super) fn copy_row(self, row: usize, other: &Self, other_row: usize, slots: usize) -> Self {
+        let [_, heads, _, features] = self.dims();
+        let at = |row: usize| [row..row + 1, 0..heads, 0..slots, 0..features];
+        let scale_at = |row: usize| [row..row + 1, 0..heads, 0..slots];
+        match (self, other) {
+            (Self::Dense(tensor), Self::Dense(other)) => {
+                Self::Dense(slice_assign(tensor, at(row), other.clone().slice(at(other_row))))
+            }
+            (Self::Int8 { elements, scales }, Self::Int8 { elements: others, scales: other_scales }) => Self::Int8 {
+                elements: elements.slice_assign(at(row), others.clone().slice(at(other_row))),
+                scales: scales.slice_assign(scale_at(row), other_scales.clone().slice(scale_at(other_row))),
+            },
+            _ => unreachable!("caches of the same element types"),
+        }
+    }
+
+    /// Writes tokens into a part, in place if nobody else holds it.
+    pub(super) fn write(self, at: [Range<usize>; 4], tokens: Tensor<B, 4>, assign: Assign<B>) -> Self {
+        match self {
+            Self::Dense(tensor) => {
+                let dtype = tensor.dtype();
+                Self::Dense(assign(tensor, at, tokens.cast(dtype)))
+            }
+            Self::Int8 { elements, scales } => {
+                let (new_elements, new_scales) = quantize(tokens);
+                let [rows, heads, slots, _] = at.clone();
+                Self::Int8 {
+                    elements: elements.slice_assign(at, new_elements),
+                    scales: scales.slice_assign([rows, heads, slots], new_scales),
+                }
+            }
+        }
+    }
+}
+
+/// Tokens, `[B, K, T, H]`, in int8, and their scales, `[B, K, T]`.
+fn quantize<B: Backend>(tokens: Tensor<B, 4>) -> (Tensor<B, 4, Int>, Tensor<B, 3>) {
+    let [batch, heads, slots, features] = tokens.dims();
+    // A reshape lays them out anew: `burn-ndarray` 0.21 returns the absolute values of a transposed tensor in another order.
+    let rows = tokens.reshape([batch * heads * slots, features]).cast(FloatDType::F32);
+    let magnitudes = rows.clone().abs();
+    let broken = magnitudes.clone().lower_equal_elem(f32::MAX).bool_not().any_dim(1);
+    let scales = magnitudes.max_dim(1) / LARGEST;
+    let divisors = scales.clone().mask_fill(broken.clone().bool_or(scales.clone().equal_elem(0.0)), f32::INFINITY);
+    // The smallest scales have too few digits to keep to the range.
+    let elements = (rows / divisors).round().clamp(-LARGEST, LARGEST);
+    let elements = elements.mask_fill(broken.clone().expand([batch * heads * slots, features]), 0.0);
+    let elements = elements.int().cast(IntDType::I8).reshape([batch, heads, slots, features]);
+    (elements, scales.mask_fill(broken, f32::NAN).reshape([batch, heads, slots]))
+}
