@@ -1,11 +1,11 @@
 //! Reads a Hugging Face checkpoint into the decoder.
 
 use burn::module::{Module, Param};
-use burn::nn::{Embedding, LayerNorm, Linear};
+use burn::nn::{Embedding, LayerNorm};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Architecture, Checkpoint, HuggingFaceConfig, LoadReport};
-use burn_deepspeed::weight::{Orientation, transposed};
+use burn_deepspeed::weight::{Orientation, Weight, transposed};
 
 use super::{Attention, Block, Decoder, Norm};
 
@@ -130,11 +130,20 @@ impl<B: Backend> Decoder<B> {
         self.blocks = blocks;
         self.head = match checkpoint.contains(&format!("{}.weight", names.head)) || !config.tie_word_embeddings {
             true => Reader::<B> { orientation: Orientation::OutputInput, ..reader }.linear(self.head, names.head)?,
-            false => Linear { weight: Param::from_tensor(transposed(self.tokens.weight.val())), bias: None },
+            false => turned(self.tokens.weight.val(), None, &self.head),
         };
         let report = checkpoint.finish()?;
         Ok((self.no_grad(), report))
     }
+}
+
+/// An `[out, in]` matrix the way the module stores it.
+fn turned<B: Backend>(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, module: &Weight<B>) -> Weight<B> {
+    let matrix = match module.orientation() {
+        Orientation::OutputInput => matrix,
+        Orientation::InputOutput => transposed(matrix),
+    };
+    Weight::new(matrix, bias, module.orientation())
 }
 
 impl<B: Backend> Reader<'_, B> {
@@ -149,16 +158,16 @@ impl<B: Backend> Reader<'_, B> {
         Ok(Embedding { weight: Param::from_tensor(weight) })
     }
 
-    fn linear(&self, module: Linear<B>, path: &str) -> Result<Linear<B>, WeightError> {
-        let [input, output] = module.weight.lazy_shape().dims::<2>();
+    fn linear(&self, module: Weight<B>, path: &str) -> Result<Weight<B>, WeightError> {
+        let (input, output) = (module.input_size(), module.output_size());
         let shape = self.orientation.shape(input, output);
         let matrix = self.checkpoint.tensor(&format!("{path}.weight"), shape, self.dtype, &self.device)?;
         let matrix = match self.orientation {
-            Orientation::InputOutput => matrix,
-            Orientation::OutputInput => transposed(matrix),
+            Orientation::InputOutput => transposed(matrix),
+            Orientation::OutputInput => matrix,
         };
-        let bias = module.bias.as_ref().map(|bias| self.vector(&format!("{path}.bias"), bias)).transpose()?;
-        Ok(Linear { weight: Param::from_tensor(matrix), bias })
+        let bias = || self.checkpoint.tensor(&format!("{path}.bias"), [output], self.dtype, &self.device);
+        Ok(turned(matrix, module.has_bias().then(bias).transpose()?, &module))
     }
 
     fn layer_norm(&self, mut module: LayerNorm<B>, path: &str) -> Result<LayerNorm<B>, WeightError> {

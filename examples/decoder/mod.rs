@@ -5,10 +5,8 @@
 
 mod load;
 
-use burn::module::{Module, Param};
-use burn::nn::{
-    Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, Linear, LinearConfig, RmsNorm, RmsNormConfig,
-};
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
@@ -30,7 +28,7 @@ pub struct Decoder<B: Backend> {
     embedding_norm: Option<LayerNorm<B>>,
     blocks: Vec<Block<B>>,
     final_norm: Norm<B>,
-    head: Linear<B>,
+    head: Weight<B>,
     #[module(skip)]
     position_offset: usize,
 }
@@ -40,9 +38,9 @@ pub struct Decoder<B: Backend> {
 struct Block<B: Backend> {
     attention: Attention<B>,
     mlp_norm: Option<Norm<B>>,
-    gate: Option<Linear<B>>,
-    up: Linear<B>,
-    down: Linear<B>,
+    gate: Option<Weight<B>>,
+    up: Weight<B>,
+    down: Weight<B>,
     #[module(skip)]
     branch: Branch,
     #[module(skip)]
@@ -137,10 +135,7 @@ impl<B: Backend> Decoder<B> {
             embedding_norm: (family == Architecture::Bloom).then(|| layer_norm(config, device)),
             blocks,
             final_norm: norm(config, device),
-            head: LinearConfig::new(hidden, config.vocab_size)
-                .with_bias(family == Architecture::GptJ)
-                .with_initializer(initializer)
-                .init(device),
+            head: linear(config, [hidden, config.vocab_size], family == Architecture::GptJ, device)?,
             position_offset,
         })
     }
@@ -168,6 +163,18 @@ fn norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Norm<B> {
     }
 }
 
+/// A projection that lies as those of attention do.
+fn linear<B: Backend>(
+    config: &HuggingFaceConfig,
+    [input, output]: [usize; 2],
+    bias: bool,
+    device: &B::Device,
+) -> Result<Weight<B>, ConfigError> {
+    let attention = config.attention_config(0);
+    let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
+    Ok(Weight::init(input, output, bias, orientation, attention.dtype.of_backend::<B>(device)?, device))
+}
+
 impl<B: Backend> Block<B> {
     fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
         let attention_config = config.attention_config(layer);
@@ -182,10 +189,7 @@ impl<B: Backend> Block<B> {
             Architecture::Opt => config.record["enable_bias"].as_bool().unwrap_or(true),
             _ => !gated,
         };
-        let linear = |input, output| {
-            let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
-            LinearConfig::new(input, output).with_bias(bias).with_initializer(initializer).init(device)
-        };
+        let linear = |input, output| linear(config, [input, output], bias, device);
         let parallel = match config.architecture {
             Architecture::GptJ => true,
             Architecture::GptNeoX => config.record["use_parallel_residual"].as_bool().unwrap_or(true),
@@ -194,9 +198,9 @@ impl<B: Backend> Block<B> {
         Ok(Self {
             attention,
             mlp_norm: (config.architecture != Architecture::GptJ).then(|| norm(config, device)),
-            gate: gated.then(|| linear(hidden, mlp)),
-            up: linear(hidden, mlp),
-            down: linear(mlp, hidden),
+            gate: gated.then(|| linear(hidden, mlp)).transpose()?,
+            up: linear(hidden, mlp)?,
+            down: linear(mlp, hidden)?,
             branch: if parallel { Branch::Parallel } else { Branch::Sequential },
             activation: Activation::parse(&config.activation)?,
         })
@@ -255,7 +259,7 @@ impl<B: InferenceBackend> Decoder<B> {
             };
             x = block.forward(x, mask.clone(), keys)?;
         }
-        Ok(project(&self.head, self.final_norm.forward(x)))
+        Ok(<B as InferenceBackend>::linear(self.final_norm.forward(x), &self.head))
     }
 }
 
@@ -279,17 +283,11 @@ impl<B: InferenceBackend> Block<B> {
             (None, Some(normed)) => normed,
             (None, None) => branch,
         };
+        let linear = <B as InferenceBackend>::linear;
         let inner = match &self.gate {
-            Some(gate) => self.activation.apply(project(gate, input.clone())) * project(&self.up, input),
-            None => self.activation.apply(project(&self.up, input)),
+            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
+            None => self.activation.apply(linear(input, &self.up)),
         };
-        Ok(sum + project(&self.down, inner))
+        Ok(sum + linear(inner, &self.down))
     }
-}
-
-/// The projection, by this crate's kernels where the backend has them.
-fn project<B: InferenceBackend>(linear: &Linear<B>, input: Tensor<B, 3>) -> Tensor<B, 3> {
-    let bias = linear.bias.as_ref().map(Param::val);
-    let weight = Weight::new(linear.weight.val(), bias, Orientation::InputOutput);
-    <B as InferenceBackend>::linear(input, &weight)
 }

@@ -103,7 +103,6 @@ impl<B: Backend> ModuleVisitor<B> for Writer<'_> {
         };
         // PyTorch stores `[out, in]`; what is no projection is stored the same way everywhere.
         let turned = match self.types.last().map(String::as_str) {
-            Some("Struct:Linear") => true,
             Some("Struct:Weight") => !self.sizes.attention_config(0).transposed_mode,
             _ => false,
         };
