@@ -48,6 +48,8 @@ pub enum Precision {
     Fp32,
     Fp16,
     Bf16,
+    /// Projections of int8; everything else in fp32, on a GPU in fp16.
+    Int8,
 }
 
 impl From<Precision> for DataType {
@@ -56,6 +58,7 @@ impl From<Precision> for DataType {
             Precision::Fp32 => Self::Fp32,
             Precision::Fp16 => Self::Fp16,
             Precision::Bf16 => Self::Bf16,
+            Precision::Int8 => Self::Int8,
         }
     }
 }

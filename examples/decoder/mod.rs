@@ -11,10 +11,10 @@ use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::ops::Keys;
-use burn_deepspeed::weight::{Orientation, Weight};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
     AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DeepSpeedSelfAttention,
-    InferenceBackend, Outputs, Positions, Step,
+    InferenceBackend, Outputs, Positions, Step, WeightError,
 };
 
 /// OPT's table of positions starts with two rows that it does not use.
@@ -139,6 +139,13 @@ impl<B: Backend> Decoder<B> {
             position_offset,
         })
     }
+
+    /// The model with projections of int8; embeddings and norms stay as they are. Records of such a model are loaded into one.
+    #[allow(dead_code)]
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let layers = self.blocks.into_iter().map(|block| block.quantize(blocks));
+        Ok(Self { blocks: layers.collect::<Result<_, _>>()?, head: self.head.quantize(blocks)?, ..self })
+    }
 }
 
 fn refuse(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
@@ -203,6 +210,19 @@ impl<B: Backend> Block<B> {
             down: linear(mlp, hidden)?,
             branch: if parallel { Branch::Parallel } else { Branch::Sequential },
             activation: Activation::parse(&config.activation)?,
+        })
+    }
+
+    fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self {
+            attention: match self.attention {
+                Attention::Plain(attention) => Attention::Plain(attention.quantize(blocks)?),
+                Attention::Bloom(attention) => Attention::Bloom(attention.quantize(blocks)?),
+            },
+            gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
+            up: self.up.quantize(blocks)?,
+            down: self.down.quantize(blocks)?,
+            ..self
         })
     }
 }

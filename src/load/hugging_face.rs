@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
-use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, NormType, read_json};
+use crate::config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, read_json};
 use crate::error::ConfigError;
 use crate::weight::Orientation;
 
@@ -240,6 +240,12 @@ impl HuggingFaceConfig {
     /// The same model with another element type.
     pub fn with_dtype(mut self, dtype: DataType) -> Self {
         self.attention.dtype = dtype;
+        self
+    }
+
+    /// The same model with a cache of these element types.
+    pub fn with_kv_cache_dtype(mut self, types: KvCacheType) -> Self {
+        self.attention.kv_cache_dtype = types;
         self
     }
 

@@ -8,8 +8,10 @@ use burn::nn::{Embedding, EmbeddingConfig, Initializer};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::spec::NormSpec;
-use burn_deepspeed::weight::{FusedNorm, Orientation, Weight};
-use burn_deepspeed::{AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend};
+use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, Weight};
+use burn_deepspeed::{
+    AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend, WeightError,
+};
 
 /// A BERT encoder without a head.
 #[derive(Module, Debug)]
@@ -53,6 +55,19 @@ impl<B: Backend> Encoder<B> {
             embedding_norm: layer_norm(config, device),
             blocks: (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// The encoder with projections of int8; embeddings and norms stay as they are.
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let int8 = |block: Block<B>| -> Result<Block<B>, WeightError> {
+            Ok(Block {
+                attention: block.attention.quantize(blocks)?,
+                up: block.up.quantize(blocks)?,
+                down: block.down.quantize(blocks)?,
+                ..block
+            })
+        };
+        Ok(Self { blocks: self.blocks.into_iter().map(int8).collect::<Result<_, _>>()?, ..self })
     }
 
     /// Tokens of the longest text.

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use burn::tensor::{FloatDType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{DataType, InferenceBackend};
 use serde::Serialize;
 use serde_json::Value;
@@ -74,6 +75,12 @@ impl<B: InferenceBackend> Embedder<B> {
         check_pooling(folder)?;
         let (encoder, report) = encoder.load(&config, &Checkpoint::open(folder)?, device)?;
         Ok((Self { sentences, encoder, device: device.clone() }, report))
+    }
+
+    /// The same with projections of int8.
+    #[allow(dead_code)]
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, Failure> {
+        Ok(Self { encoder: self.encoder.quantize(blocks)?, ..self })
     }
 
     /// Embeds the sentences, those of similar length together. Their order stays.

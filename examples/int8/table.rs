@@ -1,0 +1,69 @@
+//! What int8 costs, as a table.
+
+use std::path::Path;
+
+use burn_deepspeed::InferenceBackend;
+use burn_deepspeed::weight::Int8Blocks;
+use serde::Deserialize;
+use tokenizers::Tokenizer;
+
+use super::Failure;
+use super::embedder::{Embedder, Scaling};
+use super::measure::{KINDS, Model, distance};
+use super::{repository, sums};
+
+/// The sentences that are embedded.
+#[derive(Deserialize)]
+struct Sentences {
+    sentences: Vec<String>,
+}
+
+/// Prints a row for each kind of int8.
+pub fn print<B: InferenceBackend>(embeddings: Option<&Path>, device: &B::Device) -> Result<(), Failure> {
+    let adder = Model::<B>::open(&repository("examples/adder"), device)?;
+    let tokenizer = Tokenizer::from_file(repository("examples/adder/tokenizer.json"))?;
+    let mut folders: Vec<_> = std::fs::read_dir(repository("tests/golden/models"))?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<_, std::io::Error>>()?;
+    folders.sort();
+    let models = folders.iter().map(|folder| Model::<B>::open(folder, device)).collect::<Result<Vec<_>, _>>()?;
+    let cosines = embeddings.map(|folder| cosines::<B>(folder, device)).transpose()?;
+
+    println!("| in int8 | sums right | error of the logits | tokens equal | smallest cosine, mean |");
+    println!("| --- | ---: | ---: | ---: | ---: |");
+    for kind in KINDS {
+        let score = adder.quantized(kind)?.adds(&tokenizer, &sums::held_out(), device)?;
+        let (mut error, mut tokens) = (0.0f64, 0.0);
+        for (model, folder) in models.iter().zip(&folders) {
+            let found = distance(&model.quantized(kind)?, &folder.join("expected.json"), device)?;
+            error = error.max(found.logits);
+            tokens += found.tokens / models.len() as f64;
+        }
+        let cosine = match (&cosines, kind.weights, kind.cache == Default::default()) {
+            (Some((smallest, mean)), true, true) => format!("{smallest:.5}, {mean:.5}"),
+            _ => "–".into(),
+        };
+        println!(
+            "| {} | {:.2} % of {} | {:.2} % | {:.1} % | {cosine} |",
+            kind.name,
+            100.0 * score.accuracy(),
+            score.asked,
+            100.0 * error,
+            100.0 * tokens
+        );
+    }
+    Ok(())
+}
+
+/// The smallest and the mean cosine of embeddings with int8 weights and those in f32.
+fn cosines<B: InferenceBackend>(folder: &Path, device: &B::Device) -> Result<(f64, f64), Failure> {
+    let file = repository("tests/data/minilm/embeddings.json");
+    let Sentences { sentences } = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+    let sentences: Vec<&str> = sentences.iter().map(String::as_str).collect();
+    let (dense, _) = Embedder::<B>::open(folder, device)?;
+    let wanted = dense.embed(&sentences, Scaling::Unit)?;
+    let found = dense.quantize(Int8Blocks::PerOutput)?.embed(&sentences, Scaling::Unit)?;
+    let cosine = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let all: Vec<f64> = found.iter().zip(&wanted).map(|(a, b)| cosine((&a.embedding, &b.embedding))).collect();
+    Ok((all.iter().copied().fold(f64::INFINITY, f64::min), all.iter().sum::<f64>() / all.len() as f64))
+}
