@@ -6,6 +6,8 @@ mod batch;
 mod check;
 #[path = "../../examples/decoder/mod.rs"]
 mod decoder;
+#[path = "../../examples/int8/measure.rs"]
+mod measure;
 #[path = "../../examples/generate/sampling.rs"]
 mod sampling;
 #[path = "../../examples/train_adder/sums.rs"]
@@ -49,6 +51,7 @@ on_each_cpu_backend!(
     every_architecture_generates_the_same_ids,
     prompts_in_pieces_give_the_same_ids,
     the_adder_adds_sums_it_has_not_seen,
+    int8_costs_no_more_than_is_documented,
 );
 
 #[test]
@@ -88,4 +91,34 @@ fn the_adder_adds_sums_it_has_not_seen<B: InferenceBackend>() {
     assert!(unseen.len() > 400);
     let score = sums::score(&model, &config, &tokenizer, &unseen, &device).unwrap();
     assert!(score.accuracy() >= 0.95, "{}", score.accuracy());
+}
+
+/// What `docs/int8.md` says: with the largest magnitude of a row or head over 127 as its scale, the logits of checkpoints move by a
+/// few percent, and the adder adds.
+fn int8_costs_no_more_than_is_documented<B: InferenceBackend>() {
+    let device = B::Device::default();
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/adder");
+    let adder = measure::Model::<B>::open(&folder, &device).unwrap();
+    let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
+    let unseen: Vec<_> = sums::held_out().into_iter().step_by(9).collect();
+    for kind in measure::KINDS {
+        let (logits, tokens) = match kind {
+            measure::Kind { weights: true, .. } => (0.08, 0.9),
+            measure::Kind { cache, .. } if cache == Default::default() => (1e-5, 0.9999),
+            _ => (0.03, 0.94),
+        };
+        let mut right = 0.0;
+        for name in MODELS {
+            let folder = golden("models").join(name);
+            let model = measure::Model::<B>::open(&folder, &device).unwrap().quantized(kind).unwrap();
+            let found = measure::distance(&model, &folder.join("expected.json"), &device).unwrap();
+            assert!(found.logits <= logits, "{name}, {}: {}", kind.name, found.logits);
+            right += found.tokens / MODELS.len() as f64;
+        }
+        assert!(right >= tokens, "{}: {right}", kind.name);
+        if !matches!(kind.name, "keys" | "values") {
+            let score = adder.quantized(kind).unwrap().adds(&tokenizer, &unseen, &device).unwrap();
+            assert!(score.accuracy() >= 0.98, "{}: {:?}", kind.name, score.mistakes);
+        }
+    }
 }
