@@ -30,7 +30,7 @@ pub struct AttentionSpec {
     pub position: PositionEncoding,
     /// The norm in front of the projection; `None` for post-norm models.
     pub norm: Option<NormSpec>,
-    /// Element type of weights and activations.
+    /// Element type of weights and activations; see [`DataType::of_backend`] for what is of floats beside int8.
     pub dtype: DataType,
     /// Element types of the cache.
     pub kv_cache_dtype: KvCacheType,

@@ -65,6 +65,20 @@ impl<B: Backend> Weight<B> {
         }
     }
 
+    /// The same with a fresh matrix of int8, which lies `[out, in]`; see [`Int8Matrix::init`].
+    pub(crate) fn init_int8(
+        input: usize,
+        output: usize,
+        bias: bool,
+        blocks: Int8Blocks,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Self {
+        let orientation = Orientation::OutputInput;
+        let int8 = Some(Int8Matrix::init([output, input], blocks, dtype, device));
+        Self { matrix: None, int8, ..Self::init(input, output, bias, orientation, dtype, device) }
+    }
+
     /// A projection with these values.
     ///
     /// # Shapes

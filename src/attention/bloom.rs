@@ -31,7 +31,7 @@ impl DeepSpeedInferenceConfig {
     ///
     /// # Errors
     /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
-    /// [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
+    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
     pub fn init_bloom<B: Backend>(
         &self,
         layer_id: usize,
@@ -44,7 +44,7 @@ impl DeepSpeedInferenceConfig {
                 remedy: "set it to true, or call `init_self_attention`",
             });
         }
-        let attention = DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?);
+        let attention = DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)?;
         Ok(BloomSelfAttention { attention })
     }
 }

@@ -69,7 +69,7 @@ impl DeepSpeedInferenceConfig {
     ///
     /// # Errors
     /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
-    /// [`ConfigError::WrongModule`] if rotary positions, ALiBi or a window are asked for.
+    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if rotary positions, ALiBi or a window are asked for.
     pub fn init_diffusers<B: Backend>(
         &self,
         layer_id: usize,
@@ -113,11 +113,11 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
             return Err(refuse("it has no window", "set `local_attention` to false"));
         }
         let qkv = match context_dim {
-            Some(context) => build.separate(context),
-            None if config.set_empty_params => build.separate(config.hidden_size),
-            None => build.fused(),
+            Some(context) => build.separate(context)?,
+            None if config.set_empty_params => build.separate(config.hidden_size)?,
+            None => build.fused()?,
         };
-        let output = build.output();
+        let output = build.output()?;
         Ok(Self { qkv, output, spec: build.spec, defer_output_bias: config.defer_output_bias })
     }
 

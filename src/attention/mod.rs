@@ -8,14 +8,16 @@ pub use bloom::BloomSelfAttention;
 pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
 pub use self_attention::{AttentionOutput, DeepSpeedSelfAttention, Outputs};
 
+use std::num::NonZeroUsize;
+
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::config::DeepSpeedInferenceConfig;
+use crate::config::{DataType, DeepSpeedInferenceConfig, is_cubecl};
 use crate::error::{AttentionError, ConfigError};
 use crate::ops::{InferenceBackend, Plan};
 use crate::spec::AttentionSpec;
-use crate::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
 
 /// What a module is built with, once the configuration was checked against the backend.
 struct Build<'a, B: Backend> {
@@ -30,6 +32,9 @@ impl<'a, B: Backend> Build<'a, B> {
     fn new(config: &'a DeepSpeedInferenceConfig, layer_id: usize, device: &'a B::Device) -> Result<Self, ConfigError> {
         let mut spec = config.resolve(layer_id)?;
         let dtype = spec.dtype.of_backend::<B>(device)?;
+        if config.enable_qkv_quantization {
+            DataType::require_int8::<B>(device)?;
+        }
         if config.use_triton && !has_gpu_kernels::<B>(device) {
             return Err(ConfigError::NoFusedKernels { backend: B::name(device) });
         }
@@ -41,33 +46,47 @@ impl<'a, B: Backend> Build<'a, B> {
         Ok(Self { config, spec, dtype, orientation, device })
     }
 
-    fn weight(&self, input: usize, output: usize, bias: bool) -> Weight<B> {
-        Weight::init(input, output, bias, self.orientation, self.dtype, self.device)
+    fn weight(&self, input: usize, output: usize, bias: bool, int8: bool) -> Result<Weight<B>, ConfigError> {
+        match int8 {
+            true => Ok(Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)),
+            false => Ok(Weight::init(input, output, bias, self.orientation, self.dtype, self.device)),
+        }
     }
 
-    fn fused(&self) -> QkvWeight<B> {
-        QkvWeight::Fused(self.weight(self.spec.hidden_size, self.spec.qkv_width(), self.config.qkv_bias))
+    /// The blocks of an int8 matrix with so many outputs.
+    fn blocks(&self, outputs: usize) -> Result<Int8Blocks, ConfigError> {
+        let Some(groups) = self.config.quantize_groups else { return Ok(Int8Blocks::PerOutput) };
+        let rows = NonZeroUsize::new(outputs / groups).filter(|_| outputs.is_multiple_of(groups));
+        rows.map(Int8Blocks::Outputs).ok_or(ConfigError::GroupsDoNotDivide { groups, outputs })
+    }
+
+    fn qkv_weight(&self, input: usize, output: usize) -> Result<Weight<B>, ConfigError> {
+        let int8 = self.config.dtype == DataType::Int8 || self.config.enable_qkv_quantization;
+        self.weight(input, output, self.config.qkv_bias, int8)
+    }
+
+    fn fused(&self) -> Result<QkvWeight<B>, ConfigError> {
+        Ok(QkvWeight::Fused(self.qkv_weight(self.spec.hidden_size, self.spec.qkv_width())?))
     }
 
     /// Projections of their own; keys and values read an input of `context` features.
-    fn separate(&self, context: usize) -> QkvWeight<B> {
-        let bias = self.config.qkv_bias;
-        QkvWeight::Separate(SeparateQkv {
-            query: self.weight(self.spec.hidden_size, self.spec.query_width(), bias),
-            key: self.weight(context, self.spec.kv_width(), bias),
-            value: self.weight(context, self.spec.kv_width(), bias),
-        })
+    fn separate(&self, context: usize) -> Result<QkvWeight<B>, ConfigError> {
+        Ok(QkvWeight::Separate(SeparateQkv {
+            query: self.qkv_weight(self.spec.hidden_size, self.spec.query_width())?,
+            key: self.qkv_weight(context, self.spec.kv_width())?,
+            value: self.qkv_weight(context, self.spec.kv_width())?,
+        }))
     }
 
-    fn output(&self) -> Weight<B> {
-        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias)
+    fn output(&self) -> Result<Weight<B>, ConfigError> {
+        let int8 = self.config.dtype == DataType::Int8;
+        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias, int8)
     }
 }
 
-/// Whether the backend runs on our CubeCL kernels. Burn's trait tells no more than the name: `fusion<cubecl<cuda>>`.
+/// Whether the backend runs on our CubeCL kernels.
 fn has_gpu_kernels<B: Backend>(device: &B::Device) -> bool {
-    let name = B::name(device);
-    cfg!(feature = "cubecl") && name.contains("cubecl<") && !name.starts_with("autodiff")
+    cfg!(feature = "cubecl") && is_cubecl::<B>(device) && !B::name(device).starts_with("autodiff")
 }
 
 /// DeepSpeed's switch: `DS_KI_FALLBACK=False` forbids the reference.

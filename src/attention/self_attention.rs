@@ -89,7 +89,7 @@ impl DeepSpeedInferenceConfig {
     ///
     /// # Errors
     /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
-    /// [`ConfigError::WrongModule`] for a BLOOM configuration.
+    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] for a BLOOM configuration.
     pub fn init_self_attention<B: Backend>(
         &self,
         layer_id: usize,
@@ -102,21 +102,21 @@ impl DeepSpeedInferenceConfig {
                 remedy: "call `init_bloom`, or set it to false",
             });
         }
-        Ok(DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?))
+        DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)
     }
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
-    pub(super) fn init(build: Build<'_, B>) -> Self {
+    pub(super) fn init(build: Build<'_, B>) -> Result<Self, ConfigError> {
         let config = build.config;
         let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
-        Self {
+        Ok(Self {
             norm: build.spec.norm.map(norm),
-            qkv: if config.set_empty_params { build.separate(config.hidden_size) } else { build.fused() },
-            output: build.output(),
+            qkv: if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? },
+            output: build.output()?,
             spec: build.spec,
             defer_output_bias: config.defer_output_bias,
-        }
+        })
     }
 
     /// Sizes of this layer on this rank.

@@ -100,7 +100,8 @@ impl DeepSpeedInferenceConfig {
         KvCache::new(&self.resolve(0)?, layers, batch, device)
     }
 
-    /// Bytes that [`init_cache`](Self::init_cache) takes on this rank, known before it is called.
+    /// Bytes that [`init_cache`](Self::init_cache) takes on this rank, known before it is called. Under `dtype` int8 the
+    /// element type, and so the size, depends on the device.
     ///
     /// # Errors
     /// Those of [`init_cache`](Self::init_cache).

@@ -83,7 +83,7 @@ pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -
 /// DeepSpeed's spellings of a value, in ours.
 fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
     use serde_json::Value;
-    const OPTIONAL: [&str; 9] = [
+    const OPTIONAL: [&str; 10] = [
         "hidden_size",
         "heads",
         "intermediate_size",
@@ -93,6 +93,7 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
         "num_kv",
         "head_dim",
         "softcap",
+        "quantize_groups",
     ];
     const NORMS: &[&str] = &["UNKNOWN", "LayerNorm", "GroupNorm", "RMSNorm"];
     const ACTIVATIONS: &[&str] = &["UNKNOWN", "GELU", "ReLU", "GatedGELU", "GatedSILU"];

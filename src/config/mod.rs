@@ -13,6 +13,7 @@ use crate::position::rotary::{RopeScaling, Rotary, RotaryLayout};
 use crate::spec::{AttentionSpec, NormSpec};
 pub(crate) use json::{nearest, read_json};
 pub use kv_cache::KvCacheType;
+pub(crate) use values::is_cubecl;
 pub use values::{DataType, MlpActivation, NormType};
 
 /// The settings of DeepSpeed's `DeepSpeedInferenceConfig` (`ops/transformer/inference/config.py`), with its names and
@@ -51,9 +52,13 @@ pub struct DeepSpeedInferenceConfig {
     /// Ranks that the heads are split over.
     #[config(default = 1)]
     pub mp_size: usize,
-    /// Element type of weights, activations and cache.
+    /// Element type of weights, activations and cache. Under int8 the matrices of QKV and output projection are int8, and
+    /// everything else is of the floats that [`DataType::of_backend`] names (DeepSpeed's: f16).
     #[config(default = "DataType::Fp16")]
     pub dtype: DataType,
+    /// *Extension.* Into how many groups of outputs, with a scale each, an int8 matrix of this rank is divided; `None` gives
+    /// each output a scale of its own. DeepSpeed's `q_groups`.
+    pub quantize_groups: Option<usize>,
     /// Whether the input is normalised in front of the projection. Post-norm models (BERT) take it as it is.
     #[config(default = true)]
     pub pre_layer_norm: bool,
@@ -104,7 +109,8 @@ pub struct DeepSpeedInferenceConfig {
     /// Tokens that must at least fit; checked against `max_out_tokens`.
     #[config(default = 1)]
     pub min_out_tokens: usize,
-    /// No effect: modules become int8 by `quantize`, the QKV projection with the output projection.
+    /// Keeps the QKV projection in int8 beside a `dtype` of floats; the output projection stays dense. Under `dtype` int8 both
+    /// are int8, whatever this says. DeepSpeed stores the flag and reads it nowhere: its `dtype` alone decides.
     #[config(default = false)]
     pub enable_qkv_quantization: bool,
     /// Scores are divided by head_dim instead of its root, <https://arxiv.org/abs/2203.03466>.
@@ -203,6 +209,7 @@ impl DeepSpeedInferenceConfig {
             ("mp_size", self.mp_size),
             ("window_size", self.window_size),
             ("max_out_tokens", self.max_out_tokens),
+            ("quantize_groups", self.quantize_groups.unwrap_or(1)),
         ] {
             if value == 0 {
                 return Err(ConfigError::OutOfRange { key, value: "0".into(), limit: "at least 1" });

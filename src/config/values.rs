@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
-/// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
+/// Element type of weights, activations and KV cache; DeepSpeed's `dtype`. Beside int8 matrices the rest is of floats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataType {
@@ -15,7 +15,7 @@ pub enum DataType {
     Fp16,
     /// Brain floats.
     Bf16,
-    /// 8-bit integer weights.
+    /// Matrices of int8; activations, norms, biases and cache of floats, see [`of_backend`](DataType::of_backend).
     Int8,
 }
 
@@ -47,26 +47,49 @@ impl DataType {
         })
     }
 
-    /// Burn's element type, if `B` computes with it on `device`.
+    /// Burn's element type of activations, norms, biases and cache on `device`, and of dense matrices. Beside int8 that is
+    /// f32 on a CPU backend, and on CubeCL f16, else bf16, else f32, the first that the device has.
     ///
     /// # Errors
     /// [`ConfigError::UnsupportedDataType`], with the type to use instead.
     pub fn of_backend<B: Backend>(self, device: &B::Device) -> Result<DType, ConfigError> {
-        let dtype = match self {
-            Self::Fp32 => Some(DType::F32),
-            Self::Fp16 => Some(DType::F16),
-            Self::Bf16 => Some(DType::BF16),
-            Self::Int8 => None,
+        let candidates: &[DType] = match self {
+            Self::Fp32 => &[DType::F32],
+            Self::Fp16 => &[DType::F16],
+            Self::Bf16 => &[DType::BF16],
+            Self::Int8 => {
+                Self::require_int8::<B>(device)?;
+                match is_cubecl::<B>(device) {
+                    true => &[DType::F16, DType::BF16, DType::F32],
+                    false => &[DType::F32],
+                }
+            }
         };
-        dtype.filter(|&dtype| B::supports_dtype(device, dtype)).ok_or_else(|| ConfigError::UnsupportedDataType {
+        let dtype = candidates.iter().find(|&&dtype| B::supports_dtype(device, dtype));
+        dtype.copied().ok_or_else(|| ConfigError::UnsupportedDataType {
             backend: B::name(device),
             dtype: self,
-            remedy: match self {
-                Self::Int8 => "set `dtype` to fp32, fp16 or bf16, load the checkpoint, and call `quantize` on the module",
-                _ => "set `dtype` to fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
-            },
+            remedy: "set `dtype` to fp32 (a checkpoint is converted on load), or use a backend that stores it (`flex` stores fp16 and bf16)",
         })
     }
+
+    /// An error where the backend stores no int8.
+    pub(crate) fn require_int8<B: Backend>(device: &B::Device) -> Result<(), ConfigError> {
+        match B::supports_dtype(device, DType::I8) {
+            true => Ok(()),
+            false => Err(ConfigError::UnsupportedDataType {
+                backend: B::name(device),
+                dtype: Self::Int8,
+                remedy: "set `dtype` to fp32 or fp16 and keep the weights dense (`enable_qkv_quantization` false, no \
+                         `quantize`), or build with the feature `vulkan` in place of `wgpu`, whose shaders have no 8-bit integers",
+            }),
+        }
+    }
+}
+
+/// Whether the backend is one of CubeCL's. Burn's trait tells no more than the name: `fusion<cubecl<cuda>>`.
+pub(crate) fn is_cubecl<B: Backend>(device: &B::Device) -> bool {
+    B::name(device).contains("cubecl<")
 }
 
 impl std::fmt::Display for DataType {

@@ -8,14 +8,18 @@ use burn::module::{
 };
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::INITIAL_DEVIATION;
 use crate::config::DataType;
 use crate::error::{ConfigError, WeightError, check_shape};
 
 /// Largest element: the range is symmetric, so -128 is not used.
 const LARGEST: f32 = 127.0;
+
+/// Standard deviations that the elements of a fresh matrix span; what lies beyond, one in 16,000, is set to the border.
+const SPAN: f64 = 4.0;
 
 /// Which weights share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,13 +44,11 @@ impl Int8Blocks {
     }
 }
 
-/// A matrix `[out, in]` of whole numbers from -127 to 127, each times the scale of its block.
+/// A matrix `[out, in]` of whole numbers from -127 to 127 (a checkpoint may bring -128), each times the scale of its block.
 #[derive(Module, Debug)]
 pub struct Int8Matrix<B: Backend> {
     elements: Elements<B>,
     scales: Param<Tensor<B, 2>>,
-    #[module(skip)]
-    blocks: [usize; 2],
     #[module(skip)]
     dtype: DType,
 }
@@ -64,12 +66,7 @@ impl<B: Backend> Int8Matrix<B> {
 
     pub(super) fn quantize_in(matrix: Tensor<B, 2>, own: [usize; 2]) -> Result<Self, WeightError> {
         let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
-        if !B::supports_dtype(&device, DType::I8) {
-            let remedy = "keep the weights dense, or build with the Cargo feature `vulkan` in place of `wgpu`";
-            return Err(
-                ConfigError::UnsupportedDataType { backend: B::name(&device), dtype: DataType::Int8, remedy }.into()
-            );
-        }
+        DataType::require_int8::<B>(&device)?;
         let values: Vec<f32> = matrix.cast(FloatDType::F32).into_data().iter().collect();
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });
@@ -93,20 +90,50 @@ impl<B: Backend> Int8Matrix<B> {
                 elements.extend(block.iter().map(nearest));
             }
         }
-        let shape = [outputs.div_ceil(own[0]), across];
-        let elements = Tensor::from_data(TensorData::new(elements, [outputs, inputs]), (&device, DType::I8));
-        let scales = Tensor::from_data(TensorData::new(scales, shape), (&device, DType::F32));
-        Ok(Self::new(elements, scales, own, dtype))
+        Ok(Self::from_blocks(elements, scales, [outputs, inputs], own, dtype, &device)?)
+    }
+
+    /// A matrix of this shape, `[out, in]`, with these elements and the scales of its blocks, both row by row. Products and
+    /// the dense matrix are of `dtype`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] where the backend computes with no int8.
+    pub(crate) fn from_blocks(
+        elements: Vec<i8>,
+        scales: Vec<f32>,
+        shape: [usize; 2],
+        blocks: [usize; 2],
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        DataType::require_int8::<B>(device)?;
+        let grid = [0, 1].map(|axis: usize| shape[axis].div_ceil(blocks[axis]));
+        let elements = Tensor::from_data(TensorData::new(elements, shape), (device, DType::I8));
+        let scales = Tensor::from_data(TensorData::new(scales, grid), (device, DType::F32));
+        Ok(Self::new(elements, scales, blocks, dtype))
+    }
+
+    /// A fresh matrix of this shape, distributed like a dense one. Memory is taken when it is first read, and never for a
+    /// dense matrix; all scales are equal.
+    pub(super) fn init(shape: [usize; 2], blocks: Int8Blocks, dtype: DType, device: &B::Device) -> Self {
+        let blocks = blocks.sizes(shape[1]);
+        let grid = [0, 1].map(|axis: usize| shape[axis].div_ceil(blocks[axis]));
+        let ready = move |device: &B::Device, _| drawn(shape, device);
+        let elements = Param::uninitialized(ParamId::new(), ready, device.clone(), false, shape.into());
+        let scale = SPAN * INITIAL_DEVIATION / f64::from(LARGEST);
+        let full = move |device: &B::Device| Tensor::full(grid, scale, (device, DType::F32));
+        let scales = of_any_grid(super::lazy(grid, DType::F32, device, full));
+        Self { elements: Elements { values: elements, blocks }, scales, dtype }
     }
 
     fn new(elements: Tensor<B, 2, Int>, scales: Tensor<B, 2>, blocks: [usize; 2], dtype: DType) -> Self {
-        let elements = Elements(Param::initialized(ParamId::new(), elements));
-        Self { elements, scales: super::given(scales).set_require_grad(false), blocks, dtype }
+        let elements = Elements { values: Param::initialized(ParamId::new(), elements), blocks };
+        Self { elements, scales: of_any_grid(super::given(scales)), dtype }
     }
 
     /// The whole numbers, `[out, in]`, of type [`DType::I8`].
     pub fn elements(&self) -> Tensor<B, 2, Int> {
-        self.elements.0.val()
+        self.elements.values.val()
     }
 
     /// The scales, in f32: output `o` and input `i` have `[o / blocks[0], i / blocks[1]]`.
@@ -116,18 +143,18 @@ impl<B: Backend> Int8Matrix<B> {
 
     /// Outputs and inputs of a block.
     pub fn blocks(&self) -> [usize; 2] {
-        self.blocks
+        self.elements.blocks
     }
 
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
-        self.elements.0.dims()
+        self.elements.values.lazy_shape().dims()
     }
 
     /// Bytes of elements and scales.
     pub fn bytes(&self) -> usize {
         let [outputs, inputs] = self.shape();
-        outputs * inputs + self.scales.dims().iter().product::<usize>() * size_of::<f32>()
+        outputs * inputs + self.scales.lazy_shape().num_elements() * size_of::<f32>()
     }
 
     pub(super) fn dtype(&self) -> DType {
@@ -135,12 +162,12 @@ impl<B: Backend> Int8Matrix<B> {
     }
 
     pub(super) fn device(&self) -> B::Device {
-        self.elements.0.val().device()
+        self.elements.values.lazy_device()
     }
 
     /// The dense matrix, `[out, in]`, in the element type that it had.
     pub fn dense(&self) -> Tensor<B, 2> {
-        let ([outputs, inputs], [tall, wide]) = (self.shape(), self.blocks);
+        let ([outputs, inputs], [tall, wide]) = (self.shape(), self.blocks());
         let [down, across] = self.scales.dims();
         let scales = self.scales().reshape([down, 1, across, 1]).expand([down, tall, across, wide]);
         let scales = scales.reshape([down * tall, across * wide]).slice([0..outputs, 0..inputs]);
@@ -149,7 +176,7 @@ impl<B: Backend> Int8Matrix<B> {
 
     /// The outputs `start..start + len`.
     pub(super) fn outputs(&self, start: usize, len: usize) -> Self {
-        let [tall, wide] = self.blocks;
+        let [tall, wide] = self.blocks();
         let [down, across] = self.scales.dims();
         let by_output = self.scales().reshape([down, 1, across]).expand([down, tall, across]);
         let scales = by_output.reshape([down * tall, across]).narrow(0, start, len);
@@ -157,31 +184,58 @@ impl<B: Backend> Int8Matrix<B> {
     }
 }
 
-/// Elements of int8. The recorders of Burn 0.21 widen whole numbers to 64 bits; the record of these keeps the bytes.
+/// Normally distributed elements, drawn some rows at a time.
+fn drawn<B: Backend>([outputs, inputs]: [usize; 2], device: &B::Device) -> Tensor<B, 2, Int> {
+    const AT_ONCE: usize = 1 << 20;
+    let rows = (AT_ONCE / inputs.max(1)).max(1);
+    let normal = Distribution::Normal(0.0, f64::from(LARGEST) / SPAN);
+    let mut elements = Vec::with_capacity(outputs * inputs);
+    for first in (0..outputs).step_by(rows) {
+        let some = Tensor::<B, 2>::random([rows.min(outputs - first), inputs], normal, (device, DType::F32));
+        elements.extend(some.into_data().iter::<f32>().map(|value| value.round().clamp(-LARGEST, LARGEST) as i8));
+    }
+    Tensor::from_data(TensorData::new(elements, [outputs, inputs]), (device, DType::I8))
+}
+
+/// Scales, which a record brings in a grid of its own, as it does its blocks.
+fn of_any_grid<B: Backend>(scales: Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>> {
+    scales.load_mapper(|loaded: Tensor<B, 2>| loaded.cast(FloatDType::F32)).set_require_grad(false)
+}
+
+/// Elements of int8, and the outputs and inputs of a block. The recorders of Burn 0.21 widen whole numbers to 64 bits; the
+/// record of these keeps the bytes.
 #[derive(Debug, Clone)]
-struct Elements<B: Backend>(Param<Tensor<B, 2, Int>>);
+struct Elements<B: Backend> {
+    values: Param<Tensor<B, 2, Int>>,
+    blocks: [usize; 2],
+}
 
 /// The record of [`Elements`].
 #[derive(Debug, Clone)]
-pub struct ElementsRecord<B: Backend>(Param<Tensor<B, 2, Int>>);
+pub struct ElementsRecord<B: Backend> {
+    values: Param<Tensor<B, 2, Int>>,
+    blocks: [usize; 2],
+}
 
 /// What is written of it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ElementsItem {
     id: String,
     data: TensorData,
+    blocks: [usize; 2],
 }
 
 impl<B: Backend> Record<B> for ElementsRecord<B> {
     type Item<S: PrecisionSettings> = ElementsItem;
 
     fn into_item<S: PrecisionSettings>(self) -> Self::Item<S> {
-        ElementsItem { id: self.0.id.serialize(), data: self.0.val().into_data() }
+        let Self { values, blocks } = self;
+        ElementsItem { id: values.id.serialize(), data: values.val().into_data(), blocks }
     }
 
     fn from_item<S: PrecisionSettings>(item: Self::Item<S>, device: &B::Device) -> Self {
         let tensor = Tensor::from_data(item.data, (device, DType::I8));
-        Self(Param::initialized(ParamId::deserialize(&item.id), tensor))
+        Self { values: Param::initialized(ParamId::deserialize(&item.id), tensor), blocks: item.blocks }
     }
 }
 
@@ -189,32 +243,32 @@ impl<B: Backend> Module<B> for Elements<B> {
     type Record = ElementsRecord<B>;
 
     fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
-        self.0.collect_devices(devices)
+        self.values.collect_devices(devices)
     }
 
     fn fork(self, device: &B::Device) -> Self {
-        Self(self.0.fork(device))
+        Self { values: self.values.fork(device), ..self }
     }
 
     fn to_device(self, device: &B::Device) -> Self {
-        Self(Module::to_device(self.0, device))
+        Self { values: Module::to_device(self.values, device), ..self }
     }
 
     fn visit<V: ModuleVisitor<B>>(&self, visitor: &mut V) {
-        Module::visit(&self.0, visitor);
+        Module::visit(&self.values, visitor);
     }
 
     fn map<M: ModuleMapper<B>>(self, mapper: &mut M) -> Self {
-        Self(Module::map(self.0, mapper))
+        Self { values: Module::map(self.values, mapper), ..self }
     }
 
     fn load_record(self, record: Self::Record) -> Self {
-        check_shape("load_record", "parameter of the record", &self.0.dims(), &record.0.dims());
-        Self(record.0)
+        check_shape("load_record", "parameter of the record", &self.values.lazy_shape(), &record.values.dims());
+        Self { values: record.values, blocks: record.blocks }
     }
 
     fn into_record(self) -> Self::Record {
-        ElementsRecord(self.0)
+        ElementsRecord { values: self.values, blocks: self.blocks }
     }
 }
 
@@ -222,11 +276,11 @@ impl<B: AutodiffBackend> AutodiffModule<B> for Elements<B> {
     type InnerModule = Elements<B::InnerBackend>;
 
     fn valid(&self) -> Self::InnerModule {
-        Elements(self.0.valid())
+        Elements { values: self.values.valid(), blocks: self.blocks }
     }
 
     fn from_inner(module: Self::InnerModule) -> Self {
-        Self(Param::from_inner(module.0))
+        Self { values: Param::from_inner(module.values), blocks: module.blocks }
     }
 }
 
@@ -236,7 +290,7 @@ impl<B: AutodiffBackend> HasAutodiffModule<B> for Elements<B::InnerBackend> {
 
 impl<B: Backend> ModuleDisplayDefault for Elements<B> {
     fn content(&self, content: Content) -> Option<Content> {
-        self.0.content(content)
+        self.values.content(content)
     }
 }
 

@@ -269,22 +269,22 @@ mod in_place {
 #[test]
 fn memory_is_known_before_it_is_taken() {
     let config = llama().with_num_hidden_layers(Some(5));
-    let bytes = config.cache_memory_bytes::<crate::common::AnyBackend>(3, &Default::default()).unwrap();
+    type B = crate::common::AnyBackend;
+    let bytes = config.cache_memory_bytes::<B>(3, &Default::default()).unwrap();
     assert_eq!(bytes, 2 * 5 * 3 * 2 * 8 * 32 * 4);
-    assert_eq!(config.init_cache::<crate::common::AnyBackend>(3, &Default::default()).unwrap().memory_bytes(), bytes);
+    assert_eq!(config.init_cache::<B>(3, &Default::default()).unwrap().memory_bytes(), bytes);
+    // beside int8 matrices a CPU keeps keys and values in f32
+    let int8 = config.clone().with_dtype(DataType::Int8);
+    assert_eq!(int8.cache_memory_bytes::<B>(3, &Default::default()).unwrap(), bytes);
+    assert_eq!(int8.init_cache::<B>(3, &Default::default()).unwrap().memory_bytes(), bytes);
     for (types, tokens) in [(KvCacheType::INT8, 2 * 12), (kinds()[2].0, 12 + 32)] {
         let config = config.clone().with_kv_cache_dtype(types);
-        let bytes = config.cache_memory_bytes::<crate::common::AnyBackend>(3, &Default::default()).unwrap();
+        let bytes = config.cache_memory_bytes::<B>(3, &Default::default()).unwrap();
         assert_eq!(bytes, 5 * 3 * 2 * 32 * tokens);
-        let cache = config.init_cache::<crate::common::AnyBackend>(3, &Default::default()).unwrap();
-        assert_eq!(cache.memory_bytes(), bytes);
+        assert_eq!(config.init_cache::<B>(3, &Default::default()).unwrap().memory_bytes(), bytes);
     }
     // two ranks hold one key/value head each
-    let half = config
-        .with_mp_size(2)
-        .with_local_rank(Some(0))
-        .cache_memory_bytes::<crate::common::AnyBackend>(3, &Default::default())
-        .unwrap();
+    let half = config.with_mp_size(2).with_local_rank(Some(0)).cache_memory_bytes::<B>(3, &Default::default()).unwrap();
     assert_eq!(half, bytes / 2);
 }
 

@@ -153,7 +153,9 @@ fn what_a_backend_cannot_do_is_refused_at_init() {
     let device = Default::default();
     let error = |config: DeepSpeedInferenceConfig| config.init_self_attention::<B>(0, &device).unwrap_err().to_string();
     assert!(error(base()).contains("the backend `ndarray` does not store fp16; set `dtype` to fp32"));
-    assert!(error(base().with_dtype(DataType::Int8)).contains("call `quantize` on the module"));
+    let groups = base().with_dtype(DataType::Int8).with_quantize_groups(Some(5));
+    assert!(error(groups.clone()).contains("`quantize_groups` 5 does not divide the 192 outputs"));
+    assert!(error(groups.with_quantize_groups(Some(0))).contains("`quantize_groups` is 0; it must be at least 1"));
     let fp32 = base().with_dtype(DataType::Fp32);
     assert!(error(fp32.clone().with_use_triton(true)).contains("`use_triton` asks for fused GPU kernels"));
     assert!(error(fp32.clone().with_bigscience_bloom(true)).contains("call `init_bloom`"));

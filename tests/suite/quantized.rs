@@ -10,7 +10,9 @@ use burn::record::{
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 use burn_deepspeed::weight::{Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedSelfAttention, InferenceBackend, WeightError};
+use burn_deepspeed::{
+    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, WeightError,
+};
 
 use crate::attention::{llama, randomised};
 use crate::common::{assert_near, on_each_backend, seeded, values};
@@ -112,25 +114,86 @@ on_each_backend!(
     a_part_of_the_outputs_keeps_its_scales,
     an_int8_module_is_near_the_dense_one,
     a_weight_that_is_not_finite_is_named,
+    dtype_int8_builds_int8_matrices_beside_floats,
+    the_qkv_projection_alone_may_be_int8,
+    fresh_matrices_of_int8_are_distributed_like_dense_ones,
 );
+
+fn dtype_int8_builds_int8_matrices_beside_floats<B: InferenceBackend>() {
+    let device = Default::default();
+    for (separate, groups) in [(false, None), (true, None), (false, Some(4)), (true, Some(8))] {
+        let config = llama().with_dtype(DataType::Int8).with_set_empty_params(separate).with_quantize_groups(groups);
+        let attention = config.init_self_attention::<B>(0, &device).unwrap();
+        let float = DataType::Int8.of_backend::<B>(&device).unwrap();
+        let own = attention.qkv().separate(48);
+        for weight in [&own.query, &own.key, &own.value, attention.output()] {
+            assert!(weight.int8().is_some());
+            assert_eq!((weight.dtype(), weight.bias().unwrap().dtype()), (float, float));
+        }
+        let tall = groups.map_or(1, |groups| 48 / groups);
+        assert_eq!(attention.output().int8().unwrap().blocks(), [tall, 48]);
+        assert_eq!(attention.norm().unwrap().gamma().dtype(), float);
+
+        let dense = Weight::new(attention.output().matrix(), attention.output().bias(), Orientation::OutputInput);
+        let mut cache = config.init_cache::<B>(2, &device).unwrap();
+        for tokens in [5, 1] {
+            let input = seeded::<B, 3>([2, tokens, 48], 1).cast(float);
+            let linear = |weight| <B as InferenceBackend>::linear(input.clone(), weight);
+            assert_near(linear(attention.output()), linear(&dense), if float == DType::F32 { 1e-5 } else { 2e-2 });
+            let mut step = cache.step(tokens).unwrap();
+            let output = attention.forward(input, AttentionMask::none(), step.layer(0)).unwrap();
+            assert!(values(output).iter().all(|value| value.is_finite()));
+            step.commit();
+        }
+    }
+    let config = DeepSpeedInferenceConfig::new(48, 6).with_dtype(DataType::Int8);
+    let diffusers = config.init_diffusers_cross::<B>(20, 0, &device).unwrap();
+    assert_eq!(diffusers.qkv().separate(48).key.int8().unwrap().shape(), [48, 20]);
+    let bloom = config.with_bigscience_bloom(true).init_bloom::<B>(0, &device).unwrap();
+    assert!(matches!(bloom.qkv(), QkvWeight::Fused(weight) if weight.int8().is_some()));
+}
+
+fn the_qkv_projection_alone_may_be_int8<B: InferenceBackend>() {
+    let device = Default::default();
+    for separate in [false, true] {
+        let config = llama().with_set_empty_params(separate).with_enable_qkv_quantization(true);
+        let attention = config.init_self_attention::<B>(0, &device).unwrap();
+        assert!(attention.qkv().separate(48).value.int8().is_some());
+        assert!(attention.output().int8().is_none());
+        attention.forward_uncached(seeded([2, 3, 48], 1), AttentionMask::none(), None).unwrap();
+    }
+}
+
+fn fresh_matrices_of_int8_are_distributed_like_dense_ones<B: InferenceBackend>() {
+    let config = DeepSpeedInferenceConfig::new(256, 4).with_dtype(DataType::Int8);
+    let attention = config.init_self_attention::<B>(0, &Default::default()).unwrap();
+    let weights = values(attention.output().matrix());
+    let deviation = (weights.iter().map(|weight| weight * weight).sum::<f64>() / weights.len() as f64).sqrt();
+    assert!((deviation - 0.02).abs() < 1e-3, "{deviation}");
+    assert_eq!(values(attention.output().matrix()), weights);
+}
 
 /// A recorder of Burn 0.21 would widen the elements eightfold.
 fn records_keep_every_byte<B: InferenceBackend>() {
     fn survives<B: InferenceBackend, R: FileRecorder<B>>(recorder: R, most: Option<u64>) {
         let device = Default::default();
         let folder = tempfile::tempdir().unwrap();
-        let fresh = || llama().init_self_attention::<B>(0, &device).unwrap().quantize(Int8Blocks::PerOutput).unwrap();
+        let fresh = || llama().with_dtype(DataType::Int8).init_self_attention::<B>(0, &device).unwrap();
         let dense: DeepSpeedSelfAttention<B> = randomised(llama().init_self_attention(0, &device).unwrap());
-        let int8 = dense.quantize(Int8Blocks::PerOutput).unwrap();
         let path = folder.path().join("attention");
-        int8.clone().save_file(&path, &recorder).unwrap();
+        for blocks in blocks() {
+            let int8 = dense.clone().quantize(blocks).unwrap();
+            int8.clone().save_file(&path, &recorder).unwrap();
+            let loaded = fresh().load_file(&path, &recorder, &device).unwrap();
+            let matrix = |module: &DeepSpeedSelfAttention<B>| module.output().int8().unwrap().clone();
+            assert_eq!(matrix(&loaded).elements().dtype(), DType::I8);
+            assert_eq!(matrix(&loaded).elements().into_data(), matrix(&int8).elements().into_data());
+            assert_eq!(matrix(&loaded).scales().dims(), matrix(&int8).scales().dims());
+            assert_eq!(matrix(&loaded).blocks(), matrix(&int8).blocks());
+        }
+        dense.quantize(Int8Blocks::PerOutput).unwrap().save_file(&path, &recorder).unwrap();
         let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap();
         assert!(most.is_none_or(|most| file.metadata().unwrap().len() < most));
-
-        let loaded = fresh().load_file(&path, &recorder, &device).unwrap();
-        let elements = |module: &DeepSpeedSelfAttention<B>| module.output().int8().unwrap().elements();
-        assert_eq!(elements(&loaded).dtype(), DType::I8);
-        assert_eq!(elements(&loaded).into_data(), elements(&int8).into_data());
     }
     // 48 · (144 + 48) elements of one byte, 192 scales of four, a norm, and names.
     let most = Some(48 * 192 + 4 * 192 + 4 * 48 + 1500);
@@ -184,4 +247,17 @@ mod on_the_cpu {
         products_of_int8_are_those_of_the_dense_matrix,
         records_keep_every_byte
     );
+}
+
+#[test]
+#[cfg(feature = "ndarray")]
+fn a_layer_of_int8_is_a_quarter_of_f32() {
+    type B = burn_ndarray::NdArray;
+    let config = DeepSpeedInferenceConfig::new(4096, 32).with_dtype(DataType::Int8);
+    let attention = config.init_self_attention::<B>(0, &Default::default()).unwrap();
+    let QkvWeight::Fused(qkv) = attention.qkv() else { panic!() };
+    let bytes = qkv.int8().unwrap().bytes() + attention.output().int8().unwrap().bytes();
+    let dense = 4 * 4096 * (3 * 4096 + 4096);
+    assert_eq!(bytes, dense / 4 + 4 * (3 * 4096 + 4096));
+    assert!(bytes as f64 <= 0.2503 * dense as f64);
 }
