@@ -65,8 +65,8 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The same with a fresh matrix of int8, which lies `[out, in]`; see [`Int8Matrix::init`].
-    pub(crate) fn init_int8(
+    /// The same with a fresh matrix of int8, which lies `[out, in]`; activations are of `dtype`. See [`Int8Matrix::init`].
+    pub fn init_int8(
         input: usize,
         output: usize,
         bias: bool,

@@ -1,5 +1,6 @@
 //! One conformance case: reads its folder, builds the module, runs its calls, compares.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
@@ -8,15 +9,52 @@ use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout};
 use burn_deepspeed::ops::{AdditiveMask, Keys, Softmax};
 use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
-use burn_deepspeed::weight::{FusedNorm, Orientation, QkvWeight, Weight};
+use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
     AttentionMask, BloomSelfAttention, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    LayerCache, NormType, Outputs, Positions,
+    KvCacheType, LayerCache, NormType, Outputs, Positions,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// What int8 weights may add to the error of f32, on outputs of magnitude 1 to 5, if the case does not say.
+const INT8_WEIGHTS: f64 = 0.2;
+
+/// The same for an int8 cache.
+const INT8_CACHE: f64 = 0.15;
+
+/// In what a case is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Types {
+    /// Element type of weights and activations.
+    pub dtype: DataType,
+    /// Element types of the cache.
+    pub cache: KvCacheType,
+}
+
+impl From<DataType> for Types {
+    fn from(dtype: DataType) -> Self {
+        Self { dtype, cache: KvCacheType::default() }
+    }
+}
+
+impl Types {
+    /// The largest error allowed, with activations of this type.
+    fn tolerance(self, given: &BTreeMap<String, f64>, activations: DType) -> Option<f64> {
+        let weights = self.dtype == DataType::Int8;
+        let cache = [self.cache.key, self.cache.value].contains(&Some(DataType::Int8));
+        let added = if weights { INT8_WEIGHTS } else { 0.0 } + if cache { INT8_CACHE } else { 0.0 };
+        let dense = match activations {
+            DType::F16 => DataType::Fp16,
+            DType::BF16 => DataType::Bf16,
+            _ => DataType::Fp32,
+        };
+        let own = given.get("int8").filter(|_| weights || cache).copied();
+        own.or_else(|| given.get(&dense.to_string()).map(|dense| dense + added))
+    }
+}
 
 /// What came of a case.
 pub struct CaseResult {
@@ -45,7 +83,7 @@ struct CaseRecord {
     layer_id: usize,
     config: Value,
     calls: Vec<Value>,
-    tolerance: std::collections::BTreeMap<String, f64>,
+    tolerance: BTreeMap<String, f64>,
 }
 
 /// The case folders among `paths`, and one level below them.
@@ -69,14 +107,21 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Runs the case in `folder`.
-pub fn run<B: InferenceBackend>(folder: &Path, dtype: DataType, device: &B::Device) -> Result<CaseResult, Failure> {
+pub fn run<B: InferenceBackend>(
+    folder: &Path,
+    types: impl Into<Types>,
+    device: &B::Device,
+) -> Result<CaseResult, Failure> {
+    let types = types.into();
     let text = std::fs::read_to_string(folder.join("case.json"))?;
     let record: CaseRecord = serde_json::from_str(&text)?;
-    let tolerance = record.tolerance.get(&dtype.to_string()).copied();
+    let dtype = types.dtype;
+    let activations = dtype.of_backend::<B>(device)?;
     let case = Case::<B> {
         tensors: Checkpoint::open(folder.join("tensors.safetensors"))?,
-        config: config(&record, dtype)?,
-        dtype: dtype.of_backend::<B>(device)?,
+        config: config(&record, types)?,
+        int8: dtype == DataType::Int8,
+        dtype: activations,
         record: &record,
         device,
     };
@@ -91,18 +136,22 @@ pub fn run<B: InferenceBackend>(folder: &Path, dtype: DataType, device: &B::Devi
         name: record.name.clone(),
         module: record.module.clone(),
         error,
-        tolerance: tolerance.ok_or_else(|| format!("the case has no tolerance for {dtype}"))?,
+        tolerance: types
+            .tolerance(&record.tolerance, activations)
+            .ok_or_else(|| format!("the case has no tolerance for {dtype}"))?,
     })
 }
 
 /// The configuration of a case. `rope_scaling` may lack the trained length of the model, nothing else differs.
-fn config(record: &CaseRecord, dtype: DataType) -> Result<DeepSpeedInferenceConfig, Failure> {
-    Ok(DeepSpeedInferenceConfig::from_json(&record.config)?.with_dtype(dtype))
+fn config(record: &CaseRecord, types: Types) -> Result<DeepSpeedInferenceConfig, Failure> {
+    let config = DeepSpeedInferenceConfig::from_json(&record.config)?;
+    Ok(config.with_dtype(types.dtype).with_kv_cache_dtype(types.cache))
 }
 
 struct Case<'a, B: Backend> {
     tensors: Checkpoint,
     config: DeepSpeedInferenceConfig,
+    int8: bool,
     dtype: DType,
     record: &'a CaseRecord,
     device: &'a B::Device,
@@ -281,6 +330,7 @@ impl<B: InferenceBackend> Case<'_, B> {
             false => (Orientation::InputOutput, shape[1]),
         };
         let weight = QkvWeight::Fused(Weight::new(matrix, vector("bias", output)?, orientation));
+        let weight = if self.int8 { weight.quantize(Int8Blocks::PerOutput)? } else { weight };
         let gamma = vector("gamma", config.hidden_size)?.ok_or("the case has no `weights.gamma`")?;
         let norm = NormSpec { rms: config.norm_type == NormType::RMSNorm, epsilon: config.layer_norm_eps };
         let norm = FusedNorm::new(gamma, vector("beta", config.hidden_size)?, norm);

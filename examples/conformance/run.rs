@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use burn_deepspeed::{DataType, InferenceBackend};
+use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
 use clap::{Args, ValueEnum};
 
 use crate::backend::{BackendName, Precision, on_backend};
@@ -18,6 +18,9 @@ pub struct Arguments {
     /// Element type of weights and activations.
     #[arg(long, value_enum, default_value_t = Precision::Fp32)]
     dtype: Precision,
+    /// Element type of cached keys and values. Default: that of the activations.
+    #[arg(long, value_enum)]
+    kv_cache: Option<Precision>,
     /// `auto`: kernels where the backend has them; `reference`: tensor operations only; `fast`: the same as `auto`, and an error if it has none.
     #[arg(long, value_enum, default_value_t = ExecutionPath::Auto)]
     path: ExecutionPath,
@@ -64,13 +67,15 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
 /// Prints a line for each case and returns how many failed.
 fn run_all<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
     let dtype = DataType::from(arguments.dtype);
+    let cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
+    let types = case::Types { dtype, cache };
     let device = Default::default();
     dtype.of_backend::<B>(&device).map_err(|error| error.to_string())?;
     let folders = case::find(&arguments.cases).map_err(|error| error.to_string())?;
     let mut failed = 0;
     for folder in &folders {
         let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let result = case::run::<B>(folder, dtype, &device);
+        let result = case::run::<B>(folder, types, &device);
         // A device reports a kernel that it dropped here, and nowhere else.
         B::sync(&device).map_err(|error| format!("{name}: the device failed: {error:?}"))?;
         match result {

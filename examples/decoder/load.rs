@@ -5,7 +5,7 @@ use burn::nn::{Embedding, LayerNorm};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Architecture, Checkpoint, HuggingFaceConfig, LoadReport};
-use burn_deepspeed::weight::{Orientation, Weight, transposed};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 
 use super::{Attention, Block, Decoder, Norm};
 
@@ -130,7 +130,7 @@ impl<B: Backend> Decoder<B> {
         self.blocks = blocks;
         self.head = match checkpoint.contains(&format!("{}.weight", names.head)) || !config.tie_word_embeddings {
             true => Reader::<B> { orientation: Orientation::OutputInput, ..reader }.linear(self.head, names.head)?,
-            false => turned(self.tokens.weight.val(), None, &self.head),
+            false => turned(self.tokens.weight.val(), None, &self.head)?,
         };
         let report = checkpoint.finish()?;
         Ok((self.no_grad(), report))
@@ -138,12 +138,17 @@ impl<B: Backend> Decoder<B> {
 }
 
 /// An `[out, in]` matrix the way the module stores it.
-fn turned<B: Backend>(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, module: &Weight<B>) -> Weight<B> {
+fn turned<B: Backend>(
+    matrix: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+    module: &Weight<B>,
+) -> Result<Weight<B>, WeightError> {
     let matrix = match module.orientation() {
         Orientation::OutputInput => matrix,
         Orientation::InputOutput => transposed(matrix),
     };
-    Weight::new(matrix, bias, module.orientation())
+    let weight = Weight::new(matrix, bias, module.orientation());
+    if module.int8().is_some() { weight.quantize(Int8Blocks::PerOutput) } else { Ok(weight) }
 }
 
 impl<B: Backend> Reader<'_, B> {
@@ -167,7 +172,7 @@ impl<B: Backend> Reader<'_, B> {
             Orientation::OutputInput => matrix,
         };
         let bias = || self.checkpoint.tensor(&format!("{path}.bias"), [output], self.dtype, &self.device);
-        Ok(turned(matrix, module.has_bias().then(bias).transpose()?, &module))
+        turned(matrix, module.has_bias().then(bias).transpose()?, &module)
     }
 
     fn layer_norm(&self, mut module: LayerNorm<B>, path: &str) -> Result<LayerNorm<B>, WeightError> {

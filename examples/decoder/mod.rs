@@ -13,7 +13,7 @@ use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
-    AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DeepSpeedSelfAttention,
+    AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType, DeepSpeedSelfAttention,
     InferenceBackend, Outputs, Positions, Step, WeightError,
 };
 
@@ -179,7 +179,11 @@ fn linear<B: Backend>(
 ) -> Result<Weight<B>, ConfigError> {
     let attention = config.attention_config(0);
     let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
-    Ok(Weight::init(input, output, bias, orientation, attention.dtype.of_backend::<B>(device)?, device))
+    let dtype = attention.dtype.of_backend::<B>(device)?;
+    Ok(match attention.dtype {
+        DataType::Int8 => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
+        _ => Weight::init(input, output, bias, orientation, dtype, device),
+    })
 }
 
 impl<B: Backend> Block<B> {

@@ -4,6 +4,7 @@
 //! cargo run --release --example generate                                   # the adder: prints a sum
 //! cargo run --release --example generate -- --prompt "48+76="
 //! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
+//! cargo run --release --example generate -- --dtype int8 --kv-cache int8
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
 //! ```
 
@@ -24,7 +25,7 @@ use std::time::Instant;
 
 use backend::{BackendName, Precision, exit, on_backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
-use burn_deepspeed::{DataType, InferenceBackend, Parallelism};
+use burn_deepspeed::{DataType, InferenceBackend, KvCacheType, Parallelism};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokenizers::Tokenizer;
@@ -74,6 +75,9 @@ struct Arguments {
     /// Element type of weights, activations and cache.
     #[arg(long, value_enum, default_value_t = Precision::Fp32)]
     dtype: Precision,
+    /// Element type of cached keys and values. Default: that of the activations.
+    #[arg(long, value_enum)]
+    kv_cache: Option<Precision>,
     /// Threads of the CPU kernels. Default: one for each core.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -96,7 +100,9 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     let device = B::Device::default();
     let folder = arguments.model.clone().unwrap_or_else(adder);
     let dtype = DataType::from(arguments.dtype);
-    let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?.with_dtype(dtype);
+    let cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
+    let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?;
+    let config = config.with_dtype(dtype).with_kv_cache_dtype(cache);
     let checkpoint = Checkpoint::open(&folder)?;
     let started = Instant::now();
     let (model, report) = Decoder::<B>::init(&config, &device)?.load(&config, &checkpoint, &device)?;

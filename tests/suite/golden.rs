@@ -3,15 +3,16 @@
 #[path = "../../examples/conformance/case.rs"]
 mod case;
 
-use burn_deepspeed::{DataType, InferenceBackend};
+use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
 
-use crate::common::golden;
+use crate::common::{golden, on_each_backend};
 
-pub fn every_case_passes<B: InferenceBackend>(dtype: DataType) {
+pub fn every_case_passes<B: InferenceBackend>(types: impl Into<case::Types>) {
+    let types = types.into();
     let folders = case::find(&[golden("cases")]).unwrap();
     assert_eq!(folders.len(), 29);
     for folder in folders {
-        let result = case::run::<B>(&folder, dtype, &Default::default()).unwrap();
+        let result = case::run::<B>(&folder, types, &Default::default()).unwrap();
         assert!(result.passed(), "{} ({}): {:e} > {:e}", result.name, result.module, result.error, result.tolerance);
     }
 }
@@ -35,6 +36,18 @@ fn every_case_passes_on_flex_in_every_float_type() {
         every_case_passes::<burn_flex::Flex>(dtype);
     }
 }
+
+fn every_case_passes_in_int8<B: InferenceBackend>() {
+    for (dtype, cache) in [
+        (DataType::Int8, KvCacheType::default()),
+        (DataType::Fp32, KvCacheType::INT8),
+        (DataType::Int8, KvCacheType::INT8),
+    ] {
+        every_case_passes::<B>(case::Types { dtype, cache });
+    }
+}
+
+on_each_backend!(every_case_passes_in_int8);
 
 /// A runner that cannot fail proves nothing.
 #[test]
