@@ -76,6 +76,10 @@ impl Lab {
         self.tensor(shape, u8::as_type_native_unchecked().storage_type())
     }
 
+    fn int8(&self, shape: &[usize]) -> Tensor {
+        self.tensor(shape, i8::as_type_native_unchecked().storage_type())
+    }
+
     /// Launches, and waits for what the compiler says. Panics where a kernel declines or does not compile.
     fn announce(&self, label: &str, launch: impl FnOnce() -> Result<(), Unsupported>) {
         if !label.contains(&self.only) {
@@ -105,34 +109,55 @@ impl Lab {
                     qkv: &self.tensor(&[2, 3, 8 * head], elements),
                     query: &self.tensor(&[2, 4, 3, head], elements),
                     key: &cache,
+                    key_scales: None,
                     value: &self.tensor(&[2, 2, 16, head], elements),
+                    value_scales: None,
                     rotation: rotation.as_ref(),
                     bounds,
                     start: 0,
                     end: 3,
                 };
+                let int8 = self.int8(&[2, 2, 16, head]);
+                let scales = self.tensor(&[2, 2, 16], f32_type());
+                let quantised = CacheWrite {
+                    key: &int8,
+                    key_scales: Some(&scales),
+                    value: &int8,
+                    value_scales: Some(&scales),
+                    ..arguments
+                };
                 let rows = if bounds.is_some() { "ragged" } else { "even" };
-                self.announce(&format!("cache_write {name} {label}, {rows} rows"), || {
-                    cache_write::launch(&self.client, &self.machine, arguments)
-                });
+                for (arguments, cache) in [(arguments, ""), (quantised, ", int8 cache")] {
+                    self.announce(&format!("cache_write {name} {label}, {rows} rows{cache}"), || {
+                        cache_write::launch(&self.client, &self.machine, arguments)
+                    });
+                }
             }
         }
     }
 
-    /// Launches on tensors of `[batch, heads, tokens, head]` with key heads for every `group`.
+    /// Launches on tensors of `[batch, heads, tokens, head]` with key heads for every `group`, and on a cache of int8 where
+    /// `int8` says so.
+    #[allow(clippy::too_many_arguments, reason = "the parts of an instance")]
     fn attention(
         &self,
         label: &str,
         elements: StorageType,
         [head, group, tokens, keys]: [usize; 4],
         masks: &MaskArguments<CudaRuntime>,
+        int8: bool,
         launch: impl FnOnce(Attention<'_, CudaRuntime>) -> Result<(), Unsupported>,
     ) {
         let (batch, heads) = (2, 8);
+        let shape = [batch, heads / group, keys, head];
+        let cache = if int8 { self.int8(&shape) } else { self.tensor(&shape, elements) };
+        let scales = self.tensor(&shape[..3], f32_type());
         let problem = Attention {
             query: &self.tensor(&[batch, heads, tokens, head], elements),
-            key: &self.tensor(&[batch, heads / group, keys, head], elements),
-            value: &self.tensor(&[batch, heads / group, keys, head], elements),
+            key: &cache,
+            key_scales: int8.then_some(&scales),
+            value: &cache,
+            value_scales: int8.then_some(&scales),
             context: &self.tensor(&[batch, heads, tokens, head], elements),
             scale: 0.1,
             masks,
@@ -183,16 +208,21 @@ impl Lab {
 
     fn decodes(&self, Element(elements, name): Element) {
         let causal = MaskArguments::new(Self::rules(true));
-        let run = |head, group, tokens, splits, masks: &_, more: &str| {
+        let run_on = |int8, head, group, tokens, splits, masks: &_, more: &str| {
             let label = format!("decode {name} head {head} group {group} tokens {tokens} splits {splits}{more}");
-            self.attention(&label, elements, [head, group, tokens, 512], masks, |problem| {
+            self.attention(&label, elements, [head, group, tokens, 512], masks, int8, |problem| {
                 decode::launch(&self.client, &self.machine, problem, Some(splits)).map(|_| ())
             });
+        };
+        let run = |head, group, tokens, splits, masks: &_, more: &str| {
+            run_on(false, head, group, tokens, splits, masks, more)
         };
         for head in HEAD_SIZES {
             run(head, 1, 1, 4, &causal, "");
             run(head, 4, 1, 1, &causal, "");
             run(head, 8, 2, 4, &causal, "");
+            run_on(true, head, 1, 1, 4, &causal, ", int8 cache");
+            run_on(true, head, 4, 1, 1, &causal, ", int8 cache");
         }
         for (label, masks) in self.masks(2, 512) {
             run(128, 4, 2, 4, &masks, &format!(", {label}"));
@@ -201,28 +231,32 @@ impl Lab {
 
     fn prefills(&self, Element(elements, name): Element) {
         let causal = MaskArguments::new(Self::rules(true));
-        let simt = |head, group, masks: &_, more: &str| {
+        let simt_on = |int8, head, group, masks: &_, more: &str| {
             let label = format!("prefill simt {name} head {head} group {group}{more}");
-            self.attention(&label, elements, [head, group, 65, 512], masks, |problem| {
+            self.attention(&label, elements, [head, group, 65, 512], masks, int8, |problem| {
                 prefill::simt::launch(&self.client, &self.machine, problem)
             });
         };
+        let simt = |head, group, masks: &_, more: &str| simt_on(false, head, group, masks, more);
         for head in HEAD_SIZES {
             simt(head, 1, &causal, "");
+            simt_on(true, head, 1, &causal, ", int8 cache");
         }
         for (label, masks) in self.masks(65, 512) {
             simt(128, 4, &masks, &format!(", {label}"));
         }
         let engine = |head| mma::Engine::tensor_cores(&self.client, &self.machine, elements, head);
-        let mma = |head, group, masks: &_, more: &str| {
+        let mma_on = |int8, head, group, masks: &_, more: &str| {
             let Ok(engine) = engine(head) else { return };
             let label = format!("prefill mma {name} head {head} group {group}{more}");
-            self.attention(&label, elements, [head, group, 65, 512], masks, |problem| {
+            self.attention(&label, elements, [head, group, 65, 512], masks, int8, |problem| {
                 mma::launch(&self.client, &self.machine, problem, engine)
             });
         };
+        let mma = |head, group, masks: &_, more: &str| mma_on(false, head, group, masks, more);
         for head in HEAD_SIZES {
             mma(head, 1, &causal, "");
+            mma_on(true, head, 1, &causal, ", int8 cache");
         }
         for (label, masks) in self.masks(65, 512) {
             mma(128, 4, &masks, &format!(", {label}"));

@@ -77,6 +77,13 @@ impl Tensors {
         tensor
     }
 
+    /// Keys or values, and scales if they are int8.
+    fn cache(&self, [batch, kv_heads, capacity, head]: [usize; 4], int8: bool) -> (Tensor, Option<Tensor>) {
+        let elements = if int8 { i8::as_type_native_unchecked().storage_type() } else { self.elements };
+        let scales = int8.then(|| self.floats(&[batch, kv_heads, capacity]));
+        (self.noise_of(&[batch, kv_heads, capacity, head], elements), scales)
+    }
+
     /// `[B, N, T, H]`, the heads of a token one behind the other.
     fn packed(&self, [batch, heads, tokens, head]: [usize; 4]) -> Tensor {
         let width = heads * head;
@@ -103,13 +110,17 @@ impl Tensors {
                     Ok(())
                 })
             }
-            Problem::Decode { batch, heads, kv_heads, head, keys } => {
+            Problem::Decode { batch, heads, kv_heads, head, keys, int8 } => {
                 let rules =
                     Rules { causal: true, window: None, softcap: None, start: keys as u32 - 1, end: keys as u32 };
+                let [(key, key_scales), (value, value_scales)] =
+                    [(); 2].map(|()| self.cache([batch, kv_heads, keys, head], int8));
                 let operands = Operands {
                     query: self.noise(&[batch, heads, 1, head]),
-                    key: self.noise(&[batch, kv_heads, keys, head]),
-                    value: self.noise(&[batch, kv_heads, keys, head]),
+                    key,
+                    key_scales,
+                    value,
+                    value_scales,
                     context: self.packed([batch, heads, 1, head]),
                     masks: MaskArguments::new(rules),
                 };
@@ -123,7 +134,9 @@ impl Tensors {
                 let operands = Operands {
                     query: self.noise(&[batch, heads, tokens, head]),
                     key: self.noise(&[batch, heads, tokens, head]),
+                    key_scales: None,
                     value: self.noise(&[batch, heads, tokens, head]),
+                    value_scales: None,
                     context: self.packed([batch, heads, tokens, head]),
                     masks,
                 };
@@ -145,10 +158,11 @@ impl Tensors {
                     softmax::launch(&client, &machine, arguments)
                 })
             }
-            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity } => {
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity, int8 } => {
                 let qkv = self.noise(&[batch, tokens, (heads + 2 * kv_heads) * head]);
                 let query = self.noise(&[batch, heads, tokens, head]);
-                let [key, value] = [(); 2].map(|()| self.noise(&[batch, kv_heads, capacity, head]));
+                let [(key, key_scales), (value, value_scales)] =
+                    [(); 2].map(|()| self.cache([batch, kv_heads, capacity, head], int8));
                 let [cos, sin] = [(); 2].map(|()| self.floats(&[1, tokens, head / 2]));
                 let rotation = Rotation { pairs: RotaryPairs::Half, cos, sin };
                 Box::new(move |_| {
@@ -156,7 +170,9 @@ impl Tensors {
                         qkv: &qkv,
                         query: &query,
                         key: &key,
+                        key_scales: key_scales.as_ref(),
                         value: &value,
+                        value_scales: value_scales.as_ref(),
                         rotation: Some(&rotation),
                         bounds: None,
                         start: (capacity - tokens) as u32,
@@ -214,7 +230,9 @@ impl Tensors {
 struct Operands {
     query: Tensor,
     key: Tensor,
+    key_scales: Option<Tensor>,
     value: Tensor,
+    value_scales: Option<Tensor>,
     context: Tensor,
     masks: MaskArguments<CudaRuntime>,
 }
@@ -224,7 +242,9 @@ impl Operands {
         Attention {
             query: &self.query,
             key: &self.key,
+            key_scales: self.key_scales.as_ref(),
             value: &self.value,
+            value_scales: self.value_scales.as_ref(),
             context: &self.context,
             scale: 1.0 / (self.query.shape()[3] as f32).sqrt(),
             masks: &self.masks,

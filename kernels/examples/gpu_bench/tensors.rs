@@ -11,16 +11,16 @@ const UNITS: u32 = 256;
 /// Elements of a vector of f16 or bf16, 16 bytes.
 const VECTOR: usize = 8;
 
-/// A number in -1..1 for every element, by a hash of its place (<https://nullprogram.com/blog/2018/07/31/>).
+/// A number in -1..1 for every element, or in -127..127 for integers, by a hash of its place (<https://nullprogram.com/blog/2018/07/31/>).
 #[cube(launch_unchecked)]
-fn noise<F: Float>(output: &mut Array<F>, seed: u32, #[define(F)] _elements: StorageType) {
+fn noise<F: Numeric>(output: &mut Array<F>, seed: u32, largest: f32, #[define(F)] _elements: StorageType) {
     let at = ABSOLUTE_POS;
     if at < output.len() {
         let mut hash = at as u32 ^ seed;
         hash = (hash ^ (hash >> 16u32)) * 0x7feb352du32;
         hash = (hash ^ (hash >> 15u32)) * 0x846ca68bu32;
         hash = hash ^ (hash >> 16u32);
-        output[at] = F::cast_from(f32::cast_from(hash >> 8u32) / 8388608.0f32 - 1.0f32);
+        output[at] = F::cast_from((f32::cast_from(hash >> 8u32) / 8388608.0f32 - 1.0f32) * largest);
     }
 }
 
@@ -64,6 +64,7 @@ pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRunti
             CubeDim::new_1d(UNITS),
             array(tensor),
             seed,
+            if tensor.dtype.is_int() { 127.0 } else { 1.0 },
             tensor.dtype,
         );
     }

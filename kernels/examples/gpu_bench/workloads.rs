@@ -38,6 +38,8 @@ pub enum Problem {
         kv_heads: usize,
         head: usize,
         keys: usize,
+        /// Whether the cache is int8.
+        int8: bool,
     },
     Prefill {
         batch: usize,
@@ -60,6 +62,8 @@ pub enum Problem {
         kv_heads: usize,
         head: usize,
         capacity: usize,
+        /// Whether the cache is int8.
+        int8: bool,
     },
     Norm {
         rows: usize,
@@ -76,8 +80,12 @@ pub enum Problem {
 
 use Orientation::{InputOutput, OutputInput};
 
-const fn decoding([batch, heads, kv_heads, head]: [usize; 4], keys: usize) -> Problem {
-    Problem::Decode { batch, heads, kv_heads, head, keys }
+const fn decoding([batch, heads, kv_heads, head]: [usize; 4], keys: usize, int8: bool) -> Problem {
+    Problem::Decode { batch, heads, kv_heads, head, keys, int8 }
+}
+
+const fn appending([batch, tokens]: [usize; 2], capacity: usize, int8: bool) -> Problem {
+    Problem::CacheWrite { batch, tokens, heads: 32, kv_heads: 32, head: 128, capacity, int8 }
 }
 
 const fn prompt([batch, heads, head]: [usize; 3], tokens: usize, causal: bool, addend: Addend) -> Problem {
@@ -89,12 +97,14 @@ const LONG: [usize; 3] = [4, 16, 64];
 
 /// In the order in which they are worth their time.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 23] = [
+pub const WORKLOADS: [Workload; 27] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
-    Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096) },
-    Workload { name: "decode-1x32x32x128-32768", problem: decoding([1, 32, 32, 128], 32768) },
-    Workload { name: "decode-1x32x32x128-2048", problem: decoding([1, 32, 32, 128], 2048) },
+    Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
+    Workload { name: "decode-64x32x8x128-4096-int8", problem: decoding([64, 32, 8, 128], 4096, true) },
+    Workload { name: "decode-1x32x32x128-32768", problem: decoding([1, 32, 32, 128], 32768, false) },
+    Workload { name: "decode-1x32x32x128-32768-int8", problem: decoding([1, 32, 32, 128], 32768, true) },
+    Workload { name: "decode-1x32x32x128-2048", problem: decoding([1, 32, 32, 128], 2048, false) },
     Workload { name: "prefill-1x32x128-4096-causal", problem: prompt(LLAMA, 4096, true, Addend::Nothing) },
     Workload { name: "prefill-4x16x64-8192-full", problem: prompt(LONG, 8192, false, Addend::Nothing) },
     Workload { name: "prefill-2x8x40-4096-diffusers", problem: prompt([2, 8, 40], 4096, false, Addend::Nothing) },
@@ -107,8 +117,10 @@ pub const WORKLOADS: [Workload; 23] = [
     Workload { name: "norm-qkv-4096-12288-in-out", problem: Problem::Gemv { inputs: 4096, outputs: 12288, normed: true, orientation: InputOutput } },
     Workload { name: "output-4096-4096-out-in", problem: Problem::Gemv { inputs: 4096, outputs: 4096, normed: false, orientation: OutputInput } },
     Workload { name: "output-4096-4096-in-out", problem: Problem::Gemv { inputs: 4096, outputs: 4096, normed: false, orientation: InputOutput } },
-    Workload { name: "cache-write-1x4096x32x32x128", problem: Problem::CacheWrite { batch: 1, tokens: 4096, heads: 32, kv_heads: 32, head: 128, capacity: 4096 } },
-    Workload { name: "cache-write-64x1x32x32x128", problem: Problem::CacheWrite { batch: 64, tokens: 1, heads: 32, kv_heads: 32, head: 128, capacity: 16 } },
+    Workload { name: "cache-write-1x4096x32x32x128", problem: appending([1, 4096], 4096, false) },
+    Workload { name: "cache-write-1x4096x32x32x128-int8", problem: appending([1, 4096], 4096, true) },
+    Workload { name: "cache-write-64x1x32x32x128", problem: appending([64, 1], 16, false) },
+    Workload { name: "cache-write-64x1x32x32x128-int8", problem: appending([64, 1], 16, true) },
     Workload { name: "prefill-1x32x128-4096-causal-alibi", problem: prompt(LLAMA, 4096, true, Addend::Slopes) },
     Workload { name: "prefill-1x32x128-4096-causal-bias", problem: prompt(LLAMA, 4096, true, Addend::Bias) },
     Workload { name: "prefill-4x16x64-8192-full-alibi", problem: prompt(LONG, 8192, false, Addend::Slopes) },
@@ -117,6 +129,11 @@ pub const WORKLOADS: [Workload; 23] = [
 
 /// Bytes of an element of f16 and bf16.
 pub const HALF: usize = 2;
+
+/// Bytes of a head in the cache; int8 has a scale.
+fn cached(head: usize, int8: bool) -> usize {
+    if int8 { head + size_of::<f32>() } else { head * HALF }
+}
 
 impl Workload {
     /// The engines that solve the problem.
@@ -133,8 +150,8 @@ impl Workload {
         match self.problem {
             Problem::Copy { megabytes } => 2 * (megabytes << 20),
             Problem::Empty => 0,
-            Problem::Decode { batch, heads, kv_heads, head, keys } => {
-                2 * batch * head * (kv_heads * keys + heads) * HALF
+            Problem::Decode { batch, heads, kv_heads, head, keys, int8 } => {
+                2 * batch * (kv_heads * keys * cached(head, int8) + heads * head * HALF)
             }
             Problem::Prefill { batch, heads, head, tokens, addend, .. } => {
                 let bias = if addend == Addend::Bias { heads * tokens * tokens } else { 0 };
@@ -145,8 +162,9 @@ impl Workload {
                 let matrix = heads * tokens * tokens * HALF;
                 if triangular { matrix + matrix / 2 } else { 2 * matrix }
             }
-            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, .. } => {
-                2 * batch * tokens * (heads + 2 * kv_heads) * head * HALF
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, int8, .. } => {
+                let read = (heads + 2 * kv_heads) * head * HALF;
+                batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
             }
             Problem::Norm { rows, features, .. } => 2 * rows * features * HALF,
             Problem::Gemv { inputs, outputs, .. } => (inputs * outputs + inputs + 2 * outputs) * HALF,
@@ -184,7 +202,8 @@ impl Workload {
         let (kind, sizes) = match self.problem {
             Problem::Copy { megabytes } => ("copy", json!({ "megabytes": megabytes })),
             Problem::Empty => ("launch", json!({})),
-            Problem::Decode { batch, heads, kv_heads, head, keys } => {
+            // A cache of int8 is timed beside the same problem on one of floats.
+            Problem::Decode { batch, heads, kv_heads, head, keys, int8: _ } => {
                 ("decode", json!({ "batch": batch, "heads": heads, "kv_heads": kv_heads, "head": head, "keys": keys }))
             }
             Problem::Prefill { batch, heads, head, tokens, causal, addend } => {
@@ -201,7 +220,7 @@ impl Workload {
             Problem::Softmax { heads, tokens, masked, triangular } => {
                 ("softmax", json!({ "heads": heads, "tokens": tokens, "masked": masked, "triangular": triangular }))
             }
-            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity } => {
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity, int8: _ } => {
                 let sizes = json!({
                     "batch": batch, "tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head": head,
                     "capacity": capacity,
@@ -231,8 +250,8 @@ impl Problem {
     pub fn small(self) -> Self {
         match self {
             Self::Copy { .. } => Self::Copy { megabytes: 1 },
-            Self::Decode { heads, kv_heads, head, keys, .. } => {
-                Self::Decode { batch: 1, heads, kv_heads, head, keys: keys / 16 }
+            Self::Decode { heads, kv_heads, head, keys, int8, .. } => {
+                Self::Decode { batch: 1, heads, kv_heads, head, keys: keys / 16, int8 }
             }
             Self::Prefill { batch, heads, head, tokens, causal, addend } => {
                 Self::Prefill { batch, heads, head, tokens: tokens / 16, causal, addend }

@@ -39,12 +39,12 @@ pub(crate) fn lanes_sum(
 
 /// The maximum of `value`, as [`lanes_sum`].
 #[cube]
-pub(crate) fn lanes_max(
-    value: f32,
-    shared: &mut SharedMemory<f32>,
+pub(crate) fn lanes_max<T: Numeric>(
+    value: T,
+    shared: &mut SharedMemory<T>,
     #[comptime] lanes: u32,
     #[comptime] planes: bool,
-) -> f32 {
+) -> T {
     let mut largest = value;
     if comptime!(lanes > 1) {
         if comptime!(planes) {

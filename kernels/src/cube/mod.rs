@@ -17,6 +17,7 @@
 mod addend;
 mod attention;
 pub mod cache_write;
+mod cached;
 pub mod decode;
 pub mod gemv;
 mod lanes;

@@ -2,8 +2,12 @@
 
 use burn_deepspeed_kernels::cube::cache_write::{CacheWrite, RotaryPairs, Rotation, launch};
 
-use crate::lab::{Element, lab};
+use burn_deepspeed_kernels::cube::{TensorHandle, Unsupported};
+use cubecl::prelude::*;
+
+use crate::lab::{Element, Lab, Tensor, elements_and_planes, lab};
 use crate::oracle::{assert_near, noise};
+use crate::problem::quantised;
 
 struct Case {
     /// Query heads, key heads, new tokens, capacity, head size.
@@ -13,19 +17,74 @@ struct Case {
     rotary: Option<(RotaryPairs, usize)>,
     /// Whether each row has angles of its own.
     own_angles: bool,
+    /// Whether keys are int8, and values.
+    int8: [bool; 2],
+}
+
+/// Keys or values before a launch, and their tensors.
+struct Side {
+    old: Vec<f32>,
+    old_scales: Vec<f32>,
+    elements: Tensor,
+    scales: Option<Tensor>,
+}
+
+impl Side {
+    /// `shape` is that of the cache; rows are padded to a multiple of `pitch`.
+    fn new(lab: &Lab, shape: [usize; 4], element: Element, int8: bool, seed: u64, pitch: usize) -> Self {
+        let old = noise(shape.iter().product(), seed);
+        let old_scales = noise(shape[..3].iter().product(), seed + 10);
+        if int8 {
+            let old: Vec<i8> = old.iter().map(|x| (x * 100.0) as i8).collect();
+            let scales = lab.floats(&old_scales, &shape[..3], Element::F32, 5);
+            let elements = lab.int8(&old, &shape, pitch);
+            let old = old.into_iter().map(f32::from).collect();
+            return Self { old, old_scales, elements, scales: Some(scales) };
+        }
+        let old: Vec<f32> = old.iter().map(|x| element.round(*x)).collect();
+        let elements = lab.floats(&old, &shape, element, pitch);
+        Self { old, old_scales, elements, scales: None }
+    }
+
+    /// Compares with what the features of the new tokens, by head and slot, should have become.
+    fn check(&self, lab: &Lab, what: &str, new: impl Fn(usize) -> Option<Vec<f64>>, tolerance: f64) {
+        let head_dim = self.elements.shape()[3];
+        let elements = lab.read(&self.elements);
+        let scales = self.scales.as_ref().map(|scales| lab.read(scales));
+        for (at, old) in self.old.chunks(head_dim).enumerate() {
+            let found = &elements[at * head_dim..][..head_dim];
+            let what = format!("{what}, head and slot {at}");
+            match (new(at), &scales) {
+                (None, scales) => {
+                    assert_eq!(found, old, "{what}");
+                    assert!(scales.as_ref().is_none_or(|scales| scales[at] == self.old_scales[at]), "{what}");
+                }
+                (Some(features), None) => assert_near(&what, found, &features, tolerance),
+                (Some(features), Some(scales)) => {
+                    let scale = f64::from(scales[at]);
+                    let largest = features.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
+                    assert_near(&what, &[scales[at] * 127.0], &[largest], tolerance.max(1e-6));
+                    for (element, x) in found.iter().zip(features) {
+                        let off = (f64::from(*element) * scale - x).abs();
+                        assert!(off <= scale * 0.5001 + tolerance, "{what}: {x} became {element} of {scale}");
+                    }
+                }
+            }
+        }
+    }
 }
 
 impl Case {
     fn check(&self, element: Element) {
-        let lab = lab(true);
+        self.check_with(element, true);
+    }
+
+    fn check_with(&self, element: Element, planes: bool) {
+        let lab = lab(planes);
         let [heads, kv_heads, tokens, capacity, head_dim] = self.sizes;
         let batch = self.rows.len();
         let all_heads = heads + 2 * kv_heads;
         let qkv: Vec<f32> = noise(batch * tokens * all_heads * head_dim, 1).iter().map(|x| element.round(*x)).collect();
-        let old = |seed| -> Vec<f32> {
-            noise(batch * kv_heads * capacity * head_dim, seed).iter().map(|x| element.round(*x)).collect()
-        };
-        let (old_key, old_value) = (old(2), old(3));
         let half = self.rotary.map_or(0, |(_, dim)| dim / 2);
         let table_rows = if self.own_angles { batch } else { 1 };
         let angles = noise(table_rows * tokens * half, 4);
@@ -38,15 +97,18 @@ impl Case {
         });
         let query = lab.output(&[batch, heads, tokens, head_dim], element, 16);
         let shape = [batch, kv_heads, capacity, head_dim];
-        let (key, value) = (lab.floats(&old_key, &shape, element, 32), lab.floats(&old_value, &shape, element, 64));
+        let key = Side::new(&lab, shape, element, self.int8[0], 2, 32);
+        let value = Side::new(&lab, shape, element, self.int8[1], 3, 64);
         let uniform = self.rows.windows(2).all(|pair| pair[0] == pair[1]);
         let bounds: Vec<u32> = self.rows.iter().flatten().map(|bound| *bound as u32).collect();
         let bounds = lab.integers(&bounds, &[batch, 2]);
         let arguments = CacheWrite {
             qkv: &lab.floats(&qkv, &[batch, tokens, all_heads * head_dim], element, 16),
             query: &query,
-            key: &key,
-            value: &value,
+            key: &key.elements,
+            key_scales: key.scales.as_ref(),
+            value: &value.elements,
+            value_scales: value.scales.as_ref(),
             rotation: rotation.as_ref(),
             bounds: (!uniform).then_some(&bounds),
             start: self.rows[0][0] as u32,
@@ -73,26 +135,24 @@ impl Case {
             own * f64::from(angle.cos()) + sign * feature(b, t, head, partner) * f64::from(angle.sin())
         };
         let mut expected_query = Vec::new();
-        let (mut expected_key, mut expected_value): (Vec<f64>, Vec<f64>) =
-            (old_key.iter().map(|x| f64::from(*x)).collect(), old_value.iter().map(|x| f64::from(*x)).collect());
-        for (b, [start, end]) in self.rows.iter().enumerate() {
+        for b in 0..batch {
             for head in 0..heads {
                 expected_query.extend((0..tokens * head_dim).map(|at| turned(b, at / head_dim, head, at % head_dim)));
             }
-            for head in 0..kv_heads {
-                for t in 0..end - start {
-                    for d in 0..head_dim {
-                        let at = ((b * kv_heads + head) * capacity + start + t) * head_dim + d;
-                        expected_key[at] = turned(b, t, heads + head, d);
-                        expected_value[at] = feature(b, t, heads + kv_heads + head, d);
-                    }
-                }
-            }
         }
-        let what = format!("{element:?} {:?} {:?} {:?}", self.sizes, self.rows, self.rotary);
+        // The row, head and new token that a head of the cache holds.
+        let new = |at: usize| {
+            let (b, head, slot) = (at / capacity / kv_heads, at / capacity % kv_heads, at % capacity);
+            let [start, end] = self.rows[b];
+            (start..end).contains(&slot).then(|| (b, head, slot - start))
+        };
+        let new_key = |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| turned(b, t, heads + head, d)).collect());
+        let new_value =
+            |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| feature(b, t, heads + kv_heads + head, d)).collect());
+        let what = format!("{element:?} {:?} {:?} {:?} int8 {:?}", self.sizes, self.rows, self.rotary, self.int8);
         assert_near(&format!("query, {what}"), &lab.read(&query), &expected_query, element.tolerance());
-        assert_near(&format!("key, {what}"), &lab.read(&key), &expected_key, element.tolerance());
-        assert_near(&format!("value, {what}"), &lab.read(&value), &expected_value, 0.0);
+        key.check(&lab, &format!("key, {what}"), new_key, element.tolerance());
+        value.check(&lab, &format!("value, {what}"), new_value, 0.0);
     }
 }
 
@@ -104,12 +164,12 @@ fn both_layouts_turn_what_they_should_and_append_in_place() {
     for &element in Element::ALL {
         for rotary in rotaries {
             let rows = vec![[0, 3], [5, 8]];
-            Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true }.check(element);
+            Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true, int8: [false; 2] }.check(element);
         }
     }
     for (rotary, head_dim) in [(Some((Half, 2)), 7), (Some((Interleaved, 6)), 7), (Some((Half, 128)), 128), (None, 1)] {
         let rows = vec![[4, 5], [4, 5], [4, 5]];
-        Case { sizes: [3, 3, 1, 5, head_dim], rows, rotary, own_angles: false }.check(Element::F32);
+        Case { sizes: [3, 3, 1, 5, head_dim], rows, rotary, own_angles: false, int8: [false; 2] }.check(Element::F32);
     }
 }
 
@@ -117,5 +177,113 @@ fn both_layouts_turn_what_they_should_and_append_in_place() {
 fn rows_with_fewer_new_tokens_keep_their_other_slots() {
     let rows = vec![[0, 4], [6, 6], [2, 3]];
     let rotary = Some((RotaryPairs::Half, 16));
-    Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true }.check(Element::F32);
+    Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8: [false; 2] }.check(Element::F32);
+}
+
+const INT8: [[bool; 2]; 3] = [[true, false], [false, true], [true, true]];
+
+#[test]
+fn int8_holds_the_nearest_of_every_head_size() {
+    use RotaryPairs::{Half, Interleaved};
+    let rotaries = [None, Some((Half, 40)), Some((Half, 6)), Some((Interleaved, 40)), Some((Interleaved, 6))];
+    for (element, planes) in elements_and_planes() {
+        for (at, rotary) in rotaries.into_iter().enumerate() {
+            let rows = vec![[0, 3], [5, 8]];
+            let case = Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true, int8: INT8[at % 3] };
+            case.check_with(element, planes);
+        }
+    }
+    for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256].into_iter().enumerate() {
+        let rows = vec![[4, 5], [4, 5], [4, 5]];
+        let case = Case { sizes: [3, 3, 1, 5, head_dim], rows, rotary: None, own_angles: false, int8: INT8[at % 3] };
+        case.check(Element::ALL[at % 2]);
+        case.check_with(Element::F32, false);
+    }
+}
+
+#[test]
+fn rows_with_fewer_new_tokens_keep_their_other_slots_in_int8() {
+    let rows = vec![[0, 4], [6, 6], [2, 3]];
+    let rotary = Some((RotaryPairs::Half, 16));
+    for int8 in INT8 {
+        let case = Case { sizes: [2, 1, 4, 9, 16], rows: rows.clone(), rotary, own_angles: true, int8 };
+        case.check_with(Element::F32, true);
+        case.check_with(Element::F32, false);
+    }
+}
+
+/// What one token with these features, for query, key and value alike, becomes as an int8 key.
+fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) {
+    let lab = lab(planes);
+    let head_dim = features.len();
+    let key = lab.int8(&vec![1; head_dim], &[1, 1, 1, head_dim], 1);
+    let scales = lab.floats(&[5.0], &[1, 1, 1], Element::F32, 1);
+    let arguments = CacheWrite {
+        qkv: &lab.floats(&features.repeat(3), &[1, 1, 3 * head_dim], element, 1),
+        query: &lab.output(&[1, 1, 1, head_dim], element, 1),
+        key: &key,
+        key_scales: Some(&scales),
+        value: &lab.output(&[1, 1, 1, head_dim], element, 1),
+        value_scales: None,
+        rotation: None,
+        bounds: None,
+        start: 0,
+        end: 1,
+    };
+    assert_eq!(launch(&lab.client, &lab.machine, arguments), Ok(()));
+    (lab.read(&key), lab.read(&scales)[0])
+}
+
+#[test]
+fn int8_rounds_ties_to_even_and_shows_what_is_not_finite() {
+    let mut heads = vec![
+        vec![0.5, -127.0, 1.5, 2.5, -0.5, -1.5, -2.5, 126.5, -125.5, 0.49, 3.0, -3.5],
+        vec![0.0; 12],
+        vec![-0.0; 12],
+        vec![254.0, -1.0, 3.0, 5.0],
+    ];
+    for strange in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut head: Vec<f32> = (0..20).map(|at| at as f32).collect();
+        head[13] = strange;
+        heads.push(head);
+    }
+    for (element, planes) in elements_and_planes() {
+        for features in &heads {
+            let (elements, scale) = written(features, element, planes);
+            let (expected, expected_scale) = quantised(features);
+            let expected: Vec<f32> = expected.into_iter().map(f32::from).collect();
+            assert_eq!(elements, expected, "{features:?}");
+            assert!(scale == expected_scale || scale.is_nan() && expected_scale.is_nan(), "{scale}, {features:?}");
+        }
+    }
+}
+
+#[test]
+fn scales_of_another_shape_or_type_are_refused() {
+    let lab = lab(true);
+    let (float, byte) = (Element::F32.storage(), i8::as_type_native_unchecked().storage_type());
+    let floats = |shape: &[usize]| lab.output(shape, Element::F32, 1);
+    let (int8, dense) = (lab.int8(&[0; 8], &[1, 1, 2, 4], 1), floats(&[1, 1, 2, 4]));
+    let refused = |key: &TensorHandle<_>, key_scales: Option<&TensorHandle<_>>| {
+        let arguments = CacheWrite {
+            qkv: &floats(&[1, 1, 12]),
+            query: &floats(&[1, 1, 1, 4]),
+            key,
+            key_scales,
+            value: &dense,
+            value_scales: None,
+            rotation: None,
+            bounds: None,
+            start: 0,
+            end: 1,
+        };
+        launch(&lab.client, &lab.machine, arguments).unwrap_err()
+    };
+    let mixed = |tensor, given, expected| Unsupported::MixedTypes { tensor, given, expected };
+    assert_eq!(refused(&int8, None), mixed("key", byte, float));
+    assert_eq!(refused(&dense, Some(&floats(&[1, 1, 2]))), mixed("key", float, byte));
+    let integer = u32::as_type_native_unchecked().storage_type();
+    assert_eq!(refused(&int8, Some(&lab.integers(&[0; 2], &[1, 1, 2]))), mixed("key_scales", integer, float));
+    let short = Unsupported::Shape { tensor: "key_scales", axis: 2, size: 1, expected: 2 };
+    assert_eq!(refused(&int8, Some(&floats(&[1, 1, 1]))), short);
 }

@@ -4,11 +4,17 @@ use burn_deepspeed_kernels::cube::decode::{launch, splits};
 
 use crate::lab::{Element, elements_and_planes, lab};
 use crate::oracle::Problem;
+use crate::problem::Int8;
 
 fn check(problem: &Problem, element: Element, planes: bool, given: Option<usize>) {
+    check_int8(problem, element, Int8::default(), planes, given);
+}
+
+fn check_int8(problem: &Problem, element: Element, int8: Int8, planes: bool, given: Option<usize>) {
     let lab = lab(planes);
     let how = format!("planes {planes}, splits {given:?}");
-    let launched = problem.check(&lab, element, &how, |attention| launch(&lab.client, &lab.machine, attention, given));
+    let launched =
+        problem.check(&lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention, given));
     assert_eq!(launched, given.unwrap_or(launched));
 }
 
@@ -57,6 +63,42 @@ fn a_row_that_sees_nothing_is_zero() {
     problem.hidden_keys = true;
     check(&problem, Element::F32, true, None);
     check(&problem, Element::F32, true, Some(3));
+}
+
+#[test]
+fn int8_agrees_with_plain_loops_on_what_it_holds() {
+    let masked = Problem::new([2, 1, 2, 83, 40], &[70, 31]).masked();
+    for ((element, planes), int8) in elements_and_planes().zip(Int8::ALL.into_iter().cycle()) {
+        check_int8(&masked[0], element, int8, planes, None);
+        check_int8(&masked[11], Element::F32, int8, true, Some(3));
+    }
+    for (at, head_dim) in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256].into_iter().enumerate() {
+        let element = Element::ALL[at % Element::ALL.len()];
+        check_int8(&Problem::new([1, 1, 1, 50, head_dim], &[50, 17]), element, Int8::BOTH, true, None);
+    }
+    check_int8(&Problem::new([8, 1, 2, 50, 128], &[50, 17]), Element::F16, Int8::BOTH, true, None);
+}
+
+#[test]
+fn splits_of_int8_add_up_even_where_some_are_empty() {
+    for given in [1, 2, 3, 7] {
+        check_int8(&Problem::new([2, 1, 1, 300, 80], &[300, 5]), Element::F32, Int8::BOTH, true, Some(given));
+        check_int8(&Problem::new([2, 1, 1, 300, 128], &[299, 0]), Element::F16, Int8::VALUES, true, Some(given));
+    }
+}
+
+#[test]
+fn a_nan_in_int8_shows_to_those_who_see_it() {
+    // Of the first row only the last query sees the last slot, and pairs hide one in four.
+    let causal = Problem::new([1, 1, 2, 83, 8], &[70, 31]);
+    let mut pairs = Problem::new([1, 1, 1, 83, 8], &[70, 31]);
+    pairs.hidden_pairs = true;
+    for int8 in Int8::ALL {
+        check_int8(&causal, Element::F32, Int8 { strange: Some(69), ..int8 }, true, None);
+        for slot in 60..65 {
+            check_int8(&pairs, Element::F16, Int8 { strange: Some(slot), ..int8 }, true, None);
+        }
+    }
 }
 
 #[test]

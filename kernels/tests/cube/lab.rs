@@ -9,6 +9,8 @@ pub type Tensor<R = Gpu> = TensorHandle<R>;
 
 /// Elements behind every buffer that nobody may touch.
 const CANARIES: usize = 32;
+/// What no kernel makes of a number.
+const CANARY_8: i8 = i8::MIN;
 /// NaNs with a payload that no computation makes.
 const CANARY_32: u32 = 0x7fc0_beef;
 const CANARY_16: u16 = 0x7e77;
@@ -123,6 +125,15 @@ impl<R: Runtime> Lab<R> {
         TensorHandle::new(handle, shape.to_vec(), strides, element.storage())
     }
 
+    /// A tensor of int8, laid out as [`floats`](Self::floats) are.
+    pub fn int8(&self, values: &[i8], shape: &[usize], pitch: usize) -> Tensor<R> {
+        let strides = pitched(shape, pitch);
+        let mut buffer = vec![CANARY_8; shape[0] * strides[0] + CANARIES];
+        places(shape, &strides).iter().zip(values).for_each(|(place, value)| buffer[*place] = *value);
+        let handle = self.client.create_from_slice(i8::as_bytes(&buffer));
+        TensorHandle::new(handle, shape.to_vec(), strides, i8::as_type_native_unchecked())
+    }
+
     /// A tensor that a kernel is to fill: NaN everywhere.
     pub fn output(&self, shape: &[usize], element: Element, pitch: usize) -> Tensor<R> {
         self.floats(&vec![f32::NAN; shape.iter().product()], shape, element, pitch)
@@ -139,6 +150,7 @@ impl<R: Runtime> Lab<R> {
         cubecl::future::block_on(self.client.sync()).unwrap();
         let bytes = self.client.read_one(tensor.handle.clone()).unwrap();
         let (values, whole): (Vec<f32>, Vec<bool>) = match tensor.dtype.size() {
+            1 => i8::from_bytes(&bytes).iter().map(|value| (f32::from(*value), *value == CANARY_8)).unzip(),
             4 => f32::from_bytes(&bytes).iter().map(|value| (*value, value.to_bits() == CANARY_32)).unzip(),
             _ if tensor.dtype == Element::Bf16.storage() => {
                 bf16::from_bytes(&bytes).iter().map(|value| (value.to_f32(), value.to_bits() == CANARY_16)).unzip()

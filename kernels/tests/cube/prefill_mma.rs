@@ -6,14 +6,19 @@ use cubecl::prelude::Runtime;
 
 use crate::lab::{Element, Lab, lab};
 use crate::oracle::Problem;
+use crate::problem::Int8;
 
-fn check_on<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, engine: Engine) {
-    problem
-        .check(lab, element, &format!("{engine:?}"), |attention| launch(&lab.client, &lab.machine, attention, engine));
+fn check_on<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, int8: Int8, engine: Engine) {
+    let how = format!("{engine:?}");
+    problem.check(lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention, engine));
 }
 
 fn check(problem: &Problem, element: Element) {
-    check_on(&lab(false), problem, element, Engine::Emulated);
+    check_int8(problem, element, Int8::default());
+}
+
+fn check_int8(problem: &Problem, element: Element, int8: Int8) {
+    check_on(&lab(false), problem, element, int8, Engine::Emulated);
 }
 
 #[test]
@@ -57,6 +62,32 @@ fn a_row_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn int8_agrees_with_plain_loops_on_what_it_holds() {
+    let masked = Problem::new([4, 2, 37, 83, 16], &[70, 37]).masked();
+    for int8 in Int8::ALL {
+        check_int8(&masked[0], Element::F32, int8);
+        check_int8(&masked[11], Element::F16, int8);
+    }
+    for (at, head_dim) in [8, 40, 64, 80, 96, 128, 160].into_iter().enumerate() {
+        check_int8(&Problem::new([6, 2, 17, 50, head_dim], &[45, 20]), Element::F16, Int8::ALL[(at + 2) % 3]);
+    }
+    for (tokens, behind) in [(1, 0), (1, 31), (17, 15), (65, 0), (65, 31)] {
+        let ends = [tokens + behind, (tokens + behind) / 2 + 1];
+        let mut problem = Problem::new([3, 1, tokens, tokens + behind + 3, 16], &ends);
+        problem.window = Some(9);
+        check_int8(&problem, Element::F32, Int8::BOTH);
+    }
+}
+
+#[test]
+fn a_nan_in_int8_shows_to_those_who_see_it() {
+    for int8 in Int8::ALL {
+        let int8 = Int8 { strange: Some(0), ..int8 };
+        check_int8(&Problem::new([4, 2, 17, 30, 16], &[17, 17]), Element::F32, int8);
+    }
+}
+
+#[test]
 fn a_device_without_tensor_cores_is_told_so() {
     // Without plane operations a CUDA device counts as one.
     let lab = lab(false);
@@ -86,13 +117,15 @@ mod cuda {
         let lab = cuda();
         for (engine, element) in ENGINES.into_iter().flat_map(|engine| HALVES.map(|element| (engine, element))) {
             for problem in problems() {
-                check_on(&lab, &problem, element, engine);
+                check_on(&lab, &problem, element, Int8::default(), engine);
+                check_on(&lab, &problem, element, Int8::BOTH, engine);
             }
             for masked in Problem::new([4, 2, 147, 320, 128], &[310, 147]).masked() {
-                check_on(&lab, &masked, element, engine);
+                check_on(&lab, &masked, element, Int8::default(), engine);
+                check_on(&lab, &masked, element, Int8::BOTH, engine);
             }
             for (tokens, end) in [(1, 1), (1, 300), (65, 65), (64, 128), (257, 320), (3, 1)] {
-                check_on(&lab, &Problem::new([3, 1, tokens, 321, 64], &[end]), element, engine);
+                check_on(&lab, &Problem::new([3, 1, tokens, 321, 64], &[end]), element, Int8::default(), engine);
             }
         }
     }

@@ -2,12 +2,18 @@
 
 use burn_deepspeed_kernels::cube::prefill::simt::launch;
 
-use crate::lab::{Element, lab};
+use crate::lab::{Element, elements_and_planes, lab};
 use crate::oracle::Problem;
+use crate::problem::Int8;
 
 fn check(problem: &Problem, element: Element, planes: bool) {
+    check_int8(problem, element, Int8::default(), planes);
+}
+
+fn check_int8(problem: &Problem, element: Element, int8: Int8, planes: bool) {
     let lab = lab(planes);
-    problem.check(&lab, element, &format!("planes {planes}"), |attention| launch(&lab.client, &lab.machine, attention));
+    let how = format!("planes {planes}");
+    problem.check(&lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention));
 }
 
 #[test]
@@ -37,4 +43,27 @@ fn a_row_that_sees_nothing_is_zero() {
     check(&problem, Element::F32, true);
     problem.hidden_keys = true;
     check(&problem, Element::F32, true);
+}
+
+#[test]
+fn int8_agrees_with_plain_loops_on_what_it_holds() {
+    let masked = Problem::new([6, 2, 37, 83, 40], &[70, 43]).masked();
+    for ((element, planes), int8) in elements_and_planes().zip(Int8::ALL.into_iter().cycle()) {
+        check_int8(&masked[0], element, int8, planes);
+        check_int8(&masked[11], Element::F32, int8, true);
+    }
+    for (at, head_dim) in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256].into_iter().enumerate() {
+        let element = Element::ALL[at % Element::ALL.len()];
+        check_int8(&Problem::new([3, 1, 19, 33, head_dim], &[33, 21]), element, Int8::BOTH, true);
+    }
+}
+
+#[test]
+fn a_nan_in_int8_shows_to_those_who_see_it() {
+    for int8 in Int8::ALL {
+        for slot in [0, 12, 16] {
+            let int8 = Int8 { strange: Some(slot), ..int8 };
+            check_int8(&Problem::new([4, 2, 17, 30, 16], &[17, 29]), Element::F32, int8, true);
+        }
+    }
 }

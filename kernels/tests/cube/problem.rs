@@ -3,10 +3,69 @@
 use burn_deepspeed_kernels::cube::{Attention, HiddenKeys, MaskArguments, Rules, Unsupported};
 use cubecl::prelude::Runtime;
 
-use crate::lab::{Element, Lab, by_head};
+use crate::lab::{Element, Lab, Tensor, by_head};
 use crate::oracle::{Problem, assert_near};
 
+/// What of the cache is int8.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Int8 {
+    pub keys: bool,
+    pub values: bool,
+    /// A slot of each head whose first feature was NaN when it was written.
+    pub strange: Option<usize>,
+}
+
+impl Int8 {
+    pub const KEYS: Self = Self { keys: true, values: false, strange: None };
+    pub const VALUES: Self = Self { keys: false, values: true, strange: None };
+    pub const BOTH: Self = Self { keys: true, values: true, strange: None };
+    pub const ALL: [Self; 3] = [Self::KEYS, Self::VALUES, Self::BOTH];
+}
+
+/// The elements and the scale that int8 holds of a head.
+pub fn quantised(features: &[f32]) -> (Vec<i8>, f32) {
+    if features.iter().any(|value| !value.is_finite()) {
+        return (vec![0; features.len()], f32::NAN);
+    }
+    let scale = features.iter().fold(0.0f32, |largest, value| largest.max(value.abs())) / 127.0;
+    let element =
+        |value: &f32| if scale > 0.0 { (value / scale).round_ties_even().clamp(-127.0, 127.0) as i8 } else { 0 };
+    (features.iter().map(element).collect(), scale)
+}
+
+/// Keys or values on the device, and what they are worth.
+struct Side<R: Runtime> {
+    worth: Vec<f32>,
+    elements: Tensor<R>,
+    scales: Option<Tensor<R>>,
+}
+
 impl Problem {
+    /// Keys (seed 2) or values (seed 3), their rows padded to a multiple of `pitch`. Where they are int8, a slot that nobody may
+    /// read holds elements like any other, and a scale of NaN.
+    fn side<R: Runtime>(&self, lab: &Lab<R>, element: Element, int8: Int8, seed: u64, pitch: usize) -> Side<R> {
+        let Self { batch, kv_heads, capacity, head_dim, .. } = *self;
+        let shape = [batch, kv_heads, capacity, head_dim];
+        let mut worth = self.cache(|value| element.round(value), seed);
+        if !(if seed == 2 { int8.keys } else { int8.values }) {
+            let elements = lab.floats(&worth, &shape, element, pitch);
+            return Side { worth, elements, scales: None };
+        }
+        let (mut elements, mut scales) = (Vec::new(), Vec::new());
+        for (at, features) in worth.chunks_mut(head_dim).enumerate() {
+            let dead = features[0].is_nan();
+            if int8.strange == Some(at % capacity) {
+                features[0] = f32::NAN;
+            }
+            let (quantised, scale) = quantised(features);
+            features.iter_mut().zip(&quantised).for_each(|(feature, element)| *feature = f32::from(*element) * scale);
+            elements.extend(quantised.iter().map(|element| if dead { 99 } else { *element }));
+            scales.push(scale);
+        }
+        let elements = lab.int8(&elements, &shape, pitch);
+        Side { worth, elements, scales: Some(lab.floats(&scales, &shape[..3], Element::F32, 3)) }
+    }
+
     fn masks<R: Runtime>(&self, lab: &Lab<R>) -> MaskArguments<R> {
         let flags = |bits: Vec<bool>| bits.into_iter().map(u32::from).collect::<Vec<_>>();
         let (batch, keys) = (self.batch, self.keys());
@@ -44,6 +103,32 @@ impl Problem {
         masks
     }
 
+    /// What a kernel makes of this problem, what it should make of it, and what its launch said.
+    fn solved<R: Runtime, L>(
+        &self,
+        lab: &Lab<R>,
+        element: Element,
+        int8: Int8,
+        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+    ) -> (Vec<f32>, Vec<f64>, L) {
+        let Self { batch, heads, tokens, head_dim, .. } = *self;
+        let query = self.query(|value| element.round(value));
+        let (key, value) = (self.side(lab, element, int8, 2, 64), self.side(lab, element, int8, 3, 16));
+        let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
+        let launched = launch(Attention {
+            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
+            key: &key.elements,
+            key_scales: key.scales.as_ref(),
+            value: &value.elements,
+            value_scales: value.scales.as_ref(),
+            context: &by_head(&context, heads),
+            scale: self.scale(),
+            masks: &self.masks(lab),
+            keys: self.keys(),
+        });
+        (lab.read(&context), self.solve(&query, &key.worth, &value.worth), launched.unwrap())
+    }
+
     /// What a kernel makes of this problem, and what its launch said.
     pub fn run<R: Runtime, L>(
         &self,
@@ -51,21 +136,8 @@ impl Problem {
         element: Element,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
     ) -> (Vec<f32>, L) {
-        let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
-        let round = |value| element.round(value);
-        let cache =
-            |seed, pitch| lab.floats(&self.cache(round, seed), &[batch, kv_heads, capacity, head_dim], element, pitch);
-        let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
-        let launched = launch(Attention {
-            query: &lab.floats(&self.query(round), &[batch, heads, tokens, head_dim], element, 64),
-            key: &cache(2, 64),
-            value: &cache(3, 16),
-            context: &by_head(&context, heads),
-            scale: self.scale(),
-            masks: &self.masks(lab),
-            keys: self.keys(),
-        });
-        (lab.read(&context), launched.unwrap())
+        let (context, _, launched) = self.solved(lab, element, Int8::default(), launch);
+        (context, launched)
     }
 
     /// Compares what a kernel makes of this problem with plain loops; `how` names the kernel. Returns what its launch said.
@@ -74,13 +146,13 @@ impl Problem {
         &self,
         lab: &Lab<R>,
         element: Element,
+        int8: Int8,
         how: &str,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
     ) -> L {
-        let (context, launched) = self.run(lab, element, launch);
-        let round = |value| element.round(value);
-        let expected = self.solve(&self.query(round), &self.cache(round, 2), &self.cache(round, 3));
-        assert_near(&format!("{how}, {element:?}, {self:?}"), &context, &expected, element.tolerance());
+        let (context, expected, launched) = self.solved(lab, element, int8, launch);
+        let what = format!("{how}, {element:?}, {int8:?}, {self:?}");
+        assert_near(&what, &context, &expected, element.tolerance());
         launched
     }
 }

@@ -52,8 +52,17 @@ pub(crate) fn attend<R: CubeRuntime>(
     keys: usize,
 ) {
     let machine = Machine::new(&query.client);
-    let problem =
-        Problem { query: &handle(query), key: &handle(key), value: &handle(value), context, scale, masks, keys };
+    let problem = Problem {
+        query: &handle(query),
+        key: &handle(key),
+        key_scales: None,
+        value: &handle(value),
+        value_scales: None,
+        context,
+        scale,
+        masks,
+        keys,
+    };
     if query.meta.shape()[2] <= MOST_DECODE_TOKENS {
         planned(operation, decode::launch(&query.client, &machine, problem, None));
         return;

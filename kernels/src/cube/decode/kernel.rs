@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::cube::attention::HeadStrides;
+use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_sum, vector_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
 
@@ -24,6 +25,8 @@ pub(super) struct Tile {
     pub whole: bool,
     /// Whether the queries may see different keys.
     pub select: bool,
+    pub int8_keys: bool,
+    pub int8_values: bool,
     pub planes: bool,
 }
 
@@ -35,8 +38,6 @@ pub(super) struct Sizes {
     pub splits: u32,
     pub scale: f32,
     pub query: HeadStrides,
-    pub key: HeadStrides,
-    pub value: HeadStrides,
     pub context: HeadStrides,
 }
 
@@ -44,19 +45,22 @@ pub(super) struct Sizes {
 ///
 /// Tile: the cube's units form groups of `lanes`; a group reads whole keys, a vector to a lane, `unroll` of them ahead.
 /// Neighbouring groups read neighbouring keys. Queries, running maxima, sums and results stay in registers; groups meet
-/// in shared memory only at the end. The launch has `splits · tiles` cubes along x, the key heads along y, the batch
+/// in shared memory only at the end. Keys and values of int8 become f32 in registers; the scale of a key meets its score,
+/// that of a value its weight. The launch has `splits · tiles` cubes along x, the key heads along y, the batch
 /// along z. Row `r` of a key head is token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked)]
-pub(super) fn decode<F: Float, O: Float, M: Int, E: Float, N: Size>(
+pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Float, N: Size>(
     query: &Array<Vector<F, N>>,
-    key: &Array<Vector<F, N>>,
-    value: &Array<Vector<F, N>>,
+    key: &Cached<K, N>,
+    value: &Cached<V, N>,
     masks: &Masks<M, E>,
     output: &mut Array<O>,
     stats: &mut Array<f32>,
     sizes: &Sizes,
     #[comptime] tile: Tile,
     #[define(F)] _elements: StorageType,
+    #[define(K)] _key_type: StorageType,
+    #[define(V)] _value_type: StorageType,
     #[define(O)] _output_type: StorageType,
     #[define(M)] _mask_type: StorageType,
     #[define(E)] _bias_type: StorageType,
@@ -120,10 +124,12 @@ pub(super) fn decode<F: Float, O: Float, M: Int, E: Float, N: Size>(
     let begin = all_from + split * chunk;
     let stop = min(begin + chunk, all_to);
 
-    let key_base = sizes.key.head(batch, kv_head);
-    let value_base = sizes.value.head(batch, kv_head);
-    let mut keys = Array::<Vector<F, N>>::new(comptime!(unroll * per_lane));
-    let mut values = Array::<Vector<F, N>>::new(comptime!(unroll * per_lane));
+    let key_head = key.head(batch, kv_head);
+    let value_head = value.head(batch, kv_head);
+    let mut keys = Array::<Vector<K, N>>::new(comptime!(unroll * per_lane));
+    let mut values = Array::<Vector<V, N>>::new(comptime!(unroll * per_lane));
+    let mut key_scales = Array::<f32>::new(unroll);
+    let mut value_scales = Array::<f32>::new(unroll);
     let mut scores = Array::<f32>::new(comptime!(unroll * rows));
     let mut kept = Array::<u32>::new(unroll);
 
@@ -137,14 +143,24 @@ pub(super) fn decode<F: Float, O: Float, M: Int, E: Float, N: Size>(
                 keep = !masks.hides_key(batch, at);
             }
             kept[u] = u32::cast_from(keep);
+            key_scales[u] = 0.0f32;
+            value_scales[u] = 0.0f32;
+            if keep {
+                if comptime!(tile.int8_keys) {
+                    key_scales[u] = key.scale(key_head, at);
+                }
+                if comptime!(tile.int8_values) {
+                    value_scales[u] = value.scale(value_head, at);
+                }
+            }
             #[unroll]
             for p in 0..per_lane {
                 let part = lane + p as u32 * tile.lanes;
-                keys[u * per_lane + p] = Vector::<F, N>::new(F::from_int(0));
-                values[u * per_lane + p] = Vector::<F, N>::new(F::from_int(0));
+                keys[u * per_lane + p] = Vector::<K, N>::new(K::from_int(0));
+                values[u * per_lane + p] = Vector::<V, N>::new(V::from_int(0));
                 if keep && part < tile.vectors {
-                    keys[u * per_lane + p] = key[(key_base + at * sizes.key.token + part) as usize];
-                    values[u * per_lane + p] = value[(value_base + at * sizes.value.token + part) as usize];
+                    keys[u * per_lane + p] = key.part(key_head, at, part);
+                    values[u * per_lane + p] = value.part(value_head, at, part);
                 }
             }
         }
@@ -158,7 +174,10 @@ pub(super) fn decode<F: Float, O: Float, M: Int, E: Float, N: Size>(
                 for p in 0..per_lane {
                     product += queries[r * per_lane + p] * Vector::<f32, N>::cast_from(keys[u * per_lane + p]);
                 }
-                let raw = lanes_sum(vector_sum::<N>(product), &mut exchange, tile.lanes, tile.planes);
+                let mut raw = lanes_sum(vector_sum::<N>(product), &mut exchange, tile.lanes, tile.planes);
+                if comptime!(tile.int8_keys) {
+                    raw *= key_scales[u];
+                }
                 let mut score = HIDDEN.runtime();
                 if kept[u] != 0 && at >= from[r] && at < to[r] {
                     let row = first_row + r as u32;
@@ -189,20 +208,25 @@ pub(super) fn decode<F: Float, O: Float, M: Int, E: Float, N: Size>(
                 // A NaN compares unequal, so it is not hidden and reaches the result.
                 let probability = select(score == HIDDEN, 0.0f32, (score - new_largest).exp());
                 sum += probability;
+                let mut weight = probability;
+                if comptime!(tile.int8_values) {
+                    // Selected once more, since the scale of what this query does not see may be NaN.
+                    weight = select(score == HIDDEN, 0.0f32, probability * value_scales[u]);
+                }
                 if comptime!(tile.select) {
                     // A value that this query does not see may be anything: it is left out, not multiplied by 0.
                     if score != HIDDEN {
                         #[unroll]
                         for p in 0..per_lane {
-                            result[r * per_lane + p] += Vector::<f32, N>::new(probability)
-                                * Vector::<f32, N>::cast_from(values[u * per_lane + p]);
+                            result[r * per_lane + p] +=
+                                Vector::<f32, N>::new(weight) * Vector::<f32, N>::cast_from(values[u * per_lane + p]);
                         }
                     }
                 } else {
                     #[unroll]
                     for p in 0..per_lane {
                         result[r * per_lane + p] +=
-                            Vector::<f32, N>::new(probability) * Vector::<f32, N>::cast_from(values[u * per_lane + p]);
+                            Vector::<f32, N>::new(weight) * Vector::<f32, N>::cast_from(values[u * per_lane + p]);
                     }
                 }
             }

@@ -16,6 +16,8 @@ const CUBES_PER_PROCESSOR: usize = 3;
 const SPLIT_KEYS: usize = 256;
 /// Largest number of splits.
 const MOST_SPLITS: usize = 64;
+/// Scores of a group of lanes in flight, for more keys than usual.
+const MOST_SCORES: u32 = 32;
 /// Largest head: one lane of a plane of 32 holds 8 features.
 pub const LARGEST_HEAD: usize = 256;
 
@@ -38,8 +40,8 @@ pub fn launch<R: Runtime>(
     problem: Attention<'_, R>,
     given: Option<usize>,
 ) -> Result<usize, Unsupported> {
-    let Attention { query, key, value, context, scale, masks, keys } = problem;
-    let sizes = problem.check(LARGEST_HEAD)?;
+    let Attention { query, key, value, context, scale, masks, keys, .. } = problem;
+    let sizes = problem.check(client, LARGEST_HEAD)?;
     let AttentionSizes { batch, heads, kv_heads, tokens, head_dim } = sizes;
     let group = sizes.group();
 
@@ -52,16 +54,23 @@ pub fn launch<R: Runtime>(
     let per_lane = vectors.div_ceil(lanes as usize);
     let rows = rows_per_cube(group * tokens, per_lane * vector);
     let tiles = (group * tokens).div_ceil(rows);
+    let int8 = [problem.key_scales, problem.value_scales].map(|scales| scales.is_some());
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
+    let unroll = if rows * per_lane * vector > 32 { 2 } else { 4 };
+    // Keys of int8 are half as long, or a quarter: twice as many are as many bytes in flight.
+    let unroll = if int8 == [true; 2] && rows as u32 * unroll <= MOST_SCORES / 2 { 2 * unroll } else { unroll };
     let tile = Tile {
         units,
         lanes,
         per_lane: per_lane as u32,
         vectors: vectors as u32,
         rows: rows as u32,
-        unroll: if rows * per_lane * vector > 32 { 2 } else { 4 },
+        unroll,
         whole: splits == 1,
-        select: masks.differs_by_row(tokens),
+        // Elements of int8 are finite, and a weight of 0 hides them.
+        select: masks.differs_by_row(tokens) && !int8[1],
+        int8_keys: int8[0],
+        int8_values: int8[1],
         planes: machine.plane_operations,
     };
     let cubes = machine.cubes([splits * tiles, kv_heads, batch])?;
@@ -71,8 +80,6 @@ pub fn launch<R: Runtime>(
         splits as u32,
         scale,
         head_strides(query, vector),
-        head_strides(key, vector),
-        head_strides(value, vector),
         head_strides(context, 1),
     );
     let float = f32::as_type_native_unchecked().storage_type();
@@ -94,14 +101,16 @@ pub fn launch<R: Runtime>(
             CubeDim::new_1d(units),
             vector,
             array(query),
-            array(key),
-            array(value),
+            problem.keys().launch(vector),
+            problem.values().launch(vector),
             masks.launch(),
             output,
             stats_array(),
             sizes,
             tile,
             query.dtype,
+            key.dtype,
+            value.dtype,
             output_type,
             masks.mask_type(),
             masks.bias_type(),

@@ -193,7 +193,7 @@ pub fn launch<R: Runtime>(
     engine: Engine,
 ) -> Result<(), Unsupported> {
     let Attention { query, key, value, context, scale, masks, .. } = problem;
-    let sizes = problem.check(LARGEST_HEAD)?;
+    let sizes = problem.check(client, LARGEST_HEAD)?;
     let AttentionSizes { batch, heads, kv_heads, tokens, head_dim } = sizes;
     check_head(head_dim)?;
     let group = sizes.group();
@@ -203,8 +203,9 @@ pub fn launch<R: Runtime>(
     let engine = match engine {
         Engine::TensorCores { asynchronous } => {
             Engine::tensor_cores(client, machine, query.dtype, head_dim)?;
-            // Asynchronous copies move 16 bytes, and need room for two steps.
-            let copies = asynchronous && client.features().copy_async && vector * element == 16;
+            // Asynchronous copies move 16 bytes as they are, and need room for two steps.
+            let floats = problem.key_scales.is_none() && problem.value_scales.is_none();
+            let copies = asynchronous && client.features().copy_async && vector * element == 16 && floats;
             let two_stages = Engine::TensorCores { asynchronous: true }.tile(head_dim, vector);
             Engine::TensorCores { asynchronous: copies && two_stages.check(machine, element).is_ok() }
         }
@@ -224,8 +225,6 @@ pub fn launch<R: Runtime>(
         group as u32,
         scale,
         head_strides(query, vector),
-        head_strides(key, vector),
-        head_strides(value, vector),
         head_strides(context, context_vector),
     );
     // SAFETY: every index is below the bounds that `Sizes` and `Tile` describe, which are those of the tensors.
@@ -237,13 +236,15 @@ pub fn launch<R: Runtime>(
             vector,
             context_vector,
             array(query),
-            array(key),
-            array(value),
+            problem.keys().launch(vector),
+            problem.values().launch(vector),
             masks.launch(),
             array(context),
             sizes,
             tile,
             query.dtype,
+            key.dtype,
+            value.dtype,
             masks.mask_type(),
             masks.bias_type(),
         );

@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::cube::attention::{Attention, AttentionSizes, HeadStrides, head_strides};
+use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum, vector_sum};
 use crate::cube::machine::{Machine, Unsupported, array, vector_size};
 use crate::cube::masks::{HIDDEN, Masks, Query};
@@ -62,8 +63,6 @@ struct Sizes {
     last_tile: u32,
     scale: f32,
     query: HeadStrides,
-    key: HeadStrides,
-    value: HeadStrides,
     context: HeadStrides,
 }
 
@@ -77,7 +76,7 @@ pub fn launch<R: Runtime>(
     problem: Attention<'_, R>,
 ) -> Result<(), Unsupported> {
     let Attention { query, key, value, context, scale, masks, .. } = problem;
-    let sizes = problem.check(LARGEST_HEAD)?;
+    let sizes = problem.check(client, LARGEST_HEAD)?;
     let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
     let vector = vector_size(client, &[query, key, value, context], head_dim);
     let tile = tile(machine, head_dim, vector, query.dtype.size(), masks.differs_by_row(tokens))?;
@@ -92,8 +91,8 @@ pub fn launch<R: Runtime>(
             CubeDim::new_1d(tile.units_x * UNITS_Y),
             vector,
             array(query),
-            array(key),
-            array(value),
+            problem.keys().launch(vector),
+            problem.values().launch(vector),
             masks.launch(),
             array(context),
             SizesLaunch::new(
@@ -102,12 +101,12 @@ pub fn launch<R: Runtime>(
                 (tiles - 1) as u32,
                 scale,
                 head_strides(query, vector),
-                head_strides(key, vector),
-                head_strides(value, vector),
                 head_strides(context, vector),
             ),
             tile,
             query.dtype,
+            key.dtype,
+            value.dtype,
             masks.mask_type(),
             masks.bias_type(),
         );
@@ -140,20 +139,23 @@ fn tile(machine: &Machine, head_dim: usize, vector: usize, element: usize, selec
 /// A tile of queries of one key head against all keys that one of them sees.
 ///
 /// Tile: `UNITS_Y` units along the queries, `units_x` along the keys. Queries stay in shared memory; keys and values
-/// come through it tile by tile, in rows padded by a vector so that neighbouring rows lie in different banks. A unit
+/// come through it tile by tile, int8 scaled on the way, in rows padded by a vector so that neighbouring rows lie in
+/// different banks. A unit
 /// computes `queries × keys` scores, and then `queries` rows of the result at every `units_x`-th vector. Running maxima
 /// and sums are held by every unit of a row. The launch has tiles of queries along x, key heads along y, the batch
 /// along z.
 #[cube(launch_unchecked)]
-fn prefill<F: Float, M: Int, E: Float, N: Size>(
+fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
     query: &Array<Vector<F, N>>,
-    key: &Array<Vector<F, N>>,
-    value: &Array<Vector<F, N>>,
+    key: &Cached<K, N>,
+    value: &Cached<V, N>,
     masks: &Masks<M, E>,
     context: &mut Array<Vector<F, N>>,
     sizes: &Sizes,
     #[comptime] tile: Tile,
     #[define(F)] _elements: StorageType,
+    #[define(K)] _key_type: StorageType,
+    #[define(V)] _value_type: StorageType,
     #[define(M)] _mask_type: StorageType,
     #[define(E)] _bias_type: StorageType,
 ) {
@@ -215,8 +217,8 @@ fn prefill<F: Float, M: Int, E: Float, N: Size>(
 
     let begin = masks.first(start + first_row / sizes.group);
     let stop = masks.behind(start + last_row / sizes.group, end);
-    let key_base = sizes.key.head(batch, kv_head);
-    let value_base = sizes.value.head(batch, kv_head);
+    let key_head = key.head(batch, kv_head);
+    let value_head = value.head(batch, kv_head);
     for base in range_stepped(begin, stop, tile_keys) {
         sync_cube();
         for at in range_stepped(UNIT_POS, comptime!(tile_keys * tile.vectors), units) {
@@ -231,8 +233,8 @@ fn prefill<F: Float, M: Int, E: Float, N: Size>(
             let mut key_part = Vector::<F, N>::new(F::from_int(0));
             let mut value_part = Vector::<F, N>::new(F::from_int(0));
             if keep {
-                key_part = key[(key_base + slot * sizes.key.token + part) as usize];
-                value_part = value[(value_base + slot * sizes.value.token + part) as usize];
+                key_part = key.features::<F>(key_head, slot, part);
+                value_part = value.features::<F>(value_head, slot, part);
             }
             shared_key[place] = key_part;
             shared_value[place] = value_part;

@@ -7,6 +7,7 @@ use super::Tile;
 use super::fragment::{LANES, Order, Pair, as_left, exponential, load, mma};
 use super::stage::{pad, stage_keys, stage_queries};
 use crate::cube::attention::HeadStrides;
+use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
 
@@ -22,8 +23,6 @@ pub(super) struct Sizes {
     pub group: u32,
     pub scale: f32,
     pub query: HeadStrides,
-    pub key: HeadStrides,
-    pub value: HeadStrides,
     pub context: HeadStrides,
 }
 
@@ -39,22 +38,24 @@ pub(super) struct Sizes {
 ///       ..    ┴    └───┴───┴──────────────┘     └───────────────┘   plane, and two columns of every 8
 /// ```
 ///
-/// Every plane computes its 16 rows alone; the cube only shares the tiles of keys and values. `P`, the exponentials of
+/// Every plane computes its 16 rows alone; the cube only shares the tiles of keys and values, where int8 lies scaled. `P`, the exponentials of
 /// `S`, is the left operand of the second product without leaving its registers. Maxima are taken over the four lanes
 /// of a row at each step, sums at the end.
 ///
 /// The launch has tiles of rows along x, those with most keys first; key heads along y, the batch along z. Row `r` of a
 /// key head is token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked)]
-pub(super) fn attend<F: Float, M: Int, E: Float, N: Size, C: Size>(
+pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, C: Size>(
     query: &Array<Vector<F, N>>,
-    key: &Array<Vector<F, N>>,
-    value: &Array<Vector<F, N>>,
+    key: &Cached<K, N>,
+    value: &Cached<V, N>,
     masks: &Masks<M, E>,
     context: &mut Array<Vector<F, C>>,
     sizes: &Sizes,
     #[comptime] tile: Tile,
     #[define(F)] _elements: StorageType,
+    #[define(K)] _key_type: StorageType,
+    #[define(V)] _value_type: StorageType,
     #[define(M)] _mask: StorageType,
     #[define(E)] _bias: StorageType,
 ) {
@@ -96,7 +97,7 @@ pub(super) fn attend<F: Float, M: Int, E: Float, N: Size, C: Size>(
     if begin < stop {
         let first_key = begin * keys;
         if comptime!(tile.stages == 2) {
-            stage_keys::<F, M, E, N>(key, value, masks, &mut stage, 0u32.runtime(), first_key, end, sizes, tile);
+            stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, 0u32.runtime(), first_key, end, tile);
             signal(&barriers, tile);
         }
     }
@@ -141,17 +142,8 @@ pub(super) fn attend<F: Float, M: Int, E: Float, N: Size, C: Size>(
             let odd = (step - begin) % 2;
             origin = odd * half;
             if step + 1 < stop {
-                stage_keys::<F, M, E, N>(
-                    key,
-                    value,
-                    masks,
-                    &mut stage,
-                    half - origin,
-                    first_key + keys,
-                    end,
-                    sizes,
-                    tile,
-                );
+                let next = first_key + keys;
+                stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, half - origin, next, end, tile);
             }
             if comptime!(tile.asynchronous) {
                 barriers.index(0usize).wait_parity(odd);
@@ -160,7 +152,7 @@ pub(super) fn attend<F: Float, M: Int, E: Float, N: Size, C: Size>(
             }
         } else {
             sync_cube();
-            stage_keys::<F, M, E, N>(key, value, masks, &mut stage, origin, first_key, end, sizes, tile);
+            stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, origin, first_key, end, tile);
             sync_cube();
         }
 

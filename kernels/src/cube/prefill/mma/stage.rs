@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 
 use super::Tile;
 use super::kernel::Sizes;
+use crate::cube::cached::{Cached, CachedHead};
 use crate::cube::masks::Masks;
 
 /// Zeros behind the features of every row: the depth of a product is a multiple of 16.
@@ -48,23 +49,22 @@ pub(super) fn stage_queries<F: Float, N: Size>(
 
 /// A tile of keys and one of values, to the vector `origin`; zeros for keys that nobody sees, which are not read.
 #[cube]
-pub(super) fn stage_keys<F: Float, M: Int, E: Float, N: Size>(
-    key: &Array<Vector<F, N>>,
-    value: &Array<Vector<F, N>>,
+pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
+    key: &Cached<K, N>,
+    value: &Cached<V, N>,
     masks: &Masks<M, E>,
     stage: &mut SharedMemory<Vector<F, N>>,
     origin: u32,
     first_key: u32,
     end: u32,
-    sizes: &Sizes,
     #[comptime] tile: Tile,
 ) {
     let vectors = comptime!(tile.vectors());
     let units = comptime!(tile.units());
     let total = comptime!(tile.keys * vectors);
     let width = comptime!(tile.layout().width);
-    let key_base = sizes.key.head(CUBE_POS_Z, CUBE_POS_Y);
-    let value_base = sizes.value.head(CUBE_POS_Z, CUBE_POS_Y);
+    let key_head = key.head(CUBE_POS_Z, CUBE_POS_Y);
+    let value_head = value.head(CUBE_POS_Z, CUBE_POS_Y);
     #[unroll(!tile.emulate)]
     for step in 0..comptime!(total.div_ceil(units)) {
         // Written so that the compiler sees what does not change from step to step.
@@ -76,12 +76,11 @@ pub(super) fn stage_keys<F: Float, M: Int, E: Float, N: Size>(
         };
         let at = first_key + row;
         let to = origin + row * width + part;
-        let from_key = key_base + at * sizes.key.token + part;
-        let from_value = value_base + at * sizes.value.token + part;
         if comptime!(total.is_multiple_of(units)) || row < tile.keys {
             let keep = keeps::<M, E>(masks, at, end);
-            copy::<F, N>(key, stage, from_key, to, keep, tile.asynchronous);
-            copy::<F, N>(value, stage, from_value, to + comptime!(tile.keys * width), keep, tile.asynchronous);
+            copy::<F, K, N>(key, key_head, at, part, stage, to, keep, tile.asynchronous);
+            let to = to + comptime!(tile.keys * width);
+            copy::<F, V, N>(value, value_head, at, part, stage, to, keep, tile.asynchronous);
         }
     }
 }
@@ -98,26 +97,27 @@ fn keeps<M: Int, E: Float>(masks: &Masks<M, E>, key: u32, end: u32) -> bool {
 
 /// One vector, or zeros, and then nothing is read.
 #[cube]
-fn copy<F: Float, N: Size>(
-    source: &Array<Vector<F, N>>,
+fn copy<F: Float, C: Numeric, N: Size>(
+    source: &Cached<C, N>,
+    head: CachedHead,
+    slot: u32,
+    part: u32,
     stage: &mut SharedMemory<Vector<F, N>>,
-    from: u32,
     to: u32,
     keep: bool,
     #[comptime] asynchronous: bool,
 ) {
     if comptime!(asynchronous) {
-        let vectors = select(keep, 1u32, 0u32);
         copy_async_checked(
-            &source.slice(from as usize, (from + vectors) as usize),
+            &source.floats::<F>(head, slot, part, select(keep, 1u32, 0u32)),
             &mut stage.slice_mut(to as usize, (to + 1) as usize),
             8u32,
         );
     } else {
-        let mut part = Vector::<F, N>::new(F::from_int(0));
+        let mut features = Vector::<F, N>::new(F::from_int(0));
         if keep {
-            part = source[from as usize];
+            features = source.features::<F>(head, slot, part);
         }
-        stage[to as usize] = part;
+        stage[to as usize] = features;
     }
 }

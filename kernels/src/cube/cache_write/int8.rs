@@ -1,0 +1,126 @@
+//! A team of units for each head, where keys, values or both are int8.
+
+use cubecl::prelude::*;
+
+use super::UNITS;
+use super::kernel::{Sizes, Table, read};
+use crate::cube::cached::{Cached, magnitude, scale_of};
+use crate::cube::lanes::lanes_max;
+use crate::cube::machine::Machine;
+
+/// Units of a team without plane operations: they read each other's results one by one.
+const LANES_WITHOUT_PLANES: u32 = 16;
+
+/// What is compiled into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    pub units: u32,
+    /// Units of a team, a power of two.
+    lanes: u32,
+    /// Vectors of a head.
+    parts: u32,
+    planes: bool,
+}
+
+impl Tile {
+    /// The tile for heads of `parts` vectors.
+    pub fn new(machine: &Machine, parts: usize) -> Self {
+        let units = machine.even_units(UNITS);
+        let widest = if machine.plane_operations { machine.plane_size } else { units.min(LANES_WITHOUT_PLANES) };
+        let lanes = (parts.next_power_of_two() as u32).min(widest);
+        Self { units, lanes, parts: parts as u32, planes: machine.plane_operations }
+    }
+
+    /// Heads of a cube.
+    pub fn teams(&self) -> u32 {
+        self.units / self.lanes
+    }
+}
+
+/// Moves a projection as `cache_write` does, where keys, values or both become int8.
+///
+/// Tile: `lanes` neighbouring units own one head of one token. Lane `l` reads its vectors `l`, `l + lanes`, .. once and
+/// keeps them in registers, until the team knows its largest magnitude; then each writes its own, and the first the scale.
+/// The launch has a team for each head, in the order of `CUBE_POS`; those behind the last head repeat it and write nothing,
+/// since every unit must come to the exchange.
+#[cube(launch_unchecked)]
+pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size>(
+    qkv: &Array<Vector<F, N>>,
+    query: &mut Array<Vector<F, N>>,
+    key: &mut Cached<K, N>,
+    value: &mut Cached<V, N>,
+    table: &ComptimeOption<Table>,
+    bounds: &ComptimeOption<Array<u32>>,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+    #[define(F)] _elements: StorageType,
+    #[define(K)] _key_type: StorageType,
+    #[define(V)] _value_type: StorageType,
+) {
+    let per_lane = comptime!(tile.parts.div_ceil(tile.lanes) as usize);
+    let lane = UNIT_POS % tile.lanes;
+    let at = CUBE_POS as u32 * comptime!(tile.teams()) + UNIT_POS / tile.lanes;
+    let place = sizes.place(min(at, sizes.count - 1));
+
+    let mut exchange = SharedMemory::<u32>::new(comptime!(tile.units as usize));
+    let mut moved = Array::<Vector<F, N>>::new(per_lane);
+    let mut largest = 0u32.runtime();
+    #[unroll]
+    for p in 0..per_lane {
+        let part = lane + p as u32 * tile.lanes;
+        moved[p] = Vector::<F, N>::new(F::from_int(0));
+        if part < tile.parts {
+            moved[p] = read::<F, N>(qkv, place, part, table, sizes, tile.parts);
+        }
+        largest = max(largest, magnitude::<F, N>(moved[p]));
+    }
+    let scale = scale_of(lanes_max(largest, &mut exchange, tile.lanes, tile.planes));
+
+    if at < sizes.count {
+        if place.head < sizes.heads {
+            #[unroll]
+            for p in 0..per_lane {
+                let part = lane + p as u32 * tile.lanes;
+                if part < tile.parts {
+                    query[sizes.query(place, part)] = moved[p];
+                }
+            }
+        } else {
+            let slot = sizes.slot(bounds, place);
+            if slot.taken {
+                let head = place.head - sizes.heads;
+                if head >= sizes.kv_heads {
+                    let head = head - sizes.kv_heads;
+                    write::<F, V, N>(&moved, value, place.batch, head, slot.at, scale, lane, tile);
+                } else {
+                    write::<F, K, N>(&moved, key, place.batch, head, slot.at, scale, lane, tile);
+                }
+            }
+        }
+    }
+}
+
+/// The vectors of a lane, and the scale.
+#[cube]
+fn write<F: Float, C: Numeric, N: Size>(
+    moved: &Array<Vector<F, N>>,
+    cached: &mut Cached<C, N>,
+    batch: u32,
+    head: u32,
+    slot: u32,
+    scale: f32,
+    lane: u32,
+    #[comptime] tile: Tile,
+) {
+    let head = cached.head(batch, head);
+    #[unroll]
+    for p in 0..comptime!(tile.parts.div_ceil(tile.lanes) as usize) {
+        let part = lane + p as u32 * tile.lanes;
+        if part < tile.parts {
+            cached.put::<F>(head, slot, part, moved[p], scale);
+        }
+    }
+    if lane == 0 {
+        cached.put_scale(head, slot, scale);
+    }
+}

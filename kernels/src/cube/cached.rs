@@ -1,0 +1,182 @@
+//! Keys or values as they lie in the cache: floats, or int8 with a scale for each head of a token.
+//!
+//! The scale of a head is its largest magnitude over 127, an element its feature over the scale, rounded to the nearest
+//! integer, ties to even. A head that holds something that is not finite has a scale of NaN and elements of 0, so that
+//! whoever reads it sees a NaN.
+
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+use super::attention::{HeadStrides, HeadStridesLaunch, head_strides};
+use super::machine::{Unsupported, array, check_extent, check_same_type, check_shape, check_types};
+
+/// The largest element of int8.
+const LARGEST: f32 = 127.0;
+/// The bits of infinity: those of larger magnitudes are NaN's.
+const INFINITE: u32 = 0x7f80_0000;
+/// The bits of a NaN.
+const NAN: u32 = 0x7fc0_0000;
+/// `1.5 · 2^23`: a sum with it is rounded to an integer, ties to even, which its lowest bits hold.
+const INTEGERS: f32 = 12_582_912.0;
+
+/// Keys or values, on the host.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Side<'a, R: Runtime> {
+    /// `[B, K, capacity, H]`.
+    pub elements: &'a TensorHandle<R>,
+    /// `[B, K, capacity]` of f32, where the elements are int8.
+    pub scales: Option<&'a TensorHandle<R>>,
+    /// What errors call the elements, and the scales.
+    pub names: [&'static str; 2],
+}
+
+impl<'a, R: Runtime> Side<'a, R> {
+    /// The keys.
+    pub fn keys(elements: &'a TensorHandle<R>, scales: Option<&'a TensorHandle<R>>) -> Self {
+        Self { elements, scales, names: ["key", "key_scales"] }
+    }
+
+    /// The values.
+    pub fn values(elements: &'a TensorHandle<R>, scales: Option<&'a TensorHandle<R>>) -> Self {
+        Self { elements, scales, names: ["value", "value_scales"] }
+    }
+
+    /// Checks that the elements are `floats`, or int8 where there are scales, and that these have their shape.
+    pub fn check(&self, client: &ComputeClient<R>, floats: StorageType) -> Result<(), Unsupported> {
+        let [elements, scales] = self.names;
+        let Some(handle) = self.scales else {
+            return check_same_type(floats, &[(elements, Some(self.elements))]);
+        };
+        let (int8, float) = (i8::as_type_native_unchecked(), f32::as_type_native_unchecked());
+        check_same_type(int8.storage_type(), &[(elements, Some(self.elements))])?;
+        check_types(client, &[int8.storage_type()])?;
+        check_same_type(float.storage_type(), &[(scales, Some(handle))])?;
+        check_shape(scales, handle, std::array::from_fn::<_, 3, _>(|axis| self.elements.shape()[axis]))?;
+        check_extent(&[handle])
+    }
+
+    /// The argument of a kernel that reads vectors of `vector` elements.
+    pub fn launch<C: Numeric, N: Size>(&self, vector: usize) -> CachedLaunch<C, N, R> {
+        let strides = self.scales.map_or_else(|| HeadStridesLaunch::new(0, 0, 0), |scales| head_strides(scales, 1));
+        CachedLaunch::new(
+            array(self.elements),
+            head_strides(self.elements, vector),
+            self.scales.map(array).into(),
+            strides,
+        )
+    }
+}
+
+/// Keys or values, on the device. Strides of elements count vectors.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Cached<C: Numeric, N: Size> {
+    elements: Array<Vector<C, N>>,
+    strides: HeadStrides,
+    scales: ComptimeOption<Array<f32>>,
+    scale_strides: HeadStrides,
+}
+
+/// Where a head of a row begins, among the vectors and among the scales.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct CachedHead {
+    elements: u32,
+    scales: u32,
+}
+
+#[cube]
+impl<C: Numeric, N: Size> Cached<C, N> {
+    /// A head of a row.
+    pub fn head(&self, batch: u32, head: u32) -> CachedHead {
+        CachedHead { elements: self.strides.head(batch, head), scales: self.scale_strides.head(batch, head) }
+    }
+
+    fn place(&self, head: CachedHead, slot: u32, part: u32) -> u32 {
+        head.elements + slot * self.strides.token + part
+    }
+
+    /// A vector of the head at a slot, as it lies there.
+    pub fn part(&self, head: CachedHead, slot: u32, part: u32) -> Vector<C, N> {
+        self.elements[self.place(head, slot, part) as usize]
+    }
+
+    /// `vectors` of them in memory, of elements that are known to be floats.
+    pub fn floats<F: Float>(&self, head: CachedHead, slot: u32, part: u32, vectors: u32) -> Slice<Vector<F, N>> {
+        let from = self.place(head, slot, part);
+        self.elements.slice(from as usize, (from + vectors) as usize).downcast::<Vector<F, N>>()
+    }
+
+    /// The scale of the head at a slot; 1 for floats.
+    pub fn scale(&self, head: CachedHead, slot: u32) -> f32 {
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => scales[(head.scales + slot * self.scale_strides.token) as usize],
+            ComptimeOption::None => 1.0f32.runtime(),
+        }
+    }
+
+    /// A vector of the head at a slot, scaled.
+    pub fn features<F: Float>(&self, head: CachedHead, slot: u32, part: u32) -> Vector<F, N> {
+        let elements = self.part(head, slot, part);
+        if comptime!(self.scales.is_some()) {
+            let scale = Vector::<f32, N>::new(self.scale(head, slot));
+            Vector::cast_from(Vector::<f32, N>::cast_from(elements) * scale)
+        } else {
+            Vector::cast_from(elements)
+        }
+    }
+
+    /// Writes a vector of the head at a slot; `scale` is that of the head, where the elements are int8.
+    pub fn put<F: Float>(&mut self, head: CachedHead, slot: u32, part: u32, features: Vector<F, N>, scale: f32) {
+        let at = self.place(head, slot, part) as usize;
+        if comptime!(self.scales.is_some()) {
+            self.elements[at] = elements::<C, F, N>(features, scale);
+        } else {
+            self.elements[at] = Vector::cast_from(features);
+        }
+    }
+
+    /// Writes the scale of the head at a slot, where the elements are int8.
+    pub fn put_scale(&mut self, head: CachedHead, slot: u32, scale: f32) {
+        let at = (head.scales + slot * self.scale_strides.token) as usize;
+        #[comptime]
+        match &mut self.scales {
+            ComptimeOption::Some(scales) => scales[at] = scale,
+            ComptimeOption::None => {}
+        }
+    }
+}
+
+/// The largest magnitude of a vector, by its bits, which are ordered as magnitudes are; infinity and NaN come last.
+#[cube]
+pub(crate) fn magnitude<F: Float, N: Size>(features: Vector<F, N>) -> u32 {
+    let mut largest = 0u32.runtime();
+    #[unroll]
+    for e in 0..N::value() {
+        largest = max(largest, u32::reinterpret(f32::cast_from(features[e])) & 0x7fff_ffffu32);
+    }
+    largest
+}
+
+/// The scale of a head whose largest magnitude has these bits.
+#[cube]
+pub(crate) fn scale_of(magnitude: u32) -> f32 {
+    f32::reinterpret(select(magnitude < INFINITE, magnitude, NAN)) / LARGEST
+}
+
+/// The elements of features.
+#[cube]
+fn elements<C: Numeric, F: Float, N: Size>(features: Vector<F, N>, scale: f32) -> Vector<C, N> {
+    // Neither 0 nor NaN is more than 0.
+    let some = scale > 0.0f32;
+    let divisor = select(some, scale, 1.0f32);
+    let mut elements = Vector::<C, N>::empty();
+    #[unroll]
+    for e in 0..N::value() {
+        let ratio = f32::cast_from(features[e]) / divisor;
+        let ratio = min(max(ratio, -LARGEST), LARGEST);
+        // By its bits, since a compiler may take the same number off again without rounding.
+        let integer = i32::reinterpret(ratio + INTEGERS) - comptime!(INTEGERS.to_bits() as i32);
+        elements[e] = C::cast_from(select(some, integer, 0i32));
+    }
+    elements
+}
