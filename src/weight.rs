@@ -92,6 +92,12 @@ impl<B: Backend> Weight<B> {
         weight
     }
 
+    /// A projection with a matrix of int8.
+    pub(crate) fn of_int8(matrix: Int8Matrix<B>, bias: Option<Tensor<B, 1>>) -> Self {
+        let orientation = Orientation::OutputInput;
+        Self { matrix: None, int8: Some(matrix), bias: bias.map(given), orientation }
+    }
+
     /// The same with a matrix of int8, which lies `[out, in]`; the bias stays as it is.
     ///
     /// # Errors

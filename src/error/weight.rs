@@ -1,10 +1,10 @@
-//! Errors of loading.
+//! Errors of loading and writing.
 
 use std::path::PathBuf;
 
 use super::{ConfigError, list, nearest_hint};
 
-/// What can go wrong when weights are read.
+/// What can go wrong when weights are read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightError {
@@ -45,12 +45,83 @@ pub enum WeightError {
         found: Vec<usize>,
     },
     /// The tensor has an element type that is not converted.
-    #[error("tensor `{name}` has elements of type {found}; weights are read from F64, F32, F16 or BF16")]
+    #[error(
+        "tensor `{name}` has elements of type {found}; weights are read from F64, F32, F16 or BF16, and matrices from I8, too"
+    )]
     ElementType {
         /// The tensor.
         name: String,
         /// The type in the file.
         found: String,
+    },
+    /// A matrix of int8 without its scales.
+    #[error(
+        "the checkpoint has `{matrix}` in int8 and no scales `{scales}`{}; save them under this name, in f32, or name them in \
+         `WeightNames::scales`", nearest_hint(.nearest)
+    )]
+    NoScales {
+        /// The matrix.
+        matrix: String,
+        /// The name of the scales that was looked up.
+        scales: String,
+        /// The name in the file that is spelled most like it.
+        nearest: Option<String>,
+    },
+    /// The scales of an int8 matrix do not divide it into groups of equal length.
+    #[error(
+        "`{scales}` has {found} scales for the {outputs} outputs and {inputs} inputs of `{matrix}` in {parts} parts, which they \
+         do not divide into equal groups; each part takes as many scales, a divisor of its {} elements: check `merge_count`",
+        .outputs * .inputs / .parts
+    )]
+    ScaleCount {
+        /// The matrix.
+        matrix: String,
+        /// Its scales.
+        scales: String,
+        /// How many there are.
+        found: usize,
+        /// Outputs of the matrix.
+        outputs: usize,
+        /// Inputs of the matrix.
+        inputs: usize,
+        /// Parts that it was merged from.
+        parts: usize,
+    },
+    /// Three numbers that may be three scales, or one scale and those of two halves.
+    #[error(
+        "`{0}` is [1, 3], which is one scale and two of halves (DeepSpeed's `GroupQuantizer`) or three scales; save it as [1] or [3]"
+    )]
+    AmbiguousScales(String),
+    /// An int8 matrix cannot have been merged from that many parts.
+    #[error(
+        "`{matrix}` has {inputs} inputs, which cannot come from 2^{merge_count} parts; `merge_count` is the base-2 logarithm of \
+         the partitions, here at most {}", .inputs.trailing_zeros()
+    )]
+    MergeCount {
+        /// The matrix.
+        matrix: String,
+        /// Inputs of the matrix.
+        inputs: usize,
+        /// Base-2 logarithm of the parts.
+        merge_count: u32,
+    },
+    /// A module that holds a part of the heads cannot be written as a checkpoint of all of them.
+    #[error(
+        "this module holds rank {rank} of {ranks}, and a checkpoint has all heads; write a module of `mp_size` 1, or its record"
+    )]
+    OneOfSeveralRanks {
+        /// This rank.
+        rank: usize,
+        /// Ranks of the group.
+        ranks: usize,
+    },
+    /// A file could not be written.
+    #[error("cannot write {path}: {cause}; check the folder, the rights and the space on the disk")]
+    Write {
+        /// The path.
+        path: PathBuf,
+        /// What the operating system said.
+        cause: String,
     },
     /// A weight that is to become int8 is infinite or NaN.
     #[error(

@@ -181,6 +181,32 @@ impl Checkpoint {
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
+    /// Whether a tensor is there and of int8.
+    pub(super) fn is_int8(&self, name: &str) -> bool {
+        self.tensors.get(name).is_some_and(|location| location.dtype == Dtype::I8)
+    }
+
+    /// The bytes of a tensor of int8, which become elements of type `to`.
+    pub(super) fn int8(&self, name: &str, shape: [usize; 2], to: DType) -> Result<&[u8], WeightError> {
+        let (_, bytes) = self.locate(name, &shape)?;
+        let mut log = self.log.borrow_mut();
+        log.loaded.insert(name.into());
+        if to != DType::I8 {
+            log.converted.push(Conversion { name: name.into(), from: "I8".into(), to: format!("{to:?}") });
+        }
+        Ok(bytes)
+    }
+
+    /// A tensor of floats of any shape, as f32.
+    pub(super) fn numbers(&self, name: &str) -> Result<(Vec<f32>, &[usize]), WeightError> {
+        let shape = self.shape(name).unwrap_or_default();
+        let (location, bytes) = self.locate(name, shape)?;
+        let data = floats(bytes, location.dtype, shape)
+            .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
+        self.log.borrow_mut().loaded.insert(name.into());
+        Ok((data.iter().collect(), shape))
+    }
+
     /// Where a tensor of this shape is, and its bytes.
     fn locate(&self, name: &str, shape: &[usize]) -> Result<(&Location, &[u8]), WeightError> {
         let location = self.tensors.get(name).ok_or_else(|| {

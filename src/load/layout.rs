@@ -1,6 +1,8 @@
 //! How a checkpoint packs queries, keys and values into one matrix.
 
-use burn::tensor::{Tensor, backend::Backend};
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use crate::parallel::HeadShard;
 
@@ -66,20 +68,35 @@ impl QkvLayout {
     /// If the heads do not fit the layout: [`PerHead`](Self::PerHead) needs a key/value head for every query head,
     /// [`PerRank`](Self::PerRank) a rank count that divides both.
     pub fn split<B: Backend>(self, fused: Tensor<B, 3>, shard: &HeadShard, head_dim: usize) -> [Tensor<B, 3>; 3] {
-        let [rows, _, columns] = fused.dims();
-        let (heads, kv_heads) = (shard.total, shard.kv_total);
-        let blocks = self.blocks(heads, kv_heads);
-        let (queries, keys) = (heads / blocks, kv_heads / blocks);
-        let blocked: Tensor<B, 5> = fused.reshape([rows, blocks, queries + 2 * keys, head_dim, columns]);
-        let part = |start: usize, count: usize, first: usize, own: usize| -> Tensor<B, 3> {
-            let all = blocked.clone().narrow(2, start, count);
-            let all: Tensor<B, 4> = all.reshape([rows, blocks * count, head_dim, columns]);
-            all.narrow(1, first, own).reshape([rows, own * head_dim, columns])
+        self.rows(shard, head_dim).map(|rows| picked(fused.clone(), 1, &rows))
+    }
+
+    /// Which of the fused outputs the queries, keys and values of the heads of `shard` are, in order.
+    ///
+    /// # Panics
+    /// As [`split`](Self::split).
+    pub(super) fn rows(self, shard: &HeadShard, head_dim: usize) -> [Vec<usize>; 3] {
+        let blocks = self.blocks(shard.total, shard.kv_total);
+        let (queries, keys) = (shard.total / blocks, shard.kv_total / blocks);
+        let part = |start: usize, count: usize, own: Range<usize>| {
+            let place = |head| (head / count * (queries + 2 * keys) + start + head % count) * head_dim;
+            own.map(place).flat_map(|first| first..first + head_dim).collect()
         };
+        let own = shard.kv_start..shard.kv_start + shard.kv_len;
         [
-            part(0, queries, shard.start, shard.len),
-            part(queries, keys, shard.kv_start, shard.kv_len),
-            part(queries + keys, keys, shard.kv_start, shard.kv_len),
+            part(0, queries, shard.start..shard.start + shard.len),
+            part(queries, keys, own.clone()),
+            part(queries + keys, keys, own),
         ]
     }
+}
+
+/// These places of an axis, in this order.
+pub(super) fn picked<B: Backend, const D: usize>(tensor: Tensor<B, D>, axis: usize, places: &[usize]) -> Tensor<B, D> {
+    if places.iter().copied().eq(0..tensor.dims()[axis]) {
+        return tensor;
+    }
+    let index: Vec<i64> = places.iter().map(|&place| place as i64).collect();
+    let index = Tensor::from_data(TensorData::new(index, [places.len()]), &tensor.device());
+    tensor.select(axis, index)
 }

@@ -18,16 +18,22 @@
 //! # Ok(()) }
 //! ```
 //!
+//! Matrices that a checkpoint keeps in int8 stay as they are in a module of int8, byte for byte, and become dense in a dense
+//! one; see [`ScaleNames`]. [`CheckpointWriter`] is the way back.
+//!
 //! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
 
 mod checkpoint;
 mod fields;
 mod hugging_face;
+mod int8;
 mod layout;
 mod module;
 mod names;
+mod write;
 
 pub use checkpoint::{Checkpoint, Conversion, LoadReport};
 pub use hugging_face::{Architecture, HuggingFaceConfig};
 pub use layout::QkvLayout;
-pub use names::{AttentionNames, NormNames, QkvNames, WeightNames};
+pub use names::{AttentionNames, NormNames, QkvNames, ScaleNames, WeightNames};
+pub use write::CheckpointWriter;

@@ -3,7 +3,9 @@
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::{AttentionNames, Checkpoint, QkvNames, WeightNames};
+use super::int8::{Blocks, Int8Part, Int8Tensor};
+use super::layout::picked;
+use super::{AttentionNames, Checkpoint, QkvNames, ScaleNames, WeightNames};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::error::WeightError;
 use crate::spec::AttentionSpec;
@@ -12,6 +14,10 @@ use crate::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, SeparateQkv, 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its
     /// rank. Parameters do not require gradients; [`with_training`](Self::with_training) lifts that.
+    ///
+    /// Where the module is int8 it stays so: int8 matrices of the checkpoint keep their bytes and [scales](super::ScaleNames),
+    /// in blocks of their own, and dense ones are rounded in the blocks of the module. Where it is dense, int8 matrices are
+    /// made dense.
     ///
     /// # Errors
     /// A [`WeightError`] that names the tensor.
@@ -51,7 +57,8 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with matrices of int8: a quarter of the memory, and of what a step reads. It stays so when a checkpoint is
-    /// loaded; a module whose record is int8 is built, quantised in the same way, and then loads it.
+    /// loaded. A module whose record is int8 is built, quantised in any blocks or under `dtype` int8, and then loads it, with
+    /// the blocks of the record.
     ///
     /// ```
     /// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
@@ -92,10 +99,51 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     }
 }
 
-/// A projection of the whole model, `[out, in]`, before it is cut and turned.
-struct Whole<B: Backend> {
-    matrix: Tensor<B, 2>,
+/// A matrix `[out, in]`, before the module takes it.
+enum Matrix<'a, B: Backend> {
+    Dense(Tensor<B, 2>),
+    Int8(Int8Part<'a>),
+}
+
+impl<B: Backend> Matrix<'_, B> {
+    /// These outputs, in this order.
+    fn outputs(&self, rows: &[usize]) -> Self {
+        match self {
+            Self::Dense(matrix) => Self::Dense(picked(matrix.clone(), 0, rows)),
+            Self::Int8(part) => Self::Int8(part.outputs(rows)),
+        }
+    }
+
+    /// The inputs `start..start + len`.
+    fn inputs(&self, start: usize, len: usize) -> Self {
+        match self {
+            Self::Dense(matrix) => Self::Dense(matrix.clone().narrow(1, start, len)),
+            Self::Int8(part) => Self::Int8(part.inputs(start, len)),
+        }
+    }
+}
+
+/// A projection, `[out, in]`, before the module takes it.
+struct Projection<'a, B: Backend> {
+    matrix: Matrix<'a, B>,
     bias: Option<Tensor<B, 1>>,
+}
+
+impl<B: Backend> Projection<'_, B> {
+    fn outputs(&self, rows: &[usize]) -> Self {
+        Self { matrix: self.matrix.outputs(rows), bias: self.bias.clone().map(|bias| picked(bias, 0, rows)) }
+    }
+}
+
+/// What QKV reads and is.
+#[derive(Clone, Copy)]
+struct QkvSizes {
+    /// Features that queries read.
+    input: usize,
+    /// Features that keys and values read.
+    context: usize,
+    bias: bool,
+    int8: bool,
 }
 
 struct Reader<'a, B: Backend> {
@@ -122,13 +170,29 @@ impl<'a, B: Backend> Reader<'a, B> {
         self.checkpoint.tensor(name, [size], self.dtype, &self.device)
     }
 
-    fn matrix(&self, name: &str, input: usize, output: usize) -> Result<Tensor<B, 2>, WeightError> {
-        let shape = self.names.orientation.shape(input, output);
-        let matrix = self.checkpoint.tensor(name, shape, self.dtype, &self.device)?;
-        Ok(match self.names.orientation {
+    /// A matrix of int8 stays one where the module is int8, and is made dense elsewhere.
+    fn matrix(
+        &self,
+        name: &str,
+        scales: &ScaleNames,
+        shape: [usize; 2],
+        int8: bool,
+    ) -> Result<Matrix<'a, B>, WeightError> {
+        let ([output, input], orientation) = (shape, self.names.orientation);
+        if self.checkpoint.is_int8(name) {
+            let to = if int8 { DType::I8 } else { self.dtype };
+            let part = Int8Tensor::read(self.checkpoint, orientation, (name, scales), shape, to)?.whole();
+            return Ok(if int8 { Matrix::Int8(part) } else { Matrix::Dense(self.dense(part)) });
+        }
+        let matrix = self.checkpoint.tensor(name, orientation.shape(input, output), self.dtype, &self.device)?;
+        Ok(Matrix::Dense(match orientation {
             Orientation::OutputInput => matrix,
             Orientation::InputOutput => matrix.transpose(),
-        })
+        }))
+    }
+
+    fn dense(&self, part: Int8Part<'_>) -> Tensor<B, 2> {
+        Tensor::from_data(Blocks::stacked(&[part]).dense(self.dtype), (&self.device, self.dtype))
     }
 
     /// A bias is read if the module has a place for it, and refused if it has none.
@@ -140,13 +204,6 @@ impl<'a, B: Backend> Reader<'a, B> {
             }
             false => Ok(None),
         }
-    }
-
-    fn whole(&self, names: &WeightNames, input: usize, output: usize, bias: bool) -> Result<Whole<B>, WeightError> {
-        Ok(Whole {
-            matrix: self.matrix(&names.matrix, input, output)?,
-            bias: self.bias(&names.bias, output, bias, "set `qkv_bias` to true")?,
-        })
     }
 
     fn norm(&self, module: &Option<FusedNorm<B>>) -> Result<Option<FusedNorm<B>>, WeightError> {
@@ -164,90 +221,94 @@ impl<'a, B: Backend> Reader<'a, B> {
     fn output(&self, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
         let (shard, head_dim) = (&self.spec.shard, self.spec.head_dim);
         let names = &self.names.output;
-        let matrix = self.matrix(&names.matrix, shard.total * head_dim, self.spec.hidden_size)?;
-        let own = matrix.narrow(1, shard.start * head_dim, shard.len * head_dim);
+        let shape = [self.spec.hidden_size, shard.total * head_dim];
+        let matrix = self.matrix(&names.matrix, &names.scales, shape, module.int8().is_some())?;
+        let own = matrix.inputs(shard.start * head_dim, shard.len * head_dim);
         let bias = self.bias(&names.bias, self.spec.hidden_size, module.has_bias(), "set `output_bias` to true")?;
-        self.turned(own, bias, module)
+        self.finished(vec![Projection { matrix: own, bias }], module)
     }
 
     fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
-        let (input, context, bias) = match module {
-            QkvWeight::Fused(weight) => (weight.input_size(), weight.input_size(), weight.has_bias()),
-            QkvWeight::Separate(SeparateQkv { query, key, .. }) => {
-                (query.input_size(), key.input_size(), query.has_bias())
-            }
+        let (query, key) = match module {
+            QkvWeight::Fused(weight) => (weight, weight),
+            QkvWeight::Separate(SeparateQkv { query, key, .. }) => (query, key),
         };
-        let parts = self.parts(input, context, bias)?;
+        let parts = self.parts(QkvSizes {
+            input: query.input_size(),
+            context: key.input_size(),
+            bias: query.has_bias(),
+            int8: query.int8().is_some(),
+        })?;
         Ok(match module {
-            QkvWeight::Fused(module) => {
-                let bias = parts.iter().map(|part| part.bias.clone()).collect::<Option<Vec<_>>>();
-                let matrix = Tensor::cat(parts.map(|part| part.matrix).into(), 0);
-                QkvWeight::Fused(self.turned(matrix, bias.map(|bias| Tensor::cat(bias, 0)), module)?)
-            }
+            QkvWeight::Fused(module) => QkvWeight::Fused(self.finished(parts.into(), module)?),
             QkvWeight::Separate(module) => {
                 let [query, key, value] = parts;
-                let turned = |part: Whole<B>, module| self.turned(part.matrix, part.bias, module);
                 QkvWeight::Separate(SeparateQkv {
-                    query: turned(query, &module.query)?,
-                    key: turned(key, &module.key)?,
-                    value: turned(value, &module.value)?,
+                    query: self.finished(vec![query], &module.query)?,
+                    key: self.finished(vec![key], &module.key)?,
+                    value: self.finished(vec![value], &module.value)?,
                 })
             }
         })
     }
 
-    /// Queries, keys and values of this rank, each `[out, in]`.
-    fn parts(&self, input: usize, context: usize, bias: bool) -> Result<[Whole<B>; 3], WeightError> {
+    /// Queries, keys and values of this rank.
+    fn parts(&self, sizes: QkvSizes) -> Result<[Projection<'a, B>; 3], WeightError> {
+        const REMEDY: &str = "set `qkv_bias` to true";
         let (shard, head_dim) = (&self.spec.shard, self.spec.head_dim);
         let (queries, keys) = (shard.total * head_dim, shard.kv_total * head_dim);
-        let whole = match &self.names.qkv {
+        let QkvSizes { input, context, bias, int8 } = sizes;
+        let whole = |names: &WeightNames, outputs, inputs| {
+            let matrix = self.matrix(&names.matrix, &names.scales, [outputs, inputs], int8)?;
+            Ok::<_, WeightError>(Projection { matrix, bias: self.bias(&names.bias, outputs, bias, REMEDY)? })
+        };
+        let [query, key, value] = match &self.names.qkv {
             QkvNames::Fused { names, layout } => {
-                let Whole { matrix, bias } = self.whole(names, input, queries + 2 * keys, bias)?;
-                let matrices = layout.split(matrix.unsqueeze_dim(0), shard, head_dim);
-                let mut biases = bias.map(|bias| {
-                    let [outputs] = bias.dims();
-                    layout.split(bias.reshape([1, outputs, 1]), shard, head_dim).into_iter()
-                });
-                return Ok(matrices.map(|matrix| Whole {
-                    matrix: matrix.squeeze_dim(0),
-                    bias: biases.as_mut().and_then(Iterator::next).map(|bias| bias.flatten(0, 2)),
-                }));
+                let fused = whole(names, queries + 2 * keys, input)?;
+                return Ok(layout.rows(shard, head_dim).map(|rows| fused.outputs(&rows)));
             }
-            QkvNames::Separate { query, key, value } => [
-                self.whole(query, input, queries, bias)?,
-                self.whole(key, context, keys, bias)?,
-                self.whole(value, context, keys, bias)?,
-            ],
+            QkvNames::Separate { query, key, value } => {
+                [whole(query, queries, input)?, whole(key, keys, context)?, whole(value, keys, context)?]
+            }
             QkvNames::SeparateWithFusedBias { query, key, value, bias: name } => {
-                let all = self.bias(name, queries + 2 * keys, bias, "set `qkv_bias` to true")?;
-                let part = |start, len| all.clone().map(|bias| bias.narrow(0, start, len));
+                let all = self.bias(name, queries + 2 * keys, bias, REMEDY)?;
+                let part = |name: &str, start, outputs, inputs| {
+                    let matrix = self.matrix(name, &ScaleNames::of(name), [outputs, inputs], int8)?;
+                    let bias = all.clone().map(|bias| bias.narrow(0, start, outputs));
+                    Ok::<_, WeightError>(Projection { matrix, bias })
+                };
                 [
-                    Whole { matrix: self.matrix(query, input, queries)?, bias: part(0, queries) },
-                    Whole { matrix: self.matrix(key, context, keys)?, bias: part(queries, keys) },
-                    Whole { matrix: self.matrix(value, context, keys)?, bias: part(queries + keys, keys) },
+                    part(query, 0, queries, input)?,
+                    part(key, queries, keys, context)?,
+                    part(value, queries + keys, keys, context)?,
                 ]
             }
         };
-        let [query, key, value] = whole;
-        let own = |part: Whole<B>, start: usize, len: usize| Whole {
-            matrix: part.matrix.narrow(0, start * head_dim, len * head_dim),
-            bias: part.bias.map(|bias| bias.narrow(0, start * head_dim, len * head_dim)),
-        };
-        Ok([
-            own(query, shard.start, shard.len),
-            own(key, shard.kv_start, shard.kv_len),
-            own(value, shard.kv_start, shard.kv_len),
-        ])
+        let own = |start: usize, len: usize| -> Vec<usize> { (start * head_dim..(start + len) * head_dim).collect() };
+        let (own_queries, own_keys) = (own(shard.start, shard.len), own(shard.kv_start, shard.kv_len));
+        Ok([query.outputs(&own_queries), key.outputs(&own_keys), value.outputs(&own_keys)])
     }
 
-    /// An `[out, in]` matrix the way the module stores it.
-    fn turned(
-        &self,
-        matrix: Tensor<B, 2>,
-        bias: Option<Tensor<B, 1>>,
-        module: &Weight<B>,
-    ) -> Result<Weight<B>, WeightError> {
-        let orientation = module.orientation();
+    /// Projections, one behind the other, the way the module stores them.
+    fn finished(&self, parts: Vec<Projection<'a, B>>, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        let biases: Option<Vec<_>> = parts.iter().map(|part| part.bias.clone()).collect();
+        let bias = biases.map(joined);
+        let int8: Option<Vec<_>> = parts
+            .iter()
+            .map(|part| match &part.matrix {
+                Matrix::Int8(part) => Some(part.clone()),
+                Matrix::Dense(_) => None,
+            })
+            .collect();
+        if let Some(parts) = int8 {
+            let matrix = Blocks::stacked(&parts).int8(self.dtype, &self.device)?;
+            return Ok(Weight::of_int8(matrix, bias));
+        }
+        let dense = parts.into_iter().map(|part| match part.matrix {
+            Matrix::Dense(matrix) => matrix,
+            Matrix::Int8(part) => self.dense(part),
+        });
+        let (matrix, orientation) = (joined(dense.collect()), module.orientation());
         let matrix = match orientation {
             Orientation::OutputInput => matrix,
             Orientation::InputOutput => transposed(matrix),
@@ -257,5 +318,13 @@ impl<'a, B: Backend> Reader<'a, B> {
             Some(int8) => weight.quantize_in(int8.blocks()),
             None => Ok(weight),
         }
+    }
+}
+
+/// One behind the other along the first axis.
+pub(super) fn joined<B: Backend, const D: usize>(mut tensors: Vec<Tensor<B, D>>) -> Tensor<B, D> {
+    match tensors.len() {
+        1 => tensors.remove(0),
+        _ => Tensor::cat(tensors, 0),
     }
 }

@@ -6,7 +6,7 @@ use crate::weight::Orientation;
 /// Where the parameters of one attention layer are in a checkpoint.
 ///
 /// Biases are looked up if the module has them; a bias that stands in the checkpoint and has no place in the module is an
-/// error.
+/// error. Scales are looked up where the matrix is int8.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttentionNames {
     /// The norm in front; read if the module has one.
@@ -35,12 +35,40 @@ pub struct WeightNames {
     pub matrix: String,
     /// Bias.
     pub bias: String,
+    /// Scales, should the matrix be int8.
+    pub scales: ScaleNames,
+}
+
+/// Where the scales of an int8 matrix are, and which weights each belongs to; DeepSpeed's `dequantize.cu`.
+///
+/// The matrix was put together along its inputs from 2^`merge_count` parts, `[out, in / 2^merge_count]` each. The elements of a
+/// part, counted output by output, are divided into as many groups of equal length as there are scales for each part.
+/// First come the scales of the first group of every part, then those of the second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScaleNames {
+    /// The tensor, of floats and any shape. DeepSpeed's `GroupQuantizer` writes `[groups, 3]`, of which the first `groups`
+    /// numbers are the scales and the others those of two halves, which are not read.
+    pub tensor: String,
+    /// Base-2 logarithm of the parts; DeepSpeed's `merge_count`, 0 for a matrix that is in one piece.
+    pub merge_count: u32,
+}
+
+impl ScaleNames {
+    /// `matrix.scale`, of a matrix in one piece: the attribute of DeepSpeed's parameters.
+    pub fn of(matrix: &str) -> Self {
+        Self { tensor: format!("{matrix}.scale"), merge_count: 0 }
+    }
 }
 
 impl WeightNames {
-    /// `path.weight` and `path.bias`.
+    /// `path.weight`, `path.bias` and `path.weight.scale`.
     pub fn of(path: &str) -> Self {
-        Self { matrix: format!("{path}.weight"), bias: format!("{path}.bias") }
+        Self::new(format!("{path}.weight"), format!("{path}.bias"))
+    }
+
+    /// These names, and `matrix.scale`.
+    pub fn new(matrix: String, bias: String) -> Self {
+        Self { scales: ScaleNames::of(&matrix), matrix, bias }
     }
 }
 
@@ -70,7 +98,7 @@ pub enum QkvNames {
         /// Values.
         value: WeightNames,
     },
-    /// A matrix each, and one bias `q | k | v`.
+    /// A matrix each, with scales by the name of [`ScaleNames::of`], and one bias `q | k | v`.
     SeparateWithFusedBias {
         /// Matrix of the queries.
         query: String,
@@ -99,15 +127,15 @@ impl QkvNames {
 impl AttentionNames {
     /// DeepSpeed's names: `attn_qkvw`, or `attn_qw`, `attn_kw` and `attn_vw` where the checkpoint has only those;
     /// `attn_ow`, `norm_w` and their biases. The norm is looked up beside the projections and in the block around them,
-    /// where DeepSpeed keeps it (`h.0.norm_w` beside `h.0.attention.attn_qkvw`).
+    /// where DeepSpeed keeps it (`h.0.norm_w` beside `h.0.attention.attn_qkvw`). The scales of an int8 matrix are the tensor
+    /// `attn_qkvw.scale` (and so on) of the checkpoint, since a file has no attributes.
     ///
     /// `layout` is that of `attn_qkvw`, which for BLOOM is [`QkvLayout::PerHead`]. `orientation` is
     /// [`Orientation::InputOutput`] for matrices that DeepSpeed injected, [`Orientation::OutputInput`] under its
-    /// `transposed_mode` and `set_empty_params`. Shapes cannot tell either of them, so both must be said.
+    /// `transposed_mode` and `set_empty_params`, and for int8. Shapes cannot tell either of them, so both must be said.
     pub fn deepspeed(checkpoint: &Checkpoint, prefix: &str, layout: QkvLayout, orientation: Orientation) -> Self {
         let name = |stem: &str| format!("{prefix}{stem}");
-        let weight =
-            |stem: &str| WeightNames { matrix: name(&format!("attn_{stem}w")), bias: name(&format!("attn_{stem}b")) };
+        let weight = |stem: &str| WeightNames::new(name(&format!("attn_{stem}w")), name(&format!("attn_{stem}b")));
         let qkv = if checkpoint.contains(&name("attn_qkvw")) || !checkpoint.contains(&name("attn_qw")) {
             QkvNames::Fused { names: weight("qkv"), layout }
         } else if checkpoint.contains(&name("attn_qkvb")) {
@@ -130,6 +158,14 @@ impl AttentionNames {
             output: weight("o"),
             orientation,
         }
+    }
+
+    /// The same names of an int8 checkpoint that was merged from 2^`merge_count` partitions; DeepSpeed's `merge_count`. The
+    /// output projection is cut along its inputs, so its scales alternate. The partitions of QKV lie along the outputs,
+    /// where the scales of one stand behind those of the other, as they do without merging.
+    pub fn with_merge_count(mut self, merge_count: u32) -> Self {
+        self.output.scales.merge_count = merge_count;
+        self
     }
 
     /// The names of an attention block of the `diffusers` library at `path`: `to_q`, `to_k`, `to_v`, `to_out.0`.

@@ -17,9 +17,9 @@ use safetensors::{Dtype, tensor::TensorView};
 use crate::attention::{llama, randomised};
 use crate::common::{assert_near, golden, on_each_cpu_backend, seeded, values};
 
-type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
+pub type Entry = (String, Dtype, Vec<usize>, Vec<u8>);
 
-fn save(path: &Path, entries: &[Entry]) {
+pub fn save(path: &Path, entries: &[Entry]) {
     let views = entries
         .iter()
         .map(|(name, dtype, shape, bytes)| (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap()));

@@ -18,3 +18,4 @@ mod load;
 mod ops;
 mod properties;
 mod quantized;
+mod quantized_checkpoints;
