@@ -12,7 +12,11 @@ from plot import svg
 START, END = "<!-- measured -->", "<!-- end of what was measured -->"
 OURS = "ours-ndarray"
 # Our other ways, and the heads of their columns.
-OTHERS = {"ours-flex": "on flex, ms", "ours-int8": "int8 weights, ms"}
+OTHERS = {
+    "ours-flex": "on flex, ms",
+    "ours-int8": "int8 weights, ms",
+    "ours-int8-cache": "int8 weights and cache, ms",
+}
 # What a rate counts, by what limits it.
 UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
 

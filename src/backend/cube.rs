@@ -40,6 +40,10 @@ where
         tensor
     }
 
+    fn to_int(tensor: FloatTensor<Self>) -> IntTensor<Self> {
+        tensor
+    }
+
     fn from_bool(tensor: BoolTensor<Self>) -> FloatTensor<Self> {
         tensor
     }

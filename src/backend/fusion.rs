@@ -39,6 +39,10 @@ impl<B: FusionBackend + CubeOps> CubeOps for Fusion<B> {
         tensor
     }
 
+    fn to_int(tensor: FloatTensor<Self>) -> IntTensor<Self> {
+        tensor
+    }
+
     fn from_bool(tensor: BoolTensor<Self>) -> FloatTensor<Self> {
         tensor
     }

@@ -25,6 +25,9 @@ pub trait CubeOps: Backend {
     /// Integers among the inputs of a call.
     fn from_int(tensor: IntTensor<Self>) -> FloatTensor<Self>;
 
+    /// Integers among the outputs of a call.
+    fn to_int(tensor: FloatTensor<Self>) -> IntTensor<Self>;
+
     /// Booleans among the inputs of a call.
     fn from_bool(tensor: BoolTensor<Self>) -> FloatTensor<Self>;
 
@@ -139,6 +142,10 @@ impl<B: CubeOps> Outputs<B> {
     pub(crate) fn next<const D: usize>(&mut self) -> Tensor<B, D> {
         let primitive = self.0.next().unwrap_or_else(|| unreachable!("a call returns what it announced"));
         Tensor::from_primitive(TensorPrimitive::Float(primitive))
+    }
+
+    pub(crate) fn next_int<const D: usize>(&mut self) -> Tensor<B, D, Int> {
+        Tensor::from_primitive(B::to_int(self.next::<D>().into_primitive().tensor()))
     }
 }
 

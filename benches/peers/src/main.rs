@@ -16,6 +16,7 @@ use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use burn_deepspeed::KvCacheType;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use serde::Deserialize;
@@ -97,7 +98,8 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
     match implementation {
         "ours-ndarray" => ours::prepare::<NdArray>(workload),
         "ours-flex" => ours::prepare::<Flex>(workload),
-        "ours-int8" => ours::prepare_int8::<NdArray>(workload),
+        "ours-int8" => ours::prepare_int8::<NdArray>(workload, KvCacheType::default()),
+        "ours-int8-cache" => ours::prepare_int8::<NdArray>(workload, KvCacheType::INT8),
         "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
         "burn-flex" => burn_attention::prepare::<Flex>(workload),
         "candle-flash" => candle_attention::flash(workload),

@@ -39,13 +39,21 @@ pub(crate) fn plan_kernel<B: CubeOps>(
     }
 }
 
+/// Keys or values as a kernel takes them.
+#[derive(Clone, Copy)]
+pub(crate) struct Side<'a, R: CubeRuntime> {
+    pub elements: &'a TensorHandle<R>,
+    /// If they are int8.
+    pub scales: Option<&'a TensorHandle<R>>,
+}
+
 /// Attends on the kernel that the number of queries asks for.
 #[allow(clippy::too_many_arguments, reason = "the parts of one attention problem")]
 pub(crate) fn attend<R: CubeRuntime>(
     operation: &str,
     query: &CubeTensor<R>,
-    key: &CubeTensor<R>,
-    value: &CubeTensor<R>,
+    key: Side<'_, R>,
+    value: Side<'_, R>,
     context: &TensorHandle<R>,
     scale: f32,
     masks: &MaskArguments<R>,
@@ -54,10 +62,10 @@ pub(crate) fn attend<R: CubeRuntime>(
     let machine = Machine::new(&query.client);
     let problem = Problem {
         query: &handle(query),
-        key: &handle(key),
-        key_scales: None,
-        value: &handle(value),
-        value_scales: None,
+        key: key.elements,
+        key_scales: key.scales,
+        value: value.elements,
+        value_scales: value.scales,
         context,
         scale,
         masks,
@@ -129,7 +137,9 @@ impl CubeCall for AttentionCall {
         let packed = Shape::new([batch, tokens, heads * head_dim]);
         let packed = empty_device_dtype(query.client.clone(), query.device.clone(), packed, query.dtype);
         let context = by_token(&packed, heads);
-        attend("masked_attention", &query, &key, &value, &context, self.scale, &masks, self.keys);
+        let side = |elements| Side { elements, scales: None };
+        let (key, value) = (&handle(&key), &handle(&value));
+        attend("masked_attention", &query, side(key), side(value), &context, self.scale, &masks, self.keys);
         vec![CubeTensor::new(query.client.clone(), packed.handle, *context.metadata, query.device.clone(), query.dtype)]
     }
 }

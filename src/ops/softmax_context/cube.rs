@@ -7,22 +7,63 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
-use super::{ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference, rotary_table};
-use crate::cache::{CacheTypes, Stored};
+use super::{ContextProblem, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference, rotary_table};
+use crate::cache::Stored;
 use crate::error::check_shape;
-use crate::ops::attention::cube::{attend, by_token, plan_kernel};
-use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, owned, planned, rules};
+use crate::ops::attention::cube::{Side, attend, by_token, plan_kernel};
+use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, Outputs, handle, owned, planned, rules};
 use crate::position::rotary::RotaryLayout;
 use crate::position::{PositionEncoding, alibi};
 
 /// Which kernel takes a step.
 pub(crate) fn plan<B: CubeOps>(problem: &ContextProblem, device: &B::Device) -> Plan {
-    if let Some(CacheTypes { key, value }) = problem.cache
-        && let Some(cache) = [key, value].into_iter().find(|cache| *cache != problem.dtype)
-    {
-        return Plan::Reference(Declined::CacheType { dtype: problem.dtype, cache });
+    match problem.cache_declined() {
+        Some(declined) => Plan::Reference(declined),
+        None => plan_kernel::<B>(problem.dtype, problem.tokens, problem.head_dim, problem.head_dim, device),
     }
-    plan_kernel::<B>(problem.dtype, problem.tokens, problem.head_dim, problem.head_dim, device)
+}
+
+/// How keys, or values, lie in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// One tensor.
+    Dense,
+    /// Elements and scales.
+    Int8,
+}
+
+impl Layout {
+    fn of<B: CubeOps>(stored: &Stored<B>) -> Self {
+        match stored {
+            Stored::Dense(_) => Self::Dense,
+            Stored::Int8 { .. } => Self::Int8,
+        }
+    }
+
+    fn tensors(self) -> usize {
+        match self {
+            Self::Dense => 1,
+            Self::Int8 => 2,
+        }
+    }
+
+    /// What came out of a call, as it is kept.
+    fn stored<B: CubeOps>(self, outputs: &mut Outputs<B>) -> Stored<B> {
+        match self {
+            Self::Dense => Stored::Dense(outputs.next()),
+            Self::Int8 => Stored::Int8 { elements: outputs.next_int(), scales: outputs.next() },
+        }
+    }
+}
+
+fn collect<B: CubeOps>(inputs: &mut Collected<B>, stored: Stored<B>) {
+    match stored {
+        Stored::Dense(tensor) => inputs.float(tensor),
+        Stored::Int8 { elements, scales } => {
+            inputs.int(elements);
+            inputs.float(scales);
+        }
+    }
 }
 
 /// Splits, turns, appends, attends.
@@ -31,8 +72,8 @@ struct ContextCall {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    /// Whether keys and values go into a cache, or into tensors of their own.
-    cached: bool,
+    /// How keys and values lie in the cache; `None` where they go into tensors of their own.
+    cached: Option<[Layout; 2]>,
     rotary: Option<RotaryPairs>,
     scale: f32,
     /// Keys of the longest row.
@@ -68,15 +109,16 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
     };
     mask.check("softmax_context", [batch, spec.heads(), tokens, end]);
 
+    let dtype = qkv.dtype();
     let mut inputs = Collected::new();
     inputs.float(qkv);
-    if let Some(layer) = &mut cache {
-        let (Stored::Dense(key), Stored::Dense(value)) = layer.take_storage() else {
-            unreachable!("the plan declines int8");
-        };
-        inputs.float(key);
-        inputs.float(value);
-    }
+    let cached = cache.as_mut().map(|layer| {
+        let (key, value) = layer.take_storage();
+        let layouts = [Layout::of(&key), Layout::of(&value)];
+        collect(&mut inputs, key);
+        collect(&mut inputs, value);
+        layouts
+    });
     let rotary = table.map(|table| {
         let pairs = match table.layout() {
             RotaryLayout::Half => RotaryPairs::Half,
@@ -92,7 +134,7 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
         heads: spec.heads(),
         kv_heads: spec.kv_heads(),
         head_dim: spec.head_dim,
-        cached: cache.is_some(),
+        cached,
         rotary,
         scale: spec.scale as f32,
         keys: end,
@@ -100,13 +142,16 @@ pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> S
     };
     let mut outputs = inputs.call(&call);
     let context = outputs.next();
-    let (key, value): (Tensor<B, 4>, Tensor<B, 4>) = (outputs.next(), outputs.next());
-    let keys = match cache {
-        Some(mut layer) => {
-            layer.put_storage(Stored::Dense(key), Stored::Dense(value));
-            want_keys.then(|| layer.visible())
+    let keys = match (cache, cached) {
+        (Some(mut layer), Some([key, value])) => {
+            let (key, value) = (key.stored(&mut outputs), value.stored(&mut outputs));
+            layer.put_storage(key, value);
+            want_keys.then(|| layer.visible()).map(|(key, value)| (key.cast(dtype), value.cast(dtype)))
         }
-        None => want_keys.then_some((key, value)),
+        _ => {
+            let fresh: (Tensor<B, 4>, Tensor<B, 4>) = (outputs.next(), outputs.next());
+            want_keys.then_some(fresh)
+        }
     };
     SoftmaxContextOutput { context, keys }
 }
@@ -117,9 +162,18 @@ impl CubeCall for ContextCall {
     fn outputs(&self, inputs: &[(Shape, DType)]) -> Vec<(Shape, DType)> {
         let (qkv, dtype) = &inputs[0];
         let (batch, tokens) = (qkv[0], qkv[1]);
-        let fresh = || (Shape::new([batch, self.kv_heads, tokens, self.head_dim]), *dtype);
-        let (key, value) = if self.cached { (inputs[1].clone(), inputs[2].clone()) } else { (fresh(), fresh()) };
-        vec![(Shape::new([batch, tokens, self.heads * self.head_dim]), *dtype), key, value]
+        let mut outputs = vec![(Shape::new([batch, tokens, self.heads * self.head_dim]), *dtype)];
+        match self.cached {
+            Some(sides) => {
+                let tensors = sides.into_iter().map(Layout::tensors).sum::<usize>();
+                outputs.extend_from_slice(&inputs[1..1 + tensors]);
+            }
+            None => {
+                let fresh = (Shape::new([batch, self.kv_heads, tokens, self.head_dim]), *dtype);
+                outputs.extend([fresh.clone(), fresh]);
+            }
+        }
+        outputs
     }
 
     fn launch<R: CubeRuntime>(&self, mut inputs: Inputs<R>) -> Vec<CubeTensor<R>> {
@@ -128,13 +182,13 @@ impl CubeCall for ContextCall {
         let empty = |shape: [usize; 4]| {
             empty_device_dtype(qkv.client.clone(), qkv.device.clone(), Shape::new(shape), qkv.dtype)
         };
-        let (key, value) = match self.cached {
-            true => (owned(inputs.next()), owned(inputs.next())),
-            false => {
-                let fresh = [batch, self.kv_heads, tokens, self.head_dim];
-                (empty(fresh), empty(fresh))
-            }
+        let fresh = [batch, self.kv_heads, tokens, self.head_dim];
+        let mut side = |at: usize| match self.cached.map(|sides| sides[at]) {
+            Some(Layout::Dense) => (owned(inputs.next()), None),
+            Some(Layout::Int8) => (owned(inputs.next()), Some(owned(inputs.next()))),
+            None => (empty(fresh), None),
         };
+        let ((key, key_scales), (value, value_scales)) = (side(0), side(1));
         let rotation = self.rotary.map(|pairs| Rotation {
             pairs,
             cos: angles(handle(&inputs.rows())),
@@ -143,16 +197,20 @@ impl CubeCall for ContextCall {
         let masks = self.masks.take(&mut inputs);
         let query = empty([batch, self.heads, tokens, self.head_dim]);
         let machine = Machine::new(&qkv.client);
+        let [key_elements, value_elements] = [&key, &value].map(handle);
+        let scales = [&key_scales, &value_scales].map(|scales| scales.as_ref().map(handle));
+        let keys = Side { elements: &key_elements, scales: scales[0].as_ref() };
+        let values = Side { elements: &value_elements, scales: scales[1].as_ref() };
         let written = cache_write::launch(
             &qkv.client,
             &machine,
             CacheWrite {
                 qkv: &handle(&qkv),
                 query: &handle(&query),
-                key: &handle(&key),
-                key_scales: None,
-                value: &handle(&value),
-                value_scales: None,
+                key: keys.elements,
+                key_scales: keys.scales,
+                value: values.elements,
+                value_scales: values.scales,
                 rotation: rotation.as_ref(),
                 bounds: masks.bounds.as_ref(),
                 start: self.masks.rules.start,
@@ -166,8 +224,9 @@ impl CubeCall for ContextCall {
             Shape::new([batch, tokens, self.heads * self.head_dim]),
             qkv.dtype,
         );
-        attend("softmax_context", &query, &key, &value, &by_token(&context, self.heads), self.scale, &masks, self.keys);
-        vec![context, key, value]
+        let place = by_token(&context, self.heads);
+        attend("softmax_context", &query, keys, values, &place, self.scale, &masks, self.keys);
+        [Some(context), Some(key), key_scales, Some(value), value_scales].into_iter().flatten().collect()
     }
 }
 
