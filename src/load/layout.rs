@@ -93,8 +93,8 @@ impl QkvLayout {
 
 /// These places of an axis, in this order.
 pub(super) fn picked<B: Backend, const D: usize>(tensor: Tensor<B, D>, axis: usize, places: &[usize]) -> Tensor<B, D> {
-    if places.iter().copied().eq(0..tensor.dims()[axis]) {
-        return tensor;
+    if let Some(&first) = places.first().filter(|&&first| places.iter().copied().eq(first..first + places.len())) {
+        return tensor.narrow(axis, first, places.len()); // a view, where the others are gathered
     }
     let index: Vec<i64> = places.iter().map(|&place| place as i64).collect();
     let index = Tensor::from_data(TensorData::new(index, [places.len()]), &tensor.device());

@@ -71,6 +71,7 @@ fn a_saved_configuration_is_read_back_equal() {
         .with_norm_type(NormType::RMSNorm)
         .with_rotary_dim(Some(8))
         .with_num_kv(Some(2))
+        .with_quantize_groups(Some(8))
         .with_softcap(Some(30.0))
         .with_kv_cache_dtype(KvCacheType { key: Some(DataType::Int8), value: None })
         .with_rope_scaling(RopeScaling::from_json(&scaling, None).unwrap());
