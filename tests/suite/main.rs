@@ -6,6 +6,7 @@ mod common;
 mod allocations;
 mod attention;
 mod cache;
+mod checkpoint_writer;
 mod config;
 mod generate;
 mod golden;
