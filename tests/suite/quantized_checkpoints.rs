@@ -356,8 +356,7 @@ mod errors {
         let path = folder.path().join("layer.safetensors");
         let matrix = output(48, 0);
         let [elements, _] = matrix.entries(Orientation::OutputInput);
-        let count: usize = scales.iter().product();
-        let numbers = (0..count).flat_map(|_| 1.0f32.to_le_bytes()).collect();
+        let numbers = (0..scales.iter().product::<usize>()).flat_map(|_| 1.0f32.to_le_bytes()).collect();
         save(&path, &[elements, (name.into(), Dtype::F32, scales.to_vec(), numbers)]);
         let names = everywhere(Matrix { merge_count, ..output(48, 0) }.names());
         let config = llama().with_num_kv(None).with_pre_layer_norm(false).with_set_empty_params(true);
