@@ -1,5 +1,8 @@
 //! One conformance case: reads its folder, builds the module, runs its calls, compares.
 
+#[path = "types.rs"]
+mod types;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -12,49 +15,14 @@ use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
     AttentionMask, BloomSelfAttention, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    KvCacheType, LayerCache, NormType, Outputs, Positions,
+    LayerCache, NormType, Outputs, Positions,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
+pub use types::Types;
+
 type Failure = Box<dyn Error + Send + Sync>;
-
-/// What int8 weights may add to the error of f32, on outputs of magnitude 1 to 5, if the case does not say.
-const INT8_WEIGHTS: f64 = 0.2;
-
-/// The same for an int8 cache.
-const INT8_CACHE: f64 = 0.15;
-
-/// In what a case is run.
-#[derive(Debug, Clone, Copy)]
-pub struct Types {
-    /// Element type of weights and activations.
-    pub dtype: DataType,
-    /// Element types of the cache.
-    pub cache: KvCacheType,
-}
-
-impl From<DataType> for Types {
-    fn from(dtype: DataType) -> Self {
-        Self { dtype, cache: KvCacheType::default() }
-    }
-}
-
-impl Types {
-    /// The largest error allowed, with activations of this type.
-    fn tolerance(self, given: &BTreeMap<String, f64>, activations: DType) -> Option<f64> {
-        let weights = self.dtype == DataType::Int8;
-        let cache = [self.cache.key, self.cache.value].contains(&Some(DataType::Int8));
-        let added = if weights { INT8_WEIGHTS } else { 0.0 } + if cache { INT8_CACHE } else { 0.0 };
-        let dense = match activations {
-            DType::F16 => DataType::Fp16,
-            DType::BF16 => DataType::Bf16,
-            _ => DataType::Fp32,
-        };
-        let own = given.get("int8").filter(|_| weights || cache).copied();
-        own.or_else(|| given.get(&dense.to_string()).map(|dense| dense + added))
-    }
-}
 
 /// What came of a case.
 pub struct CaseResult {

@@ -5,7 +5,7 @@ mod case;
 
 use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
 
-use crate::common::{golden, on_each_backend};
+use crate::common::{golden, on_each_cpu_backend};
 
 pub fn every_case_passes<B: InferenceBackend>(types: impl Into<case::Types>) {
     let types = types.into();
@@ -37,6 +37,7 @@ fn every_case_passes_on_flex_in_every_float_type() {
     }
 }
 
+/// `conformance --backend wgpu --dtype int8 --kv-cache int8` runs them on the GPU kernels.
 fn every_case_passes_in_int8<B: InferenceBackend>() {
     for (dtype, cache) in [
         (DataType::Int8, KvCacheType::default()),
@@ -47,7 +48,7 @@ fn every_case_passes_in_int8<B: InferenceBackend>() {
     }
 }
 
-on_each_backend!(every_case_passes_in_int8);
+on_each_cpu_backend!(every_case_passes_in_int8);
 
 /// A runner that cannot fail proves nothing.
 #[test]
