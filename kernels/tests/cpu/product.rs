@@ -1,6 +1,8 @@
 //! Products of rows with a matrix.
 
-use burn_deepspeed_kernels::cpu::product::{AnyMatrix, Int8Matrix, Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{
+    AnyMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
+};
 
 use crate::oracle::{assert_near, noise};
 
@@ -32,32 +34,90 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
     }
 }
 
-/// An int8 matrix with blocks that nothing divides, behind the first feature of a wider output.
+/// An int8 matrix with blocks that nothing divides, behind the first feature of a wider output; rows as they are, and rounded.
 fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, input_block: usize) {
-    let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
+    let (mut input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
     let elements: Vec<i8> = noise(inputs * outputs, 3).into_iter().map(|x| (x * 127.0).round() as i8).collect();
     let blocks = inputs.div_ceil(input_block);
     let scales = noise(blocks * outputs.div_ceil(output_block), 4);
     let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales: &scales, output_block, input_block };
     let (first, width) = (1, outputs + 2);
-    let mut output = vec![7.0; rows * width];
-    product(&Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first }, &mut output);
-    for (row, output) in output.chunks(width).enumerate() {
-        let expected: Vec<f64> = (0..outputs)
-            .map(|o| {
-                let weight = |i: usize| {
-                    let scale = scales[o / output_block * blocks + i / input_block];
-                    f64::from(elements[o * inputs + i]) * f64::from(scale)
-                };
-                let terms = (0..inputs).map(|i| f64::from(input[row * inputs + i]) * weight(i));
-                terms.sum::<f64>() + f64::from(bias[o])
-            })
-            .collect();
-        assert_eq!([output[0], output[width - 1]], [7.0; 2]);
-        let what = format!("{rows} rows, {inputs} to {outputs}, blocks of {output_block} and {input_block}, row {row}");
-        // Elements are up to 127 in size, and so are their sums' roundings.
-        assert_near(&what, &output[1..=outputs], &expected, 2e-3);
+    for rounded in [false, true] {
+        if rounded && !has_rounded() {
+            return;
+        }
+        let mut output = vec![7.0; rows * width];
+        let problem = Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first };
+        if rounded {
+            rounded_product(&problem, &mut output)
+        } else {
+            product(&problem, &mut output)
+        }
+        if rounded {
+            for row in input.chunks_mut(inputs) {
+                let step = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 8191.0;
+                row.iter_mut().for_each(|x| *x = if step == 0.0 { 0.0 } else { (*x / step).round_ties_even() * step });
+            }
+        }
+        for (row, output) in output.chunks(width).enumerate() {
+            let expected: Vec<f64> = (0..outputs)
+                .map(|o| {
+                    let weight = |i: usize| {
+                        let scale = scales[o / output_block * blocks + i / input_block];
+                        f64::from(elements[o * inputs + i]) * f64::from(scale)
+                    };
+                    let terms = (0..inputs).map(|i| f64::from(input[row * inputs + i]) * weight(i));
+                    terms.sum::<f64>() + f64::from(bias[o])
+                })
+                .collect();
+            assert_eq!([output[0], output[width - 1]], [7.0; 2]);
+            let what = format!(
+                "{rows} rows, {inputs} to {outputs}, blocks of {output_block} and {input_block}, row {row}, {rounded}"
+            );
+            // Elements are up to 127 in size, and so are their sums' roundings.
+            assert_near(&what, &output[1..=outputs], &expected, 2e-3);
+        }
     }
+}
+
+#[test]
+fn the_largest_whole_numbers_do_not_overflow() {
+    if !has_rounded() {
+        return;
+    }
+    let inputs = 40_000;
+    for (element, rows) in [(-128, 1), (-128, 3), (127, 1)] {
+        let (elements, input) = (vec![element; inputs], vec![1.0; rows * inputs]);
+        let matrix = Int8Matrix {
+            elements: &elements,
+            inputs,
+            outputs: 1,
+            scales: &[1.0],
+            output_block: 1,
+            input_block: inputs,
+        };
+        let mut output = vec![0.0; rows];
+        let problem = Product { input: &input, sequence: rows, matrix, bias: None, width: 1, first: 0 };
+        rounded_product(&problem, &mut output);
+        let expected = f64::from(element) * inputs as f64;
+        assert!(output.iter().all(|x| (f64::from(*x) / expected - 1.0).abs() < 1e-6), "{output:?}, {expected}");
+    }
+}
+
+#[test]
+fn a_rounded_row_that_is_not_finite_is_nan_and_its_neighbours_are_not() {
+    if !has_rounded() {
+        return;
+    }
+    let mut input = vec![1.0; 3 * 20];
+    input[25] = f32::INFINITY;
+    let elements = [1; 40];
+    let matrix =
+        Int8Matrix { elements: &elements, inputs: 20, outputs: 2, scales: &[0.5; 2], output_block: 1, input_block: 20 };
+    let mut output = [0.0; 6];
+    rounded_product(&Product { input: &input, sequence: 3, matrix, bias: None, width: 2, first: 0 }, &mut output);
+    assert!(output[2..4].iter().all(|x| x.is_nan()));
+    assert_near("the others", &[output[0], output[1], output[4], output[5]], &[10.0; 4], 1e-5);
 }
 
 #[test]
@@ -102,7 +162,7 @@ fn a_matrix_with_gaps_both_ways_is_multiplied_too() {
 }
 
 /// A sequence of several, alone on few threads and with the others on many, is bitwise the same.
-fn check_invariance<W: AnyMatrix>(matrix: W, inputs: usize, outputs: usize) {
+fn check_invariance<W: AnyMatrix>(matrix: W, inputs: usize, outputs: usize, product: fn(&Product<'_, W>, &mut [f32])) {
     let batch = 7;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
     for sequence in [1, 5, 8, 9, 17, 25, 64, 128, 129] {
@@ -124,12 +184,15 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
     let (inputs, outputs) = (200, 300);
     let elements = &noise(inputs * outputs, 2)[..];
     for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
-        check_invariance(Matrix { elements, inputs, outputs, input_stride, output_stride }, inputs, outputs);
+        check_invariance(Matrix { elements, inputs, outputs, input_stride, output_stride }, inputs, outputs, product);
     }
     let elements: Vec<i8> = elements.iter().map(|x| (x * 127.0) as i8).collect();
     let scales = &noise(outputs * 4, 3)[..];
     let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales, output_block: 1, input_block: 60 };
-    check_invariance(matrix, inputs, outputs);
+    check_invariance(matrix, inputs, outputs, product);
+    if has_rounded() {
+        check_invariance(matrix, inputs, outputs, rounded_product);
+    }
 }
 
 #[test]

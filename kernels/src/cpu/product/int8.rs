@@ -40,7 +40,7 @@ pub struct Int8Matrix<'a> {
 impl<'a> Int8Matrix<'a> {
     /// The weights of an output, and the scales of its blocks.
     #[inline(always)]
-    fn run(&self, output: usize) -> (&'a [i8], &'a [f32]) {
+    pub(super) fn run(&self, output: usize) -> (&'a [i8], &'a [f32]) {
         let blocks = self.inputs.div_ceil(self.input_block);
         let (elements, scales) = (self.elements, self.scales);
         (&elements[output * self.inputs..][..self.inputs], &scales[output / self.output_block * blocks..][..blocks])

@@ -5,6 +5,7 @@
 
 mod int8;
 mod matrix;
+mod rounded;
 mod tiles;
 
 use std::ops::Range;
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 use super::{Disjoint, with_room};
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
+pub use rounded::{has_rounded, rounded_product};
 
 /// Rows that meet the matrix together.
 const ROWS: usize = 16;
@@ -94,7 +96,21 @@ impl<W: Weights> AnyMatrix for W {}
 /// # Panics
 /// If a slice does not have the length that the sizes say.
 pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
-    let Product { input, sequence, matrix, bias, width, first } = *problem;
+    let rows = check(problem, output);
+    if rows * problem.matrix.outputs() == 0 {
+        return;
+    }
+    match problem.matrix.path(problem.sequence) {
+        Path::Stream => stream(problem, rows, output),
+        Path::Tiles => tiles::tiles(problem, output),
+        Path::Packed => W::packed(problem, output),
+    }
+}
+
+/// Panics unless the slices have the lengths that the sizes say; returns the rows.
+#[track_caller]
+fn check<W: Weights>(problem: &Product<'_, W>, output: &[f32]) -> usize {
+    let Product { input, matrix, bias, width, first, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
     assert!(
         inputs > 0 && input.len().is_multiple_of(inputs),
@@ -104,18 +120,11 @@ pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
     let rows = input.len() / inputs;
     assert!(output.len() == rows * width, "product: `output` has {} elements, expected {rows} · {width}", output.len());
     assert!(first + outputs <= width, "product: {outputs} features from {first} on do not fit into {width}");
-    if rows * outputs == 0 {
-        return;
-    }
     matrix.check();
     if let Some(bias) = bias {
         assert!(bias.len() == outputs, "product: `bias` has {} elements, expected {outputs}", bias.len());
     }
-    match matrix.path(sequence) {
-        Path::Stream => stream(problem, rows, output),
-        Path::Tiles => tiles::tiles(problem, output),
-        Path::Packed => W::packed(problem, output),
-    }
+    rows
 }
 
 /// A few rows.

@@ -1,0 +1,266 @@
+//! Products of whole numbers: rows are rounded to 14 bits, with a scale for each, and meet a matrix of int8 as integers.
+//!
+//! Two elements at a time are multiplied and added in 32 bits, for 16 elements with one instruction where f32 takes two, and without
+//! turning weights into floats. A row is off by no more than half a step, its largest magnitude over 16382; an output by that
+//! times the sum of the magnitudes of its weights.
+//!
+//! ```text
+//!             4 runs of weights, widened once for all rows
+//!           ┌──────────────┐
+//!  row 0 →  │ 4 × 2 sums   │   32 bits for each of 8 lanes, up to 16384 elements
+//!  row 1 →  │              │
+//!           └──────────────┘
+//! ```
+
+use rayon::prelude::*;
+
+use super::{Int8Matrix, Product, Weights, check};
+use crate::cpu::{Disjoint, with_room};
+
+/// Largest element of a row: the products of 16384 of them with int8 keep to 32 bits, eight lanes side by side.
+const LARGEST: f32 = 8191.0;
+
+/// Elements whose products are added in 32 bits.
+const MOST_INPUTS: usize = 16384;
+
+/// Outputs that meet a row at once.
+const TOGETHER: usize = 4;
+
+/// Rows that meet the weights at once.
+const PAIR: usize = 2;
+
+/// Fewest outputs of a task.
+const FEWEST_OUTPUTS: usize = 32;
+
+/// Whether this processor has the instructions; without them [`product`](super::product) is what there is.
+pub fn has_rounded() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// [`product`](super::product) with rows that are rounded. A row with an infinity or NaN gives NaN. A row's result depends neither on
+/// the other rows nor on the number of threads.
+///
+/// # Panics
+/// If a slice does not have the length that the sizes say, or the processor [cannot](has_rounded).
+pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]) {
+    assert!(has_rounded(), "rounded_product: the processor has no AVX2; call `product`");
+    let rows = check(problem, output);
+    if rows * problem.matrix.outputs() == 0 {
+        return;
+    }
+    let Product { input, matrix, bias, width, first, .. } = *problem;
+    let (inputs, outputs) = (matrix.inputs, matrix.outputs);
+    let each = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS);
+    // Two whole numbers in the place of each float.
+    let words = inputs.div_ceil(2);
+    let output = Disjoint::new(output);
+    with_room(rows * (words + 1), |room| {
+        let (scales, whole) = room.split_at_mut(rows);
+        let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
+        whole.par_chunks_exact_mut(2 * words).zip(input.par_chunks_exact(inputs)).zip(scales.par_iter_mut()).for_each(
+            |((whole, row), scale)| *scale = pulp::Arch::new().dispatch(Round { row, whole: &mut whole[..inputs] }),
+        );
+        let (whole, scales) = (&*whole, &*scales);
+        (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
+            let own = task * each..outputs.min((task + 1) * each);
+            with_room((words + rows) * TOGETHER, |room| {
+                let (wide, sums) = room.split_at_mut(TOGETHER * words);
+                let wide: &mut [i16] = bytemuck::cast_slice_mut(wide);
+                for at in own.clone().step_by(TOGETHER) {
+                    let count = TOGETHER.min(own.end - at);
+                    sums.fill(0.0);
+                    add_products(&matrix, at, count, whole, wide, sums);
+                    for (row, (sums, scale)) in sums.chunks_exact(TOGETHER).zip(scales).enumerate() {
+                        // SAFETY: no other task has these features.
+                        let places = unsafe { output.part(row * width + first + at, count) };
+                        for (n, place) in places.iter_mut().enumerate() {
+                            *place = sums[n] * scale + bias.map_or(0.0, |bias| bias[at + n]);
+                        }
+                    }
+                }
+            });
+        });
+    });
+}
+
+/// Rounds a row; returns its scale.
+struct Round<'a> {
+    row: &'a [f32],
+    whole: &'a mut [i16],
+}
+
+impl pulp::WithSimd for Round<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) -> f32 {
+        let (mut largest, mut finite) = (0.0f32, true);
+        for x in self.row {
+            finite &= x.abs() <= f32::MAX;
+            largest = largest.max(x.abs());
+        }
+        if !finite || largest == 0.0 {
+            self.whole.fill(0);
+            return if finite { 0.0 } else { f32::NAN };
+        }
+        let scale = largest / LARGEST;
+        for (place, x) in self.whole.iter_mut().zip(self.row) {
+            // The smallest scales have too few digits to keep to the range.
+            *place = (x / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i16;
+        }
+        scale
+    }
+}
+
+/// Adds the products of every row and the outputs from `first` on, each block times its scale, to `sums`, `[rows, TOGETHER]`.
+fn add_products(matrix: &Int8Matrix<'_>, first: usize, count: usize, rows: &[i16], wide: &mut [i16], sums: &mut [f32]) {
+    let inputs = matrix.inputs;
+    let stride = inputs.next_multiple_of(2);
+    // Behind the last output comes the last one again, and nobody reads it.
+    let runs: [_; TOGETHER] = std::array::from_fn(|n| matrix.run(first + n.min(count - 1)));
+    let (elements, scales) = (runs.map(|(elements, _)| elements), runs.map(|(_, scales)| scales));
+    if rows.len() <= PAIR * stride {
+        return add_blocks(matrix, elements, scales, rows, sums);
+    }
+    for (wide, elements) in wide.chunks_exact_mut(stride).zip(elements) {
+        wide.iter_mut().zip(elements).for_each(|(wide, element)| *wide = i16::from(*element));
+    }
+    let runs = std::array::from_fn(|n| &wide[n * stride..][..inputs]);
+    add_blocks(matrix, runs, scales, rows, sums);
+}
+
+/// The same, with the weights in whatever form they are read.
+fn add_blocks<E: Whole>(
+    matrix: &Int8Matrix<'_>,
+    runs: [&[E]; TOGETHER],
+    scales: [&[f32]; TOGETHER],
+    rows: &[i16],
+    sums: &mut [f32],
+) {
+    let inputs = matrix.inputs;
+    let stride = inputs.next_multiple_of(2);
+    for (block, start) in (0..inputs).step_by(matrix.input_block).enumerate() {
+        let end = inputs.min(start + matrix.input_block);
+        for start in (start..end).step_by(MOST_INPUTS) {
+            let own = start..end.min(start + MOST_INPUTS);
+            let runs = runs.map(|run| &run[own.clone()]);
+            let add = |places: &mut [f32], totals: [i64; TOGETHER]| {
+                for n in 0..TOGETHER {
+                    places[n] += totals[n] as f32 * scales[n][block];
+                }
+            };
+            let mut pairs = rows.chunks_exact(PAIR * stride);
+            let mut places = sums.chunks_exact_mut(PAIR * TOGETHER);
+            for (pair, places) in (&mut pairs).zip(&mut places) {
+                let (one, other) = pair.split_at(stride);
+                let [one, other] = dot(runs, [&one[own.clone()], &other[own.clone()]]);
+                add(&mut places[..TOGETHER], one);
+                add(&mut places[TOGETHER..], other);
+            }
+            if !pairs.remainder().is_empty() {
+                let [one] = dot(runs, [&pairs.remainder()[own.clone()]]);
+                add(places.into_remainder(), one);
+            }
+        }
+    }
+}
+
+/// Whole numbers that are read as 16 bits.
+trait Whole: Copy + Into<i32> {
+    /// The elements `at..at + 16`.
+    ///
+    /// # Safety
+    /// They are there.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load(elements: &[Self], at: usize) -> std::arch::x86_64::__m256i;
+}
+
+/// The products of the runs and each of the rows, which have their length.
+fn dot<E: Whole, const N: usize, const M: usize>(runs: [&[E]; N], rows: [&[i16]; M]) -> [[i64; N]; M] {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the processor has AVX2, which `rounded_product` has asked for.
+    return unsafe { avx2::dot(runs, rows) };
+    #[cfg(not(target_arch = "x86_64"))]
+    rows.map(|row| runs.map(|run| rest(run, row)))
+}
+
+/// The sum of products, one by one.
+fn rest<E: Whole>(run: &[E], row: &[i16]) -> i64 {
+    run.iter().zip(row).map(|(a, b)| i64::from((*a).into() * i32::from(*b))).sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use std::arch::x86_64::{
+        __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_loadu_si256, _mm256_madd_epi16,
+        _mm256_setzero_si256, _mm256_storeu_si256,
+    };
+
+    use super::{Whole, rest};
+
+    /// Elements of a vector.
+    const LANES: usize = 16;
+
+    impl Whole for i16 {
+        #[inline(always)]
+        unsafe fn load(elements: &[Self], at: usize) -> __m256i {
+            // SAFETY: the caller says so.
+            unsafe { _mm256_loadu_si256(elements.as_ptr().add(at).cast()) }
+        }
+    }
+
+    impl Whole for i8 {
+        #[inline(always)]
+        unsafe fn load(elements: &[Self], at: usize) -> __m256i {
+            // SAFETY: the caller says so.
+            unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(elements.as_ptr().add(at).cast())) }
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
+    pub fn dot<E: Whole, const N: usize, const M: usize>(runs: [&[E]; N], rows: [&[i16]; M]) -> [[i64; N]; M] {
+        let len = rows[0].len();
+        assert!(runs.iter().all(|run| run.len() == len) && rows.iter().all(|row| row.len() == len));
+        let whole = len / LANES * LANES;
+        let mut sums = [[_mm256_setzero_si256(); N]; M];
+        for at in (0..whole).step_by(LANES) {
+            let mut own = [_mm256_setzero_si256(); M];
+            for m in 0..M {
+                // SAFETY: every row, and every run, has the elements of whole vectors.
+                own[m] = unsafe { i16::load(rows[m], at) };
+            }
+            for n in 0..N {
+                // SAFETY: as above.
+                let weights = unsafe { E::load(runs[n], at) };
+                for m in 0..M {
+                    sums[m][n] = _mm256_add_epi32(sums[m][n], _mm256_madd_epi16(weights, own[m]));
+                }
+            }
+        }
+        let mut totals = [[0; N]; M];
+        for m in 0..M {
+            for n in 0..N {
+                totals[m][n] = sum(sums[m][n]) + rest(&runs[n][whole..], &rows[m][whole..]);
+            }
+        }
+        totals
+    }
+
+    #[target_feature(enable = "avx2")]
+    fn sum(vector: __m256i) -> i64 {
+        let mut lanes = [0i32; 8];
+        // SAFETY: there is room for eight lanes.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };
+        lanes.into_iter().map(i64::from).sum()
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Whole for i16 {}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Whole for i8 {}
