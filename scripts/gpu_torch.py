@@ -11,7 +11,7 @@ from gpu_clock import Stopwatch
 # What the tensors that cold calls rotate over take together, as in `kernels/examples/gpu_bench`.
 COLD_BYTES = 256 << 20
 # Where `torch.compile` is a peer, in bf16 alone: it takes seconds each.
-COMPILED = ("decode-64", "softmax", "cache-write-1x", "norm-qkv-4096-12288-out-in", "layer", "layernorm")
+COMPILED = ("decode-64", "softmax", "cache-write-1x", "norm-qkv-4096-12288-out-in", "norm-qkv-8x", "layer", "layernorm")
 
 
 class Prepared:
@@ -78,7 +78,9 @@ class Peers:
         if self.quick:
             sizes = small(kind, sizes)
         self.dtype = {"bf16": self.torch.bfloat16, "f16": self.torch.float16}[dtype]
-        self.compiled = dtype == "bf16" and workload["name"].startswith(COMPILED)
+        # Without it PyTorch makes weights of int8 dense in memory, each time.
+        fused = sizes.get("weights") == "int8"
+        self.compiled = dtype == "bf16" and (fused or workload["name"].startswith(COMPILED))
         try:
             build = getattr(self, kind.replace("-", "_"))
             make, ways = build(**sizes)
@@ -98,6 +100,9 @@ class Peers:
 
     def noise(self, *shape, dtype=None):
         return self.torch.empty(shape, dtype=dtype or self.dtype, device=self.device).uniform_(-1, 1)
+
+    def bytes(self, *shape):
+        return self.torch.randint(-127, 128, shape, dtype=self.torch.int8, device=self.device)
 
     def tensors(self, **fields):
         return lambda: types.SimpleNamespace(**{name: make() for name, make in fields.items()})
@@ -262,11 +267,13 @@ class Peers:
 
         return make, self.with_compiled({"eager": simple(norm)}, "torch.compile", norm)
 
-    def gemv(self, inputs, outputs, normed, out_in):
+    def gemv(self, rows, inputs, outputs, normed, weights):
         torch, functional = self.torch, self.torch.nn.functional
+        shape = (inputs, outputs) if weights == "in-out" else (outputs, inputs)
         make = self.tensors(
-            input=lambda: self.noise(1, inputs),
-            matrix=lambda: self.noise(*((outputs, inputs) if out_in else (inputs, outputs))),
+            input=lambda: self.noise(rows, inputs),
+            matrix=lambda: self.bytes(*shape) if weights == "int8" else self.noise(*shape),
+            scales=lambda: self.noise(outputs),
             bias=lambda: self.noise(outputs),
             gamma=lambda: self.noise(inputs),
             beta=lambda: self.noise(inputs),
@@ -276,7 +283,10 @@ class Peers:
             rows = tensors.input
             if normed:
                 rows = functional.layer_norm(rows, (inputs,), tensors.gamma, tensors.beta, 1e-5)
-            if out_in:
+            if weights == "int8":
+                # As gpt-fast has it.
+                return functional.linear(rows, tensors.matrix.to(rows.dtype)) * tensors.scales + tensors.bias
+            if weights == "out-in":
                 return functional.linear(rows, tensors.matrix, tensors.bias)
             return torch.addmm(tensors.bias, rows, tensors.matrix)
 

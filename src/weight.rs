@@ -14,6 +14,9 @@ pub use int8::{Int8Blocks, Int8Matrix};
 /// Standard deviation of freshly initialised matrices; GPT-2's and BLOOM's.
 const INITIAL_DEVIATION: f64 = 0.02;
 
+/// Outputs of a matrix of int8 that are dense at a time: enough for a product at full speed, and little memory.
+const DENSE_OUTPUTS: usize = 1024;
+
 /// How a matrix lies in memory. DeepSpeed's `transposed_mode` is `OutputInput`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orientation {
@@ -160,6 +163,17 @@ impl<B: Backend> Weight<B> {
             (None, Some(matrix)) => int8(matrix),
             (None, None) => unreachable!("a projection has a matrix"),
         }
+    }
+
+    /// The matrix in parts of the outputs, each `[in, part]` with elements of `dtype`: one of int8 is never dense as a whole.
+    pub(crate) fn parts(&self, dtype: DType) -> impl Iterator<Item = Tensor<B, 2>> {
+        let outputs = self.output_size();
+        let len = if self.int8.is_some() { DENSE_OUTPUTS.min(outputs) } else { outputs };
+        (0..outputs.max(1)).step_by(len.max(1)).map(move |start| {
+            let len = len.min(outputs - start);
+            let part = self.int8.as_ref().map(|matrix| matrix.dense_outputs(start, len).transpose());
+            part.unwrap_or_else(|| self.input_output()).cast(dtype)
+        })
     }
 
     /// The matrix as `[in, out]`, whatever way it is stored.

@@ -10,7 +10,7 @@
 //! An argument restricts it to the instances whose announcement contains it.
 
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
-use burn_deepspeed_kernels::cube::gemv::{self, Gemv, NormKind, Orientation};
+use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind, Orientation};
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
     Attention, HiddenKeys, Machine, MaskArguments, Rules, TensorHandle, Unsupported, decode, norm, pad_transform,
@@ -58,6 +58,7 @@ fn main() {
         lab.norms(element);
         lab.softmaxes(element);
         lab.gemvs(element);
+        lab.int8_gemvs(element);
         let (heads, padded) = (lab.tensor(&[1, 2, 3, 40], element.0), lab.tensor(&[1, 2, 3, 64], element.0));
         let arguments = pad_transform::PadTransform { heads: &heads, padded: &padded };
         lab.announce(&format!("pad_transform {}", element.1), || {
@@ -315,31 +316,57 @@ impl Lab {
         for (orientation, shape) in
             [(Orientation::OutputInput, [outputs, inputs]), (Orientation::InputOutput, [inputs, outputs])]
         {
-            let matrix = self.tensor(&shape, elements);
-            let (gamma, bias) = (self.tensor(&[inputs], elements), self.tensor(&[outputs], elements));
+            let weights = self.tensor(&shape, elements);
             for rows in [1, 2, 4, 8] {
                 for kind in [None, Some(NormKind::LayerNorm), Some(NormKind::RmsNorm)] {
-                    let arguments = Gemv {
-                        input: &self.tensor(&[rows, inputs], elements),
-                        norm: kind.map(|kind| gemv::Norm {
-                            kind,
-                            gamma: &gamma,
-                            beta: (kind == NormKind::LayerNorm).then_some(&gamma),
-                            epsilon: 1e-5,
-                        }),
-                        matrix: &matrix,
-                        orientation,
-                        bias: kind.is_some().then_some(&bias),
-                        output: &self.tensor(&[rows, outputs], elements),
-                        offset: 0,
-                        normed: None,
-                    };
-                    let norm = kind.map_or(String::new(), |kind| format!(", {kind:?} and bias"));
-                    self.announce(&format!("gemv {name} {orientation:?} rows {rows}{norm}"), || {
-                        gemv::launch(&self.client, &self.machine, arguments)
-                    });
+                    let matrix = Matrix::Dense(&weights, orientation);
+                    self.gemv(&format!("gemv {name} {orientation:?}"), elements, matrix, [rows, inputs, outputs], kind);
                 }
             }
         }
+    }
+
+    fn int8_gemvs(&self, Element(elements, name): Element) {
+        let outputs = 6144;
+        // Loads of 16, 8 and 4 bytes, and of one.
+        for (inputs, wide) in [(4096, 4096), (4096, 64), (4088, 4088), (4092, 4092), (4095, 4095)] {
+            let bytes = self.tensor(&[outputs, inputs], i8::as_type_native_unchecked().storage_type());
+            let scales = self.tensor(&[outputs, inputs / wide], f32_type());
+            for rows in if inputs == 4096 { &[1, 2, 4, 8][..] } else { &[1] } {
+                for kind in [None, Some(NormKind::LayerNorm)] {
+                    let matrix = Matrix::Int8(Int8 { elements: &bytes, scales: &scales, blocks: [1, wide] });
+                    let label = format!("gemv {name} int8 of {inputs} in blocks of {wide}");
+                    self.gemv(&label, elements, matrix, [*rows, inputs, outputs], kind);
+                }
+            }
+        }
+    }
+
+    /// A product of a matrix, with a norm in front and a bias behind, or with neither.
+    fn gemv(
+        &self,
+        label: &str,
+        elements: StorageType,
+        matrix: Matrix<'_, CudaRuntime>,
+        [rows, inputs, outputs]: [usize; 3],
+        kind: Option<NormKind>,
+    ) {
+        let (gamma, bias) = (self.tensor(&[inputs], elements), self.tensor(&[outputs], elements));
+        let arguments = Gemv {
+            input: &self.tensor(&[rows, inputs], elements),
+            norm: kind.map(|kind| gemv::Norm {
+                kind,
+                gamma: &gamma,
+                beta: (kind == NormKind::LayerNorm).then_some(&gamma),
+                epsilon: 1e-5,
+            }),
+            matrix,
+            bias: kind.is_some().then_some(&bias),
+            output: &self.tensor(&[rows, outputs], elements),
+            offset: 0,
+            normed: None,
+        };
+        let norm = kind.map_or(String::new(), |kind| format!(", {kind:?} and bias"));
+        self.announce(&format!("{label} rows {rows}{norm}"), || gemv::launch(&self.client, &self.machine, arguments));
     }
 }

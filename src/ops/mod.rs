@@ -150,10 +150,7 @@ fn project<B: Backend>(
 ) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
     crate::error::check_shape(operation, "input", &[batch, tokens, weight.input_size()], &input.dims());
-    let matrix = weight.input_output();
-    if weight.int8().is_none() {
-        check_types(operation, dtype, matrix.dtype());
-    }
+    check_types(operation, dtype, weight);
     if batch * tokens == 0 {
         // Burn's reshape takes a 0 for an axis to keep.
         return Tensor::zeros([batch, tokens, weight.output_size()], (&input.device(), dtype));
@@ -163,7 +160,7 @@ fn project<B: Backend>(
         other => other,
     };
     let rows = input.reshape([batch * tokens, width]).cast(accumulated);
-    let product = rows.matmul(matrix.cast(accumulated));
+    let product = product(weight, accumulated, |part| rows.clone().matmul(part));
     let sum = match bias {
         Some(bias) => product + bias.cast(accumulated).unsqueeze(),
         None => product,
@@ -171,11 +168,22 @@ fn project<B: Backend>(
     sum.cast(dtype).reshape([batch, tokens, weight.output_size()])
 }
 
-/// Panics unless input and weights have the same element type.
+/// What `multiply` makes of the matrix, part by part, side by side.
+fn product<B: Backend>(
+    weight: &Weight<B>,
+    dtype: DType,
+    multiply: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
+) -> Tensor<B, 2> {
+    let mut parts: Vec<_> = weight.parts(dtype).map(multiply).collect();
+    if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
+}
+
+/// Panics unless input and weights have the same element type. Weights of int8 meet floats of every type.
 #[track_caller]
-fn check_types(operation: &str, input: DType, weights: DType) {
+fn check_types<B: Backend>(operation: &str, input: DType, weight: &Weight<B>) {
+    let weights = weight.dtype();
     assert!(
-        input == weights,
+        weight.int8().is_some() || input == weights,
         "{operation}: `input` has elements of {input:?} and the weights of {weights:?}; cast one of them"
     );
 }

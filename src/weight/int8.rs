@@ -167,20 +167,34 @@ impl<B: Backend> Int8Matrix<B> {
 
     /// The dense matrix, `[out, in]`, in the element type that it had.
     pub fn dense(&self) -> Tensor<B, 2> {
-        let ([outputs, inputs], [tall, wide]) = (self.shape(), self.blocks());
-        let [down, across] = self.scales.dims();
-        let scales = self.scales().reshape([down, 1, across, 1]).expand([down, tall, across, wide]);
-        let scales = scales.reshape([down * tall, across * wide]).slice([0..outputs, 0..inputs]);
-        (self.elements().float().cast(FloatDType::F32) * scales).cast(self.dtype)
+        self.dense_outputs(0, self.shape()[0]).cast(self.dtype)
+    }
+
+    /// The outputs `start..start + len` of the dense matrix, `[len, in]`, in f32.
+    pub(super) fn dense_outputs(&self, start: usize, len: usize) -> Tensor<B, 2> {
+        let ([_, inputs], [_, wide]) = (self.shape(), self.blocks());
+        let mut scales = self.scales_by_output(start, len);
+        let [_, across] = scales.dims();
+        if across > 1 {
+            scales = scales.reshape([len, across, 1]).expand([len, across, wide]).reshape([len, across * wide]);
+            scales = scales.narrow(1, 0, inputs);
+        }
+        self.elements().narrow(0, start, len).float().cast(FloatDType::F32) * scales
     }
 
     /// The outputs `start..start + len`.
     pub(super) fn outputs(&self, start: usize, len: usize) -> Self {
-        let [tall, wide] = self.blocks();
-        let [down, across] = self.scales.dims();
-        let by_output = self.scales().reshape([down, 1, across]).expand([down, tall, across]);
-        let scales = by_output.reshape([down * tall, across]).narrow(0, start, len);
-        Self::new(self.elements().narrow(0, start, len), scales, [1, wide], self.dtype)
+        let blocks = [1, self.blocks()[1]];
+        Self::new(self.elements().narrow(0, start, len), self.scales_by_output(start, len), blocks, self.dtype)
+    }
+
+    /// The scales of the outputs `start..start + len`, a row for each.
+    fn scales_by_output(&self, start: usize, len: usize) -> Tensor<B, 2> {
+        let ([tall, _], [_, across]) = (self.blocks(), self.scales.dims());
+        let first = start / tall;
+        let down = (start + len).div_ceil(tall) - first;
+        let scales = self.scales().narrow(0, first, down).reshape([down, 1, across]).expand([down, tall, across]);
+        scales.reshape([down * tall, across]).narrow(0, start - first * tall, len)
     }
 }
 

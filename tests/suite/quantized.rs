@@ -9,7 +9,8 @@ use burn::record::{
 };
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
-use burn_deepspeed::weight::{Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
+use burn_deepspeed::spec::NormSpec;
+use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
     AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, WeightError,
 };
@@ -100,6 +101,49 @@ fn an_int8_module_is_near_the_dense_one<B: InferenceBackend>() {
     }
 }
 
+/// A matrix that was f32 meets inputs of every float type that the backend has, a few rows and many of them.
+fn int8_meets_floats_of_every_type<B: InferenceBackend>() {
+    let device = Default::default();
+    let weight = |seed| Weight::new(seeded([37, 48], seed), Some(seeded([37], 2)), Orientation::OutputInput);
+    let separate = SeparateQkv { query: weight(1), key: weight(3), value: weight(4) };
+    let spec = NormSpec { rms: false, epsilon: 1e-5 };
+    let norm = FusedNorm::new(seeded::<B, 1>([48], 5), Some(seeded([48], 6)), spec);
+    let finer = Int8Blocks::Inputs(NonZeroUsize::new(16).unwrap());
+    let qkv = QkvWeight::Separate(separate).quantize(Int8Blocks::PerOutput).unwrap();
+    let linear = weight(7).quantize(finer).unwrap();
+    for (dtype, tolerance) in [(DType::F32, 1e-4), (DType::F16, 2e-2), (DType::BF16, 1.5e-1)] {
+        if !B::supports_dtype(&device, dtype) {
+            continue;
+        }
+        for tokens in [1, 20] {
+            let input = seeded::<B, 3>([2, tokens, 48], 8).cast(dtype);
+            let run = |input: Tensor<B, 3>| {
+                [
+                    B::qkv_gemm(input.clone(), Some(&norm), &qkv, false).qkv,
+                    <B as InferenceBackend>::linear(input, &linear),
+                ]
+            };
+            for (found, wanted) in run(input.clone()).into_iter().zip(run(input.cast(DType::F32))) {
+                assert_eq!(found.dtype(), dtype);
+                assert_near(found.cast(DType::F32), wanted, tolerance);
+            }
+        }
+    }
+}
+
+/// More of them than are dense at a time.
+fn many_outputs_are_those_of_the_dense_matrix<B: InferenceBackend>() {
+    for blocks in blocks() {
+        let weight = Weight::new(seeded::<B, 2>([2100, 20], 1), None, Orientation::OutputInput);
+        let int8 = weight.quantize(blocks).unwrap();
+        let input = seeded::<B, 2>([12, 20], 2);
+        let expected = input.clone().matmul(int8.matrix().transpose()).unsqueeze::<3>();
+        assert_near(B::vector_matmul(input.clone().unsqueeze(), &int8), expected.clone(), 1e-4);
+        let reference = burn_deepspeed::ops::vector_matmul::reference(input.unsqueeze(), &int8);
+        assert_near(reference, expected, 1e-4);
+    }
+}
+
 fn a_weight_that_is_not_finite_is_named<B: InferenceBackend>() {
     let mut numbers = vec![1.0f32; 12];
     numbers[7] = f32::NAN;
@@ -113,6 +157,8 @@ on_each_backend!(
     a_projection_is_off_by_no_more_than_its_scales_allow,
     a_part_of_the_outputs_keeps_its_scales,
     an_int8_module_is_near_the_dense_one,
+    int8_meets_floats_of_every_type,
+    many_outputs_are_those_of_the_dense_matrix,
     a_weight_that_is_not_finite_is_named,
     dtype_int8_builds_int8_matrices_beside_floats,
     the_qkv_projection_alone_may_be_int8,

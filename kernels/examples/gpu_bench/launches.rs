@@ -1,7 +1,7 @@
 //! The launches of a workload, on tensors of noise.
 
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
-use burn_deepspeed_kernels::cube::gemv::{self, Gemv, NormKind, Orientation};
+use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind, Orientation};
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
     Attention, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm, prefill, softmax,
@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 use half::{bf16, f16};
 
 use crate::tensors::{copy, fill};
-use crate::workloads::{Addend, HALF, Problem, Workload};
+use crate::workloads::{Addend, HALF, Problem, Weights, Workload};
 
 type Tensor = TensorHandle<CudaRuntime>;
 type Client = ComputeClient<CudaRuntime>;
@@ -198,22 +198,29 @@ impl Tensors {
                     norm::launch(&client, &machine, arguments)
                 })
             }
-            Problem::Gemv { inputs, outputs, normed, orientation } => {
-                let (input, output, bias) =
-                    (self.noise(&[1, inputs]), self.noise(&[1, outputs]), self.noise(&[outputs]));
+            Problem::Gemv { rows, inputs, outputs, normed, weights } => {
+                let (input, output) = (self.noise(&[rows, inputs]), self.noise(&[rows, outputs]));
+                let bias = self.noise(&[outputs]);
                 let [gamma, beta] = [(); 2].map(|()| self.noise(&[inputs]));
-                let matrix = match orientation {
-                    Orientation::OutputInput => self.noise(&[outputs, inputs]),
-                    Orientation::InputOutput => self.noise(&[inputs, outputs]),
+                let elements = match weights {
+                    Weights::Dense(Orientation::OutputInput) => self.noise(&[outputs, inputs]),
+                    Weights::Dense(Orientation::InputOutput) => self.noise(&[inputs, outputs]),
+                    Weights::Int8 => self.noise_of(&[outputs, inputs], i8::as_type_native_unchecked().storage_type()),
                 };
+                let scales = self.floats(&[outputs, 1]);
                 Box::new(move |_| {
                     let kind = NormKind::LayerNorm;
                     let norm = gemv::Norm { kind, gamma: &gamma, beta: Some(&beta), epsilon: 1e-5 };
+                    let matrix = match weights {
+                        Weights::Dense(orientation) => Matrix::Dense(&elements, orientation),
+                        Weights::Int8 => {
+                            Matrix::Int8(Int8 { elements: &elements, scales: &scales, blocks: [1, inputs] })
+                        }
+                    };
                     let arguments = Gemv {
                         input: &input,
                         norm: normed.then_some(norm),
-                        matrix: &matrix,
-                        orientation,
+                        matrix,
                         bias: Some(&bias),
                         output: &output,
                         offset: 0,

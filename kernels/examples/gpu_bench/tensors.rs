@@ -11,7 +11,7 @@ const UNITS: u32 = 256;
 /// Elements of a vector of f16 or bf16, 16 bytes.
 const VECTOR: usize = 8;
 
-/// A number in -1..1 for every element, or in -127..127 for integers, by a hash of its place (<https://nullprogram.com/blog/2018/07/31/>).
+/// A number in `-largest..largest` for every element, by a hash of its place (<https://nullprogram.com/blog/2018/07/31/>).
 #[cube(launch_unchecked)]
 fn noise<F: Numeric>(output: &mut Array<F>, seed: u32, largest: f32, #[define(F)] _elements: StorageType) {
     let at = ABSOLUTE_POS;
@@ -52,10 +52,11 @@ fn cubes(units: usize) -> CubeCount {
     CubeCount::Static(units.div_ceil(UNITS as usize) as u32, 1, 1)
 }
 
-/// Writes noise, other noise each time and the same in each run.
+/// Writes noise, other noise each time and the same in each run: between -1 and 1, or over what a byte holds.
 pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRuntime>) {
     static CALLS: AtomicU32 = AtomicU32::new(1);
     let seed = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9);
+    let largest = if tensor.dtype.size() == 1 { 127.0 } else { 1.0 };
     // SAFETY: the kernel checks its place against the length.
     unsafe {
         noise::launch_unchecked::<CudaRuntime>(
@@ -64,7 +65,7 @@ pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRunti
             CubeDim::new_1d(UNITS),
             array(tensor),
             seed,
-            if tensor.dtype.is_int() { 127.0 } else { 1.0 },
+            largest,
             tensor.dtype,
         );
     }

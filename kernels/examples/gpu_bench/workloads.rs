@@ -24,6 +24,15 @@ pub enum Addend {
     Bias,
 }
 
+/// How the weights of a projection are kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Weights {
+    /// In the elements of the input.
+    Dense(Orientation),
+    /// In one byte each, `[out, in]`, with a scale for each output.
+    Int8,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub enum Problem {
     /// The roofline of memory: one large buffer to another.
@@ -71,10 +80,11 @@ pub enum Problem {
         rms: bool,
     },
     Gemv {
+        rows: usize,
         inputs: usize,
         outputs: usize,
         normed: bool,
-        orientation: Orientation,
+        weights: Weights,
     },
 }
 
@@ -92,12 +102,22 @@ const fn prompt([batch, heads, head]: [usize; 3], tokens: usize, causal: bool, a
     Problem::Prefill { batch, heads, head, tokens, causal, addend }
 }
 
+/// Norm and QKV projection of a model of 4096 features.
+const fn qkv(rows: usize, weights: Weights) -> Problem {
+    Problem::Gemv { rows, inputs: 4096, outputs: 12288, normed: true, weights }
+}
+
+/// Its output projection.
+const fn output(rows: usize, weights: Weights) -> Problem {
+    Problem::Gemv { rows, inputs: 4096, outputs: 4096, normed: false, weights }
+}
+
 const LLAMA: [usize; 3] = [1, 32, 128];
 const LONG: [usize; 3] = [4, 16, 64];
 
 /// In the order in which they are worth their time.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 27] = [
+pub const WORKLOADS: [Workload; 33] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
     Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
@@ -113,10 +133,16 @@ pub const WORKLOADS: [Workload; 27] = [
     Workload { name: "softmax-32x2048x2048-masked", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: true, triangular: false } },
     Workload { name: "layernorm-4096x4096", problem: Problem::Norm { rows: 4096, features: 4096, rms: false } },
     Workload { name: "rmsnorm-4096x4096", problem: Problem::Norm { rows: 4096, features: 4096, rms: true } },
-    Workload { name: "norm-qkv-4096-12288-out-in", problem: Problem::Gemv { inputs: 4096, outputs: 12288, normed: true, orientation: OutputInput } },
-    Workload { name: "norm-qkv-4096-12288-in-out", problem: Problem::Gemv { inputs: 4096, outputs: 12288, normed: true, orientation: InputOutput } },
-    Workload { name: "output-4096-4096-out-in", problem: Problem::Gemv { inputs: 4096, outputs: 4096, normed: false, orientation: OutputInput } },
-    Workload { name: "output-4096-4096-in-out", problem: Problem::Gemv { inputs: 4096, outputs: 4096, normed: false, orientation: InputOutput } },
+    Workload { name: "norm-qkv-4096-12288-out-in", problem: qkv(1, Weights::Dense(OutputInput)) },
+    Workload { name: "norm-qkv-4096-12288-in-out", problem: qkv(1, Weights::Dense(InputOutput)) },
+    Workload { name: "norm-qkv-4096-12288-int8", problem: qkv(1, Weights::Int8) },
+    Workload { name: "output-4096-4096-out-in", problem: output(1, Weights::Dense(OutputInput)) },
+    Workload { name: "output-4096-4096-in-out", problem: output(1, Weights::Dense(InputOutput)) },
+    Workload { name: "output-4096-4096-int8", problem: output(1, Weights::Int8) },
+    Workload { name: "norm-qkv-8x4096-12288-out-in", problem: qkv(8, Weights::Dense(OutputInput)) },
+    Workload { name: "norm-qkv-8x4096-12288-int8", problem: qkv(8, Weights::Int8) },
+    Workload { name: "output-8x4096-4096-out-in", problem: output(8, Weights::Dense(OutputInput)) },
+    Workload { name: "output-8x4096-4096-int8", problem: output(8, Weights::Int8) },
     Workload { name: "cache-write-1x4096x32x32x128", problem: appending([1, 4096], 4096, false) },
     Workload { name: "cache-write-1x4096x32x32x128-int8", problem: appending([1, 4096], 4096, true) },
     Workload { name: "cache-write-64x1x32x32x128", problem: appending([64, 1], 16, false) },
@@ -167,7 +193,14 @@ impl Workload {
                 batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
             }
             Problem::Norm { rows, features, .. } => 2 * rows * features * HALF,
-            Problem::Gemv { inputs, outputs, .. } => (inputs * outputs + inputs + 2 * outputs) * HALF,
+            Problem::Gemv { rows, inputs, outputs, weights, .. } => {
+                let scales = outputs * size_of::<f32>();
+                let matrix = match weights {
+                    Weights::Dense(_) => inputs * outputs * HALF,
+                    Weights::Int8 => inputs * outputs + scales,
+                };
+                matrix + (rows * (inputs + outputs) + outputs) * HALF
+            }
         }
     }
 
@@ -178,7 +211,7 @@ impl Workload {
             Problem::Prefill { batch, heads, head, tokens, .. } => {
                 4 * batch * heads * tokens * tokens * head / self.triangle()
             }
-            Problem::Gemv { inputs, outputs, .. } => 2 * inputs * outputs,
+            Problem::Gemv { rows, inputs, outputs, .. } => 2 * rows * inputs * outputs,
             _ => 0,
         }
     }
@@ -230,9 +263,16 @@ impl Workload {
             Problem::Norm { rows, features, rms } => {
                 ("norm", json!({ "rows": rows, "features": features, "rms": rms }))
             }
-            Problem::Gemv { inputs, outputs, normed, orientation } => {
-                let out_in = orientation == OutputInput;
-                ("gemv", json!({ "inputs": inputs, "outputs": outputs, "normed": normed, "out_in": out_in }))
+            Problem::Gemv { rows, inputs, outputs, normed, weights } => {
+                let kept = match weights {
+                    Weights::Dense(OutputInput) => "out-in",
+                    Weights::Dense(InputOutput) => "in-out",
+                    Weights::Int8 => "int8",
+                };
+                let sizes = json!({
+                    "rows": rows, "inputs": inputs, "outputs": outputs, "normed": normed, "weights": kept,
+                });
+                ("gemv", sizes)
             }
         };
         // The time of a prompt is that of its arithmetic.

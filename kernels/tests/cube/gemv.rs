@@ -1,6 +1,6 @@
 //! A few rows through a matrix.
 
-use burn_deepspeed_kernels::cube::gemv::{Gemv, MOST_ROWS, Norm, NormKind, Orientation, launch};
+use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, Orientation, launch};
 use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 
 use crate::lab::{Element, Lab, Tensor, lab};
@@ -9,13 +9,21 @@ use crate::oracle::{assert_near, noise};
 const EPSILON: f32 = 1e-5;
 const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::InputOutput];
 
+/// How the weights are kept.
+#[derive(Debug, Clone, Copy)]
+enum Kept {
+    Dense(Orientation),
+    /// In blocks of so many outputs and inputs.
+    Int8([usize; 2]),
+}
+
 /// One product, with everything that may be around it.
 #[derive(Debug, Clone, Copy)]
 struct Problem {
     rows: usize,
     inputs: usize,
     outputs: usize,
-    orientation: Orientation,
+    kept: Kept,
     element: Element,
     /// Of bias, gamma and beta.
     parameters: Element,
@@ -34,7 +42,7 @@ fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) -> Pro
         rows,
         inputs,
         outputs,
-        orientation,
+        kept: Kept::Dense(orientation),
         element: Element::F32,
         parameters: Element::F32,
         norm: Some(NormKind::LayerNorm),
@@ -44,6 +52,11 @@ fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) -> Pro
         around: [0, 0],
         pitch: 64,
     }
+}
+
+/// The same with a matrix of int8.
+fn int8(sizes: [usize; 3], blocks: [usize; 2]) -> Problem {
+    Problem { kept: Kept::Int8(blocks), ..problem(sizes, Orientation::OutputInput) }
 }
 
 impl Problem {
@@ -58,15 +71,47 @@ impl Problem {
         values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect()
     }
 
-    /// As it lies in memory.
+    /// The dense matrix, as it lies in memory.
     fn matrix(&self) -> Vec<f32> {
         noise(self.inputs * self.outputs, 2).into_iter().map(|value| self.element.round(value)).collect()
+    }
+
+    /// The elements of the matrix of int8.
+    fn bytes(&self) -> Vec<i8> {
+        noise(self.inputs * self.outputs, 2).into_iter().map(|value| (value * 127.0).round() as i8).collect()
+    }
+
+    /// As many as there are blocks below each other and side by side.
+    fn scales(&self, [tall, wide]: [usize; 2]) -> (Vec<f32>, [usize; 2]) {
+        let shape = [self.outputs.div_ceil(tall), self.inputs.div_ceil(wide)];
+        let scale = |value: f32| (0.2 + value.abs()) / 127.0;
+        (noise(shape[0] * shape[1], 6).into_iter().map(scale).collect(), shape)
+    }
+
+    /// The weights, `[out, in]`.
+    fn weights(&self) -> Vec<f64> {
+        let places = (0..self.outputs).flat_map(|out| (0..self.inputs).map(move |at| (out, at)));
+        match self.kept {
+            Kept::Dense(orientation) => {
+                let matrix = self.matrix();
+                let weight = |(out, at)| match orientation {
+                    Orientation::OutputInput => matrix[out * self.inputs + at],
+                    Orientation::InputOutput => matrix[at * self.outputs + out],
+                };
+                places.map(|place| f64::from(weight(place))).collect()
+            }
+            Kept::Int8([tall, wide]) => {
+                let (scales, [_, across]) = self.scales([tall, wide]);
+                let scale = |(out, at): (usize, usize)| f64::from(scales[out / tall * across + at / wide]);
+                self.bytes().into_iter().zip(places).map(|(byte, place)| f64::from(byte) * scale(place)).collect()
+            }
+        }
     }
 
     /// The normalised input and the product, in plain loops.
     fn solve(&self) -> [Vec<f64>; 2] {
         let (gamma, beta) = (self.parameter(self.inputs, 3), self.parameter(self.inputs, 4));
-        let (bias, matrix) = (self.parameter(self.outputs, 5), self.matrix());
+        let (bias, weights) = (self.parameter(self.outputs, 5), self.weights());
         let (mut normed, mut output) = (Vec::new(), Vec::new());
         for row in self.input().chunks(self.inputs) {
             let row: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
@@ -81,11 +126,8 @@ impl Problem {
             let row: Vec<f64> = if self.norm.is_some() { row.iter().enumerate().map(unit).collect() } else { row };
             output.extend(vec![f64::NAN; self.around[0]]);
             output.extend((0..self.outputs).map(|out| {
-                let weight = |at: usize| match self.orientation {
-                    Orientation::OutputInput => matrix[out * self.inputs + at],
-                    Orientation::InputOutput => matrix[at * self.outputs + out],
-                };
-                let sum: f64 = row.iter().enumerate().map(|(at, value)| value * f64::from(weight(at))).sum();
+                let weights = &weights[out * self.inputs..][..self.inputs];
+                let sum: f64 = row.iter().zip(weights).map(|(value, weight)| value * weight).sum();
                 sum + if self.bias { f64::from(bias[out]) } else { 0.0 }
             }));
             output.extend(vec![f64::NAN; self.around[1]]);
@@ -96,14 +138,28 @@ impl Problem {
 
     fn check(&self, lab: &Lab) {
         let Self { rows, inputs, outputs, element, parameters, pitch, .. } = *self;
-        let shape = match self.orientation {
-            Orientation::OutputInput => [outputs, inputs],
-            Orientation::InputOutput => [inputs, outputs],
-        };
         let vector = |len: usize, seed: u64| lab.floats(&self.parameter(len, seed), &[len], parameters, 1);
         let output = lab.output(&[rows, self.around.iter().sum::<usize>() + outputs], element, 8);
         let normed = lab.output(&[rows, inputs], element, pitch);
         let (gamma, beta, bias) = (vector(inputs, 3), vector(inputs, 4), vector(outputs, 5));
+        let (elements, scales) = match self.kept {
+            Kept::Dense(Orientation::OutputInput) => {
+                (lab.floats(&self.matrix(), &[outputs, inputs], element, pitch), None)
+            }
+            Kept::Dense(Orientation::InputOutput) => {
+                (lab.floats(&self.matrix(), &[inputs, outputs], element, pitch), None)
+            }
+            Kept::Int8(blocks) => {
+                let (scales, shape) = self.scales(blocks);
+                let scales = lab.floats(&scales, &shape, Element::F32, pitch);
+                (lab.bytes(&self.bytes(), &[outputs, inputs], pitch), Some(scales))
+            }
+        };
+        let matrix = match (self.kept, &scales) {
+            (Kept::Int8(blocks), Some(scales)) => Matrix::Int8(Int8 { elements: &elements, scales, blocks }),
+            (Kept::Dense(orientation), _) => Matrix::Dense(&elements, orientation),
+            _ => unreachable!("a matrix of int8 has scales"),
+        };
         let launched = launch(
             &lab.client,
             &lab.machine,
@@ -115,8 +171,7 @@ impl Problem {
                     beta: self.beta.then_some(&beta),
                     epsilon: EPSILON,
                 }),
-                matrix: &lab.floats(&self.matrix(), &shape, element, pitch),
-                orientation: self.orientation,
+                matrix,
                 bias: self.bias.then_some(&bias),
                 output: &output,
                 offset: self.around[0],
@@ -218,13 +273,96 @@ fn several_launches_fill_one_output() {
     }
 }
 
+/// Blocks of int8 in a matrix of so many inputs: whole rows, several rows, parts of them that do not come out even, one weight.
+fn blocks(inputs: usize) -> [[usize; 2]; 6] {
+    [[1, inputs], [5, inputs], [1, 16], [3, 4], [2, 999], [1, 1]]
+}
+
+#[test]
+fn every_size_of_int8_agrees_with_plain_loops() {
+    let sizes = [1, 5, 64, 131, 300];
+    // Words of 16, 8 and 4 bytes, and bytes.
+    for (at, inputs) in [1, 7, 20, 64, 257, 1000, 1024].into_iter().enumerate() {
+        for (which, blocks) in blocks(inputs).into_iter().enumerate().skip(at % 2).step_by(2) {
+            let plain = int8([1 + (at + which) % 3, inputs, sizes[(at + which) % sizes.len()]], blocks);
+            let half = Problem { element: Element::F16, pitch: 8, ..plain };
+            let bare = Problem { norm: None, bias: false, normed: false, pitch: 1, ..plain };
+            [plain, half, bare][(at + which) / 2 % 3].check(&lab(true));
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows_meets_int8_as_plain_loops_do() {
+    for rows in 1..=MOST_ROWS {
+        let plain = int8([rows, 144, 37], [1, 144]);
+        let half = Problem { element: Element::F16, ..int8([rows, 144, 37], [4, 48]) };
+        if rows % 2 == 0 { half } else { plain }.check(&lab(rows != 4));
+    }
+    Problem { element: Element::F16, ..int8([1, 144, 37], [4, 48]) }.check(&lab(true));
+    int8([8, 144, 37], [1, 144]).check(&lab(true));
+}
+
+#[test]
+fn every_norm_in_front_of_int8_agrees_with_plain_loops() {
+    for (norm, beta) in [(None, false), (Some(NormKind::LayerNorm), false), (Some(NormKind::RmsNorm), true)] {
+        let plain = Problem { norm, beta, ..int8([3, 112, 20], [1, 32]) };
+        Problem { element: Element::F16, ..plain }.check(&lab(true));
+        Problem { parameters: Element::F16, bias: false, normed: false, around: [3, 1], ..plain }.check(&lab(false));
+    }
+}
+
+#[test]
+fn wide_tiles_of_int8_and_several_of_them_agree_with_plain_loops() {
+    for wide in [48, 2048] {
+        // Several tiles: 8 rows of 1504 features do not fit into 32 KiB.
+        int8([8, 1504, 264], [1, wide]).check(&small(true));
+        int8([3, 5008, 75], [7, wide]).check(&small(false));
+        int8([1, 1024, 75], [1, wide]).check(&small(true));
+        Problem { element: Element::F16, ..int8([4, 2048, 140], [16, wide]) }.check(&small(true));
+    }
+    int8([1, 16387, 3], [1, 16387]).check(&lab(true));
+}
+
+#[test]
+fn little_shared_memory_takes_narrower_loads_of_int8() {
+    let lab = lab(true);
+    let machine = Machine { shared_bytes: 4096, ..lab.machine };
+    int8([4, 256, 9], [1, 64]).check(&Lab { machine, ..lab });
+}
+
+#[test]
+fn int8_that_does_not_fit_is_refused() {
+    let lab = lab(true);
+    let (input, output) = (lab.output(&[2, 8], Element::F32, 1), lab.output(&[2, 4], Element::F32, 1));
+    let bytes = lab.bytes(&[1; 32], &[4, 8], 1);
+    let attempt = |elements: &Tensor, scales: &Tensor, blocks: [usize; 2]| {
+        let matrix = Matrix::Int8(Int8 { elements, scales, blocks });
+        let arguments =
+            Gemv { input: &input, norm: None, matrix, bias: None, output: &output, offset: 0, normed: None };
+        launch(&lab.client, &lab.machine, arguments)
+    };
+    let scales = |shape: &[usize], element: Element| lab.output(shape, element, 1);
+    assert_eq!(attempt(&bytes, &scales(&[2, 3], Element::F32), [3, 3]), Ok(()));
+
+    let refused = attempt(&bytes, &scales(&[2, 3], Element::F32), [3, 4]);
+    assert_eq!(refused, Err(Unsupported::Shape { tensor: "scales", axis: 1, size: 3, expected: 2 }));
+    let (given, expected) = (Element::F16.storage(), Element::F32.storage());
+    let refused = attempt(&bytes, &scales(&[4, 1], Element::F16), [1, 8]);
+    assert_eq!(refused, Err(Unsupported::MixedTypes { tensor: "scales", given, expected }));
+    let floats = lab.output(&[4, 8], Element::F32, 1);
+    let refused = attempt(&floats, &scales(&[4, 1], Element::F32), [1, 8]);
+    let (given, expected) = (Element::F32.storage(), bytes.dtype);
+    assert_eq!(refused, Err(Unsupported::MixedTypes { tensor: "matrix", given, expected }));
+}
+
 #[test]
 fn what_does_not_fit_is_refused() {
     let lab = lab(true);
     let tensor = |shape: &[usize]| lab.output(shape, Element::F32, 1);
     let attempt = |machine: &Machine, input: &Tensor, matrix: &Tensor, offset: usize, output: &Tensor| {
-        let orientation = Orientation::OutputInput;
-        let arguments = Gemv { input, norm: None, matrix, orientation, bias: None, output, offset, normed: None };
+        let matrix = Matrix::Dense(matrix, Orientation::OutputInput);
+        let arguments = Gemv { input, norm: None, matrix, bias: None, output, offset, normed: None };
         launch(&lab.client, machine, arguments)
     };
     let (input, matrix, output) = (tensor(&[2, 8]), tensor(&[4, 8]), tensor(&[2, 6]));

@@ -139,6 +139,15 @@ impl<R: Runtime> Lab<R> {
         self.floats(&vec![f32::NAN; shape.iter().product()], shape, element, pitch)
     }
 
+    /// A tensor of these bytes, its rows padded to a multiple of `pitch` elements; -128 is everywhere else.
+    pub fn bytes(&self, values: &[i8], shape: &[usize], pitch: usize) -> Tensor<R> {
+        let strides = pitched(shape, pitch);
+        let mut buffer = vec![i8::MIN; shape[0] * strides[0] + CANARIES];
+        places(shape, &strides).into_iter().zip(values).for_each(|(place, value)| buffer[place] = *value);
+        let handle = self.client.create_from_slice(i8::as_bytes(&buffer));
+        TensorHandle::new(handle, shape.to_vec(), strides, i8::as_type_native_unchecked())
+    }
+
     /// A dense tensor of u32.
     pub fn integers(&self, values: &[u32], shape: &[usize]) -> Tensor<R> {
         let handle = self.client.create_from_slice(u32::as_bytes(values));

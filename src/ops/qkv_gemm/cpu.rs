@@ -107,8 +107,8 @@ fn products<B: InMemory>(
 
 /// Reads a dense matrix where it lies.
 fn with_matrix<B: InMemory, R>(operation: &str, weight: &Weight<B>, read: impl FnOnce(Matrix<'_>) -> R) -> R {
+    check_types(operation, DType::F32, weight);
     let matrix = weight.input_output();
-    check_types(operation, DType::F32, matrix.dtype());
     B::with_elements(&matrix, |matrix| {
         let ([inputs, outputs], [input_stride, output_stride]) = (matrix.shape, matrix.strides);
         read(Matrix { elements: &matrix.elements, inputs, outputs, input_stride, output_stride })

@@ -12,8 +12,8 @@ use cubek_std::InputBinding;
 
 use super::{QkvGemmOutput, reference};
 use crate::error::check_shape;
-use crate::ops::check_types;
 use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, handle, is_float, planned};
+use crate::ops::{check_types, product};
 use crate::spec::NormSpec;
 use crate::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight};
 
@@ -70,17 +70,18 @@ pub(crate) fn project<B: CubeOps>(
 }
 
 /// Burn's matmul, which accumulates halves in f32 and reads a transposed matrix as it lies. It would round f32 to TF32 where
-/// the device has that.
+/// the device has that. Weights of int8 are rounded to the element type of the input.
 fn project_many<B: CubeOps>(operation: &str, input: Tensor<B, 3>, weight: &Weight<B>, bias: bool) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, width]);
-    let (matrix, dtype) = (weight.input_output(), input.dtype());
-    check_types(operation, dtype, matrix.dtype());
+    let dtype = input.dtype();
+    check_types(operation, dtype, weight);
     let input = input.reshape([batch * tokens, width]);
-    let product = match dtype == DType::F32 && B::has_tf32(&input.device()) {
-        true => exact_matmul(input, matrix),
-        false => input.matmul(matrix),
-    };
+    let exact = dtype == DType::F32 && B::has_tf32(&input.device());
+    let product = product(weight, dtype, |part| match exact {
+        true => exact_matmul(input.clone(), part),
+        false => input.clone().matmul(part),
+    });
     let sum = match weight.bias().filter(|_| bias) {
         Some(bias) => product + bias.cast(dtype).unsqueeze(),
         None => product,
@@ -151,15 +152,24 @@ fn project_few<B: CubeOps>(
         .iter()
         .map(|weight| {
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, width]);
-            let matrix = weight.matrix();
-            check_types(operation, dtype, matrix.dtype());
-            inputs.float(matrix);
+            check_types(operation, dtype, weight);
+            let kept = match weight.int8() {
+                Some(matrix) => {
+                    inputs.int(matrix.elements());
+                    inputs.float(matrix.scales());
+                    Kept::Int8(matrix.blocks())
+                }
+                None => {
+                    inputs.float(weight.matrix());
+                    Kept::Dense(weight.orientation())
+                }
+            };
             let bias = weight.bias().filter(|_| bias);
             let has_bias = bias.is_some();
             if let Some(bias) = bias {
                 inputs.float(bias);
             }
-            Matrix { orientation: weight.orientation(), outputs: weight.output_size(), bias: has_bias }
+            Matrix { kept, outputs: weight.output_size(), bias: has_bias }
         })
         .collect();
     let call = GemvCall { norm, matrices, want_norm };
@@ -223,9 +233,17 @@ impl CubeCall for NormCall {
 /// One projection of a call: a matrix, and where it has one its bias.
 #[derive(Debug, Clone, Copy)]
 struct Matrix {
-    orientation: Orientation,
+    kept: Kept,
     outputs: usize,
     bias: bool,
+}
+
+/// How its weights are kept.
+#[derive(Debug, Clone, Copy)]
+enum Kept {
+    Dense(Orientation),
+    /// Elements, then scales of blocks of so many outputs and inputs.
+    Int8([usize; 2]),
 }
 
 /// Norm, matrices and biases for a few rows: a launch for each matrix, side by side into one output.
@@ -264,7 +282,15 @@ impl CubeCall for GemvCall {
         let normed = self.want_norm.then(|| empty(input.meta.shape().clone()));
         let mut offset = 0;
         for (index, projection) in self.matrices.iter().enumerate() {
-            let matrix = handle(&inputs.rows());
+            let elements = handle(&inputs.rows());
+            let scales;
+            let matrix = match projection.kept {
+                Kept::Dense(orientation) => gemv::Matrix::Dense(&elements, lying(orientation)),
+                Kept::Int8(blocks) => {
+                    scales = handle(&inputs.rows());
+                    gemv::Matrix::Int8(gemv::Int8 { elements: &elements, scales: &scales, blocks })
+                }
+            };
             let bias = projection.bias.then(|| handle(&inputs.rows()));
             // Every launch computes the norm anew; the first one also writes it out.
             let normed = normed.as_ref().filter(|_| index == 0).map(handle);
@@ -276,11 +302,7 @@ impl CubeCall for GemvCall {
                     beta: beta.as_ref(),
                     epsilon: spec.epsilon as f32,
                 }),
-                matrix: &matrix,
-                orientation: match projection.orientation {
-                    Orientation::InputOutput => gemv::Orientation::InputOutput,
-                    Orientation::OutputInput => gemv::Orientation::OutputInput,
-                },
+                matrix,
                 bias: bias.as_ref(),
                 output: &handle(&output),
                 offset,
@@ -290,6 +312,14 @@ impl CubeCall for GemvCall {
             offset += projection.outputs;
         }
         std::iter::once(output).chain(normed).collect()
+    }
+}
+
+/// An orientation in the words of the kernels.
+fn lying(orientation: Orientation) -> gemv::Orientation {
+    match orientation {
+        Orientation::InputOutput => gemv::Orientation::InputOutput,
+        Orientation::OutputInput => gemv::Orientation::OutputInput,
     }
 }
 

@@ -44,13 +44,17 @@ pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
     epsilon: f32,
     #[cube(comptime)]
     norm: Option<NormKind>,
+    /// Vectors that one of the matrix meets.
+    #[cube(comptime)]
+    fold: u32,
 }
 
-/// The activations of a problem, read in vectors of `vector` elements.
+/// The activations of a problem, read in vectors of `vector` elements, of which a vector of the matrix meets `fold`.
 pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
     problem: &Gemv<'_, R>,
     extents: Extents,
     vector: usize,
+    fold: usize,
 ) -> ActivationsLaunch<F, G, E, N, R> {
     let row = |tensor: &TensorHandle<R>| (tensor.strides()[0] / vector) as u32;
     let norm = problem.norm.as_ref();
@@ -64,6 +68,7 @@ pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
         1.0 / extents.inputs as f32,
         norm.map_or(0.0, |norm| norm.epsilon),
         norm.map(|norm| norm.kind),
+        fold as u32,
     )
 }
 
@@ -77,6 +82,11 @@ pub(super) struct Statistics {
 
 #[cube]
 impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
+    /// Vectors of the matrix that the rows meet.
+    pub fn meetings(&self) -> u32 {
+        self.vectors / self.fold
+    }
+
     fn load(&self, row: u32, at: u32) -> Vector<f32, N> {
         Vector::cast_from(self.input[(row * self.row + at) as usize])
     }
@@ -122,9 +132,10 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         Statistics { mean, factor }
     }
 
-    /// Fills a tile with the vectors `first..first + length` of every row, and with zeros behind the last.
+    /// Fills a tile with what the vectors `first..first + length` of the matrix meet of every row, and with zeros behind the
+    /// last.
     ///
-    /// The elements of vector `at` of row `r` lie in parts of at most 4, part `p` in
+    /// What vector `at` of them meets of row `r` lies in parts of at most 4 elements, part `p` in
     /// `(r · parts + p) · length + at`: neighbouring units meet different banks. The first cube also writes `normed`.
     pub fn fill<S: Size>(
         &self,
@@ -139,9 +150,13 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         let width = S::value();
         let parts = comptime!(vector / width);
         let rows = comptime!(exchange.rows as usize);
+        let fold = comptime!(self.fold);
         let mut values = Array::<Vector<F, N>>::new(rows);
-        for at in range_stepped(UNIT_POS, length, exchange.units) {
-            let from = first + at;
+        for at in range_stepped(UNIT_POS, comptime!(length * fold), exchange.units) {
+            let from = first * fold + at;
+            // The vector of the matrix, and which of those that it meets.
+            let meeting = at / fold;
+            let which = at % fold;
             let mut scale = Vector::<f32, N>::new(0.0f32);
             let mut shift = Vector::<f32, N>::new(0.0f32);
             // All loads first, so that they are in flight together.
@@ -193,7 +208,8 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
                     for e in 0..width {
                         part[e] = value[p * width + e];
                     }
-                    tile[(r * parts + p) * length as usize + at as usize] = part;
+                    let row = comptime!((r as u32 * fold) * parts as u32 + p as u32);
+                    tile[((row + which * parts as u32) * length + meeting) as usize] = part;
                 }
             }
         }

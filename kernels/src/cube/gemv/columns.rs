@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::super::lanes::lanes_sum;
 use super::super::machine::{Machine, Unsupported, array, vector_size};
 use super::activations::{Activations, Exchange, activations};
-use super::{Extents, Gemv, LOADS, Sizes, fills, lanes, loads, tile_length, weights, write};
+use super::{Extents, Gemv, LOADS, Sizes, fills, lanes, loads, tile_length, write};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -51,15 +51,16 @@ pub(super) fn launch<R: Runtime>(
     extents: Extents,
 ) -> Result<(), Unsupported> {
     let Extents { rows, inputs, outputs } = extents;
+    let matrix = problem.matrix.elements();
     // The sums of many rows leave fewer registers for what is loaded.
     let many = rows > 4;
-    let across = vector_size(client, &[problem.matrix], outputs).min(if many { 4 } else { 8 });
+    let across = vector_size(client, &[matrix], outputs).min(if many { 4 } else { 8 });
     let along = vector_size(client, &problem.activations(), inputs).min(if many { 2 } else { 4 });
     let (columns, vectors) = (outputs / across, inputs / along);
 
     let lanes = lanes(machine, machine.units(UNITS));
     let narrowest = match machine.plane_operations {
-        true => (SEGMENT_BYTES / (across * problem.matrix.dtype.size())).clamp(1, lanes as usize),
+        true => (SEGMENT_BYTES / (across * matrix.dtype.size())).clamp(1, lanes as usize),
         // No two lanes share a vector: each of their sums would cost two barriers.
         false => lanes as usize,
     };
@@ -72,7 +73,7 @@ pub(super) fn launch<R: Runtime>(
     let units = machine.units(if fills(machine, cubes) { UNITS } else { LONELY_UNITS });
 
     let exchange = Exchange { units, lanes, rows: rows as u32, planes: machine.plane_operations };
-    let loads = (loads(rows) * LOAD_BYTES / (across * problem.matrix.dtype.size())).min(LOADS);
+    let loads = (loads(rows) * LOAD_BYTES / (across * matrix.dtype.size())).min(LOADS);
     let unroll = (loads / along).max(1);
     let mut tile = Tile { exchange, width: width as u32, unroll: unroll as u32, length: 0, even: false };
     let grouped = exchange.groups() as usize * width * across * size_of::<f32>();
@@ -93,15 +94,15 @@ pub(super) fn launch<R: Runtime>(
             CubeDim::new_1d(units),
             along,
             across,
-            activations(problem, extents, along),
-            array(problem.matrix),
+            activations(problem, extents, along, 1),
+            array(matrix),
             problem.bias_array(),
             array(problem.output),
             problem.normed_array(),
             problem.sizes(extents, across),
             tile,
             problem.input.dtype,
-            problem.matrix.dtype,
+            matrix.dtype,
             gamma,
             beta,
             bias,
@@ -259,7 +260,7 @@ fn meet<W: Numeric, S: Size, N: Size>(
             let part = held[r * tile.length as usize + at];
             #[unroll]
             for s in 0..along {
-                sums[r] += Vector::<f32, N>::new(part[s]) * weights::<W, N>(loaded[u * along + s]);
+                sums[r] += Vector::<f32, N>::new(part[s]) * Vector::<f32, N>::cast_from(loaded[u * along + s]);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod activations;
 mod columns;
+mod int8;
 mod rows;
 
 use cubecl::prelude::*;
@@ -11,6 +12,7 @@ use super::machine::{
     Machine, Unsupported, array, axes, check_extent, check_rows, check_same_type, check_shape, check_types,
 };
 use activations::Exchange;
+pub use int8::Int8;
 
 /// Most rows of the input: each row of sums stays in registers.
 pub const MOST_ROWS: usize = 8;
@@ -22,17 +24,15 @@ const LOADS: usize = 8;
 /// `norm(input) · matrix + bias`, accumulated in f32 and rounded once.
 ///
 /// Rows may have any stride; the elements of a row lie one behind the other. Input, matrix, output and normed have the
-/// same element type; bias, gamma and beta each their own.
+/// same element type, except for a matrix of int8; bias, gamma and beta each their own.
 #[derive(Debug, Clone, Copy)]
 pub struct Gemv<'a, R: Runtime> {
     /// `[rows, in]`, with up to [`MOST_ROWS`] rows.
     pub input: &'a TensorHandle<R>,
     /// The norm in front of the product. Its result is not rounded.
     pub norm: Option<Norm<'a, R>>,
-    /// `[out, in]` or `[in, out]`.
-    pub matrix: &'a TensorHandle<R>,
-    /// Which of both.
-    pub orientation: Orientation,
+    /// What the rows are multiplied with.
+    pub matrix: Matrix<'a, R>,
     /// `[out]`.
     pub bias: Option<&'a TensorHandle<R>>,
     /// `[rows, at least offset + out]`; the columns from `offset` are written, and no others.
@@ -41,6 +41,24 @@ pub struct Gemv<'a, R: Runtime> {
     pub offset: usize,
     /// `[rows, in]`: takes the normalised input, rounded.
     pub normed: Option<&'a TensorHandle<R>>,
+}
+
+/// The weights.
+#[derive(Debug, Clone, Copy)]
+pub enum Matrix<'a, R: Runtime> {
+    /// Floats, `[out, in]` or `[in, out]`, as the orientation says.
+    Dense(&'a TensorHandle<R>, Orientation),
+    /// Whole numbers of one byte with scales, `[out, in]`.
+    Int8(Int8<'a, R>),
+}
+
+impl<'a, R: Runtime> Matrix<'a, R> {
+    fn elements(&self) -> &'a TensorHandle<R> {
+        match self {
+            Self::Dense(elements, _) => elements,
+            Self::Int8(matrix) => matrix.elements,
+        }
+    }
 }
 
 /// How a matrix lies in memory.
@@ -87,9 +105,9 @@ pub fn launch<R: Runtime>(
     if extents.rows == 0 || extents.outputs == 0 {
         return Ok(());
     }
-    match arguments.orientation {
-        Orientation::OutputInput => rows::launch(client, machine, &arguments, extents),
-        Orientation::InputOutput => columns::launch(client, machine, &arguments, extents),
+    match arguments.matrix {
+        Matrix::Dense(_, Orientation::InputOutput) => columns::launch(client, machine, &arguments, extents),
+        _ => rows::launch(client, machine, &arguments, extents),
     }
 }
 
@@ -104,7 +122,8 @@ struct Extents {
 impl<R: Runtime> Gemv<'_, R> {
     /// The sizes, once shapes, layouts and element types are known to suit the kernels.
     fn check(&self, client: &ComputeClient<R>) -> Result<Extents, Unsupported> {
-        let Self { input, matrix, bias, output, normed, .. } = *self;
+        let Self { input, bias, output, normed, .. } = *self;
+        let matrix = self.matrix.elements();
         let (gamma, beta) = (self.gamma(), self.beta());
         let [rows, inputs] = axes("input", input)?;
         if rows > MOST_ROWS {
@@ -113,9 +132,9 @@ impl<R: Runtime> Gemv<'_, R> {
         // Without any there is nothing that could be read ahead.
         check_shape("input", input, [rows, inputs.max(1)])?;
         let [first, second] = axes("matrix", matrix)?;
-        let (outputs, shape) = match self.orientation {
-            Orientation::InputOutput => (second, [inputs, second]),
-            Orientation::OutputInput => (first, [first, inputs]),
+        let (outputs, shape) = match self.matrix {
+            Matrix::Dense(_, Orientation::InputOutput) => (second, [inputs, second]),
+            _ => (first, [first, inputs]),
         };
         check_shape("matrix", matrix, shape)?;
         let [_, columns] = axes("output", output)?;
@@ -126,10 +145,17 @@ impl<R: Runtime> Gemv<'_, R> {
         for (name, vector, size) in [("bias", bias, outputs), ("gamma", gamma, inputs), ("beta", beta, inputs)] {
             vector.map_or(Ok(()), |vector| check_shape(name, vector, [size]))?;
         }
-        let matrices = [("input", Some(input)), ("matrix", Some(matrix)), ("output", Some(output)), ("normed", normed)];
+        let dense = match &self.matrix {
+            Matrix::Dense(matrix, _) => Some(*matrix),
+            Matrix::Int8(matrix) => {
+                matrix.check(outputs, inputs)?;
+                None
+            }
+        };
+        let alike = [("input", Some(input)), ("matrix", dense), ("output", Some(output)), ("normed", normed)];
         let vectors = [("bias", bias), ("gamma", gamma), ("beta", beta)];
-        check_same_type(input.dtype, &matrices)?;
-        for (name, tensor) in matrices.into_iter().chain(vectors) {
+        check_same_type(input.dtype, &alike)?;
+        for (name, tensor) in alike.into_iter().chain(vectors) {
             if let Some(tensor) = tensor {
                 check_rows(&[(name, tensor)])?;
                 check_extent(&[tensor])?;
@@ -166,11 +192,11 @@ impl<R: Runtime> Gemv<'_, R> {
         self.bias.map(array).into()
     }
 
-    /// What the kernel needs beside the arrays; `vector` elements of a row of the matrix are read together.
+    /// What the kernel needs beside the arrays; `vector` weights of a row of the matrix are read together.
     fn sizes(&self, extents: Extents, vector: usize) -> SizesLaunch<R> {
         SizesLaunch::new(
             extents.outputs as u32,
-            (self.matrix.strides()[0] / vector) as u32,
+            (self.matrix.elements().strides()[0] / vector) as u32,
             self.output.strides()[0] as u32,
             self.offset as u32,
         )
@@ -221,12 +247,6 @@ struct Sizes {
     output: u32,
     /// First column of the output.
     offset: u32,
-}
-
-/// The weights that one load of the matrix gives.
-#[cube]
-fn weights<W: Numeric, N: Size>(loaded: Vector<W, N>) -> Vector<f32, N> {
-    Vector::cast_from(loaded)
 }
 
 /// Adds the bias and rounds.

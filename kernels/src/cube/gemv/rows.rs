@@ -3,9 +3,10 @@
 use cubecl::prelude::*;
 
 use super::super::lanes::lanes_sum;
-use super::super::machine::{Machine, Unsupported, array, vector_size};
+use super::super::machine::{Machine, Unsupported, array, check_types, vector_size};
 use super::activations::{Activations, Exchange, activations};
-use super::{Extents, Gemv, Sizes, fills, lanes, loads, tile_length, weights, write};
+use super::int8::{Reading, Scales, scales, weights};
+use super::{Extents, Gemv, Matrix, Sizes, fills, lanes, loads, tile_length, write};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -15,16 +16,35 @@ const MOST_SUMS: usize = 16;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Tile {
-    exchange: Exchange,
+pub(super) struct Tile {
+    pub exchange: Exchange,
     /// Outputs of a group of lanes.
-    outputs: u32,
+    pub outputs: u32,
     /// Vectors of each output that a lane has in flight.
-    unroll: u32,
+    pub unroll: u32,
     /// Vectors of a row that shared memory holds.
     length: u32,
     /// Whether the last step of a row is whole.
     even: bool,
+    /// Whether an element of the matrix is a word of 4 weights.
+    words: bool,
+}
+
+impl Tile {
+    /// Vectors that a group of lanes has in flight.
+    fn loads(self) -> usize {
+        (self.unroll * self.outputs) as usize
+    }
+
+    /// Sums of a lane.
+    fn sums(self) -> usize {
+        (self.outputs * self.exchange.rows) as usize
+    }
+
+    /// Parts of `width` weights in a vector of `elements`.
+    fn parts(self, elements: usize, width: usize) -> usize {
+        elements * if self.words { 4 } else { 1 } / width
+    }
 }
 
 /// Launches the kernel; `problem` was checked.
@@ -34,11 +54,56 @@ pub(super) fn launch<R: Runtime>(
     problem: &Gemv<'_, R>,
     extents: Extents,
 ) -> Result<(), Unsupported> {
+    let matrix = problem.matrix.elements();
+    let readings = match &problem.matrix {
+        Matrix::Dense(..) => {
+            let mut together = problem.activations();
+            together.push(matrix);
+            let vector = vector_size(client, &together, extents.inputs);
+            vec![Reading { elements: matrix.dtype, vector, words: false }]
+        }
+        Matrix::Int8(matrix) => Reading::of_int8(client, matrix),
+    };
+    // What narrow vectors meet may fit into shared memory where what wide ones meet does not.
+    let plans = readings.into_iter().map(|reading| Ok((reading, tile(machine, extents, reading)?)));
+    let (reading, tile) = plans.reduce(Result::or).unwrap_or_else(|| unreachable!("there is a way to read bytes"))?;
+    check_types(client, &[reading.elements])?;
+    let weights = reading.weights();
+    let vector = vector_size(client, &problem.activations(), weights);
+    let cubes = machine.cubes([extents.outputs.div_ceil((tile.exchange.groups() * tile.outputs) as usize), 1, 1])?;
+    let [gamma, beta, bias] = problem.parameter_types();
+    // SAFETY: the tensors have the sizes of `extents` and `Sizes`, and the kernel reads and writes within them. Words are read
+    // where rows consist of whole ones.
+    unsafe {
+        product::launch_unchecked::<R>(
+            client,
+            cubes,
+            CubeDim::new_1d(tile.exchange.units),
+            vector,
+            vector.min(4),
+            reading.vector,
+            activations(problem, extents, vector, weights / vector),
+            array(matrix),
+            scales(problem, weights),
+            problem.bias_array(),
+            array(problem.output),
+            problem.normed_array(),
+            problem.sizes(extents, weights),
+            tile,
+            problem.input.dtype,
+            reading.elements,
+            gamma,
+            beta,
+            bias,
+        );
+    }
+    Ok(())
+}
+
+/// The tile of a problem.
+fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, Unsupported> {
     let Extents { rows, inputs, outputs } = extents;
-    let mut together = problem.activations();
-    together.push(problem.matrix);
-    let vector = vector_size(client, &together, inputs);
-    let vectors = inputs / vector;
+    let vectors = inputs / reading.weights();
     let units = machine.units(UNITS);
     let lanes = lanes(machine, units);
     let exchange = Exchange { units, lanes, rows: rows as u32, planes: machine.plane_operations };
@@ -52,43 +117,19 @@ pub(super) fn launch<R: Runtime>(
         .unwrap_or(1);
     let mut unroll = (loads(rows) / each).min(vectors.div_ceil(lanes as usize).next_power_of_two()).max(1);
     let length = loop {
-        match tile_length(machine, exchange, 0, vectors, lanes as usize * unroll, vector) {
+        match tile_length(machine, exchange, 0, vectors, lanes as usize * unroll, reading.weights()) {
             Err(_) if unroll > 1 => unroll /= 2,
             length => break length?,
         }
     };
-    let tile = Tile {
+    Ok(Tile {
         exchange,
         outputs: each as u32,
         unroll: unroll as u32,
         length: length as u32,
         even: vectors.is_multiple_of(lanes as usize * unroll),
-    };
-    let cubes = machine.cubes([cubes(each), 1, 1])?;
-    let [gamma, beta, bias] = problem.parameter_types();
-    // SAFETY: the tensors have the sizes of `extents` and `Sizes`, and the kernel reads and writes within them.
-    unsafe {
-        product::launch_unchecked::<R>(
-            client,
-            cubes,
-            CubeDim::new_1d(units),
-            vector,
-            vector.min(4),
-            activations(problem, extents, vector),
-            array(problem.matrix),
-            problem.bias_array(),
-            array(problem.output),
-            problem.normed_array(),
-            problem.sizes(extents, vector),
-            tile,
-            problem.input.dtype,
-            problem.matrix.dtype,
-            gamma,
-            beta,
-            bias,
-        );
-    }
-    Ok(())
+        words: reading.words,
+    })
 }
 
 /// A few outputs for each group of lanes, for all rows of the input.
@@ -97,12 +138,14 @@ pub(super) fn launch<R: Runtime>(
 /// many of each of its outputs, tile after tile. A group of lanes owns `outputs` neighbouring outputs; lane `l` reads
 /// the vectors `l`, `l + lanes`, .. of each, `unroll` of them ahead, so that a group reads unbroken lines of memory.
 /// The first vectors are on their way before the input is normalised. Sums stay in registers until the lanes add them
-/// up at the end. The launch has `outputs / (groups · tile.outputs)` cubes along x, rounded up; `length` is a multiple
-/// of `lanes · unroll`.
+/// up at the end. Weights of int8 become f32 in registers; where an output has one scale, its sum meets it at the end,
+/// where it has several, each is loaded with its weights and meets what they add. The launch has
+/// `outputs / (groups · tile.outputs)` cubes along x, rounded up; `length` is a multiple of `lanes · unroll`.
 #[cube(launch_unchecked)]
-fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size>(
+fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size, M: Size>(
     activations: &Activations<F, G, E, N>,
-    matrix: &Array<Vector<W, N>>,
+    matrix: &Array<Vector<W, M>>,
+    scales: &Scales,
     bias: &ComptimeOption<Array<B>>,
     output: &mut Array<F>,
     normed: &mut ComptimeOption<Array<Vector<F, N>>>,
@@ -117,11 +160,10 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size>
     let exchange = comptime!(tile.exchange);
     let rows = comptime!(exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
-    let unroll = comptime!(tile.unroll as usize);
     let length = comptime!(tile.length as usize);
-    let vector = N::value();
-    let width = S::value();
-    let parts = comptime!(vector / width);
+    let (elements, width) = (M::value(), S::value());
+    let parts = comptime!(tile.parts(elements, width));
+    let vectors = activations.meetings();
     let lane = UNIT_POS % exchange.lanes;
     let group = UNIT_POS / exchange.lanes;
     let first_output = (CUBE_POS_X * comptime!(exchange.groups()) + group) * tile.outputs;
@@ -131,25 +173,30 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size>
 
     // Behind the last output its weights are read again, and the sums dropped.
     let mut begin = Array::<u32>::new(outputs);
+    let mut first_scale = Array::<u32>::new(outputs);
     #[unroll]
     for o in 0..outputs {
-        begin[o] = min(first_output + o as u32, sizes.outputs - 1) * sizes.matrix;
+        let at = min(first_output + o as u32, sizes.outputs - 1);
+        begin[o] = at * sizes.matrix;
+        first_scale[o] = scales.begin(at);
     }
     // The first weights are on their way while the input is normalised.
-    let mut loaded = Array::<Vector<W, N>>::new(comptime!(unroll * outputs));
-    load::<W, N>(&mut loaded, matrix, &begin, lane, activations.vectors, tile);
+    let mut loaded = Array::<Vector<W, M>>::new(comptime!(tile.loads()));
+    let mut factors = Array::<f32>::new(comptime!(tile.loads()));
+    load::<W, M>(&mut loaded, matrix, &begin, lane, vectors, tile);
+    scales.load(&mut factors, &first_scale, lane, vectors, tile);
 
     let statistics = activations.statistics(&mut shared, exchange);
 
-    let mut sums = Array::<f32>::new(comptime!(outputs * rows));
+    let mut sums = Array::<f32>::new(comptime!(tile.sums()));
     #[unroll]
-    for s in 0..comptime!(outputs * rows) {
+    for s in 0..comptime!(tile.sums()) {
         sums[s] = 0.0f32;
     }
     activations.fill::<S>(&mut held, normed, &statistics, 0u32, tile.length, exchange);
     sync_cube();
-    meet::<W, N, S>(&mut sums, &loaded, &held, lane, tile);
-    for first in range_stepped(0u32, activations.vectors, tile.length) {
+    meet::<W, M, S>(&mut sums, &loaded, &factors, scales, &held, lane, tile);
+    for first in range_stepped(0u32, vectors, tile.length) {
         let mut start = comptime!(exchange.lanes * tile.unroll).runtime();
         if first > 0 {
             // The tile before has been read.
@@ -158,29 +205,30 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size>
             sync_cube();
             start = 0u32.runtime();
         }
-        let span = min(activations.vectors - first, tile.length);
+        let span = min(vectors - first, tile.length);
         for base in range_stepped(start, span, comptime!(exchange.lanes * tile.unroll)) {
-            load::<W, N>(&mut loaded, matrix, &begin, first + base + lane, activations.vectors, tile);
-            meet::<W, N, S>(&mut sums, &loaded, &held, base + lane, tile);
+            load::<W, M>(&mut loaded, matrix, &begin, first + base + lane, vectors, tile);
+            scales.load(&mut factors, &first_scale, first + base + lane, vectors, tile);
+            meet::<W, M, S>(&mut sums, &loaded, &factors, scales, &held, base + lane, tile);
         }
     }
 
     #[unroll]
-    for s in 0..comptime!(outputs * rows) {
+    for s in 0..comptime!(tile.sums()) {
         let sum = lanes_sum(sums[s], &mut shared, exchange.lanes, exchange.planes);
         let at = first_output + comptime!((s / rows) as u32);
         // The lanes share the writing.
         if lane == comptime!(s as u32 % exchange.lanes) && at < sizes.outputs {
-            write::<F, B>(sum, comptime!((s % rows) as u32), at, bias, output, sizes);
+            write::<F, B>(scales.whole(sum, at), comptime!((s % rows) as u32), at, bias, output, sizes);
         }
     }
 }
 
 /// The vectors `first`, `first + lanes`, .. of each output: all loads together, so that they are in flight together.
 #[cube]
-fn load<W: Numeric, N: Size>(
-    loaded: &mut Array<Vector<W, N>>,
-    matrix: &Array<Vector<W, N>>,
+fn load<W: Numeric, M: Size>(
+    loaded: &mut Array<Vector<W, M>>,
+    matrix: &Array<Vector<W, M>>,
     begin: &Array<u32>,
     first: u32,
     vectors: u32,
@@ -195,7 +243,7 @@ fn load<W: Numeric, N: Size>(
             if comptime!(tile.even) {
                 loaded[u * outputs + o] = matrix[(begin[o] + at) as usize];
             } else {
-                loaded[u * outputs + o] = Vector::<W, N>::new(W::from_int(0));
+                loaded[u * outputs + o] = Vector::<W, M>::new(W::from_int(0));
                 if at < vectors {
                     loaded[u * outputs + o] = matrix[(begin[o] + at) as usize];
                 }
@@ -204,36 +252,71 @@ fn load<W: Numeric, N: Size>(
     }
 }
 
-/// Adds what was loaded times the vectors `first`, `first + lanes`, .. of the tile to the sums.
+/// Adds what was loaded times what the vectors `first`, `first + lanes`, .. of the tile meet to the sums.
 #[cube]
-fn meet<W: Numeric, N: Size, S: Size>(
+fn meet<W: Numeric, M: Size, S: Size>(
     sums: &mut Array<f32>,
-    loaded: &Array<Vector<W, N>>,
+    loaded: &Array<Vector<W, M>>,
+    factors: &Array<f32>,
+    scales: &Scales,
     held: &SharedMemory<Vector<f32, S>>,
     first: u32,
     #[comptime] tile: Tile,
 ) {
-    let vector = N::value();
-    let width = S::value();
-    let parts = comptime!(vector / width);
     let rows = comptime!(tile.exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
     #[unroll]
     for u in 0..tile.unroll as usize {
-        let at = (first + u as u32 * tile.exchange.lanes) as usize;
-        // A part of all outputs against a part of one row: the other way round every row would take registers.
-        #[unroll]
-        for p in 0..parts {
+        let at = first + u as u32 * tile.exchange.lanes;
+        if comptime!(scales.wide.is_some()) {
+            let mut own = Array::<f32>::new(comptime!(tile.sums()));
             #[unroll]
-            for r in 0..rows {
-                let part = held[(r * parts + p) * tile.length as usize + at];
+            for s in 0..comptime!(tile.sums()) {
+                own[s] = 0.0f32;
+            }
+            add::<W, M, S>(&mut own, loaded, scales, held, u, at, tile);
+            #[unroll]
+            for s in 0..comptime!(tile.sums()) {
+                sums[s] += own[s] * factors[comptime!(u * outputs + s / rows)];
+            }
+        } else {
+            add::<W, M, S>(sums, loaded, scales, held, u, at, tile);
+        }
+    }
+}
+
+/// Adds the vector `u` of what was loaded times what vector `at` of the tile meets.
+#[cube]
+fn add<W: Numeric, M: Size, S: Size>(
+    sums: &mut Array<f32>,
+    loaded: &Array<Vector<W, M>>,
+    scales: &Scales,
+    held: &SharedMemory<Vector<f32, S>>,
+    #[comptime] u: usize,
+    at: u32,
+    #[comptime] tile: Tile,
+) {
+    let (elements, width) = (M::value(), S::value());
+    let parts = comptime!(tile.parts(elements, width));
+    let rows = comptime!(tile.exchange.rows as usize);
+    let outputs = comptime!(tile.outputs as usize);
+    // A part of all outputs against a part of one row: the other way round every row would take registers.
+    #[unroll]
+    for p in 0..parts {
+        let mut weight = Array::<Vector<f32, S>>::new(outputs);
+        #[unroll]
+        for o in 0..outputs {
+            weight[o] = weights::<W, M, S>(loaded[u * outputs + o], scales, comptime!(p * width), tile.words);
+        }
+        #[unroll]
+        for r in 0..rows {
+            let part = held[(r * parts + p) * tile.length as usize + at as usize];
+            #[unroll]
+            for o in 0..outputs {
+                let weight = weight[o];
                 #[unroll]
-                for o in 0..outputs {
-                    let weights = weights::<W, N>(loaded[u * outputs + o]);
-                    #[unroll]
-                    for e in 0..width {
-                        sums[o * rows + r] += part[e] * weights[p * width + e];
-                    }
+                for e in 0..width {
+                    sums[o * rows + r] += part[e] * weight[e];
                 }
             }
         }

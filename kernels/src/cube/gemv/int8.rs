@@ -1,0 +1,190 @@
+//! Weights of one byte with scales, and how they become f32 in registers.
+
+use cubecl::prelude::*;
+use cubecl::std::tensor::TensorHandle;
+
+use super::super::machine::{Unsupported, array, check_extent, check_rows, check_same_type, check_shape};
+use super::rows::Tile;
+use super::{Gemv, Matrix};
+
+/// Whole numbers of one byte, each times the scale of its block.
+#[derive(Debug, Clone, Copy)]
+pub struct Int8<'a, R: Runtime> {
+    /// `[out, in]`, of i8.
+    pub elements: &'a TensorHandle<R>,
+    /// `[out / tall, in / wide]`, both rounded up, of f32: output `o` and input `i` have `[o / tall, i / wide]`.
+    pub scales: &'a TensorHandle<R>,
+    /// `[tall, wide]`: outputs and inputs of a block, neither of them 0.
+    pub blocks: [usize; 2],
+}
+
+fn byte_type() -> StorageType {
+    i8::as_type_native_unchecked().storage_type()
+}
+
+impl<R: Runtime> Int8<'_, R> {
+    /// Checks element types, scales and layouts; the shape of the elements is known.
+    pub(super) fn check(&self, outputs: usize, inputs: usize) -> Result<(), Unsupported> {
+        let Self { elements, scales, blocks: [tall, wide] } = *self;
+        check_same_type(byte_type(), &[("matrix", Some(elements))])?;
+        check_same_type(f32::as_type_native_unchecked().storage_type(), &[("scales", Some(scales))])?;
+        check_shape("scales", scales, [outputs.div_ceil(tall), inputs.div_ceil(wide)])?;
+        check_rows(&[("matrix", elements), ("scales", scales)])?;
+        check_extent(&[elements, scales])
+    }
+}
+
+/// How the weights of an output are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// The type as which the elements are loaded.
+    pub elements: StorageType,
+    /// Elements of a vector.
+    pub vector: usize,
+    /// Whether each of them is a word of 4 weights.
+    pub words: bool,
+}
+
+impl Reading {
+    /// Weights of a vector.
+    pub fn weights(self) -> usize {
+        if self.words { 4 * self.vector } else { self.vector }
+    }
+
+    /// Every way to read a matrix of int8, the widest first: words where rows and blocks consist of whole ones, so that a
+    /// load is one of 16 bytes at best, and bytes always.
+    pub fn of_int8<R: Runtime>(client: &ComputeClient<R>, matrix: &Int8<'_, R>) -> Vec<Self> {
+        let [outputs, inputs] = [matrix.elements.shape()[0], matrix.elements.shape()[1]];
+        let [_, wide] = matrix.blocks;
+        let elements = u32::as_type_native_unchecked().storage_type();
+        let words = client.io_optimized_vector_sizes(size_of::<u32>());
+        let words = words.map(|vector| Self { elements, vector, words: true }).filter(|reading| {
+            let divides = |size: usize| size.is_multiple_of(reading.weights());
+            divides(inputs)
+                && (outputs == 1 || divides(matrix.elements.strides()[0]))
+                && (wide >= inputs || divides(wide))
+        });
+        words.chain([Self { elements: byte_type(), vector: 1, words: false }]).collect()
+    }
+}
+
+/// The scales as the kernel takes them. Without any, weights count as they are.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Scales {
+    scales: ComptimeOption<Array<f32>>,
+    /// Stride of the first axis.
+    row: u32,
+    /// Outputs of a block.
+    tall: u32,
+    /// Vectors of the matrix that share a scale, where an output has several.
+    #[cube(comptime)]
+    pub wide: Option<u32>,
+    /// [`ZERO`]. An argument, because an instruction holds one constant, and that is the mask of the byte.
+    zero: u32,
+}
+
+/// The bits of [`ZERO_VALUE`], of which the last one counts 1. Its last two bytes are what a byte of 0 is with its sign turned
+/// round.
+const ZERO: u32 = 0x4b00_8080;
+/// 2^23, and 128 in each of the last two bytes.
+const ZERO_VALUE: f32 = 8_421_504.0;
+
+/// The scales of a problem whose matrix is read in vectors of `weights`.
+pub(super) fn scales<R: Runtime>(problem: &Gemv<'_, R>, weights: usize) -> ScalesLaunch<R> {
+    match problem.matrix {
+        Matrix::Dense(..) => ScalesLaunch::new(None.into(), 0, 1, None, ZERO),
+        Matrix::Int8(Int8 { elements, scales, blocks: [tall, wide] }) => ScalesLaunch::new(
+            Some(array(scales)).into(),
+            scales.strides()[0] as u32,
+            tall as u32,
+            (wide < elements.shape()[1]).then_some((wide / weights) as u32),
+            ZERO,
+        ),
+    }
+}
+
+#[cube]
+impl Scales {
+    /// The first scale of an output.
+    pub fn begin(&self, output: u32) -> u32 {
+        output / self.tall * self.row
+    }
+
+    /// The sum of an output, times its scale if it has just one.
+    pub fn whole(&self, sum: f32, output: u32) -> f32 {
+        let mut scaled = sum;
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => {
+                if comptime!(self.wide.is_none()) {
+                    scaled *= scales[self.begin(output) as usize];
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        scaled
+    }
+
+    /// The scales of the vectors `first`, `first + lanes`, .. of each output, where it has several; any behind the last.
+    pub fn load(&self, factors: &mut Array<f32>, begin: &Array<u32>, first: u32, vectors: u32, #[comptime] tile: Tile) {
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => {
+                if comptime!(self.wide.is_some()) {
+                    let wide = comptime!(self.wide.unwrap_or(1));
+                    let outputs = comptime!(tile.outputs as usize);
+                    #[unroll]
+                    for u in 0..tile.unroll as usize {
+                        let at = min(first + u as u32 * tile.exchange.lanes, vectors - 1) / wide;
+                        #[unroll]
+                        for o in 0..outputs {
+                            factors[u * outputs + o] = scales[(begin[o] + at) as usize];
+                        }
+                    }
+                }
+            }
+            ComptimeOption::None => {}
+        }
+    }
+}
+
+/// The `S` weights from `first` of what one load gives.
+#[cube]
+pub(super) fn weights<W: Numeric, M: Size, S: Size>(
+    loaded: Vector<W, M>,
+    scales: &Scales,
+    #[comptime] first: usize,
+    #[comptime] words: bool,
+) -> Vector<f32, S> {
+    let mut weights = Vector::<f32, S>::new(0.0f32);
+    if comptime!(words) {
+        #[unroll]
+        for e in 0..S::value() {
+            let word = u32::cast_from(loaded[comptime!((first + e) / 4)]);
+            weights[e] = byte(word, scales.zero, comptime!((first + e) as u32 % 4));
+        }
+    } else {
+        let all = Vector::<f32, M>::cast_from(loaded);
+        #[unroll]
+        for e in 0..S::value() {
+            weights[e] = all[first + e];
+        }
+    }
+    weights
+}
+
+/// A byte of a word, a number with sign, without a conversion: it becomes one of the last bytes of [`ZERO`], whose value is then
+/// taken off. Every step is exact.
+#[cube]
+fn byte(word: u32, zero: u32, #[comptime] at: u32) -> f32 {
+    let mut half = word;
+    if comptime!(at >= 2) {
+        half = word >> 16u32;
+    }
+    if comptime!(at.is_multiple_of(2)) {
+        f32::reinterpret((half & 0xffu32) ^ zero) - ZERO_VALUE
+    } else {
+        // One byte further left, so that it counts 256 times as much.
+        f32::reinterpret((half & 0xff00u32) ^ zero) * comptime!(1.0 / 256.0) - comptime!(ZERO_VALUE / 256.0)
+    }
+}
