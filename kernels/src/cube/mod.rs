@@ -10,6 +10,8 @@
 //! | [`softmax`] | the masked softmax of given scores, in place |
 //! | [`gemv`] | norm, matrix and bias for a few rows |
 //!
+//! In the cache of the first three, keys and values may each be int8 with a scale for each head of a token.
+//!
 //! Every launcher takes a [`Machine`], which says what the device can do, and [`TensorHandle`]s, whose strides it reads:
 //! CUDA pads rows. Buffers reach the kernels as arrays with scalar strides, since a tensor argument costs an upload for
 //! each launch. Sums, maxima and exponentials are f32.

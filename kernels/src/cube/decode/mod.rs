@@ -16,8 +16,8 @@ const CUBES_PER_PROCESSOR: usize = 3;
 const SPLIT_KEYS: usize = 256;
 /// Largest number of splits.
 const MOST_SPLITS: usize = 64;
-/// Scores of a group of lanes in flight, for more keys than usual.
-const MOST_SCORES: u32 = 32;
+/// Scores that a group of lanes may have in flight beside elements of int8, which take a register each.
+const MOST_SCORES: u32 = 16;
 /// Largest head: one lane of a plane of 32 holds 8 features.
 pub const LARGEST_HEAD: usize = 256;
 

@@ -16,6 +16,8 @@ use crate::cube::machine::{Machine, Unsupported, array, vector_size};
 pub const LARGEST_HEAD: usize = 256;
 /// Largest head of which a plane keeps 16 queries in registers.
 const RESIDENT_HEAD: usize = 128;
+/// Most keys of a step where int8 does not lie evenly over the units: the places of each unit take registers.
+const UNEVEN_KEYS: u32 = 32;
 /// Features of which a head must have a multiple: columns of a product.
 const COLUMNS: usize = 8;
 
@@ -52,6 +54,8 @@ struct Tile {
     plain: bool,
     /// Whether the context is written in pairs.
     pairs: bool,
+    /// Whether keys or values become floats on their way to shared memory.
+    int8: bool,
 }
 
 impl Tile {
@@ -66,6 +70,11 @@ impl Tile {
     /// Vectors of a row in memory.
     fn vectors(&self) -> u32 {
         self.head_dim / self.vector
+    }
+
+    /// Whether every unit copies the same part of each row that it comes to.
+    fn even(&self) -> bool {
+        self.units().is_multiple_of(self.vectors())
     }
 
     /// Features with the zeros behind them.
@@ -170,6 +179,7 @@ impl Engine {
             resident: head_dim <= RESIDENT_HEAD,
             plain: false,
             pairs: false,
+            int8: false,
         }
     }
 }
@@ -197,6 +207,7 @@ pub fn launch<R: Runtime>(
     let AttentionSizes { batch, heads, kv_heads, tokens, head_dim } = sizes;
     check_head(head_dim)?;
     let group = sizes.group();
+    let int8 = problem.key_scales.is_some() || problem.value_scales.is_some();
     let vector = vector_size(client, &[query, key, value], COLUMNS);
     let context_vector = vector_size(client, &[context], 2);
     let element = query.dtype.size();
@@ -204,15 +215,15 @@ pub fn launch<R: Runtime>(
         Engine::TensorCores { asynchronous } => {
             Engine::tensor_cores(client, machine, query.dtype, head_dim)?;
             // Asynchronous copies move 16 bytes as they are, and need room for two steps.
-            let floats = problem.key_scales.is_none() && problem.value_scales.is_none();
-            let copies = asynchronous && client.features().copy_async && vector * element == 16 && floats;
+            let copies = asynchronous && client.features().copy_async && vector * element == 16 && !int8;
             let two_stages = Engine::TensorCores { asynchronous: true }.tile(head_dim, vector);
             Engine::TensorCores { asynchronous: copies && two_stages.check(machine, element).is_ok() }
         }
         Engine::Emulated => Engine::Emulated,
     };
-    let tile =
-        Tile { plain: masks.is_range() && scale > 0.0, pairs: context_vector == 2, ..engine.tile(head_dim, vector) };
+    let plain = masks.is_range() && scale > 0.0;
+    let tile = Tile { plain, pairs: context_vector == 2, int8, ..engine.tile(head_dim, vector) };
+    let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
     let tiles = (group * tokens).div_ceil(tile.rows() as usize);
     let cubes = machine.cubes([tiles, kv_heads, batch])?;
