@@ -75,6 +75,11 @@ impl<B: Backend> BloomSelfAttention<B> {
         self.attention.output_bias()
     }
 
+    /// See [`DeepSpeedSelfAttention::with_rounded_activations`].
+    pub fn with_rounded_activations(self, rounds: bool) -> Self {
+        Self { attention: self.attention.with_rounded_activations(rounds) }
+    }
+
     /// See [`DeepSpeedSelfAttention::with_training`].
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)

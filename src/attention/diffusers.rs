@@ -141,6 +141,11 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
         self.output.bias()
     }
 
+    /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).
+    pub fn with_rounded_activations(self, rounds: bool) -> Self {
+        Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
+    }
+
     /// See [`DeepSpeedSelfAttention::with_training`](crate::DeepSpeedSelfAttention::with_training).
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)

@@ -47,10 +47,11 @@ impl<'a, B: Backend> Build<'a, B> {
     }
 
     fn weight(&self, input: usize, output: usize, bias: bool, int8: bool) -> Result<Weight<B>, ConfigError> {
-        match int8 {
-            true => Ok(Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)),
-            false => Ok(Weight::init(input, output, bias, self.orientation, self.dtype, self.device)),
-        }
+        let weight = match int8 {
+            true => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device),
+            false => Weight::init(input, output, bias, self.orientation, self.dtype, self.device),
+        };
+        Ok(weight.with_rounded_input(self.config.round_activations))
     }
 
     /// The blocks of an int8 matrix with so many outputs.

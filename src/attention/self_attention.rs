@@ -145,6 +145,12 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         self.output.bias()
     }
 
+    /// Whether the inputs of int8 projections are rounded, where that makes them faster: `round_activations` of the configuration; see
+    /// [`Weight::with_rounded_input`].
+    pub fn with_rounded_activations(self, rounds: bool) -> Self {
+        Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
+    }
+
     /// Whether the parameters require gradients: true after `init`, false after loading.
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)

@@ -56,6 +56,10 @@ pub struct DeepSpeedInferenceConfig {
     /// everything else is of the floats that [`DataType::of_backend`] names (DeepSpeed's: f16).
     #[config(default = "DataType::Fp16")]
     pub dtype: DataType,
+    /// *Extension.* Rounds the input of int8 projections where that makes them faster; see
+    /// [`Weight::with_rounded_input`](crate::weight::Weight::with_rounded_input).
+    #[config(default = false)]
+    pub round_activations: bool,
     /// *Extension.* Into how many groups of outputs, with a scale each, an int8 matrix of this rank is divided; `None` gives
     /// each output a scale of its own. DeepSpeed's `q_groups`.
     pub quantize_groups: Option<usize>,

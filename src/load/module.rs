@@ -302,7 +302,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             .collect();
         if let Some(parts) = int8 {
             let matrix = Blocks::stacked(&parts).int8(self.dtype, &self.device)?;
-            return Ok(Weight::of_int8(matrix, bias));
+            return Ok(Weight::of_int8(matrix, bias).with_rounded_input(module.rounds_input()));
         }
         let dense = parts.into_iter().map(|part| match part.matrix {
             Matrix::Dense(matrix) => matrix,
@@ -313,7 +313,7 @@ impl<'a, B: Backend> Reader<'a, B> {
             Orientation::OutputInput => matrix,
             Orientation::InputOutput => transposed(matrix),
         };
-        let weight = Weight::new(matrix, bias, orientation);
+        let weight = Weight::new(matrix, bias, orientation).with_rounded_input(module.rounds_input());
         match module.int8() {
             Some(int8) => weight.quantize_in(int8.blocks()),
             None => Ok(weight),

@@ -35,7 +35,7 @@ pub fn steps_agree_with_the_reference<B: InferenceBackend>(
                 .with_num_hidden_layers(Some(1))
                 .with_max_out_tokens(90);
             let kinds =
-                || kinds().into_iter().map(|(types, slack)| (types, if slack < 1e-4 { tolerance } else { slack }));
+                || kinds::<B>().into_iter().map(|(types, slack)| (types, if slack < 1e-4 { tolerance } else { slack }));
             for ((types, tolerance), padded) in kinds().flat_map(|kind| [(kind, false), (kind, true)]) {
                 let config = config.clone().with_kv_cache_dtype(types);
                 let expected = steps::<Reference>(&config, padded).inner();
@@ -117,7 +117,7 @@ fn a_padded_step_of_nothing_is_nothing<B: InferenceBackend>() {
 /// 20 sequences, so that the batch has more rows than a product takes together: prompt and steps are bitwise those of a
 /// sequence alone, and the same on any number of threads.
 fn a_sequence_in_a_batch_is_bitwise_the_sequence_alone<B: InferenceBackend>() {
-    for (types, _) in kinds() {
+    for (types, _) in kinds::<B>() {
         bitwise_alike::<B>(types);
     }
 }

@@ -219,6 +219,47 @@ fn fresh_matrices_of_int8_are_distributed_like_dense_ones<B: InferenceBackend>()
     assert_eq!(values(attention.output().matrix()), weights);
 }
 
+/// Half a step for each input: the largest magnitude of a token over 8191.
+fn a_rounded_input_costs_no_more_than_half_a_step<B: InferenceBackend>() {
+    for blocks in blocks() {
+        let [inputs, outputs] = [97, 131];
+        let weight =
+            Weight::new(seeded::<B, 2>([outputs, inputs], 1), Some(seeded([outputs], 2)), Orientation::OutputInput);
+        let exact = weight.quantize(blocks).unwrap();
+        let rounded = exact.clone().with_rounded_input(true);
+        assert!(rounded.outputs(1, 2).rounds_input());
+        let weights = values(exact.matrix());
+        for tokens in [1, 2, 9, 40] {
+            let input = seeded::<B, 3>([2, tokens, inputs], 3);
+            let linear = |weight| values(<B as InferenceBackend>::linear(input.clone(), weight));
+            let (found, wanted, rows) = (linear(&rounded), linear(&exact), values(input.clone()));
+            for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                let row = &rows[at / outputs * inputs..][..inputs];
+                let step = row.iter().fold(0.0f64, |largest, x| largest.max(x.abs())) / 8191.0;
+                let own = weights[at % outputs * inputs..][..inputs].iter().map(|weight| weight.abs()).sum::<f64>();
+                assert!((found - wanted).abs() <= 0.5 * step * own + 1e-4, "{found} for {wanted}");
+            }
+        }
+    }
+}
+
+fn rounding_is_kept_where_weights_are_loaded<B: InferenceBackend>() {
+    let device = Default::default();
+    let folder = crate::common::golden("models/llama");
+    let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+    let checkpoint = Checkpoint::open(&folder).unwrap();
+    let names = config.attention_names(&checkpoint, 0);
+    let config = config.attention_config(0).with_dtype(DataType::Int8).with_round_activations(true);
+    let module = config.init_self_attention::<B>(0, &device).unwrap().load(&checkpoint, &names).unwrap();
+    assert!(module.output().rounds_input());
+    assert!(matches!(module.qkv(), QkvWeight::Fused(weight) if weight.rounds_input()));
+    let exact = module.clone().with_rounded_activations(false);
+    let input = || seeded::<B, 3>([2, 7, config.hidden_size], 1);
+    let run =
+        |module: &DeepSpeedSelfAttention<B>| module.forward_uncached(input(), AttentionMask::none(), None).unwrap();
+    assert_near(run(&module), run(&exact), 1e-2);
+}
+
 /// A recorder of Burn 0.21 would widen the elements eightfold.
 fn records_keep_every_byte<B: InferenceBackend>() {
     fn survives<B: InferenceBackend, R: FileRecorder<B>>(recorder: R, most: Option<u64>) {
@@ -286,10 +327,14 @@ fn a_checkpoint_is_read_into_int8<B: InferenceBackend>() {
 
 mod on_the_cpu {
     use super::{
-        a_checkpoint_is_read_into_int8, products_of_int8_are_those_of_the_dense_matrix, records_keep_every_byte,
+        a_checkpoint_is_read_into_int8, a_rounded_input_costs_no_more_than_half_a_step,
+        products_of_int8_are_those_of_the_dense_matrix, records_keep_every_byte,
+        rounding_is_kept_where_weights_are_loaded,
     };
     crate::common::on_each_cpu_backend!(
         a_checkpoint_is_read_into_int8,
+        a_rounded_input_costs_no_more_than_half_a_step,
+        rounding_is_kept_where_weights_are_loaded,
         products_of_int8_are_those_of_the_dense_matrix,
         records_keep_every_byte
     );

@@ -2,7 +2,9 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
-use burn_deepspeed_kernels::cpu::product::{Int8Matrix as Int8Problem, Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{
+    Int8Matrix as Int8Problem, Matrix, Product, has_rounded, product, rounded_product,
+};
 
 use super::{QkvGemmOutput, reference};
 use crate::error::check_shape;
@@ -93,7 +95,9 @@ fn products<B: InMemory>(
             let bias = weight.bias().filter(|_| with_bias);
             with_vector(bias.as_ref(), |bias| match weight.int8() {
                 Some(int8) => with_int8(int8, |matrix| {
-                    product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                    let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
+                    let rounded = weight.rounds_input() && has_rounded();
+                    if rounded { rounded_product(&problem, &mut output) } else { product(&problem, &mut output) }
                 }),
                 None => with_matrix(operation, weight, |matrix| {
                     product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
