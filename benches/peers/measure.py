@@ -42,6 +42,7 @@ IMPLEMENTATIONS = {
     "burn-flex": ("Burn on flex", "burn"),
     "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
+    "ours-int8-rounded": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded", "ours"),
     "transformers-sdpa": ("transformers sdpa", "torch"),
     "transformers-static": ("transformers sdpa, static cache", "torch"),
     "transformers-eager": ("transformers eager", "torch"),
@@ -54,8 +55,8 @@ IMPLEMENTATIONS = {
 TAKE_PART = {
     "attention": list(IMPLEMENTATIONS)[:9],
     "layer": [
-        "ours-ndarray", "ours-flex", "ours-int8", "ours-int8-cache", "transformers-sdpa", "transformers-static",
-        "transformers-eager", "int8",
+        "ours-ndarray", "ours-flex", "ours-int8", "ours-int8-cache", "ours-int8-rounded", "transformers-sdpa",
+        "transformers-static", "transformers-eager", "int8",
     ],
     "encoder": ["ours-ndarray", "ours-flex", "transformers-sdpa"],
     "length": ["ours-ndarray", "sdpa"],

@@ -16,6 +16,7 @@ OTHERS = {
     "ours-flex": "on flex, ms",
     "ours-int8": "int8 weights, ms",
     "ours-int8-cache": "int8 weights and cache, ms",
+    "ours-int8-rounded": "and inputs rounded, ms",
 }
 # What a rate counts, by what limits it.
 UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}

@@ -94,12 +94,17 @@ fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failur
     }
 }
 
+fn int8(workload: &Workload, cache: KvCacheType, rounded: bool) -> Result<Call, Failure> {
+    ours::prepare_int8::<NdArray>(workload, &ours::Int8 { weights: true, cache, rounded })
+}
+
 fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
     match implementation {
         "ours-ndarray" => ours::prepare::<NdArray>(workload),
         "ours-flex" => ours::prepare::<Flex>(workload),
-        "ours-int8" => ours::prepare_int8::<NdArray>(workload, KvCacheType::default()),
-        "ours-int8-cache" => ours::prepare_int8::<NdArray>(workload, KvCacheType::INT8),
+        "ours-int8" => int8(workload, KvCacheType::default(), false),
+        "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),
+        "ours-int8-rounded" => int8(workload, KvCacheType::INT8, true),
         "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
         "burn-flex" => burn_attention::prepare::<Flex>(workload),
         "candle-flash" => candle_attention::flash(workload),

@@ -19,16 +19,25 @@ use crate::workload::{Dense, Heads, Layer, Workload, noise};
 pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
     match workload {
         Workload::Attention(heads) => Ok(attention::<B>(heads)),
-        Workload::Layer(sizes) => layer::<B>(sizes, DataType::Fp32, KvCacheType::default()),
+        Workload::Layer(sizes) => layer::<B>(sizes, &Int8::default()),
         Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch),
         _ => Err("not a problem of attention".into()),
     }
 }
 
-/// The call for a layer with int8 weights and this cache.
-pub fn prepare_int8<B: InferenceBackend>(workload: &Workload, cache: KvCacheType) -> Result<Call, Failure> {
+/// What of a layer is int8.
+#[derive(Default)]
+pub struct Int8 {
+    pub weights: bool,
+    pub cache: KvCacheType,
+    /// Whether the inputs of the projections are rounded.
+    pub rounded: bool,
+}
+
+/// The call for a layer with some of it in int8.
+pub fn prepare_int8<B: InferenceBackend>(workload: &Workload, int8: &Int8) -> Result<Call, Failure> {
     match workload {
-        Workload::Layer(sizes) => layer::<B>(sizes, DataType::Int8, cache),
+        Workload::Layer(sizes) => layer::<B>(sizes, int8),
         _ => Err("not a layer".into()),
     }
 }
@@ -67,14 +76,14 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
 }
 
 /// A step that is dropped without commit, so that each call finds the same cache.
-fn layer<B: InferenceBackend>(sizes: &Layer, weights: DataType, cache: KvCacheType) -> Result<Call, Failure> {
+fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failure> {
     let &Layer { hidden, heads, tokens, cached } = sizes;
     let device = B::Device::default();
     let config = DeepSpeedInferenceConfig::new(hidden, heads)
         .with_num_hidden_layers(Some(1))
         .with_max_out_tokens(cached + tokens)
         .with_dtype(DataType::Fp32)
-        .with_kv_cache_dtype(cache)
+        .with_kv_cache_dtype(int8.cache)
         .with_norm_type(NormType::RMSNorm)
         .with_layer_norm_eps(1e-6)
         .with_rotary_dim(Some(hidden / heads))
@@ -87,9 +96,9 @@ fn layer<B: InferenceBackend>(sizes: &Layer, weights: DataType, cache: KvCacheTy
     let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
     let attention = attention.map(&mut Fill(vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)].into_iter()));
 
-    let attention = match weights {
-        DataType::Int8 => attention.quantize(Int8Blocks::PerOutput)?,
-        _ => attention,
+    let attention = match int8.weights {
+        true => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(int8.rounded),
+        false => attention,
     };
     let mut cache = config.init_cache::<B>(1, &device)?;
     if cached > 0 {

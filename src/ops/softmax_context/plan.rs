@@ -79,6 +79,7 @@ pub enum Declined {
 
 impl ContextProblem {
     /// Why a kernel that reads its own element type and int8 does not take this cache, if it does not.
+    #[cfg(any(feature = "cubecl", feature = "ndarray", feature = "flex"))]
     pub(crate) fn cache_declined(&self) -> Option<Declined> {
         let CacheTypes { key, value } = self.cache?;
         let other = [key, value].into_iter().find(|cache| ![self.dtype, DType::I8].contains(cache))?;
