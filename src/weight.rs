@@ -71,7 +71,8 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The same with a fresh matrix of int8, which lies `[out, in]`; activations are of `dtype`. See [`Int8Matrix::init`].
+    /// The same with a matrix of int8, which lies `[out, in]` and never was dense; bias and activations are of `dtype`. On a
+    /// backend without int8 it panics when it is first read; [`quantize`](Self::quantize) is an error there.
     pub fn init_int8(
         input: usize,
         output: usize,
