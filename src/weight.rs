@@ -7,7 +7,8 @@ use std::borrow::Cow;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 
-use crate::error::WeightError;
+use crate::config::DataType;
+use crate::error::{ConfigError, WeightError};
 use crate::spec::NormSpec;
 pub use int8::{Int8Blocks, Int8Matrix};
 
@@ -71,8 +72,10 @@ impl<B: Backend> Weight<B> {
         }
     }
 
-    /// The same with a matrix of int8, which lies `[out, in]` and never was dense; bias and activations are of `dtype`. On a
-    /// backend without int8 it panics when it is first read; [`quantize`](Self::quantize) is an error there.
+    /// The same with a matrix of int8, which lies `[out, in]` and never was dense; bias and activations are of `dtype`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] where the backend computes with no int8.
     pub fn init_int8(
         input: usize,
         output: usize,
@@ -80,10 +83,11 @@ impl<B: Backend> Weight<B> {
         blocks: Int8Blocks,
         dtype: DType,
         device: &B::Device,
-    ) -> Self {
+    ) -> Result<Self, ConfigError> {
+        DataType::require_int8::<B>(device)?;
         let orientation = Orientation::OutputInput;
         let int8 = Some(Int8Matrix::init([output, input], blocks, dtype, device));
-        Self { matrix: None, int8, ..Self::init(input, output, bias, orientation, dtype, device) }
+        Ok(Self { matrix: None, int8, ..Self::init(input, output, bias, orientation, dtype, device) })
     }
 
     /// A projection with these values.

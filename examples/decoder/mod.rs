@@ -180,10 +180,10 @@ fn linear<B: Backend>(
     let attention = config.attention_config(0);
     let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
     let dtype = attention.dtype.of_backend::<B>(device)?;
-    Ok(match attention.dtype {
+    match attention.dtype {
         DataType::Int8 => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
-        _ => Weight::init(input, output, bias, orientation, dtype, device),
-    })
+        _ => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
+    }
 }
 
 impl<B: Backend> Block<B> {

@@ -48,7 +48,7 @@ impl<'a, B: Backend> Build<'a, B> {
 
     fn weight(&self, input: usize, output: usize, bias: bool, int8: bool) -> Result<Weight<B>, ConfigError> {
         let weight = match int8 {
-            true => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device),
+            true => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)?,
             false => Weight::init(input, output, bias, self.orientation, self.dtype, self.device),
         };
         Ok(weight.with_rounded_input(self.config.round_activations))
