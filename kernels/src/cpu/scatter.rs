@@ -4,6 +4,7 @@
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::simd::{largest, nearest};
 use super::{Disjoint, with_room};
 
 /// Largest element of int8: the range is symmetric, so -128 is not used.
@@ -200,19 +201,18 @@ impl Sink for Int8<'_> {
 /// The nearest whole numbers; returns their scale.
 #[inline(always)]
 fn quantize(features: &[f32], elements: &mut [i8]) -> f32 {
-    let (mut largest, mut finite) = (0.0f32, true);
-    for feature in features {
-        finite &= feature.abs() <= f32::MAX;
-        largest = largest.max(feature.abs());
-    }
-    if !finite || largest == 0.0 {
+    let Some(largest) = largest(features) else {
         elements.fill(0);
-        return if finite { 0.0 } else { f32::NAN };
-    }
+        return f32::NAN;
+    };
     let scale = largest / LARGEST;
+    if scale == 0.0 {
+        elements.fill(0);
+        return 0.0;
+    }
     for (element, feature) in elements.iter_mut().zip(features) {
-        // The smallest scales have too few digits to keep to the range.
-        *element = (feature / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8;
+        // SAFETY: the features are finite, and the scale is above 0.
+        *element = unsafe { nearest(*feature, scale, LARGEST) } as i8;
     }
     scale
 }

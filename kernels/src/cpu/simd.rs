@@ -1,9 +1,32 @@
-//! Powers of two and the hyperbolic tangent on vectors.
+//! Powers of two and the hyperbolic tangent on vectors, and the way from floats to whole numbers.
 
 use pulp::Simd;
 
 /// Behind this, `exp2` is less than the smallest normal number; hidden scores, which are `-inf`, lie there too.
 const SMALLEST: f32 = -126.0;
+
+/// The largest magnitude; `None` if an element is infinite or NaN.
+#[inline(always)]
+pub(super) fn largest(elements: &[f32]) -> Option<f32> {
+    // The bits of magnitudes are ordered as they are, those of infinity and NaN behind all others.
+    let mut largest = 0;
+    for element in elements {
+        largest = largest.max(element.to_bits() & !(1 << 31));
+    }
+    (largest < f32::INFINITY.to_bits()).then_some(f32::from_bits(largest))
+}
+
+/// `number / step`, rounded to the nearest whole number, halves to the even one, and kept to `±most`.
+///
+/// # Safety
+/// `number` and `step` are finite, and `step` is above 0.
+#[inline(always)]
+pub(super) unsafe fn nearest(number: f32, step: f32, most: f32) -> i32 {
+    // The smallest steps have too few digits to keep to the range.
+    let nearest = (number / step).round_ties_even().clamp(-most, most);
+    // SAFETY: it is no NaN and lies between the limits. A conversion that checks is done one by one.
+    unsafe { nearest.to_int_unchecked() }
+}
 
 /// `2^x` for an `x` that is not above 0, within two units in the last place; 0 below -126, NaN for NaN, 1 for 0.
 ///

@@ -15,6 +15,7 @@
 use rayon::prelude::*;
 
 use super::{Int8Matrix, Product, Weights, check};
+use crate::cpu::simd::{largest, nearest};
 use crate::cpu::{Disjoint, with_room};
 
 /// Largest element of a row: the products of 16384 of them with int8 keep to 32 bits, eight lanes side by side.
@@ -97,19 +98,18 @@ impl pulp::WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) -> f32 {
-        let (mut largest, mut finite) = (0.0f32, true);
-        for x in self.row {
-            finite &= x.abs() <= f32::MAX;
-            largest = largest.max(x.abs());
-        }
-        if !finite || largest == 0.0 {
+        let Some(largest) = largest(self.row) else {
             self.whole.fill(0);
-            return if finite { 0.0 } else { f32::NAN };
-        }
+            return f32::NAN;
+        };
         let scale = largest / LARGEST;
+        if scale == 0.0 {
+            self.whole.fill(0);
+            return 0.0;
+        }
         for (place, x) in self.whole.iter_mut().zip(self.row) {
-            // The smallest scales have too few digits to keep to the range.
-            *place = (x / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i16;
+            // SAFETY: the row is finite, and the scale is above 0.
+            *place = unsafe { nearest(*x, scale, LARGEST) } as i16;
         }
         scale
     }
