@@ -1,7 +1,9 @@
 //! Heads of a packed projection, turned by their positions and put where they belong: queries beside each other, keys and
 //! values into the cache, in f32 or int8. Each is read once and written once.
 
-use pulp::Arch;
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::simd::{largest, nearest};
@@ -225,17 +227,30 @@ fn run(problem: &Scatter<'_>, sink: &impl Sink) {
     }
     let together = TASK.div_ceil(size);
     (0..count.div_ceil(together)).into_par_iter().for_each(|task| {
-        with_room(problem.head_dim, |room| {
-            Arch::new().dispatch(
-                #[inline(always)]
-                || {
-                    for index in task * together..count.min((task + 1) * together) {
-                        token(problem, index, sink, room);
-                    }
-                },
-            );
-        });
+        let tokens = task * together..count.min((task + 1) * together);
+        with_room(problem.head_dim, |room| Arch::new().dispatch(Task { problem, sink, tokens, room }));
     });
+}
+
+/// Some tokens, counted over all rows.
+struct Task<'a, K> {
+    problem: &'a Scatter<'a>,
+    sink: &'a K,
+    tokens: Range<usize>,
+    /// For a head.
+    room: &'a mut [f32],
+}
+
+impl<K: Sink> WithSimd for Task<'_, K> {
+    type Output = ();
+
+    // A closure would be compiled for the oldest of processors.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        for index in self.tokens {
+            token(self.problem, index, self.sink, self.room);
+        }
+    }
 }
 
 /// The heads of one token; `index` counts over all rows.
