@@ -6,7 +6,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::simd::{largest, nearest};
+use super::simd::round;
 use super::{Disjoint, with_room};
 
 /// Largest element of int8: the range is symmetric, so -128 is not used.
@@ -196,27 +196,8 @@ impl Sink for Int8<'_> {
         // SAFETY: the caller says so.
         let (elements, scale) =
             unsafe { (self.elements.part(head * self.head_dim, self.head_dim), self.scales.part(head, 1)) };
-        scale[0] = quantize(room, elements);
+        scale[0] = round(room, LARGEST, elements, |whole| whole as i8);
     }
-}
-
-/// The nearest whole numbers; returns their scale.
-#[inline(always)]
-fn quantize(features: &[f32], elements: &mut [i8]) -> f32 {
-    let Some(largest) = largest(features) else {
-        elements.fill(0);
-        return f32::NAN;
-    };
-    let scale = largest / LARGEST;
-    if scale == 0.0 {
-        elements.fill(0);
-        return 0.0;
-    }
-    for (element, feature) in elements.iter_mut().zip(features) {
-        // SAFETY: the features are finite, and the scale is above 0.
-        *element = unsafe { nearest(*feature, scale, LARGEST) } as i8;
-    }
-    scale
 }
 
 fn run(problem: &Scatter<'_>, sink: &impl Sink) {

@@ -5,27 +5,31 @@ use pulp::Simd;
 /// Behind this, `exp2` is less than the smallest normal number; hidden scores, which are `-inf`, lie there too.
 const SMALLEST: f32 = -126.0;
 
-/// The largest magnitude; `None` if an element is infinite or NaN.
+/// The nearest whole numbers up to `±most`, halves to the even one; returns their scale, the largest magnitude over `most`. An
+/// infinity or NaN makes it NaN, and all numbers 0. A place takes every number up to `most`.
 #[inline(always)]
-pub(super) fn largest(elements: &[f32]) -> Option<f32> {
+pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole: impl Fn(i32) -> E) -> f32 {
     // The bits of magnitudes are ordered as they are, those of infinity and NaN behind all others.
     let mut largest = 0;
-    for element in elements {
-        largest = largest.max(element.to_bits() & !(1 << 31));
+    for number in numbers {
+        largest = largest.max(number.to_bits() & !(1 << 31));
     }
-    (largest < f32::INFINITY.to_bits()).then_some(f32::from_bits(largest))
-}
-
-/// `number / step`, rounded to the nearest whole number, halves to the even one, and kept to `±most`.
-///
-/// # Safety
-/// `number` and `step` are finite, and `step` is above 0.
-#[inline(always)]
-pub(super) unsafe fn nearest(number: f32, step: f32, most: f32) -> i32 {
-    // The smallest steps have too few digits to keep to the range.
-    let nearest = (number / step).round_ties_even().clamp(-most, most);
-    // SAFETY: it is no NaN and lies between the limits. A conversion that checks is done one by one.
-    unsafe { nearest.to_int_unchecked() }
+    if largest >= f32::INFINITY.to_bits() {
+        places.fill(whole(0));
+        return f32::NAN;
+    }
+    let scale = f32::from_bits(largest) / most;
+    if scale == 0.0 {
+        places.fill(whole(0));
+        return 0.0;
+    }
+    for (place, number) in places.iter_mut().zip(numbers) {
+        // The smallest scales have too few digits to keep to the range.
+        let nearest = (number / scale).round_ties_even().clamp(-most, most);
+        // SAFETY: it is no NaN and lies between the limits. A conversion that checks is done one by one.
+        *place = whole(unsafe { nearest.to_int_unchecked() });
+    }
+    scale
 }
 
 /// `2^x` for an `x` that is not above 0, within two units in the last place; 0 below -126, NaN for NaN, 1 for 0.

@@ -15,7 +15,7 @@
 use rayon::prelude::*;
 
 use super::{Int8Matrix, Product, Weights, check};
-use crate::cpu::simd::{largest, nearest};
+use crate::cpu::simd::round;
 use crate::cpu::{Disjoint, with_room};
 
 /// Largest element of a row: the products of 16384 of them with int8 keep to 32 bits, eight lanes side by side.
@@ -98,20 +98,7 @@ impl pulp::WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) -> f32 {
-        let Some(largest) = largest(self.row) else {
-            self.whole.fill(0);
-            return f32::NAN;
-        };
-        let scale = largest / LARGEST;
-        if scale == 0.0 {
-            self.whole.fill(0);
-            return 0.0;
-        }
-        for (place, x) in self.whole.iter_mut().zip(self.row) {
-            // SAFETY: the row is finite, and the scale is above 0.
-            *place = unsafe { nearest(*x, scale, LARGEST) } as i16;
-        }
-        scale
+        round(self.row, LARGEST, self.whole, |whole| whole as i16)
     }
 }
 
