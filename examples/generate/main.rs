@@ -15,6 +15,7 @@ mod decoder;
 
 mod batch;
 mod check;
+mod prompt;
 mod sampling;
 
 use std::error::Error;
@@ -28,10 +29,10 @@ use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 use burn_deepspeed::{DataType, InferenceBackend, KvCacheType, Parallelism};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokenizers::Tokenizer;
 
 use batch::{Batch, Session};
 use decoder::Decoder;
+use prompt::{Prompt, Source};
 use sampling::Sampler;
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -39,15 +40,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// Generates text with a decoder-only model: BLOOM, GPT-2, GPT-Neo, GPT-NeoX, GPT-J, LLaMA, Mistral or OPT.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with config.json, model.safetensors and, for text, tokenizer.json. Default: the tiny adder.
-    #[arg(long)]
-    model: Option<PathBuf>,
-    /// Text to continue.
-    #[arg(long, conflicts_with = "prompt_ids")]
-    prompt: Option<String>,
-    /// Token ids to continue, as in 5,9,2.
-    #[arg(long, value_delimiter = ',')]
-    prompt_ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    source: Source,
     /// Tokens to generate at most; a model's end-of-text token ends it earlier.
     #[arg(long, default_value_t = 32)]
     max_new_tokens: usize,
@@ -91,14 +85,9 @@ fn main() -> ExitCode {
     }))
 }
 
-/// The folder of the adder that `train_adder` made.
-fn adder() -> PathBuf {
-    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/adder"))
-}
-
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     let device = B::Device::default();
-    let folder = arguments.model.clone().unwrap_or_else(adder);
+    let folder = arguments.source.folder();
     let dtype = DataType::from(arguments.dtype);
     let cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
     let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?;
@@ -112,30 +101,7 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(file) = &arguments.check {
         return check::run(&model, &config, file, arguments.chunk, &device);
     }
-    let tokenizer = folder.join("tokenizer.json");
-    let tokenizer = match tokenizer.exists() {
-        true => Some(Tokenizer::from_file(&tokenizer)?),
-        false => None,
-    };
-    let ids = match (&arguments.prompt_ids, &arguments.prompt, &tokenizer) {
-        (Some(ids), _, _) => ids.clone(),
-        (None, prompt, Some(tokenizer)) => {
-            let prompt = match (prompt, &arguments.model) {
-                (Some(prompt), _) => prompt.as_str(),
-                (None, None) => "17+25=",
-                (None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
-            };
-            let encoding = tokenizer.encode(prompt, true);
-            encoding.map_err(|cause| format!("the tokenizer cannot read {prompt:?}: {cause}"))?.get_ids().to_vec()
-        }
-        (None, Some(_), None) => {
-            return Err(format!("{} has no tokenizer.json; give --prompt-ids 5,9,2", folder.display()).into());
-        }
-        (None, None, None) => return Err("no prompt; give --prompt-ids 5,9,2".into()),
-    };
-    if ids.is_empty() {
-        return Err("the prompt has no tokens; give at least one".into());
-    }
+    let Prompt { ids, tokenizer } = arguments.source.read(&folder)?;
     let batch = Batch::single(&ids);
     let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
     let generated = generate(&model, &config, &batch, arguments, sampler, &device)?;

@@ -17,6 +17,8 @@ mod decoder;
 #[path = "../embed/embedder/mod.rs"]
 mod embedder;
 mod measure;
+#[path = "../generate/prompt.rs"]
+mod prompt;
 #[allow(dead_code)]
 #[path = "../generate/sampling.rs"]
 mod sampling;
@@ -36,11 +38,11 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::weight::Int8Blocks;
 use clap::Parser;
-use tokenizers::Tokenizer;
 
 use batch::{Batch, Session};
 use decoder::Decoder;
 use measure::{KINDS, Model};
+use prompt::{Prompt, Source};
 use sampling::likeliest;
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -51,15 +53,8 @@ const KIB: f64 = 1024.0;
 /// Quantises a decoder-only model, saves it, loads it, and generates with it and with the dense one.
 #[derive(Parser)]
 struct Arguments {
-    /// Folder with config.json, model.safetensors and, for text, tokenizer.json. Default: the tiny adder.
-    #[arg(long)]
-    model: Option<PathBuf>,
-    /// Text to continue.
-    #[arg(long, conflicts_with = "prompt_ids")]
-    prompt: Option<String>,
-    /// Token ids to continue, as in 5,9,2.
-    #[arg(long, value_delimiter = ',')]
-    prompt_ids: Option<Vec<u32>>,
+    #[command(flatten)]
+    source: Source,
     /// Tokens to generate.
     #[arg(long, default_value_t = 8)]
     max_new_tokens: usize,
@@ -87,9 +82,9 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.table {
         return table::print::<B>(arguments.embeddings.as_deref(), &device);
     }
-    let folder = arguments.model.clone().unwrap_or_else(|| repository("examples/adder"));
+    let folder = arguments.source.folder();
     let dense = Model::<B>::open(&folder, &device)?;
-    let prompt = Prompt::read(arguments, &folder)?;
+    let prompt = arguments.source.read(&folder)?;
 
     let all = KINDS[KINDS.len() - 1];
     let int8 = dense.quantized(all)?;
@@ -122,32 +117,6 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
 /// A file or folder of the repository.
 fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-/// What is continued, and how it is shown.
-struct Prompt {
-    ids: Vec<u32>,
-    tokenizer: Option<Tokenizer>,
-}
-
-impl Prompt {
-    fn read(arguments: &Arguments, folder: &Path) -> Result<Self, Failure> {
-        let file = folder.join("tokenizer.json");
-        let tokenizer = if file.exists() { Some(Tokenizer::from_file(&file)?) } else { None };
-        let text = arguments.prompt.as_deref().or(arguments.model.is_none().then_some("17+25="));
-        let ids = match (&arguments.prompt_ids, text, &tokenizer) {
-            (Some(ids), _, _) => ids.clone(),
-            (None, Some(text), Some(tokenizer)) => tokenizer.encode(text, true)?.get_ids().to_vec(),
-            (None, None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
-            (None, _, None) => {
-                return Err(format!("{} has no tokenizer.json; give --prompt-ids 5,9,2", folder.display()).into());
-            }
-        };
-        match ids.is_empty() {
-            true => Err("the prompt has no tokens; give at least one".into()),
-            false => Ok(Self { ids, tokenizer }),
-        }
-    }
 }
 
 /// The logits behind the prompt, and the likeliest text.
