@@ -1,11 +1,13 @@
-//! The three error types of the crate: of a configuration, of a forward pass, of loading.
+//! The error types of the crate: of a configuration, of a forward pass, between ranks, of loading.
 
+mod communication;
 mod weight;
 
 use std::path::PathBuf;
 
 use crate::config::DataType;
 use crate::ops::Declined;
+pub use communication::CommunicationError;
 pub use weight::WeightError;
 
 /// What can be wrong with a configuration. Each message gives the fact, the limit and the remedy.
@@ -77,8 +79,8 @@ pub enum ConfigError {
     },
     /// The heads cannot be split over that many ranks.
     #[error(
-        "{heads} query heads and {kv_heads} key/value heads cannot be split over {ranks} ranks; valid: {}",
-        list(.valid)
+        "{heads} query heads{} over {ranks} ranks; valid: {}; set `mp_size` to one of them{}",
+        key_heads(.heads, .kv_heads), list(.valid), if *.even { ", or `uneven_heads` to true" } else { "" }
     )]
     Ranks {
         /// Query heads.
@@ -89,6 +91,8 @@ pub enum ConfigError {
         ranks: usize,
         /// The rank counts that work.
         valid: Vec<usize>,
+        /// Whether each rank was to have as many heads.
+        even: bool,
     },
     /// The rank is not one of the group's.
     #[error("rank {rank} is not in a group of {ranks}; `local_rank` counts from 0 to {}", .ranks - 1)]
@@ -97,6 +101,21 @@ pub enum ConfigError {
         rank: usize,
         /// Size of the group.
         ranks: usize,
+    },
+    /// The module is of another rank than the communicator.
+    #[error(
+        "the module was built for rank {rank} of {ranks} and the communicator is rank {actual} of {size}; build the configuration \
+         with `for_rank_of`"
+    )]
+    OtherRank {
+        /// Rank of the module.
+        rank: usize,
+        /// Ranks that its heads are split over.
+        ranks: usize,
+        /// Rank of the communicator.
+        actual: usize,
+        /// Ranks of its group.
+        size: usize,
     },
     /// The rotary dimension is odd.
     #[error("`rotary_dim` {dim} is odd; features turn in pairs, use {} or {}", .0 - 1, .0 + 1, dim = .0)]
@@ -275,8 +294,8 @@ pub enum AttentionError {
     },
     /// The module holds one shard of several and nobody was named to add them up.
     #[error(
-        "this module holds rank {rank} of {ranks} and has no communicator to sum over them; call \
-         `forward_partial` on every rank, add the results, and add `output_bias` once"
+        "this module holds rank {rank} of {ranks} and has no communicator to sum over them; give it one with \
+         `with_communicator`, or call `forward_partial` on every rank, add the results, and add `output_bias` once"
     )]
     NoCommunicator {
         /// This rank.
@@ -284,16 +303,13 @@ pub enum AttentionError {
         /// Ranks of the group.
         ranks: usize,
     },
-    /// Another rank left during the sum.
-    #[error("rank {rank} of {ranks} was lost during the sum: {cause}; the step was not committed, restart the group")]
-    RankLost {
-        /// The rank that was lost.
-        rank: usize,
-        /// Ranks of the group.
-        ranks: usize,
-        /// What the engine said.
-        cause: String,
-    },
+    /// The sum over ranks failed. The step was not committed, and the cache is as it was in front of it.
+    #[error(transparent)]
+    Communication(#[from] CommunicationError),
+}
+
+fn key_heads(heads: &usize, kv_heads: &usize) -> String {
+    if heads == kv_heads { String::new() } else { format!(" and {kv_heads} key/value heads") }
 }
 
 fn nearest_hint(nearest: &Option<String>) -> String {

@@ -84,10 +84,10 @@ pub use attention::{
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType};
-pub use error::{AttentionError, ConfigError, WeightError};
+pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::InferenceBackend;
-pub use parallel::{HeadShard, RankGroup};
+pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
 pub use position::{PositionEncoding, Positions};
 pub use spec::AttentionSpec;
 

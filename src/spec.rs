@@ -1,7 +1,7 @@
 //! Every size of one layer on one rank, checked once.
 
 use crate::config::{DataType, KvCacheType};
-use crate::parallel::{HeadShard, RankGroup};
+use crate::parallel::{HeadShard, RankGroup, Settings};
 use crate::position::PositionEncoding;
 
 /// What a layer's attention needs to know, derived and checked by
@@ -68,6 +68,26 @@ impl AttentionSpec {
     /// K·H: width of this rank's keys, and of its values, in elements.
     pub fn kv_width(&self) -> usize {
         self.kv_heads() * self.head_dim
+    }
+
+    /// What every rank of the group must have alike for the sum over them to mean anything.
+    pub fn settings(&self) -> Settings {
+        let heads = (self.shard.total, self.shard.kv_total);
+        Settings::new([
+            ("`hidden_size`", &self.hidden_size),
+            ("`heads` or `num_kv`", &heads),
+            ("`head_dim`", &self.head_dim),
+            ("the layer", &self.layer_id),
+            ("the scale of the scores", &self.scale),
+            ("`softcap`", &self.softcap),
+            ("`triangular_masking`", &self.causal),
+            ("the window", &self.window),
+            ("the position encoding", &self.position),
+            ("the norm", &self.norm),
+            ("`dtype`", &self.dtype),
+            ("`kv_cache_dtype`", &self.kv_cache_dtype),
+            ("`max_out_tokens`", &self.max_out_tokens),
+        ])
     }
 
     /// (N + 2K)·H: width of this rank's packed projection, in elements.

@@ -1,5 +1,7 @@
 //! BLOOM's self-attention.
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -9,6 +11,7 @@ use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
 use crate::ops::{InferenceBackend, Keys, Plan};
+use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
@@ -80,6 +83,14 @@ impl<B: Backend> BloomSelfAttention<B> {
         Self { attention: self.attention.with_rounded_activations(rounds) }
     }
 
+    /// See [`DeepSpeedSelfAttention::with_communicator`].
+    ///
+    /// # Errors
+    /// [`ConfigError::OtherRank`] if the module holds the heads of another rank, or of a group of another size.
+    pub fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        Ok(Self { attention: self.attention.with_communicator(communicator)? })
+    }
+
     /// See [`DeepSpeedSelfAttention::with_training`].
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)
@@ -90,7 +101,7 @@ impl<B: InferenceBackend> BloomSelfAttention<B> {
     /// See [`DeepSpeedSelfAttention::forward`].
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks.
+    /// Those of [`DeepSpeedSelfAttention::forward`].
     pub fn forward(
         &self,
         input: Tensor<B, 3>,

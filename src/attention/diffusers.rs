@@ -1,15 +1,18 @@
 //! Self and cross attention of diffusion models.
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::Build;
+use super::{Build, Link};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::ops::softmax_context::{merge_heads, split};
 use crate::ops::{Attention, ContextProblem, InferenceBackend, Plan};
+use crate::parallel::Communicator;
 use crate::position::PositionEncoding;
 use crate::spec::AttentionSpec;
 use crate::weight::{QkvWeight, SeparateQkv, Weight};
@@ -46,6 +49,8 @@ pub struct DeepSpeedDiffusersAttention<B: Backend> {
     pub(crate) spec: AttentionSpec,
     #[module(skip)]
     pub(crate) defer_output_bias: bool,
+    #[module(skip)]
+    pub(crate) link: Option<Link>,
 }
 
 /// The keys and values of a context, `[B, K, S, H]` each. They hold as long as context and weights do.
@@ -118,7 +123,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
             None => build.fused()?,
         };
         let output = build.output()?;
-        Ok(Self { qkv, output, spec: build.spec, defer_output_bias: config.defer_output_bias })
+        Ok(Self { qkv, output, spec: build.spec, defer_output_bias: config.defer_output_bias, link: None })
     }
 
     /// Sizes of this layer on this rank.
@@ -146,6 +151,15 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
         Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
     }
 
+    /// See [`DeepSpeedSelfAttention::with_communicator`](crate::DeepSpeedSelfAttention::with_communicator).
+    ///
+    /// # Errors
+    /// [`ConfigError::OtherRank`] if the module holds the heads of another rank, or of a group of another size.
+    pub fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let link = Some(Link::new(&self.spec, communicator)?);
+        Ok(Self { link, ..self })
+    }
+
     /// See [`DeepSpeedSelfAttention::with_training`](crate::DeepSpeedSelfAttention::with_training).
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)
@@ -161,7 +175,8 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     /// - mask: broadcasts to `[B, N, T, S]`
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks; [`AttentionError::NoFastPath`] under `require_fast`.
+    /// [`AttentionError::NoCommunicator`] on one of several ranks without one; [`AttentionError::Communication`] if the sum over
+    /// ranks fails; [`AttentionError::NoFastPath`] under `require_fast`.
     pub fn forward(
         &self,
         input: Tensor<B, 3>,
@@ -274,6 +289,6 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     }
 
     fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        super::project_and_sum(&self.spec, context, &self.output, self.defer_output_bias)
+        super::project_and_sum(&self.spec, self.link.as_ref(), context, &self.output, self.defer_output_bias)
     }
 }

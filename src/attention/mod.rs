@@ -9,6 +9,7 @@ pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
 pub use self_attention::{AttentionOutput, DeepSpeedSelfAttention, Outputs};
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -16,6 +17,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use crate::config::{DataType, DeepSpeedInferenceConfig, is_cubecl};
 use crate::error::{AttentionError, ConfigError};
 use crate::ops::{InferenceBackend, Plan};
+use crate::parallel::{Communicator, Settings};
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
 
@@ -104,18 +106,43 @@ fn check_plan(spec: &AttentionSpec, operation: &'static str, plan: Plan) -> Resu
     }
 }
 
+/// One layer's end of a communicator.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    communicator: Arc<dyn Communicator>,
+    settings: Settings,
+}
+
+impl Link {
+    fn new(spec: &AttentionSpec, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let (own, actual, size) = (spec.ranks, communicator.rank(), communicator.size());
+        match (own.rank(), own.ranks()) == (actual, size) {
+            true => Ok(Self { communicator, settings: spec.settings() }),
+            false => Err(ConfigError::OtherRank { rank: own.rank(), ranks: own.ranks(), actual, size }),
+        }
+    }
+}
+
 /// The output projection of `context`, its sum over all ranks, and the bias behind it, once: in one operation where there is
 /// one rank.
 fn project_and_sum<B: InferenceBackend>(
     spec: &AttentionSpec,
+    link: Option<&Link>,
     context: Tensor<B, 3>,
     output: &Weight<B>,
     defer_bias: bool,
 ) -> Result<Tensor<B, 3>, AttentionError> {
-    if spec.ranks.ranks() == 1 && !defer_bias {
+    let (rank, ranks) = (spec.ranks.rank(), spec.ranks.ranks());
+    if ranks == 1 && !defer_bias {
         return Ok(<B as InferenceBackend>::linear(context, output));
     }
-    let sum = spec.ranks.all_reduce(B::vector_matmul(context, output))?;
+    let sum = match link {
+        _ if ranks == 1 => B::vector_matmul(context, output),
+        Some(Link { communicator, settings }) => {
+            B::all_reduce(B::vector_matmul(context, output), &**communicator, settings)?
+        }
+        None => return Err(AttentionError::NoCommunicator { rank, ranks }),
+    };
     Ok(match output.bias().filter(|_| !defer_bias) {
         Some(bias) => sum + bias.unsqueeze(),
         None => sum,

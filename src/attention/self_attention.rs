@@ -1,14 +1,17 @@
 //! Self-attention of decoders and encoders.
 
+use std::sync::Arc;
+
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::Build;
+use super::{Build, Link};
 use crate::cache::{KvCache, LayerCache};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Plan, SoftmaxContext};
+use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, QkvWeight, Weight};
@@ -51,6 +54,8 @@ pub struct DeepSpeedSelfAttention<B: Backend> {
     pub(crate) spec: AttentionSpec,
     #[module(skip)]
     pub(crate) defer_output_bias: bool,
+    #[module(skip)]
+    pub(crate) link: Option<Link>,
 }
 
 /// Which of DeepSpeed's outputs are wanted beside the main one; the others are not computed.
@@ -116,6 +121,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
             output: build.output()?,
             spec: build.spec,
             defer_output_bias: config.defer_output_bias,
+            link: None,
         })
     }
 
@@ -151,6 +157,16 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
     }
 
+    /// Adds up the outputs of all ranks from now on: needed where `mp_size` is above 1. One communicator serves every layer.
+    /// See [`parallel`](crate::parallel).
+    ///
+    /// # Errors
+    /// [`ConfigError::OtherRank`] if the module holds the heads of another rank, or of a group of another size.
+    pub fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let link = Some(Link::new(&self.spec, communicator)?);
+        Ok(Self { link, ..self })
+    }
+
     /// Whether the parameters require gradients: true after `init`, false after loading.
     pub fn with_training(self, training: bool) -> Self {
         super::set_require_grad(self, training)
@@ -165,7 +181,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// - mask: broadcasts to `[B, N, T, S]`, where S counts the cached keys too
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks; [`AttentionError::NoFastPath`] under `require_fast`, before
+    /// [`AttentionError::NoCommunicator`] on one of several ranks without one; [`AttentionError::Communication`] if the sum over
+    /// ranks fails, behind which the step must not be committed; [`AttentionError::NoFastPath`] under `require_fast`, before
     /// anything is written.
     pub fn forward(
         &self,
@@ -212,7 +229,13 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
             super::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached, &mask))?;
         }
         let (context, finish) = self.attend(input, mask, keys, wanted);
-        Ok(finish(super::project_and_sum(&self.spec, context, &self.output, self.defer_output_bias)?))
+        Ok(finish(super::project_and_sum(
+            &self.spec,
+            self.link.as_ref(),
+            context,
+            &self.output,
+            self.defer_output_bias,
+        )?))
     }
 
     /// The path that a step of so many new tokens takes, with a cache or without, and why not another.

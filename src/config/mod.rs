@@ -7,7 +7,7 @@ mod values;
 use burn::config::Config;
 
 use crate::error::ConfigError;
-use crate::parallel::{HeadShard, RankGroup};
+use crate::parallel::{Communicator, RankGroup, TpPlan};
 use crate::position::PositionEncoding;
 use crate::position::rotary::{RopeScaling, Rotary, RotaryLayout};
 use crate::spec::{AttentionSpec, NormSpec};
@@ -170,6 +170,10 @@ pub struct DeepSpeedInferenceConfig {
     /// *Extension.* Leaves the output bias to the caller, as DeepSpeed leaves it to its MLP.
     #[config(default = false)]
     pub defer_output_bias: bool,
+    /// *Extension.* Whether ranks may hold different numbers of heads, so that any `mp_size` up to `heads` works; see
+    /// [`TpPlan::uneven`].
+    #[config(default = false)]
+    pub uneven_heads: bool,
     /// *Extension.* Whether a step that no kernel takes is an error instead of running on the reference. The environment
     /// variable `DS_KI_FALLBACK=False` (DeepSpeed's) asks for the same.
     #[config(default = false)]
@@ -198,6 +202,20 @@ impl DeepSpeedInferenceConfig {
             (_, None) => Err(ConfigError::Missing("local_rank")),
             (ranks, Some(rank)) => RankGroup::new(rank, ranks),
         }
+    }
+
+    /// The same settings for the rank that this communicator is: sets `mp_size` and `local_rank`.
+    pub fn for_rank_of(self, communicator: &dyn Communicator) -> Self {
+        self.with_mp_size(communicator.size()).with_local_rank(Some(communicator.rank()))
+    }
+
+    /// How the heads are split over `mp_size` ranks.
+    ///
+    /// # Errors
+    /// Those of [`TpPlan::new`], or of [`TpPlan::uneven`] under `uneven_heads`.
+    pub fn tp_plan(&self) -> Result<TpPlan, ConfigError> {
+        let plan = if self.uneven_heads { TpPlan::uneven } else { TpPlan::new };
+        plan(self.heads, self.num_kv.unwrap_or(self.heads), self.mp_size)
     }
 
     /// Checks every setting and derives the sizes of layer `layer_id` on this rank.
@@ -237,12 +255,11 @@ impl DeepSpeedInferenceConfig {
             return Err(ConfigError::GroupNorm);
         }
         let head_dim = self.head_size();
-        let kv_heads = self.num_kv.unwrap_or(self.heads);
         let ranks = self.rank_group()?;
         Ok(AttentionSpec {
             layer_id,
             hidden_size: self.hidden_size,
-            shard: HeadShard::of_rank(self.heads, kv_heads, ranks)?,
+            shard: self.tp_plan()?.shard(ranks.rank()),
             ranks,
             head_dim,
             scale: self.scale(layer_id, head_dim),

@@ -8,10 +8,12 @@
 //! | [`softmax`](InferenceBackend::softmax) | `SoftmaxOp` | masked softmax of given scores |
 //! | [`linear`](InferenceBackend::linear) | `LinearOp` | projection with bias |
 //! | [`vector_matmul`](InferenceBackend::vector_matmul) | `VectorMatMulOp` | projection without bias |
+//! | [`all_reduce`](InferenceBackend::all_reduce) | `dist.all_reduce` behind the output projection | the sum over ranks |
 //! | [`residual_norm`](InferenceBackend::residual_norm) | `layer_norm_residual` | norm of a sum |
 //! | [`gelu`](InferenceBackend::gelu) | `bias_gelu` | the exact GELU, behind a projection |
 //! | [`pad_transform`](InferenceBackend::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
+pub mod all_reduce;
 pub mod attention;
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub(crate) mod cpu;
@@ -28,6 +30,8 @@ pub mod vector_matmul;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
+use crate::error::CommunicationError;
+use crate::parallel::{Communicator, Settings};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 pub use attention::Attention;
 pub use pad_transform::padded_head_size;
@@ -113,6 +117,19 @@ pub trait InferenceBackend: Backend {
     /// - input: `[B, T, in]`, output: `[B, T, out]`
     fn vector_matmul(input: Tensor<Self, 3>, weight: &Weight<Self>) -> Tensor<Self, 3> {
         vector_matmul::reference(input, weight)
+    }
+
+    /// The sum of `partial` over all ranks, the same bits on each of them. Half types are added in f32 and rounded once.
+    ///
+    /// # Errors
+    /// [`CommunicationError`] on every rank, within the time limit of the engine, if a rank is lost, late, or about to do
+    /// something else.
+    fn all_reduce<const D: usize>(
+        partial: Tensor<Self, D>,
+        communicator: &dyn Communicator,
+        settings: &Settings,
+    ) -> Result<Tensor<Self, D>, CommunicationError> {
+        all_reduce::on_the_host(partial, communicator, settings)
     }
 
     /// `norm(input + residual)`, in f32: what post-norm models have behind attention and MLP.

@@ -101,7 +101,18 @@ fn each_mistake_has_its_own_error() {
         (base().with_rotary_dim(Some(8)).with_rope_theta(-1.0), "`rope_theta` is -1"),
         (base().with_mp_size(2), "`local_rank` is missing"),
         (base().with_mp_size(2).with_local_rank(Some(2)), "rank 2 is not in a group of 2"),
-        (base().with_mp_size(3).with_local_rank(Some(0)), "cannot be split over 3 ranks; valid: 1, 2, 4"),
+        (
+            base().with_mp_size(3).with_local_rank(Some(0)),
+            "4 query heads over 3 ranks; valid: 1, 2, 4; set `mp_size` to one of them, or `uneven_heads` to true",
+        ),
+        (
+            base().with_num_kv(Some(2)).with_mp_size(3).with_local_rank(Some(0)),
+            "4 query heads and 2 key/value heads over 3 ranks; valid: 1, 2, 4",
+        ),
+        (
+            base().with_uneven_heads(true).with_mp_size(5).with_local_rank(Some(0)),
+            "4 query heads over 5 ranks; valid: 1, 2, 3, 4; set `mp_size` to one of them",
+        ),
         (base().with_mp_size(0), "`mp_size` is 0"),
     ];
     for (config, expected) in all {

@@ -20,3 +20,5 @@ mod ops;
 mod properties;
 mod quantized;
 mod quantized_checkpoints;
+#[cfg(feature = "local")]
+mod ranks;

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Tensor, TensorData};
 use burn_deepspeed::ops::softmax::masked_softmax;
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, HeadShard, RankGroup};
+use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, TpPlan};
 use proptest::prelude::*;
 
 use crate::attention::randomised;
@@ -122,18 +122,23 @@ proptest! {
     #[test]
     fn shards_cover_the_heads_once(kv_heads in 1usize..9, group in 1usize..9) {
         let heads = kv_heads * group;
-        for ranks in HeadShard::valid_ranks(heads, kv_heads) {
-            let shards: Vec<_> = (0..ranks)
-                .map(|rank| HeadShard::of_rank(heads, kv_heads, RankGroup::new(rank, ranks).unwrap()).unwrap())
-                .collect();
-            prop_assert_eq!(shards.iter().map(|shard| shard.len).sum::<usize>(), heads);
-            for shard in &shards {
-                for head in shard.start..shard.start + shard.len {
+        for ranks in 1..=heads {
+            let plan = TpPlan::uneven(heads, kv_heads, ranks).unwrap();
+            let even = TpPlan::new(heads, kv_heads, ranks);
+            prop_assert_eq!(even.is_ok(), TpPlan::valid_ranks(heads, kv_heads).any(|valid| valid == ranks));
+            let mut next = 0;
+            for shard in plan.shards() {
+                prop_assert_eq!(shard.start, next);
+                prop_assert!(shard.len > 0 && shard.len == shard.queries_per_kv() * shard.kv_len);
+                prop_assert!(even.is_err() || shard.len == heads / ranks);
+                for head in shard.queries() {
                     // the key/value head that the whole model would read is the one that the rank reads
                     let own = shard.kv_start + (head - shard.start) / shard.queries_per_kv();
                     prop_assert_eq!(own, head / group);
                 }
+                next += shard.len;
             }
+            prop_assert_eq!(next, heads);
         }
     }
 }
