@@ -6,10 +6,12 @@ mod types;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout};
 use burn_deepspeed::ops::{AdditiveMask, Keys, Softmax};
+use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
@@ -74,10 +76,11 @@ pub fn find(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
-/// Runs the case in `folder`.
+/// Runs the case in `folder`: on one of several ranks, if there is a communicator, else alone. Operators are not split.
 pub fn run<B: InferenceBackend>(
     folder: &Path,
     types: impl Into<Types>,
+    ranks: Option<Arc<dyn Communicator>>,
     device: &B::Device,
 ) -> Result<CaseResult, Failure> {
     let types = types.into();
@@ -90,6 +93,7 @@ pub fn run<B: InferenceBackend>(
         config: config(&record, types)?,
         int8: dtype == DataType::Int8,
         dtype: activations,
+        ranks,
         record: &record,
         device,
     };
@@ -121,6 +125,7 @@ struct Case<'a, B: Backend> {
     config: DeepSpeedInferenceConfig,
     int8: bool,
     dtype: DType,
+    ranks: Option<Arc<dyn Communicator>>,
     record: &'a CaseRecord,
     device: &'a B::Device,
 }
@@ -148,7 +153,7 @@ impl<B: InferenceBackend> SelfAttention<B> {
 }
 
 impl<B: InferenceBackend> Case<'_, B> {
-    /// The configuration, with the biases and the head size that the case's weights have.
+    /// The configuration of this rank, with the biases and the head size that the case's weights have.
     fn fitted(&self) -> DeepSpeedInferenceConfig {
         let has = |name: &str| self.tensors.contains(&format!("weights.{name}"));
         let mut config = self.config.clone();
@@ -157,7 +162,10 @@ impl<B: InferenceBackend> Case<'_, B> {
         config.norm_bias = has("norm_b");
         let rows = self.tensors.shape("weights.attn_ow").map_or(config.hidden_size, |shape| shape[0]);
         config.head_dim = config.head_dim.or(Some(rows / config.heads.max(1)));
-        config
+        match &self.ranks {
+            Some(communicator) => config.with_uneven_heads(true).for_rank_of(&**communicator),
+            None => config,
+        }
     }
 
     fn self_attention(&self) -> Result<f64, Failure> {
@@ -172,7 +180,7 @@ impl<B: InferenceBackend> Case<'_, B> {
         // An `alibi` that is not the one of the head count is a bias like any other.
         let own_alibi = is_bloom && self.alibi_is_ours()?;
         config.bigscience_bloom = own_alibi;
-        let module = match own_alibi {
+        let mut module = match own_alibi {
             true => {
                 SelfAttention::Bloom(config.init_bloom(self.record.layer_id, self.device)?.load(&self.tensors, &names)?)
             }
@@ -180,6 +188,13 @@ impl<B: InferenceBackend> Case<'_, B> {
                 config.init_self_attention(self.record.layer_id, self.device)?.load(&self.tensors, &names)?,
             ),
         };
+        if let Some(communicator) = self.ranks.clone() {
+            module = match module {
+                SelfAttention::Plain(module) => SelfAttention::Plain(module.with_communicator(communicator)?),
+                SelfAttention::Bloom(module) => SelfAttention::Bloom(module.with_communicator(communicator)?),
+            };
+        }
+        let shard = config.resolve(self.record.layer_id)?.shard;
         let batch = self.shape3(&self.record.calls[0], "input")?[0];
         let mut cache = config.init_cache::<B>(batch, self.device)?;
         let mut worst = Worst::default();
@@ -196,7 +211,8 @@ impl<B: InferenceBackend> Case<'_, B> {
             if has(call, "alibi") && !own_alibi {
                 let alibi: Tensor<B, 3> = self.tensor(call, "alibi")?;
                 let keys = alibi.dims()[2];
-                mask = mask.with_bias(alibi.reshape([batch, config.heads, 1, keys]));
+                let alibi = alibi.reshape([batch, config.heads, 1, keys]);
+                mask = mask.with_bias(alibi.narrow(1, shard.start, shard.len));
             }
             let output = module.forward(input, mask, step.layer(0))?;
             step.commit();
@@ -238,11 +254,14 @@ impl<B: InferenceBackend> Case<'_, B> {
         let config = self.fitted();
         let names = AttentionNames::deepspeed(&self.tensors, "weights.", QkvLayout::Concat, Orientation::InputOutput);
         let context_dim = self.tensors.shape("weights.attn_kw").map(|shape| shape[0]);
-        let module = match context_dim {
+        let mut module = match context_dim {
             Some(context) => config.init_diffusers_cross::<B>(context, self.record.layer_id, self.device)?,
             None => config.init_diffusers::<B>(self.record.layer_id, self.device)?,
         }
         .load(&self.tensors, &names)?;
+        if let Some(communicator) = self.ranks.clone() {
+            module = module.with_communicator(communicator)?;
+        }
         let mut worst = Worst::default();
         for call in &self.record.calls {
             let context = match has(call, "context") {

@@ -7,11 +7,15 @@
 //! cargo run --release --example conformance -- tests/golden/cases
 //! cargo run --release --features flex --example conformance -- --backend flex --dtype fp16 my_case another_case
 //! cargo run --release --features vulkan --example conformance -- --backend wgpu --dtype fp16 tests/golden/cases
+//! cargo run --release --example conformance -- --ranks 2 tests/golden/cases
+//! mpirun -n 2 target/release/examples/conformance --engine mpi tests/golden/cases   # built with --features mpi
 //! ```
 
 #[path = "../backend/mod.rs"]
 mod backend;
 mod case;
+#[path = "../ranks/mod.rs"]
+mod ranks;
 mod run;
 
 use std::process::ExitCode;

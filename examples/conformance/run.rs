@@ -1,13 +1,17 @@
 //! Cases on a backend.
 
-use std::path::PathBuf;
+use std::error::Error;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
 use clap::{Args, ValueEnum};
 
 use crate::backend::{BackendName, Precision, on_backend};
-use crate::case;
+use crate::case::{self, CaseResult};
+use crate::ranks::Ranks;
 
 /// Runs conformance cases, a line for each: name, module, largest error, tolerance, ok or FAIL.
 #[derive(Args)]
@@ -24,6 +28,8 @@ pub struct Arguments {
     /// `auto`: kernels where the backend has them; `reference`: tensor operations only; `fast`: the same as `auto`, and an error if it has none.
     #[arg(long, value_enum, default_value_t = ExecutionPath::Auto)]
     path: ExecutionPath,
+    #[command(flatten)]
+    ranks: Ranks,
     /// Folders of cases, or folders of such folders.
     #[arg(required = true)]
     cases: Vec<PathBuf>,
@@ -66,34 +72,49 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
 
 /// Prints a line for each case and returns how many failed.
 fn run_all<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
+    let folders = case::find(&arguments.cases).map_err(|error| error.to_string())?;
+    // Ranks take each case together; of their results the worst counts.
+    let work = |communicator: Arc<dyn Communicator>| {
+        let speaks = communicator.rank() == 0;
+        let ranks = (communicator.size() > 1).then_some(communicator);
+        folders.iter().map(|folder| run_one::<B>(arguments, folder, ranks.clone(), speaks)).collect()
+    };
+    let ranks: Vec<Vec<bool>> = arguments.ranks.run(work).map_err(|error| error.to_string())?;
+    let failed = (0..folders.len()).filter(|&at| ranks.iter().any(|rank| !rank[at])).count();
+    println!("{} passed, {failed} failed", folders.len() - failed);
+    Ok(failed)
+}
+
+/// Whether a case passes on this rank; rank 0, and a rank on which it fails, print a line.
+fn run_one<B: InferenceBackend>(
+    arguments: &Arguments,
+    folder: &Path,
+    ranks: Option<Arc<dyn Communicator>>,
+    speaks: bool,
+) -> Result<bool, Box<dyn Error + Send + Sync>> {
     let dtype = DataType::from(arguments.dtype);
     let cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
     let types = case::Types { dtype, cache };
     let device = Default::default();
-    dtype.of_backend::<B>(&device).map_err(|error| error.to_string())?;
-    let folders = case::find(&arguments.cases).map_err(|error| error.to_string())?;
-    let mut failed = 0;
-    for folder in &folders {
-        let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let result = case::run::<B>(folder, types, &device);
-        // A device reports a kernel that it dropped here, and nowhere else.
-        B::sync(&device).map_err(|error| format!("{name}: the device failed: {error:?}"))?;
-        match result {
-            Ok(result) => {
-                let verdict = if result.passed() { "ok" } else { "FAIL" };
-                println!(
-                    "{:<28} {:<28} {:9.2e} {:9.2e} {verdict}",
-                    result.name, result.module, result.error, result.tolerance
-                );
-                failed += usize::from(!result.passed());
-            }
-            Err(error) => {
-                println!("{name:<28} {:<28} {:>9} {:>9} FAIL", "-", "-", "-");
-                eprintln!("  {name}: {error}");
-                failed += 1;
-            }
+    dtype.of_backend::<B>(&device)?;
+    let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+    let result = case::run::<B>(folder, types, ranks, &device);
+    // A device reports a kernel that it dropped here, and nowhere else.
+    B::sync(&device).map_err(|error| format!("{name}: the device failed: {error:?}"))?;
+    let passed = result.as_ref().is_ok_and(CaseResult::passed);
+    match result {
+        Ok(result) if speaks || !passed => {
+            let verdict = if passed { "ok" } else { "FAIL" };
+            println!(
+                "{:<28} {:<28} {:9.2e} {:9.2e} {verdict}",
+                result.name, result.module, result.error, result.tolerance
+            );
+        }
+        Ok(_) => {}
+        Err(error) => {
+            println!("{name:<28} {:<28} {:>9} {:>9} FAIL", "-", "-", "-");
+            eprintln!("  {name}: {error}");
         }
     }
-    println!("{} passed, {failed} failed", folders.len() - failed);
-    Ok(failed)
+    Ok(passed)
 }

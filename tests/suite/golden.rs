@@ -12,7 +12,7 @@ pub fn every_case_passes<B: InferenceBackend>(types: impl Into<case::Types>) {
     let folders = case::find(&[golden("cases")]).unwrap();
     assert_eq!(folders.len(), 29);
     for folder in folders {
-        let result = case::run::<B>(&folder, types, &Default::default()).unwrap();
+        let result = case::run::<B>(&folder, types, None, &Default::default()).unwrap();
         assert!(result.passed(), "{} ({}): {:e} > {:e}", result.name, result.module, result.error, result.tolerance);
     }
 }
@@ -50,6 +50,52 @@ fn every_case_passes_in_int8<B: InferenceBackend>() {
 
 on_each_cpu_backend!(every_case_passes_in_int8);
 
+/// 1 = 2 = 3 = 4 ranks. Heads are split unevenly where they do not divide; with more ranks than heads it is an error.
+#[cfg(feature = "local")]
+fn every_case_passes_on_ranks<B: InferenceBackend>() {
+    use burn_deepspeed::parallel::local::LocalCommunicator;
+    use burn_deepspeed::{Communicator, ConfigError};
+
+    let weights_of_int8 = case::Types { dtype: DataType::Int8, cache: KvCacheType::INT8 };
+    for types in [DataType::Fp32.into(), weights_of_int8] {
+        for ranks in 1..=4 {
+            let mut refused = 0;
+            for folder in case::find(&[golden("cases")]).unwrap() {
+                let results = crate::ranks::on_ranks(LocalCommunicator::group(ranks), |communicator| {
+                    let rank = communicator.rank();
+                    (rank, case::run::<B>(&folder, types, Some(communicator), &Default::default()))
+                });
+                for (rank, result) in results {
+                    match result {
+                        Ok(result) => assert!(
+                            result.passed(),
+                            "{} on rank {rank} of {ranks}: {:e} > {:e}",
+                            result.name,
+                            result.error,
+                            result.tolerance
+                        ),
+                        Err(error) => {
+                            let error = error.downcast_ref::<ConfigError>();
+                            let Some(ConfigError::Ranks { heads, .. }) = error else { panic!("{folder:?}: {error:?}") };
+                            assert!(*heads < ranks);
+                            refused += usize::from(rank == 0);
+                        }
+                    }
+                }
+            }
+            // one case has one head, two have two, one has three
+            assert_eq!(refused, [0, 1, 4, 5][ranks - 1]);
+        }
+    }
+}
+
+#[cfg(feature = "local")]
+mod ranks {
+    use super::every_case_passes_on_ranks;
+    use crate::common::on_each_cpu_backend;
+    on_each_cpu_backend!(every_case_passes_on_ranks);
+}
+
 /// A runner that cannot fail proves nothing.
 #[test]
 fn a_wrong_expectation_fails() {
@@ -60,6 +106,7 @@ fn a_wrong_expectation_fails() {
     let broken = text.replace("\"layer_scale\": 1.0", "\"layer_scale\": 1.01");
     assert_ne!(text, broken);
     std::fs::write(folder.path().join("case.json"), broken).unwrap();
-    let result = case::run::<crate::common::AnyBackend>(folder.path(), DataType::Fp32, &Default::default()).unwrap();
+    let result =
+        case::run::<crate::common::AnyBackend>(folder.path(), DataType::Fp32, None, &Default::default()).unwrap();
     assert!(!result.passed());
 }

@@ -1,0 +1,109 @@
+//! Ranks on the command line: how many, on which engine, and how long they wait for each other.
+
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burn_deepspeed::parallel::Communicator;
+use clap::{Args, ValueEnum};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// How ranks find each other.
+#[derive(Args, Clone, Copy)]
+pub struct Ranks {
+    /// Threads of this process that share the heads, on the engine `local`.
+    #[arg(long, default_value = "1")]
+    ranks: NonZeroUsize,
+    /// What adds over ranks.
+    #[arg(long, value_enum, default_value_t = Engine::Local)]
+    engine: Engine,
+    /// Seconds that a rank waits for the others.
+    #[arg(long, default_value_t = 30.0)]
+    time_limit: f64,
+}
+
+/// What adds over ranks.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Engine {
+    /// Threads of this process, as many as `--ranks`.
+    Local,
+    /// The processes that `mpirun` started.
+    Mpi,
+}
+
+impl Ranks {
+    /// What the ranks of this process return, in order: all of them on threads, one on MPI. The first error of a rank is
+    /// everybody's.
+    pub fn run<T: Send>(
+        &self,
+        work: impl Fn(Arc<dyn Communicator>) -> Result<T, Failure> + Sync,
+    ) -> Result<Vec<T>, Failure> {
+        let limit = Duration::try_from_secs_f64(self.time_limit)
+            .map_err(|cause| format!("--time-limit {}: {cause}", self.time_limit))?;
+        match self.engine {
+            Engine::Local => self.threads(limit, work),
+            Engine::Mpi => processes(limit, work),
+        }
+    }
+
+    #[cfg(feature = "local")]
+    fn threads<T: Send>(
+        &self,
+        limit: Duration,
+        work: impl Fn(Arc<dyn Communicator>) -> Result<T, Failure> + Sync,
+    ) -> Result<Vec<T>, Failure> {
+        use burn_deepspeed::Parallelism;
+        use burn_deepspeed::parallel::local::LocalCommunicator;
+
+        if self.ranks.get() == 1 {
+            let alone = LocalCommunicator::group(1).remove(0);
+            return Ok(vec![work(Arc::new(alone))?]);
+        }
+        // Each rank has cores of its own.
+        let cores = NonZeroUsize::new(Parallelism::current().count() / self.ranks).unwrap_or(NonZeroUsize::MIN);
+        std::thread::scope(|threads| {
+            let mut ranks = Vec::new();
+            for communicator in LocalCommunicator::group_with_time_limit(self.ranks.get(), limit) {
+                let own = Parallelism::threads(cores)?;
+                let work = &work;
+                ranks.push(threads.spawn(move || own.run(move || work(Arc::new(communicator)))));
+            }
+            let ended = ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|_| Err("a rank panicked".into())));
+            ended.collect()
+        })
+    }
+
+    #[cfg(not(feature = "local"))]
+    fn threads<T: Send>(
+        &self,
+        _limit: Duration,
+        _work: impl Fn(Arc<dyn Communicator>) -> Result<T, Failure> + Sync,
+    ) -> Result<Vec<T>, Failure> {
+        Err("the engine `local` is not part of the build; add `--features local`".into())
+    }
+}
+
+#[cfg(feature = "mpi")]
+fn processes<T: Send>(
+    limit: Duration,
+    work: impl Fn(Arc<dyn Communicator>) -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    use burn_deepspeed::parallel::mpi::MpiCommunicator;
+
+    let communicator = Arc::new(MpiCommunicator::world_with_time_limit(limit)?);
+    let result = work(communicator.clone());
+    if let Err(error) = &result {
+        communicator.abort(&error.to_string()); // the others need not wait for this one
+    }
+    Ok(vec![result?])
+}
+
+#[cfg(not(feature = "mpi"))]
+fn processes<T: Send>(
+    _limit: Duration,
+    _work: impl Fn(Arc<dyn Communicator>) -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    Err("the engine `mpi` is not part of the build; install OpenMPI and libclang, and add `--features mpi`".into())
+}
