@@ -17,6 +17,8 @@ mod gradients;
 mod kernels;
 mod load;
 mod ops;
+#[cfg(feature = "local")]
+mod parallel;
 mod properties;
 mod quantized;
 mod quantized_checkpoints;
