@@ -16,6 +16,8 @@ pub struct AttentionSpec {
     pub shard: HeadShard,
     /// The tensor-parallel group.
     pub ranks: RankGroup,
+    /// Ranks that wrote the checkpoint, 1 for one file of all heads.
+    pub training_ranks: usize,
     /// H: features of a head.
     pub head_dim: usize,
     /// Plain factor on QKᵀ.

@@ -101,7 +101,8 @@ pub struct DeepSpeedInferenceConfig {
     /// No effect on attention.
     #[config(default = "MlpActivation::GELU")]
     pub mlp_act_func_type: MlpActivation,
-    /// No effect: describes how DeepSpeed's training checkpoint was split.
+    /// Ranks that wrote the checkpoint. `load_split` wants as many files, if it is above 1; `load` takes a fused QKV in the layout
+    /// [`Concat`](crate::load::QkvLayout::Concat) for what `torch.cat` makes of theirs.
     #[config(default = 1)]
     pub training_mp_size: usize,
     /// Marks BLOOM: ALiBi positions, built by [`init_bloom`](Self::init_bloom).
@@ -229,6 +230,7 @@ impl DeepSpeedInferenceConfig {
             ("num_kv", self.num_kv.unwrap_or(1)),
             ("head_dim", self.head_dim.unwrap_or(1)),
             ("mp_size", self.mp_size),
+            ("training_mp_size", self.training_mp_size),
             ("window_size", self.window_size),
             ("max_out_tokens", self.max_out_tokens),
             ("quantize_groups", self.quantize_groups.unwrap_or(1)),
@@ -261,6 +263,7 @@ impl DeepSpeedInferenceConfig {
             hidden_size: self.hidden_size,
             shard: self.tp_plan()?.shard(ranks.rank()),
             ranks,
+            training_ranks: self.training_mp_size,
             head_dim,
             scale: self.scale(layer_id, head_dim),
             softcap: self.softcap,

@@ -105,15 +105,38 @@ pub enum WeightError {
         /// Base-2 logarithm of the parts.
         merge_count: u32,
     },
-    /// A module that holds a part of the heads cannot be written as a checkpoint of all of them.
+    /// A split checkpoint of no files.
+    #[error("no file was named; a split checkpoint has one for each rank that wrote it: name them in rank order")]
+    NoFiles,
+    /// A split checkpoint of other than `training_mp_size` files.
     #[error(
-        "this module holds rank {rank} of {ranks}, and a checkpoint has all heads; write a module of `mp_size` 1, or its record"
+        "{files} files were named and `training_mp_size` says that {ranks} ranks wrote the checkpoint; name the file of every \
+         rank, in rank order, or set `training_mp_size` to {files}"
     )]
-    OneOfSeveralRanks {
-        /// This rank.
-        rank: usize,
-        /// Ranks of the group.
+    FileCount {
+        /// Files that were named.
+        files: usize,
+        /// Ranks that wrote the checkpoint.
         ranks: usize,
+    },
+    /// What is wrong with one of the files of a split checkpoint.
+    #[error("in {path}: {error}")]
+    InFile {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong.
+        error: Box<WeightError>,
+    },
+    /// A tensor that every rank has whole is not the same in two files of a split checkpoint.
+    #[error(
+        "`{name}` is not the same in {first} and {other}, and every rank has all of it; name the files of one checkpoint",
+        first = .files[0].display(), other = .files[1].display()
+    )]
+    Replicas {
+        /// The tensor.
+        name: String,
+        /// The two files.
+        files: [PathBuf; 2],
     },
     /// A file could not be written.
     #[error("cannot write {path}: {cause}; check the folder, the rights and the space on the disk")]

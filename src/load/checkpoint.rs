@@ -3,22 +3,24 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use half::{bf16, f16};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+use burn::tensor::{DType, Element, Int, Tensor, TensorData, backend::Backend};
+use safetensors::Dtype;
 
+use super::read::{DataFile, Fill, Run, filled, runs_of_block};
 use crate::config::nearest;
 use crate::error::WeightError;
 
-/// One or several safetensors files, mapped into memory. Tensors are read and converted one at a time, so loading takes
-/// little more than the module itself; what was read is written down for [`report`](Self::report).
+/// One or several safetensors files, which stay open. What is wanted of a tensor is read and converted some of it at a time, so
+/// loading takes little more than the module itself; what was read is written down for [`report`](Self::report).
 #[derive(Debug)]
 pub struct Checkpoint {
-    files: Vec<Mmap>,
+    path: PathBuf,
+    /// Whether errors name the path: others belong to the same checkpoint.
+    one_of_several: bool,
+    files: Vec<DataFile>,
     tensors: BTreeMap<String, Location>,
     log: RefCell<Log>,
 }
@@ -28,8 +30,8 @@ struct Location {
     file: usize,
     dtype: Dtype,
     shape: Vec<usize>,
-    start: usize,
-    end: usize,
+    /// First byte in the file.
+    start: u64,
 }
 
 #[derive(Debug, Default)]
@@ -41,7 +43,7 @@ struct Log {
 }
 
 /// A tensor whose element type was changed on load.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Conversion {
     /// The tensor.
     pub name: String,
@@ -62,6 +64,16 @@ pub struct LoadReport {
     pub unexpected: Vec<String>,
     /// Those of the loaded ones whose element type was changed.
     pub converted: Vec<Conversion>,
+}
+
+impl LoadReport {
+    /// Itself, if nothing is unexpected.
+    pub(super) fn complete(self) -> Result<Self, WeightError> {
+        match self.unexpected.is_empty() {
+            true => Ok(self),
+            false => Err(WeightError::Unused(self.unexpected)),
+        }
+    }
 }
 
 impl fmt::Display for LoadReport {
@@ -95,33 +107,32 @@ impl Checkpoint {
             true => files_of_folder(path)?,
             false => vec![path.to_path_buf()],
         };
-        let mut checkpoint = Self { files: Vec::new(), tensors: BTreeMap::new(), log: RefCell::default() };
-        for file in files {
-            checkpoint.map(&file)?;
+        let mut checkpoint = Self {
+            path: path.into(),
+            one_of_several: false,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            log: RefCell::default(),
+        };
+        for path in files {
+            let (file, tensors, data) = DataFile::open(&path)?;
+            for (name, info) in tensors {
+                let (file, start) = (checkpoint.files.len(), data + info.data_offsets.0 as u64);
+                checkpoint.tensors.insert(name, Location { file, dtype: info.dtype, shape: info.shape, start });
+            }
+            checkpoint.files.push(file);
         }
         Ok(checkpoint)
     }
 
-    fn map(&mut self, path: &Path) -> Result<(), WeightError> {
-        let failed = |cause: &dyn fmt::Display| WeightError::File { path: path.into(), cause: cause.to_string() };
-        let file = File::open(path).map_err(|cause| failed(&cause))?;
-        // SAFETY: the map is read only. A process that truncates the file meanwhile would take us down, as with every
-        // memory-mapped checkpoint; nothing else is assumed of its content, which is checked by the parser.
-        let map = unsafe { Mmap::map(&file) }.map_err(|cause| failed(&cause))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|cause| failed(&cause))?;
-        let data = header + 8; // the header stands behind its own length, 8 bytes
-        for (name, info) in metadata.tensors() {
-            let location = Location {
-                file: self.files.len(),
-                dtype: info.dtype,
-                shape: info.shape.clone(),
-                start: data + info.data_offsets.0,
-                end: data + info.data_offsets.1,
-            };
-            self.tensors.insert(name, location);
-        }
-        self.files.push(map);
-        Ok(())
+    /// [`open`](Self::open), of one of several files that make a checkpoint: errors say which.
+    pub(super) fn open_one_of_several(path: &Path) -> Result<Self, WeightError> {
+        Ok(Self { one_of_several: true, ..Self::open(path)? })
+    }
+
+    /// The file or folder.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Whether the checkpoint has a tensor of this name.
@@ -142,8 +153,8 @@ impl Checkpoint {
     /// Reads a tensor of floats, converted to `dtype`.
     ///
     /// # Errors
-    /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], or [`WeightError::ElementType`] if it does
-    /// not hold floats.
+    /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], [`WeightError::ElementType`] if it does not hold
+    /// floats, or [`WeightError::File`] if it cannot be read.
     pub fn tensor<B: Backend, const D: usize>(
         &self,
         name: &str,
@@ -151,33 +162,68 @@ impl Checkpoint {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Tensor<B, D>, WeightError> {
-        let (location, bytes) = self.locate(name, &shape)?;
-        let data = floats(bytes, location.dtype, &location.shape)
-            .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
-        let mut log = self.log.borrow_mut();
-        log.loaded.insert(name.into());
-        if data.dtype != dtype {
-            let (from, to) = (format!("{:?}", data.dtype), format!("{dtype:?}"));
-            log.converted.push(Conversion { name: name.into(), from, to });
+        self.slice(name, shape, shape.map(|size| 0..size), dtype, device)
+    }
+
+    /// Reads a block of a tensor of floats and nothing else of the file, converted to `dtype`: what a rank has of a matrix that
+    /// is cut.
+    ///
+    /// ```no_run
+    /// # use burn::tensor::{DType, Tensor};
+    /// # use burn_deepspeed::load::Checkpoint;
+    /// # use burn_ndarray::NdArray;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let checkpoint = Checkpoint::open("gpt2")?;
+    /// // the second half of the outputs of an MLP of 768 inputs and 3072 outputs, `[in, out]`
+    /// let name = "h.0.mlp.c_fc.weight";
+    /// let half: Tensor<NdArray, 2> =
+    ///     checkpoint.slice(name, [768, 3072], [0..768, 1536..3072], DType::F32, &Default::default())?;
+    /// # let _ = half;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Shapes
+    /// - shape: that of the whole tensor
+    /// - output: the lengths of `ranges`
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor).
+    ///
+    /// # Panics
+    /// If a range is not inside of the shape.
+    pub fn slice<B: Backend, const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        ranges: [Range<usize>; D],
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Tensor<B, D>, WeightError> {
+        for (axis, range) in ranges.iter().enumerate() {
+            assert!(
+                range.start <= range.end && range.end <= shape[axis],
+                "Checkpoint::slice: `{name}` has shape {shape:?}, and {range:?} of axis {axis} is not inside"
+            );
         }
-        Ok(Tensor::from_data(data.convert_dtype(dtype), (device, dtype)))
+        let source = Block { checkpoint: self, name, shape: &shape, ranges: &ranges };
+        let data = filled(source, ranges.each_ref().map(Range::len), dtype)?;
+        self.log_converted(name, dtype);
+        Ok(Tensor::from_data(data, (device, dtype)))
     }
 
     /// Reads a tensor of integers of any width, or of booleans, as `i64`.
     ///
     /// # Errors
-    /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], or [`WeightError::ElementType`] if it does
-    /// not hold integers.
+    /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], [`WeightError::ElementType`] if it does not hold
+    /// integers, or [`WeightError::File`] if it cannot be read.
     pub fn int_tensor<B: Backend, const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
         device: &B::Device,
     ) -> Result<Tensor<B, D, Int>, WeightError> {
-        let (location, bytes) = self.locate(name, &shape)?;
-        let values = integers(bytes, location.dtype)
-            .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
-        self.log.borrow_mut().loaded.insert(name.into());
+        let mut values = vec![0i64; shape.iter().product()];
+        self.integers(name, &shape, (runs_of_block(&shape, &shape.map(|size| 0..size)), 1), &mut values)?;
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
@@ -186,38 +232,74 @@ impl Checkpoint {
         self.tensors.get(name).is_some_and(|location| location.dtype == Dtype::I8)
     }
 
-    /// The bytes of a tensor of int8, which become elements of type `to`.
-    pub(super) fn int8(&self, name: &str, shape: [usize; 2], to: DType) -> Result<&[u8], WeightError> {
-        let (_, bytes) = self.locate(name, &shape)?;
-        let mut log = self.log.borrow_mut();
-        log.loaded.insert(name.into());
-        if to != DType::I8 {
-            log.converted.push(Conversion { name: name.into(), from: "I8".into(), to: format!("{to:?}") });
-        }
-        Ok(bytes)
+    /// Fills `into` with floats of a tensor of this shape. Runs ascend; elements of one are so far apart where they go.
+    pub(super) fn floats<T: Element>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        runs: (impl IntoIterator<Item = Run>, usize),
+        into: &mut [T],
+    ) -> Result<(), WeightError> {
+        let location = self.locate(name, shape)?;
+        let read = self.files[location.file].floats((location.start, location.dtype), runs, into);
+        read.unwrap_or_else(|| Err(self.other_type(name, location)))
     }
 
-    /// A tensor of floats of any shape, as f32.
-    pub(super) fn numbers(&self, name: &str) -> Result<(Vec<f32>, &[usize]), WeightError> {
-        let shape = self.shape(name).unwrap_or_default();
-        let (location, bytes) = self.locate(name, shape)?;
-        let data = floats(bytes, location.dtype, shape)
-            .ok_or_else(|| WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })?;
-        self.log.borrow_mut().loaded.insert(name.into());
-        Ok((data.iter().collect(), shape))
+    /// [`floats`](Self::floats), of integers.
+    pub(super) fn integers<T: Element>(
+        &self,
+        name: &str,
+        shape: &[usize],
+        runs: (impl IntoIterator<Item = Run>, usize),
+        into: &mut [T],
+    ) -> Result<(), WeightError> {
+        let location = self.locate(name, shape)?;
+        let read = self.files[location.file].integers((location.start, location.dtype), runs, into);
+        read.unwrap_or_else(|| Err(self.other_type(name, location)))?;
+        self.log_loaded(name);
+        Ok(())
     }
 
-    /// Where a tensor of this shape is, and its bytes.
-    fn locate(&self, name: &str, shape: &[usize]) -> Result<(&Location, &[u8]), WeightError> {
+    fn other_type(&self, name: &str, location: &Location) -> WeightError {
+        self.in_this(WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })
+    }
+
+    /// Where a tensor of this shape is.
+    fn locate(&self, name: &str, shape: &[usize]) -> Result<&Location, WeightError> {
         let location = self.tensors.get(name).ok_or_else(|| {
             self.log.borrow_mut().missing.insert(name.into());
-            WeightError::Missing { name: name.into(), nearest: nearest(name, self.tensors.keys()) }
+            self.in_this(WeightError::Missing { name: name.into(), nearest: nearest(name, self.tensors.keys()) })
         })?;
         if location.shape != shape {
             let (expected, found) = (shape.to_vec(), location.shape.clone());
-            return Err(WeightError::Shape { name: name.into(), expected, found });
+            return Err(self.in_this(WeightError::Shape { name: name.into(), expected, found }));
         }
-        Ok((location, &self.files[location.file][location.start..location.end]))
+        Ok(location)
+    }
+
+    /// The error of a tensor, with the path where others belong to the same checkpoint.
+    pub(super) fn in_this(&self, error: WeightError) -> WeightError {
+        match self.one_of_several {
+            true => WeightError::InFile { path: self.path.clone(), error: Box::new(error) },
+            false => error,
+        }
+    }
+
+    /// Writes down that a tensor was read.
+    pub(super) fn log_loaded(&self, name: &str) {
+        self.log.borrow_mut().loaded.insert(name.into());
+    }
+
+    /// Writes down that elements of a tensor were read and became elements of type `to`.
+    pub(super) fn log_converted(&self, name: &str, to: DType) {
+        self.log_loaded(name);
+        let Some(location) = self.tensors.get(name) else { return };
+        let (from, to) = (format!("{:?}", location.dtype), format!("{to:?}"));
+        let conversion = Conversion { name: name.into(), from, to };
+        let converted = &mut self.log.borrow_mut().converted;
+        if conversion.from != conversion.to && !converted.contains(&conversion) {
+            converted.push(conversion);
+        }
     }
 
     /// Marks tensors that are not wanted (buffers, heads that are not used), so that they are not reported as unexpected.
@@ -243,11 +325,7 @@ impl Checkpoint {
     /// # Errors
     /// [`WeightError::Unused`] with the names of the others.
     pub fn finish(&self) -> Result<LoadReport, WeightError> {
-        let report = self.report();
-        match report.unexpected.is_empty() {
-            true => Ok(report),
-            false => Err(WeightError::Unused(report.unexpected)),
-        }
+        self.report().complete()
     }
 }
 
@@ -266,29 +344,17 @@ fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
     Ok(shards.into_iter().map(|file| folder.join(file)).collect())
 }
 
-fn read<const N: usize, T>(bytes: &[u8], value: impl Fn([u8; N]) -> T) -> Vec<T> {
-    bytes.as_chunks::<N>().0.iter().map(|chunk| value(*chunk)).collect()
+/// A block of a tensor.
+struct Block<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    shape: &'a [usize],
+    ranges: &'a [Range<usize>],
 }
 
-/// The values of an integer tensor; `None` for other types.
-fn integers(bytes: &[u8], dtype: Dtype) -> Option<Vec<i64>> {
-    Some(match dtype {
-        Dtype::BOOL | Dtype::U8 => bytes.iter().map(|&byte| byte.into()).collect(),
-        Dtype::I8 => read(bytes, |raw| i8::from_le_bytes(raw).into()),
-        Dtype::I16 => read(bytes, |raw| i16::from_le_bytes(raw).into()),
-        Dtype::I32 => read(bytes, |raw| i32::from_le_bytes(raw).into()),
-        Dtype::I64 => read(bytes, i64::from_le_bytes),
-        _ => return None,
-    })
-}
-
-/// The values of a float tensor, in the type that they are stored in; `None` for other types.
-fn floats(bytes: &[u8], dtype: Dtype, shape: &[usize]) -> Option<TensorData> {
-    Some(match dtype {
-        Dtype::F64 => TensorData::new(read(bytes, f64::from_le_bytes), shape),
-        Dtype::F32 => TensorData::new(read(bytes, f32::from_le_bytes), shape),
-        Dtype::F16 => TensorData::new(read(bytes, f16::from_le_bytes), shape),
-        Dtype::BF16 => TensorData::new(read(bytes, bf16::from_le_bytes), shape),
-        _ => return None,
-    })
+impl Fill for Block<'_> {
+    fn fill<T: Element>(self, into: &mut [T]) -> Result<(), WeightError> {
+        let Self { checkpoint, name, shape, ranges } = self;
+        checkpoint.floats(name, shape, (runs_of_block(shape, ranges), 1), into)
+    }
 }

@@ -1,14 +1,13 @@
 //! Matrices that a checkpoint keeps in int8, and the scales that DeepSpeed gives them.
 
-use std::ops::Range;
-use std::rc::Rc;
+use burn::tensor::{DType, backend::Backend};
 
-use burn::tensor::{DType, TensorData, backend::Backend};
-
-use super::{Checkpoint, ScaleNames};
+use super::ScaleNames;
+use super::matrix::Piece;
+use super::read::{Run, Segment};
 use crate::config::nearest;
 use crate::error::{ConfigError, WeightError};
-use crate::weight::{Int8Matrix, Orientation};
+use crate::weight::Int8Matrix;
 
 /// Which scale a weight has: the index that DeepSpeed's `dequantize.cu` computes. See [`ScaleNames`].
 #[derive(Debug, Clone, Copy)]
@@ -55,86 +54,38 @@ impl Groups {
     }
 }
 
-/// A matrix of int8 as it stands in a checkpoint.
-pub(super) struct Int8Tensor<'a> {
-    bytes: &'a [u8],
-    orientation: Orientation,
-    shape: [usize; 2],
-    scales: Vec<f32>,
+/// The groups of a matrix of int8 and how many scales it has.
+struct Scaled<'a> {
+    piece: &'a Piece<'a>,
     groups: Groups,
+    count: usize,
 }
 
-impl<'a> Int8Tensor<'a> {
-    /// Reads a matrix from `input` to `output` features, which becomes one of type `to`.
-    pub(super) fn read(
-        checkpoint: &'a Checkpoint,
-        orientation: Orientation,
-        (matrix, names): (&str, &ScaleNames),
-        [outputs, inputs]: [usize; 2],
-        to: DType,
-    ) -> Result<Self, WeightError> {
-        let bytes = checkpoint.int8(matrix, orientation.shape(inputs, outputs), to)?;
-        if !checkpoint.contains(&names.tensor) {
-            let known: Vec<String> = checkpoint.names().filter(|name| *name != matrix).map(String::from).collect();
-            let nearest = nearest(&names.tensor, known.iter());
-            return Err(WeightError::NoScales { matrix: matrix.into(), scales: names.tensor.clone(), nearest });
-        }
-        let (mut scales, shape) = checkpoint.numbers(&names.tensor)?;
-        match shape {
-            [1, 3] => return Err(WeightError::AmbiguousScales(names.tensor.clone())),
-            [groups, 3] => scales.truncate(*groups),
-            _ => {}
-        }
-        let groups = Groups::new(matrix, [outputs, inputs], names, scales.len())?;
-        Ok(Self { bytes, orientation, shape: [outputs, inputs], scales, groups })
+impl<'a> Scaled<'a> {
+    fn new(piece: &'a Piece<'a>) -> Result<Self, WeightError> {
+        let Piece { checkpoint, matrix, scales, shape, .. } = piece;
+        let found = checkpoint.shape(&scales.tensor).ok_or_else(|| {
+            let known: Vec<String> = checkpoint.names().filter(|name| name != matrix).map(String::from).collect();
+            let nearest = nearest(&scales.tensor, known.iter());
+            WeightError::NoScales { matrix: (*matrix).into(), scales: scales.tensor.clone(), nearest }
+        });
+        let count = found.and_then(|found| match found {
+            [1, 3] => Err(WeightError::AmbiguousScales(scales.tensor.clone())),
+            [groups, 3] => Ok(*groups),
+            other => Ok(other.iter().product()),
+        });
+        let groups = |count| Ok((Groups::new(matrix, *shape, scales, count)?, count));
+        let (groups, count) = count.and_then(groups).map_err(|error| checkpoint.in_this(error))?;
+        Ok(Self { piece, groups, count })
     }
 
-    /// All of it.
-    pub(super) fn whole(self) -> Int8Part<'a> {
-        let [outputs, inputs] = self.shape;
-        Int8Part { tensor: Rc::new(self), outputs: (0..outputs).collect(), inputs: 0..inputs }
-    }
-}
-
-/// Some outputs of a matrix in a checkpoint, in any order, and a run of its inputs.
-#[derive(Clone)]
-pub(super) struct Int8Part<'a> {
-    tensor: Rc<Int8Tensor<'a>>,
-    outputs: Vec<usize>,
-    inputs: Range<usize>,
-}
-
-impl Int8Part<'_> {
-    /// These of the outputs.
-    pub(super) fn outputs(&self, rows: &[usize]) -> Self {
-        Self { outputs: rows.iter().map(|&row| self.outputs[row]).collect(), ..self.clone() }
-    }
-
-    /// The inputs `start..start + len`.
-    pub(super) fn inputs(&self, start: usize, len: usize) -> Self {
-        let first = self.inputs.start + start;
-        Self { inputs: first..first + len, ..self.clone() }
-    }
-
-    /// Inputs of the widest regular blocks, counted from the first input of this part; `None` if one block holds them all.
-    fn width(&self) -> Option<usize> {
-        let (width, Range { start, end }) = (self.tensor.groups.width(), self.inputs.clone());
-        (start / width != end.saturating_sub(1) / width).then(|| gcd(start, width))
-    }
-
-    fn write_elements(&self, into: &mut Vec<i8>) {
-        let ([outputs, inputs], bytes) = (self.tensor.shape, self.tensor.bytes);
-        for output in &self.outputs {
-            match self.tensor.orientation {
-                Orientation::OutputInput => {
-                    let run = &bytes[output * inputs..][self.inputs.clone()];
-                    into.extend(run.iter().map(|&byte| byte as i8));
-                }
-                Orientation::InputOutput => {
-                    into.extend(self.inputs.clone().map(|input| bytes[input * outputs + output] as i8));
-                }
-            }
-        }
+    /// Where the scale changes along the inputs of what the pieces make.
+    fn edges(&self) -> impl Iterator<Item = usize> {
+        let width = self.groups.width();
+        self.piece.inputs.iter().flat_map(move |&Segment { from, len, to }| {
+            let inside = (from / width + 1..(from + len).div_ceil(width)).map(move |block| to + block * width - from);
+            std::iter::once(to).chain(inside)
+        })
     }
 }
 
@@ -147,29 +98,38 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    /// Parts with as many inputs, one behind the other: the same elements, and the largest regular blocks in which every
-    /// weight keeps its scale. Blocks follow from the groups and not from the values of the scales.
-    pub(super) fn stacked(parts: &[Int8Part<'_>]) -> Self {
-        let inputs = parts[0].inputs.len();
-        let wide = parts.iter().filter_map(Int8Part::width).reduce(gcd).unwrap_or(inputs).max(1);
-        // Of each output its part and its scales, by index.
-        let mut rows: Vec<(usize, Vec<usize>)> = Vec::new();
-        for (index, Int8Part { tensor, outputs, inputs }) in parts.iter().enumerate() {
-            rows.extend(outputs.iter().map(|&output| {
-                let firsts = inputs.clone().step_by(wide);
-                (index, firsts.map(|input| tensor.groups.scale_of(output, input)).collect())
-            }));
+    /// A matrix that pieces make: the same elements, and the largest regular blocks in which every weight keeps its scale.
+    /// Blocks follow from the groups and not from the values of the scales.
+    pub(super) fn read(pieces: &[Piece<'_>], shape: [usize; 2]) -> Result<Self, WeightError> {
+        let [outputs, inputs] = shape;
+        let mut elements = vec![0i8; outputs * inputs];
+        for piece in pieces {
+            let runs = (piece.runs([inputs, 1]), piece.stride([inputs, 1]));
+            piece.checkpoint.integers(piece.matrix, &piece.stored_shape(), runs, &mut elements)?;
         }
-        let tall = (1..rows.len()).filter(|&row| rows[row] != rows[row - 1]).reduce(gcd).unwrap_or(rows.len()).max(1);
-        let mut scales = Vec::new();
-        for (index, row) in rows.iter().step_by(tall) {
-            scales.extend(row.iter().map(|&at| parts[*index].tensor.scales[at]));
+        let scaled = pieces.iter().map(Scaled::new).collect::<Result<Vec<_>, _>>()?;
+        let wide = scaled.iter().flat_map(Scaled::edges).fold(0, gcd);
+        let wide = if wide == 0 { inputs.max(1) } else { wide };
+        let across = inputs.div_ceil(wide);
+        // Of each output the scales of its blocks, counted through all pieces.
+        let (mut ids, mut first) = (vec![0u32; outputs * across], 0);
+        for Scaled { piece, groups, count } in &scaled {
+            let rows = piece.outputs.iter().flat_map(|rows| (0..rows.len).map(|at| (rows.from + at, rows.to + at)));
+            for (from, to) in rows {
+                for run in &piece.inputs {
+                    for at in (0..run.len).step_by(wide) {
+                        let id = first + groups.scale_of(from, run.from + at);
+                        ids[to * across + (run.to + at) / wide] = id as u32;
+                    }
+                }
+            }
+            first += count;
         }
-        let mut elements = Vec::with_capacity(rows.len() * inputs);
-        for part in parts {
-            part.write_elements(&mut elements);
-        }
-        Self { elements, scales, shape: [rows.len(), inputs], blocks: [tall, wide] }
+        let row = |output: usize| &ids[output * across..][..across];
+        let tall = (1..outputs).filter(|&output| row(output) != row(output - 1)).fold(0, gcd);
+        let tall = if tall == 0 { outputs.max(1) } else { tall };
+        let ids: Vec<u32> = (0..outputs).step_by(tall).flat_map(|output| row(output).iter().copied()).collect();
+        Ok(Self { elements, scales: scales(&scaled, &ids)?, shape, blocks: [tall, wide] })
     }
 
     /// The matrix; products with it are of `dtype`.
@@ -177,19 +137,32 @@ impl Blocks {
         Int8Matrix::from_blocks(self.elements, self.scales, self.shape, self.blocks, dtype, device)
     }
 
-    /// What the elements stand for, in `dtype`.
-    pub(super) fn dense(self, dtype: DType) -> TensorData {
+    /// The elements of an output, and the weight that one at an input stands for.
+    pub(super) fn weights(&self, output: usize) -> impl Iterator<Item = f32> {
         let ([_, inputs], [tall, wide]) = (self.shape, self.blocks);
         let across = inputs.div_ceil(wide);
-        let mut values = Vec::with_capacity(self.elements.len());
-        for (output, row) in self.elements.chunks(inputs.max(1)).enumerate() {
-            let scales = &self.scales[output / tall * across..][..across];
-            for (scale, run) in scales.iter().zip(row.chunks(wide)) {
-                values.extend(run.iter().map(|&element| scale * f32::from(element)));
-            }
-        }
-        TensorData::new(values, self.shape).convert_dtype(dtype)
+        let scales = &self.scales[output / tall * across..][..across];
+        let runs = self.elements[output * inputs..][..inputs].chunks(wide);
+        scales.iter().zip(runs).flat_map(|(scale, run)| run.iter().map(move |&element| scale * f32::from(element)))
     }
+}
+
+/// The scales of these numbers, which count through all matrices; only these are read.
+fn scales(matrices: &[Scaled<'_>], ids: &[u32]) -> Result<Vec<f32>, WeightError> {
+    let mut needed = ids.to_vec();
+    needed.sort_unstable();
+    needed.dedup();
+    let (mut values, mut first) = (vec![0.0f32; needed.len()], 0);
+    for Scaled { piece: Piece { checkpoint, scales, .. }, count, .. } in matrices {
+        let own = [first, first + count].map(|id| needed.partition_point(|&needed| (needed as usize) < id));
+        let runs = (own[0]..own[1]).map(|to| Run { start: needed[to] as usize - first, len: 1, to });
+        let shape = checkpoint.shape(&scales.tensor).unwrap_or_default();
+        checkpoint.floats(&scales.tensor, shape, (runs, 1), &mut values)?;
+        checkpoint.log_loaded(&scales.tensor);
+        first += count;
+    }
+    let place = |id: &u32| needed.partition_point(|needed| needed < id);
+    Ok(ids.iter().map(|id| values[place(id)]).collect())
 }
 
 /// The greatest common divisor; of 0 and a number, the number.

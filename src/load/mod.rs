@@ -21,6 +21,9 @@
 //! Matrices that a checkpoint keeps in int8 stay as they are in a module of int8, byte for byte, and become dense in a dense
 //! one; see [`ScaleNames`]. [`CheckpointWriter`] is the way back.
 //!
+//! A rank reads its part of each matrix and nothing else of the file. [`SplitCheckpoint`] is what several ranks wrote, a file
+//! each, for as many or as few ranks as there are now.
+//!
 //! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
 
 mod checkpoint;
@@ -28,12 +31,16 @@ mod fields;
 mod hugging_face;
 mod int8;
 mod layout;
+mod matrix;
 mod module;
 mod names;
+mod read;
+mod split;
 mod write;
 
 pub use checkpoint::{Checkpoint, Conversion, LoadReport};
 pub use hugging_face::{Architecture, HuggingFaceConfig};
 pub use layout::QkvLayout;
 pub use names::{AttentionNames, NormNames, QkvNames, ScaleNames, WeightNames};
+pub use split::SplitCheckpoint;
 pub use write::CheckpointWriter;

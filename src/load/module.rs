@@ -1,15 +1,20 @@
 //! Reads a checkpoint into the modules.
 
+use std::slice;
+
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::int8::{Blocks, Int8Part, Int8Tensor};
-use super::layout::picked;
-use super::{AttentionNames, Checkpoint, QkvNames, ScaleNames, WeightNames};
+use super::int8::Blocks;
+use super::layout::{Head, Part, segments, shards};
+use super::matrix::{BiasPiece, Piece, bias, dense};
+use super::read::{Run, Segment};
+use super::{AttentionNames, Checkpoint, QkvNames, ScaleNames, SplitCheckpoint};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::error::WeightError;
+use crate::parallel::HeadShard;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight, transposed};
+use crate::weight::{FusedNorm, Int8Blocks, Int8Matrix, QkvWeight, SeparateQkv, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its
@@ -19,10 +24,31 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// in blocks of their own, and dense ones are rounded in the blocks of the module. Where it is dense, int8 matrices are
     /// made dense.
     ///
+    /// Of each matrix only what the rank has is read. Under a `training_mp_size` of several ranks a QKV in the layout
+    /// [`Concat`](super::QkvLayout::Concat) is what `torch.cat` makes of their files:
+    /// [`PerRank`](super::QkvLayout::PerRank).
+    ///
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = Reader::new(checkpoint, names, &self.spec, &self.output)?;
+        let ranks = self.spec.training_ranks;
+        self.read((slice::from_ref(checkpoint), ranks), names)
+    }
+
+    /// [`load`](Self::load), from the files of the ranks that wrote the checkpoint: as many or as few as they are, this rank
+    /// takes what it has of each, and every element is the one that it was. Names, layout and orientation are those of a file.
+    ///
+    /// # Errors
+    /// A [`WeightError`] that names the tensor and the file; [`WeightError::FileCount`] if there are other than
+    /// `training_mp_size` files and that is above 1; [`ConfigError::Ranks`](crate::ConfigError::Ranks) if so many ranks cannot
+    /// have written these heads.
+    pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
+        let files = split.files_of(self.spec.training_ranks)?;
+        self.read((files, 1), names)
+    }
+
+    fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
+        let reader = Reader::new(files, names, &self.spec, &self.output)?;
         let loaded = Self {
             norm: reader.norm(&self.norm)?,
             qkv: reader.qkv(&self.qkv)?,
@@ -41,6 +67,14 @@ impl<B: Backend> BloomSelfAttention<B> {
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
         Ok(Self { attention: self.attention.load(checkpoint, names)? })
     }
+
+    /// See [`DeepSpeedSelfAttention::load_split`].
+    ///
+    /// # Errors
+    /// Those of [`DeepSpeedSelfAttention::load_split`].
+    pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
+        Ok(Self { attention: self.attention.load_split(split, names)? })
+    }
 }
 
 impl<B: Backend> DeepSpeedDiffusersAttention<B> {
@@ -49,7 +83,21 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = Reader::new(checkpoint, names, &self.spec, &self.output)?;
+        let ranks = self.spec.training_ranks;
+        self.read((slice::from_ref(checkpoint), ranks), names)
+    }
+
+    /// See [`DeepSpeedSelfAttention::load_split`].
+    ///
+    /// # Errors
+    /// Those of [`DeepSpeedSelfAttention::load_split`].
+    pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
+        let files = split.files_of(self.spec.training_ranks)?;
+        self.read((files, 1), names)
+    }
+
+    fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
+        let reader = Reader::new(files, names, &self.spec, &self.output)?;
         let loaded = Self { qkv: reader.qkv(&self.qkv)?, output: reader.output(&self.output)?, ..self };
         Ok(loaded.no_grad())
     }
@@ -99,56 +147,36 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     }
 }
 
-/// A matrix `[out, in]`, before the module takes it.
-enum Matrix<'a, B: Backend> {
-    Dense(Tensor<B, 2>),
-    Int8(Int8Part<'a>),
-}
-
-impl<B: Backend> Matrix<'_, B> {
-    /// These outputs, in this order.
-    fn outputs(&self, rows: &[usize]) -> Self {
-        match self {
-            Self::Dense(matrix) => Self::Dense(picked(matrix.clone(), 0, rows)),
-            Self::Int8(part) => Self::Int8(part.outputs(rows)),
-        }
-    }
-
-    /// The inputs `start..start + len`.
-    fn inputs(&self, start: usize, len: usize) -> Self {
-        match self {
-            Self::Dense(matrix) => Self::Dense(matrix.clone().narrow(1, start, len)),
-            Self::Int8(part) => Self::Int8(part.inputs(start, len)),
-        }
-    }
-}
-
-/// A projection, `[out, in]`, before the module takes it.
-struct Projection<'a, B: Backend> {
-    matrix: Matrix<'a, B>,
-    bias: Option<Tensor<B, 1>>,
-}
-
-impl<B: Backend> Projection<'_, B> {
-    fn outputs(&self, rows: &[usize]) -> Self {
-        Self { matrix: self.matrix.outputs(rows), bias: self.bias.clone().map(|bias| picked(bias, 0, rows)) }
-    }
-}
-
-/// What QKV reads and is.
-#[derive(Clone, Copy)]
-struct QkvSizes {
-    /// Features that queries read.
-    input: usize,
-    /// Features that keys and values read.
-    context: usize,
-    bias: bool,
-    int8: bool,
-}
-
-struct Reader<'a, B: Backend> {
+/// A projection in a file: its names, and the heads that its outputs are.
+struct Source<'a> {
     checkpoint: &'a Checkpoint,
+    matrix: &'a str,
+    scales: ScaleNames,
+    heads: Vec<Head>,
+}
+
+/// A bias in a file, and the heads that its elements are.
+struct BiasSource<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    heads: Vec<Head>,
+}
+
+/// Where queries, keys and values are, whoever wrote them.
+#[derive(Default)]
+struct QkvSources<'a> {
+    matrices: Vec<Source<'a>>,
+    biases: Vec<BiasSource<'a>>,
+}
+
+/// Reads what the files of all ranks that wrote a checkpoint have of a module. One file of all heads is the case of one rank.
+struct Reader<'a, B: Backend> {
+    files: &'a [Checkpoint],
+    /// The heads of each file.
+    shards: Vec<HeadShard>,
     names: &'a AttentionNames,
+    /// Ranks whose parts `torch.cat` put together in each file.
+    concatenated: usize,
     spec: &'a AttentionSpec,
     dtype: DType,
     device: B::Device,
@@ -156,53 +184,52 @@ struct Reader<'a, B: Backend> {
 
 impl<'a, B: Backend> Reader<'a, B> {
     fn new(
-        checkpoint: &'a Checkpoint,
+        (files, concatenated): (&'a [Checkpoint], usize),
         names: &'a AttentionNames,
         spec: &'a AttentionSpec,
         output: &Weight<B>,
     ) -> Result<Self, WeightError> {
         let device = output.device();
         let dtype = spec.dtype.of_backend::<B>(&device)?;
-        Ok(Self { checkpoint, names, spec, dtype, device })
+        let shards = shards(spec.shard.total, spec.shard.kv_total, files.len())?;
+        Ok(Self { files, shards, names, concatenated, spec, dtype, device })
     }
 
+    /// A vector that every rank has: it is read from the first file, and the others must have the same.
     fn vector(&self, name: &str, size: usize) -> Result<Tensor<B, 1>, WeightError> {
-        self.checkpoint.tensor(name, [size], self.dtype, &self.device)
-    }
-
-    /// A matrix of int8 stays one where the module is int8, and is made dense elsewhere.
-    fn matrix(
-        &self,
-        name: &str,
-        scales: &ScaleNames,
-        shape: [usize; 2],
-        int8: bool,
-    ) -> Result<Matrix<'a, B>, WeightError> {
-        let ([output, input], orientation) = (shape, self.names.orientation);
-        if self.checkpoint.is_int8(name) {
-            let to = if int8 { DType::I8 } else { self.dtype };
-            let part = Int8Tensor::read(self.checkpoint, orientation, (name, scales), shape, to)?.whole();
-            return Ok(if int8 { Matrix::Int8(part) } else { Matrix::Dense(self.dense(part)) });
+        let (first, others) = self.files.split_first().expect("a checkpoint has a file");
+        let values = |file: &Checkpoint| {
+            let mut values = vec![0.0f64; size];
+            file.floats(name, &[size], ([Run { start: 0, len: size, to: 0 }], 1), &mut values)?;
+            file.log_loaded(name);
+            Ok::<_, WeightError>(values.into_iter().map(f64::to_bits).collect::<Vec<_>>())
+        };
+        let vector = first.tensor(name, [size], self.dtype, &self.device)?;
+        if !others.is_empty() {
+            let expected = values(first)?;
+            for other in others {
+                if values(other)? != expected {
+                    let (name, files) = (name.into(), [first, other].map(|file| file.path().to_path_buf()));
+                    return Err(WeightError::Replicas { name, files });
+                }
+            }
         }
-        let matrix = self.checkpoint.tensor(name, orientation.shape(input, output), self.dtype, &self.device)?;
-        Ok(Matrix::Dense(match orientation {
-            Orientation::OutputInput => matrix,
-            Orientation::InputOutput => matrix.transpose(),
-        }))
+        Ok(vector)
     }
 
-    fn dense(&self, part: Int8Part<'_>) -> Tensor<B, 2> {
-        Tensor::from_data(Blocks::stacked(&[part]).dense(self.dtype), (&self.device, self.dtype))
+    /// A bias that the module has no place for is not dropped.
+    fn refuse(&self, name: &str, remedy: &str) -> Result<(), WeightError> {
+        match self.files.iter().find(|file| file.contains(name)) {
+            Some(file) => Err(file.in_this(WeightError::Unexpected { name: name.into(), remedy: remedy.into() })),
+            None => Ok(()),
+        }
     }
 
-    /// A bias is read if the module has a place for it, and refused if it has none.
+    /// A bias that every rank has is read if the module has a place for it, and refused if it has none.
     fn bias(&self, name: &str, size: usize, wanted: bool, remedy: &str) -> Result<Option<Tensor<B, 1>>, WeightError> {
         match wanted {
             true => self.vector(name, size).map(Some),
-            false if self.checkpoint.contains(name) => {
-                Err(WeightError::Unexpected { name: name.into(), remedy: remedy.into() })
-            }
-            false => Ok(None),
+            false => self.refuse(name, remedy).map(|()| None),
         }
     }
 
@@ -219,104 +246,139 @@ impl<'a, B: Backend> Reader<'a, B> {
     }
 
     fn output(&self, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
-        let (shard, head_dim) = (&self.spec.shard, self.spec.head_dim);
-        let names = &self.names.output;
-        let shape = [self.spec.hidden_size, shard.total * head_dim];
-        let matrix = self.matrix(&names.matrix, &names.scales, shape, module.int8().is_some())?;
-        let own = matrix.inputs(shard.start * head_dim, shard.len * head_dim);
-        let bias = self.bias(&names.bias, self.spec.hidden_size, module.has_bias(), "set `output_bias` to true")?;
-        self.finished(vec![Projection { matrix: own, bias }], module)
+        let (hidden, head_dim, names) = (self.spec.hidden_size, self.spec.head_dim, &self.names.output);
+        let heads: Vec<_> = self.shards.iter().map(|shard| Part::Query.heads(shard)).collect();
+        let sources: Vec<&[Head]> = heads.iter().map(Vec::as_slice).collect();
+        let cuts = segments(&Part::Query.heads(&self.spec.shard), &sources, head_dim);
+        let pieces = self.files.iter().zip(&heads).zip(cuts).filter(|(_, inputs)| !inputs.is_empty());
+        let pieces = pieces.map(|((checkpoint, heads), inputs)| Piece {
+            checkpoint,
+            matrix: &names.matrix,
+            scales: names.scales.clone(),
+            orientation: self.names.orientation,
+            shape: [hidden, heads.len() * head_dim],
+            outputs: vec![Segment { from: 0, len: hidden, to: 0 }],
+            inputs,
+        });
+        let matrix = self.finished(&pieces.collect::<Vec<_>>(), module)?;
+        let bias = self.bias(&names.bias, hidden, module.has_bias(), "set `output_bias` to true")?;
+        matrix.weight(bias, module)
     }
 
     fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
-        let (query, key) = match module {
-            QkvWeight::Fused(weight) => (weight, weight),
-            QkvWeight::Separate(SeparateQkv { query, key, .. }) => (query, key),
-        };
-        let parts = self.parts(QkvSizes {
-            input: query.input_size(),
-            context: key.input_size(),
-            bias: query.has_bias(),
-            int8: query.int8().is_some(),
-        })?;
+        let (sources, shard) = (self.sources()?, &self.spec.shard);
+        let part = |part: Part, module| self.projection(&part.heads(shard), &sources, module);
         Ok(match module {
-            QkvWeight::Fused(module) => QkvWeight::Fused(self.finished(parts.into(), module)?),
-            QkvWeight::Separate(module) => {
-                let [query, key, value] = parts;
-                QkvWeight::Separate(SeparateQkv {
-                    query: self.finished(vec![query], &module.query)?,
-                    key: self.finished(vec![key], &module.key)?,
-                    value: self.finished(vec![value], &module.value)?,
-                })
-            }
+            QkvWeight::Fused(module) => QkvWeight::Fused(self.projection(&Part::all(shard), &sources, module)?),
+            QkvWeight::Separate(SeparateQkv { query, key, value }) => QkvWeight::Separate(SeparateQkv {
+                query: part(Part::Query, query)?,
+                key: part(Part::Key, key)?,
+                value: part(Part::Value, value)?,
+            }),
         })
     }
 
-    /// Queries, keys and values of this rank.
-    fn parts(&self, sizes: QkvSizes) -> Result<[Projection<'a, B>; 3], WeightError> {
-        const REMEDY: &str = "set `qkv_bias` to true";
-        let (shard, head_dim) = (&self.spec.shard, self.spec.head_dim);
-        let (queries, keys) = (shard.total * head_dim, shard.kv_total * head_dim);
-        let QkvSizes { input, context, bias, int8 } = sizes;
-        let whole = |names: &WeightNames, outputs, inputs| {
-            let matrix = self.matrix(&names.matrix, &names.scales, [outputs, inputs], int8)?;
-            Ok::<_, WeightError>(Projection { matrix, bias: self.bias(&names.bias, outputs, bias, REMEDY)? })
-        };
-        let [query, key, value] = match &self.names.qkv {
-            QkvNames::Fused { names, layout } => {
-                let fused = whole(names, queries + 2 * keys, input)?;
-                return Ok(layout.rows(shard, head_dim).map(|rows| fused.outputs(&rows)));
+    /// Every file's queries, keys and values.
+    fn sources(&self) -> Result<QkvSources<'a>, WeightError> {
+        let mut sources = QkvSources::default();
+        for (checkpoint, shard) in self.files.iter().zip(&self.shards) {
+            let mut matrix = |matrix: &'a str, scales: &ScaleNames, heads: Vec<Head>| {
+                sources.matrices.push(Source { checkpoint, matrix, scales: scales.clone(), heads })
+            };
+            let mut bias = |name: &'a str, heads| sources.biases.push(BiasSource { checkpoint, name, heads });
+            match &self.names.qkv {
+                QkvNames::Fused { names, layout } => {
+                    let heads = layout.concatenated(self.concatenated).heads(shard)?;
+                    matrix(&names.matrix, &names.scales, heads.clone());
+                    bias(&names.bias, heads);
+                }
+                QkvNames::Separate { query, key, value } => {
+                    for (part, names) in Part::ALL.into_iter().zip([query, key, value]) {
+                        matrix(&names.matrix, &names.scales, part.heads(shard));
+                        bias(&names.bias, part.heads(shard));
+                    }
+                }
+                QkvNames::SeparateWithFusedBias { query, key, value, bias: name } => {
+                    for (part, name) in Part::ALL.into_iter().zip([query, key, value]) {
+                        matrix(name, &ScaleNames::of(name), part.heads(shard));
+                    }
+                    bias(name, Part::all(shard));
+                }
             }
-            QkvNames::Separate { query, key, value } => {
-                [whole(query, queries, input)?, whole(key, keys, context)?, whole(value, keys, context)?]
-            }
-            QkvNames::SeparateWithFusedBias { query, key, value, bias: name } => {
-                let all = self.bias(name, queries + 2 * keys, bias, REMEDY)?;
-                let part = |name: &str, start, outputs, inputs| {
-                    let matrix = self.matrix(name, &ScaleNames::of(name), [outputs, inputs], int8)?;
-                    let bias = all.clone().map(|bias| bias.narrow(0, start, outputs));
-                    Ok::<_, WeightError>(Projection { matrix, bias })
-                };
-                [
-                    part(query, 0, queries, input)?,
-                    part(key, queries, keys, context)?,
-                    part(value, queries + keys, keys, context)?,
-                ]
-            }
-        };
-        let own = |start: usize, len: usize| -> Vec<usize> { (start * head_dim..(start + len) * head_dim).collect() };
-        let (own_queries, own_keys) = (own(shard.start, shard.len), own(shard.kv_start, shard.kv_len));
-        Ok([query.outputs(&own_queries), key.outputs(&own_keys), value.outputs(&own_keys)])
+        }
+        Ok(sources)
     }
 
-    /// Projections, one behind the other, the way the module stores them.
-    fn finished(&self, parts: Vec<Projection<'a, B>>, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
-        let biases: Option<Vec<_>> = parts.iter().map(|part| part.bias.clone()).collect();
-        let bias = biases.map(joined);
-        let int8: Option<Vec<_>> = parts
-            .iter()
-            .map(|part| match &part.matrix {
-                Matrix::Int8(part) => Some(part.clone()),
-                Matrix::Dense(_) => None,
-            })
-            .collect();
-        if let Some(parts) = int8 {
-            let matrix = Blocks::stacked(&parts).int8(self.dtype, &self.device)?;
-            return Ok(Weight::of_int8(matrix, bias).with_rounded_input(module.rounds_input()));
-        }
-        let dense = parts.into_iter().map(|part| match part.matrix {
-            Matrix::Dense(matrix) => matrix,
-            Matrix::Int8(part) => self.dense(part),
+    /// The projection to these heads, the way the module stores it.
+    fn projection(
+        &self,
+        wanted: &[Head],
+        sources: &QkvSources<'a>,
+        module: &Weight<B>,
+    ) -> Result<Weight<B>, WeightError> {
+        let (head_dim, input) = (self.spec.head_dim, module.input_size());
+        let heads: Vec<&[Head]> = sources.matrices.iter().map(|source| source.heads.as_slice()).collect();
+        let cuts = sources.matrices.iter().zip(segments(wanted, &heads, head_dim));
+        let pieces = cuts.filter(|(_, outputs)| !outputs.is_empty()).map(|(source, outputs)| Piece {
+            checkpoint: source.checkpoint,
+            matrix: source.matrix,
+            scales: source.scales.clone(),
+            orientation: self.names.orientation,
+            shape: [source.heads.len() * head_dim, input],
+            outputs,
+            inputs: vec![Segment { from: 0, len: input, to: 0 }],
         });
-        let (matrix, orientation) = (joined(dense.collect()), module.orientation());
-        let matrix = match orientation {
-            Orientation::OutputInput => matrix,
-            Orientation::InputOutput => transposed(matrix),
+        let matrix = self.finished(&pieces.collect::<Vec<_>>(), module)?;
+        let heads: Vec<&[Head]> = sources.biases.iter().map(|source| source.heads.as_slice()).collect();
+        let cuts = sources.biases.iter().zip(segments(wanted, &heads, head_dim));
+        let cuts = cuts.filter(|(_, segments)| !segments.is_empty());
+        let bias = match module.has_bias() {
+            true => {
+                let pieces = cuts.map(|(&BiasSource { checkpoint, name, ref heads }, segments)| {
+                    let size = heads.len() * head_dim;
+                    BiasPiece { checkpoint, name, size, segments }
+                });
+                let data = bias(&pieces.collect::<Vec<_>>(), wanted.len() * head_dim, self.dtype)?;
+                Some(Tensor::from_data(data, (&self.device, self.dtype)))
+            }
+            false => {
+                cuts.into_iter().try_for_each(|(source, _)| self.refuse(source.name, "set `qkv_bias` to true"))?;
+                None
+            }
         };
-        let weight = Weight::new(matrix, bias, orientation).with_rounded_input(module.rounds_input());
-        match module.int8() {
-            Some(int8) => weight.quantize_in(int8.blocks()),
-            None => Ok(weight),
+        matrix.weight(bias, module)
+    }
+
+    /// A matrix of int8 stays one where the module is int8 and all pieces are. Everything else is dense, the way the module
+    /// stores it.
+    fn finished(&self, pieces: &[Piece<'_>], module: &Weight<B>) -> Result<Matrix<B>, WeightError> {
+        let shape = [module.output_size(), module.input_size()];
+        if module.int8().is_some() && pieces.iter().all(Piece::is_int8) {
+            return Ok(Matrix::Int8(Blocks::read(pieces, shape)?.int8(self.dtype, &self.device)?));
+        }
+        let data = dense(pieces, shape, module.orientation(), self.dtype)?;
+        Ok(Matrix::Dense(Tensor::from_data(data, (&self.device, self.dtype))))
+    }
+}
+
+/// A matrix, before the module takes it.
+enum Matrix<B: Backend> {
+    Dense(Tensor<B, 2>),
+    Int8(Int8Matrix<B>),
+}
+
+impl<B: Backend> Matrix<B> {
+    fn weight(self, bias: Option<Tensor<B, 1>>, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        let rounds = module.rounds_input();
+        match self {
+            Self::Int8(matrix) => Ok(Weight::of_int8(matrix, bias).with_rounded_input(rounds)),
+            Self::Dense(matrix) => {
+                let weight = Weight::new(matrix, bias, module.orientation()).with_rounded_input(rounds);
+                match module.int8() {
+                    Some(int8) => weight.quantize_in(int8.blocks()),
+                    None => Ok(weight),
+                }
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
 use super::int8::{Groups, gcd};
-use super::layout::picked;
+use super::layout::{Part, picked, rows};
 use super::module::joined;
 use super::{AttentionNames, NormNames, QkvNames, ScaleNames, WeightNames};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
@@ -155,7 +155,9 @@ impl CheckpointWriter {
         let width = spec.query_width();
         match &names.qkv {
             QkvNames::Fused { names, layout } => {
-                let order = order(layout.rows(&spec.shard, spec.head_dim));
+                let ranks = if spec.ranks.ranks() == 1 { spec.training_ranks } else { 1 };
+                let heads = layout.concatenated(ranks).heads(&spec.shard)?;
+                let order = rows(&heads, &Part::all(&spec.shard), spec.head_dim);
                 match qkv {
                     QkvWeight::Fused(fused) => self.weight(names, orientation, (&[fused], &order)),
                     QkvWeight::Separate(SeparateQkv { query, key, value }) => {
@@ -185,15 +187,6 @@ impl CheckpointWriter {
 /// The outputs of projections, one behind the other.
 fn in_order<B: Backend>(weights: &[&Weight<B>]) -> Vec<usize> {
     (0..weights.iter().map(|weight| weight.output_size()).sum()).collect()
-}
-
-/// Of each fused output, which one of `q | k | v` it is.
-fn order(rows: [Vec<usize>; 3]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..rows.iter().map(Vec::len).sum()).collect();
-    for (place, row) in rows.into_iter().flatten().enumerate() {
-        order[row] = place;
-    }
-    order
 }
 
 /// Matrices of int8 in memory, and which of their outputs come one behind the other.
@@ -259,23 +252,18 @@ impl<'a, B: Backend> Rows<'a, B> {
     }
 }
 
-/// A checkpoint has all heads.
-fn check_whole(spec: &AttentionSpec) -> Result<(), WeightError> {
-    match (spec.ranks.rank(), spec.ranks.ranks()) {
-        (_, 1) => Ok(()),
-        (rank, ranks) => Err(WeightError::OneOfSeveralRanks { rank, ranks }),
-    }
-}
-
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// Writes the parameters under these names, in their layout and orientation: floats in the type that they have, matrices
     /// of int8 as such, with their scales. [`load`](Self::load) reads the same weights, bit for bit; blocks that do not
     /// divide a matrix evenly come back as smaller ones.
     ///
+    /// One of several ranks writes its part, a file of a [`SplitCheckpoint`](super::SplitCheckpoint), and
+    /// [`load_split`](Self::load_split) reads them on any number of ranks.
+    ///
     /// # Errors
-    /// [`WeightError::OneOfSeveralRanks`], [`WeightError::NoNormNames`], [`WeightError::MergeCount`].
+    /// [`WeightError::NoNormNames`], [`WeightError::MergeCount`], and [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the
+    /// heads do not split over as many ranks as [`QkvLayout::PerRank`](super::QkvLayout::PerRank) says.
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        check_whole(&self.spec)?;
         if let Some(norm) = &self.norm {
             writer.norm(names.norm.as_ref(), norm)?;
         }
@@ -300,7 +288,6 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::write`].
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        check_whole(&self.spec)?;
         writer.qkv(names, &self.qkv, &self.spec)?;
         writer.weight(&names.output, names.orientation, (&[&self.output], &in_order(&[&self.output])))
     }
