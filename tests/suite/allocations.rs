@@ -1,21 +1,28 @@
 //! A decoding step copies no history: the bytes that it allocates do not depend on the tokens that the cache holds. A layer of
-//! int8 holds its elements and scales.
+//! int8 holds its elements and scales. A rank reads its part of a file, and loading it takes little more memory than the part.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, which counts the bytes that each thread asks for, and those that it gives back.
+/// The system's allocator, which counts the bytes that each thread asks for, and those that it gives back, and keeps the most
+/// that it held.
 struct Counting;
 
 thread_local! {
     static BYTES: Cell<usize> = const { Cell::new(0) };
     static FREED: Cell<usize> = const { Cell::new(0) };
+    static MOST: Cell<usize> = const { Cell::new(0) };
+}
+
+fn held() -> usize {
+    BYTES.get().saturating_sub(FREED.get())
 }
 
 // SAFETY: every call is passed to the system's allocator as it came; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + layout.size()));
+        let _ = MOST.try_with(|most| most.set(most.get().max(held())));
         // SAFETY: the caller's layout, unchanged.
         unsafe { System.alloc(layout) }
     }
@@ -44,12 +51,35 @@ fn retained<T>(work: impl FnOnce() -> T) -> (T, usize) {
     (result, (BYTES.get() - taken).saturating_sub(FREED.get() - freed))
 }
 
+/// The most bytes that this thread holds at a time while `work` runs, over what it held before.
+fn peak<T>(work: impl FnOnce() -> T) -> (T, usize) {
+    let before = held();
+    MOST.set(before);
+    let result = work();
+    (result, MOST.get() - before)
+}
+
+/// Bytes that this thread has read from files so far.
+#[cfg(target_os = "linux")]
+fn bytes_read() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/thread-self/io").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("rchar: ")?.parse().ok())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bytes_read() -> Option<usize> {
+    None
+}
+
 use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
 use burn_deepspeed::weight::{Orientation, QkvWeight};
 use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};
 
+use safetensors::Dtype;
+
 use crate::attention::llama;
 use crate::common::{on_each_cpu_backend, seeded};
+use crate::load::save;
 
 fn a_step_copies_no_history<B: InferenceBackend>() {
     let device = Default::default();
@@ -122,4 +152,74 @@ fn a_layer_of_int8_holds_its_bytes<B: InferenceBackend>() {
     }
 }
 
-on_each_cpu_backend!(a_step_copies_no_history, a_layer_of_int8_holds_its_bytes);
+/// Rank 0 of 4 of a layer of 1024 features and 16 heads of 128: `attn` is 8 MiB to 24 MiB, and the rank has a quarter of it.
+fn a_rank_reads_and_holds_its_part<B: InferenceBackend>() {
+    const PAGE: usize = 4096;
+    let (device, folder) = (Default::default(), tempfile::tempdir().unwrap());
+    let path = folder.path().join("layer.safetensors");
+    let (features, width, outputs) = (1024, 16 * 128, 3 * 16 * 128);
+    for (dtype, bytes) in [(Dtype::F32, 4), (Dtype::BF16, 2), (Dtype::I8, 1)] {
+        for orientation in [Orientation::OutputInput, Orientation::InputOutput] {
+            let names = AttentionNames {
+                norm: Some(NormNames::of("norm")),
+                qkv: QkvNames::fused("qkv", QkvLayout::Concat),
+                output: WeightNames::of("out"),
+                orientation,
+            };
+            let int8 = dtype == Dtype::I8;
+            let (floats, float_bytes) = if int8 { (Dtype::F32, 4) } else { (dtype, bytes) };
+            let filled = |name: &str, dtype, size, shape: &[usize]| {
+                (name.to_string(), dtype, shape.to_vec(), vec![0x2c; size * shape.iter().product::<usize>()])
+            };
+            let vector = |name: &str, len| filled(name, floats, float_bytes, &[len]);
+            let mut entries = vec![
+                filled("qkv.weight", dtype, bytes, &orientation.shape(features, outputs)),
+                filled("out.weight", dtype, bytes, &orientation.shape(width, features)),
+                vector("qkv.bias", outputs),
+                vector("out.bias", features),
+                vector("norm.weight", features),
+                vector("norm.bias", features),
+            ];
+            if int8 {
+                entries.extend([vector("qkv.weight.scale", outputs), vector("out.weight.scale", features)]);
+            }
+            save(&path, &entries);
+            let header = u64::from_le_bytes(std::fs::read(&path).unwrap()[..8].try_into().unwrap()) as usize + 8;
+            let whole = 3 * features * float_bytes; // norm and output bias
+            let split = (outputs + if int8 { outputs } else { 0 }) * float_bytes / 4; // QKV bias and scales
+            let scales = if int8 { features * 4 } else { 0 }; // of the output projection
+            let quarter = features * (outputs + width) * bytes / 4;
+            // Columns that lie less than a page apart are read through.
+            let gaps = match orientation {
+                Orientation::OutputInput => [(features, width)],
+                Orientation::InputOutput => [(3 * features, width)],
+            };
+            let through: usize = gaps
+                .iter()
+                .map(|(runs, row)| (runs, row * bytes * 3 / 4))
+                .filter(|(_, gap)| *gap < PAGE)
+                .map(|(runs, gap)| runs * gap)
+                .sum();
+            let config = DeepSpeedInferenceConfig::new(features, 16).with_head_dim(Some(128));
+            let config = config.with_dtype(if int8 { DataType::Int8 } else { DataType::Fp32 });
+            let config = config.with_mp_size(4).with_local_rank(Some(0));
+            let fresh = config.init_self_attention::<B>(0, &device).unwrap();
+            let before = bytes_read();
+            let (loaded, peak) = peak(|| fresh.load(&Checkpoint::open(&path).unwrap(), &names).unwrap());
+            let what = format!("rank 0 of 4 of {dtype:?}, {orientation:?},");
+            if let Some((before, after)) = before.zip(bytes_read()) {
+                let (read, least) = (after - before, quarter + whole + split);
+                assert!(read >= least, "{what} read {read} bytes and has {least}");
+                let most = header + quarter + whole + split + scales + through + 1024;
+                assert!(read <= most, "{what} read {read} bytes, more than {most}");
+            }
+            let own = features * (outputs + width) / 4 * if int8 { 1 } else { 4 };
+            assert!(peak >= own, "what is held was not counted");
+            let most = own * 11 / 10 + (1 << 20) + (1 << 18);
+            assert!(peak <= most, "{what} held {peak} bytes, and its part are {own}");
+            drop(loaded);
+        }
+    }
+}
+
+on_each_cpu_backend!(a_step_copies_no_history, a_layer_of_int8_holds_its_bytes, a_rank_reads_and_holds_its_part);

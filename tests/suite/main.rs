@@ -24,3 +24,4 @@ mod quantized;
 mod quantized_checkpoints;
 #[cfg(feature = "local")]
 mod ranks;
+mod resharding;
