@@ -1,4 +1,6 @@
-//! Reads a Hugging Face checkpoint into the decoder.
+//! Reads a Hugging Face checkpoint into the decoder: on several ranks, each its part of it.
+
+use std::ops::Range;
 
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, LayerNorm};
@@ -80,6 +82,17 @@ struct Reader<'a, B: Backend> {
     orientation: Orientation,
 }
 
+/// A projection's part on one rank.
+#[derive(Clone)]
+enum Cut {
+    /// All of it.
+    Whole,
+    /// These of so many outputs.
+    Outputs(Range<usize>, usize),
+    /// These of so many inputs; the bias is whole.
+    Inputs(Range<usize>, usize),
+}
+
 impl<B: Backend> Decoder<B> {
     /// The model with the weights of a checkpoint, every tensor of which must find its place.
     pub fn load(
@@ -110,6 +123,8 @@ impl<B: Backend> Decoder<B> {
         self.embedding_norm =
             self.embedding_norm.map(|norm| reader.layer_norm(norm, &at(names.embedding_norm))).transpose()?;
         self.final_norm = reader.norm(self.final_norm, &at(names.final_norm))?;
+        let mlp = config.attention_config(0).rank_group()?.part(config.mlp_size);
+        let (outputs, inputs) = (Cut::Outputs(mlp.clone(), config.mlp_size), Cut::Inputs(mlp, config.mlp_size));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.into_iter().enumerate() {
             let attention_names = config.attention_names(checkpoint, layer);
@@ -121,15 +136,19 @@ impl<B: Backend> Decoder<B> {
                     Attention::Bloom(attention) => Attention::Bloom(attention.load(checkpoint, &attention_names)?),
                 },
                 mlp_norm: block.mlp_norm.map(|norm| reader.norm(norm, &at(names.mlp_norm))).transpose()?,
-                gate: block.gate.map(|gate| reader.linear(gate, &at(names.gate))).transpose()?,
-                up: reader.linear(block.up, &at(names.up))?,
-                down: reader.linear(block.down, &at(names.down))?,
+                gate: block.gate.map(|gate| reader.linear(gate, &at(names.gate), outputs.clone())).transpose()?,
+                up: reader.linear(block.up, &at(names.up), outputs.clone())?,
+                down: reader.linear(block.down, &at(names.down), inputs.clone())?,
                 ..block
             });
         }
         self.blocks = blocks;
         self.head = match checkpoint.contains(&format!("{}.weight", names.head)) || !config.tie_word_embeddings {
-            true => Reader::<B> { orientation: Orientation::OutputInput, ..reader }.linear(self.head, names.head)?,
+            true => Reader::<B> { orientation: Orientation::OutputInput, ..reader }.linear(
+                self.head,
+                names.head,
+                Cut::Whole,
+            )?,
             false => turned(self.tokens.weight.val(), None, &self.head)?,
         };
         let report = checkpoint.finish()?;
@@ -163,15 +182,23 @@ impl<B: Backend> Reader<'_, B> {
         Ok(Embedding { weight: Param::from_tensor(weight) })
     }
 
-    fn linear(&self, module: Weight<B>, path: &str) -> Result<Weight<B>, WeightError> {
-        let (input, output) = (module.input_size(), module.output_size());
-        let shape = self.orientation.shape(input, output);
-        let matrix = self.checkpoint.tensor(&format!("{path}.weight"), shape, self.dtype, &self.device)?;
+    fn linear(&self, module: Weight<B>, path: &str, cut: Cut) -> Result<Weight<B>, WeightError> {
+        let (all_inputs, all_outputs, inputs, outputs) = match (module.input_size(), module.output_size(), cut) {
+            (input, output, Cut::Whole) => (input, output, 0..input, 0..output),
+            (input, _, Cut::Outputs(own, all)) => (input, all, 0..input, own),
+            (_, output, Cut::Inputs(own, all)) => (all, output, own, 0..output),
+        };
+        let (shape, ranges) = match self.orientation {
+            Orientation::InputOutput => ([all_inputs, all_outputs], [inputs, outputs.clone()]),
+            Orientation::OutputInput => ([all_outputs, all_inputs], [outputs.clone(), inputs]),
+        };
+        let matrix = self.checkpoint.slice(&format!("{path}.weight"), shape, ranges, self.dtype, &self.device)?;
         let matrix = match self.orientation {
             Orientation::InputOutput => transposed(matrix),
             Orientation::OutputInput => matrix,
         };
-        let bias = || self.checkpoint.tensor(&format!("{path}.bias"), [output], self.dtype, &self.device);
+        let bias = format!("{path}.bias");
+        let bias = || self.checkpoint.slice(&bias, [all_outputs], [outputs], self.dtype, &self.device);
         turned(matrix, module.has_bias().then(bias).transpose()?, &module)
     }
 

@@ -2,8 +2,13 @@
 //! GPT-NeoX, GPT-J, LLaMA, Mistral and OPT.
 //!
 //! The blocks differ in little: which norm, where the MLP branches off, how positions enter.
+//!
+//! On several ranks attention is split by heads and the MLP by its inner features, <https://arxiv.org/abs/1909.08053>; embeddings
+//! and norms are on each.
 
 mod load;
+
+use std::sync::Arc;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
@@ -11,6 +16,7 @@ use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::ops::Keys;
+use burn_deepspeed::parallel::{Communicator, Settings};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
     AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType, DeepSpeedSelfAttention,
@@ -45,6 +51,15 @@ struct Block<B: Backend> {
     branch: Branch,
     #[module(skip)]
     activation: Activation,
+    #[module(skip)]
+    mlp_sum: Option<Sum>,
+}
+
+/// How the MLP of a layer is added up over ranks.
+#[derive(Debug, Clone)]
+struct Sum {
+    communicator: Arc<dyn Communicator>,
+    settings: Settings,
 }
 
 /// Where the MLP takes its input from.
@@ -140,6 +155,24 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
+    /// Adds up attention and MLP of all ranks from now on.
+    #[allow(dead_code)]
+    pub fn with_communicator(self, communicator: &Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let linked = |(layer, block): (usize, Block<B>)| {
+            let settings = Settings::new([("the layer of the MLP", &layer), ("its activation", &block.activation)]);
+            Ok(Block {
+                attention: match block.attention {
+                    Attention::Plain(attention) => Attention::Plain(attention.with_communicator(communicator.clone())?),
+                    Attention::Bloom(attention) => Attention::Bloom(attention.with_communicator(communicator.clone())?),
+                },
+                mlp_sum: (communicator.size() > 1).then(|| Sum { communicator: communicator.clone(), settings }),
+                ..block
+            })
+        };
+        let blocks = self.blocks.into_iter().enumerate().map(linked).collect::<Result<_, ConfigError>>()?;
+        Ok(Self { blocks, ..self })
+    }
+
     /// The model with projections of int8; embeddings and norms stay as they are. Records of such a model are loaded into one.
     #[allow(dead_code)]
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
@@ -193,7 +226,7 @@ impl<B: Backend> Block<B> {
             true => Attention::Bloom(attention_config.init_bloom(layer, device)?),
             false => Attention::Plain(attention_config.init_self_attention(layer, device)?),
         };
-        let (hidden, mlp) = (attention_config.hidden_size, config.mlp_size);
+        let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
         let gated = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
         let bias = match config.architecture {
             Architecture::Llama => config.record["mlp_bias"].as_bool().unwrap_or(false),
@@ -214,6 +247,7 @@ impl<B: Backend> Block<B> {
             down: linear(mlp, hidden)?,
             branch: if parallel { Branch::Parallel } else { Branch::Sequential },
             activation: Activation::parse(&config.activation)?,
+            mlp_sum: None,
         })
     }
 
@@ -312,6 +346,13 @@ impl<B: InferenceBackend> Block<B> {
             Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
             None => self.activation.apply(linear(input, &self.up)),
         };
-        Ok(sum + linear(inner, &self.down))
+        let Some(Sum { communicator, settings }) = &self.mlp_sum else {
+            return Ok(sum + linear(inner, &self.down));
+        };
+        let mlp = B::all_reduce(B::vector_matmul(inner, &self.down), &**communicator, settings)?;
+        Ok(match self.down.bias() {
+            Some(bias) => sum + mlp + bias.unsqueeze(),
+            None => sum + mlp,
+        })
     }
 }

@@ -24,14 +24,14 @@ struct Expected {
     prompt_logits: Vec<Vec<f32>>,
 }
 
-/// Runs the batch of `file`; an error unless every id is equal and the logits are near.
+/// Runs the batch of `file`: what came of it, or an error unless every id is equal and the logits are near.
 pub fn run<B: InferenceBackend>(
     model: &Decoder<B>,
     config: &HuggingFaceConfig,
     file: &Path,
     chunk: Option<NonZeroUsize>,
     device: &B::Device,
-) -> Result<(), Failure> {
+) -> Result<String, Failure> {
     let text = std::fs::read_to_string(file).map_err(|cause| format!("cannot read {}: {cause}", file.display()))?;
     let expected: Expected = serde_json::from_str(&text)?;
     let batch = Batch { ids: expected.prompt_ids, mask: expected.attention_mask };
@@ -56,15 +56,17 @@ pub fn run<B: InferenceBackend>(
     }
     let different =
         generated.iter().zip(&expected.generated_ids).enumerate().find(|(_, (ours, theirs))| ours != theirs);
-    println!("{}: {} rows, largest difference of the prompt logits {worst:.2e}", expected.source, batch.ids.len());
+    let (source, rows) = (expected.source, batch.ids.len());
     match different {
-        _ if !agree => Err(format!("the prompt logits differ by more than {TOLERANCE:e}").into()),
+        _ if !agree => Err(format!("the prompt logits differ by {worst:.2e}, more than {TOLERANCE:e}").into()),
         Some((row, (ours, theirs))) => {
             Err(format!("row {row} differs\n  expected {theirs:?}\n  found    {ours:?}").into())
         }
         None => {
-            println!("all {} generated ids are equal", generated.concat().len());
-            Ok(())
+            let ids = generated.concat().len();
+            Ok(format!(
+                "{source}: {rows} rows, largest difference of the prompt logits {worst:.2e}\nall {ids} generated ids are equal"
+            ))
         }
     }
 }

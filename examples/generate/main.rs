@@ -99,7 +99,8 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     eprintln!("{:?} with {} layers in {seconds:.2} s: {report}", config.architecture, config.layers);
 
     if let Some(file) = &arguments.check {
-        return check::run(&model, &config, file, arguments.chunk, &device);
+        println!("{}", check::run(&model, &config, file, arguments.chunk, &device)?);
+        return Ok(());
     }
     let Prompt { ids, tokenizer } = arguments.source.read(&folder)?;
     let batch = Batch::single(&ids);

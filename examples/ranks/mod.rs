@@ -5,7 +5,8 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use burn_deepspeed::parallel::Communicator;
+use burn_deepspeed::CommunicationError;
+use burn_deepspeed::parallel::{Agreement, Communicator};
 use clap::{Args, ValueEnum};
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -13,9 +14,9 @@ type Failure = Box<dyn Error + Send + Sync>;
 /// How ranks find each other.
 #[derive(Args, Clone, Copy)]
 pub struct Ranks {
-    /// Threads of this process that share the heads, on the engine `local`.
-    #[arg(long, default_value = "1")]
-    ranks: NonZeroUsize,
+    /// Threads of this process that share the heads, on the engine `local`. Default: 1, or 2 where splitting is the point.
+    #[arg(long)]
+    ranks: Option<NonZeroUsize>,
     /// What adds over ranks.
     #[arg(long, value_enum, default_value_t = Engine::Local)]
     engine: Engine,
@@ -33,7 +34,49 @@ pub enum Engine {
     Mpi,
 }
 
+/// One rank, which has nobody to add to it.
+#[derive(Debug)]
+struct Alone;
+
+impl Communicator for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn all_reduce(&self, _agreement: &Agreement, _values: &mut [f32]) -> Result<(), CommunicationError> {
+        Ok(())
+    }
+
+    fn barrier(&self, _agreement: &Agreement) -> Result<(), CommunicationError> {
+        Ok(())
+    }
+
+    fn abort(&self, _reason: &str) {}
+}
+
 impl Ranks {
+    /// With so many threads if the command line does not say.
+    #[allow(dead_code)]
+    pub fn or(self, ranks: NonZeroUsize) -> Self {
+        Self { ranks: self.ranks.or(Some(ranks)), ..self }
+    }
+
+    /// With so many threads, whatever the command line says.
+    #[allow(dead_code)]
+    pub fn with(self, ranks: NonZeroUsize) -> Self {
+        Self { ranks: Some(ranks), ..self }
+    }
+
+    /// What adds.
+    #[allow(dead_code)]
+    pub fn engine(self) -> Engine {
+        self.engine
+    }
+
     /// What the ranks of this process return, in order: all of them on threads, one on MPI. The first error of a rank is
     /// everybody's.
     pub fn run<T: Send>(
@@ -43,6 +86,7 @@ impl Ranks {
         let limit = Duration::try_from_secs_f64(self.time_limit)
             .map_err(|cause| format!("--time-limit {}: {cause}", self.time_limit))?;
         match self.engine {
+            Engine::Local if self.ranks.is_none_or(|ranks| ranks.get() == 1) => Ok(vec![work(Arc::new(Alone))?]),
             Engine::Local => self.threads(limit, work),
             Engine::Mpi => processes(limit, work),
         }
@@ -57,15 +101,12 @@ impl Ranks {
         use burn_deepspeed::Parallelism;
         use burn_deepspeed::parallel::local::LocalCommunicator;
 
-        if self.ranks.get() == 1 {
-            let alone = LocalCommunicator::group(1).remove(0);
-            return Ok(vec![work(Arc::new(alone))?]);
-        }
+        let count = self.ranks.unwrap_or(NonZeroUsize::MIN);
         // Each rank has cores of its own.
-        let cores = NonZeroUsize::new(Parallelism::current().count() / self.ranks).unwrap_or(NonZeroUsize::MIN);
+        let cores = NonZeroUsize::new(Parallelism::current().count() / count).unwrap_or(NonZeroUsize::MIN);
         std::thread::scope(|threads| {
             let mut ranks = Vec::new();
-            for communicator in LocalCommunicator::group_with_time_limit(self.ranks.get(), limit) {
+            for communicator in LocalCommunicator::group_with_time_limit(count.get(), limit) {
                 let own = Parallelism::threads(cores)?;
                 let work = &work;
                 ranks.push(threads.spawn(move || own.run(move || work(Arc::new(communicator)))));

@@ -8,6 +8,7 @@ use super::fields::Fields;
 use super::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
 use crate::config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, read_json};
 use crate::error::ConfigError;
+use crate::parallel::Communicator;
 use crate::weight::Orientation;
 
 /// The model families whose configurations and names are known.
@@ -253,6 +254,19 @@ impl HuggingFaceConfig {
     pub fn with_max_out_tokens(mut self, tokens: usize) -> Self {
         self.attention.max_out_tokens = tokens;
         self.attention.min_out_tokens = self.attention.min_out_tokens.min(tokens);
+        self
+    }
+
+    /// The same model on the rank that this communicator is, which holds its part of the heads; see
+    /// [`DeepSpeedInferenceConfig::for_rank_of`].
+    pub fn for_rank_of(mut self, communicator: &dyn Communicator) -> Self {
+        self.attention = self.attention.for_rank_of(communicator);
+        self
+    }
+
+    /// The same model, whose ranks may hold different numbers of heads; `uneven_heads` of the configuration.
+    pub fn with_uneven_heads(mut self, uneven: bool) -> Self {
+        self.attention.uneven_heads = uneven;
         self
     }
 

@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 
 use super::read::Segment;
 use crate::error::ConfigError;
-use crate::parallel::{HeadShard, RankGroup};
+use crate::parallel::{HeadShard, TpPlan};
 
 /// The order of the outputs of a fused QKV matrix. Shapes agree between layouts and values do not, so there is no default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl QkvLayout {
                     total == kv_total,
                     "QkvLayout::PerHead: {total} query heads and {kv_total} key/value heads, expected as many"
                 );
-                (start..start + shard.len).flat_map(|index| Part::ALL.map(|part| Head { part, index })).collect()
+                shard.queries().flat_map(|index| Part::ALL.map(|part| Head { part, index })).collect()
             }
             Self::PerGroup => {
                 let of_group = |group: usize| {
@@ -79,7 +79,7 @@ impl QkvLayout {
                     let pair = [Part::Key, Part::Value].map(|part| Head { part, index: group });
                     Part::Query.heads(shard).into_iter().filter(is_of).chain(pair)
                 };
-                (kv_start..kv_start + shard.kv_len).flat_map(of_group).collect()
+                shard.keys().flat_map(of_group).collect()
             }
             Self::PerRank(ranks) => {
                 let parts = shards(shard.len, shard.kv_len, ranks)?;
@@ -105,12 +105,9 @@ impl QkvLayout {
 /// The heads of each of so many ranks, in their order. They need not be as many on each.
 ///
 /// # Errors
-/// [`ConfigError::Ranks`].
+/// [`ConfigError::Ranks`] for more ranks than heads, or none.
 pub(super) fn shards(heads: usize, kv_heads: usize, ranks: usize) -> Result<Vec<HeadShard>, ConfigError> {
-    if ranks == 0 {
-        return Err(ConfigError::Ranks { heads, kv_heads, ranks, valid: HeadShard::valid_ranks(heads, kv_heads) });
-    }
-    (0..ranks).map(|rank| HeadShard::of_rank(heads, kv_heads, RankGroup::new(rank, ranks)?)).collect()
+    Ok(TpPlan::uneven(heads, kv_heads, ranks)?.shards().collect())
 }
 
 fn whole(total: usize, kv_total: usize) -> HeadShard {
@@ -131,8 +128,8 @@ impl Part {
     /// This part of the heads of `shard`.
     pub(super) fn heads(self, shard: &HeadShard) -> Vec<Head> {
         let own = match self {
-            Self::Query => shard.start..shard.start + shard.len,
-            Self::Key | Self::Value => shard.kv_start..shard.kv_start + shard.kv_len,
+            Self::Query => shard.queries(),
+            Self::Key | Self::Value => shard.keys(),
         };
         own.map(|index| Head { part: self, index }).collect()
     }

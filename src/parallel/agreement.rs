@@ -84,13 +84,18 @@ impl Agreement {
         for (word, &length) in words[SHAPE..].iter_mut().zip(shape) {
             *word = length as u64;
         }
-        words[SETTINGS..].copy_from_slice(&settings.hashes);
-        Self { words, names: settings.names }
+        Self { words, names: Settings::NONE.names }.with_settings(settings)
     }
 
     /// Nothing is added: the ranks wait for each other.
     pub fn barrier() -> Self {
         Self { words: [0; Self::WORDS], names: Settings::NONE.names }
+    }
+
+    /// The same, between ranks that have these settings alike.
+    pub fn with_settings(mut self, settings: &Settings) -> Self {
+        self.words[SETTINGS..].copy_from_slice(&settings.hashes);
+        Self { names: settings.names, ..self }
     }
 
     /// What travels.

@@ -1,5 +1,6 @@
 //! Ranks that are threads of one process: for tests, and for machines with several sockets.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -152,14 +153,13 @@ impl Communicator for LocalCommunicator {
     fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError> {
         let offers = self.meet(agreement, Arc::new(values.to_vec()))?;
         if values.len() <= ADDED_BY_EACH {
-            add(&offers, 0, values);
+            values.copy_from_slice(&sum(&offers, 0..values.len()));
             return Ok(());
         }
         // Every rank adds up a part, and they meet again to hand it round.
         let ranks = self.size();
         let start = |rank: usize| values.len() * rank / ranks;
-        let mut own = vec![0.0; start(self.rank + 1) - start(self.rank)];
-        add(&offers, start(self.rank), &mut own);
+        let own = sum(&offers, start(self.rank)..start(self.rank + 1));
         drop(offers);
         let parts = self.meet(agreement, Arc::new(own))?;
         let mut rest = values;
@@ -183,17 +183,16 @@ impl Communicator for LocalCommunicator {
     }
 }
 
-/// The sum of what all ranks brought, from value `start` on, in the order of ranks.
-fn add(offers: &[Offer], start: usize, sum: &mut [f32]) {
-    let range = start..start + sum.len();
-    let mut offers = offers.iter();
-    let Some(first) = offers.next() else { return };
-    sum.copy_from_slice(&first.values[range.clone()]);
-    for offer in offers {
-        for (sum, value) in sum.iter_mut().zip(&offer.values[range.clone()]) {
+/// The sum of these values of what all ranks brought, in the order of ranks.
+fn sum(offers: &[Offer], range: Range<usize>) -> Vec<f32> {
+    let mut parts = offers.iter().map(|offer| &offer.values[range.clone()]);
+    let mut sum = parts.next().map(<[f32]>::to_vec).unwrap_or_default();
+    for part in parts {
+        for (sum, value) in sum.iter_mut().zip(part) {
             *sum += value;
         }
     }
+    sum
 }
 
 impl Drop for LocalCommunicator {

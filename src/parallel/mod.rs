@@ -47,6 +47,8 @@ pub use agreement::{Agreement, Settings};
 pub use communicator::{Communicator, DEFAULT_TIME_LIMIT};
 pub use plan::{HeadShard, TpPlan};
 
+use std::ops::Range;
+
 use crate::error::ConfigError;
 
 /// A rank and the size of its tensor-parallel group; DeepSpeed's `mp_group`.
@@ -84,5 +86,17 @@ impl RankGroup {
     /// Ranks of the group.
     pub fn ranks(&self) -> usize {
         self.ranks
+    }
+
+    /// This rank's part of so many things that are cut one behind the other, such as the features of an MLP; the parts of the
+    /// first ranks may be larger by one.
+    ///
+    /// ```
+    /// # use burn_deepspeed::RankGroup;
+    /// assert_eq!(RankGroup::new(1, 3)?.part(10), 4..7);
+    /// # Ok::<_, burn_deepspeed::ConfigError>(())
+    /// ```
+    pub fn part(&self, count: usize) -> Range<usize> {
+        plan::part(count, self.ranks, self.rank)
     }
 }

@@ -19,8 +19,8 @@ use crate::error::ConfigError;
 ///
 /// let error = TpPlan::new(52, 52, 8).unwrap_err();
 /// assert!(error.to_string().starts_with("52 query heads over 8 ranks; valid: 1, 2, 4, 13, 26, 52"));
-/// let plan = TpPlan::uneven(52, 52, 8)?; // 6 or 7 heads on a rank
-/// assert_eq!(plan.shard(0).len, 6);
+/// let plan = TpPlan::uneven(52, 52, 8)?; // 7 or 6 heads on a rank
+/// assert_eq!((plan.shard(3).len, plan.shard(4).len), (7, 6));
 /// # Ok::<_, burn_deepspeed::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +95,10 @@ impl TpPlan {
             (keys.start * group..keys.end * group, keys)
         } else {
             // Which key/value head this rank reads, and which of its ranks it is.
-            let kv = ((rank + 1) * kv_heads).div_ceil(ranks) - 1;
-            let sharers = part(ranks, kv_heads, kv);
+            let (kv, sharers) = (0..kv_heads)
+                .map(|kv| (kv, part(ranks, kv_heads, kv)))
+                .find(|(_, sharers)| sharers.contains(&rank))
+                .expect("every rank has a key/value head");
             let own = part(group, sharers.len(), rank - sharers.start);
             (kv * group + own.start..kv * group + own.end, kv..kv + 1)
         };
@@ -117,9 +119,11 @@ impl TpPlan {
     }
 }
 
-/// Part `index` of `count` things in so many parts, one behind the other, whose sizes differ by one at most.
-fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
-    count * index / parts..count * (index + 1) / parts
+/// Part `index` of `count` things in so many parts, one behind the other; the first may be larger by one. Source: `get_shard_size`
+/// in DeepSpeed's `tp_shard.py`.
+pub(super) fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
+    let start = |index: usize| index * (count / parts) + index.min(count % parts);
+    start(index)..start(index + 1)
 }
 
 /// The heads of one rank, out of those of the whole model.

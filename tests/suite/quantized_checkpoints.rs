@@ -8,7 +8,7 @@ use burn_deepspeed::load::{
     AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, ScaleNames, SplitCheckpoint, WeightNames,
 };
 use burn_deepspeed::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, HeadShard, InferenceBackend};
+use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, InferenceBackend, TpPlan};
 use safetensors::Dtype;
 
 use crate::attention::llama;
@@ -311,7 +311,7 @@ fn files_of_ranks_keep_their_scales<B: InferenceBackend>() {
             };
             for (rank, ranks) in [(0, 1), (1, 2), (2, 6)]
                 .into_iter()
-                .filter(|(_, ranks)| HeadShard::valid_ranks(heads, kv_heads).contains(ranks))
+                .filter(|(_, ranks)| TpPlan::valid_ranks(heads, kv_heads).any(|valid| valid == *ranks))
             {
                 for dtype in [DataType::Int8, DataType::Fp32] {
                     let config =

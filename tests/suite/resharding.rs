@@ -9,7 +9,7 @@ use burn_deepspeed::load::{
 };
 use burn_deepspeed::weight::{Int8Blocks, Orientation, QkvWeight};
 use burn_deepspeed::{
-    ConfigError, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, HeadShard, InferenceBackend, WeightError,
+    ConfigError, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, WeightError,
 };
 use half::bf16;
 use proptest::prelude::*;
@@ -33,7 +33,7 @@ fn config(kv_heads: usize, dtype: DataType) -> DeepSpeedInferenceConfig {
 }
 
 fn on_rank(config: &DeepSpeedInferenceConfig, rank: usize, ranks: usize) -> DeepSpeedInferenceConfig {
-    config.clone().with_mp_size(ranks).with_local_rank(Some(rank))
+    config.clone().with_mp_size(ranks).with_local_rank(Some(rank)).with_uneven_heads(true)
 }
 
 fn names(qkv: QkvNames, orientation: Orientation) -> AttentionNames {
@@ -155,9 +155,8 @@ impl Case<'_> {
     }
 }
 
-fn splits(heads: usize, kv_heads: usize) -> Vec<usize> {
-    HeadShard::valid_ranks(heads, kv_heads).into_iter().filter(|ranks| [1, 2, 3, 4, 6].contains(ranks)).collect()
-}
+/// Even splits of twelve heads, and one that is not.
+const RANKS: [usize; 4] = [1, 2, 4, 5];
 
 fn by_name() -> QkvNames {
     let [query, key, value, bias] = ["q", "k", "v", "bias"].map(String::from);
@@ -185,13 +184,12 @@ fn every_split_loads_into_every_split<B: InferenceBackend>() {
             (Stored::Int8(Int8Blocks::Inputs(some(4))), false),
         ] {
             for orientation in [Orientation::OutputInput, Orientation::InputOutput] {
-                let ranks = splits(12, kv_heads);
                 let config = config(kv_heads, stored.dtype()).with_set_empty_params(separate);
                 let names = names(qkv.clone(), orientation);
                 // a file in the layout of two ranks has the heads of two
                 let two = matches!(qkv, QkvNames::Fused { layout: QkvLayout::PerRank(2), .. });
-                let sources: Vec<usize> = ranks.iter().copied().filter(|n| !two || 12 / n % 2 == 0).collect();
-                Case { config, names, stored, sources: &sources, targets: &ranks }.check::<B>();
+                let sources: Vec<usize> = RANKS.into_iter().filter(|ranks| !two || 12 % (2 * ranks) == 0).collect();
+                Case { config, names, stored, sources: &sources, targets: &RANKS }.check::<B>();
             }
         }
     }
@@ -215,8 +213,7 @@ proptest! {
             .with_dtype(stored.dtype());
         let qkv = if fused { QkvNames::fused("qkv", layout) } else { by_name() };
         let names = names(qkv, Orientation::InputOutput);
-        let valid = HeadShard::valid_ranks(heads, kv_heads);
-        let (sources, targets) = ([valid[from.index(valid.len())]], [valid[to.index(valid.len())]]);
+        let (sources, targets) = ([1 + from.index(heads)], [1 + to.index(heads)]);
         Case { config, names, stored, sources: &sources, targets: &targets }.check::<AnyBackend>();
     }
 }
@@ -264,7 +261,7 @@ fn what_torch_cat_makes_of_the_files_is_known_by_its_ranks<B: InferenceBackend>(
         let merged = folder.path().join("merged.safetensors");
         save(&merged, &concatenated(&paths));
         let trained = config.clone().with_training_mp_size(sources);
-        for ranks in splits(12, kv_heads) {
+        for ranks in RANKS {
             for rank in 0..ranks {
                 let checkpoint = Checkpoint::open(&merged).unwrap();
                 let read = fresh::<B>(&on_rank(&trained, rank, ranks)).load(&checkpoint, &names).unwrap();
@@ -416,18 +413,15 @@ mod errors {
     #[test]
     fn ranks_that_cannot_have_written_the_heads_are_refused() {
         let (_folder, paths, names) = files();
-        let five: Vec<PathBuf> = (0..5).map(|_| paths[0].clone()).collect();
-        let message = error(&five, &names, 1).to_string();
-        assert!(
-            message.contains("12 query heads and 4 key/value heads cannot be split over 5 ranks; valid: 1, 2, 4, 12"),
-            "{message}"
-        );
+        let many: Vec<PathBuf> = (0..13).map(|_| paths[0].clone()).collect();
+        let message = error(&many, &names, 1).to_string();
+        assert!(message.contains("12 query heads and 4 key/value heads over 13 ranks; valid: 1, 2, 3, "), "{message}");
         let refused = |layout| {
             let names = AttentionNames { qkv: QkvNames::fused("qkv", layout), ..names.clone() };
             let module = fresh::<B>(&config(4, DataType::Fp32));
             module.load(&Checkpoint::open(&paths[0]).unwrap(), &names).unwrap_err()
         };
-        for ranks in [0, 5] {
+        for ranks in [0, 13] {
             let error = refused(QkvLayout::PerRank(ranks));
             assert!(
                 matches!(error, WeightError::Config(ConfigError::Ranks { heads: 12, ranks: found, .. }) if found == ranks)
@@ -435,9 +429,9 @@ mod errors {
         }
         // a rank's file in the layout of more ranks than it has heads for
         let module = fresh::<B>(&on_rank(&config(4, DataType::Fp32), 0, 4));
-        let names = AttentionNames { qkv: QkvNames::fused("qkv", QkvLayout::PerRank(2)), ..names.clone() };
+        let names = AttentionNames { qkv: QkvNames::fused("qkv", QkvLayout::PerRank(4)), ..names.clone() };
         let error = module.write(&mut CheckpointWriter::default(), &names).unwrap_err();
-        assert!(matches!(error, WeightError::Config(ConfigError::Ranks { heads: 3, kv_heads: 1, ranks: 2, .. })));
+        assert!(matches!(error, WeightError::Config(ConfigError::Ranks { heads: 3, kv_heads: 1, ranks: 4, .. })));
         let error = config(4, DataType::Fp32).with_training_mp_size(0).resolve(0).unwrap_err();
         assert_eq!(error.to_string(), "`training_mp_size` is 0; it must be at least 1");
     }

@@ -1,0 +1,153 @@
+//! Times a decoding step of one layer on ranks of this machine beside the model of [`model`], and says what the model expects of
+//! machines that are not here.
+//!
+//! ```text
+//! cargo run --release --example scaling                                  # 2 and 4 threads, then the prediction
+//! cargo build --release --features mpi --example scaling
+//! mpirun -n 2 target/release/examples/scaling --engine mpi               # processes
+//! mpirun -n 4 --oversubscribe target/release/examples/scaling --engine mpi --latency 9e-6 --link 2e9
+//! ```
+//!
+//! The model takes from the run of one rank how fast the machine reads, and from sums of two ranks how fast they add; what it
+//! then says of steps on two and four ranks is compared with what they took. On other processes than two, say with `--latency`
+//! and `--link` what the run on two printed.
+
+#[path = "../backend/mod.rs"]
+mod backend;
+mod measure;
+mod model;
+#[path = "../ranks/mod.rs"]
+mod ranks;
+
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
+
+use backend::{BackendName, exit, on_backend};
+use burn_deepspeed::{InferenceBackend, Parallelism};
+use clap::Parser;
+
+use measure::{Measured, SUMS};
+use model::{Layer, Link, Machine, fitted, h200, layers_of_70b};
+use ranks::{Engine, Ranks};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+const MICROSECONDS: f64 = 1e6;
+
+/// Times a layer on ranks, and predicts others.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    ranks: Ranks,
+    /// Width of the residual stream.
+    #[arg(long, default_value_t = 4096)]
+    hidden_size: usize,
+    /// Query heads, of which four share a key/value head where they divide by four.
+    #[arg(long, default_value_t = 32)]
+    heads: usize,
+    /// Rows of the batch.
+    #[arg(long, default_value_t = 1)]
+    batch: usize,
+    /// Tokens that the cache holds.
+    #[arg(long, default_value_t = 512)]
+    history: usize,
+    /// Rounds of twelve steps of each kind.
+    #[arg(long, default_value_t = 10)]
+    rounds: usize,
+    /// Seconds of a round of a sum, as a run on two ranks measured it.
+    #[arg(long, requires = "link")]
+    latency: Option<f64>,
+    /// Bytes a second that a rank sends, as a run on two ranks measured it.
+    #[arg(long, requires = "latency")]
+    link: Option<f64>,
+    /// Backend to run on.
+    #[arg(long, value_enum, default_value_t = BackendName::default())]
+    backend: BackendName,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    exit(on_backend!(arguments.backend, run, &arguments))
+}
+
+fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
+    let layer = Layer {
+        hidden_size: arguments.hidden_size,
+        heads: arguments.heads,
+        kv_heads: if arguments.heads.is_multiple_of(4) { arguments.heads / 4 } else { arguments.heads },
+        head_dim: arguments.hidden_size / arguments.heads.max(1),
+        mlp_size: 0,
+        element: 4,
+        batch: arguments.batch,
+        history: arguments.history,
+    };
+    let known = arguments.latency.zip(arguments.link).map(|(latency, bandwidth)| Link { latency, bandwidth });
+    match arguments.ranks.engine() {
+        Engine::Local => {
+            let mut link = known;
+            for count in [2, 4].map(NonZeroUsize::new).into_iter().flatten() {
+                link = Some(compare::<B>(arguments, arguments.ranks.with(count), &layer, link)?);
+            }
+            predict()
+        }
+        Engine::Mpi => compare::<B>(arguments, arguments.ranks, &layer, known).map(drop),
+    }
+}
+
+/// Measures, prints what was measured beside what the model says, and returns the link that it used.
+fn compare<B: InferenceBackend>(
+    arguments: &Arguments,
+    ranks: Ranks,
+    layer: &Layer,
+    known: Option<Link>,
+) -> Result<Link, Failure> {
+    let cores = NonZeroUsize::new(Parallelism::current().count()).unwrap_or(NonZeroUsize::MIN);
+    let results = ranks.run(|communicator| {
+        let measured = measure::measure::<B>(layer, &communicator, cores, arguments.rounds)?;
+        Ok((communicator.rank(), communicator.size(), measured))
+    })?;
+    let (rank, count, measured) = results[0];
+    let sums = [0, 1].map(|at| (4.0 * SUMS[at] as f64, measured.links[at]));
+    let link = known.unwrap_or_else(|| fitted(count, sums));
+    if rank == 0 {
+        report(layer, count, cores, &measured, link)?;
+    }
+    Ok(link)
+}
+
+fn report(layer: &Layer, count: usize, cores: NonZeroUsize, measured: &Measured, link: Link) -> Result<(), Failure> {
+    // The ranks of this machine share its memory, so together they read as fast as one that has all cores; and more ranks than
+    // cores take turns in a sum.
+    let whole = layer.largest_part(1)?;
+    let turns = count.div_ceil(cores.get()) as f64;
+    let inside = Link { latency: link.latency * turns, bandwidth: link.bandwidth / turns };
+    let machine = Machine { fixed: 0.0, bandwidth: whole / measured.alone, devices: 1, inside, between: None };
+    let (step, sums) = machine.step(layer, count)?;
+    let us = |seconds: f64| format!("{:.0}", seconds * MICROSECONDS);
+    println!("{count} ranks on {cores} cores, {} MiB of weights and cache:", whole as usize >> 20);
+    println!("| | measured, µs | model, µs |\n| --- | --- | --- |");
+    println!("| step on 1 rank with all cores | {} | |", us(measured.alone));
+    println!("| step on {count} ranks | {} | {} |", us(measured.step), us(step));
+    println!("| … of which sums, with the wait for the slowest | {} | {} |", us(measured.sums), us(sums));
+    for (count_of, taken) in SUMS.iter().zip(measured.links) {
+        let bytes = 4.0 * *count_of as f64;
+        println!("| sum of {count_of} numbers | {} | {} |", us(taken), us(inside.sum(count, bytes)));
+    }
+    println!("link: --latency {:.2e} --link {:.2e}\n", link.latency, link.bandwidth);
+    Ok(())
+}
+
+fn predict() -> Result<(), Failure> {
+    println!("What the model expects of hosts with eight H200, µs a step (of which sums); nothing of it was measured:");
+    println!("| layer of 70B, 4096 tokens a row | 1 GPU | 8 GPUs | 2 × 8 GPUs |\n| --- | --- | --- | --- |");
+    for (name, layer) in layers_of_70b() {
+        let mut line = format!("| {name} |");
+        for (hosts, ranks) in [(1, 1), (1, 8), (2, 16)] {
+            let (step, sums) = h200(hosts).step(&layer, ranks)?;
+            line.push_str(&format!(" {:.0} ({:.0}) |", step * MICROSECONDS, sums * MICROSECONDS));
+        }
+        println!("{line}");
+    }
+    Ok(())
+}
