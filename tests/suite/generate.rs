@@ -38,6 +38,40 @@ fn check_all<B: InferenceBackend>(chunk: Option<NonZeroUsize>) {
     }
 }
 
+/// Heads and MLP split over ranks: two, and three that do not divide the heads.
+#[cfg(feature = "local")]
+fn every_architecture_generates_the_same_ids_on_ranks<B: InferenceBackend>() {
+    use burn_deepspeed::Communicator;
+    use burn_deepspeed::parallel::local::LocalCommunicator;
+    use std::sync::Arc;
+
+    let device = B::Device::default();
+    for name in MODELS {
+        for ranks in [2, 3] {
+            let folder = golden("models").join(name);
+            crate::ranks::on_ranks(LocalCommunicator::group(ranks), |communicator| {
+                let communicator: Arc<dyn Communicator> = communicator;
+                let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+                let config = config.with_uneven_heads(true).for_rank_of(&*communicator);
+                let checkpoint = Checkpoint::open(&folder).unwrap();
+                let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
+                let (model, report) = model.load(&config, &checkpoint, &device).unwrap();
+                assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{name}: {report}");
+                let model = model.with_communicator(&communicator).unwrap();
+                check::run(&model, &config, &folder.join("expected.json"), None, &device)
+                    .unwrap_or_else(|e| panic!("{name} on {ranks} ranks: {e}"));
+            });
+        }
+    }
+}
+
+#[cfg(feature = "local")]
+mod ranks {
+    use super::every_architecture_generates_the_same_ids_on_ranks;
+    use crate::common::on_each_cpu_backend;
+    on_each_cpu_backend!(every_architecture_generates_the_same_ids_on_ranks);
+}
+
 fn every_architecture_generates_the_same_ids<B: InferenceBackend>() {
     check_all::<B>(None);
 }
