@@ -14,7 +14,7 @@ use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpee
 use crate::error::WeightError;
 use crate::parallel::HeadShard;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, Int8Matrix, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, SeparateQkv, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its
@@ -260,9 +260,9 @@ impl<'a, B: Backend> Reader<'a, B> {
             outputs: vec![Segment { from: 0, len: hidden, to: 0 }],
             inputs,
         });
-        let matrix = self.finished(&pieces.collect::<Vec<_>>(), module)?;
-        let bias = self.bias(&names.bias, hidden, module.has_bias(), "set `output_bias` to true")?;
-        matrix.weight(bias, module)
+        self.finished(&pieces.collect::<Vec<_>>(), module, || {
+            self.bias(&names.bias, hidden, module.has_bias(), "set `output_bias` to true")
+        })
     }
 
     fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
@@ -328,57 +328,47 @@ impl<'a, B: Backend> Reader<'a, B> {
             outputs,
             inputs: vec![Segment { from: 0, len: input, to: 0 }],
         });
-        let matrix = self.finished(&pieces.collect::<Vec<_>>(), module)?;
-        let heads: Vec<&[Head]> = sources.biases.iter().map(|source| source.heads.as_slice()).collect();
-        let cuts = sources.biases.iter().zip(segments(wanted, &heads, head_dim));
-        let cuts = cuts.filter(|(_, segments)| !segments.is_empty());
-        let bias = match module.has_bias() {
-            true => {
-                let pieces = cuts.map(|(&BiasSource { checkpoint, name, ref heads }, segments)| {
-                    let size = heads.len() * head_dim;
-                    BiasPiece { checkpoint, name, size, segments }
-                });
-                let data = bias(&pieces.collect::<Vec<_>>(), wanted.len() * head_dim, self.dtype)?;
-                Some(Tensor::from_data(data, (&self.device, self.dtype)))
-            }
-            false => {
-                cuts.into_iter().try_for_each(|(source, _)| self.refuse(source.name, "set `qkv_bias` to true"))?;
-                None
-            }
-        };
-        matrix.weight(bias, module)
-    }
-
-    /// A matrix of int8 stays one where the module is int8 and all pieces are. Everything else is dense, the way the module
-    /// stores it.
-    fn finished(&self, pieces: &[Piece<'_>], module: &Weight<B>) -> Result<Matrix<B>, WeightError> {
-        let shape = [module.output_size(), module.input_size()];
-        if module.int8().is_some() && pieces.iter().all(Piece::is_int8) {
-            return Ok(Matrix::Int8(Blocks::read(pieces, shape)?.int8(self.dtype, &self.device)?));
-        }
-        let data = dense(pieces, shape, module.orientation(), self.dtype)?;
-        Ok(Matrix::Dense(Tensor::from_data(data, (&self.device, self.dtype))))
-    }
-}
-
-/// A matrix, before the module takes it.
-enum Matrix<B: Backend> {
-    Dense(Tensor<B, 2>),
-    Int8(Int8Matrix<B>),
-}
-
-impl<B: Backend> Matrix<B> {
-    fn weight(self, bias: Option<Tensor<B, 1>>, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
-        let rounds = module.rounds_input();
-        match self {
-            Self::Int8(matrix) => Ok(Weight::of_int8(matrix, bias).with_rounded_input(rounds)),
-            Self::Dense(matrix) => {
-                let weight = Weight::new(matrix, bias, module.orientation()).with_rounded_input(rounds);
-                match module.int8() {
-                    Some(int8) => weight.quantize_in(int8.blocks()),
-                    None => Ok(weight),
+        self.finished(&pieces.collect::<Vec<_>>(), module, || {
+            let heads: Vec<&[Head]> = sources.biases.iter().map(|source| source.heads.as_slice()).collect();
+            let cuts = sources.biases.iter().zip(segments(wanted, &heads, head_dim));
+            let cuts = cuts.filter(|(_, segments)| !segments.is_empty());
+            match module.has_bias() {
+                true => {
+                    let pieces = cuts.map(|(&BiasSource { checkpoint, name, ref heads }, segments)| {
+                        let size = heads.len() * head_dim;
+                        BiasPiece { checkpoint, name, size, segments }
+                    });
+                    let data = bias(&pieces.collect::<Vec<_>>(), wanted.len() * head_dim, self.dtype)?;
+                    Ok(Some(Tensor::from_data(data, (&self.device, self.dtype))))
+                }
+                false => {
+                    cuts.into_iter().try_for_each(|(source, _)| self.refuse(source.name, "set `qkv_bias` to true"))?;
+                    Ok(None)
                 }
             }
+        })
+    }
+
+    /// A projection, the way the module stores it. A matrix of int8 stays one where the module is int8 and all pieces are;
+    /// everything else is dense, or rounded as the module is.
+    fn finished(
+        &self,
+        pieces: &[Piece<'_>],
+        module: &Weight<B>,
+        bias: impl FnOnce() -> Result<Option<Tensor<B, 1>>, WeightError>,
+    ) -> Result<Weight<B>, WeightError> {
+        let shape = [module.output_size(), module.input_size()];
+        let rounds = module.rounds_input();
+        if module.int8().is_some() && pieces.iter().all(Piece::is_int8) {
+            let matrix = Blocks::read(pieces, shape)?.int8(self.dtype, &self.device)?;
+            return Ok(Weight::of_int8(matrix, bias()?).with_rounded_input(rounds));
+        }
+        let data = dense(pieces, shape, module.orientation(), self.dtype)?;
+        let matrix = Tensor::from_data(data, (&self.device, self.dtype));
+        let weight = Weight::new(matrix, bias()?, module.orientation()).with_rounded_input(rounds);
+        match module.int8() {
+            Some(int8) => weight.quantize_in(int8.blocks()),
+            None => Ok(weight),
         }
     }
 }
