@@ -41,6 +41,8 @@ mod agreement;
 mod communicator;
 #[cfg(feature = "local")]
 pub mod local;
+#[cfg(feature = "mpi")]
+pub mod mpi;
 mod plan;
 
 pub use agreement::{Agreement, Settings};
