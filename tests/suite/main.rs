@@ -16,6 +16,8 @@ mod gpu;
 mod gradients;
 mod kernels;
 mod load;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ops;
 #[cfg(feature = "local")]
 mod parallel;
