@@ -107,6 +107,9 @@ use crate::error::CommunicationError;
 /// and handing it round costs less.
 const ADDED_BY_EACH: usize = 64 * 1024;
 
+/// Values of a long sum that are added at a time: they stay in the cache.
+const STRETCH: usize = 2048;
+
 /// The number of the first group.
 const WORLD: c_int = 1;
 
@@ -314,15 +317,22 @@ impl MpiCommunicator {
             self.send(Arc::new(part), rank)
         });
         let leaving = leaving.collect::<Result<_, _>>()?;
-        let mut kept = meeting.part(0);
-        kept.extend(values[own.clone()].iter().map(|value| value.to_bits()));
-        let mut arrived = self.complete(meeting, arriving)?;
-        arrived.insert(self.rank, kept);
-        add(arrived.iter().map(Vec::as_slice), &mut values[own.clone()]);
+        let arrived = self.complete(meeting, arriving)?;
+        let (mut sum, mut kept) = (meeting.part(0), Vec::with_capacity(STRETCH));
+        for start in own.clone().step_by(STRETCH) {
+            let stretch = start..own.end.min(start + STRETCH);
+            let place = start - own.start..stretch.end - own.start;
+            let values = &mut values[stretch];
+            kept.clear();
+            kept.extend(values.iter().map(|value| value.to_bits()));
+            let mut others = arrived.iter().map(|part| &part[place.clone()]);
+            let parts =
+                (0..self.size()).filter_map(|rank| if rank == self.rank { Some(&kept[..]) } else { others.next() });
+            add(parts, values);
+            sum.extend(values.iter().map(|value| value.to_bits()));
+        }
         meeting.parts.extend(arrived);
 
-        let mut sum = meeting.part(0);
-        sum.extend(values[own].iter().map(|value| value.to_bits()));
         let sum = Arc::new(sum);
         let arriving = self.others().map(|rank| self.receive(meeting.part(parts[rank].len()), rank));
         let arriving = arriving.collect::<Result<_, _>>()?;
