@@ -357,7 +357,7 @@ fn killed() {
         }
         if rank == 1 && round == 9 {
             // It comes in the middle of one of the next sums.
-            Command::new("kill").args(["-9", &std::process::id().to_string()]).spawn().unwrap();
+            std::thread::spawn(|| Command::new("kill").args(["-9", &std::process::id().to_string()]).status().unwrap());
         }
         round += 1;
     };
