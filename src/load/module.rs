@@ -260,9 +260,8 @@ impl<'a, B: Backend> Reader<'a, B> {
             outputs: vec![Segment { from: 0, len: hidden, to: 0 }],
             inputs,
         });
-        self.finished(&pieces.collect::<Vec<_>>(), module, || {
-            self.bias(&names.bias, hidden, module.has_bias(), "set `output_bias` to true")
-        })
+        let bias = || self.bias(&names.bias, hidden, module.has_bias(), "set `output_bias` to true");
+        self.finished(&pieces.collect::<Vec<_>>(), module, bias)
     }
 
     fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
@@ -328,29 +327,35 @@ impl<'a, B: Backend> Reader<'a, B> {
             outputs,
             inputs: vec![Segment { from: 0, len: input, to: 0 }],
         });
-        self.finished(&pieces.collect::<Vec<_>>(), module, || {
-            let heads: Vec<&[Head]> = sources.biases.iter().map(|source| source.heads.as_slice()).collect();
-            let cuts = sources.biases.iter().zip(segments(wanted, &heads, head_dim));
-            let cuts = cuts.filter(|(_, segments)| !segments.is_empty());
-            match module.has_bias() {
-                true => {
-                    let pieces = cuts.map(|(&BiasSource { checkpoint, name, ref heads }, segments)| {
-                        let size = heads.len() * head_dim;
-                        BiasPiece { checkpoint, name, size, segments }
-                    });
-                    let data = bias(&pieces.collect::<Vec<_>>(), wanted.len() * head_dim, self.dtype)?;
-                    Ok(Some(Tensor::from_data(data, (&self.device, self.dtype))))
-                }
-                false => {
-                    cuts.into_iter().try_for_each(|(source, _)| self.refuse(source.name, "set `qkv_bias` to true"))?;
-                    Ok(None)
-                }
-            }
-        })
+        let bias = || self.qkv_bias(wanted, &sources.biases, module.has_bias());
+        self.finished(&pieces.collect::<Vec<_>>(), module, bias)
     }
 
-    /// A projection, the way the module stores it. A matrix of int8 stays one where the module is int8 and all pieces are;
-    /// everything else is dense, or rounded as the module is.
+    fn qkv_bias(
+        &self,
+        heads: &[Head],
+        sources: &[BiasSource<'a>],
+        wanted: bool,
+    ) -> Result<Option<Tensor<B, 1>>, WeightError> {
+        let head_dim = self.spec.head_dim;
+        let of_sources: Vec<&[Head]> = sources.iter().map(|source| source.heads.as_slice()).collect();
+        let cuts = sources.iter().zip(segments(heads, &of_sources, head_dim));
+        let mut cuts = cuts.filter(|(_, segments)| !segments.is_empty());
+        if !wanted {
+            return cuts.try_for_each(|(source, _)| self.refuse(source.name, "set `qkv_bias` to true")).map(|()| None);
+        }
+        let pieces = cuts.map(|(source, segments)| BiasPiece {
+            checkpoint: source.checkpoint,
+            name: source.name,
+            size: source.heads.len() * head_dim,
+            segments,
+        });
+        let data = bias(&pieces.collect::<Vec<_>>(), heads.len() * head_dim, self.dtype)?;
+        Ok(Some(Tensor::from_data(data, (&self.device, self.dtype))))
+    }
+
+    /// The way the module stores it. A matrix of int8 stays one where the module is int8 and all pieces are; everything else is
+    /// dense first. The bias is read behind the matrix.
     fn finished(
         &self,
         pieces: &[Piece<'_>],

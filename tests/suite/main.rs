@@ -24,6 +24,8 @@ mod parallel;
 mod properties;
 mod quantized;
 mod quantized_checkpoints;
+mod quantized_split;
 #[cfg(feature = "local")]
 mod ranks;
 mod resharding;
+mod split_checkpoints;

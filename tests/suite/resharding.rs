@@ -8,9 +8,7 @@ use burn_deepspeed::load::{
     AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, SplitCheckpoint, WeightNames,
 };
 use burn_deepspeed::weight::{Int8Blocks, Orientation, QkvWeight};
-use burn_deepspeed::{
-    ConfigError, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, WeightError,
-};
+use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};
 use half::bf16;
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};
@@ -28,30 +26,30 @@ on_each_cpu_backend!(
 );
 
 /// Twelve heads of two features, which 1, 2, 3, 4, 6 and 12 ranks can share.
-fn config(kv_heads: usize, dtype: DataType) -> DeepSpeedInferenceConfig {
+pub fn config(kv_heads: usize, dtype: DataType) -> DeepSpeedInferenceConfig {
     DeepSpeedInferenceConfig::new(20, 12).with_head_dim(Some(2)).with_num_kv(Some(kv_heads)).with_dtype(dtype)
 }
 
-fn on_rank(config: &DeepSpeedInferenceConfig, rank: usize, ranks: usize) -> DeepSpeedInferenceConfig {
+pub fn on_rank(config: &DeepSpeedInferenceConfig, rank: usize, ranks: usize) -> DeepSpeedInferenceConfig {
     config.clone().with_mp_size(ranks).with_local_rank(Some(rank)).with_uneven_heads(true)
 }
 
-fn names(qkv: QkvNames, orientation: Orientation) -> AttentionNames {
+pub fn names(qkv: QkvNames, orientation: Orientation) -> AttentionNames {
     AttentionNames { norm: Some(NormNames::of("norm")), qkv, output: WeightNames::of("out"), orientation }
 }
 
-fn fresh<B: InferenceBackend>(config: &DeepSpeedInferenceConfig) -> DeepSpeedSelfAttention<B> {
+pub fn fresh<B: InferenceBackend>(config: &DeepSpeedInferenceConfig) -> DeepSpeedSelfAttention<B> {
     config.init_self_attention(0, &Default::default()).unwrap()
 }
 
-fn write<B: InferenceBackend>(module: &DeepSpeedSelfAttention<B>, path: &Path, names: &AttentionNames) {
+pub fn write<B: InferenceBackend>(module: &DeepSpeedSelfAttention<B>, path: &Path, names: &AttentionNames) {
     let mut writer = CheckpointWriter::default();
     module.write(&mut writer, names).unwrap();
     writer.save(path).unwrap();
 }
 
 /// The tensors of a file.
-fn entries(path: &Path) -> Vec<Entry> {
+pub fn entries(path: &Path) -> Vec<Entry> {
     let bytes = std::fs::read(path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let entry = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
@@ -340,136 +338,5 @@ fn a_block_of_a_tensor_is_that_of_the_whole<B: InferenceBackend>() {
     ] {
         let block: Tensor<B, 3> = checkpoint.slice("x", [3, 5, 700], ranges.clone(), DType::F32, &device).unwrap();
         assert_eq!(values(block), values(whole.clone().slice(ranges)));
-    }
-}
-
-mod errors {
-    use super::*;
-    type B = AnyBackend;
-
-    /// The files of two ranks.
-    fn files() -> (tempfile::TempDir, [PathBuf; 2], AttentionNames) {
-        let folder = tempfile::tempdir().unwrap();
-        let paths = [0, 1].map(|rank| folder.path().join(format!("mp_rank_{rank:02}.safetensors")));
-        let names = names(QkvNames::fused("qkv", QkvLayout::Concat), Orientation::OutputInput);
-        let config = config(4, DataType::Fp32);
-        for (rank, path) in paths.iter().enumerate() {
-            write(&randomised(fresh::<B>(&on_rank(&config, rank, 2))), path, &names);
-        }
-        (folder, paths, names)
-    }
-
-    fn error(paths: &[PathBuf], names: &AttentionNames, training_ranks: usize) -> WeightError {
-        let split = SplitCheckpoint::open(paths).unwrap();
-        let config = config(4, DataType::Fp32).with_training_mp_size(training_ranks);
-        fresh::<B>(&config).load_split(&split, names).unwrap_err()
-    }
-
-    #[test]
-    fn a_tensor_that_one_file_lacks_names_the_file() {
-        let (_folder, paths, names) = files();
-        let without: Vec<Entry> = entries(&paths[1]).into_iter().filter(|entry| entry.0 != "out.weight").collect();
-        save(&paths[1], &without);
-        let message = error(&paths, &names, 1).to_string();
-        let path = paths[1].display();
-        assert!(
-            message.contains(&format!("{path}: the checkpoint has no tensor `out.weight` (nearest: `")),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn other_files_than_were_trained_are_counted() {
-        let (_folder, paths, names) = files();
-        assert_eq!(
-            error(&paths, &names, 4).to_string(),
-            "2 files were named and `training_mp_size` says that 4 ranks wrote the checkpoint; name the file of every rank, in \
-             rank order, or set `training_mp_size` to 2"
-        );
-        let error = SplitCheckpoint::open(Vec::<PathBuf>::new()).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no file was named; a split checkpoint has one for each rank that wrote it: name them in rank order"
-        );
-    }
-
-    #[test]
-    fn what_every_rank_has_is_the_same_in_every_file() {
-        let (_folder, paths, names) = files();
-        let mut other = entries(&paths[1]);
-        let bias = other.iter_mut().find(|entry| entry.0 == "out.bias").unwrap();
-        bias.3[0] ^= 1;
-        save(&paths[1], &other);
-        let [first, second] = paths.each_ref().map(|path| path.display());
-        assert_eq!(
-            error(&paths, &names, 1).to_string(),
-            format!(
-                "`out.bias` is not the same in {first} and {second}, and every rank has all of it; name the files of one \
-                 checkpoint"
-            )
-        );
-    }
-
-    #[test]
-    fn ranks_that_cannot_have_written_the_heads_are_refused() {
-        let (_folder, paths, names) = files();
-        let many: Vec<PathBuf> = (0..13).map(|_| paths[0].clone()).collect();
-        let message = error(&many, &names, 1).to_string();
-        assert!(message.contains("12 query heads and 4 key/value heads over 13 ranks; valid: 1, 2, 3, "), "{message}");
-        let refused = |layout| {
-            let names = AttentionNames { qkv: QkvNames::fused("qkv", layout), ..names.clone() };
-            let module = fresh::<B>(&config(4, DataType::Fp32));
-            module.load(&Checkpoint::open(&paths[0]).unwrap(), &names).unwrap_err()
-        };
-        for ranks in [0, 13] {
-            let error = refused(QkvLayout::PerRank(ranks));
-            assert!(
-                matches!(error, WeightError::Config(ConfigError::Ranks { heads: 12, ranks: found, .. }) if found == ranks)
-            );
-        }
-        // a rank's file in the layout of more ranks than it has heads for
-        let module = fresh::<B>(&on_rank(&config(4, DataType::Fp32), 0, 4));
-        let names = AttentionNames { qkv: QkvNames::fused("qkv", QkvLayout::PerRank(4)), ..names.clone() };
-        let error = module.write(&mut CheckpointWriter::default(), &names).unwrap_err();
-        assert!(matches!(error, WeightError::Config(ConfigError::Ranks { heads: 3, kv_heads: 1, ranks: 4, .. })));
-        let error = config(4, DataType::Fp32).with_training_mp_size(0).resolve(0).unwrap_err();
-        assert_eq!(error.to_string(), "`training_mp_size` is 0; it must be at least 1");
-    }
-
-    #[test]
-    fn a_tensor_of_no_rank_is_unexpected_once() {
-        let (_folder, paths, names) = files();
-        for path in &paths {
-            let mut more = entries(path);
-            more.push(("mlp".into(), Dtype::F32, vec![1], vec![0; 4]));
-            save(path, &more);
-        }
-        let split = SplitCheckpoint::open(&paths).unwrap();
-        fresh::<B>(&on_rank(&config(4, DataType::Fp32), 3, 4)).load_split(&split, &names).unwrap();
-        assert!(matches!(split.finish(), Err(WeightError::Unused(names)) if names == ["mlp"]));
-        split.ignore(|name| name == "mlp");
-        assert_eq!(split.finish().unwrap().loaded.len(), 6);
-    }
-
-    #[test]
-    fn a_file_that_is_cut_short_is_an_error() {
-        let (_folder, paths, names) = files();
-        let checkpoint = Checkpoint::open(&paths[0]).unwrap();
-        let length = std::fs::metadata(&paths[0]).unwrap().len();
-        std::fs::File::options().write(true).open(&paths[0]).unwrap().set_len(length / 2).unwrap();
-        let half = DeepSpeedInferenceConfig { heads: 6, num_kv: Some(2), ..config(4, DataType::Fp32) };
-        let message = fresh::<B>(&half).load(&checkpoint, &names).unwrap_err().to_string();
-        assert!(message.contains("it ends inside of a tensor that its header lists; it was cut short"), "{message}");
-        let message = Checkpoint::open(&paths[0]).unwrap_err().to_string();
-        assert!(message.contains("it is not complete"), "{message}");
-    }
-
-    #[test]
-    #[should_panic(expected = "Checkpoint::slice: `out.bias` has shape [20], and 3..21 of axis 0 is not inside")]
-    fn a_range_outside_of_the_tensor_is_refused() {
-        let (_folder, paths, _) = files();
-        let checkpoint = Checkpoint::open(&paths[0]).unwrap();
-        let beyond = 3..21;
-        let _ = checkpoint.slice::<B, 1>("out.bias", [20], [beyond], DType::F32, &Default::default());
     }
 }
