@@ -60,4 +60,24 @@ where
     fn has_tf32(device: &<Self as BackendTypes>::Device) -> bool {
         R::client(device).properties().supports_type(tf32::as_type_native_unchecked().storage_type())
     }
+
+    #[cfg(feature = "nccl")]
+    fn adds_between_devices() -> bool {
+        use cubecl::server::ServerCommunication;
+        R::CubeServer::SERVER_COMM_ENABLED
+    }
+
+    #[cfg(feature = "nccl")]
+    fn hand_over(tensors: Vec<FloatTensor<Self>>) -> Result<(), String> {
+        for tensor in tensors {
+            tensor.client.flush().map_err(|error| error.to_string())?;
+            // Where memory ran out, CubeCL panics, on its own thread and on this one.
+            let memory = || tensor.client.get_resource(tensor.handle.clone()).map(drop);
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(memory)) {
+                Ok(found) => found.map_err(|error| error.to_string())?,
+                Err(_) => return Err("a tensor has no memory, as when none is left; look for what was printed".into()),
+            }
+        }
+        Ok(())
+    }
 }

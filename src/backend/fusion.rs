@@ -58,6 +58,18 @@ impl<B: FusionBackend + CubeOps> CubeOps for Fusion<B> {
     fn has_tf32(device: &<Self as BackendTypes>::Device) -> bool {
         B::has_tf32(device)
     }
+
+    #[cfg(feature = "nccl")]
+    fn adds_between_devices() -> bool {
+        B::adds_between_devices()
+    }
+
+    #[cfg(feature = "nccl")]
+    fn hand_over(tensors: Vec<FloatTensor<Self>>) -> Result<(), String> {
+        B::hand_over(
+            tensors.into_iter().map(|tensor| tensor.client.clone().resolve_tensor_float::<B>(tensor)).collect(),
+        )
+    }
 }
 
 /// A recorded call.

@@ -120,6 +120,15 @@ macro_rules! cube_operations {
         fn pad_transform(heads: burn::tensor::Tensor<Self, 4>, size: usize) -> burn::tensor::Tensor<Self, 4> {
             $crate::ops::pad_transform::cube::pad_transform(heads, size)
         }
+
+        #[cfg(feature = "nccl")]
+        fn all_reduce<const D: usize>(
+            partial: burn::tensor::Tensor<Self, D>,
+            communicator: &dyn $crate::parallel::Communicator,
+            settings: &$crate::parallel::Settings,
+        ) -> Result<burn::tensor::Tensor<Self, D>, $crate::CommunicationError> {
+            $crate::ops::all_reduce::cube::all_reduce(partial, communicator, settings)
+        }
     };
 }
 #[cfg(feature = "cubecl")]

@@ -36,6 +36,15 @@ pub trait CubeOps: Backend {
 
     /// Whether the device has TF32, to which Burn's matmul then rounds the elements of f32 matrices.
     fn has_tf32(device: &Self::Device) -> bool;
+
+    /// Whether devices of the runtime add tensors up without the host.
+    #[cfg(feature = "nccl")]
+    fn adds_between_devices() -> bool;
+
+    /// Hands what makes these tensors to the device, without waiting for it. Returns what has failed on this thread's stream since
+    /// the last time, or that there is no memory behind a tensor.
+    #[cfg(feature = "nccl")]
+    fn hand_over(tensors: Vec<FloatTensor<Self>>) -> Result<(), String>;
 }
 
 /// An operation on the tensors of a runtime.

@@ -43,6 +43,8 @@ mod communicator;
 pub mod local;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 mod plan;
 
 pub use agreement::{Agreement, Settings};

@@ -1,5 +1,8 @@
 //! The sum over ranks.
 
+#[cfg(feature = "nccl")]
+pub(crate) mod cube;
+
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::error::CommunicationError;

@@ -1,0 +1,253 @@
+//! Ranks that are threads of one process with a CUDA device each: NVIDIA's NCCL adds between the devices.
+//!
+//! # What it needs
+//!
+//! One process, and a different CUDA device for each rank. CubeCL loads NCCL when the program runs, as `libnccl.so` (on Linux):
+//! packages without a `-dev` in their name and NVIDIA's wheel have `libnccl.so.2` alone, so add a symbolic link, and name its
+//! folder in `LD_LIBRARY_PATH`. A device belongs to one group at a time: CubeCL keeps one NCCL communicator for a set of devices
+//! as long as the process lives, and two groups would add to each other.
+//!
+//! # What a sum is
+//!
+//! The ranks meet on the host first, like those of a [`LocalCommunicator`], with the same time limit and the same errors. Then
+//! each hands the sum to its device and goes on. NCCL runs on a stream of its own, behind what the device had to do before and
+//! ahead of whatever reads the sum; the sums of a group follow each other in the order of the calls. F16 and BF16 are turned into
+//! f32 for the sum, which [`InferenceBackend::all_reduce`](crate::InferenceBackend::all_reduce) rounds once. In which order NCCL
+//! adds is its own affair, so the last bits may differ from those of the other engines, and with the number of devices.
+//!
+//! Tensors of other backends, and of other element types, are added on the host.
+//!
+//! # When something fails
+//!
+//! | what | is |
+//! | --- | --- |
+//! | no driver, no NCCL, no such device, a device twice or of another group | [`CommunicationError::Unavailable`] from [`group`](NcclCommunicator::group) |
+//! | NCCL does not start, or adds wrongly | [`CommunicationError::Engine`] from `group`, which tries one sum |
+//! | a rank is late, gone, or about to do something else | the error of [`LocalCommunicator`] on every rank |
+//! | a kernel before the sum failed, or there is no memory for it | `Engine` on its rank, [`CommunicationError::Aborted`] on the others |
+//! | NCCL refuses a sum later | nothing: CubeCL 0.10 writes it to the log alone. The sum is NaN on that rank, and the others wait |
+//! | a device breaks inside a sum | what CUDA says of that device when it is read; the other devices may wait for ever |
+//! | memory ran out earlier, for what the partial result is made of | nothing, as on one device: CubeCL 0.10 leaves out the kernels |
+//!
+//! A rank asks its device for errors before the meeting, so devices begin a sum that all of them can end, and what NCCL refuses
+//! or breaks needs a fault behind that. No limit of ours reaches a device that waits in NCCL: end the process. That holds for an
+//! NCCL that did not start, too, as CubeCL does not start it on the same devices twice.
+//!
+//! # What was run
+//!
+//! This engine has **never run on real GPUs**: there was no machine with two. What ran is everything of ours, of Burn's and of
+//! CubeCL's on a driver and an NCCL that live in host memory (`scripts/fake_cuda.c`, `scripts/fake_nccl.c`), where ranks really
+//! add and kernels do nothing; CI runs that, see `scripts/fake_gpus.py`.
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use burn::tensor::Tensor;
+//! use burn_cuda::{Cuda, CudaDevice};
+//! use burn_deepspeed::parallel::nccl::NcclCommunicator;
+//! use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = DeepSpeedInferenceConfig::new(4096, 32).with_dtype(DataType::Fp32);
+//! let devices = [CudaDevice::new(0), CudaDevice::new(1)];
+//! let group = NcclCommunicator::group(&devices)?;
+//! std::thread::scope(|threads| {
+//!     for (communicator, device) in group.into_iter().zip(&devices) {
+//!         let config = config.clone().for_rank_of(&communicator);
+//!         threads.spawn(move || {
+//!             let attention = config.init_self_attention::<Cuda>(0, device)?;
+//!             // a checkpoint is loaded here; each rank reads its part
+//!             let attention = attention.with_communicator(Arc::new(communicator))?;
+//!             let input = Tensor::ones([1, 5, 4096], device); // the same on every rank
+//!             let output = attention.forward_uncached(input, AttentionMask::none(), None)?; // the sum
+//!             assert_eq!(output.dims(), [1, 5, 4096]);
+//!             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+//!         });
+//!     }
+//! });
+//! # Ok(()) }
+//! ```
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn::tensor::{Tensor, TensorData};
+use burn_cuda::{Cuda, CudaDevice};
+
+use super::local::LocalCommunicator;
+use super::{Agreement, Communicator, DEFAULT_TIME_LIMIT, Settings};
+use crate::error::CommunicationError;
+use crate::ops::InferenceBackend;
+
+/// How long CUDA and NCCL may take to start: 2 minutes.
+const START_LIMIT: Duration = Duration::from_secs(120);
+
+/// One rank of a group of threads with a CUDA device each; see the [module](self).
+///
+/// A rank that is dropped (its thread ended, or panicked) is gone, and the others hear of it at once.
+#[derive(Debug)]
+pub struct NcclCommunicator {
+    /// Where the ranks meet before a device begins.
+    host: LocalCommunicator,
+    devices: Arc<Devices>,
+}
+
+/// The devices of a group in the order of its ranks, taken until the last of them is gone.
+#[derive(Debug)]
+struct Devices(Vec<DeviceId>);
+
+static TAKEN: Mutex<Vec<DeviceId>> = Mutex::new(Vec::new());
+
+impl NcclCommunicator {
+    /// A group with a rank for each device, in order; each goes to a thread of its own. NCCL starts here, and adds up one number
+    /// to show that it works, which takes seconds.
+    ///
+    /// # Errors
+    /// [`CommunicationError::Unavailable`] without driver, NCCL, or as many free devices; [`CommunicationError::Engine`] if the
+    /// number is wrong, or does not come within two minutes.
+    pub fn group(devices: &[CudaDevice]) -> Result<Vec<Self>, CommunicationError> {
+        Self::group_with_time_limit(devices, DEFAULT_TIME_LIMIT)
+    }
+
+    /// A group whose ranks wait for each other no longer than `limit`.
+    ///
+    /// # Errors
+    /// Those of [`group`](Self::group).
+    pub fn group_with_time_limit(devices: &[CudaDevice], limit: Duration) -> Result<Vec<Self>, CommunicationError> {
+        let unavailable = |cause| CommunicationError::Unavailable { engine: "NCCL", cause };
+        look_for_libraries_and(devices).map_err(unavailable)?;
+        let taken = Arc::new(Devices::take(devices).map_err(unavailable)?);
+        try_one_sum(Self::untried(&taken, START_LIMIT), devices)?;
+        Ok(Self::untried(&taken, limit))
+    }
+
+    fn untried(devices: &Arc<Devices>, limit: Duration) -> Vec<Self> {
+        let hosts = LocalCommunicator::group_with_time_limit(devices.0.len(), limit);
+        hosts.into_iter().map(|host| Self { host, devices: devices.clone() }).collect()
+    }
+}
+
+impl Devices {
+    fn take(devices: &[CudaDevice]) -> Result<Self, String> {
+        let ids: Vec<DeviceId> = devices.iter().map(DeviceOps::id).collect();
+        let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(device) = ids.iter().find(|id| taken.contains(id)) {
+            return Err(format!(
+                "device {} belongs to a group that is still there; drop its ranks first",
+                device.index_id
+            ));
+        }
+        taken.extend(&ids);
+        Ok(Self(ids))
+    }
+}
+
+impl Drop for Devices {
+    fn drop(&mut self) {
+        TAKEN.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| !self.0.contains(id));
+    }
+}
+
+impl Communicator for NcclCommunicator {
+    fn rank(&self) -> usize {
+        self.host.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.host.size()
+    }
+
+    fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError> {
+        self.host.all_reduce(agreement, values)
+    }
+
+    fn barrier(&self, agreement: &Agreement) -> Result<(), CommunicationError> {
+        self.host.barrier(agreement)
+    }
+
+    fn abort(&self, reason: &str) {
+        self.host.abort(reason);
+    }
+
+    fn devices(&self) -> Option<&[DeviceId]> {
+        Some(&self.devices.0)
+    }
+}
+
+/// What CubeCL would panic about on a thread of its own, where nobody hears it.
+fn look_for_libraries_and(devices: &[CudaDevice]) -> Result<(), String> {
+    use cudarc::{driver, nccl};
+
+    if let Some((at, device)) = devices.iter().enumerate().find(|(at, device)| devices[..*at].contains(device)) {
+        return Err(format!(
+            "rank {at} has device {} like a rank before it, and NCCL takes one rank on a device; name as many devices as ranks",
+            device.index
+        ));
+    }
+    // SAFETY: opens the library under the names that CubeCL tries, and closes it; NVIDIA's may be opened from any thread.
+    if !unsafe { driver::sys::is_culib_present() } {
+        return Err("there is no CUDA driver; install NVIDIA's, or take `LocalCommunicator`".into());
+    }
+    // SAFETY: as above.
+    if !unsafe { nccl::sys::is_culib_present() } {
+        return Err("the library `libnccl.so` cannot be opened; install NCCL (where it is called `libnccl.so.2`, add a link), and \
+                    name its folder in LD_LIBRARY_PATH"
+            .into());
+    }
+    let count = driver::result::init()
+        .and_then(|()| driver::result::device::get_count())
+        .map_err(|error| format!("the CUDA driver does not start: {error:?}; see what `nvidia-smi` says"))?;
+    match devices.iter().find(|device| device.index >= count as usize) {
+        Some(device) => {
+            Err(format!("device {} was asked for and there are {count}, counted from 0; name those", device.index))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Starts NCCL on the devices and adds up the numbers of the ranks, from threads that may be left behind.
+fn try_one_sum(group: Vec<NcclCommunicator>, devices: &[CudaDevice]) -> Result<(), CommunicationError> {
+    let failed = |cause: String| CommunicationError::Engine { engine: "NCCL", cause };
+    let (report, reports) = channel();
+    for (communicator, device) in group.into_iter().zip(devices) {
+        let (report, device) = (report.clone(), device.clone());
+        std::thread::spawn(move || {
+            let sum = sum_of_ranks(&communicator, &device);
+            drop(communicator); // so that its device is free when the group is
+            report.send(sum)
+        });
+    }
+    drop(report);
+    let expected = (devices.len() * (devices.len() + 1) / 2) as f32;
+    let end = Instant::now() + START_LIMIT;
+    for _ in devices {
+        match reports.recv_timeout(end.saturating_duration_since(Instant::now())) {
+            Ok(sum) => {
+                if sum? != expected {
+                    let cause =
+                        "it does not add; set NCCL_DEBUG=INFO, look for what was printed, and restart the process";
+                    return Err(failed(cause.into()));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(failed(format!(
+                    "no sum within {START_LIMIT:?}; set NCCL_DEBUG=INFO, and restart the process"
+                )));
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(failed("a thread panicked on its device; look for what was printed".into()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One, two, three, .. added up over the devices of the ranks.
+fn sum_of_ranks(communicator: &NcclCommunicator, device: &CudaDevice) -> Result<f32, CommunicationError> {
+    let number = TensorData::from([communicator.rank() as f32 + 1.0]);
+    let sum = Cuda::<f32, i32>::all_reduce(Tensor::<_, 1>::from_data(number, device), communicator, &Settings::NONE)?;
+    let failed = |cause| CommunicationError::Engine { engine: "CUDA", cause };
+    let data = sum.try_into_data().map_err(|error| failed(error.to_string()))?;
+    data.iter::<f32>().next().ok_or_else(|| failed("the device returned nothing".into()))
+}
