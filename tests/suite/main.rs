@@ -18,6 +18,8 @@ mod kernels;
 mod load;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod ops;
 #[cfg(feature = "local")]
 mod parallel;

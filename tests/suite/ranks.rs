@@ -11,7 +11,7 @@ use burn_deepspeed::{CommunicationError, InferenceBackend};
 use crate::common::{on_each_cpu_backend, seeded, values};
 
 /// What each rank of a group returns.
-pub fn on_ranks<T: Send>(group: Vec<LocalCommunicator>, work: impl Fn(Arc<LocalCommunicator>) -> T + Sync) -> Vec<T> {
+pub fn on_ranks<C: Communicator, T: Send>(group: Vec<C>, work: impl Fn(Arc<C>) -> T + Sync) -> Vec<T> {
     std::thread::scope(|threads| {
         let work = &work;
         let ranks: Vec<_> = group.into_iter().map(|rank| threads.spawn(move || work(Arc::new(rank)))).collect();
