@@ -12,8 +12,8 @@
 //! The ranks meet on the host first, like those of a [`LocalCommunicator`], with the same time limit and the same errors. Then
 //! each hands the sum to its device and goes on. NCCL runs on a stream of its own, behind what the device had to do before and
 //! ahead of whatever reads the sum; the sums of a group follow each other in the order of the calls. F16 and BF16 are turned into
-//! f32 for the sum, which [`InferenceBackend::all_reduce`](crate::InferenceBackend::all_reduce) rounds once. In which order NCCL
-//! adds is its own affair, so the last bits may differ from those of the other engines, and with the number of devices.
+//! f32 for the sum, which [`InferenceBackend::all_reduce`] rounds once. In which order NCCL adds is its own affair, so the last
+//! bits may differ from those of the other engines, and with the number of devices.
 //!
 //! Tensors of other backends, and of other element types, are added on the host.
 //!
