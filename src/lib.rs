@@ -53,7 +53,8 @@
 //!   shows.
 //! - A bad configuration, a full cache or weights that do not fit are a `Result`, with fact, limit and remedy; a tensor of
 //!   the wrong shape is a panic that names operation, tensor and both shapes.
-//! - There is no process-wide state: cache, layer index and rank are values.
+//! - There is no process-wide state: cache, layer index and rank are values. (MPI itself is one per process, and a CUDA device is in
+//!   one NCCL group at a time.)
 //!
 //! # Threads
 //!

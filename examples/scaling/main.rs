@@ -4,8 +4,8 @@
 //! ```text
 //! cargo run --release --example scaling                                  # 2 and 4 threads, then the prediction
 //! cargo build --release --features mpi --example scaling
-//! mpirun -n 2 target/release/examples/scaling --engine mpi               # processes
-//! mpirun -n 4 --oversubscribe target/release/examples/scaling --engine mpi --latency 9e-6 --link 2e9
+//! mpirun -n 2 --bind-to none target/release/examples/scaling --engine mpi    # processes
+//! mpirun -n 4 --bind-to none --oversubscribe target/release/examples/scaling --engine mpi --latency 9e-6 --link 2e9
 //! ```
 //!
 //! The model takes from the run of one rank how fast the machine reads, and from sums of two ranks how fast they add; what it
@@ -24,7 +24,7 @@ use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
 use backend::{BackendName, exit, on_backend};
-use burn_deepspeed::{InferenceBackend, Parallelism};
+use burn_deepspeed::InferenceBackend;
 use clap::Parser;
 
 use measure::{Measured, SUMS};
@@ -102,7 +102,7 @@ fn compare<B: InferenceBackend>(
     layer: &Layer,
     known: Option<Link>,
 ) -> Result<Link, Failure> {
-    let cores = NonZeroUsize::new(Parallelism::current().count()).unwrap_or(NonZeroUsize::MIN);
+    let cores = std::thread::available_parallelism()?;
     let results = ranks.run(|communicator| {
         let measured = measure::measure::<B>(layer, &communicator, cores, arguments.rounds)?;
         Ok((communicator.rank(), communicator.size(), measured))

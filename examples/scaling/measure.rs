@@ -124,6 +124,8 @@ pub fn measure<B: InferenceBackend>(
     let first = communicator.rank() == 0;
     let timed = Arc::new(Timed { inner: communicator.clone(), spent: Mutex::default() });
     let all_cores = Parallelism::threads(cores)?;
+    let own_cores =
+        Parallelism::threads(NonZeroUsize::new(cores.get() / communicator.size()).unwrap_or(NonZeroUsize::MIN))?;
     let mut whole = first.then(|| Decoding::<B>::new(layer, None)).transpose()?;
     let mut part = Decoding::<B>::new(layer, Some(timed.clone()))?;
     let (mut alone, mut steps, mut sums) = (Vec::new(), Vec::new(), Vec::new());
@@ -137,7 +139,7 @@ pub fn measure<B: InferenceBackend>(
         for at in 0..STEPS {
             timed.taken();
             wait()?;
-            let step = part.step()?;
+            let step = own_cores.run(|| part.step())?;
             if at >= WARM {
                 steps.push(step);
                 sums.push(timed.taken().as_secs_f64());

@@ -30,4 +30,5 @@ mod quantized_split;
 #[cfg(feature = "local")]
 mod ranks;
 mod resharding;
+mod resident;
 mod split_checkpoints;

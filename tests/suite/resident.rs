@@ -1,0 +1,80 @@
+//! What a process that loads a rank's part has in memory, as the system counts it.
+
+use std::process::Command;
+
+use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
+use burn_deepspeed::weight::Orientation;
+use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention};
+
+use crate::common::AnyBackend;
+
+/// Where a process finds the file, and of how many ranks it is the first; 0 loads nothing.
+const FILE: &str = "BURN_DEEPSPEED_RESIDENT_FILE";
+const RANKS: &str = "BURN_DEEPSPEED_RESIDENT_RANKS";
+
+const HIDDEN: usize = 2048;
+const MIB: usize = 1 << 20;
+
+/// What loading needs beside the weights: code, threads, and blocks to read into.
+const LOADER: usize = 12 * MIB;
+
+fn names() -> AttentionNames {
+    AttentionNames {
+        norm: Some(NormNames::of("norm")),
+        qkv: QkvNames::fused("qkv", QkvLayout::PerHead),
+        output: WeightNames::of("output"),
+        orientation: Orientation::OutputInput,
+    }
+}
+
+fn fresh(ranks: usize) -> DeepSpeedSelfAttention<AnyBackend> {
+    let config = DeepSpeedInferenceConfig::new(HIDDEN, 16).with_dtype(DataType::Fp32);
+    let config = config.with_mp_size(ranks).with_local_rank(Some(0));
+    config.init_self_attention(0, &Default::default()).unwrap()
+}
+
+/// One of the processes that the test below starts.
+#[test]
+#[ignore = "one of the processes that another test starts"]
+fn as_a_process() {
+    let ranks: usize = std::env::var(RANKS).unwrap().parse().unwrap();
+    if ranks > 0 {
+        let checkpoint = Checkpoint::open(std::env::var(FILE).unwrap()).unwrap();
+        let attention = fresh(ranks).load(&checkpoint, &names()).unwrap();
+        assert_eq!(attention.output().input_size(), HIDDEN / ranks);
+    }
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+    println!("peak {} KiB", peak.split_whitespace().nth(1).unwrap());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_process_holds_its_part_and_little_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut writer = CheckpointWriter::default();
+    fresh(1).write(&mut writer, &names()).unwrap();
+    writer.save(&path).unwrap();
+    let size = std::fs::metadata(&path).unwrap().len() as usize;
+    assert!(size > 4 * HIDDEN * HIDDEN * 4);
+
+    let peak = |ranks: usize| -> usize {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "resident::as_a_process", "--ignored", "--nocapture"])
+            .env(FILE, &path)
+            .env(RANKS, ranks.to_string())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let line = text.lines().find_map(|line| line.strip_prefix("peak ")).unwrap_or_else(|| panic!("{text}"));
+        line.strip_suffix(" KiB").unwrap().parse::<usize>().unwrap() * 1024
+    };
+    let nothing = peak(0);
+    for ranks in [1, 2, 4, 8] {
+        let held = peak(ranks).saturating_sub(nothing);
+        println!("rank 0 of {ranks}: {} of {} MiB", held / MIB, size / MIB);
+        assert!(held > size / ranks / 2, "{held} bytes: nothing was loaded");
+        assert!(held <= size / ranks + LOADER, "rank 0 of {ranks} holds {held} bytes of {size}");
+    }
+}
