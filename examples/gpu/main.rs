@@ -12,6 +12,8 @@ mod case;
 #[path = "../conformance/run.rs"]
 mod conformance;
 mod layer;
+#[path = "../ranks/mod.rs"]
+mod ranks;
 
 use std::process::ExitCode;
 
