@@ -1,7 +1,6 @@
 //! The KV cache: what fits, what is written where, and what nobody sees.
 
 use burn::tensor::{Bool, Tensor, backend::Backend};
-use burn_deepspeed::cache::Stored;
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::{
     AttentionError, AttentionMask, DataType, DeepSpeedSelfAttention, InferenceBackend, KvCache, KvCacheType, Outputs,
@@ -242,6 +241,7 @@ on_each_backend!(
 mod in_place {
     use super::*;
     use burn::tensor::TensorPrimitive;
+    use burn_deepspeed::cache::Stored;
     use burn_ndarray::{NdArray, NdArrayTensor};
 
     const VALUES_IN_INT8: KvCacheType = KvCacheType { key: None, value: Some(DataType::Int8) };

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::DType;
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
 use burn_deepspeed::{CommunicationError, InferenceBackend};
@@ -177,7 +177,7 @@ fn ranks_that_do_different_things_add_nothing() {
 fn half_types_are_rounded_once() {
     let sums = on_ranks(LocalCommunicator::group(33), |communicator| {
         let value = if communicator.rank() == 0 { 2048.0 } else { 1.0 };
-        let partial = Tensor::<burn_flex::Flex, 1>::from_data([value], (&Default::default(), DType::F16));
+        let partial = burn::tensor::Tensor::<burn_flex::Flex, 1>::from_data([value], (&Default::default(), DType::F16));
         let sum = burn_flex::Flex::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
         assert_eq!(sum.dtype(), DType::F16);
         values(sum)
