@@ -4,7 +4,7 @@ check:
 
 # Tests on one backend: `just test flex`.
 test backend="ndarray":
-    cargo test --release --no-default-features --features {{backend}},autodiff --test suite
+    cargo test --release --no-default-features --features {{backend}},autodiff,local --test suite
 
 # Kernels beside what they replace.
 bench:
