@@ -28,12 +28,10 @@ use burn_deepspeed::InferenceBackend;
 use clap::Parser;
 
 use measure::{Measured, SUMS};
-use model::{Layer, Link, Machine, fitted, h200, layers_of_70b};
+use model::{Layer, Link, MICROSECONDS, Machine, fitted, predictions};
 use ranks::{Engine, Ranks};
 
 type Failure = Box<dyn Error + Send + Sync>;
-
-const MICROSECONDS: f64 = 1e6;
 
 /// Times a layer on ranks, and predicts others.
 #[derive(Parser)]
@@ -141,12 +139,7 @@ fn report(layer: &Layer, count: usize, cores: NonZeroUsize, measured: &Measured,
 fn predict() -> Result<(), Failure> {
     println!("What the model expects of hosts with eight H200, µs a step (of which sums); nothing of it was measured:");
     println!("| layer of 70B, 4096 tokens a row | 1 GPU | 8 GPUs | 2 × 8 GPUs |\n| --- | --- | --- | --- |");
-    for (name, layer) in layers_of_70b() {
-        let mut line = format!("| {name} |");
-        for (hosts, ranks) in [(1, 1), (1, 8), (2, 16)] {
-            let (step, sums) = h200(hosts).step(&layer, ranks)?;
-            line.push_str(&format!(" {:.0} ({:.0}) |", step * MICROSECONDS, sums * MICROSECONDS));
-        }
+    for line in predictions()? {
         println!("{line}");
     }
     Ok(())

@@ -118,6 +118,23 @@ pub fn fitted(ranks: usize, [short, long]: [(f64, f64); 2]) -> Link {
     Link { latency, bandwidth }
 }
 
+/// What a second has of them.
+pub const MICROSECONDS: f64 = 1e6;
+
+/// The rows of the table in `docs/tensor-parallel.md`: a step on one GPU, on eight of a host, and on eight of each of two hosts,
+/// and the sums in it.
+pub fn predictions() -> Result<Vec<String>, ConfigError> {
+    let row = |(name, layer): (&str, Layer)| {
+        let mut row = format!("| {name} |");
+        for (hosts, ranks) in [(1, 1), (1, 8), (2, 16)] {
+            let (step, sums) = h200(hosts).step(&layer, ranks)?;
+            row.push_str(&format!(" {:.0} ({:.0}) |", step * MICROSECONDS, sums * MICROSECONDS));
+        }
+        Ok(row)
+    };
+    layers_of_70b().into_iter().map(row).collect()
+}
+
 /// Layers of the size of LLaMA 2 70B (<https://arxiv.org/abs/2307.09288>) in 16-bit elements, attention alone and whole, with
 /// 4096 tokens in each row.
 pub fn layers_of_70b() -> [(&'static str, Layer); 4] {

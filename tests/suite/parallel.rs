@@ -1,5 +1,8 @@
 //! Attention on ranks is attention alone, and a rank that fails is everybody's error.
 
+#[path = "../../examples/scaling/model.rs"]
+mod model;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -293,4 +296,48 @@ fn gradients_do_not_pass_between_ranks() {
     };
     assert_eq!(run(true), Err(AttentionError::Communication(CommunicationError::Gradients)));
     assert_eq!(run(false), Ok([1, 2, 48]));
+}
+
+/// The model of how steps scale reads the bytes that the modules have, on the rank that has most.
+#[test]
+fn the_model_of_scaling_counts_what_modules_hold() {
+    let config = DeepSpeedInferenceConfig { hidden_size: 40, head_dim: Some(8), ..llama() }.with_uneven_heads(true);
+    let layer = model::Layer {
+        hidden_size: config.hidden_size,
+        heads: config.heads,
+        kv_heads: 2,
+        head_dim: config.head_size(),
+        mlp_size: 0,
+        element: 4,
+        batch: 3,
+        history: config.max_out_tokens,
+    };
+    for ranks in 1..=config.heads {
+        let bytes = (0..ranks).map(|rank| {
+            let config = config.clone().with_mp_size(ranks).with_local_rank(Some(rank));
+            let spec = config.resolve(0).unwrap();
+            let weights = 4 * spec.hidden_size * (spec.qkv_width() + spec.query_width());
+            weights + config.cache_memory_bytes::<AnyBackend>(3, &Default::default()).unwrap()
+        });
+        assert_eq!(layer.largest_part(ranks).unwrap(), bytes.max().unwrap() as f64);
+    }
+    assert_eq!((layer.sums(), layer.summed()), (1.0, 4.0 * 3.0 * 40.0));
+}
+
+#[test]
+fn the_model_of_scaling_is_the_one_that_is_documented() {
+    let link = model::Link { latency: 3e-6, bandwidth: 5e9 };
+    let measured = [256.0, 8e6].map(|bytes| (bytes, link.sum(2, bytes)));
+    let fitted = model::fitted(2, measured);
+    assert!(
+        (fitted.latency / link.latency - 1.0).abs() < 1e-6 && (fitted.bandwidth / link.bandwidth - 1.0).abs() < 1e-6
+    );
+    let machine = model::Machine { fixed: 0.0, bandwidth: 1e9, devices: 2, inside: link, between: None };
+    let layer = model::layers_of_70b()[0].1;
+    let (step, sums) = machine.step(&layer, 4).unwrap();
+    assert!((step - sums - 2.0 * layer.largest_part(4).unwrap() / 1e9).abs() < 1e-9); // two ranks take turns
+    let document = include_str!("../../docs/tensor-parallel.md");
+    for row in model::predictions().unwrap() {
+        assert!(document.contains(&row), "docs/tensor-parallel.md lacks\n{row}");
+    }
 }
