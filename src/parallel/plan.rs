@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use super::RankGroup;
 use crate::error::ConfigError;
 
 /// How the heads of a model are split over ranks; the head split of DeepSpeed's `ds_attention.py`, checked.
@@ -146,22 +145,6 @@ pub struct HeadShard {
 }
 
 impl HeadShard {
-    /// All heads on one rank.
-    ///
-    /// # Errors
-    /// [`ConfigError::KvHeadsDoNotDivide`] if the query heads do not group evenly.
-    pub fn whole(heads: usize, kv_heads: usize) -> Result<Self, ConfigError> {
-        Self::of_rank(heads, kv_heads, RankGroup::single())
-    }
-
-    /// The heads of one rank of a group that holds as many on each; see [`TpPlan`].
-    ///
-    /// # Errors
-    /// Those of [`TpPlan::new`].
-    pub fn of_rank(heads: usize, kv_heads: usize, group: RankGroup) -> Result<Self, ConfigError> {
-        Ok(TpPlan::new(heads, kv_heads, group.ranks())?.shard(group.rank()))
-    }
-
     /// The query heads of this rank, counted in the whole model.
     pub fn queries(&self) -> Range<usize> {
         self.start..self.start + self.len

@@ -10,7 +10,7 @@ use burn::record::{
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::load::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
 use burn_deepspeed::weight::Orientation;
-use burn_deepspeed::{AttentionMask, DeepSpeedSelfAttention, HeadShard, InferenceBackend, RankGroup, WeightError};
+use burn_deepspeed::{AttentionMask, DeepSpeedSelfAttention, InferenceBackend, TpPlan, WeightError};
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
 
@@ -103,7 +103,7 @@ fn every_layout_loads_the_same_module<B: InferenceBackend>() {
         for (part, expected) in split.into_iter().zip(parts.clone()) {
             assert_near(part, expected, 0.0);
         }
-        let shard = HeadShard::of_rank(6, 2, RankGroup::new(1, 2).unwrap()).unwrap();
+        let shard = TpPlan::new(6, 2, 2).unwrap().shard(1);
         let [query, key, _] = layout.split(fused, &shard, 8);
         assert_near(query, parts[0].clone().narrow(1, 24, 24), 0.0);
         assert_near(key, parts[1].clone().narrow(1, 8, 8), 0.0);
