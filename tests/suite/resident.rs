@@ -15,8 +15,8 @@ const RANKS: &str = "BURN_DEEPSPEED_RESIDENT_RANKS";
 const HIDDEN: usize = 2048;
 const MIB: usize = 1 << 20;
 
-/// What loading needs beside the weights: code, threads, and blocks to read into.
-const LOADER: usize = 12 * MIB;
+/// What loading needs beside the weights: threads, blocks to read into, and code, of which a build of every backend has most.
+const LOADER: usize = 24 * MIB;
 
 fn names() -> AttentionNames {
     AttentionNames {
