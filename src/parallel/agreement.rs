@@ -116,6 +116,20 @@ impl Agreement {
         }
     }
 
+    /// Compares how many values all ranks bring to a sum, in the order of ranks.
+    #[cfg(any(feature = "local", feature = "mpi"))]
+    pub(super) fn check_counts(counts: impl IntoIterator<Item = usize>) -> Result<(), CommunicationError> {
+        let mut counts = counts.into_iter().enumerate();
+        let Some((_, first)) = counts.next() else { return Ok(()) };
+        match counts.find(|(_, count)| *count != first) {
+            None => Ok(()),
+            Some((rank, count)) => {
+                let difference = format!("rank 0 brings {first} values, that rank {count}");
+                Err(CommunicationError::Differ { rank, difference })
+            }
+        }
+    }
+
     fn difference(&self, first: &[u64; Self::WORDS], other: &[u64; Self::WORDS]) -> String {
         let (first, other) = (Seen(first), Seen(other));
         let differs = |at: usize| first.0[at] != other.0[at];

@@ -52,6 +52,8 @@ struct State {
 #[derive(Debug, Clone)]
 struct Offer {
     agreement: Agreement,
+    /// Values of the sum, of which `values` may be a part.
+    count: usize,
     values: Arc<Vec<f32>>,
 }
 
@@ -70,14 +72,21 @@ impl LocalCommunicator {
     }
 
     /// Brings an offer to the next meeting and returns what all ranks brought, in their order.
-    fn meet(&self, agreement: &Agreement, values: Arc<Vec<f32>>) -> Result<Arc<Vec<Offer>>, CommunicationError> {
+    fn meet(
+        &self,
+        agreement: &Agreement,
+        count: usize,
+        values: Arc<Vec<f32>>,
+    ) -> Result<Arc<Vec<Offer>>, CommunicationError> {
         let Group { ranks, limit, ended, changed, .. } = &*self.group;
         let mut state = self.group.lock();
         let meeting = ended.load(Ordering::Acquire);
-        state.arrived[self.rank] = Some(Offer { agreement: *agreement, values });
+        state.arrived[self.rank] = Some(Offer { agreement: *agreement, count, values });
         state.look_for_the_gone();
         if let Some(offers) = state.complete() {
-            state.failure = agreement.check(offers.iter().map(|offer| offer.agreement.words())).err();
+            let agreed = agreement.check(offers.iter().map(|offer| offer.agreement.words()));
+            let counted = || Agreement::check_counts(offers.iter().map(|offer| offer.count));
+            state.failure = agreed.and_then(|()| counted()).err();
             state.last = Arc::new(offers);
         } else if state.failure.is_none() {
             drop(state);
@@ -151,7 +160,7 @@ impl Communicator for LocalCommunicator {
     }
 
     fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError> {
-        let offers = self.meet(agreement, Arc::new(values.to_vec()))?;
+        let offers = self.meet(agreement, values.len(), Arc::new(values.to_vec()))?;
         if values.len() <= ADDED_BY_EACH {
             values.copy_from_slice(&sum(&offers, 0..values.len()));
             return Ok(());
@@ -161,7 +170,7 @@ impl Communicator for LocalCommunicator {
         let start = |rank: usize| values.len() * rank / ranks;
         let own = sum(&offers, start(self.rank)..start(self.rank + 1));
         drop(offers);
-        let parts = self.meet(agreement, Arc::new(own))?;
+        let parts = self.meet(agreement, values.len(), Arc::new(own))?;
         let mut rest = values;
         for part in parts.iter() {
             let (place, behind) = rest.split_at_mut(part.values.len());
@@ -172,7 +181,7 @@ impl Communicator for LocalCommunicator {
     }
 
     fn barrier(&self, agreement: &Agreement) -> Result<(), CommunicationError> {
-        self.meet(agreement, Arc::default()).map(drop)
+        self.meet(agreement, 0, Arc::default()).map(drop)
     }
 
     fn abort(&self, reason: &str) {

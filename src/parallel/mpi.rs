@@ -292,14 +292,8 @@ impl MpiCommunicator {
         let number = |block: &[u32], at: usize| u64::from(block[2 * at]) | u64::from(block[2 * at + 1]) << 32;
         let words: Vec<_> = blocks.iter().map(|block| std::array::from_fn(|at| number(block, at))).collect();
         agreement.check(&words)?;
-        let counts: Vec<_> = blocks.iter().map(|block| number(block, Agreement::WORDS)).collect();
-        match counts.iter().position(|count| *count != counts[0]) {
-            None => Ok(blocks),
-            Some(rank) => {
-                let difference = format!("rank 0 brings {} values, that rank {}", counts[0], counts[rank]);
-                Err(CommunicationError::Differ { rank, difference })
-            }
-        }
+        Agreement::check_counts(blocks.iter().map(|block| number(block, Agreement::WORDS) as usize))?;
+        Ok(blocks)
     }
 
     /// Every rank adds up a part, and hands it round.

@@ -171,6 +171,21 @@ fn ranks_that_do_different_things_add_nothing() {
     }
 }
 
+/// Whoever calls an engine by hand may say one thing and bring another.
+#[test]
+fn ranks_that_bring_other_than_as_many_values_add_nothing() {
+    for [first, other] in [[40, 41], [40, 50_000], [50_000, 40]] {
+        let errors = on_ranks(LocalCommunicator::group(2), |communicator| {
+            let length = if communicator.rank() == 1 { other } else { first };
+            communicator.all_reduce(&sum(&[first]), &mut vec![1.0; length]).unwrap_err()
+        });
+        let difference = format!("rank 0 brings {first} values, that rank {other}");
+        for error in errors {
+            assert_eq!(error, CommunicationError::Differ { rank: 1, difference: difference.clone() });
+        }
+    }
+}
+
 /// Half types are added in f32: 256 ones behind 2048 are 2304 in f16, where each of them alone would be lost.
 #[test]
 #[cfg(feature = "flex")]
