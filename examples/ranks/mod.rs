@@ -71,6 +71,12 @@ impl Ranks {
         Self { ranks: Some(ranks), ..self }
     }
 
+    /// What the command line says of them.
+    #[allow(dead_code)]
+    pub fn count(self) -> Option<NonZeroUsize> {
+        self.ranks
+    }
+
     /// What adds.
     #[allow(dead_code)]
     pub fn engine(self) -> Engine {

@@ -84,7 +84,11 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     match arguments.ranks.engine() {
         Engine::Local => {
             let mut link = known;
-            for count in [2, 4].map(NonZeroUsize::new).into_iter().flatten() {
+            let counts = match arguments.ranks.count() {
+                Some(count) => vec![count],
+                None => [2, 4].into_iter().filter_map(NonZeroUsize::new).collect(),
+            };
+            for count in counts {
                 link = Some(compare::<B>(arguments, arguments.ranks.with(count), &layer, link)?);
             }
             predict()
@@ -106,6 +110,9 @@ fn compare<B: InferenceBackend>(
         Ok((communicator.rank(), communicator.size(), measured))
     })?;
     let (rank, count, measured) = results[0];
+    if count < 2 {
+        return Err("one rank has no sums to measure; give two or more, with --ranks or `mpirun -n`".into());
+    }
     let sums = [0, 1].map(|at| (4.0 * SUMS[at] as f64, measured.links[at]));
     let link = known.unwrap_or_else(|| fitted(count, sums));
     if rank == 0 {

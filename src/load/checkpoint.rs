@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Element, Int, Tensor, TensorData, backend::Backend};
 use safetensors::Dtype;
 
-use super::read::{DataFile, Fill, Run, filled, runs_of_block};
+use super::read::{DataFile, Fill, Kind, Run, filled, runs_of_block};
 use crate::config::nearest;
 use crate::error::WeightError;
 
@@ -223,7 +223,9 @@ impl Checkpoint {
         device: &B::Device,
     ) -> Result<Tensor<B, D, Int>, WeightError> {
         let mut values = vec![0i64; shape.iter().product()];
-        self.integers(name, &shape, (runs_of_block(&shape, &shape.map(|size| 0..size)), 1), &mut values)?;
+        let all = shape.map(|size| 0..size);
+        self.elements(Kind::Integers, (name, &shape), (runs_of_block(&shape, &all), 1), &mut values)?;
+        self.log_loaded(name);
         Ok(Tensor::from_data(TensorData::new(values, shape), device))
     }
 
@@ -232,36 +234,20 @@ impl Checkpoint {
         self.tensors.get(name).is_some_and(|location| location.dtype == Dtype::I8)
     }
 
-    /// Fills `into` with floats of a tensor of this shape. Runs ascend; elements of one are so far apart where they go.
-    pub(super) fn floats<T: Element>(
+    /// Fills `into` with elements of a tensor of this shape. Runs ascend; elements of one are so far apart where they go.
+    pub(super) fn elements<T: Element>(
         &self,
-        name: &str,
-        shape: &[usize],
+        kind: Kind,
+        (name, shape): (&str, &[usize]),
         runs: (impl IntoIterator<Item = Run>, usize),
         into: &mut [T],
     ) -> Result<(), WeightError> {
         let location = self.locate(name, shape)?;
-        let read = self.files[location.file].floats((location.start, location.dtype), runs, into);
-        read.unwrap_or_else(|| Err(self.other_type(name, location)))
-    }
-
-    /// [`floats`](Self::floats), of integers.
-    pub(super) fn integers<T: Element>(
-        &self,
-        name: &str,
-        shape: &[usize],
-        runs: (impl IntoIterator<Item = Run>, usize),
-        into: &mut [T],
-    ) -> Result<(), WeightError> {
-        let location = self.locate(name, shape)?;
-        let read = self.files[location.file].integers((location.start, location.dtype), runs, into);
-        read.unwrap_or_else(|| Err(self.other_type(name, location)))?;
-        self.log_loaded(name);
-        Ok(())
-    }
-
-    fn other_type(&self, name: &str, location: &Location) -> WeightError {
-        self.in_this(WeightError::ElementType { name: name.into(), found: format!("{:?}", location.dtype) })
+        let read = self.files[location.file].elements(kind, (location.start, location.dtype), runs, into);
+        read.unwrap_or_else(|| {
+            let found = format!("{:?}", location.dtype);
+            Err(self.in_this(WeightError::ElementType { name: name.into(), found }))
+        })
     }
 
     /// Where a tensor of this shape is.
@@ -355,6 +341,6 @@ struct Block<'a> {
 impl Fill for Block<'_> {
     fn fill<T: Element>(self, into: &mut [T]) -> Result<(), WeightError> {
         let Self { checkpoint, name, shape, ranges } = self;
-        checkpoint.floats(name, shape, (runs_of_block(shape, ranges), 1), into)
+        checkpoint.elements(Kind::Floats, (name, shape), (runs_of_block(shape, ranges), 1), into)
     }
 }

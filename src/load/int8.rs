@@ -4,7 +4,7 @@ use burn::tensor::{DType, backend::Backend};
 
 use super::ScaleNames;
 use super::matrix::Piece;
-use super::read::{Run, Segment};
+use super::read::{Kind, Run, Segment};
 use crate::config::nearest;
 use crate::error::{ConfigError, WeightError};
 use crate::weight::Int8Matrix;
@@ -105,7 +105,8 @@ impl Blocks {
         let mut elements = vec![0i8; outputs * inputs];
         for piece in pieces {
             let runs = (piece.runs([inputs, 1]), piece.stride([inputs, 1]));
-            piece.checkpoint.integers(piece.matrix, &piece.stored_shape(), runs, &mut elements)?;
+            piece.checkpoint.elements(Kind::Integers, (piece.matrix, &piece.stored_shape()), runs, &mut elements)?;
+            piece.checkpoint.log_loaded(piece.matrix);
         }
         let scaled = pieces.iter().map(Scaled::new).collect::<Result<Vec<_>, _>>()?;
         let wide = scaled.iter().flat_map(Scaled::edges).fold(0, gcd);
@@ -157,7 +158,7 @@ fn scales(matrices: &[Scaled<'_>], ids: &[u32]) -> Result<Vec<f32>, WeightError>
         let own = [first, first + count].map(|id| needed.partition_point(|&needed| (needed as usize) < id));
         let runs = (own[0]..own[1]).map(|to| Run { start: needed[to] as usize - first, len: 1, to });
         let shape = checkpoint.shape(&scales.tensor).unwrap_or_default();
-        checkpoint.floats(&scales.tensor, shape, (runs, 1), &mut values)?;
+        checkpoint.elements(Kind::Floats, (&scales.tensor, shape), (runs, 1), &mut values)?;
         checkpoint.log_loaded(&scales.tensor);
         first += count;
     }

@@ -5,7 +5,7 @@ use std::slice;
 use burn::tensor::{DType, Element, ElementConversion, TensorData};
 
 use super::int8::Blocks;
-use super::read::{Fill, Run, Segment, filled, runs_of_segments};
+use super::read::{Fill, Kind, Run, Segment, filled, runs_of_segments};
 use super::{Checkpoint, ScaleNames};
 use crate::error::WeightError;
 use crate::weight::Orientation;
@@ -106,7 +106,7 @@ impl Fill for Dense<'_> {
                 }
             } else {
                 let runs = (piece.runs(steps), piece.stride(steps));
-                piece.checkpoint.floats(piece.matrix, &piece.stored_shape(), runs, into)?;
+                piece.checkpoint.elements(Kind::Floats, (piece.matrix, &piece.stored_shape()), runs, into)?;
             }
         }
         Ok(())
@@ -135,7 +135,7 @@ impl Fill for Bias<'_> {
     fn fill<T: Element>(self, into: &mut [T]) -> Result<(), WeightError> {
         for BiasPiece { checkpoint, name, size, segments } in self.0 {
             let runs = segments.iter().map(|segment| Run { start: segment.from, len: segment.len, to: segment.to });
-            checkpoint.floats(name, &[*size], (runs, 1), into)?;
+            checkpoint.elements(Kind::Floats, (name, &[*size]), (runs, 1), into)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use super::int8::Blocks;
 use super::layout::{Head, Part, segments, shards};
 use super::matrix::{BiasPiece, Piece, bias, dense};
-use super::read::{Run, Segment};
+use super::read::{Kind, Run, Segment};
 use super::{AttentionNames, Checkpoint, QkvNames, ScaleNames, SplitCheckpoint};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::error::WeightError;
@@ -200,7 +200,7 @@ impl<'a, B: Backend> Reader<'a, B> {
         let (first, others) = self.files.split_first().expect("a checkpoint has a file");
         let values = |file: &Checkpoint| {
             let mut values = vec![0.0f64; size];
-            file.floats(name, &[size], ([Run { start: 0, len: size, to: 0 }], 1), &mut values)?;
+            file.elements(Kind::Floats, (name, &[size]), ([Run { start: 0, len: size, to: 0 }], 1), &mut values)?;
             file.log_loaded(name);
             Ok::<_, WeightError>(values.into_iter().map(f64::to_bits).collect::<Vec<_>>())
         };

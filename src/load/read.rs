@@ -35,6 +35,14 @@ pub(super) struct Run {
     pub(super) to: usize,
 }
 
+/// What the elements of a tensor are to be.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Floats,
+    /// Or booleans.
+    Integers,
+}
+
 /// An open file.
 #[derive(Debug)]
 pub(super) struct DataFile {
@@ -120,37 +128,43 @@ impl DataFile {
         })
     }
 
-    /// Reads floats and converts them, each once; `None` for other types.
-    pub(super) fn floats<T: Element>(
+    /// Reads elements and converts them, each once; `None` if they are not of the kind that is wanted.
+    pub(super) fn elements<T: Element>(
         &self,
+        kind: Kind,
         (first, dtype): (u64, Dtype),
         (runs, stride): (impl IntoIterator<Item = Run>, usize),
         into: &mut [T],
     ) -> Option<Result<(), WeightError>> {
         let (at, runs) = ((first, dtype.bitsize() / 8), (runs, stride));
-        Some(match dtype {
-            Dtype::F64 => self.read(at, runs, place(stride, into, |raw| f64::from_le_bytes(raw).elem())),
-            Dtype::F32 => self.read(at, runs, place(stride, into, |raw| f32::from_le_bytes(raw).elem())),
-            Dtype::F16 => self.read(at, runs, place(stride, into, |raw| f16::from_le_bytes(raw).elem())),
-            Dtype::BF16 => self.read(at, runs, place(stride, into, |raw| bf16::from_le_bytes(raw).elem())),
-            _ => return None,
-        })
-    }
-
-    /// Reads integers or booleans; `None` for other types.
-    pub(super) fn integers<T: Element>(
-        &self,
-        (first, dtype): (u64, Dtype),
-        (runs, stride): (impl IntoIterator<Item = Run>, usize),
-        into: &mut [T],
-    ) -> Option<Result<(), WeightError>> {
-        let (at, runs) = ((first, dtype.bitsize() / 8), (runs, stride));
-        Some(match dtype {
-            Dtype::BOOL | Dtype::U8 => self.read(at, runs, place(stride, into, |[raw]: [u8; 1]| raw.elem())),
-            Dtype::I8 => self.read(at, runs, place(stride, into, |raw| i8::from_le_bytes(raw).elem())),
-            Dtype::I16 => self.read(at, runs, place(stride, into, |raw| i16::from_le_bytes(raw).elem())),
-            Dtype::I32 => self.read(at, runs, place(stride, into, |raw| i32::from_le_bytes(raw).elem())),
-            Dtype::I64 => self.read(at, runs, place(stride, into, |raw| i64::from_le_bytes(raw).elem())),
+        Some(match (kind, dtype) {
+            (Kind::Floats, Dtype::F64) => {
+                self.read(at, runs, place(stride, into, |raw| f64::from_le_bytes(raw).elem()))
+            }
+            (Kind::Floats, Dtype::F32) => {
+                self.read(at, runs, place(stride, into, |raw| f32::from_le_bytes(raw).elem()))
+            }
+            (Kind::Floats, Dtype::F16) => {
+                self.read(at, runs, place(stride, into, |raw| f16::from_le_bytes(raw).elem()))
+            }
+            (Kind::Floats, Dtype::BF16) => {
+                self.read(at, runs, place(stride, into, |raw| bf16::from_le_bytes(raw).elem()))
+            }
+            (Kind::Integers, Dtype::BOOL | Dtype::U8) => {
+                self.read(at, runs, place(stride, into, |[raw]: [u8; 1]| raw.elem()))
+            }
+            (Kind::Integers, Dtype::I8) => {
+                self.read(at, runs, place(stride, into, |raw| i8::from_le_bytes(raw).elem()))
+            }
+            (Kind::Integers, Dtype::I16) => {
+                self.read(at, runs, place(stride, into, |raw| i16::from_le_bytes(raw).elem()))
+            }
+            (Kind::Integers, Dtype::I32) => {
+                self.read(at, runs, place(stride, into, |raw| i32::from_le_bytes(raw).elem()))
+            }
+            (Kind::Integers, Dtype::I64) => {
+                self.read(at, runs, place(stride, into, |raw| i64::from_le_bytes(raw).elem()))
+            }
             _ => return None,
         })
     }

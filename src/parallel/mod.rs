@@ -63,11 +63,6 @@ pub struct RankGroup {
 }
 
 impl RankGroup {
-    /// One rank that holds everything.
-    pub const fn single() -> Self {
-        Self { rank: 0, ranks: 1 }
-    }
-
     /// Rank `rank` of `ranks`.
     ///
     /// # Errors
