@@ -1,0 +1,7 @@
+//! The part of burn-deepspeed that needs no tensors: what attention computes, independent of where it runs.
+//!
+//! This package names neither Burn nor CubeCL. The kernels and the layer for Burn both build on it.
+
+pub mod int8;
+pub mod layout;
+pub mod path;
