@@ -6,19 +6,24 @@ check:
 test backend="ndarray":
     cargo test --release --no-default-features --features {{backend}},autodiff,local --test suite
 
-# Kernels beside what they replace.
+# Kernels compared with what they replace.
 bench:
     cargo bench --features autodiff --bench decode --bench prefill --bench project
 
-# CPU kernels beside PyTorch, transformers, candle and Burn; writes bench/results/cpu.json and docs/performance.md and .svg.
+# CPU kernels compared with PyTorch, transformers, candle and Burn; writes bench/results/cpu.json and docs/performance.md and .svg.
 bench-cpu *options:
     bash benches/peers/run.sh {{options}}
+
+# Fails if a lock file does not match its manifest.
+locks:
+    cargo metadata --locked --format-version 1 >/dev/null
+    cargo metadata --locked --format-version 1 --manifest-path benches/peers/Cargo.toml >/dev/null
 
 # Programs, cases and scripts for a machine with a CUDA device and without Rust; `gpu-bundle/scripts/gpu-check.sh` runs them there.
 gpu-bundle:
     bash scripts/gpu-bundle.sh
 
-# Writes the golden cases anew; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
+# Rewrites the golden cases; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
 golden:
     python3 tests/golden/generate.py --out tests/golden/cases
     python3 tests/golden/generate_models.py --out tests/golden/models

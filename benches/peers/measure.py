@@ -1,11 +1,11 @@
-"""Times the CPU kernels beside their peers, in turns, and writes `bench/results/cpu.json` and the report.
+"""Times the CPU kernels and their peers in turns, and writes `bench/results/cpu.json` and the report.
 
     just bench-cpu                                             # builds what it needs and measures everything
     just bench-cpu --workloads P1,D1 --rounds 1 --out /tmp/trial
 
-Every implementation lives in a program that answers requests (`src/main.rs`, `torch_peers.py`). Rounds go over all of
-them; the time of a round is the median of its calls, and the result the median over the rounds. Inputs are the same
-hash everywhere, and some rows of each result are held against float64 here.
+Each implementation runs in a program that answers requests (`src/main.rs`, `torch_peers.py`). Every round calls all
+of them. The time of a round is the median of its calls; the result is the median over the rounds. All programs hash
+the same inputs, and this program compares some rows of each result with float64.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from problems import attention_reference, checked_rows, layer_reference, workloa
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 
-# What an implementation is called in the report, and the program that it lives in.
+# Each implementation: its name in the report, and the program that runs it.
 IMPLEMENTATIONS = {
     "ours-ndarray": ("burn-deepspeed on ndarray", "ours"),
     "ours-flex": ("burn-deepspeed on flex", "ours"),
@@ -49,9 +49,12 @@ IMPLEMENTATIONS = {
     "int8": ("transformers sdpa, dynamic int8", "torch"),
     "gemm": ("gemm crate", "ours"),
     "torch-matmul": ("PyTorch matmul", "torch"),
-    "read": ("array read", "ours"),
+    "read": ("array read, one run per thread", "ours"),
+    "read-4": ("array read, four runs per thread", "ours"),
 }
-# Who takes part where.
+# How fast the machine reads: timed in the same rounds as each workload that memory bounds, on as many bytes as it reads.
+READS = ("read", "read-4")
+# The implementations that run each group of workloads.
 TAKE_PART = {
     "attention": list(IMPLEMENTATIONS)[:9],
     "layer": [
@@ -60,13 +63,13 @@ TAKE_PART = {
     ],
     "encoder": ["ours-ndarray", "ours-flex", "transformers-sdpa"],
     "length": ["ours-ndarray", "sdpa"],
-    "limit": ["gemm", "torch-matmul", "read"],
+    "limit": ["gemm", "torch-matmul", *READS],
     "memory": ["ours-ndarray", "ours-flex", "sdpa", "unfused", "flex-attention", "burn-flex"],
 }
 
 
 class Program:
-    """A program that answers requests, with so many threads. One that ended is started again."""
+    """A program that answers requests with the given number of threads. It is started again after it ended."""
 
     def __init__(self, command: list[str], threads: int, patience: float):
         self.command, self.patience, self.process = command, patience, None
@@ -81,7 +84,7 @@ class Program:
         )
 
     def ask(self, **request) -> dict:
-        """The answer, `{"error": ..}` if there is none."""
+        """The answer, or `{"error": ..}` if there is none."""
         if self.process is None:
             self.start()
         process, late = self.process, threading.Event()
@@ -110,9 +113,12 @@ def measure(workload: dict, reference: np.ndarray, rows: list[int], names: list[
     """A row for each implementation."""
     results = {}
     for name in names:
-        width = reference.shape[-1] if rows else 0
         program = programs[IMPLEMENTATIONS[name][1]]
-        answer = program.ask(do="prepare", implementation=name, workload=workload, rows=rows, width=width)
+        if name in READS:
+            asked = {"workload": {"kind": "read", "elements": workload["bytes"] // 4}, "rows": [], "width": 0}
+        else:
+            asked = {"workload": workload, "rows": rows, "width": reference.shape[-1] if rows else 0}
+        answer = program.ask(do="prepare", implementation=name, **asked)
         results[name] = {"implementation": name}
         if "error" in answer:
             results[name]["failure"] = answer["error"].strip().splitlines()[0][:300]
@@ -122,9 +128,9 @@ def measure(workload: dict, reference: np.ndarray, rows: list[int], names: list[
         rounds = min(settings.rounds, max(2, int(settings.budget / (once * calls))))
         results[name] |= {"rounds": rounds, "calls": calls, "round_ms": []}
         if once > 2 * settings.budget:
-            # The call that gave the result is all that there is time for.
+            # There is no time for more than the call that gave the result.
             results[name] |= {"rounds": 0, "round_ms": [round(1e3 * once, 5)]}
-        if rows:
+        if asked["rows"]:
             difference = float(np.abs(np.array(answer["rows"], dtype=np.float64) - reference).max())
             results[name] |= {"difference": difference} if np.isfinite(difference) else {"failure": "the result is not finite"}
     for turn in range(settings.rounds):
@@ -132,7 +138,7 @@ def measure(workload: dict, reference: np.ndarray, rows: list[int], names: list[
             result = results[name]
             if "failure" in result or turn >= result["rounds"]:
                 continue
-            time.sleep(0.02)  # until the threads of the one before have stopped looking for work
+            time.sleep(0.02)  # lets idle threads of the previous program go to sleep
             program, warm = programs[IMPLEMENTATIONS[name][1]], result["calls"] > 1
             answer = program.ask(do="time", implementation=name, calls=result["calls"], warm=warm)
             if "error" in answer:
@@ -216,9 +222,12 @@ def main():
         checked = checked_rows(workload)
         reference = reference_of(workload, checked, programs[most]["torch"])
         for threads in [most] if workload["group"] == "length" else programs:
-            names = [name for name in TAKE_PART[workload["group"]] if name in settings.impls]
+            names = TAKE_PART[workload["group"]]
             if workload["group"] == "limit":
-                names = [name for name in names if (name == "read") == (workload["kind"] == "read")]
+                names = [name for name in names if (name in READS) == (workload["kind"] == "read")]
+            elif workload["limit"] == "read":
+                names = [*names, *READS]
+            names = [name for name in names if name in settings.impls]
             for row in measure(workload, reference, checked, names, programs[threads], settings):
                 row = {"workload": workload["name"], "threads": threads} | row
                 rows.append(row)
@@ -241,7 +250,7 @@ def main():
 
 
 def memory(commands: dict, wanted: list[dict], threads: int, settings) -> list[dict]:
-    """What one call of X2 takes beside its inputs, each implementation in a process of its own."""
+    """Peak memory of one call of X2 in addition to its inputs; each implementation runs in its own process."""
     rows = []
     for workload in (workload for workload in wanted if workload["name"] == "X2"):
         small = workload | {"queries": 64, "keys": 64}

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable
 
-# Colour by project, shape by way.
+# A colour for each project, a shape for each of its implementations.
 MARKS = {
     "ours-ndarray": ("#111111", "circle"),
     "sdpa": ("#e4572e", "circle"),
@@ -23,7 +23,7 @@ MARKS = {
 WIDTH, TOP, ROW = 1000, 60, 19
 # Left edge and width of the panels: ratios and shares with few threads, then with many.
 RATIOS, SHARES = ((245, 245), (505, 245)), ((770, 100), (888, 100))
-# Where shares end: what lies in a cache can be read faster than memory.
+# Where the axis of the shares ends, so that noise above 100 % shows.
 MOST = 1.25
 
 
@@ -82,7 +82,7 @@ def grid(canvas: Canvas, result) -> float:
         if (ratio := result.ratio(workload["name"], threads, peer))
     ]  # fmt: skip
     low, high = min([0.8, *ratios]) / 1.2, max([4, *ratios]) * 1.2
-    canvas.text(RATIOS[0][0], 18, "Time of a peer over ours: right of 1, ours is faster", size=13, weight="bold")
+    canvas.text(RATIOS[0][0], 18, "Time of a peer divided by ours: right of 1, ours is faster", size=13, weight="bold")
     canvas.text(SHARES[0][0], 18, "Share of the machine's limit", size=13, weight="bold")
     for at, workload in enumerate(workloads):
         y = TOP + ROW * (at + 0.5)
@@ -123,7 +123,7 @@ def grid(canvas: Canvas, result) -> float:
 
 
 def lengths(canvas: Canvas, result, top: float) -> float:
-    """The rate by length, with the limit as a line."""
+    """The rate by length, and its limit as a line."""
     threads, width, height = result.threads[-1], 400, 170
     panels = ((50, "prefill", "Causal prompt, 8 heads of 64: GFLOP/s"), (560, "decode", "One token, 32 heads of 128 over 8: GB/s"))
     for left, which, title in panels:
@@ -136,8 +136,10 @@ def lengths(canvas: Canvas, result, top: float) -> float:
         rates = [value for curve in curves.values() for _, value in curve]
         if not rates:
             continue
-        limit = result.limit(workloads[0]["limit"], threads)
-        high, base = 1.1 * max([*rates, limit or 0]), top + 34 + height
+        limits = [(workload["keys"], limit) for workload in workloads if (limit := result.limit(workload, threads))]
+        # A cache reads many times as fast as memory: its limit may leave the panel.
+        ceiling = min(max((limit for _, limit in limits), default=0), 2 * max(rates))
+        high, base = 1.1 * max(*rates, ceiling), top + 34 + height
         across = logarithmic(workloads[0]["keys"], workloads[-1]["keys"], left, width)
         canvas.text(left, top + 14, f"{title} by length, {threads} threads", size=12, weight="bold")
         step = next(step for step in ticks(1e-3, 1e5) if high / step <= 6)
@@ -146,9 +148,11 @@ def lengths(canvas: Canvas, result, top: float) -> float:
             canvas.text(left - 6, base - height * tick / high + 3, f"{tick:g}", "end", size=9)
         for workload in workloads:
             canvas.text(across(workload["keys"]), base + 14, str(workload["keys"]), "middle", size=9)
-        if limit:
-            canvas.line(left, base - height * limit / high, left + width, base - height * limit / high, "#333333")
-            canvas.text(left + width, base - height * limit / high - 4, "limit", "end", size=10)
+        places = [(across(keys), base - height * min(limit / high, 1)) for keys, limit in limits]
+        for start, end in itertools.pairwise(places):
+            canvas.line(*start, *end, "#333333")
+        if places:
+            canvas.text(places[-1][0], places[-1][1] - 4, "limit", "end", size=10)
         for name, curve in curves.items():
             places = [(across(keys), base - height * value / high) for keys, value in curve]
             for start, end in itertools.pairwise(places):

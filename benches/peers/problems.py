@@ -1,4 +1,4 @@
-"""What is timed, its inputs, and what is right: the same problems go to every program."""
+"""The workloads, their inputs, and reference results. Every program gets the same problems."""
 
 import functools
 import math
@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 
-# Rows of a result that are held against float64.
+# Number of rows of a result that are compared with float64.
 CHECKED_ROWS = 64
 EPSILON = 1e-6
 
@@ -47,7 +47,7 @@ def limit(name: str, title: str, **sizes) -> dict:
 
 
 def workloads(folder: pathlib.Path) -> list[dict]:
-    """All of them, limits first and last. `folder` is where the encoder goes."""
+    """All workloads, with the limits first and last. The encoder is written to `folder`."""
     chance = random.Random(4)
     padded = [chance.randint(64, 128) for _ in range(8)]
     limits = [

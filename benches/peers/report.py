@@ -11,14 +11,16 @@ from plot import svg
 
 START, END = "<!-- measured -->", "<!-- end of what was measured -->"
 OURS = "ours-ndarray"
-# Our other ways, and the heads of their columns.
+# Reading an array: the limit of a workload that memory bounds, and no peer.
+READS = ("read", "read-4")
+# Other configurations of ours, and the headings of their columns.
 OTHERS = {
     "ours-flex": "on flex, ms",
     "ours-int8": "int8 weights, ms",
     "ours-int8-cache": "int8 weights and cache, ms",
     "ours-int8-rounded": "and inputs rounded, ms",
 }
-# What a rate counts, by what limits it.
+# The unit of a rate, by what limits it.
 UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
 
 
@@ -31,7 +33,7 @@ class Result:
         self.rows = {}
         for row in record["rows"]:
             known = self.rows.setdefault((row["workload"], row["threads"], row["implementation"]), row)
-            # Limits are measured twice: the better one counts.
+            # Limits are measured twice; the faster measurement counts.
             if row.get("ms", float("inf")) < known.get("ms", float("inf")):
                 self.rows[row["workload"], row["threads"], row["implementation"]] = row
         self.threads = sorted({threads for _, threads, _ in self.rows})
@@ -43,8 +45,9 @@ class Result:
         return self.rows.get((name, threads, implementation), {}).get("ms")
 
     def peers(self, group: str) -> list[str]:
-        """Who took part beside us, in the order of the record."""
-        return [name for name in self.labels if self.took_part(name, group) and not name.startswith("ours")]
+        """The other implementations, in the order of the record."""
+        others = [name for name in self.labels if not name.startswith("ours") and name not in READS]
+        return [name for name in others if self.took_part(name, group)]
 
     def took_part(self, implementation: str, group: str) -> bool:
         names = {workload["name"] for workload in self.of(group)}
@@ -64,18 +67,21 @@ class Result:
                 return workload["bytes"] / ms / 1e6
         return workload["sentences"] / ms * 1e3
 
-    def limit(self, kind: str, threads: int) -> float | None:
-        """GFLOP/s of the best large product, or GB/s of the read."""
+    def limit(self, workload: dict, threads: int) -> float | None:
+        """The fastest round of what limits a workload: in GFLOP/s that of the large products of this run, in GB/s that of reading
+        as many bytes as the workload does, next to it. `None` if that was not measured."""
+        kind, name = workload["limit"], workload["name"]
         rates = [
-            self.rate(workload, row["ms"]) for (name, used, _), row in self.rows.items()
-            if (workload := self.workloads[name])["group"] == "limit" and workload["limit"] == kind
-            and used == threads and "ms" in row
+            self.rate(self.workloads[row["workload"]], min(row["round_ms"])) for row in self.record["rows"]
+            if row["threads"] == threads and row.get("round_ms")
+            and (row["workload"] == name and row["implementation"] in READS if kind == "read"
+                 else kind == "matmul" and self.workloads[row["workload"]]["kind"] == "matmul")
         ]  # fmt: skip
         return max(rates, default=None)
 
     def share(self, workload: dict, threads: int, implementation: str) -> float | None:
-        """The rate over the limit."""
-        ms, limit = self.ms(workload["name"], threads, implementation), self.limit(workload["limit"], threads)
+        """The rate divided by the limit."""
+        ms, limit = self.ms(workload["name"], threads, implementation), self.limit(workload, threads)
         return self.rate(workload, ms) / limit if ms and limit else None
 
 
@@ -109,31 +115,37 @@ def machine(result: Result) -> list[str]:
 
 
 def limits(result: Result) -> list[str]:
-    rows = [
-        [str(threads), number(result.limit("matmul", threads)), number(result.limit("read", threads))]
-        for threads in result.threads
-    ]  # fmt: skip
-    return ["", "## What the machine allows", *table(["threads", "product, GFLOP/s", "read, GB/s"], rows)]
+    measured = result.of("limit")
+    best = lambda kind, threads: next((result.limit(it, threads) for it in measured if it["limit"] == kind), None)  # noqa: E731
+    rows = [[str(threads), number(best("matmul", threads)), number(best("read", threads))] for threads in result.threads]
+    head = ["threads", "matrix product, GFLOP/s", "read of 256 MiB, GB/s"]
+    lines = ["", "## Limits of the machine", *table(head, rows)]
+    decoding = [it for it in result.workloads.values() if it["limit"] == "read" and it["group"] != "limit"]
+    if decoding and not any(result.limit(it, threads) for it in decoding for threads in result.threads):
+        lines += ["", "This run did not time reads of the decoding steps' data, so these steps have no limit below."]
+    return lines
 
 
 def ratios(result: Result, group: str, title: str) -> list[str]:
-    """Our time and rate, and every peer's time over it."""
+    """Our time, rate and limit, and every peer's time divided by ours."""
     lines, peers = ["", f"## {title}"], result.peers(group)
     others = {name: head for name, head in OTHERS.items() if result.took_part(name, group)}
     for threads in result.threads:
         rows = []
         for workload in result.of(group):
             name = workload["name"]
-            ms, share = result.ms(name, threads, OURS), result.share(workload, threads, OURS)
+            ms, share, unit = result.ms(name, threads, OURS), result.share(workload, threads, OURS), UNITS[workload["limit"]]
+            limit = result.limit(workload, threads)
             rows.append([
                 f"{name}: {workload['title']}",
                 number(ms),
-                f"{number(result.rate(workload, ms))} {UNITS[workload['limit']]}" if ms else "—",
+                f"{number(result.rate(workload, ms))} {unit}" if ms else "—",
+                f"{number(limit)} {unit}" if limit else "—",
                 f"{share:.0%}" if share else "—",
                 *(number(result.ms(name, threads, other)) for other in others),
                 *(number(result.ratio(name, threads, peer)) for peer in peers),
             ])  # fmt: skip
-        head = [f"{threads} thread{'s' * (threads > 1)}", "ours, ms", "rate", "of the limit", *others.values()]
+        head = [f"{threads} thread{'s' * (threads > 1)}", "ours, ms", "rate", "limit", "share of it", *others.values()]
         lines += table(head + [result.labels[peer] for peer in peers], rows)
     return lines
 
@@ -152,12 +164,12 @@ def memory(result: Result) -> list[str]:
         [result.labels[row["implementation"]], number(row["bytes"] / 2**20) if "bytes" in row else "—"]
         for row in result.record["memory"]
     ]
-    said = "The most that one call of X2 takes beside its inputs, its result of 10 MiB included."
+    said = "Peak memory of one call of X2 in addition to its inputs. The result, 10 MiB, is included."
     return ["", "## Memory", "", said, *table(["", "MiB"], rows)]
 
 
 def every_time(result: Result) -> list[str]:
-    """Each time with its difference from float64, and the reasons of what did not run."""
+    """Each time with its difference from float64, and why something did not run."""
     lines, reasons = ["", "## Every time"], {}
     for group in ("attention", "layer", "encoder"):
         ours = [name for name in result.labels if name.startswith("ours") and result.took_part(name, group)]
@@ -173,7 +185,7 @@ def every_time(result: Result) -> list[str]:
         if rows:
             lines += table(["workload", "threads", *(result.labels[name] for name in names)], rows)
     if reasons:
-        lines += ["", "What a dash stands for:", ""]
+        lines += ["", "Why something did not run:", ""]
         lines += [f"- {', '.join(places)}: {text}" for text, places in reasons.items()]
     return lines
 
@@ -195,8 +207,8 @@ def main():
     source, docs = map(pathlib.Path, sys.argv[1:])
     result = Result(json.loads(source.read_text()))
     page, docs_page = docs / "performance.md", pathlib.Path(__file__).resolve().parents[2] / "docs" / "performance.md"
-    before, _, behind = docs_page.read_text().partition(START)
-    _, _, after = behind.partition(END)
+    before, _, rest = docs_page.read_text().partition(START)
+    _, _, after = rest.partition(END)
     docs.mkdir(parents=True, exist_ok=True)
     page.write_text(f"{before}{START}\n\n{markdown(result)}\n\n{END}{after}")
     (docs / "performance.svg").write_text(svg(result))

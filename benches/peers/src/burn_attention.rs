@@ -27,7 +27,7 @@ pub fn prepare<B: Backend>(workload: &Workload) -> Result<Call, Failure> {
     }))
 }
 
-/// Every head so many times.
+/// Repeats every head.
 fn repeated<B: Backend>(heads: Tensor<B, 4>, times: usize) -> Tensor<B, 4> {
     if times == 1 {
         return heads;

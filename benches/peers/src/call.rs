@@ -1,4 +1,4 @@
-//! What a program repeats, and how it is timed and weighed.
+//! What a program repeats, and how its time and memory are measured.
 
 use std::error::Error;
 use std::fs;
@@ -14,7 +14,7 @@ pub type Output = Box<dyn FnOnce() -> Result<Vec<f32>, Failure>>;
 /// One solution of a problem whose inputs are prepared.
 pub type Call = Box<dyn FnMut() -> Result<Output, Failure>>;
 
-/// Seconds of each of so many calls, their results dropped.
+/// Seconds that each of `calls` calls takes; results are dropped.
 pub fn time(call: &mut Call, calls: usize) -> Result<Vec<f64>, Failure> {
     let once = |_| {
         let start = Instant::now();
@@ -24,7 +24,7 @@ pub fn time(call: &mut Call, calls: usize) -> Result<Vec<f64>, Failure> {
     (0..calls).map(once).collect()
 }
 
-/// Bytes that one call takes at most beside what is resident already, its result included.
+/// Peak memory of one call in bytes, in addition to what is resident already; its result is included.
 pub fn peak_memory(call: &mut Call) -> Result<u64, Failure> {
     // 5 sets the peak to what is resident now.
     fs::write("/proc/self/clear_refs", "5")?;

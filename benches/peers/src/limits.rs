@@ -1,4 +1,6 @@
-//! What the machine allows: a large product, and a large array read once.
+//! The machine's limits: a large matrix product, and reading as many bytes as a workload does.
+
+use std::ops::Range;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -6,8 +8,12 @@ use rayon::prelude::*;
 use crate::call::{Call, Failure};
 use crate::workload::{Workload, noise};
 
-/// Numbers that a thread adds up side by side, so that additions do not wait for each other.
+/// Independent sums per thread, so that no addition waits for the one before: two cache lines of elements.
 const LANES: usize = 32;
+/// Blocks of [`LANES`] elements between the one that is added and the one that is prefetched.
+const AHEAD: usize = 8;
+/// Blocks read from one run before the next run's turn: 4 KiB.
+const TURN: usize = 32;
 
 /// The `gemm` crate on square matrices.
 pub fn matmul(workload: &Workload) -> Result<Call, Failure> {
@@ -20,7 +26,7 @@ pub fn matmul(workload: &Workload) -> Result<Call, Failure> {
     Ok(Box::new(move || {
         let mut product = vec![0f32; size * size];
         let (lhs, rhs, rows) = (lhs.as_ptr(), rhs.as_ptr(), size as isize);
-        // SAFETY: three matrices of `size` × `size` elements, columns one behind the other.
+        // SAFETY: three matrices of `size` × `size` elements, stored contiguously by columns.
         unsafe {
             #[rustfmt::skip]
             gemm::gemm(
@@ -35,22 +41,49 @@ pub fn matmul(workload: &Workload) -> Result<Call, Failure> {
     }))
 }
 
-/// The sum of an array, every thread its part.
-pub fn read(workload: &Workload) -> Result<Call, Failure> {
+/// The sum of an array. Each thread reads an equal part of it, as `STREAMS` contiguous runs in turn: which number of runs reads
+/// fastest depends on the machine.
+pub fn read<const STREAMS: usize>(workload: &Workload) -> Result<Call, Failure> {
     let &Workload::Read { elements } = workload else { return Err("not an array to read".into()) };
     let array = vec![1f32; elements];
     let part = elements.div_ceil(rayon::current_num_threads());
     Ok(Box::new(move || {
-        let total: f32 = array.par_chunks(part).map(sum).sum();
+        let total: f32 = array.par_chunks(part).map(sum::<STREAMS>).sum();
         Ok(Box::new(move || Ok(vec![total])))
     }))
 }
 
-fn sum(part: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
+fn sum<const STREAMS: usize>(part: &[f32]) -> f32 {
     let (blocks, rest) = part.as_chunks::<LANES>();
-    for block in blocks {
-        sums.iter_mut().zip(block).for_each(|(sum, element)| *sum += element);
+    let length = blocks.len() / STREAMS;
+    let (runs, left) = blocks.split_at(length * STREAMS);
+    let mut sums = [0f32; LANES];
+    for start in (0..length).step_by(TURN) {
+        for run in 0..STREAMS {
+            add(&runs[run * length..][..length], start..length.min(start + TURN), &mut sums);
+        }
     }
+    add(left, 0..left.len(), &mut sums);
     sums.iter().chain(rest).sum()
+}
+
+fn add(run: &[[f32; LANES]], blocks: Range<usize>, into: &mut [f32; LANES]) {
+    let mut sums = *into; // a copy, so that it stays in registers
+    for at in blocks {
+        run.get(at + AHEAD).inspect(|block| prefetch(block));
+        sums.iter_mut().zip(&run[at]).for_each(|(sum, element)| *sum += element);
+    }
+    *into = sums;
+}
+
+/// Asks the processor to load a block that will be read soon.
+fn prefetch(block: &[f32; LANES]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in block.chunks(16) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and the line belongs to the block; a prefetch reads nothing that the program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = block;
 }

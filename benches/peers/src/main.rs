@@ -1,5 +1,5 @@
-//! Times burn-deepspeed's CPU kernels, candle and Burn. `measure.py` asks: a line of JSON on standard input is a
-//! [`Request`], a line on standard output its answer, `{"error": …}` if it failed. Threads are those of `rayon`.
+//! Times burn-deepspeed's CPU kernels, candle and Burn for `measure.py`. Each line of standard input is a [`Request`] in JSON, and
+//! each line of standard output its answer: `{"error": …}` if it failed. `rayon`'s settings give the number of threads.
 
 mod burn_attention;
 mod call;
@@ -25,14 +25,14 @@ use serde_json::{Value, json};
 use call::{Call, Failure, caught, peak_memory, time};
 use workload::Workload;
 
-/// Seconds from which a call is not repeated to be prepared.
+/// A call that takes this many seconds or more is not repeated during preparation.
 const SLOW: f64 = 1.0;
 
-/// What is asked for.
+/// A request of `measure.py`.
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 enum Request {
-    /// Builds the call, and answers some rows of its result and its time: of a second run, unless the first was slow.
+    /// Builds the call, runs it, and returns some rows of its result and its time. If the first run was fast, a second one is timed.
     Prepare {
         implementation: String,
         workload: Workload,
@@ -40,9 +40,9 @@ enum Request {
         /// Elements of a row.
         width: usize,
     },
-    /// Times calls, behind one that is not timed if they are short.
+    /// Times calls. With `warm`, one more runs first and is not timed.
     Time { implementation: String, calls: usize, warm: bool },
-    /// What one call takes of memory; a smaller one goes before it and pays for what is only set up once.
+    /// Measures the memory of one call. A smaller call runs first, so that one-time setup is not counted.
     Memory { implementation: String, small: Workload, workload: Workload },
     /// Drops every call.
     Forget,
@@ -110,7 +110,8 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
         "candle-flash" => candle_attention::flash(workload),
         "candle-plain" => candle_attention::plain(workload),
         "gemm" => limits::matmul(workload),
-        "read" => limits::read(workload),
+        "read" => limits::read::<1>(workload),
+        "read-4" => limits::read::<4>(workload),
         _ => Err("no such implementation".into()),
     }
 }

@@ -90,7 +90,7 @@ fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failur
         .with_rotate_half(true)
         .with_rotate_every_two(false)
         .with_qkv_bias(false)
-        // As the matrices of a checkpoint lie.
+        // The orientation that checkpoints store.
         .with_transposed_mode(true)
         .with_output_bias(false);
     let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;

@@ -25,7 +25,7 @@ pub enum Workload {
         /// Rows and columns.
         size: usize,
     },
-    /// The sum of an array that no cache holds.
+    /// The sum of an array.
     Read {
         /// Numbers of four bytes.
         elements: usize,
@@ -41,7 +41,7 @@ pub struct Heads {
     pub head_dim: usize,
     pub queries: usize,
     pub keys: usize,
-    /// The last query stands at the last key.
+    /// Each query sees its own key and the ones before it; the last query belongs to the last key.
     pub causal: bool,
     /// Keys that a query sees, itself included.
     pub window: Option<usize>,
@@ -82,7 +82,7 @@ impl Heads {
         1.0 / (self.head_dim as f64).sqrt()
     }
 
-    /// The key that the first query stands at.
+    /// Index of the key that belongs to the first query.
     pub fn start(&self) -> usize {
         self.keys.saturating_sub(self.queries)
     }
@@ -144,7 +144,7 @@ impl Dense<f32> {
     }
 }
 
-/// Numbers between ±√3 · `deviation`, the same as `noise` of `measure.py`: a hash of seed and place.
+/// Numbers between ±√3 · `deviation`, a hash of seed and index; equal to `noise` of `problems.py`.
 pub fn noise(seed: u32, count: usize, deviation: f64) -> Vec<f32> {
     let scale = (3f64.sqrt() * deviation) as f32;
     let hash = |index: usize| {
