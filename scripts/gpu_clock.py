@@ -7,7 +7,7 @@ SPAN = 0.01
 
 
 class Stopwatch:
-    """Times calls with CUDA's events, behind a pause of the device that lets the host fill its queue."""
+    """Times calls with CUDA's events, after a pause of the device that lets the host fill its queue."""
 
     def __init__(self, torch, quick: bool):
         self.torch, self.quick = torch, quick

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times the kernels beside PyTorch on the same CUDA device, in turns, and writes a table.
+"""Times the kernels and PyTorch in turns on the same CUDA device, and writes a table.
 
     python3 scripts/gpu_peers.py --bench target/gpu-bundle/bin/gpu_bench --layer target/gpu-bundle/bin/gpu --out bench/results
     python3 scripts/gpu_peers.py --self-test        # the arithmetic and the table, on made-up numbers, without a device

@@ -132,7 +132,7 @@ class Peers:
         return ways
 
     def composed(self, tensors, mask=None):
-        """DeepSpeed's pieces, one launch each: product, scale and mask, softmax, product, heads behind each other."""
+        """DeepSpeed's pieces, one launch each: product, scale and mask, softmax, product, concatenation of heads."""
         torch = self.torch
         query, key, value = tensors.query, tensors.all_keys, tensors.all_values
         batch, heads, tokens, head = query.shape

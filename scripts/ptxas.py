@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compiles every CUDA kernel instance without a GPU, and says what each takes: registers, spills, shared memory.
+"""Compiles every CUDA kernel instance without a GPU, and reports its registers, spills and shared memory.
 
 A driver that computes nothing (fake_cuda.c) stands in for NVIDIA's; NVRTC, its headers and ptxas come from PyPI into a folder
 that is kept. The program `instances` asks for the kernels; whatever the unmodified CUDA runtime generates is compiled by NVRTC
@@ -48,7 +48,7 @@ def toolkit(cache: pathlib.Path) -> pathlib.Path:
 
 
 def driver(cache: pathlib.Path) -> pathlib.Path:
-    """The folder of the fake driver, compiled anew."""
+    """The folder of the fake driver, which is compiled here."""
     folder = cache / "fake-driver"
     folder.mkdir(parents=True, exist_ok=True)
     source = ROOT / "scripts/fake_cuda.c"

@@ -134,7 +134,7 @@ def lengths(canvas: Canvas, result, top: float) -> float:
             for name in ("ours-ndarray", "sdpa")
         }
         rates = [value for curve in curves.values() for _, value in curve]
-        if not rates:
+        if not rates or len(workloads) < 2:
             continue
         limits = [(workload["keys"], limit) for workload in workloads if (limit := result.limit(workload, threads))]
         # A cache reads many times as fast as memory: its limit may leave the panel.
