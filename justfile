@@ -4,7 +4,7 @@ check:
 
 # Tests on one backend: `just test flex`.
 test backend="ndarray":
-    cargo test --release --no-default-features --features {{backend}},autodiff,local --test suite
+    cargo test --profile quick --no-default-features --features {{backend}},autodiff,local --test suite
 
 # Kernels compared with what they replace.
 bench:
@@ -30,4 +30,4 @@ golden:
 
 # Trains the adder that `generate` runs without a model.
 adder:
-    cargo run --release --features autodiff --example train_adder
+    cargo run --release -p train-adder

@@ -7,25 +7,20 @@
 //! cargo run --release --example diffusers_attention -- --steps 50
 //! ```
 //!
-//! Weights and latents are random, from a fixed seed. The program fails unless the reused keys give bit for bit what
-//! computing them anew gives.
+//! Weights and latents are random, from a fixed seed. The program fails unless the reused keys give the same bits as
+//! recomputed ones.
 
-#[path = "backend/mod.rs"]
-mod backend;
-
-use std::error::Error;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use backend::{BackendName, exit, on_backend};
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_deepspeed::{
     AttentionMask, ContextKeys, DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, InferenceBackend,
 };
+use burn_deepspeed_examples::backend::{BackendName, exit};
+use burn_deepspeed_examples::{Failure, on_backend};
 use clap::Parser;
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 const SEED: u64 = 0;
 /// Tokens of a prompt, padding included, and the width of CLIP's vectors for them.
@@ -100,7 +95,7 @@ impl<B: Backend> Attentions<B> {
     }
 }
 
-/// Time spent in each route, over all steps.
+/// Time spent on each route, over all steps.
 #[derive(Default)]
 struct Times {
     own: Duration,

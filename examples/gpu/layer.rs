@@ -1,10 +1,9 @@
 //! Times a whole attention layer's decoding step on Burn's CUDA backend, and Burn's own attention on prompts.
 //!
-//! Speaks as `kernels/examples/gpu_bench` does: `--list` says what there is; `--serve` reads
+//! It takes the same commands as `kernels/examples/gpu_bench`: `--list` prints the workloads; `--serve` reads
 //! `<workload> <engine> <f16|bf16> <cold|warm>` and answers with a line of JSON. Without either it measures everything.
 //! Every call works on the same tensors, which together are larger than an L2 cache: all of them count as cold.
 
-use std::error::Error;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -14,14 +13,14 @@ use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, KvCache, NormType};
+use burn_deepspeed_examples::Failure;
+use burn_deepspeed_examples::backend::Cuda;
 use clap::Args;
 use serde_json::{Value, json};
 
-type Failure = Box<dyn Error + Send + Sync>;
-type Cuda = burn_cuda::Cuda;
 type Device = <Cuda as burn::tensor::backend::BackendTypes>::Device;
 
-/// What the calls of one measurement aim to take together.
+/// Duration that the calls of one measurement aim at together.
 const SPAN: Duration = Duration::from_millis(20);
 /// Features of a head, of which there are 32.
 const HEAD: usize = 128;
@@ -43,9 +42,9 @@ pub struct Arguments {
 
 #[derive(Clone, Copy)]
 enum Problem {
-    /// One token behind `keys` cached ones, LLaMA's layer of 4096 features.
+    /// A step of one token with a cache of `keys` tokens, in a LLaMA layer of 4096 features.
     Layer { batch: usize, kv_heads: usize, keys: usize },
-    /// A prompt, as `gpu_bench` has it under the same name.
+    /// A prompt, the same as that of this name in `gpu_bench`.
     Prompt { batch: usize, heads: usize, head: usize, tokens: usize, causal: bool },
 }
 
@@ -55,12 +54,12 @@ const WORKLOADS: [(&str, Problem); 6] = [
     ("layer-decode-1x32x8-2048", Problem::Layer { batch: 1, kv_heads: 8, keys: 2048 }),
     ("layer-decode-64x32x32-2048", Problem::Layer { batch: 64, kv_heads: 32, keys: 2048 }),
     ("layer-decode-64x32x8-2048", Problem::Layer { batch: 64, kv_heads: 8, keys: 2048 }),
-    // Where Burn's attention is sound: as many keys as queries, heads of a power of two, no bias.
+    // Problems that Burn's attention computes correctly: equal numbers of keys and queries, head sizes that are powers of two, no bias.
     ("prefill-1x32x128-4096-causal", Problem::Prompt { batch: 1, heads: 32, head: 128, tokens: 4096, causal: true }),
     ("prefill-4x16x64-8192-full", Problem::Prompt { batch: 4, heads: 16, head: 64, tokens: 8192, causal: false }),
 ];
 
-/// A call that a measurement repeats.
+/// The call that a measurement repeats.
 type Call = Box<dyn FnMut() -> Result<(), Failure>>;
 
 /// Measures, or answers requests.
@@ -99,7 +98,7 @@ impl Problem {
     fn element(self) -> &'static str {
         match self {
             Self::Layer { .. } => "bf16",
-            // What the tensor-core kernels of Burn's attention compute in.
+            // The element type of the tensor-core kernels of Burn's attention.
             Self::Prompt { .. } => "f16",
         }
     }
@@ -126,7 +125,7 @@ impl Problem {
     }
 }
 
-/// The device and what the last request was about.
+/// The device, and the call of the last request.
 struct Bench {
     device: Device,
     quick: bool,
@@ -191,7 +190,7 @@ impl Bench {
         Tensor::random(shape, Distribution::Uniform(-1.0, 1.0), (&self.device, dtype))
     }
 
-    /// A step whose token is forgotten again, so that each finds the same cache.
+    /// A step whose token is not kept, so that every step sees the same cache.
     fn layer(&self, [batch, kv_heads, keys]: [usize; 3], dtype: DataType) -> Result<Call, Failure> {
         let keys = if self.quick { keys / 16 } else { keys };
         let config = DeepSpeedInferenceConfig::new(HEADS * HEAD, HEADS)

@@ -1,16 +1,15 @@
-//! What int8 costs, as a table.
+//! The cost of int8, as a table.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::weight::Int8Blocks;
+use burn_deepspeed_examples::backend::BackendName;
+use burn_deepspeed_examples::embedder::{self, Scaling};
+use burn_deepspeed_examples::int8::{KINDS, distance};
+use burn_deepspeed_examples::text::{self, Options};
+use burn_deepspeed_examples::{Failure, sums};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
-
-use super::Failure;
-use super::embedder::{Embedder, Scaling};
-use super::measure::{KINDS, Model, distance};
-use super::{repository, sums};
 
 /// The sentences that are embedded.
 #[derive(Deserialize)]
@@ -18,24 +17,27 @@ struct Sentences {
     sentences: Vec<String>,
 }
 
-/// Prints a row for each kind of int8.
-pub fn print<B: InferenceBackend>(embeddings: Option<&Path>, device: &B::Device) -> Result<(), Failure> {
-    let adder = Model::<B>::open(&repository("examples/adder"), device)?;
+/// Prints one row for each kind of int8.
+pub fn print(backend: BackendName, embeddings: Option<&Path>) -> Result<(), Failure> {
+    let open = |folder: &Path| text::open(backend, folder, &Options::default()).map(|(model, _)| model);
+    let adder = open(&repository("examples/adder"))?;
     let tokenizer = Tokenizer::from_file(repository("examples/adder/tokenizer.json"))?;
     let mut folders: Vec<_> = std::fs::read_dir(repository("tests/golden/models"))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_, std::io::Error>>()?;
     folders.sort();
-    let models = folders.iter().map(|folder| Model::<B>::open(folder, device)).collect::<Result<Vec<_>, _>>()?;
-    let cosines = embeddings.map(|folder| cosines::<B>(folder, device)).transpose()?;
+    let models = folders.iter().map(|folder| open(folder)).collect::<Result<Vec<_>, _>>()?;
+    let cosines = embeddings.map(|folder| cosines(backend, folder)).transpose()?;
 
     println!("| in int8 | sums right | error of the logits | tokens equal | smallest cosine, mean |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     for kind in KINDS {
-        let score = adder.quantized(kind)?.adds(&tokenizer, &sums::held_out(), device)?;
+        let int8 = adder.in_int8(kind.weights, kind.cache)?;
+        let score = sums::score(&*int8, &tokenizer, &sums::held_out())?;
         let (mut error, mut tokens) = (0.0f64, 0.0);
         for (model, folder) in models.iter().zip(&folders) {
-            let found = distance(&model.quantized(kind)?, &folder.join("expected.json"), device)?;
+            let int8 = model.in_int8(kind.weights, kind.cache)?;
+            let found = distance(&*int8, &folder.join("expected.json"))?;
             error = error.max(found.logits);
             tokens += found.tokens / models.len() as f64;
         }
@@ -56,14 +58,19 @@ pub fn print<B: InferenceBackend>(embeddings: Option<&Path>, device: &B::Device)
 }
 
 /// The smallest and the mean cosine of embeddings with int8 weights and those in f32.
-fn cosines<B: InferenceBackend>(folder: &Path, device: &B::Device) -> Result<(f64, f64), Failure> {
+fn cosines(backend: BackendName, folder: &Path) -> Result<(f64, f64), Failure> {
     let file = repository("tests/data/minilm/embeddings.json");
     let Sentences { sentences } = serde_json::from_str(&std::fs::read_to_string(file)?)?;
     let sentences: Vec<&str> = sentences.iter().map(String::as_str).collect();
-    let (dense, _) = Embedder::<B>::open(folder, device)?;
+    let (dense, _) = embedder::open(backend, folder)?;
     let wanted = dense.embed(&sentences, Scaling::Unit)?;
     let found = dense.quantize(Int8Blocks::PerOutput)?.embed(&sentences, Scaling::Unit)?;
     let cosine = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     let all: Vec<f64> = found.iter().zip(&wanted).map(|(a, b)| cosine((&a.embedding, &b.embedding))).collect();
     Ok((all.iter().copied().fold(f64::INFINITY, f64::min), all.iter().sum::<f64>() / all.len() as f64))
+}
+
+/// A file or folder of the repository.
+fn repository(path: &str) -> PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).join(path)
 }

@@ -1,5 +1,5 @@
-//! Times a decoding step of one layer on ranks of this machine beside the model of [`model`], and says what the model expects of
-//! machines that are not here.
+//! Times a decoding step of one layer on ranks of this machine, compares it with a cost model
+//! ([`burn_deepspeed_examples::scaling`]), and extrapolates the model to 8 and 16 GPUs.
 //!
 //! ```text
 //! cargo run --release --example scaling                                  # 2 and 4 threads, then the prediction
@@ -8,32 +8,25 @@
 //! mpirun -n 4 --bind-to none --oversubscribe target/release/examples/scaling --engine mpi --latency 9e-6 --link 2e9
 //! ```
 //!
-//! The model takes from the run of one rank how fast the machine reads, and from sums of two ranks how fast they add; what it
-//! then says of steps on two and four ranks is compared with what they took. On other processes than two, say with `--latency`
-//! and `--link` what the run on two printed.
+//! The run on one rank gives the model the memory bandwidth of the machine, and the sums of two ranks give it the speed of their
+//! connection. Its steps on two and four ranks are then compared with the measured ones. With more than two processes, pass
+//! `--latency` and `--link` as the run on two printed them.
 
-#[path = "../backend/mod.rs"]
-mod backend;
 mod measure;
-mod model;
-#[path = "../ranks/mod.rs"]
-mod ranks;
 
-use std::error::Error;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 
-use backend::{BackendName, exit, on_backend};
 use burn_deepspeed::InferenceBackend;
+use burn_deepspeed_examples::backend::{BackendName, exit};
+use burn_deepspeed_examples::ranks::{Engine, Ranks};
+use burn_deepspeed_examples::scaling::{Layer, Link, MICROSECONDS, Machine, fitted, predictions};
+use burn_deepspeed_examples::{Failure, on_backend};
 use clap::Parser;
 
 use measure::{Measured, SUMS};
-use model::{Layer, Link, MICROSECONDS, Machine, fitted, predictions};
-use ranks::{Engine, Ranks};
 
-type Failure = Box<dyn Error + Send + Sync>;
-
-/// Times a layer on ranks, and predicts others.
+/// Times a layer on ranks of this machine, and predicts it on GPUs.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
@@ -41,7 +34,7 @@ struct Arguments {
     /// Width of the residual stream.
     #[arg(long, default_value_t = 4096)]
     hidden_size: usize,
-    /// Query heads, of which four share a key/value head where they divide by four.
+    /// Query heads. Four share a key/value head if their number is a multiple of four.
     #[arg(long, default_value_t = 32)]
     heads: usize,
     /// Rows of the batch.
@@ -53,10 +46,10 @@ struct Arguments {
     /// Rounds of twelve steps of each kind.
     #[arg(long, default_value_t = 10)]
     rounds: usize,
-    /// Seconds of a round of a sum, as a run on two ranks measured it.
+    /// Seconds per round of a sum, as printed by a run on two ranks.
     #[arg(long, requires = "link")]
     latency: Option<f64>,
-    /// Bytes a second that a rank sends, as a run on two ranks measured it.
+    /// Bytes per second that a rank sends, as printed by a run on two ranks.
     #[arg(long, requires = "latency")]
     link: Option<f64>,
     /// Backend to run on.
@@ -97,7 +90,7 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
     }
 }
 
-/// Measures, prints what was measured beside what the model says, and returns the link that it used.
+/// Measures, prints the times next to those of the model, and returns the link that the model used.
 fn compare<B: InferenceBackend>(
     arguments: &Arguments,
     ranks: Ranks,
@@ -122,8 +115,8 @@ fn compare<B: InferenceBackend>(
 }
 
 fn report(layer: &Layer, count: usize, cores: NonZeroUsize, measured: &Measured, link: Link) -> Result<(), Failure> {
-    // The ranks of this machine share its memory, so together they read as fast as one that has all cores; and more ranks than
-    // cores take turns in a sum.
+    // The ranks of this machine share its memory, so together they read as fast as one rank with all cores. If there
+    // are more ranks than cores, they take turns in a sum.
     let whole = layer.largest_part(1)?;
     let turns = count.div_ceil(cores.get()) as f64;
     let inside = Link { latency: link.latency * turns, bandwidth: link.bandwidth / turns };
@@ -144,8 +137,8 @@ fn report(layer: &Layer, count: usize, cores: NonZeroUsize, measured: &Measured,
 }
 
 fn predict() -> Result<(), Failure> {
-    println!("What the model expects of hosts with eight H200, µs a step (of which sums); nothing of it was measured:");
-    println!("| layer of 70B, 4096 tokens a row | 1 GPU | 8 GPUs | 2 × 8 GPUs |\n| --- | --- | --- | --- |");
+    println!("The model on hosts with eight H200, in µs per step (of which sums); none of it was measured:");
+    println!("| layer of 70B, 4096 tokens per row | 1 GPU | 8 GPUs | 2 × 8 GPUs |\n| --- | --- | --- | --- |");
     for line in predictions()? {
         println!("{line}");
     }

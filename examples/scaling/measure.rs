@@ -12,13 +12,13 @@ use burn_deepspeed::{
     InferenceBackend, KvCache, Parallelism,
 };
 
-use super::Failure;
-use super::model::Layer;
+use burn_deepspeed_examples::Failure;
+use burn_deepspeed_examples::scaling::Layer;
 
-/// Values of the short sum, from which the latency is taken, and of the long one.
+/// Number of values of the short sum, which gives the latency, and of the long one, which gives the bandwidth.
 pub const SUMS: [usize; 2] = [64, 1 << 21];
 
-/// A communicator that knows how long it was waited for.
+/// A communicator that measures the time spent in its sums.
 #[derive(Debug)]
 struct Timed {
     inner: Arc<dyn Communicator>,
@@ -63,13 +63,13 @@ pub struct Measured {
     pub alone: f64,
     /// A step on all ranks.
     pub step: f64,
-    /// How much of it the ranks spent in sums, waiting for the slowest among it.
+    /// The part of it spent in sums, including the wait for the slowest rank.
     pub sums: f64,
     /// [`SUMS`] by themselves.
     pub links: [f64; 2],
 }
 
-/// A layer with random weights in front of a filled cache.
+/// A layer with random weights and a filled cache.
 struct Decoding<B: InferenceBackend> {
     layer: DeepSpeedSelfAttention<B>,
     cache: KvCache<B>,
@@ -110,7 +110,7 @@ impl<B: InferenceBackend> Decoding<B> {
     }
 }
 
-/// Steps alone and steps on all ranks in turn, `rounds` times, and the sums by themselves.
+/// Times steps on one rank and steps on all ranks alternately, `rounds` times, and then the sums by themselves.
 pub fn measure<B: InferenceBackend>(
     layer: &Layer,
     communicator: &Arc<dyn Communicator>,

@@ -1,40 +1,21 @@
 //! Whole checkpoints: greedy decoding against what `transformers` generated.
 
-#[path = "../../examples/generate/batch.rs"]
-mod batch;
-#[path = "../../examples/generate/check.rs"]
-mod check;
-#[path = "../../examples/decoder/mod.rs"]
-mod decoder;
-#[path = "../../examples/int8/measure.rs"]
-mod measure;
-#[path = "../../examples/generate/sampling.rs"]
-mod sampling;
-#[path = "../../examples/train_adder/sums.rs"]
-mod sums;
-
 use std::num::NonZeroUsize;
 
 use burn_deepspeed::InferenceBackend;
-use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
+use burn_deepspeed_examples::text::{Batch, Model, Options, Sampler, TextModel, check};
+use burn_deepspeed_examples::{int8, sums};
 
 use crate::common::{golden, on_each_cpu_backend};
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const MODELS: [&str; 7] = ["bloom", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt"];
 
 fn check_all<B: InferenceBackend>(chunk: Option<NonZeroUsize>) {
-    let device = B::Device::default();
     for name in MODELS {
         let folder = golden("models").join(name);
-        let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
-        let checkpoint = Checkpoint::open(&folder).unwrap();
-        let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
-        let (model, report) = model.load(&config, &checkpoint, &device).unwrap();
+        let (model, report) = Model::<B>::open(&folder, &Options::default(), &Default::default()).unwrap();
         assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{name}: {report}");
-        check::run(&model, &config, &folder.join("expected.json"), chunk, &device)
-            .unwrap_or_else(|e| panic!("{name}: {e}"));
+        check::run(&model, &folder.join("expected.json"), chunk).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
 }
 
@@ -45,20 +26,15 @@ fn every_architecture_generates_the_same_ids_on_ranks<B: InferenceBackend>() {
     use burn_deepspeed::parallel::local::LocalCommunicator;
     use std::sync::Arc;
 
-    let device = B::Device::default();
     for name in MODELS {
         for ranks in [2, 3] {
             let folder = golden("models").join(name);
             crate::ranks::on_ranks(LocalCommunicator::group(ranks), |communicator| {
                 let communicator: Arc<dyn Communicator> = communicator;
-                let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
-                let config = config.with_uneven_heads(true).for_rank_of(&*communicator);
-                let checkpoint = Checkpoint::open(&folder).unwrap();
-                let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
-                let (model, report) = model.load(&config, &checkpoint, &device).unwrap();
+                let options = Options { rank: Some(communicator), uneven_heads: true, ..Options::default() };
+                let (model, report) = Model::<B>::open(&folder, &options, &Default::default()).unwrap();
                 assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{name}: {report}");
-                let model = model.with_communicator(&communicator).unwrap();
-                check::run(&model, &config, &folder.join("expected.json"), None, &device)
+                check::run(&model, &folder.join("expected.json"), None)
                     .unwrap_or_else(|e| panic!("{name} on {ranks} ranks: {e}"));
             });
         }
@@ -91,67 +67,63 @@ on_each_cpu_backend!(
 #[test]
 fn sampling_is_greedy_at_zero_and_stays_in_the_nucleus() {
     let logits = [0.0, 3.0, 2.9, -5.0];
-    assert_eq!(sampling::Sampler::new(0.0, 1.0, 7).unwrap().draw(&logits), 1);
-    let mut sampler = sampling::Sampler::new(1.0, 0.9, 7).unwrap();
+    assert_eq!(Sampler::new(0.0, 1.0, 7).unwrap().draw(&logits), 1);
+    let mut sampler = Sampler::new(1.0, 0.9, 7).unwrap();
     let drawn: Vec<u32> = (0..200).map(|_| sampler.draw(&logits)).collect();
     assert!(drawn.contains(&1) && drawn.contains(&2));
     assert!(!drawn.contains(&0) && !drawn.contains(&3));
-    assert!(sampling::Sampler::new(-1.0, 1.0, 0).is_err());
-    assert!(sampling::Sampler::new(1.0, 0.0, 0).is_err());
+    assert!(Sampler::new(-1.0, 1.0, 0).is_err());
+    assert!(Sampler::new(1.0, 0.0, 0).is_err());
 }
 
 #[test]
 fn a_prompt_longer_than_the_model_is_refused() {
     type B = crate::common::AnyBackend;
-    let folder = golden("models/gpt2");
-    let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
-    let model = decoder::Decoder::<B>::init(&config, &Default::default()).unwrap();
-    let session = |batch: &batch::Batch, new| batch::Session::new(&model, &config, batch, new, &Default::default());
-    let error = session(&batch::Batch::single(&[1; 250]), 7).err().unwrap().to_string();
+    let (model, _) = Model::<B>::open(&golden("models/gpt2"), &Options::default(), &Default::default()).unwrap();
+    let session = |batch: &Batch, new| model.session(batch, new);
+    let error = session(&Batch::single(&[1; 250]), 7).err().unwrap().to_string();
     assert!(error.contains("knows 256 positions") && error.contains("at most 6"), "{error}");
-    let error = session(&batch::Batch::single(&[160]), 1).err().unwrap().to_string();
+    let error = session(&Batch::single(&[160]), 1).err().unwrap().to_string();
     assert!(error.contains("token 160 is not in the vocabulary"), "{error}");
 }
 
 /// The trained checkpoint that `generate` runs without a model, on sums that its training never saw.
 fn the_adder_adds_sums_it_has_not_seen<B: InferenceBackend>() {
-    let device = B::Device::default();
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/adder");
-    let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
-    let model = decoder::Decoder::<B>::init(&config, &device).unwrap();
-    let (model, _) = model.load(&config, &Checkpoint::open(&folder).unwrap(), &device).unwrap();
+    let (model, _) = Model::<B>::open(&folder, &Options::default(), &Default::default()).unwrap();
     let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     let unseen: Vec<_> = sums::held_out().into_iter().step_by(3).collect();
     assert!(unseen.len() > 400);
-    let score = sums::score(&model, &config, &tokenizer, &unseen, &device).unwrap();
+    let score = sums::score(&model, &tokenizer, &unseen).unwrap();
     assert!(score.accuracy() >= 0.95, "{}", score.accuracy());
 }
 
 /// What `docs/int8.md` says: with the largest magnitude of a row or head over 127 as its scale, the logits of checkpoints move by a
 /// few percent, and the adder adds.
 fn int8_costs_no_more_than_is_documented<B: InferenceBackend>() {
-    let device = B::Device::default();
+    let open = |folder: &std::path::Path| Model::<B>::open(folder, &Options::default(), &Default::default()).unwrap().0;
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/adder");
-    let adder = measure::Model::<B>::open(&folder, &device).unwrap();
+    let adder = open(&folder);
     let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     let unseen: Vec<_> = sums::held_out().into_iter().step_by(9).collect();
-    for kind in measure::KINDS {
+    for kind in int8::KINDS {
         let (logits, tokens) = match kind {
-            measure::Kind { weights: true, .. } => (0.08, 0.9),
-            measure::Kind { cache, .. } if cache == Default::default() => (1e-5, 0.9999),
+            int8::Kind { weights: true, .. } => (0.08, 0.9),
+            int8::Kind { cache, .. } if cache == Default::default() => (1e-5, 0.9999),
             _ => (0.03, 0.94),
         };
         let mut right = 0.0;
         for name in MODELS {
             let folder = golden("models").join(name);
-            let model = measure::Model::<B>::open(&folder, &device).unwrap().quantized(kind).unwrap();
-            let found = measure::distance(&model, &folder.join("expected.json"), &device).unwrap();
+            let model = open(&folder).in_int8(kind.weights, kind.cache).unwrap();
+            let found = int8::distance(&*model, &folder.join("expected.json")).unwrap();
             assert!(found.logits <= logits, "{name}, {}: {}", kind.name, found.logits);
             right += found.tokens / MODELS.len() as f64;
         }
         assert!(right >= tokens, "{}: {right}", kind.name);
         if !matches!(kind.name, "keys" | "values") {
-            let score = adder.quantized(kind).unwrap().adds(&tokenizer, &unseen, &device).unwrap();
+            let int8 = adder.in_int8(kind.weights, kind.cache).unwrap();
+            let score = sums::score(&*int8, &tokenizer, &unseen).unwrap();
             assert!(score.accuracy() >= 0.98, "{}: {:?}", kind.name, score.mistakes);
         }
     }

@@ -1,13 +1,11 @@
 //! The conformance cases: tensors that `transformers`, `diffusers` and DeepSpeed computed.
 
-#[path = "../../examples/conformance/case.rs"]
-mod case;
-
 use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
+use burn_deepspeed_examples::conformance::{Types, case};
 
 use crate::common::{golden, on_each_cpu_backend};
 
-pub fn every_case_passes<B: InferenceBackend>(types: impl Into<case::Types>) {
+pub fn every_case_passes<B: InferenceBackend>(types: impl Into<Types>) {
     let types = types.into();
     let folders = case::find(&[golden("cases")]).unwrap();
     assert_eq!(folders.len(), 29);
@@ -44,7 +42,7 @@ fn every_case_passes_in_int8<B: InferenceBackend>() {
         (DataType::Fp32, KvCacheType::INT8),
         (DataType::Int8, KvCacheType::INT8),
     ] {
-        every_case_passes::<B>(case::Types { dtype, cache });
+        every_case_passes::<B>(Types { dtype, cache });
     }
 }
 
@@ -56,7 +54,7 @@ fn every_case_passes_on_ranks<B: InferenceBackend>() {
     use burn_deepspeed::parallel::local::LocalCommunicator;
     use burn_deepspeed::{Communicator, ConfigError};
 
-    let weights_of_int8 = case::Types { dtype: DataType::Int8, cache: KvCacheType::INT8 };
+    let weights_of_int8 = Types { dtype: DataType::Int8, cache: KvCacheType::INT8 };
     for types in [DataType::Fp32.into(), weights_of_int8] {
         for ranks in 1..=4 {
             let mut refused = 0;

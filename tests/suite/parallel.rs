@@ -1,8 +1,5 @@
 //! Attention on ranks is attention alone, and a rank that fails is everybody's error.
 
-#[path = "../../examples/scaling/model.rs"]
-mod model;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +12,7 @@ use burn_deepspeed::{
     AttentionError, AttentionMask, BloomSelfAttention, CommunicationError, Communicator, ConfigError, DataType,
     DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
 };
+use burn_deepspeed_examples::scaling as model;
 use proptest::prelude::*;
 
 use crate::attention::{llama, randomised};

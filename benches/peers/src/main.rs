@@ -4,9 +4,6 @@
 mod burn_attention;
 mod call;
 mod candle_attention;
-#[allow(dead_code, reason = "the example needs more of it")]
-#[path = "../../../examples/embed/embedder/mod.rs"]
-mod embedder;
 mod limits;
 mod ours;
 mod workload;

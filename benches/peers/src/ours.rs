@@ -10,9 +10,9 @@ use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
     AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, KvCacheType, NormType,
 };
+use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
 
 use crate::call::{Call, Failure, Output};
-use crate::embedder::{Embedder, Scaling};
 use crate::workload::{Dense, Heads, Layer, Workload, noise};
 
 /// The call for a problem.

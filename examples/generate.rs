@@ -1,0 +1,126 @@
+//! Generates text with a checkpoint in the Hugging Face layout, or with the tiny adder that ships with the repository.
+//!
+//! ```text
+//! cargo run --release --example generate                                   # the adder: prints a sum
+//! cargo run --release --example generate -- --prompt "48+76="
+//! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
+//! cargo run --release --example generate -- --dtype int8 --kv-cache int8
+//! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
+//! ```
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use burn_deepspeed::{DataType, KvCacheType, Parallelism};
+use burn_deepspeed_examples::Failure;
+use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
+use burn_deepspeed_examples::text::{self, Batch, Options, Sampler, Source, TextModel, check};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Generates text with a decoder-only model: BLOOM, GPT-2, GPT-Neo, GPT-NeoX, GPT-J, LLaMA, Mistral or OPT.
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    source: Source,
+    /// Largest number of tokens to generate; the end-of-text token of the model stops it earlier.
+    #[arg(long, default_value_t = 32)]
+    max_new_tokens: usize,
+    /// Print the generated ids instead of text.
+    #[arg(long)]
+    print_ids: bool,
+    /// Randomness: 0 always takes the likeliest token.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
+    temperature: f64,
+    /// Draw only from the likeliest tokens whose probabilities sum to this.
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    top_p: f64,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Feed the prompt in pieces of this many tokens. Default: all at once.
+    #[arg(long)]
+    chunk: Option<NonZeroUsize>,
+    /// Run the batch of an expected.json, and fail unless ids are equal and prompt logits agree within 1e-3.
+    #[arg(long, conflicts_with_all = ["prompt", "prompt_ids"])]
+    check: Option<PathBuf>,
+    /// Backend to run on.
+    #[arg(long, value_enum, default_value_t = BackendName::default())]
+    backend: BackendName,
+    /// Element type of weights, activations and cache.
+    #[arg(long, value_enum, default_value_t = Precision::Fp32)]
+    dtype: Precision,
+    /// Element type of cached keys and values. Default: that of the activations.
+    #[arg(long, value_enum)]
+    kv_cache: Option<Precision>,
+    /// Threads of the CPU kernels. Default: one per core.
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let parallelism = arguments.threads.map_or_else(|| Ok(Parallelism::current()), Parallelism::threads);
+    // Kernels that are called inside `run` use these threads.
+    exit(parallelism.map_err(Failure::from).and_then(|threads| threads.run(|| run(&arguments))))
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let folder = arguments.source.folder();
+    let kv_cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
+    let options = Options { dtype: arguments.dtype.into(), kv_cache, ..Options::default() };
+    let started = Instant::now();
+    let (model, report) = text::open(arguments.backend, &folder, &options)?;
+    let (config, seconds) = (model.config(), started.elapsed().as_secs_f64());
+    eprintln!("{:?} with {} layers in {seconds:.2} s: {report}", config.architecture, config.layers);
+
+    if let Some(file) = &arguments.check {
+        println!("{}", check::run(&*model, file, arguments.chunk)?);
+        return Ok(());
+    }
+    let prompt = arguments.source.read(&folder)?;
+    let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
+    let generated = generate(&*model, &Batch::single(&prompt.ids), arguments, sampler)?;
+    let text = if arguments.print_ids { None } else { prompt.text(&generated)? };
+    println!("{}", text.unwrap_or_else(|| text::list(&generated)));
+    Ok(())
+}
+
+/// Continues one prompt, with progress and speed on standard error.
+fn generate(
+    model: &dyn TextModel,
+    batch: &Batch,
+    arguments: &Arguments,
+    mut sampler: Sampler,
+) -> Result<Vec<u32>, Failure> {
+    if arguments.max_new_tokens == 0 {
+        return Ok(Vec::new());
+    }
+    let bar = ProgressBar::new(arguments.max_new_tokens as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} tokens {per_sec}")?);
+    let started = Instant::now();
+    let mut session = model.session(batch, arguments.max_new_tokens)?;
+    let mut logits = session.prefill(batch, arguments.chunk)?;
+    let prefilled = started.elapsed().as_secs_f64();
+    let decoding = Instant::now();
+    let mut generated: Vec<u32> = Vec::new();
+    loop {
+        let next = sampler.draw(&logits[0]);
+        bar.inc(1);
+        if model.config().eos_token_ids.contains(&(next as usize)) {
+            break;
+        }
+        generated.push(next);
+        if generated.len() == arguments.max_new_tokens {
+            break;
+        }
+        logits = session.decode(&[next])?;
+    }
+    bar.finish_and_clear();
+    let (tokens, steps) = (batch.width(), generated.len().saturating_sub(1));
+    let rate = steps as f64 / decoding.elapsed().as_secs_f64().max(1e-9);
+    eprintln!("prompt: {tokens} tokens in {prefilled:.3} s; generated {}, {rate:.1} tokens/s", generated.len());
+    Ok(generated)
+}

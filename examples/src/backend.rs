@@ -1,0 +1,96 @@
+//! The backends of the build, element types on the command line, and how a program ends with an error.
+
+use std::process::ExitCode;
+
+#[cfg(feature = "autodiff")]
+pub use burn_autodiff::Autodiff;
+use burn_deepspeed::DataType;
+use clap::ValueEnum;
+
+use crate::Failure;
+
+/// `ndarray` in f32.
+#[cfg(feature = "ndarray")]
+pub type NdArray = burn_ndarray::NdArray;
+/// Burn's own CPU backend.
+#[cfg(feature = "flex")]
+pub type Flex = burn_flex::Flex;
+/// CUDA, with fusion.
+#[cfg(feature = "cuda")]
+pub type Cuda = burn_cuda::Cuda;
+/// Vulkan, Metal or WebGPU, with fusion.
+#[cfg(feature = "wgpu")]
+pub type Wgpu = burn_wgpu::Wgpu;
+
+/// A backend, which the build may or may not include.
+#[derive(Debug, Clone, Copy, ValueEnum, Default, PartialEq, Eq)]
+pub enum BackendName {
+    /// The CPU, through `ndarray`.
+    #[cfg_attr(feature = "ndarray", default)]
+    Ndarray,
+    /// The CPU, through Burn's own `Flex`.
+    #[cfg_attr(not(feature = "ndarray"), default)]
+    Flex,
+    /// A CUDA device.
+    Cuda,
+    /// Vulkan, Metal or WebGPU, whichever the machine has.
+    Wgpu,
+}
+
+/// The error for a backend that the build does not include.
+pub const NOT_IN_THE_BUILD: &str =
+    "this backend is not part of the build; add its Cargo feature, as in `--features flex` or `--features vulkan`";
+
+/// Calls a function that is generic over the backend, with the backend that the name selects.
+#[macro_export]
+macro_rules! on_backend {
+    ($name:expr, $function:ident $(, $argument:expr)*) => {
+        match $name {
+            #[cfg(feature = "ndarray")]
+            $crate::backend::BackendName::Ndarray => $function::<$crate::backend::NdArray>($($argument),*),
+            #[cfg(feature = "flex")]
+            $crate::backend::BackendName::Flex => $function::<$crate::backend::Flex>($($argument),*),
+            #[cfg(feature = "cuda")]
+            $crate::backend::BackendName::Cuda => $function::<$crate::backend::Cuda>($($argument),*),
+            #[cfg(feature = "wgpu")]
+            $crate::backend::BackendName::Wgpu => $function::<$crate::backend::Wgpu>($($argument),*),
+            #[allow(unreachable_patterns)]
+            _ => Err($crate::backend::NOT_IN_THE_BUILD.into()),
+        }
+    };
+}
+
+/// Element type of weights and activations.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Precision {
+    /// 32-bit floats.
+    Fp32,
+    /// IEEE half precision.
+    Fp16,
+    /// bfloat16.
+    Bf16,
+    /// Projections of int8; everything else in fp32, on a GPU in fp16.
+    Int8,
+}
+
+impl From<Precision> for DataType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp32 => Self::Fp32,
+            Precision::Fp16 => Self::Fp16,
+            Precision::Bf16 => Self::Bf16,
+            Precision::Int8 => Self::Int8,
+        }
+    }
+}
+
+/// The exit status of a program; an error is printed on standard error.
+pub fn exit(outcome: Result<(), Failure>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

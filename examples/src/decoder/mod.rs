@@ -1,0 +1,355 @@
+//! A small decoder-only language model, composed from this crate's attention and `burn::nn`: BLOOM, GPT-2, GPT-Neo,
+//! GPT-NeoX, GPT-J, LLaMA, Mistral and OPT.
+//!
+//! The blocks differ in little: which norm, where the MLP branches off, how positions enter.
+//!
+//! On several ranks attention is split by heads and the MLP by its inner features, <https://arxiv.org/abs/1909.08053>; embeddings
+//! and norms are on each.
+
+mod load;
+
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::activation::{gelu_approximate, relu, silu};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::ops::Keys;
+use burn_deepspeed::parallel::{Communicator, Settings};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
+use burn_deepspeed::{
+    AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType, DeepSpeedSelfAttention,
+    InferenceBackend, Outputs, Positions, Step, WeightError,
+};
+
+/// OPT's table of positions starts with two rows that it does not use.
+const OPT_POSITION_OFFSET: usize = 2;
+
+/// A decoder-only language model.
+#[derive(Module, Debug)]
+pub struct Decoder<B: Backend> {
+    tokens: Embedding<B>,
+    positions: Option<Embedding<B>>,
+    embedding_norm: Option<LayerNorm<B>>,
+    blocks: Vec<Block<B>>,
+    final_norm: Norm<B>,
+    head: Weight<B>,
+    #[module(skip)]
+    position_offset: usize,
+}
+
+/// One layer.
+#[derive(Module, Debug)]
+struct Block<B: Backend> {
+    attention: Attention<B>,
+    mlp_norm: Option<Norm<B>>,
+    gate: Option<Weight<B>>,
+    up: Weight<B>,
+    down: Weight<B>,
+    #[module(skip)]
+    branch: Branch,
+    #[module(skip)]
+    activation: Activation,
+    #[module(skip)]
+    mlp_sum: Option<Sum>,
+}
+
+/// How the MLP of a layer is added up over ranks.
+#[derive(Debug, Clone)]
+struct Sum {
+    communicator: Arc<dyn Communicator>,
+    settings: Settings,
+}
+
+/// Where the MLP takes its input from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Branch {
+    /// From the sum behind attention.
+    Sequential,
+    /// From the input of the block, beside attention (GPT-NeoX), through the attention's own norm for GPT-J.
+    Parallel,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Activation {
+    Relu,
+    Gelu,
+    GeluTanh,
+    Silu,
+}
+
+#[derive(Module, Debug)]
+enum Attention<B: Backend> {
+    Plain(DeepSpeedSelfAttention<B>),
+    Bloom(BloomSelfAttention<B>),
+}
+
+#[derive(Module, Debug)]
+enum Norm<B: Backend> {
+    Layer(LayerNorm<B>),
+    Rms(RmsNorm<B>),
+}
+
+impl<B: Backend> Norm<B> {
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+}
+
+impl Activation {
+    fn parse(name: &str) -> Result<Self, ConfigError> {
+        match name {
+            "relu" => Ok(Self::Relu),
+            "gelu" => Ok(Self::Gelu),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
+            "silu" | "swish" => Ok(Self::Silu),
+            other => Err(ConfigError::UnknownValue {
+                key: "activation_function".into(),
+                value: format!("`{other}`"),
+                accepted: "relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish".into(),
+            }),
+        }
+    }
+
+    fn apply<B: InferenceBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Relu => relu(x),
+            Self::Gelu => <B as InferenceBackend>::gelu(x),
+            Self::GeluTanh => gelu_approximate(x),
+            Self::Silu => silu(x),
+        }
+    }
+}
+
+impl<B: Backend> Decoder<B> {
+    /// A model with random weights.
+    pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
+        let hidden = config.attention_config(0).hidden_size;
+        let (family, flag) = (config.architecture, |key: &str| config.record[key].as_bool());
+        refuse(family == Architecture::Bert, "model_type", "bert", "a decoder; `embed` runs BERT")?;
+        let post_norm = family == Architecture::Opt && flag("do_layer_norm_before") == Some(false);
+        refuse(post_norm, "do_layer_norm_before", "false", "true: the norm stands in front of attention")?;
+        let narrow = config.record["word_embed_proj_dim"].as_u64().is_some_and(|width| width != hidden as u64);
+        refuse(narrow, "word_embed_proj_dim", "not the hidden size", "the hidden size")?;
+        let post_residual = flag("apply_residual_connection_post_layernorm") == Some(true);
+        refuse(post_residual, "apply_residual_connection_post_layernorm", "true", "false")?;
+
+        let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
+        let embedding =
+            |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
+        let position_offset = if family == Architecture::Opt { OPT_POSITION_OFFSET } else { 0 };
+        let positions = config.learned_positions().map(|rows| embedding(rows + position_offset));
+        let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
+        Ok(Self {
+            tokens: embedding(config.vocab_size),
+            positions,
+            embedding_norm: (family == Architecture::Bloom).then(|| layer_norm(config, device)),
+            blocks,
+            final_norm: norm(config, device),
+            head: linear(config, [hidden, config.vocab_size], family == Architecture::GptJ, device)?,
+            position_offset,
+        })
+    }
+
+    /// The model of one rank, which adds its attention and MLP to those of the others.
+    pub fn with_communicator(self, communicator: &Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let linked = |(layer, block): (usize, Block<B>)| {
+            let settings = Settings::new([("the layer of the MLP", &layer), ("its activation", &block.activation)]);
+            Ok(Block {
+                attention: match block.attention {
+                    Attention::Plain(attention) => Attention::Plain(attention.with_communicator(communicator.clone())?),
+                    Attention::Bloom(attention) => Attention::Bloom(attention.with_communicator(communicator.clone())?),
+                },
+                mlp_sum: (communicator.size() > 1).then(|| Sum { communicator: communicator.clone(), settings }),
+                ..block
+            })
+        };
+        let blocks = self.blocks.into_iter().enumerate().map(linked).collect::<Result<_, ConfigError>>()?;
+        Ok(Self { blocks, ..self })
+    }
+
+    /// The model with projections of int8; embeddings and norms stay as they are. Records of such a model are loaded into one.
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let layers = self.blocks.into_iter().map(|block| block.quantize(blocks));
+        Ok(Self { blocks: layers.collect::<Result<_, _>>()?, head: self.head.quantize(blocks)?, ..self })
+    }
+}
+
+fn refuse(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
+    match condition {
+        true => Err(ConfigError::UnknownValue { key: key.into(), value: value.into(), accepted: accepted.into() }),
+        false => Ok(()),
+    }
+}
+
+fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> LayerNorm<B> {
+    let attention = config.attention_config(0);
+    LayerNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device)
+}
+
+fn norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Norm<B> {
+    let attention = config.attention_config(0);
+    match config.architecture {
+        Architecture::Llama | Architecture::Mistral => {
+            Norm::Rms(RmsNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device))
+        }
+        _ => Norm::Layer(layer_norm(config, device)),
+    }
+}
+
+/// A projection that lies as those of attention do.
+fn linear<B: Backend>(
+    config: &HuggingFaceConfig,
+    [input, output]: [usize; 2],
+    bias: bool,
+    device: &B::Device,
+) -> Result<Weight<B>, ConfigError> {
+    let attention = config.attention_config(0);
+    let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
+    let dtype = attention.dtype.of_backend::<B>(device)?;
+    match attention.dtype {
+        DataType::Int8 => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
+        _ => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
+    }
+}
+
+impl<B: Backend> Block<B> {
+    fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        let attention_config = config.attention_config(layer);
+        let attention = match attention_config.bigscience_bloom {
+            true => Attention::Bloom(attention_config.init_bloom(layer, device)?),
+            false => Attention::Plain(attention_config.init_self_attention(layer, device)?),
+        };
+        let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
+        let gated = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
+        let bias = match config.architecture {
+            Architecture::Llama => config.record["mlp_bias"].as_bool().unwrap_or(false),
+            Architecture::Opt => config.record["enable_bias"].as_bool().unwrap_or(true),
+            _ => !gated,
+        };
+        let linear = |input, output| linear(config, [input, output], bias, device);
+        let parallel = match config.architecture {
+            Architecture::GptJ => true,
+            Architecture::GptNeoX => config.record["use_parallel_residual"].as_bool().unwrap_or(true),
+            _ => false,
+        };
+        Ok(Self {
+            attention,
+            mlp_norm: (config.architecture != Architecture::GptJ).then(|| norm(config, device)),
+            gate: gated.then(|| linear(hidden, mlp)).transpose()?,
+            up: linear(hidden, mlp)?,
+            down: linear(mlp, hidden)?,
+            branch: if parallel { Branch::Parallel } else { Branch::Sequential },
+            activation: Activation::parse(&config.activation)?,
+            mlp_sum: None,
+        })
+    }
+
+    fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self {
+            attention: match self.attention {
+                Attention::Plain(attention) => Attention::Plain(attention.quantize(blocks)?),
+                Attention::Bloom(attention) => Attention::Bloom(attention.quantize(blocks)?),
+            },
+            gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
+            up: self.up.quantize(blocks)?,
+            down: self.down.quantize(blocks)?,
+            ..self
+        })
+    }
+}
+
+impl<B: InferenceBackend> Decoder<B> {
+    /// Logits of the last `T` tokens, of which the cache knows those before.
+    ///
+    /// # Shapes
+    /// - ids, positions: `[B, T]`; padding: `[B, S]`, 1 = a real token
+    /// - output: `[B, T, vocabulary]`
+    pub fn forward(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        padding: Tensor<B, 2, Int>,
+        positions: &Positions,
+        step: &mut Step<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let mask = AttentionMask::from_padding(padding);
+        self.run(ids, &mask, positions, Some(step))
+    }
+
+    /// Logits of whole sequences, without a cache: for training.
+    ///
+    /// # Shapes
+    /// - ids: `[B, T]`, output: `[B, T, vocabulary]`
+    pub fn forward_uncached(&self, ids: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, AttentionError> {
+        let [batch, tokens] = ids.dims();
+        let positions = Positions::sequential(&vec![0; batch], tokens);
+        self.run(ids, &AttentionMask::none(), &positions, None)
+    }
+
+    fn run(
+        &self,
+        ids: Tensor<B, 2, Int>,
+        mask: &AttentionMask<B>,
+        positions: &Positions,
+        mut step: Option<&mut Step<'_, B>>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let [batch, tokens] = ids.dims();
+        let mut x = self.tokens.forward(ids);
+        if let Some(table) = &self.positions {
+            let rows: Vec<i64> = positions.ids().iter().map(|&at| (at + self.position_offset) as i64).collect();
+            let rows = burn::tensor::TensorData::new(rows, [batch, tokens]);
+            x = x.clone() + table.forward(Tensor::from_data(rows, &x.device()));
+        }
+        if let Some(norm) = &self.embedding_norm {
+            x = norm.forward(x);
+        }
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let keys = match &mut step {
+                Some(step) => Keys::Cached(step.layer(layer)),
+                None => Keys::Fresh(positions),
+            };
+            x = block.forward(x, mask.clone(), keys)?;
+        }
+        Ok(<B as InferenceBackend>::linear(self.final_norm.forward(x), &self.head))
+    }
+}
+
+impl<B: InferenceBackend> Block<B> {
+    fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        // GPT-J's MLP reads what attention's own norm made of the input.
+        let wanted = Outputs { inp_norm: self.mlp_norm.is_none(), ..Outputs::default() };
+        let AttentionOutput { output, inp_norm, .. } = match &self.attention {
+            Attention::Plain(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,
+            Attention::Bloom(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,
+        };
+        let sum = x.clone() + output;
+        let branch = if self.branch == Branch::Parallel { x } else { sum.clone() };
+        let input = match (&self.mlp_norm, inp_norm) {
+            (Some(norm), _) => norm.forward(branch),
+            (None, Some(normed)) => normed,
+            (None, None) => branch,
+        };
+        let linear = <B as InferenceBackend>::linear;
+        let inner = match &self.gate {
+            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
+            None => self.activation.apply(linear(input, &self.up)),
+        };
+        let Some(Sum { communicator, settings }) = &self.mlp_sum else {
+            return Ok(sum + linear(inner, &self.down));
+        };
+        let mlp = B::all_reduce(B::vector_matmul(inner, &self.down), &**communicator, settings)?;
+        Ok(match self.down.bias() {
+            Some(bias) => sum + mlp + bias.unsqueeze(),
+            None => sum + mlp,
+        })
+    }
+}

@@ -1,0 +1,12 @@
+//! Text from a decoder: prompts, a model with its cache, the choice of the next token, and a check against other programs.
+
+pub mod check;
+mod model;
+mod prompt;
+mod sampling;
+mod session;
+
+pub use model::{Model, Options, TextModel, open};
+pub use prompt::{Prompt, Source, list};
+pub use sampling::{Sampler, likeliest};
+pub use session::{Batch, Session, TextSession};

@@ -1,0 +1,166 @@
+//! A decoder with its configuration and device, and the same without the backend in its type.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::parallel::Communicator;
+use burn_deepspeed::weight::Int8Blocks;
+use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
+
+use super::{Batch, Session, TextSession};
+use crate::backend::BackendName;
+use crate::decoder::Decoder;
+use crate::{Failure, on_backend};
+
+/// How a model is opened.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Element type of weights and activations. Default: fp32.
+    pub dtype: DataType,
+    /// Element types of cached keys and values. Default: that of the activations.
+    pub kv_cache: KvCacheType,
+    /// The rank that this model is one part of. Default: `None`, the whole model.
+    pub rank: Option<Arc<dyn Communicator>>,
+    /// Whether ranks may hold different numbers of heads. Default: false.
+    pub uneven_heads: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { dtype: DataType::Fp32, kv_cache: KvCacheType::default(), rank: None, uneven_heads: false }
+    }
+}
+
+/// A language model on some backend.
+pub trait TextModel {
+    /// The configuration that it was opened with.
+    fn config(&self) -> &HuggingFaceConfig;
+
+    /// An empty cache with room for the prompts and `new_tokens` more.
+    ///
+    /// # Errors
+    /// If the model has too few positions, or an id of the prompts is not in its vocabulary.
+    fn session(&self, batch: &Batch, new_tokens: usize) -> Result<Box<dyn TextSession + '_>, Failure>;
+
+    /// The same model with projections in int8, if `weights` says so, one scale for each output, and this type of cache.
+    fn in_int8(&self, weights: bool, cache: KvCacheType) -> Result<Box<dyn TextModel>, Failure>;
+
+    /// Writes a Burn record to `path`, which gets the extension `mpk`.
+    fn save(&self, path: &Path) -> Result<(), Failure>;
+
+    /// The same model with the weights of a record that [`save`](Self::save) wrote to `path`.
+    fn with_record(&self, path: &Path) -> Result<Box<dyn TextModel>, Failure>;
+
+    /// Bytes of all parameters.
+    fn parameter_bytes(&self) -> usize;
+
+    /// Bytes of the cache of one row.
+    fn cache_bytes(&self) -> Result<usize, Failure>;
+}
+
+/// Opens a folder in the Hugging Face layout on a backend of the build.
+pub fn open(
+    backend: BackendName,
+    folder: &Path,
+    options: &Options,
+) -> Result<(Box<dyn TextModel>, LoadReport), Failure> {
+    fn boxed<B: InferenceBackend>(
+        folder: &Path,
+        options: &Options,
+    ) -> Result<(Box<dyn TextModel>, LoadReport), Failure> {
+        let (model, report) = Model::<B>::open(folder, options, &B::Device::default())?;
+        Ok((Box::new(model), report))
+    }
+    on_backend!(backend, boxed, folder, options)
+}
+
+/// A decoder, its configuration and its device.
+#[derive(Debug, Clone)]
+pub struct Model<B: Backend> {
+    /// The configuration.
+    pub config: HuggingFaceConfig,
+    /// The model itself.
+    pub decoder: Decoder<B>,
+    /// Where it runs.
+    pub device: B::Device,
+}
+
+impl<B: InferenceBackend> Model<B> {
+    /// Reads a folder in the Hugging Face layout; the report says what was read.
+    pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?
+            .with_dtype(options.dtype)
+            .with_kv_cache_dtype(options.kv_cache)
+            .with_uneven_heads(options.uneven_heads);
+        let config = match &options.rank {
+            Some(communicator) => config.for_rank_of(&**communicator),
+            None => config,
+        };
+        let checkpoint = Checkpoint::open(folder)?;
+        let (decoder, report) = Decoder::init(&config, device)?.load(&config, &checkpoint, device)?;
+        let decoder = match &options.rank {
+            Some(communicator) => decoder.with_communicator(communicator)?,
+            None => decoder,
+        };
+        Ok((Self { config, decoder, device: device.clone() }, report))
+    }
+}
+
+impl<B: InferenceBackend> TextModel for Model<B> {
+    fn config(&self) -> &HuggingFaceConfig {
+        &self.config
+    }
+
+    fn session(&self, batch: &Batch, new_tokens: usize) -> Result<Box<dyn TextSession + '_>, Failure> {
+        Ok(Box::new(Session::new(self, batch, new_tokens)?))
+    }
+
+    fn in_int8(&self, weights: bool, cache: KvCacheType) -> Result<Box<dyn TextModel>, Failure> {
+        let decoder = self.decoder.clone();
+        Ok(Box::new(Self {
+            config: self.config.clone().with_kv_cache_dtype(cache),
+            decoder: if weights { decoder.quantize(Int8Blocks::PerOutput)? } else { decoder },
+            device: self.device.clone(),
+        }))
+    }
+
+    fn save(&self, path: &Path) -> Result<(), Failure> {
+        Ok(self.decoder.clone().save_file(path, &recorder())?)
+    }
+
+    fn with_record(&self, path: &Path) -> Result<Box<dyn TextModel>, Failure> {
+        let decoder = self.decoder.clone().load_file(path, &recorder(), &self.device)?;
+        Ok(Box::new(Self { decoder, ..self.clone() }))
+    }
+
+    fn parameter_bytes(&self) -> usize {
+        let mut bytes = Bytes(0);
+        self.decoder.visit(&mut bytes);
+        bytes.0
+    }
+
+    fn cache_bytes(&self) -> Result<usize, Failure> {
+        Ok(self.config.attention_config(0).cache_memory_bytes::<B>(1, &self.device)?)
+    }
+}
+
+fn recorder() -> NamedMpkFileRecorder<FullPrecisionSettings> {
+    NamedMpkFileRecorder::default()
+}
+
+/// Adds up the bytes of the parameters that it visits.
+struct Bytes(usize);
+
+impl<B: Backend> ModuleVisitor<B> for Bytes {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.0 += param.shape().num_elements() * param.val().dtype().size();
+    }
+
+    fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {
+        self.0 += param.shape().num_elements() * param.val().dtype().size();
+    }
+}

@@ -1,0 +1,80 @@
+//! A model and a prompt on the command line.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use tokenizers::Tokenizer;
+
+use crate::Failure;
+
+/// A model and a prompt on the command line.
+#[derive(Debug, Args)]
+pub struct Source {
+    /// Folder with config.json, model.safetensors and, for text, tokenizer.json. Default: the tiny adder.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// Text to continue.
+    #[arg(long, conflicts_with = "prompt_ids")]
+    prompt: Option<String>,
+    /// Token ids to continue, as in 5,9,2.
+    #[arg(long, value_delimiter = ',')]
+    prompt_ids: Option<Vec<u32>>,
+}
+
+/// The tokens to continue, and the tokenizer of the model.
+pub struct Prompt {
+    /// Token ids; at least one.
+    pub ids: Vec<u32>,
+    /// `None` if the folder of the model has none.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+impl Prompt {
+    /// The prompt and its continuation as text; `None` without a tokenizer.
+    pub fn text(&self, generated: &[u32]) -> Result<Option<String>, Failure> {
+        let all = [&self.ids, generated].concat();
+        self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&all, true)).transpose()
+    }
+}
+
+/// Ids separated by commas.
+pub fn list(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+impl Source {
+    /// The folder of the model. Default: that of the adder, which `train-adder` wrote.
+    pub fn folder(&self) -> PathBuf {
+        let adder = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/adder"));
+        self.model.clone().unwrap_or_else(adder)
+    }
+
+    /// Reads the prompt with the tokenizer of the folder; the adder has one of its own.
+    pub fn read(&self, folder: &Path) -> Result<Prompt, Failure> {
+        let tokenizer = folder.join("tokenizer.json");
+        let tokenizer = match tokenizer.exists() {
+            true => Some(Tokenizer::from_file(&tokenizer)?),
+            false => None,
+        };
+        let ids = match (&self.prompt_ids, &self.prompt, &tokenizer) {
+            (Some(ids), _, _) => ids.clone(),
+            (None, prompt, Some(tokenizer)) => {
+                let prompt = match (prompt, &self.model) {
+                    (Some(prompt), _) => prompt.as_str(),
+                    (None, None) => "17+25=",
+                    (None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
+                };
+                let encoding = tokenizer.encode(prompt, true);
+                encoding.map_err(|cause| format!("the tokenizer cannot read {prompt:?}: {cause}"))?.get_ids().to_vec()
+            }
+            (None, Some(_), None) => {
+                return Err(format!("{} has no tokenizer.json; give --prompt-ids 5,9,2", folder.display()).into());
+            }
+            (None, None, None) => return Err("no prompt; give --prompt-ids 5,9,2".into()),
+        };
+        match ids.is_empty() {
+            true => Err("the prompt has no tokens; give at least one".into()),
+            false => Ok(Prompt { ids, tokenizer }),
+        }
+    }
+}
