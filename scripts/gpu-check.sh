@@ -74,7 +74,7 @@ if wanted conformance "$@"; then
     done
 fi
 if wanted kernels "$@"; then
-    part kernels 300 "$bundle/bin/cube_cuda" --include-ignored --test-threads 8
+    part kernels 420 "$bundle/bin/cube_cuda" --include-ignored --test-threads "$(nproc)"
 fi
 if wanted bench "$@"; then
     if python3 -c 'import torch' 2>/dev/null; then

@@ -101,32 +101,54 @@ mod cuda {
     use super::*;
     use crate::lab::cuda;
 
-    const ENGINES: [Engine; 2] =
-        [Engine::TensorCores { asynchronous: true }, Engine::TensorCores { asynchronous: false }];
+    const ENGINES: [Engine; 2] = [ASYNCHRONOUS, SYNCHRONOUS];
+    const ASYNCHRONOUS: Engine = Engine::TensorCores { asynchronous: true };
+    const SYNCHRONOUS: Engine = Engine::TensorCores { asynchronous: false };
     const HALVES: [Element; 2] = [Element::F16, Element::Bf16];
 
-    /// Head sizes with other tiles.
+    /// Head sizes with different tiles.
     fn problems() -> Vec<Problem> {
         let sizes = [8, 40, 64, 80, 96, 128, 160, 256];
         sizes.map(|head_dim| Problem::new([6, 2, 147, 320, head_dim], &[310, 147])).to_vec()
     }
 
+    // One test for each engine and element type: each compiles and checks for more than a minute, so they run in parallel.
     #[test]
     #[ignore = "needs a CUDA device"]
-    fn every_problem_agrees_with_plain_loops() {
+    fn every_problem_in_f16_agrees_with_plain_loops() {
+        check_every_problem(ASYNCHRONOUS, Element::F16);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn every_problem_in_bf16_agrees_with_plain_loops() {
+        check_every_problem(ASYNCHRONOUS, Element::Bf16);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn every_problem_in_f16_agrees_without_asynchronous_copies() {
+        check_every_problem(SYNCHRONOUS, Element::F16);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn every_problem_in_bf16_agrees_without_asynchronous_copies() {
+        check_every_problem(SYNCHRONOUS, Element::Bf16);
+    }
+
+    fn check_every_problem(engine: Engine, element: Element) {
         let lab = cuda();
-        for (engine, element) in ENGINES.into_iter().flat_map(|engine| HALVES.map(|element| (engine, element))) {
-            for problem in problems() {
-                check_on(&lab, &problem, element, Int8::default(), engine);
-                check_on(&lab, &problem, element, Int8::BOTH, engine);
-            }
-            for masked in Problem::new([4, 2, 147, 320, 128], &[310, 147]).masked() {
-                check_on(&lab, &masked, element, Int8::default(), engine);
-                check_on(&lab, &masked, element, Int8::BOTH, engine);
-            }
-            for (tokens, end) in [(1, 1), (1, 300), (65, 65), (64, 128), (257, 320), (3, 1)] {
-                check_on(&lab, &Problem::new([3, 1, tokens, 321, 64], &[end]), element, Int8::default(), engine);
-            }
+        for problem in problems() {
+            check_on(&lab, &problem, element, Int8::default(), engine);
+            check_on(&lab, &problem, element, Int8::BOTH, engine);
+        }
+        for masked in Problem::new([4, 2, 147, 320, 128], &[310, 147]).masked() {
+            check_on(&lab, &masked, element, Int8::default(), engine);
+            check_on(&lab, &masked, element, Int8::BOTH, engine);
+        }
+        for (tokens, end) in [(1, 1), (1, 300), (65, 65), (64, 128), (257, 320), (3, 1)] {
+            check_on(&lab, &Problem::new([3, 1, tokens, 321, 64], &[end]), element, Int8::default(), engine);
         }
     }
 
