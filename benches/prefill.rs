@@ -6,7 +6,7 @@
 
 use burn::tensor::{Distribution, Tensor};
 use burn_deepspeed::ops::attention::{Attention, Visibility, reference};
-use burn_deepspeed::{AttentionMask, InferenceBackend};
+use burn_deepspeed::{AttentionMask, CpuOps, Operations};
 use burn_ndarray::NdArray;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -59,7 +59,7 @@ fn prefill(criterion: &mut Criterion) {
         let arguments = workload.arguments();
         let mut group = criterion.benchmark_group(workload.name);
         group.bench_function(BenchmarkId::from_parameter("kernel"), |bencher| {
-            bencher.iter(|| <NdArray as InferenceBackend>::masked_attention(arguments.clone()));
+            bencher.iter(|| CpuOps::masked_attention(arguments.clone()));
         });
         group.bench_function(BenchmarkId::from_parameter("reference"), |bencher| {
             bencher.iter(|| reference(arguments.clone()));

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Distribution, Tensor};
 use burn_deepspeed::ops::qkv_gemm::reference;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Orientation, QkvWeight, Weight};
-use burn_deepspeed::{InferenceBackend, ops};
+use burn_deepspeed::{CpuOps, Operations, ops};
 use burn_ndarray::NdArray;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -27,7 +27,7 @@ fn project(criterion: &mut Criterion) {
         for tokens in [1usize, 4, 16, 32, 64, 512] {
             let input = random([1, tokens, INPUTS]);
             group.bench_function(BenchmarkId::new("kernel", tokens), |bencher| {
-                bencher.iter(|| NdArray::qkv_gemm(input.clone(), Some(&norm), &qkv, false));
+                bencher.iter(|| CpuOps::qkv_gemm(input.clone(), Some(&norm), &qkv, false));
             });
             group.bench_function(BenchmarkId::new("reference", tokens), |bencher| {
                 bencher.iter(|| reference(input.clone(), Some(&norm), &qkv, false));
@@ -46,7 +46,7 @@ fn norm(criterion: &mut Criterion) {
     let input = Tensor::<NdArray, 3>::random([8, 512, INPUTS], Distribution::Default, &device);
     let mut group = criterion.benchmark_group("norm");
     group.bench_function("kernel", |bencher| {
-        bencher.iter(|| NdArray::qkv_gemm(input.clone(), Some(&norm), &one, false));
+        bencher.iter(|| CpuOps::qkv_gemm(input.clone(), Some(&norm), &one, false));
     });
     group.bench_function("reference", |bencher| {
         bencher.iter(|| ops::qkv_gemm::normalise(input.clone(), &norm));

@@ -82,12 +82,18 @@ pub mod weight;
 pub use attention::{
     AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Outputs,
 };
+#[cfg(any(feature = "ndarray", feature = "flex"))]
+pub use backend::CpuOps;
+#[cfg(feature = "cubecl")]
+pub use backend::CubeOps;
+#[cfg(feature = "autodiff")]
+pub use backend::Differentiable;
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
-pub use ops::InferenceBackend;
+pub use ops::{InferenceBackend, Operations, Reference};
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
 pub use position::{PositionEncoding, Positions};
 pub use spec::AttentionSpec;

@@ -138,8 +138,8 @@ impl<B: InferenceBackend> BloomSelfAttention<B> {
     }
 
     /// See [`DeepSpeedSelfAttention::explain`].
-    pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
-        self.attention.explain(tokens, cached, mask)
+    pub fn explain(&self, tokens: usize, cached: bool) -> Plan {
+        self.attention.explain(tokens, cached)
     }
 
     /// See [`DeepSpeedSelfAttention::warmup`].

@@ -11,7 +11,7 @@ use crate::error::{AttentionError, ConfigError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::ops::softmax_context::{merge_heads, split};
-use crate::ops::{Attention, ContextProblem, InferenceBackend, Plan};
+use crate::ops::{Attention, ContextProblem, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::position::PositionEncoding;
 use crate::spec::AttentionSpec;
@@ -183,7 +183,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         context: Option<Tensor<B, 3>>,
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        self.check_path(input.dims()[1], &mask)?;
+        self.check_path(input.dims()[1])?;
         self.finish(self.context(input, context, mask))
     }
 
@@ -197,19 +197,19 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         keys: &ContextKeys<B>,
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        self.check_path(input.dims()[1], &mask)?;
+        self.check_path(input.dims()[1])?;
         self.finish(self.attend(self.query(input), keys, mask))
     }
 
     /// The path that attention from so many tokens takes, and why not another.
-    pub fn explain(&self, tokens: usize, mask: &AttentionMask<B>) -> Plan {
-        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, None, mask);
-        B::plan_masked_attention(&problem, &self.output.device())
+    pub fn explain(&self, tokens: usize) -> Plan {
+        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, None);
+        B::Ops::plan_masked_attention(&problem, &self.output.device())
     }
 
-    fn check_path(&self, tokens: usize, mask: &AttentionMask<B>) -> Result<(), AttentionError> {
+    fn check_path(&self, tokens: usize) -> Result<(), AttentionError> {
         match self.spec.require_fast {
-            true => super::check_plan(&self.spec, "masked_attention", self.explain(tokens, mask)),
+            true => super::check_plan(&self.spec, "masked_attention", self.explain(tokens)),
             false => Ok(()),
         }
     }
@@ -224,7 +224,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         context: Option<Tensor<B, 3>>,
         mask: AttentionMask<B>,
     ) -> Tensor<B, 3> {
-        B::vector_matmul(self.context(input, context, mask), &self.output)
+        B::Ops::vector_matmul(self.context(input, context, mask), &self.output)
     }
 
     fn context(&self, input: Tensor<B, 3>, context: Option<Tensor<B, 3>>, mask: AttentionMask<B>) -> Tensor<B, 3> {
@@ -244,13 +244,13 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         let SeparateQkv { key, value, .. } = projections.as_ref();
         let [batch, tokens, _] = context.dims();
         check_shape("context_keys", "context", &[batch, tokens, key.input_size()], &context.dims());
-        let linear = <B as InferenceBackend>::linear;
+        let linear = B::Ops::linear;
         let heads = |projected| split(projected, self.spec.kv_heads());
         ContextKeys { key: heads(linear(context.clone(), key)), value: heads(linear(context, value)) }
     }
 
     fn query(&self, input: Tensor<B, 3>) -> Tensor<B, 4> {
-        let linear = <B as InferenceBackend>::linear;
+        let linear = B::Ops::linear;
         let projected = match &self.qkv {
             QkvWeight::Separate(separate) => linear(input, &separate.query),
             QkvWeight::Fused(fused) => linear(input, &fused.outputs(0, self.spec.query_width())),
@@ -269,13 +269,13 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
                 &[batch, tokens, width],
             );
         }
-        let qkv = B::qkv_gemm(input, None, &self.qkv, false).qkv;
+        let qkv = B::Ops::qkv_gemm(input, None, &self.qkv, false).qkv;
         let [query, key, value] = crate::ops::softmax_context::split_heads(qkv, &self.spec);
         (query, ContextKeys { key, value })
     }
 
     fn attend(&self, query: Tensor<B, 4>, keys: &ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
-        let context = B::masked_attention(Attention {
+        let context = B::Ops::masked_attention(Attention {
             query,
             key: keys.key.clone(),
             value: keys.value.clone(),

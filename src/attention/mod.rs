@@ -16,7 +16,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::config::{DataType, DeepSpeedInferenceConfig, is_cubecl};
 use crate::error::{AttentionError, ConfigError};
-use crate::ops::{InferenceBackend, Plan};
+use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::{Communicator, Settings};
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
@@ -134,12 +134,12 @@ fn project_and_sum<B: InferenceBackend>(
 ) -> Result<Tensor<B, 3>, AttentionError> {
     let (rank, ranks) = (spec.ranks.rank(), spec.ranks.ranks());
     if ranks == 1 && !defer_bias {
-        return Ok(<B as InferenceBackend>::linear(context, output));
+        return Ok(B::Ops::linear(context, output));
     }
     let sum = match link {
-        _ if ranks == 1 => B::vector_matmul(context, output),
+        _ if ranks == 1 => B::Ops::vector_matmul(context, output),
         Some(Link { communicator, settings }) => {
-            B::all_reduce(B::vector_matmul(context, output), &**communicator, settings)?
+            B::Ops::all_reduce(B::Ops::vector_matmul(context, output), &**communicator, settings)?
         }
         None => return Err(AttentionError::NoCommunicator { rank, ranks }),
     };

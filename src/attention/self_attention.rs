@@ -10,7 +10,7 @@ use crate::cache::{KvCache, LayerCache};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
-use crate::ops::{ContextProblem, InferenceBackend, Keys, Plan, SoftmaxContext};
+use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
 use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
@@ -226,7 +226,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     ) -> Result<AttentionOutput<B>, AttentionError> {
         if self.spec.require_fast {
             let cached = matches!(keys, Keys::Cached(_));
-            super::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached, &mask))?;
+            super::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached))?;
         }
         let (context, finish) = self.attend(input, mask, keys, wanted);
         Ok(finish(super::project_and_sum(
@@ -241,22 +241,22 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// The path that a step of so many new tokens takes, with a cache or without, and why not another.
     ///
     /// ```
-    /// # use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+    /// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
     /// # use burn_ndarray::NdArray;
     /// # fn main() -> Result<(), burn_deepspeed::ConfigError> {
     /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
     /// let attention = config.init_self_attention::<NdArray>(0, &Default::default())?;
-    /// let decoding = attention.explain(1, true, &AttentionMask::none());
-    /// let prompt = attention.explain(100, true, &AttentionMask::none());
+    /// let decoding = attention.explain(1, true);
+    /// let prompt = attention.explain(100, true);
     /// assert_eq!(decoding.to_string(), "kernel `cpu::decode`");
     /// assert_eq!(prompt.to_string(), "kernel `cpu::flash`");
     /// # Ok(()) }
     /// ```
-    pub fn explain(&self, tokens: usize, cached: bool, mask: &AttentionMask<B>) -> Plan {
+    pub fn explain(&self, tokens: usize, cached: bool) -> Plan {
         let dtype = self.output.dtype();
         let cache = cached.then(|| self.spec.kv_cache_dtype.types(dtype));
-        let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, cache, mask);
-        B::plan_softmax_context(&problem, &self.output.device())
+        let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, cache);
+        B::Ops::plan_softmax_context(&problem, &self.output.device())
     }
 
     /// Runs steps of `tokens` new tokens in a batch of `batch` rows on a cache of its own, with little and with much behind
@@ -299,7 +299,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         wanted: Outputs,
     ) -> AttentionOutput<B> {
         let (context, finish) = self.attend(input, mask, keys, wanted);
-        finish(B::vector_matmul(context, &self.output))
+        finish(B::Ops::vector_matmul(context, &self.output))
     }
 
     /// The context in front of the output projection, and what makes the outputs that were asked for of its projection.
@@ -310,8 +310,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: Outputs,
     ) -> (Tensor<B, 3>, impl FnOnce(Tensor<B, 3>) -> AttentionOutput<B>) {
-        let projected = B::qkv_gemm(input, self.norm.as_ref(), &self.qkv, wanted.inp_norm && self.norm.is_some());
-        let attended = B::softmax_context(SoftmaxContext {
+        let projected = B::Ops::qkv_gemm(input, self.norm.as_ref(), &self.qkv, wanted.inp_norm && self.norm.is_some());
+        let attended = B::Ops::softmax_context(SoftmaxContext {
             qkv: projected.qkv,
             keys,
             mask,

@@ -1,83 +1,76 @@
-//! Burn's backend on CubeCL: CUDA, Vulkan, WebGPU.
+//! Operations on the CubeCL kernels.
 
-use burn::tensor::DType;
-use burn::tensor::backend::{BackendTypes, DeviceOps};
-use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
-use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_deepspeed_kernels::cube::prefill::mma::Engine;
-use burn_deepspeed_kernels::cube::{Machine, Unsupported};
-use cubecl::prelude::CubePrimitive;
-use cubecl::tf32;
+use burn::tensor::Tensor;
 
-use super::cube_operations;
-use crate::ops::InferenceBackend;
-use crate::ops::cube::{CubeCall, CubeOps, Inputs};
+use crate::ops::cube::CubeDevice;
+use crate::ops::{
+    Attention, ContextProblem, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext, SoftmaxContextOutput,
+};
+use crate::ops::{attention, pad_transform, qkv_gemm, softmax, softmax_context};
+use crate::weight::{FusedNorm, QkvWeight, Weight};
+#[cfg(feature = "nccl")]
+use crate::{
+    error::CommunicationError,
+    ops::all_reduce,
+    parallel::{Communicator, Settings},
+};
 
-impl<R, F, I, BT> InferenceBackend for CubeBackend<R, F, I, BT>
-where
-    R: CubeRuntime,
-    R::Device: DeviceOps,
-    F: FloatElement,
-    I: IntElement,
-    BT: BoolElement,
-{
-    cube_operations!();
-}
+/// Every operation that the CubeCL kernels have, for a backend that is a [`CubeDevice`]; the others on the reference.
+#[derive(Debug, Clone, Copy)]
+pub struct CubeOps;
 
-impl<R, F, I, BT> CubeOps for CubeBackend<R, F, I, BT>
-where
-    R: CubeRuntime,
-    R::Device: DeviceOps,
-    F: FloatElement,
-    I: IntElement,
-    BT: BoolElement,
-{
-    fn call<C: CubeCall>(call: &C, inputs: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
-        call.launch(Inputs::new(inputs))
+impl<B: CubeDevice> Operations<B> for CubeOps {
+    fn fast_operations() -> &'static [&'static str] {
+        &["qkv_gemm", "softmax_context", "masked_attention", "softmax", "linear", "vector_matmul", "pad_transform"]
     }
 
-    fn from_int(tensor: IntTensor<Self>) -> FloatTensor<Self> {
-        tensor
+    fn qkv_gemm(
+        input: Tensor<B, 3>,
+        norm: Option<&FusedNorm<B>>,
+        qkv: &QkvWeight<B>,
+        want_norm: bool,
+    ) -> QkvGemmOutput<B> {
+        qkv_gemm::cube::qkv_gemm(input, norm, qkv, want_norm)
     }
 
-    fn to_int(tensor: FloatTensor<Self>) -> IntTensor<Self> {
-        tensor
+    fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
+        softmax_context::cube::softmax_context(arguments)
     }
 
-    fn from_bool(tensor: BoolTensor<Self>) -> FloatTensor<Self> {
-        tensor
+    fn plan_softmax_context(problem: &ContextProblem, device: &B::Device) -> Plan {
+        attention::cube::plan::<B>(problem, device).into()
     }
 
-    fn tensor_cores(
-        device: &<Self as BackendTypes>::Device,
-        dtype: DType,
-        head_dim: usize,
-    ) -> Result<Engine, Unsupported> {
-        let client = R::client(device);
-        Engine::tensor_cores(&client, &Machine::new(&client), dtype.into(), head_dim)
+    fn plan_masked_attention(problem: &ContextProblem, device: &B::Device) -> Plan {
+        attention::cube::plan::<B>(&ContextProblem { cache: None, ..*problem }, device).into()
     }
 
-    fn has_tf32(device: &<Self as BackendTypes>::Device) -> bool {
-        R::client(device).properties().supports_type(tf32::as_type_native_unchecked().storage_type())
+    fn masked_attention(arguments: Attention<B>) -> Tensor<B, 4> {
+        attention::cube::masked_attention(arguments)
     }
 
-    #[cfg(feature = "nccl")]
-    fn adds_between_devices() -> bool {
-        use cubecl::server::ServerCommunication;
-        R::CubeServer::SERVER_COMM_ENABLED
+    fn softmax(arguments: Softmax<B>) -> Tensor<B, 4> {
+        softmax::cube::softmax(arguments)
+    }
+
+    fn linear(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
+        qkv_gemm::cube::project("linear", input, weight, true)
+    }
+
+    fn vector_matmul(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
+        qkv_gemm::cube::project("vector_matmul", input, weight, false)
     }
 
     #[cfg(feature = "nccl")]
-    fn hand_over(tensors: Vec<FloatTensor<Self>>) -> Result<(), String> {
-        for tensor in tensors {
-            tensor.client.flush().map_err(|error| error.to_string())?;
-            // Where memory ran out, CubeCL panics, on its own thread and on this one.
-            let memory = || tensor.client.get_resource(tensor.handle.clone()).map(drop);
-            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(memory)) {
-                Ok(found) => found.map_err(|error| error.to_string())?,
-                Err(_) => return Err("a tensor has no memory, as when none is left; look for what was printed".into()),
-            }
-        }
-        Ok(())
+    fn all_reduce<const D: usize>(
+        partial: Tensor<B, D>,
+        communicator: &dyn Communicator,
+        settings: &Settings,
+    ) -> Result<Tensor<B, D>, CommunicationError> {
+        all_reduce::cube::all_reduce(partial, communicator, settings)
+    }
+
+    fn pad_transform(heads: Tensor<B, 4>, size: usize) -> Tensor<B, 4> {
+        pad_transform::cube::pad_transform(heads, size)
     }
 }

@@ -7,12 +7,12 @@ use burn_flex::{Flex, FlexTensor};
 use bytemuck::Pod;
 use half::{bf16, f16};
 
-use super::cpu_operations;
+use super::CpuOps;
 use crate::ops::InferenceBackend;
 use crate::ops::cpu::{Elements, InMemory, copied_int8, slice_assign};
 
 impl InferenceBackend for Flex {
-    cpu_operations!();
+    type Ops = CpuOps;
 }
 
 impl InMemory for Flex {

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorPrimitive};
 use burn_ndarray::{FloatNdArrayElement, IntNdArrayElement, NdArray, NdArrayTensor, QuantElement, SharedArray};
 
-use super::cpu_operations;
+use super::CpuOps;
 use crate::ops::InferenceBackend;
 use crate::ops::cpu::{Elements, InMemory, copied_int8};
 
@@ -12,7 +12,7 @@ where
     NdArrayTensor: From<SharedArray<E>>,
     NdArrayTensor: From<SharedArray<I>>,
 {
-    cpu_operations!();
+    type Ops = CpuOps;
 }
 
 impl<E: FloatNdArrayElement, I: IntNdArrayElement, Q: QuantElement> InMemory for NdArray<E, I, Q>

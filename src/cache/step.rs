@@ -251,12 +251,6 @@ impl<B: Backend> LayerCache<'_, B> {
         }
     }
 
-    /// Panics unless a projection of `batch` rows of `tokens` tokens is what the step announced.
-    #[track_caller]
-    pub(crate) fn check_step(&self, operation: &str, batch: usize, tokens: usize) {
-        check_shape(operation, "qkv, rows and tokens", &[self.rows.starts.len(), self.rows.width], &[batch, tokens]);
-    }
-
     /// Puts back what [`take_storage`](Self::take_storage) took.
     pub(crate) fn put_storage(&mut self, key: Stored<B>, value: Stored<B>) {
         (self.store.key, self.store.value) = (Some(key), Some(value));

@@ -1,13 +1,13 @@
-//! The exact GELU (arXiv:1606.08415); DeepSpeed's `bias_gelu`, whose bias [`linear`](super::InferenceBackend::linear) adds.
+//! The exact GELU (arXiv:1606.08415); DeepSpeed's `bias_gelu`, whose bias [`linear`](crate::ops::Operations::linear) adds.
 
 use burn::tensor::{Tensor, activation, backend::Backend};
 
-/// The definition of [`InferenceBackend::gelu`](super::InferenceBackend::gelu).
+/// The definition of [`Operations::gelu`](crate::ops::Operations::gelu).
 pub fn reference<B: Backend>(input: Tensor<B, 3>) -> Tensor<B, 3> {
     activation::gelu(input)
 }
 
-/// [`InferenceBackend::gelu`](super::InferenceBackend::gelu) for backends on the CPU.
+/// [`Operations::gelu`](crate::ops::Operations::gelu) for backends on the CPU.
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub(crate) fn on_cpu<B: super::cpu::InMemory>(input: Tensor<B, 3>) -> Tensor<B, 3> {
     match input.dtype() {

@@ -6,7 +6,7 @@ use super::qkv_gemm::normalise_for;
 use crate::error::check_shape;
 use crate::weight::FusedNorm;
 
-/// The definition of [`InferenceBackend::residual_norm`](super::InferenceBackend::residual_norm).
+/// The definition of [`Operations::residual_norm`](crate::ops::Operations::residual_norm).
 pub fn reference<B: Backend>(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
     check_shape("residual_norm", "residual", &input.dims(), &residual.dims());
     let dtype = input.dtype();
@@ -14,7 +14,7 @@ pub fn reference<B: Backend>(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: 
     normalise_for("residual_norm", sum, norm).cast(dtype)
 }
 
-/// [`InferenceBackend::residual_norm`](super::InferenceBackend::residual_norm) for backends on the CPU.
+/// [`Operations::residual_norm`](crate::ops::Operations::residual_norm) for backends on the CPU.
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub(crate) fn on_cpu<B: super::cpu::InMemory>(
     input: Tensor<B, 3>,

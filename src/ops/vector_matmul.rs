@@ -4,8 +4,8 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::weight::Weight;
 
-/// The definition of [`InferenceBackend::vector_matmul`](super::InferenceBackend::vector_matmul).
+/// The definition of [`Operations::vector_matmul`](crate::ops::Operations::vector_matmul).
 pub fn reference<B: Backend>(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
     let dtype = input.dtype();
-    super::project("vector_matmul", input, weight, None, dtype)
+    super::projection::project("vector_matmul", input, weight, None, dtype)
 }

@@ -12,7 +12,7 @@
 //! The ranks meet on the host first, like those of a [`LocalCommunicator`], with the same time limit and the same errors. Then
 //! each hands the sum to its device and goes on. NCCL runs on a stream of its own, behind what the device had to do before and
 //! ahead of whatever reads the sum; the sums of a group follow each other in the order of the calls. F16 and BF16 are turned into
-//! f32 for the sum, which [`InferenceBackend::all_reduce`] rounds once. In which order NCCL adds is its own affair, so the last
+//! f32 for the sum, which [`Operations::all_reduce`] rounds once. In which order NCCL adds is its own affair, so the last
 //! bits may differ from those of the other engines, and with the number of devices.
 //!
 //! Tensors of other backends, and of other element types, are added on the host.
@@ -78,7 +78,7 @@ use burn_cuda::{Cuda, CudaDevice};
 use super::local::LocalCommunicator;
 use super::{Agreement, Communicator, DEFAULT_TIME_LIMIT, Settings};
 use crate::error::CommunicationError;
-use crate::ops::InferenceBackend;
+use crate::ops::{InferenceBackend, Operations};
 
 /// How long CUDA and NCCL may take to start: 2 minutes.
 const START_LIMIT: Duration = Duration::from_secs(120);
@@ -246,7 +246,11 @@ fn try_one_sum(group: Vec<NcclCommunicator>, devices: &[CudaDevice]) -> Result<(
 /// One, two, three, .. added up over the devices of the ranks.
 fn sum_of_ranks(communicator: &NcclCommunicator, device: &CudaDevice) -> Result<f32, CommunicationError> {
     let number = TensorData::from([communicator.rank() as f32 + 1.0]);
-    let sum = Cuda::<f32, i32>::all_reduce(Tensor::<_, 1>::from_data(number, device), communicator, &Settings::NONE)?;
+    let sum = <Cuda<f32, i32> as InferenceBackend>::Ops::all_reduce(
+        Tensor::<Cuda<f32, i32>, 1>::from_data(number, device),
+        communicator,
+        &Settings::NONE,
+    )?;
     let failed = |cause| CommunicationError::Engine { engine: "CUDA", cause };
     let data = sum.try_into_data().map_err(|error| failed(error.to_string()))?;
     data.iter::<f32>().next().ok_or_else(|| failed("the device returned nothing".into()))

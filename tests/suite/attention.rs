@@ -7,7 +7,7 @@ use burn_deepspeed::ops::Keys;
 use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{
     AttentionError, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    NormType, Outputs, Positions,
+    NormType, Operations, Outputs, Positions,
 };
 
 use crate::common::{TOLERANCE, assert_near, golden, on_each_backend, seeded, values};
@@ -54,7 +54,7 @@ fn the_record_of_outputs_is_consistent<B: InferenceBackend>() {
     let (key, context) = (all.key.unwrap(), all.context.unwrap());
     assert_eq!(key.dims(), [2, 2, 8, 8]);
     assert_eq!(all.value.unwrap().dims(), [2, 2, 8, 8]);
-    let projected = B::vector_matmul(context, attention.output()) + attention.output_bias().unwrap().unsqueeze();
+    let projected = B::Ops::vector_matmul(context, attention.output()) + attention.output_bias().unwrap().unsqueeze();
     assert_near(all.output.clone(), projected, TOLERANCE);
     let norm = attention.norm().unwrap();
     let expected = burn_deepspeed::ops::qkv_gemm::normalise(input.clone(), norm);

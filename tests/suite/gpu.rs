@@ -3,7 +3,7 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, InferenceBackend};
+use burn_deepspeed::{AttentionMask, CubeOps, DataType, DeepSpeedInferenceConfig, InferenceBackend, Operations};
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 use crate::common::seeded;
@@ -32,13 +32,17 @@ fn steps_agree_with_the_reference() {
     });
 }
 
+fn plan<B: InferenceBackend>(problem: &ContextProblem, device: &B::Device) -> Plan {
+    B::Ops::plan_softmax_context(problem, device)
+}
+
 #[test]
 fn kernels_say_which_takes_a_step_and_why_they_decline() {
     let device = Default::default();
-    let good = ContextProblem::new::<Fused>(DType::F16, 1, 64, Some(DType::F16.into()), &AttentionMask::none());
-    assert_eq!(Fused::plan_softmax_context(&good, &device), Plan::Kernel("cube::decode"));
+    let good = ContextProblem::new(DType::F16, 1, 64, Some(DType::F16.into()));
+    assert_eq!(plan::<Fused>(&good, &device), Plan::Kernel("cube::decode"));
     let prompt = ContextProblem { tokens: 100, ..good };
-    assert_eq!(Fused::plan_softmax_context(&prompt, &device), Plan::Kernel("cube::prefill::simt"));
+    assert_eq!(plan::<Fused>(&prompt, &device), Plan::Kernel("cube::prefill::simt"));
     for (problem, reason) in [
         (ContextProblem { dtype: DType::F64, cache: None, ..good }, Declined::ElementType(DType::F64)),
         (
@@ -47,8 +51,8 @@ fn kernels_say_which_takes_a_step_and_why_they_decline() {
         ),
         (ContextProblem { head_dim: 257, ..good }, Declined::HeadDim { head_dim: 257, limit: 256 }),
     ] {
-        assert_eq!(Fused::plan_softmax_context(&problem, &device), Plan::Reference(reason));
-        assert_eq!(Raw::plan_softmax_context(&problem, &device), Plan::Reference(reason));
+        assert_eq!(plan::<Fused>(&problem, &device), Plan::Reference(reason));
+        assert_eq!(plan::<Raw>(&problem, &device), Plan::Reference(reason));
     }
 }
 
@@ -156,9 +160,8 @@ fn the_readme_tells_what_runs_where() {
         }
     }
     fn row<B: InferenceBackend>(tokens: usize, cached: bool) -> String {
-        let problem =
-            ContextProblem::new(DType::F32, tokens, 64, cached.then(|| DType::F32.into()), &AttentionMask::<B>::none());
-        cell(B::plan_softmax_context(&problem, &Default::default()))
+        let problem = ContextProblem::new(DType::F32, tokens, 64, cached.then(|| DType::F32.into()));
+        cell(B::Ops::plan_softmax_context(&problem, &Default::default()))
     }
     let readme = include_str!("../../README.md");
     for (what, tokens, cached) in
@@ -169,7 +172,7 @@ fn the_readme_tells_what_runs_where() {
             format!("| {what} | `SoftmaxContextOp` | {} | {} | {} |", cells[0], cells[1], row::<Fused>(tokens, cached));
         assert!(readme.contains(&line), "the README lacks\n{line}");
     }
-    for operation in Fused::fast_operations() {
+    for operation in <CubeOps as Operations<Fused>>::fast_operations() {
         assert!(readme.contains(&format!("`{operation}`")), "the README does not name {operation}");
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::DType;
 use burn_deepspeed::parallel::mpi::MpiCommunicator;
 use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
-use burn_deepspeed::{CommunicationError, InferenceBackend};
+use burn_deepspeed::{CommunicationError, InferenceBackend, Operations};
 
 use crate::common::{AnyBackend, seeded, values};
 
@@ -149,7 +149,7 @@ fn sums() {
         }
     }
     let part = |rank: usize| seeded::<AnyBackend, 2>([2, 65], 10 + rank as u64);
-    let total = values(AnyBackend::all_reduce(part(rank), &world, &Settings::NONE).unwrap());
+    let total = values(<AnyBackend as InferenceBackend>::Ops::all_reduce(part(rank), &world, &Settings::NONE).unwrap());
     let expected = (1..ranks).fold(part(0), |sum, rank| sum + part(rank));
     assert_eq!(total, values(expected));
     say(rank, "done");

@@ -8,7 +8,7 @@ use burn_deepspeed::ops::{AdditiveMask, Attention, Softmax};
 use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{AttentionMask, InferenceBackend};
+use burn_deepspeed::{AttentionMask, InferenceBackend, Operations};
 
 use crate::common::{Loops, TOLERANCE, assert_near, on_each_backend, seeded, values};
 
@@ -53,7 +53,7 @@ fn attention_is_what_plain_loops_compute<B: InferenceBackend>() {
             if biased {
                 mask = mask.with_bias(bias.clone());
             }
-            let actual = B::masked_attention(Attention {
+            let actual = B::Ops::masked_attention(Attention {
                 query: query.clone(),
                 key: key.clone(),
                 value: value.clone(),
@@ -102,7 +102,7 @@ fn a_query_that_sees_nothing_returns_zeros<B: InferenceBackend>() {
         (AttentionMask::from_additive(lowest), 2),
         (AttentionMask::none().and_hide_pairs(pairs), 2),
     ] {
-        let output = B::masked_attention(Attention {
+        let output = B::Ops::masked_attention(Attention {
             mask,
             ..plain(q.clone(), k.clone(), v.clone(), visibility(true, None, 0, 3))
         });
@@ -113,7 +113,7 @@ fn a_query_that_sees_nothing_returns_zeros<B: InferenceBackend>() {
 }
 
 fn hidden_nans_have_no_part_and_visible_ones_show<B: InferenceBackend>() {
-    hidden_nans_have_no_part(B::masked_attention);
+    hidden_nans_have_no_part(B::Ops::masked_attention);
     hidden_nans_have_no_part::<B>(burn_deepspeed::ops::attention::reference);
 }
 
@@ -148,7 +148,8 @@ fn masks_of_one_head_do_not_leak_into_another<B: InferenceBackend>() {
     let pairs: Vec<bool> = (0..3).flat_map(|n| (0..2).flat_map(move |_| (0..2).map(move |s| hide(0, n, s)))).collect();
     let pairs = Tensor::<B, 4, Bool>::from_data(TensorData::new(pairs, [1, 3, 2, 2]), &Default::default());
     let mask = AttentionMask::none().and_keep_pairs(pairs.bool_not());
-    let actual = B::masked_attention(Attention { mask, ..plain(q.clone(), k.clone(), v.clone(), Visibility::full(2)) });
+    let actual =
+        B::Ops::masked_attention(Attention { mask, ..plain(q.clone(), k.clone(), v.clone(), Visibility::full(2)) });
     let loops = Loops { scale: 1.0, softcap: None, slopes: None, bias: &|_| 0.0, hides: &|[b, n, _, s]| hide(b, n, s) };
     assert_near(actual, loops.attend(q, k, v, 0), TOLERANCE);
 }
@@ -166,7 +167,7 @@ fn softmax_takes_every_mask_of_deepspeed<B: InferenceBackend>() {
             true => AdditiveMask::Pairs(by_pair.clone()),
             false => AdditiveMask::Keys(by_key.clone()),
         };
-        let probs = <B as InferenceBackend>::softmax(Softmax {
+        let probs = B::Ops::softmax(Softmax {
             scale: 0.35,
             alibi: Some(alibi.clone()),
             head_offset: 4,
@@ -227,7 +228,7 @@ fn norm_and_projection_agree_in_every_storage<B: InferenceBackend>() {
             }
             Tensor::<B, 3>::from_data(TensorData::new(out, [batch, tokens, hidden]), &Default::default())
         };
-        let result = B::qkv_gemm(input.clone(), Some(&norm), &QkvWeight::Fused(fused.clone()), true);
+        let result = B::Ops::qkv_gemm(input.clone(), Some(&norm), &QkvWeight::Fused(fused.clone()), true);
         assert_near(result.inp_norm.unwrap(), expected.clone(), TOLERANCE);
         let product = expected.matmul(fused.matrix().unsqueeze()) + bias.clone().unsqueeze();
         assert_near(result.qkv.clone(), product, 2e-5);
@@ -235,23 +236,23 @@ fn norm_and_projection_agree_in_every_storage<B: InferenceBackend>() {
             QkvWeight::Fused(turned.clone()),
             QkvWeight::Separate(SeparateQkv { query: query.clone(), key: key.clone(), value: value.clone() }),
         ] {
-            let again = B::qkv_gemm(input.clone(), Some(&norm), &other, false);
+            let again = B::Ops::qkv_gemm(input.clone(), Some(&norm), &other, false);
             assert!(again.inp_norm.is_none());
             assert_near(again.qkv, result.qkv.clone(), TOLERANCE);
         }
     }
     // without a norm the input is projected as it is
-    let raw = B::qkv_gemm(input.clone(), None, &QkvWeight::Fused(fused.clone()), false).qkv;
-    assert_near(raw, <B as InferenceBackend>::linear(input, &fused), TOLERANCE);
+    let raw = B::Ops::qkv_gemm(input.clone(), None, &QkvWeight::Fused(fused.clone()), false).qkv;
+    assert_near(raw, B::Ops::linear(input, &fused), TOLERANCE);
 }
 
 fn the_bias_belongs_to_linear_and_not_to_vector_matmul<B: InferenceBackend>() {
     let input = seeded::<B, 3>([2, 3, 5], 1);
     let bias = seeded::<B, 1>([7], 2);
     let weight = Weight::new(seeded([5, 7], 3), Some(bias.clone()), Orientation::InputOutput);
-    let product = B::vector_matmul(input.clone(), &weight);
+    let product = B::Ops::vector_matmul(input.clone(), &weight);
     assert_near(product.clone(), input.clone().matmul(weight.matrix().unsqueeze()), TOLERANCE);
-    assert_near(<B as InferenceBackend>::linear(input, &weight), product + bias.unsqueeze(), TOLERANCE);
+    assert_near(B::Ops::linear(input, &weight), product + bias.unsqueeze(), TOLERANCE);
 }
 
 fn what_stands_between_projections_is_what_tensor_operations_compute<B: InferenceBackend>() {
@@ -260,12 +261,12 @@ fn what_stands_between_projections_is_what_tensor_operations_compute<B: Inferenc
         let [gamma, beta] = [3, 4].map(|seed| seeded::<B, 1>([shape[2]], seed));
         for (rms, beta) in [(true, None), (false, Some(beta))] {
             let norm = FusedNorm::new(gamma.clone(), beta, NormSpec { rms, epsilon: 1e-5 });
-            let normed = B::residual_norm(input.clone(), residual.clone(), &norm);
+            let normed = B::Ops::residual_norm(input.clone(), residual.clone(), &norm);
             assert_near(normed, normalise(input.clone() + residual.clone(), &norm), TOLERANCE);
         }
         let wide = input * 6.0;
         let expected = burn::tensor::activation::gelu(wide.clone());
-        assert_near(<B as InferenceBackend>::gelu(wide), expected, TOLERANCE);
+        assert_near(B::Ops::gelu(wide), expected, TOLERANCE);
     }
 }
 
@@ -273,12 +274,12 @@ fn attention_on_padded_heads_is_attention_on_the_heads<B: InferenceBackend>() {
     for dim in [1, 31, 32, 40, 64, 80, 96, 128, 160] {
         let [q, k, v] = [1, 2, 3].map(|seed| seeded::<B, 4>([1, 2, 5, dim], seed));
         let size = padded_head_size(dim);
-        let pad = |heads: &Tensor<B, 4>| B::pad_transform(heads.clone(), size);
+        let pad = |heads: &Tensor<B, 4>| B::Ops::pad_transform(heads.clone(), size);
         assert_eq!(pad(&q).dims(), [1, 2, 5, size]);
         assert_near(unpad(pad(&q), dim), q.clone(), 0.0);
         let see = || visibility(true, None, 0, 5);
-        let padded = B::masked_attention(plain(pad(&q), pad(&k), pad(&v), see()));
-        let direct = B::masked_attention(plain(q, k, v, see()));
+        let padded = B::Ops::masked_attention(plain(pad(&q), pad(&k), pad(&v), see()));
+        let direct = B::Ops::masked_attention(plain(q, k, v, see()));
         assert_near(unpad(padded, dim), direct, 1e-6);
     }
 }
@@ -310,26 +311,27 @@ fn heads_are_padded_to_the_sizes_of_fused_kernels() {
 mod panics {
     use super::*;
     type B = crate::common::AnyBackend;
+    type Ops = <B as InferenceBackend>::Ops;
 
     #[test]
     #[should_panic(expected = "attention: `key` has shape [1, 2, 3, 5], expected [1, 2, 3, 4]")]
     fn a_key_of_another_head_size_names_both_shapes() {
-        let (q, k, v) = (seeded([1, 2, 3, 4], 1), seeded([1, 2, 3, 5], 2), seeded([1, 2, 3, 4], 3));
-        B::masked_attention(plain(q, k, v, Visibility::full(3)));
+        let (q, k, v) = (seeded::<B, 4>([1, 2, 3, 4], 1), seeded([1, 2, 3, 5], 2), seeded([1, 2, 3, 4], 3));
+        Ops::masked_attention(plain(q, k, v, Visibility::full(3)));
     }
 
     #[test]
     #[should_panic(expected = "`mask over keys` has shape [1, 2], expected [1, 3]")]
     fn a_mask_of_the_wrong_length_names_both_shapes() {
-        let [q, k, v] = [1, 2, 3].map(|seed| seeded([1, 2, 3, 4], seed));
+        let [q, k, v] = [1, 2, 3].map(|seed| seeded::<B, 4>([1, 2, 3, 4], seed));
         let mask = AttentionMask::keep(Tensor::from_data([[true, true]], &Default::default()));
-        B::masked_attention(Attention { mask, ..plain(q, k, v, Visibility::full(3)) });
+        Ops::masked_attention(Attention { mask, ..plain(q, k, v, Visibility::full(3)) });
     }
 
     #[test]
     #[should_panic(expected = "qkv_gemm: `input` has shape [1, 2, 4], expected [1, 2, 3]")]
     fn an_input_of_the_wrong_width_names_both_shapes() {
         let weight = Weight::<B>::new(seeded([3, 6], 1), None, Orientation::InputOutput);
-        B::qkv_gemm(seeded([1, 2, 4], 2), None, &QkvWeight::Fused(weight), false);
+        Ops::qkv_gemm(seeded([1, 2, 4], 2), None, &QkvWeight::Fused(weight), false);
     }
 }

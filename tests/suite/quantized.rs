@@ -12,7 +12,8 @@ use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
-    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, WeightError,
+    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Operations,
+    WeightError,
 };
 
 use crate::attention::{llama, randomised};
@@ -56,7 +57,7 @@ fn a_projection_is_off_by_no_more_than_its_scales_allow<B: InferenceBackend>() {
             let scales = scales(int8.int8().unwrap());
             for tokens in [1, 2, 7, 12, 40] {
                 let input = seeded::<B, 3>([2, tokens, inputs], 3);
-                let linear = |weight| values(<B as InferenceBackend>::linear(input.clone(), weight));
+                let linear = |weight| values(B::Ops::linear(input.clone(), weight));
                 let (found, wanted, rows) = (linear(&int8), linear(&dense), values(input.clone()));
                 for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
                     let row = &rows[at / outputs * inputs..][..inputs];
@@ -118,10 +119,7 @@ fn int8_meets_floats_of_every_type<B: InferenceBackend>() {
         for tokens in [1, 20] {
             let input = seeded::<B, 3>([2, tokens, 48], 8).cast(dtype);
             let run = |input: Tensor<B, 3>| {
-                [
-                    B::qkv_gemm(input.clone(), Some(&norm), &qkv, false).qkv,
-                    <B as InferenceBackend>::linear(input, &linear),
-                ]
+                [B::Ops::qkv_gemm(input.clone(), Some(&norm), &qkv, false).qkv, B::Ops::linear(input, &linear)]
             };
             for (found, wanted) in run(input.clone()).into_iter().zip(run(input.cast(DType::F32))) {
                 assert_eq!(found.dtype(), dtype);
@@ -138,7 +136,7 @@ fn many_outputs_are_those_of_the_dense_matrix<B: InferenceBackend>() {
         let int8 = weight.quantize(blocks).unwrap();
         let input = seeded::<B, 2>([12, 20], 2);
         let expected = input.clone().matmul(int8.matrix().transpose()).unsqueeze::<3>();
-        assert_near(B::vector_matmul(input.clone().unsqueeze(), &int8), expected.clone(), 1e-4);
+        assert_near(B::Ops::vector_matmul(input.clone().unsqueeze(), &int8), expected.clone(), 1e-4);
         let reference = burn_deepspeed::ops::vector_matmul::reference(input.unsqueeze(), &int8);
         assert_near(reference, expected, 1e-4);
     }
@@ -184,7 +182,7 @@ fn dtype_int8_builds_int8_matrices_beside_floats<B: InferenceBackend>() {
         let mut cache = config.init_cache::<B>(2, &device).unwrap();
         for tokens in [5, 1] {
             let input = seeded::<B, 3>([2, tokens, 48], 1).cast(float);
-            let linear = |weight| <B as InferenceBackend>::linear(input.clone(), weight);
+            let linear = |weight| B::Ops::linear(input.clone(), weight);
             assert_near(linear(attention.output()), linear(&dense), if float == DType::F32 { 1e-5 } else { 2e-2 });
             let mut step = cache.step(tokens).unwrap();
             let output = attention.forward(input, AttentionMask::none(), step.layer(0)).unwrap();
@@ -231,7 +229,7 @@ fn a_rounded_input_costs_no_more_than_half_a_step<B: InferenceBackend>() {
         let weights = values(exact.matrix());
         for tokens in [1, 2, 9, 40] {
             let input = seeded::<B, 3>([2, tokens, inputs], 3);
-            let linear = |weight| values(<B as InferenceBackend>::linear(input.clone(), weight));
+            let linear = |weight| values(B::Ops::linear(input.clone(), weight));
             let (found, wanted, rows) = (linear(&rounded), linear(&exact), values(input.clone()));
             for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
                 let row = &rows[at / outputs * inputs..][..inputs];
@@ -300,7 +298,7 @@ fn products_of_int8_are_those_of_the_dense_matrix<B: InferenceBackend>() {
             for tokens in [1, 3, 8, 9, 33] {
                 let input = seeded::<B, 3>([2, tokens, inputs], 2);
                 let expected = burn_deepspeed::ops::vector_matmul::reference(input.clone(), &int8);
-                assert_near(B::vector_matmul(input, &int8), expected, 1e-4);
+                assert_near(B::Ops::vector_matmul(input, &int8), expected, 1e-4);
             }
         }
     }

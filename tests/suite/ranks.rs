@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::DType;
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
-use burn_deepspeed::{CommunicationError, InferenceBackend};
+use burn_deepspeed::{CommunicationError, InferenceBackend, Operations};
 
 use crate::common::{on_each_cpu_backend, seeded, values};
 
@@ -36,7 +36,7 @@ fn sums_are_those_of_plain_addition<B: InferenceBackend>() {
             }
             let sums = on_ranks(LocalCommunicator::group(ranks), |communicator| {
                 let partial = part(communicator.rank());
-                let sum = B::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
+                let sum = B::Ops::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
                 sum.into_data().to_vec::<f32>().unwrap()
             });
             for sum in sums {
@@ -193,7 +193,7 @@ fn half_types_are_rounded_once() {
     let sums = on_ranks(LocalCommunicator::group(33), |communicator| {
         let value = if communicator.rank() == 0 { 2048.0 } else { 1.0 };
         let partial = burn::tensor::Tensor::<burn_flex::Flex, 1>::from_data([value], (&Default::default(), DType::F16));
-        let sum = burn_flex::Flex::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
+        let sum = burn_deepspeed::CpuOps::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
         assert_eq!(sum.dtype(), DType::F16);
         values(sum)
     });

@@ -8,7 +8,7 @@ use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
-    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, KvCacheType, NormType,
+    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Operations, KvCacheType, NormType,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
 
@@ -72,7 +72,7 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
         },
         mask: padding.map_or_else(AttentionMask::none, AttentionMask::from_padding),
     };
-    Box::new(move || Ok(read(<B as InferenceBackend>::masked_attention(arguments.clone()))))
+    Box::new(move || Ok(read(B::Ops::masked_attention(arguments.clone()))))
 }
 
 /// A step that is dropped without commit, so that each call finds the same cache.

@@ -13,7 +13,7 @@ use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
     AttentionMask, BloomSelfAttention, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    LayerCache, NormType, Outputs, Positions,
+    LayerCache, NormType, Operations, Outputs, Positions,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -291,7 +291,7 @@ impl<B: InferenceBackend> Case<'_, B> {
                     _ => AdditiveMask::Keys(self.f32(call, "attn_mask")?),
                 });
             }
-            worst.compare(<B as InferenceBackend>::softmax(arguments), self.f32(call, "output")?, None);
+            worst.compare(B::Ops::softmax(arguments), self.f32(call, "output")?, None);
         }
         Ok(worst.error)
     }
@@ -319,7 +319,7 @@ impl<B: InferenceBackend> Case<'_, B> {
         let norm = FusedNorm::new(gamma, vector("beta", config.hidden_size)?, norm);
         let mut worst = Worst::default();
         for call in &self.record.calls {
-            let result = B::qkv_gemm(self.tensor(call, "input")?, Some(&norm), &weight, true);
+            let result = B::Ops::qkv_gemm(self.tensor(call, "input")?, Some(&norm), &weight, true);
             worst.compare(result.qkv, self.f32(call, "output")?, None);
             let normed = result.inp_norm.ok_or("no normalised input was returned")?;
             worst.compare(normed, self.f32(call, "inp_norm")?, None);

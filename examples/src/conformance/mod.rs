@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use burn_deepspeed::parallel::Communicator;
-use burn_deepspeed::{ConfigError, DataType, InferenceBackend, KvCacheType};
+use burn_deepspeed::{ConfigError, DataType, InferenceBackend, KvCacheType, Operations};
 use clap::{Args, ValueEnum};
 
 use self::case::CaseResult;
@@ -60,7 +60,7 @@ pub fn conformance(arguments: &Arguments) -> ExitCode {
 
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
     match arguments.path {
-        ExecutionPath::Fast if B::fast_operations().is_empty() => Err(format!(
+        ExecutionPath::Fast if B::Ops::fast_operations().is_empty() => Err(format!(
             "{} has no kernels of its own in this build; use `--path reference`",
             B::name(&Default::default())
         )),
@@ -68,7 +68,7 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
         #[cfg(feature = "autodiff")]
         ExecutionPath::Reference => run_all::<crate::backend::Autodiff<B>>(arguments),
         #[cfg(not(feature = "autodiff"))]
-        ExecutionPath::Reference if B::fast_operations().is_empty() => run_all::<B>(arguments),
+        ExecutionPath::Reference if B::Ops::fast_operations().is_empty() => run_all::<B>(arguments),
         #[cfg(not(feature = "autodiff"))]
         ExecutionPath::Reference => {
             Err("`--path reference` needs `--features autodiff` on a backend that has kernels".into())

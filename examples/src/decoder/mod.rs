@@ -20,7 +20,7 @@ use burn_deepspeed::parallel::{Communicator, Settings};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
     AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType, DeepSpeedSelfAttention,
-    InferenceBackend, Outputs, Positions, Step, WeightError,
+    InferenceBackend, Operations, Outputs, Positions, Step, WeightError,
 };
 
 /// OPT's table of positions starts with two rows that it does not use.
@@ -118,7 +118,7 @@ impl Activation {
     fn apply<B: InferenceBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
             Self::Relu => relu(x),
-            Self::Gelu => <B as InferenceBackend>::gelu(x),
+            Self::Gelu => B::Ops::gelu(x),
             Self::GeluTanh => gelu_approximate(x),
             Self::Silu => silu(x),
         }
@@ -314,7 +314,7 @@ impl<B: InferenceBackend> Decoder<B> {
             };
             x = block.forward(x, mask.clone(), keys)?;
         }
-        Ok(<B as InferenceBackend>::linear(self.final_norm.forward(x), &self.head))
+        Ok(B::Ops::linear(self.final_norm.forward(x), &self.head))
     }
 }
 
@@ -338,7 +338,7 @@ impl<B: InferenceBackend> Block<B> {
             (None, Some(normed)) => normed,
             (None, None) => branch,
         };
-        let linear = <B as InferenceBackend>::linear;
+        let linear = B::Ops::linear;
         let inner = match &self.gate {
             Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
             None => self.activation.apply(linear(input, &self.up)),
@@ -346,7 +346,7 @@ impl<B: InferenceBackend> Block<B> {
         let Some(Sum { communicator, settings }) = &self.mlp_sum else {
             return Ok(sum + linear(inner, &self.down));
         };
-        let mlp = B::all_reduce(B::vector_matmul(inner, &self.down), &**communicator, settings)?;
+        let mlp = B::Ops::all_reduce(B::Ops::vector_matmul(inner, &self.down), &**communicator, settings)?;
         Ok(match self.down.bias() {
             Some(bias) => sum + mlp + bias.unsqueeze(),
             None => sum + mlp,

@@ -10,7 +10,7 @@ use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
-    AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend, WeightError,
+    AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend, Operations, WeightError,
 };
 
 /// A BERT encoder without a head.
@@ -125,7 +125,7 @@ impl<B: InferenceBackend> Encoder<B> {
         let places = first_segment + self.positions.forward(positions);
         let places = places.repeat_dim(0, batch);
         let mask = AttentionMask::from_padding(padding);
-        let embedded = B::residual_norm(self.words.forward(ids), places, &self.embedding_norm);
+        let embedded = B::Ops::residual_norm(self.words.forward(ids), places, &self.embedding_norm);
         self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(hidden, mask.clone()))
     }
 }
@@ -134,9 +134,9 @@ impl<B: InferenceBackend> Block<B> {
     fn forward(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
         // BERT adds positions to its embeddings, so attention needs none.
         let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
-        let hidden = B::residual_norm(input, attended, &self.attention_norm);
-        let linear = <B as InferenceBackend>::linear;
-        let mlp = linear(<B as InferenceBackend>::gelu(linear(hidden.clone(), &self.up)), &self.down);
-        Ok(B::residual_norm(hidden, mlp, &self.output_norm))
+        let hidden = B::Ops::residual_norm(input, attended, &self.attention_norm);
+        let linear = B::Ops::linear;
+        let mlp = linear(B::Ops::gelu(linear(hidden.clone(), &self.up)), &self.down);
+        Ok(B::Ops::residual_norm(hidden, mlp, &self.output_norm))
     }
 }

@@ -1,13 +1,14 @@
-//! The sum over ranks that are CUDA devices: NCCL adds where the tensors lie.
+//! The sum over ranks that are CUDA devices: NCCL adds in device memory.
 //!
-//! NCCL waits on the device for every rank, without a limit. So a rank hands everything before the sum to its device and asks
-//! for errors, then meets the others on the host, and only what cannot fail any more comes behind that meeting: a rank that is
-//! dead, late, different, or has a failed kernel is an error on the host of every rank, and no device waits.
+//! NCCL waits on the device for every rank, without a limit. So a rank submits everything before the sum to its device, asks
+//! for errors, and then waits at a barrier on the host. Only work that cannot fail follows the barrier. A rank that is dead,
+//! late, different, or has a failed kernel is therefore an error on the host of every rank, and no device waits.
 //!
-//! CubeCL's `all_reduce` is called without Burn's around it, which adds the buffers as they are, padding of rows included. Ranks
-//! whose layouts differ would offer NCCL different numbers of elements.
+//! CubeCL's `all_reduce` is called directly. Burn's wrapper adds whole buffers, padding of rows included, so ranks with
+//! different layouts would offer NCCL different numbers of elements.
 
 use burn::tensor::backend::{DeviceId, DeviceOps};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
@@ -18,7 +19,7 @@ use cubecl::server::{Handle, ReduceOperation};
 
 use super::on_the_host;
 use crate::error::CommunicationError;
-use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, is_float};
+use crate::ops::cube::{CubeCall, CubeDevice, TensorKind, TensorLike, float, from_float, is_float};
 use crate::parallel::{Agreement, Communicator, Settings};
 
 /// The sum of `partial` over all ranks: between the devices of the communicator if it names any, else on the host.
@@ -27,7 +28,7 @@ use crate::parallel::{Agreement, Communicator, Settings};
 /// Those of [`Communicator::barrier`]; [`CommunicationError::Engine`] if this rank's device has failed, and
 /// [`CommunicationError::Unavailable`] if the tensor is on another device than the communicator names for this rank. The other
 /// ranks get [`CommunicationError::Aborted`].
-pub fn all_reduce<B: CubeOps, const D: usize>(
+pub fn all_reduce<B: CubeDevice, const D: usize>(
     partial: Tensor<B, D>,
     communicator: &dyn Communicator,
     settings: &Settings,
@@ -49,85 +50,113 @@ pub fn all_reduce<B: CubeOps, const D: usize>(
         communicator.barrier(&agreement)?;
         return Ok(partial);
     }
-    let mut inputs = Collected::new();
-    inputs.float(partial.cast(DType::F32));
-    let mut prepared = inputs.call(&Prepare);
-    let (partial, place): (Tensor<B, D>, Tensor<B, D>) = (prepared.next(), prepared.next());
-    hand_over([&partial, &place], communicator)?;
+    let partial = float(partial.cast(DType::F32));
+    let Prepared { partial, sum } = B::run::<Prepare<()>>(Prepare { partial });
+    submit::<B>(vec![partial.clone(), sum.clone()], communicator)?;
 
     communicator.barrier(&agreement)?;
-    let mut inputs = Collected::new();
-    inputs.float(partial);
-    inputs.float(place);
-    let sum = inputs.call(&Add { devices: devices.to_vec() }).next::<D>();
-    hand_over([&sum], communicator)?;
-    Ok(sum.cast(dtype))
+    let sum = B::run::<Add<()>>(Add { partial, sum, devices: devices.to_vec() });
+    submit::<B>(vec![sum.clone()], communicator)?;
+    Ok(from_float::<B, D>(sum).cast(dtype))
 }
 
-/// Gives up for all ranks if something failed on the device of this one.
-fn hand_over<B: CubeOps, const D: usize, const N: usize>(
-    tensors: [&Tensor<B, D>; N],
+/// [`CubeDevice::submit`], which aborts all ranks if something failed on the device of this one.
+fn submit<B: CubeDevice>(
+    tensors: Vec<FloatTensor<B>>,
     communicator: &dyn Communicator,
 ) -> Result<(), CommunicationError> {
-    let tensors = tensors.into_iter().map(|tensor| tensor.clone().into_primitive().tensor());
-    B::hand_over(tensors.collect()).map_err(|cause| {
+    B::submit(tensors).map_err(|cause| {
         communicator.abort(&cause);
         CommunicationError::Engine { engine: "CUDA", cause }
     })
 }
 
-/// The partial result without gaps, and a place for the sum.
+/// Makes the partial result contiguous, and allocates a tensor for the sum.
 #[derive(Debug, Clone)]
-struct Prepare;
+struct Prepare<T> {
+    partial: T,
+}
 
-impl CubeCall for Prepare {
+/// The partial result and the tensor for the sum.
+struct Prepared<T> {
+    partial: T,
+    sum: T,
+}
+
+impl CubeCall for Prepare<()> {
     const NAME: &'static str = "all_reduce_prepare";
 
-    fn outputs(&self, inputs: &[(Shape, DType)]) -> Vec<(Shape, DType)> {
-        vec![inputs[0].clone(), inputs[0].clone()]
+    type Arguments<T: TensorLike> = Prepare<T>;
+    type Output<T: TensorLike> = Prepared<T>;
+
+    fn walk<T: TensorLike, U: TensorLike>(call: Prepare<T>, visit: &mut impl FnMut(T) -> U) -> Prepare<U> {
+        Prepare { partial: visit(call.partial) }
     }
 
-    fn launch<R: CubeRuntime>(&self, mut inputs: Inputs<R>) -> Vec<CubeTensor<R>> {
-        let partial = inputs.next();
+    fn walk_output<T: TensorLike, U: TensorLike>(output: Prepared<T>, visit: &mut impl FnMut(T) -> U) -> Prepared<U> {
+        Prepared { partial: visit(output.partial), sum: visit(output.sum) }
+    }
+
+    fn announce(call: Prepare<TensorKind>) -> Prepared<TensorKind> {
+        Prepared { partial: call.partial.clone(), sum: call.partial }
+    }
+
+    fn launch<R: CubeRuntime>(call: Prepare<CubeTensor<R>>) -> Prepared<CubeTensor<R>> {
+        let partial = call.partial;
         let (client, device, dtype) = (partial.client.clone(), partial.device.clone(), partial.dtype);
         let shape = partial.meta.shape().clone();
-        // Should NCCL fail all the same, CubeCL keeps it to itself: then it shows in the numbers.
+        // CubeCL does not report a failure of NCCL. NaNs show it in the result.
         let nan = InputScalar::new(f32::NAN, dtype);
-        let place = full_device_dtype(client.clone(), Shape::new([shape.num_elements()]), device.clone(), nan, dtype);
-        // CubeCL takes both from one stream.
-        let partial = if partial.handle.stream == place.handle.stream { partial } else { partial.copy() };
-        vec![into_contiguous(partial), CubeTensor::new_contiguous(client, device, shape, place.handle, dtype)]
+        let sum = full_device_dtype(client.clone(), Shape::new([shape.num_elements()]), device.clone(), nan, dtype);
+        // CubeCL requires both on one stream.
+        let partial = if partial.handle.stream == sum.handle.stream { partial } else { partial.copy() };
+        Prepared {
+            partial: into_contiguous(partial),
+            sum: CubeTensor::new_contiguous(client, device, shape, sum.handle, dtype),
+        }
     }
 }
 
-/// The sum itself; both tensors are those of [`Prepare`].
+/// Adds over the devices. Both tensors are those of [`Prepared`].
 #[derive(Debug, Clone)]
-struct Add {
+struct Add<T> {
+    partial: T,
+    sum: T,
     devices: Vec<DeviceId>,
 }
 
-impl CubeCall for Add {
+impl CubeCall for Add<()> {
     const NAME: &'static str = "all_reduce";
 
-    fn outputs(&self, inputs: &[(Shape, DType)]) -> Vec<(Shape, DType)> {
-        vec![inputs[1].clone()]
+    type Arguments<T: TensorLike> = Add<T>;
+    type Output<T: TensorLike> = T;
+
+    fn walk<T: TensorLike, U: TensorLike>(call: Add<T>, visit: &mut impl FnMut(T) -> U) -> Add<U> {
+        Add { partial: visit(call.partial), sum: visit(call.sum), devices: call.devices }
     }
 
-    fn launch<R: CubeRuntime>(&self, mut inputs: Inputs<R>) -> Vec<CubeTensor<R>> {
-        let (partial, sum) = (inputs.next(), inputs.next());
+    fn walk_output<T: TensorLike, U: TensorLike>(output: T, visit: &mut impl FnMut(T) -> U) -> U {
+        visit(output)
+    }
+
+    fn announce(call: Add<TensorKind>) -> TensorKind {
+        call.sum
+    }
+
+    fn launch<R: CubeRuntime>(call: Add<CubeTensor<R>>) -> CubeTensor<R> {
+        let Add { partial, sum, devices } = call;
         let mut client = sum.client.clone();
-        let devices = self.devices.clone();
         client.all_reduce(elements(&partial), elements(&sum), sum.dtype.into(), devices, ReduceOperation::Sum);
         // The stream of the tensors waits for that of NCCL; the host does not.
         client.sync_collective();
-        vec![sum]
+        sum
     }
 }
 
-/// The memory of a tensor without what an allocation has behind it: NCCL adds up all of it.
+/// The memory of a tensor without the padding at the end of its allocation, which NCCL would add too.
 fn elements<R: CubeRuntime>(tensor: &CubeTensor<R>) -> Handle {
     let size = (tensor.meta.num_elements() * tensor.dtype.size()) as u64;
     let handle = tensor.handle.clone();
-    let behind = handle.size_in_used() - size;
-    handle.offset_end(behind)
+    let padding = handle.size_in_used() - size;
+    handle.offset_end(padding)
 }

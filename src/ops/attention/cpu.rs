@@ -1,39 +1,22 @@
 //! Attention on the CPU kernels.
 
-use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
+use burn::tensor::{FloatDType, Tensor, backend::Backend};
 use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Cached, Heads};
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 
-use super::{Attention, Visibility, reference};
+use super::arguments::Attention;
+use super::reference::reference;
+use super::visibility::Visibility;
 use crate::cache::Stored;
-use crate::error::check_shape;
 use crate::mask::AttentionMask;
 use crate::ops::cpu::{InMemory, tensor};
-use crate::ops::softmax_context::{ContextProblem, Declined, Plan};
+use crate::ops::softmax_context::plan::CpuKernel;
 
-/// New tokens up to which keys are not packed; `benches/decode.rs` measures it.
-const MOST_DECODE_TOKENS: usize = 8;
-
-/// A kernel for attention.
-type Kernel = fn(&Problem<'_>, &mut [f32]);
-
-/// The kernel for so many new tokens, and its name.
-pub(crate) fn kernel(tokens: usize) -> (&'static str, Kernel) {
-    if tokens <= MOST_DECODE_TOKENS { ("cpu::decode", decode) } else { ("cpu::flash", flash) }
-}
-
-/// Which kernel takes attention without a cache.
-pub(crate) fn plan(problem: &ContextProblem) -> Plan {
-    match problem.dtype {
-        DType::F32 => Plan::Kernel(kernel(problem.tokens).0),
-        dtype => Plan::Reference(Declined::ElementType(dtype)),
-    }
-}
-
-/// What is attended to, and how.
+/// One attention on the CPU: what is attended to, how, and the kernel that was chosen for it.
 pub(crate) struct Call<'a, B: Backend> {
+    pub kernel: CpuKernel,
     /// `[batch, heads, tokens, head_dim]`.
     pub query: Heads<'a>,
     pub query_shape: [usize; 4],
@@ -48,19 +31,19 @@ pub(crate) struct Call<'a, B: Backend> {
     pub softcap: Option<f64>,
     pub slopes: Option<&'a [f32]>,
     pub visibility: &'a Visibility,
-    /// Of the shape that the sizes ask for; the callers have checked it.
+    /// Of shapes that the caller has checked against the sizes.
     pub mask: &'a AttentionMask<B>,
 }
 
-/// [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention) for backends on the CPU.
+/// [`Operations::masked_attention`](crate::ops::Operations::masked_attention) for backends on the CPU.
 pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B, 4> {
+    let kernel = match arguments.problem().on_cpu() {
+        Ok(kernel) if !arguments.is_empty() => kernel,
+        _ => return reference(arguments),
+    };
+    arguments.check();
     let [batch, heads, tokens, _] = arguments.query.dims();
     let [_, _, keys, value_dim] = arguments.value.dims();
-    let dtypes = [arguments.query.dtype(), arguments.key.dtype(), arguments.value.dtype()];
-    if keys == 0 || dtypes != [DType::F32; 3] {
-        return reference(arguments);
-    }
-    arguments.check();
     let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
     let (device, query_shape, value_shape) = (query.device(), query.dims(), value.dims());
     let (visibility, mask, slopes) = (&visibility, &mask, slopes.as_deref());
@@ -68,6 +51,7 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
         with_heads(&key, |key| {
             with_heads(&value, |value| {
                 let call = Call {
+                    kernel,
                     query,
                     query_shape,
                     key: key.into(),
@@ -87,7 +71,7 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
     tensor(context, [batch, tokens, heads, value_dim], &device).swap_dims(1, 2)
 }
 
-/// Reads heads where they lie.
+/// Reads heads in place.
 pub(crate) fn with_heads<B: InMemory, R>(tensor: &Tensor<B, 4>, read: impl FnOnce(Heads<'_>) -> R) -> R {
     B::with_elements(tensor, |tensor| {
         let tensor = tensor.in_rows();
@@ -96,7 +80,7 @@ pub(crate) fn with_heads<B: InMemory, R>(tensor: &Tensor<B, 4>, read: impl FnOnc
     })
 }
 
-/// Reads the keys, or the values, of a cache where they lie.
+/// Reads the keys, or the values, of a cache in place.
 pub(crate) fn with_stored<B: InMemory, R>(stored: &Stored<B>, read: impl FnOnce(Cached<'_>) -> R) -> R {
     match stored {
         Stored::Dense(tensor) => with_heads(tensor, |heads| read(heads.into())),
@@ -109,7 +93,7 @@ pub(crate) fn with_stored<B: InMemory, R>(stored: &Stored<B>, read: impl FnOnce(
 }
 
 impl<B: InMemory> Call<'_, B> {
-    /// Attends; returns `[batch, tokens, heads, value_dim]`. A tensor gets its shape with it: `burn-ndarray` copies to reshape.
+    /// Attends; returns `[batch, tokens, heads, value_dim]`. Elements and not a tensor, since `burn-ndarray` copies to reshape.
     pub fn attend(&self) -> Vec<f32> {
         let ([batch, heads, tokens, head_dim], [_, kv_heads, capacity, value_dim]) =
             (self.query_shape, self.value_shape);
@@ -129,16 +113,16 @@ impl<B: InMemory> Call<'_, B> {
             masks: self.masks(&owned),
         };
         let mut output = vec![0.0; batch * tokens * heads * value_dim];
-        kernel(tokens).1(&problem, &mut output);
+        match self.kernel {
+            CpuKernel::Decode => decode(&problem, &mut output),
+            CpuKernel::Flash => flash(&problem, &mut output),
+        }
         output
     }
 
     /// The masks on the host.
     fn owned_masks(&self) -> OwnedMasks {
-        let [batch, heads, ..] = self.query_shape;
-        if let Some(slopes) = self.slopes {
-            check_shape("attention", "slopes", &[heads], &[slopes.len()]);
-        }
+        let batch = self.query_shape[0];
         let by_row = |list: &[usize]| (0..batch).map(|row| list[row % list.len()]).collect();
         let hidden: Option<Vec<bool>> = self.mask.hidden_keys().map(|hidden| hidden.to_data().iter().collect());
         let bias = self.mask.bias().map(|bias| (bias.dims(), bias.cast(FloatDType::F32).to_data()));
@@ -178,7 +162,7 @@ struct OwnedMasks {
     bias: Option<([usize; 4], Vec<f32>)>,
 }
 
-/// The position of every slot: the kept keys before it.
+/// The position of every slot: the number of kept keys before it.
 fn kept_before(hidden: &[bool], keys: usize) -> Vec<i32> {
     let mut positions = Vec::with_capacity(hidden.len());
     for row in hidden.chunks(keys.max(1)) {

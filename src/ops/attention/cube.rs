@@ -1,145 +1,191 @@
 //! Attention on CubeCL kernels.
 
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::Tensor;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::{Attention as Problem, Machine, MaskArguments, TensorHandle, decode, prefill};
 
-use super::{Attention, Visibility, reference};
+use super::arguments::Attention;
+use super::reference::reference;
+use super::visibility::Visibility;
 use crate::cache::bounds_on_device;
-use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, handle, is_float, planned, rules};
-use crate::ops::softmax_context::{Declined, Plan};
+use crate::ops::cube::{
+    CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, handle, kernel_accepts, masks,
+    optional_handle, rows, rules,
+};
+use crate::ops::softmax_context::plan::{ContextProblem, CubeKernel, Declined};
 use crate::position::alibi;
 
-/// New tokens up to which the keys are split over the device instead of the queries.
-const MOST_DECODE_TOKENS: usize = 8;
+/// The kernel for an attention problem, or why there is none.
+pub(crate) fn plan<B: CubeDevice>(problem: &ContextProblem, device: &B::Device) -> Result<CubeKernel, Declined> {
+    problem.on_cube(|| B::has_tensor_cores(device, problem.dtype, problem.head_dim))
+}
 
-/// Which kernel takes a problem.
-pub(crate) fn plan_kernel<B: CubeOps>(
-    dtype: DType,
-    tokens: usize,
-    head_dim: usize,
-    value_dim: usize,
-    device: &B::Device,
-) -> Plan {
-    let limit = decode::LARGEST_HEAD;
-    if !is_float(dtype) {
-        Plan::Reference(Declined::ElementType(dtype))
-    } else if head_dim > limit {
-        Plan::Reference(Declined::HeadDim { head_dim, limit })
-    } else if head_dim != value_dim {
-        Plan::Reference(Declined::ValueDim { head_dim, value_dim })
-    } else if tokens <= MOST_DECODE_TOKENS {
-        Plan::Kernel("cube::decode")
-    } else if B::tensor_cores(device, dtype, head_dim).is_ok() {
-        Plan::Kernel("cube::prefill::mma")
-    } else {
-        Plan::Kernel("cube::prefill::simt")
+/// Keys, or values, with `T` for each tensor.
+#[derive(Debug, Clone)]
+pub(crate) enum Side<T> {
+    /// Floats, `[B, K, capacity, H]`.
+    Dense(T),
+    /// int8, `[B, K, capacity, H]`, and their scales, `[B, K, capacity]`.
+    Int8 { elements: T, scales: T },
+}
+
+impl<T> Side<T> {
+    /// Replaces every tensor.
+    pub fn map<U>(self, visit: &mut impl FnMut(T) -> U) -> Side<U> {
+        match self {
+            Self::Dense(tensor) => Side::Dense(visit(tensor)),
+            Self::Int8 { elements, scales } => Side::Int8 { elements: visit(elements), scales: visit(scales) },
+        }
     }
 }
 
-/// Keys or values as a kernel takes them.
-#[derive(Clone, Copy)]
-pub(crate) struct Side<'a, R: CubeRuntime> {
-    pub elements: &'a TensorHandle<R>,
-    /// If they are int8.
-    pub scales: Option<&'a TensorHandle<R>>,
+/// The buffers of keys, or values, as the kernels take them.
+pub(crate) struct SideHandles<R: CubeRuntime> {
+    pub elements: TensorHandle<R>,
+    /// Present if the elements are int8.
+    pub scales: Option<TensorHandle<R>>,
 }
 
-/// Attends on the kernel that the number of queries asks for.
-#[allow(clippy::too_many_arguments, reason = "the parts of one attention problem")]
-pub(crate) fn attend<R: CubeRuntime>(
-    operation: &str,
-    query: &CubeTensor<R>,
-    key: Side<'_, R>,
-    value: Side<'_, R>,
-    context: &TensorHandle<R>,
-    scale: f32,
-    masks: &MaskArguments<R>,
-    keys: usize,
-) {
-    let machine = Machine::new(&query.client);
-    let problem = Problem {
-        query: &handle(query),
-        key: key.elements,
-        key_scales: key.scales,
-        value: value.elements,
-        value_scales: value.scales,
-        context,
-        scale,
-        masks,
-        keys,
-    };
-    if query.meta.shape()[2] <= MOST_DECODE_TOKENS {
-        planned(operation, decode::launch(&query.client, &machine, problem, None));
-        return;
+impl<R: CubeRuntime> From<&Side<CubeTensor<R>>> for SideHandles<R> {
+    fn from(side: &Side<CubeTensor<R>>) -> Self {
+        let (elements, scales) = match side {
+            Side::Dense(elements) => (elements, None),
+            Side::Int8 { elements, scales } => (elements, Some(scales)),
+        };
+        Self { elements: handle(elements), scales: optional_handle(scales) }
     }
-    let head_dim = query.meta.shape()[3];
-    let launched = match prefill::mma::Engine::tensor_cores(&query.client, &machine, query.dtype.into(), head_dim) {
-        Ok(engine) => prefill::mma::launch(&query.client, &machine, problem, engine),
-        Err(_) => prefill::simt::launch(&query.client, &machine, problem),
-    };
-    planned(operation, launched);
 }
 
-/// `[B, T, N·H]` as `[B, N, T, H]`.
-pub(crate) fn by_token<R: CubeRuntime>(packed: &CubeTensor<R>, heads: usize) -> TensorHandle<R> {
+/// Queries, keys and values on a device, and the kernel that was chosen for them.
+pub(crate) struct Launch<'a, R: CubeRuntime> {
+    pub operation: &'static str,
+    pub kernel: CubeKernel,
+    pub query: &'a CubeTensor<R>,
+    pub key: &'a SideHandles<R>,
+    pub value: &'a SideHandles<R>,
+    pub scale: f32,
+    pub masks: &'a MaskArguments<R>,
+    /// Keys of the longest row.
+    pub keys: usize,
+}
+
+impl<R: CubeRuntime> Launch<'_, R> {
+    /// Attends; returns `[B, T, N·H]`, with the heads of a token contiguous, as the output projection reads them.
+    pub fn attend(self) -> CubeTensor<R> {
+        let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| self.query.meta.shape()[axis]);
+        let context = empty(self.query, [batch, tokens, heads * head_dim]);
+        let client = &self.query.client;
+        let machine = Machine::new(client);
+        let problem = Problem {
+            query: &handle(self.query),
+            key: &self.key.elements,
+            key_scales: self.key.scales.as_ref(),
+            value: &self.value.elements,
+            value_scales: self.value.scales.as_ref(),
+            context: &by_head(&context, heads),
+            scale: self.scale,
+            masks: self.masks,
+            keys: self.keys,
+        };
+        let launched = match self.kernel {
+            CubeKernel::Decode => decode::launch(client, &machine, problem, None).map(drop),
+            CubeKernel::PrefillSimt => prefill::simt::launch(client, &machine, problem),
+            CubeKernel::PrefillMma => {
+                let engine = prefill::mma::Engine::TensorCores { asynchronous: true };
+                prefill::mma::launch(client, &machine, problem, engine)
+            }
+        };
+        kernel_accepts(self.operation, launched);
+        context
+    }
+}
+
+/// `[B, T, N·H]` as `[B, N, T, H]`, in the same memory.
+fn by_head<R: CubeRuntime>(packed: &CubeTensor<R>, heads: usize) -> TensorHandle<R> {
     let (shape, strides) = (packed.meta.shape(), packed.meta.strides());
     let head_dim = shape[2] / heads;
     let (shape, strides) = ([shape[0], heads, shape[1], head_dim], [strides[0], head_dim, strides[1], 1]);
     TensorHandle::new(packed.handle.clone(), shape.to_vec(), strides.to_vec(), packed.dtype)
 }
 
-#[derive(Debug, Clone, Copy)]
-struct AttentionCall {
+/// The arguments of one attention, with `T` for each tensor.
+#[derive(Debug, Clone)]
+struct AttentionCall<T> {
+    kernel: CubeKernel,
+    query: T,
+    key: T,
+    value: T,
     scale: f32,
     keys: usize,
-    masks: MaskCall,
+    masks: Masks<T>,
 }
 
-/// [`InferenceBackend::masked_attention`](crate::InferenceBackend::masked_attention) on CubeCL.
-pub(crate) fn masked_attention<B: CubeOps>(arguments: Attention<B>) -> Tensor<B, 4> {
-    let [batch, _, tokens, head_dim] = arguments.query.dims();
-    let [_, _, keys, value_dim] = arguments.value.dims();
-    let (dtype, device) = (arguments.query.dtype(), arguments.query.device());
-    let same = dtype == arguments.key.dtype() && dtype == arguments.value.dtype();
-    let plan = plan_kernel::<B>(dtype, tokens, head_dim, value_dim, &device);
-    if batch * tokens * keys == 0 || !same || matches!(plan, Plan::Reference(_)) {
-        return reference(arguments);
-    }
+/// [`Operations::masked_attention`](crate::ops::Operations::masked_attention) on CubeCL.
+pub(crate) fn masked_attention<B: CubeDevice>(arguments: Attention<B>) -> Tensor<B, 4> {
+    let device = arguments.query.device();
+    let kernel = match plan::<B>(&arguments.problem(), &device) {
+        Ok(kernel) if !arguments.is_empty() => kernel,
+        _ => return reference(arguments),
+    };
     arguments.check();
     let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
     let Visibility { causal, window, starts, ends } = &visibility;
     let rules = rules(*causal, *window, softcap, starts[0], ends[0]);
     let bounds = (starts.len() > 1).then(|| bounds_on_device(starts, ends, &device));
     let slopes = slopes.map(|slopes| alibi::on_device(slopes, &device));
-    let mut inputs = Collected::new();
-    inputs.float(query);
-    inputs.float(key);
-    inputs.float(value);
-    let masks = MaskCall::collect(&mut inputs, rules, bounds, &mask, slopes);
-    inputs.call(&AttentionCall { scale: scale as f32, keys, masks }).next()
+    from_float(B::run::<AttentionCall<()>>(AttentionCall {
+        kernel,
+        keys: key.dims()[2],
+        query: float(query),
+        key: float(key),
+        value: float(value),
+        scale: scale as f32,
+        masks: masks(rules, bounds, &mask, slopes),
+    }))
 }
 
-impl CubeCall for AttentionCall {
+impl CubeCall for AttentionCall<()> {
     const NAME: &'static str = "masked_attention";
 
-    fn outputs(&self, inputs: &[(Shape, DType)]) -> Vec<(Shape, DType)> {
-        vec![inputs[0].clone()]
+    type Arguments<T: TensorLike> = AttentionCall<T>;
+    type Output<T: TensorLike> = T;
+
+    fn walk<T: TensorLike, U: TensorLike>(call: AttentionCall<T>, visit: &mut impl FnMut(T) -> U) -> AttentionCall<U> {
+        AttentionCall {
+            kernel: call.kernel,
+            query: visit(call.query),
+            key: visit(call.key),
+            value: visit(call.value),
+            scale: call.scale,
+            keys: call.keys,
+            masks: call.masks.map(visit),
+        }
     }
 
-    fn launch<R: CubeRuntime>(&self, mut inputs: Inputs<R>) -> Vec<CubeTensor<R>> {
-        let [query, key, value] = std::array::from_fn(|_| inputs.rows());
-        let masks = self.masks.take(&mut inputs);
-        let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| query.meta.shape()[axis]);
-        // Heads beside each other in every token, as the output projection reads them.
-        let packed = Shape::new([batch, tokens, heads * head_dim]);
-        let packed = empty_device_dtype(query.client.clone(), query.device.clone(), packed, query.dtype);
-        let context = by_token(&packed, heads);
-        let side = |elements| Side { elements, scales: None };
-        let (key, value) = (&handle(&key), &handle(&value));
-        attend("masked_attention", &query, side(key), side(value), &context, self.scale, &masks, self.keys);
-        vec![CubeTensor::new(query.client.clone(), packed.handle, *context.metadata, query.device.clone(), query.dtype)]
+    fn walk_output<T: TensorLike, U: TensorLike>(output: T, visit: &mut impl FnMut(T) -> U) -> U {
+        visit(output)
+    }
+
+    fn announce(call: AttentionCall<TensorKind>) -> TensorKind {
+        call.query
+    }
+
+    fn launch<R: CubeRuntime>(call: AttentionCall<CubeTensor<R>>) -> CubeTensor<R> {
+        let query = rows(call.query);
+        let [key, value] = [call.key, call.value].map(|side| SideHandles::from(&Side::Dense(rows(side))));
+        let launch = Launch {
+            operation: Self::NAME,
+            kernel: call.kernel,
+            query: &query,
+            key: &key,
+            value: &value,
+            scale: call.scale,
+            masks: &call.masks.arguments(),
+            keys: call.keys,
+        };
+        let context = launch.attend();
+        let by_head = by_head(&context, query.meta.shape()[1]);
+        CubeTensor::new(context.client, context.handle, *by_head.metadata, context.device, context.dtype)
     }
 }

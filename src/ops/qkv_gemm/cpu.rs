@@ -6,13 +6,13 @@ use burn_deepspeed_kernels::cpu::product::{
     Int8Matrix as Int8Problem, Matrix, Product, has_rounded, product, rounded_product,
 };
 
-use super::{QkvGemmOutput, reference};
+use super::reference::{QkvGemmOutput, reference};
 use crate::error::check_shape;
-use crate::ops::check_types;
 use crate::ops::cpu::{InMemory, tensor, with_vector};
+use crate::ops::projection::{self, check_types};
 use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
 
-/// [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm) for backends on the CPU.
+/// [`Operations::qkv_gemm`](crate::ops::Operations::qkv_gemm) for backends on the CPU.
 pub(crate) fn qkv_gemm<B: InMemory>(
     input: Tensor<B, 3>,
     norm: Option<&FusedNorm<B>>,
@@ -43,7 +43,7 @@ pub(crate) fn project<B: InMemory>(
 ) -> Tensor<B, 3> {
     if input.dtype() != DType::F32 || input.shape().num_elements() == 0 {
         let dtype = input.dtype();
-        return crate::ops::project(operation, input, weight, weight.bias().filter(|_| bias), dtype);
+        return projection::project(operation, input, weight, weight.bias().filter(|_| bias), dtype);
     }
     products(operation, &input, &[weight], bias)
 }
@@ -77,7 +77,7 @@ pub(crate) fn normed<B: InMemory>(
     tensor(output, [batch, tokens, width], &input.device())
 }
 
-/// The products with several matrices, side by side.
+/// The products with several matrices, concatenated.
 fn products<B: InMemory>(
     operation: &str,
     input: &Tensor<B, 3>,
@@ -109,7 +109,7 @@ fn products<B: InMemory>(
     tensor(output, [batch, tokens, width], &input.device())
 }
 
-/// Reads a dense matrix where it lies.
+/// Reads a dense matrix in place.
 fn with_matrix<B: InMemory, R>(operation: &str, weight: &Weight<B>, read: impl FnOnce(Matrix<'_>) -> R) -> R {
     check_types(operation, DType::F32, weight);
     let matrix = weight.input_output();
@@ -119,7 +119,7 @@ fn with_matrix<B: InMemory, R>(operation: &str, weight: &Weight<B>, read: impl F
     })
 }
 
-/// Reads a matrix of int8 where it lies.
+/// Reads a matrix of int8 in place.
 fn with_int8<B: InMemory, R>(matrix: &Int8Matrix<B>, read: impl FnOnce(Int8Problem<'_>) -> R) -> R {
     let ([outputs, inputs], [output_block, input_block]) = (matrix.shape(), matrix.blocks());
     B::with_int8(&matrix.elements(), |elements| {

@@ -1,70 +1,10 @@
-//! Norm and QKV projection; DeepSpeed's `QKVGemmOp`, in whose fallbacks RMSNorm has no bias and int8 is missing.
+//! Norm and QKV projection; DeepSpeed's `QKVGemmOp`, whose fallbacks lack the bias of RMSNorm and int8.
 
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;
+mod reference;
 
-use burn::tensor::{FloatDType, Tensor, backend::Backend};
-
-use crate::error::check_shape;
-use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
-
-/// What [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm) returns.
-#[derive(Debug, Clone)]
-pub struct QkvGemmOutput<B: Backend> {
-    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
-    pub qkv: Tensor<B, 3>,
-    /// The normalised input, `[B, T, E]`, if it was asked for. Without a norm that is the input.
-    pub inp_norm: Option<Tensor<B, 3>>,
-}
-
-/// The definition of [`InferenceBackend::qkv_gemm`](crate::InferenceBackend::qkv_gemm).
-pub fn reference<B: Backend>(
-    input: Tensor<B, 3>,
-    norm: Option<&FusedNorm<B>>,
-    qkv: &QkvWeight<B>,
-    want_norm: bool,
-) -> QkvGemmOutput<B> {
-    let dtype = input.dtype();
-    let normed = match norm {
-        Some(norm) => normalise(input, norm),
-        None => input,
-    };
-    let inp_norm = want_norm.then(|| normed.clone().cast(dtype));
-    let project = |weight: &Weight<B>| crate::ops::project("qkv_gemm", normed.clone(), weight, weight.bias(), dtype);
-    let qkv = match qkv {
-        QkvWeight::Fused(weight) => project(weight),
-        QkvWeight::Separate(SeparateQkv { query, key, value }) => {
-            Tensor::cat([query, key, value].map(project).into(), 2)
-        }
-    };
-    QkvGemmOutput { qkv, inp_norm }
-}
-
-/// LayerNorm or RMSNorm over the last axis.
-///
-/// # Shapes
-/// - input, output: `[B, T, E]`, the output in f32
-pub fn normalise<B: Backend>(input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
-    normalise_for("qkv_gemm", input, norm)
-}
-
-/// The same for another operation, which errors name.
-pub(super) fn normalise_for<B: Backend>(operation: &str, input: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
-    let [batch, tokens, _] = input.dims();
-    check_shape(operation, "input", &[batch, tokens, norm.size()], &input.dims());
-    let input = input.cast(FloatDType::F32);
-    let spec = norm.spec();
-    let centred = match spec.rms {
-        true => input,
-        false => input.clone() - input.mean_dim(2),
-    };
-    let variance = centred.clone().powi_scalar(2).mean_dim(2);
-    let unit = centred / (variance + spec.epsilon).sqrt();
-    let scaled = unit * norm.gamma().cast(FloatDType::F32).unsqueeze();
-    match norm.beta() {
-        Some(beta) => scaled + beta.cast(FloatDType::F32).unsqueeze(),
-        None => scaled,
-    }
-}
+pub(super) use reference::normalise_for;
+pub use reference::{QkvGemmOutput, normalise, reference};

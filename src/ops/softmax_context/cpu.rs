@@ -1,58 +1,37 @@
-//! Rotate, append and attend on the CPU kernels: queries and keys are turned on their way out of the projection, straight into
-//! the cache, which is read where it lies.
+//! Rotate, append and attend on the CPU kernels. Keys are rotated while they are copied from the projection into the cache, which
+//! is then read in place.
 
-use burn::tensor::DType;
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
 use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter, scatter_int8};
 
-use super::{
-    ContextProblem, Declined, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference::reference_with, rotary_table,
-};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
+use super::reference::reference_with;
 use crate::cache::Stored;
-use crate::error::check_shape;
-use crate::ops::attention::Visibility;
-use crate::ops::attention::cpu::{Call, kernel, with_stored};
+use crate::ops::attention::cpu::{Call, with_stored};
 use crate::ops::cpu::{InMemory, tensor};
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
 use crate::position::rotary::{RotaryLayout, RotaryTable};
 
-/// Which kernel takes a step.
-pub(crate) fn plan(problem: &ContextProblem) -> Plan {
-    if problem.dtype != DType::F32 {
-        return Plan::Reference(Declined::ElementType(problem.dtype));
-    }
-    match problem.cache_declined() {
-        Some(declined) => Plan::Reference(declined),
-        None => Plan::Kernel(kernel(problem.tokens).0),
-    }
-}
-
-/// [`InferenceBackend::softmax_context`](crate::InferenceBackend::softmax_context) for backends on the CPU.
+/// [`Operations::softmax_context`](crate::ops::Operations::softmax_context) for backends on the CPU.
 pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
-    if let Plan::Reference(_) = plan(&arguments.problem()) {
-        return reference_with(arguments, B::assign);
-    }
+    let kernel = match arguments.problem().on_cpu() {
+        Ok(kernel) if !arguments.is_empty() => kernel,
+        _ => return reference_with(arguments, B::assign),
+    };
+    arguments.check(); // before anything is written
+    let visibility = arguments.visibility();
     let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
     let [batch, tokens, width] = qkv.dims();
-    check_shape("softmax_context", "qkv", &[batch, tokens, spec.qkv_width()], &[batch, tokens, width]);
     let device = qkv.device();
-    let table = rotary_table(&mut keys, spec, [batch, tokens], &device);
+    let table = rotary_table(&mut keys, spec, &device);
     let (heads, kv_heads, head_dim) = (spec.heads(), spec.kv_heads(), spec.head_dim);
     let slopes = (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard));
-    let (starts, ends) = match &keys {
-        Keys::Cached(cache) => {
-            cache.check_step("softmax_context", batch, tokens);
-            (cache.rows().starts().to_vec(), cache.rows().ends())
-        }
-        Keys::Fresh(_) => (vec![0], vec![tokens]),
-    };
-    let visibility = Visibility { causal: spec.causal, window: spec.window, starts, ends };
     let longest = visibility.ends.iter().copied().max().unwrap_or(0);
-    mask.check("softmax_context", [batch, heads, tokens, longest]); // before anything is written
 
     let attend = |query: Heads<'_>, key: Cached<'_>, value: Cached<'_>, capacity: usize| {
         let call = Call {
+            kernel,
             query,
             query_shape: [batch, heads, tokens, head_dim],
             key,
@@ -70,13 +49,13 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     B::with_elements(&qkv, |qkv| {
         let qkv = qkv.dense();
         with_rotation(table.as_ref(), |rotation| {
-            let turned = Packed { elements: &qkv, rotation, batch, tokens, width, head_dim };
-            let straight = Packed { rotation: None, ..turned };
-            let queries = turned.part(0, heads);
-            let new_keys = turned.part(spec.query_width(), kv_heads);
-            let new_values = straight.part(spec.query_width() + spec.kv_width(), kv_heads);
+            let rotated = Packed { elements: &qkv, rotation, batch, tokens, width, head_dim };
+            let plain = Packed { rotation: None, ..rotated };
+            let queries = rotated.part(0, heads);
+            let new_keys = rotated.part(spec.query_width(), kv_heads);
+            let new_values = plain.part(spec.query_width() + spec.kv_width(), kv_heads);
             let mut room = Vec::new();
-            let query = queries.turned(&mut room);
+            let query = queries.rotated(&mut room);
             match keys {
                 Keys::Cached(mut cache) => {
                     let (key, value) = cache.take_storage();
@@ -90,7 +69,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
                 }
                 Keys::Fresh(_) => {
                     let mut room = Vec::new();
-                    let key = new_keys.turned(&mut room);
+                    let key = new_keys.rotated(&mut room);
                     let context = attend(query, key.into(), new_values.in_place().into(), tokens);
                     let returned = |part: &Part<'_>| {
                         let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
@@ -131,7 +110,7 @@ struct Packed<'a> {
 }
 
 impl<'a> Packed<'a> {
-    /// The heads from a feature on.
+    /// `heads` heads, the first of which begins at feature `first`.
     fn part(self, first: usize, heads: usize) -> Part<'a> {
         Part { packed: self, first, heads }
     }
@@ -145,16 +124,16 @@ struct Part<'a> {
 }
 
 impl<'a> Part<'a> {
-    /// The heads where they lie, as they are.
+    /// The heads in place, as they are.
     fn in_place(&self) -> Heads<'a> {
         let Packed { elements, tokens, width, head_dim, .. } = self.packed;
-        // Behind the last head of no tokens there is nothing.
+        // Without tokens there are no elements after the first head.
         let elements = elements.get(self.first..).unwrap_or_default();
         Heads { elements, batch: tokens * width, head: head_dim, token: width }
     }
 
-    /// The heads turned, in `room`; where they lie if they do not turn.
-    fn turned<'b>(&self, room: &'b mut Vec<f32>) -> Heads<'b>
+    /// The heads, rotated into `room`; in place if the layer does not rotate.
+    fn rotated<'b>(&self, room: &'b mut Vec<f32>) -> Heads<'b>
     where
         'a: 'b,
     {
@@ -168,7 +147,7 @@ impl<'a> Part<'a> {
         Heads { elements: room, batch: tokens * token, head: head_dim, token }
     }
 
-    /// What copies the heads to their places, turned.
+    /// What rotates the heads and copies them to their places.
     fn scatter<'b>(&self, places: Places<'b>) -> Scatter<'b>
     where
         'a: 'b,
@@ -177,12 +156,12 @@ impl<'a> Part<'a> {
         Scatter { input, width, first: self.first, heads: self.heads, head_dim, tokens, rotation, places }
     }
 
-    /// Copies the heads to their places, turned.
+    /// Rotates the heads and copies them to their places.
     fn put(&self, places: Places<'_>, output: &mut [f32]) {
         scatter(&self.scatter(places), output);
     }
 
-    /// Copies the heads to their places in a cache, turned.
+    /// Rotates the heads and copies them to their places in a cache.
     fn store<B: InMemory>(&self, places: Places<'_>, stored: Stored<B>) -> Stored<B> {
         match stored {
             Stored::Dense(tensor) => Stored::Dense(B::update(tensor, |output| self.put(places, output))),

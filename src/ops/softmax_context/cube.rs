@@ -1,232 +1,214 @@
 //! Rotate, append and attend on CubeCL kernels: one recorded operation, two or three launches.
 
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::Shape;
+use burn::tensor::ops::FloatTensor;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
-use super::{ContextProblem, Keys, Plan, SoftmaxContext, SoftmaxContextOutput, reference, rotary_table};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
+use super::plan::CubeKernel;
+use super::reference::reference;
 use crate::cache::Stored;
-use crate::error::check_shape;
-use crate::ops::attention::cube::{Side, attend, by_token, plan_kernel};
-use crate::ops::cube::{Collected, CubeCall, CubeOps, Inputs, MaskCall, Outputs, handle, owned, planned, rules};
+use crate::ops::attention::cube::{Launch, Side, SideHandles, plan};
+use crate::ops::cube::{
+    CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, from_int, handle, int,
+    kernel_accepts, masks, owned, rows, rules,
+};
 use crate::position::rotary::RotaryLayout;
 use crate::position::{PositionEncoding, alibi};
 
-/// Which kernel takes a step.
-pub(crate) fn plan<B: CubeOps>(problem: &ContextProblem, device: &B::Device) -> Plan {
-    match problem.cache_declined() {
-        Some(declined) => Plan::Reference(declined),
-        None => plan_kernel::<B>(problem.dtype, problem.tokens, problem.head_dim, problem.head_dim, device),
-    }
-}
-
-/// How keys, or values, lie in a cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    /// One tensor.
-    Dense,
-    /// Elements and scales.
-    Int8,
-}
-
-impl Layout {
-    fn of<B: CubeOps>(stored: &Stored<B>) -> Self {
-        match stored {
-            Stored::Dense(_) => Self::Dense,
-            Stored::Int8 { .. } => Self::Int8,
-        }
-    }
-
-    fn tensors(self) -> usize {
-        match self {
-            Self::Dense => 1,
-            Self::Int8 => 2,
-        }
-    }
-
-    /// What came out of a call, as it is kept.
-    fn stored<B: CubeOps>(self, outputs: &mut Outputs<B>) -> Stored<B> {
-        match self {
-            Self::Dense => Stored::Dense(outputs.next()),
-            Self::Int8 => Stored::Int8 { elements: outputs.next_int(), scales: outputs.next() },
-        }
-    }
-}
-
-fn collect<B: CubeOps>(inputs: &mut Collected<B>, stored: Stored<B>) {
-    match stored {
-        Stored::Dense(tensor) => inputs.float(tensor),
-        Stored::Int8 { elements, scales } => {
-            inputs.int(elements);
-            inputs.float(scales);
-        }
-    }
-}
-
-/// Splits, turns, appends, attends.
-#[derive(Debug, Clone, Copy)]
-struct ContextCall {
+/// The arguments of a step of attention, with `T` for each tensor.
+#[derive(Debug, Clone)]
+struct ContextCall<T> {
+    kernel: CubeKernel,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    /// How keys and values lie in the cache; `None` where they go into tensors of their own.
-    cached: Option<[Layout; 2]>,
-    rotary: Option<RotaryPairs>,
+    qkv: T,
+    /// Keys and values of the cache; `None` where they go into new tensors.
+    cached: Option<[Side<T>; 2]>,
+    rotation: Option<Rotation<T>>,
     scale: f32,
     /// Keys of the longest row.
     keys: usize,
-    masks: MaskCall,
+    masks: Masks<T>,
 }
 
-/// [`InferenceBackend::softmax_context`](crate::InferenceBackend::softmax_context) on CubeCL.
-pub(crate) fn softmax_context<B: CubeOps>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
-    let [batch, tokens, _] = arguments.qkv.dims();
+/// Cosine and sine of the new tokens, `[B, 1, T, half]`.
+#[derive(Debug, Clone)]
+struct Rotation<T> {
+    layout: RotaryLayout,
+    cos: T,
+    sin: T,
+}
+
+/// The results of a step of attention, with `T` for each tensor.
+struct ContextOutput<T> {
+    /// `[B, T, N·H]`.
+    context: T,
+    /// Keys and values, the new ones included.
+    sides: [Side<T>; 2],
+}
+
+/// [`Operations::softmax_context`](crate::ops::Operations::softmax_context) on CubeCL.
+pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
     let device = arguments.qkv.device();
-    if batch == 0 || tokens == 0 || matches!(plan::<B>(&arguments.problem(), &device), Plan::Reference(_)) {
-        return reference(arguments);
-    }
+    let kernel = match plan::<B>(&arguments.problem(), &device) {
+        Ok(kernel) if !arguments.is_empty() => kernel,
+        _ => return reference(arguments),
+    };
+    arguments.check(); // before anything is written
     let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
-    check_shape("softmax_context", "qkv", &[batch, tokens, spec.qkv_width()], &qkv.dims());
-    let table = rotary_table(&mut keys, spec, [batch, tokens], &device);
-    let mut cache = None;
+    let ([_, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
+    let rotation = rotary_table(&mut keys, spec, &device).map(|table| Rotation {
+        layout: table.layout(),
+        cos: float(table.cos),
+        sin: float(table.sin),
+    });
     let alibi = spec.position == PositionEncoding::Alibi;
-    let (bounds, slopes, start, end) = match keys {
+    let (mut cache, bounds, slopes, start, end) = match keys {
         Keys::Cached(mut layer) => {
-            layer.check_step("softmax_context", batch, tokens);
             let bounds = layer.bounds(&device);
             let slopes = alibi.then(|| layer.slopes(&spec.shard, &device));
             let (start, end) = (layer.rows().starts()[0], layer.rows().keys());
-            cache = Some(layer);
-            (bounds, slopes, start, end)
+            (Some(layer), bounds, slopes, start, end)
         }
         Keys::Fresh(_) => {
             let slopes = alibi.then(|| alibi::on_device(alibi::shard_slopes(&spec.shard), &device));
-            (None, slopes, 0, tokens)
+            (None, None, slopes, 0, tokens)
         }
     };
-    mask.check("softmax_context", [batch, spec.heads(), tokens, end]);
-
-    let dtype = qkv.dtype();
-    let mut inputs = Collected::new();
-    inputs.float(qkv);
+    let rules = rules(spec.causal, spec.window, spec.softcap, start, end);
+    let masks = masks(rules, bounds, &mask, slopes);
     let cached = cache.as_mut().map(|layer| {
         let (key, value) = layer.take_storage();
-        let layouts = [Layout::of(&key), Layout::of(&value)];
-        collect(&mut inputs, key);
-        collect(&mut inputs, value);
-        layouts
+        [key, value].map(side)
     });
-    let rotary = table.map(|table| {
-        let pairs = match table.layout() {
-            RotaryLayout::Half => RotaryPairs::Half,
-            RotaryLayout::Interleaved => RotaryPairs::Interleaved,
-        };
-        inputs.float(table.cos);
-        inputs.float(table.sin);
-        pairs
-    });
-    let rules = rules(spec.causal, spec.window, spec.softcap, start, end);
-    let masks = MaskCall::collect(&mut inputs, rules, bounds, &mask, slopes);
-    let call = ContextCall {
+    let ContextOutput { context, sides } = B::run::<ContextCall<()>>(ContextCall {
+        kernel,
         heads: spec.heads(),
         kv_heads: spec.kv_heads(),
         head_dim: spec.head_dim,
+        qkv: float(qkv),
         cached,
-        rotary,
+        rotation,
         scale: spec.scale as f32,
         keys: end,
         masks,
-    };
-    let mut outputs = inputs.call(&call);
-    let context = outputs.next();
-    let keys = match (cache, cached) {
-        (Some(mut layer), Some([key, value])) => {
-            let (key, value) = (key.stored(&mut outputs), value.stored(&mut outputs));
+    });
+    let [key, value] = sides.map(stored::<B>);
+    let visible = match cache {
+        Some(mut layer) => {
             layer.put_storage(key, value);
-            want_keys.then(|| layer.visible()).map(|(key, value)| (key.cast(dtype), value.cast(dtype)))
+            want_keys.then(|| layer.visible())
         }
-        _ => {
-            let fresh: (Tensor<B, 4>, Tensor<B, 4>) = (outputs.next(), outputs.next());
-            want_keys.then_some(fresh)
-        }
+        None => want_keys.then(|| (key.dense(tokens), value.dense(tokens))),
     };
-    SoftmaxContextOutput { context, keys }
+    let keys = visible.map(|(key, value)| (key.cast(dtype), value.cast(dtype)));
+    SoftmaxContextOutput { context: from_float(context), keys }
 }
 
-impl CubeCall for ContextCall {
+/// Keys, or values, of a cache for the arguments of a call.
+fn side<B: CubeDevice>(stored: Stored<B>) -> Side<FloatTensor<B>> {
+    match stored {
+        Stored::Dense(tensor) => Side::Dense(float(tensor)),
+        Stored::Int8 { elements, scales } => Side::Int8 { elements: int(elements), scales: float(scales) },
+    }
+}
+
+/// Keys, or values, from the results of a call.
+fn stored<B: CubeDevice>(side: Side<FloatTensor<B>>) -> Stored<B> {
+    match side {
+        Side::Dense(tensor) => Stored::Dense(from_float(tensor)),
+        Side::Int8 { elements, scales } => Stored::Int8 { elements: from_int(elements), scales: from_float(scales) },
+    }
+}
+
+impl CubeCall for ContextCall<()> {
     const NAME: &'static str = "softmax_context";
 
-    fn outputs(&self, inputs: &[(Shape, DType)]) -> Vec<(Shape, DType)> {
-        let (qkv, dtype) = &inputs[0];
-        let (batch, tokens) = (qkv[0], qkv[1]);
-        let mut outputs = vec![(Shape::new([batch, tokens, self.heads * self.head_dim]), *dtype)];
-        match self.cached {
-            Some(sides) => {
-                let tensors = sides.into_iter().map(Layout::tensors).sum::<usize>();
-                outputs.extend_from_slice(&inputs[1..1 + tensors]);
-            }
-            None => {
-                let fresh = (Shape::new([batch, self.kv_heads, tokens, self.head_dim]), *dtype);
-                outputs.extend([fresh.clone(), fresh]);
-            }
+    type Arguments<T: TensorLike> = ContextCall<T>;
+    type Output<T: TensorLike> = ContextOutput<T>;
+
+    fn walk<T: TensorLike, U: TensorLike>(call: ContextCall<T>, visit: &mut impl FnMut(T) -> U) -> ContextCall<U> {
+        ContextCall {
+            kernel: call.kernel,
+            heads: call.heads,
+            kv_heads: call.kv_heads,
+            head_dim: call.head_dim,
+            qkv: visit(call.qkv),
+            cached: call.cached.map(|sides| sides.map(|side| side.map(visit))),
+            rotation: call.rotation.map(|Rotation { layout, cos, sin }| Rotation {
+                layout,
+                cos: visit(cos),
+                sin: visit(sin),
+            }),
+            scale: call.scale,
+            keys: call.keys,
+            masks: call.masks.map(visit),
         }
-        outputs
     }
 
-    fn launch<R: CubeRuntime>(&self, mut inputs: Inputs<R>) -> Vec<CubeTensor<R>> {
-        let qkv = inputs.rows();
+    fn walk_output<T: TensorLike, U: TensorLike>(
+        output: ContextOutput<T>,
+        visit: &mut impl FnMut(T) -> U,
+    ) -> ContextOutput<U> {
+        ContextOutput { context: visit(output.context), sides: output.sides.map(|side| side.map(visit)) }
+    }
+
+    fn announce(call: ContextCall<TensorKind>) -> ContextOutput<TensorKind> {
+        let (qkv, dtype) = call.qkv;
+        let context = Shape::new([qkv[0], qkv[1], call.heads * call.head_dim]);
+        let new = Side::Dense((Shape::new([qkv[0], call.kv_heads, qkv[1], call.head_dim]), dtype));
+        ContextOutput { context: (context, dtype), sides: call.cached.unwrap_or_else(|| [new.clone(), new]) }
+    }
+
+    fn launch<R: CubeRuntime>(call: ContextCall<CubeTensor<R>>) -> ContextOutput<CubeTensor<R>> {
+        let qkv = rows(call.qkv);
         let (batch, tokens) = (qkv.meta.shape()[0], qkv.meta.shape()[1]);
-        let empty = |shape: [usize; 4]| {
-            empty_device_dtype(qkv.client.clone(), qkv.device.clone(), Shape::new(shape), qkv.dtype)
+        let sides = match call.cached {
+            Some(sides) => sides.map(|side| side.map(&mut owned)),
+            None => [(); 2].map(|()| Side::Dense(empty(&qkv, [batch, call.kv_heads, tokens, call.head_dim]))),
         };
-        let fresh = [batch, self.kv_heads, tokens, self.head_dim];
-        let mut side = |at: usize| match self.cached.map(|sides| sides[at]) {
-            Some(Layout::Dense) => (owned(inputs.next()), None),
-            Some(Layout::Int8) => (owned(inputs.next()), Some(owned(inputs.next()))),
-            None => (empty(fresh), None),
-        };
-        let ((key, key_scales), (value, value_scales)) = (side(0), side(1));
-        let rotation = self.rotary.map(|pairs| Rotation {
-            pairs,
-            cos: angles(handle(&inputs.rows())),
-            sin: angles(handle(&inputs.rows())),
-        });
-        let masks = self.masks.take(&mut inputs);
-        let query = empty([batch, self.heads, tokens, self.head_dim]);
-        let machine = Machine::new(&qkv.client);
-        let [key_elements, value_elements] = [&key, &value].map(handle);
-        let scales = [&key_scales, &value_scales].map(|scales| scales.as_ref().map(handle));
-        let keys = Side { elements: &key_elements, scales: scales[0].as_ref() };
-        let values = Side { elements: &value_elements, scales: scales[1].as_ref() };
-        let written = cache_write::launch(
-            &qkv.client,
-            &machine,
-            CacheWrite {
-                qkv: &handle(&qkv),
-                query: &handle(&query),
-                key: keys.elements,
-                key_scales: keys.scales,
-                value: values.elements,
-                value_scales: values.scales,
-                rotation: rotation.as_ref(),
-                bounds: masks.bounds.as_ref(),
-                start: self.masks.rules.start,
-                end: self.masks.rules.end,
+        let [key, value] = sides.each_ref().map(SideHandles::from);
+        let rotation = call.rotation.map(|Rotation { layout, cos, sin }| cache_write::Rotation {
+            pairs: match layout {
+                RotaryLayout::Half => RotaryPairs::Half,
+                RotaryLayout::Interleaved => RotaryPairs::Interleaved,
             },
-        );
-        planned("softmax_context", written);
-        let context = empty_device_dtype(
-            qkv.client.clone(),
-            qkv.device.clone(),
-            Shape::new([batch, tokens, self.heads * self.head_dim]),
-            qkv.dtype,
-        );
-        let place = by_token(&context, self.heads);
-        attend("softmax_context", &query, keys, values, &place, self.scale, &masks, self.keys);
-        [Some(context), Some(key), key_scales, Some(value), value_scales].into_iter().flatten().collect()
+            cos: angles(handle(&rows(cos))),
+            sin: angles(handle(&rows(sin))),
+        });
+        let rules = call.masks.rules;
+        let masks = call.masks.arguments();
+        let query = empty(&qkv, [batch, call.heads, tokens, call.head_dim]);
+        let write = CacheWrite {
+            qkv: &handle(&qkv),
+            query: &handle(&query),
+            key: &key.elements,
+            key_scales: key.scales.as_ref(),
+            value: &value.elements,
+            value_scales: value.scales.as_ref(),
+            rotation: rotation.as_ref(),
+            bounds: masks.bounds.as_ref(),
+            start: rules.start,
+            end: rules.end,
+        };
+        kernel_accepts(Self::NAME, cache_write::launch(&qkv.client, &Machine::new(&qkv.client), write));
+        let launch = Launch {
+            operation: Self::NAME,
+            kernel: call.kernel,
+            query: &query,
+            key: &key,
+            value: &value,
+            scale: call.scale,
+            masks: &masks,
+            keys: call.keys,
+        };
+        let context = launch.attend();
+        ContextOutput { context, sides }
     }
 }
 

@@ -1,32 +1,43 @@
-//! The definition, in tensor operations.
+//! The definition of an attention step, in tensor operations.
 
 use burn::tensor::backend::Backend;
 
-use super::{Rotated, RotatedKeys, SoftmaxContext, SoftmaxContextOutput, merge_heads, rotate_and_append};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
 use crate::cache::{Assign, slice_assign};
-use crate::ops::attention::{self, Attention, Visibility};
+use crate::ops::attention::{self, Attention};
+use crate::ops::heads::{merge_heads, split_heads};
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
 
-/// The definition of [`InferenceBackend::softmax_context`](crate::InferenceBackend::softmax_context).
+/// The definition of [`Operations::softmax_context`](crate::ops::Operations::softmax_context).
 pub fn reference<B: Backend>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
     reference_with(arguments, slice_assign)
 }
 
 /// The same, with a backend's own way to write into the cache.
-pub(crate) fn reference_with<B: Backend>(
+pub(super) fn reference_with<B: Backend>(
     arguments: SoftmaxContext<'_, B>,
     assign: Assign<B>,
 ) -> SoftmaxContextOutput<B> {
-    let SoftmaxContext { qkv, keys, mask, spec, want_keys } = arguments;
-    let (dtype, tokens) = (qkv.dtype(), qkv.dims()[1]);
-    let Rotated { query, keys } = rotate_and_append(qkv, keys, spec, assign);
-    let (key, value, starts, ends) = match keys {
-        RotatedKeys::Cached(cache) => {
-            let (key, value) = cache.visible();
-            (key, value, cache.rows().starts().to_vec(), cache.rows().ends())
+    arguments.check();
+    if arguments.is_empty() {
+        return arguments.output_of_no_tokens();
+    }
+    let visibility = arguments.visibility();
+    let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
+    let dtype = qkv.dtype();
+    let table = rotary_table(&mut keys, spec, &qkv.device());
+    let [query, key, value] = split_heads(qkv, spec);
+    let (query, key) = match table {
+        Some(table) => (table.apply(query), table.apply(key)),
+        None => (query, key),
+    };
+    let (key, value) = match keys {
+        Keys::Cached(mut cache) => {
+            cache.append_with(key, value, assign);
+            cache.visible()
         }
-        RotatedKeys::Fresh(key, value) => (key, value, vec![0], vec![tokens]),
+        Keys::Fresh(_) => (key, value),
     };
     let returned = want_keys.then(|| (key.clone().cast(dtype), value.clone().cast(dtype)));
     let context = attention::reference(Attention {
@@ -36,7 +47,7 @@ pub(crate) fn reference_with<B: Backend>(
         scale: spec.scale,
         softcap: spec.softcap,
         slopes: (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard)),
-        visibility: Visibility { causal: spec.causal, window: spec.window, starts, ends },
+        visibility,
         mask,
     });
     SoftmaxContextOutput { context: merge_heads(context.cast(dtype)), keys: returned }

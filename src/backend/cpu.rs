@@ -1,0 +1,59 @@
+//! Operations on the CPU kernels.
+
+use burn::tensor::Tensor;
+
+use crate::ops::cpu::InMemory;
+use crate::ops::{Attention, ContextProblem, Operations, Plan, QkvGemmOutput, SoftmaxContext, SoftmaxContextOutput};
+use crate::ops::{attention, gelu, qkv_gemm, residual_norm, softmax_context};
+use crate::weight::{FusedNorm, QkvWeight, Weight};
+
+/// Every operation that the CPU kernels have, for a backend whose tensors are [`InMemory`]; the others on the reference.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuOps;
+
+impl<B: InMemory> Operations<B> for CpuOps {
+    fn fast_operations() -> &'static [&'static str] {
+        &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"]
+    }
+
+    fn qkv_gemm(
+        input: Tensor<B, 3>,
+        norm: Option<&FusedNorm<B>>,
+        qkv: &QkvWeight<B>,
+        want_norm: bool,
+    ) -> QkvGemmOutput<B> {
+        qkv_gemm::cpu::qkv_gemm(input, norm, qkv, want_norm)
+    }
+
+    fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
+        softmax_context::cpu::softmax_context(arguments)
+    }
+
+    fn plan_softmax_context(problem: &ContextProblem, _device: &B::Device) -> Plan {
+        problem.on_cpu().into()
+    }
+
+    fn plan_masked_attention(problem: &ContextProblem, _device: &B::Device) -> Plan {
+        ContextProblem { cache: None, ..*problem }.on_cpu().into()
+    }
+
+    fn masked_attention(arguments: Attention<B>) -> Tensor<B, 4> {
+        attention::cpu::masked_attention(arguments)
+    }
+
+    fn linear(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
+        qkv_gemm::cpu::project("linear", input, weight, true)
+    }
+
+    fn vector_matmul(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
+        qkv_gemm::cpu::project("vector_matmul", input, weight, false)
+    }
+
+    fn residual_norm(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+        residual_norm::on_cpu(input, residual, norm)
+    }
+
+    fn gelu(input: Tensor<B, 3>) -> Tensor<B, 3> {
+        gelu::on_cpu(input)
+    }
+}

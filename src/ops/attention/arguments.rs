@@ -1,0 +1,67 @@
+//! The arguments of attention.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::visibility::Visibility;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+use crate::cache::CacheTypes;
+use crate::error::check_shape;
+use crate::mask::AttentionMask;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+use crate::ops::softmax_context::plan::ContextProblem;
+
+/// The arguments of [`Operations::masked_attention`](crate::ops::Operations::masked_attention).
+#[derive(Debug, Clone)]
+pub struct Attention<B: Backend> {
+    /// `[B, N, T, H]`.
+    pub query: Tensor<B, 4>,
+    /// `[B, K, S, H]`; query head `n` reads key head `n / (N / K)`.
+    pub key: Tensor<B, 4>,
+    /// `[B, K, S, Hv]`.
+    pub value: Tensor<B, 4>,
+    /// Plain factor on QKᵀ.
+    pub scale: f64,
+    /// `c` of `c · tanh(score / c)`, applied before bias and mask.
+    pub softcap: Option<f64>,
+    /// ALiBi slopes of the N heads: `slope · (key position - query position)` is added to a score.
+    pub slopes: Option<Vec<f32>>,
+    /// What the layer hides.
+    pub visibility: Visibility,
+    /// What the caller hides, and the bias that it adds.
+    pub mask: AttentionMask<B>,
+}
+
+impl<B: Backend> Attention<B> {
+    /// What the choice of the kernel depends on.
+    #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+    pub(super) fn problem(&self) -> ContextProblem {
+        let [_, _, tokens, head_dim] = self.query.dims();
+        let types = CacheTypes { key: self.key.dtype(), value: self.value.dtype() };
+        let problem = ContextProblem::new(self.query.dtype(), tokens, head_dim, Some(types));
+        ContextProblem { value_dim: self.value.dims()[3], ..problem }
+    }
+
+    /// Whether there is nothing to attend from or to, so that the result is empty or zero.
+    #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+    pub(super) fn is_empty(&self) -> bool {
+        self.query.shape().num_elements() == 0 || self.value.shape().num_elements() == 0
+    }
+
+    /// Panics unless all parts fit together.
+    #[track_caller]
+    pub(super) fn check(&self) {
+        let [batch, heads, tokens, head_dim] = self.query.dims();
+        let [_, kv_heads, keys, value_dim] = self.value.dims();
+        check_shape("attention", "key", &[batch, kv_heads, keys, head_dim], &self.key.dims());
+        check_shape("attention", "value", &[batch, kv_heads, keys, value_dim], &self.value.dims());
+        assert!(
+            kv_heads > 0 && heads.is_multiple_of(kv_heads),
+            "attention: `query` has {heads} heads, expected a multiple of the {kv_heads} heads of `key`"
+        );
+        if let Some(slopes) = &self.slopes {
+            check_shape("attention", "slopes", &[heads], &[slopes.len()]);
+        }
+        self.visibility.check("attention", batch, keys);
+        self.mask.check("attention", [batch, heads, tokens, keys]);
+    }
+}

@@ -1,0 +1,31 @@
+//! Heads of a packed projection, and back.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::error::check_shape;
+use crate::spec::AttentionSpec;
+
+/// The queries, keys and values of a packed projection.
+///
+/// # Shapes
+/// - qkv: `[B, T, (N + 2K)·H]`
+/// - output: queries `[B, N, T, H]`, keys and values `[B, K, T, H]`
+pub fn split_heads<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> [Tensor<B, 4>; 3] {
+    let [batch, tokens, _] = qkv.dims();
+    check_shape("softmax_context", "qkv", &[batch, tokens, spec.qkv_width()], &qkv.dims());
+    let (queries, keys) = (spec.query_width(), spec.kv_width());
+    let part = |start, width| split(qkv.clone().narrow(2, start, width), width / spec.head_dim);
+    [part(0, queries), part(queries, keys), part(queries + keys, keys)]
+}
+
+/// `[B, T, N·H]` as `[B, N, T, H]`.
+pub(crate) fn split<B: Backend>(packed: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
+    let [batch, tokens, width] = packed.dims();
+    packed.reshape([batch, tokens, heads, width / heads]).swap_dims(1, 2)
+}
+
+/// `[B, N, T, H]` as `[B, T, N·H]`.
+pub(crate) fn merge_heads<B: Backend>(heads: Tensor<B, 4>) -> Tensor<B, 3> {
+    let [batch, count, tokens, head_dim] = heads.dims();
+    heads.swap_dims(1, 2).reshape([batch, tokens, count * head_dim])
+}

@@ -1,0 +1,130 @@
+//! The arguments of an attention step, and what every path asks of them.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::plan::ContextProblem;
+use crate::cache::LayerCache;
+use crate::error::check_shape;
+use crate::mask::AttentionMask;
+use crate::ops::attention::Visibility;
+use crate::position::rotary::RotaryTable;
+use crate::position::{PositionEncoding, Positions};
+use crate::spec::AttentionSpec;
+
+/// Where the keys and values of earlier tokens are.
+#[derive(Debug)]
+pub enum Keys<'a, B: Backend> {
+    /// In a cache, to which the new ones are appended.
+    Cached(LayerCache<'a, B>),
+    /// There are none: the new tokens attend to each other. Rotary layers need the positions of the new tokens.
+    Fresh(&'a Positions),
+}
+
+/// The arguments of [`Operations::softmax_context`](crate::ops::Operations::softmax_context).
+#[derive(Debug)]
+pub struct SoftmaxContext<'a, B: Backend> {
+    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
+    pub qkv: Tensor<B, 3>,
+    /// Earlier tokens.
+    pub keys: Keys<'a, B>,
+    /// What the caller hides.
+    pub mask: AttentionMask<B>,
+    /// Sizes of the layer.
+    pub spec: &'a AttentionSpec,
+    /// Whether the visible keys and values are returned, which copies them.
+    pub want_keys: bool,
+}
+
+impl<B: Backend> SoftmaxContext<'_, B> {
+    /// What the choice of the kernel depends on.
+    pub fn problem(&self) -> ContextProblem {
+        let cache = match &self.keys {
+            Keys::Cached(cache) => Some(cache.types()),
+            Keys::Fresh(_) => None,
+        };
+        ContextProblem::new(self.qkv.dtype(), self.qkv.dims()[1], self.spec.head_dim, cache)
+    }
+
+    /// Panics unless all parts fit together. Every path calls it before it writes to the cache.
+    #[track_caller]
+    pub(super) fn check(&self) {
+        let operation = "softmax_context";
+        let spec = self.spec;
+        let [mut batch, mut tokens, _] = self.qkv.dims();
+        if let Keys::Cached(cache) = &self.keys {
+            (batch, tokens) = (cache.rows().starts().len(), cache.rows().width());
+        }
+        check_shape(operation, "qkv", &[batch, tokens, spec.qkv_width()], &self.qkv.dims());
+        match &self.keys {
+            Keys::Cached(cache) => {
+                let (key, value) = cache.storage();
+                let slots = key.dims()[2];
+                let expected = [batch, spec.kv_heads(), slots, spec.head_dim];
+                check_shape(operation, "cached keys", &expected, &key.dims());
+                check_shape(operation, "cached values", &expected, &value.dims());
+            }
+            Keys::Fresh(positions) if matches!(spec.position, PositionEncoding::Rotary(_)) && !self.is_empty() => {
+                let given = [positions.batch(), positions.tokens()];
+                check_shape(operation, "positions", &[batch, tokens], &given);
+            }
+            Keys::Fresh(_) => {}
+        }
+        let keys = self.visibility().ends.into_iter().max().unwrap_or(0);
+        self.mask.check(operation, [batch, spec.heads(), tokens, keys]);
+    }
+
+    /// The keys that each query may see, by the rules of the layer.
+    pub(super) fn visibility(&self) -> Visibility {
+        let (starts, ends) = match &self.keys {
+            Keys::Cached(cache) => (cache.rows().starts().to_vec(), cache.rows().ends()),
+            Keys::Fresh(_) => (vec![0], vec![self.qkv.dims()[1]]),
+        };
+        Visibility { causal: self.spec.causal, window: self.spec.window, starts, ends }
+    }
+
+    /// Whether there are no new tokens.
+    pub(super) fn is_empty(&self) -> bool {
+        let [batch, tokens, _] = self.qkv.dims();
+        batch * tokens == 0
+    }
+
+    /// The output of a step without new tokens.
+    pub(super) fn output_of_no_tokens(self) -> SoftmaxContextOutput<B> {
+        let [batch, tokens, _] = self.qkv.dims();
+        let (spec, options) = (self.spec, (&self.qkv.device(), self.qkv.dtype()));
+        let seen = self.visibility().ends.into_iter().max().unwrap_or(0);
+        let keys = self.want_keys.then(|| match &self.keys {
+            Keys::Cached(cache) if batch * seen > 0 => {
+                let (key, value) = cache.visible();
+                (key.cast(options.1), value.cast(options.1))
+            }
+            _ => {
+                let none = Tensor::zeros([batch, spec.kv_heads(), seen, spec.head_dim], options);
+                (none.clone(), none)
+            }
+        });
+        SoftmaxContextOutput { context: Tensor::zeros([batch, tokens, spec.query_width()], options), keys }
+    }
+}
+
+/// What [`Operations::softmax_context`](crate::ops::Operations::softmax_context) returns.
+#[derive(Debug, Clone)]
+pub struct SoftmaxContextOutput<B: Backend> {
+    /// `[B, T, N·H]`.
+    pub context: Tensor<B, 3>,
+    /// Keys and values, `[B, K, S, H]` each, if they were requested.
+    pub keys: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+}
+
+/// Cosine and sine of the new tokens, if the layer rotates queries and keys.
+pub(super) fn rotary_table<B: Backend>(
+    keys: &mut Keys<'_, B>,
+    spec: &AttentionSpec,
+    device: &B::Device,
+) -> Option<RotaryTable<B>> {
+    let PositionEncoding::Rotary(rotary) = &spec.position else { return None };
+    Some(match keys {
+        Keys::Cached(cache) => cache.rotary_table(rotary, device),
+        Keys::Fresh(positions) => rotary.table(positions, device),
+    })
+}
