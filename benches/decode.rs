@@ -10,7 +10,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn_autodiff::Autodiff;
 use burn_deepspeed::{
-    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, KvCache,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, KvCache,
 };
 use burn_ndarray::NdArray;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};

@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_deepspeed::{
-    AttentionMask, ContextKeys, DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, InferenceBackend,
+    AttentionInit, AttentionMask, ContextKeys, DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig,
+    InferenceBackend,
 };
 use burn_deepspeed_examples::backend::{BackendName, exit};
 use burn_deepspeed_examples::{Failure, on_backend};

@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use burn::tensor::Tensor;
-//! use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+//! use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
 //! use burn_ndarray::NdArray;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -69,18 +69,17 @@
 pub mod attention;
 mod backend;
 pub mod cache;
-pub mod config;
-mod error;
+pub mod element;
 pub mod load;
 pub mod mask;
 pub mod ops;
 pub mod parallel;
 pub mod position;
-pub mod spec;
 pub mod weight;
 
 pub use attention::{
-    AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Outputs,
+    AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
+    DeepSpeedSelfAttention, Outputs,
 };
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub use backend::CpuOps;
@@ -88,14 +87,16 @@ pub use backend::CpuOps;
 pub use backend::CubeOps;
 #[cfg(feature = "autodiff")]
 pub use backend::Differentiable;
+pub use burn_deepspeed_core::{config, error, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType};
+pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::{InferenceBackend, Operations, Reference};
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
-pub use position::{PositionEncoding, Positions};
+pub use position::{FromTensor, PositionEncoding, Positions};
 pub use spec::AttentionSpec;
 
 /// Runs the examples of the README as tests.

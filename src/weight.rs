@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 
-use crate::config::DataType;
+use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError};
 use crate::spec::NormSpec;
 pub use int8::{Int8Blocks, Int8Matrix};
@@ -84,7 +84,7 @@ impl<B: Backend> Weight<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self, ConfigError> {
-        DataType::require_int8::<B>(device)?;
+        require_int8::<B>(device)?;
         let orientation = Orientation::OutputInput;
         let int8 = Some(Int8Matrix::init([output, input], blocks, dtype, device));
         Ok(Self { matrix: None, int8, ..Self::init(input, output, bias, orientation, dtype, device) })

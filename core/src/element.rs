@@ -10,6 +10,8 @@ pub enum ElementType {
     F64,
     /// 32-bit float.
     F32,
+    /// 32-bit float that a device may compute in less precision. No checkpoint has it.
+    Flex32,
     /// IEEE half precision.
     F16,
     /// Brain float.
@@ -39,7 +41,7 @@ impl ElementType {
     pub fn size(self) -> usize {
         match self {
             Self::F64 | Self::I64 | Self::U64 => 8,
-            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F32 | Self::Flex32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::BF16 | Self::I16 | Self::U16 => 2,
             Self::I8 | Self::U8 | Self::Bool => 1,
         }
@@ -47,7 +49,7 @@ impl ElementType {
 
     /// Whether the elements are floats.
     pub fn is_float(self) -> bool {
-        matches!(self, Self::F64 | Self::F32 | Self::F16 | Self::BF16)
+        matches!(self, Self::F64 | Self::F32 | Self::Flex32 | Self::F16 | Self::BF16)
     }
 }
 
@@ -57,6 +59,7 @@ impl fmt::Display for ElementType {
         f.write_str(match self {
             Self::F64 => "F64",
             Self::F32 => "F32",
+            Self::Flex32 => "Flex32",
             Self::F16 => "F16",
             Self::BF16 => "BF16",
             Self::I64 => "I64",

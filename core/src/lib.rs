@@ -2,7 +2,15 @@
 //!
 //! This package names neither Burn nor CubeCL. The kernels and the layer for Burn both build on it.
 
+pub mod config;
+pub mod data_type;
 pub mod element;
+pub mod error;
 pub mod int8;
 pub mod layout;
+pub mod parallel;
 pub mod path;
+pub mod position;
+pub mod spec;
+pub mod spelling;
+pub mod visibility;

@@ -1,7 +1,239 @@
-//! Limits that decide which kernel a step runs on.
+//! Which kernel a step of attention runs on, and why it runs on none.
+//!
+//! The choice depends on sizes and element types alone. A kernel that was chosen must accept the step.
+
+use std::fmt;
+
+use crate::data_type::CacheTypes;
+use crate::element::ElementType;
 
 /// New tokens per row up to which a step runs on the decoding kernels, which split the keys instead of the queries.
 pub const MOST_DECODE_TOKENS: usize = 8;
 
 /// Largest head size of the CubeCL attention kernels, in features.
 pub const LARGEST_CUBE_HEAD: usize = 256;
+
+/// What the choice depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ContextProblem {
+    /// Element type of the projection.
+    pub dtype: ElementType,
+    /// New tokens of each row.
+    pub tokens: usize,
+    /// Features of a query and of a key.
+    pub head_dim: usize,
+    /// Features of a value.
+    pub value_dim: usize,
+    /// Element types of the cache; `None` without one.
+    pub cache: Option<CacheTypes>,
+}
+
+impl ContextProblem {
+    /// A step of `tokens` new tokens, with a cache or without one. Values have as many features as keys.
+    pub fn new(dtype: ElementType, tokens: usize, head_dim: usize, cache: Option<CacheTypes>) -> Self {
+        Self { dtype, tokens, head_dim, value_dim: head_dim, cache }
+    }
+
+    /// The CPU kernel for this step.
+    ///
+    /// # Errors
+    /// The reason, if there is none.
+    pub fn on_cpu(&self) -> Result<CpuKernel, Declined> {
+        if self.dtype != ElementType::F32 {
+            return Err(Declined::ElementType(self.dtype));
+        }
+        self.check_cache()?;
+        Ok(if self.tokens <= MOST_DECODE_TOKENS { CpuKernel::Decode } else { CpuKernel::Flash })
+    }
+
+    /// The CubeCL kernel for this step. `tensor_cores` says whether the device multiplies tiles of this element type and
+    /// head size; it is asked only where the answer matters.
+    ///
+    /// # Errors
+    /// The reason, if there is none.
+    pub fn on_cube(&self, tensor_cores: impl FnOnce() -> bool) -> Result<CubeKernel, Declined> {
+        let Self { dtype, tokens, head_dim, value_dim, .. } = *self;
+        self.check_cache()?;
+        if !matches!(dtype, ElementType::F32 | ElementType::F16 | ElementType::BF16) {
+            return Err(Declined::ElementType(dtype));
+        }
+        if head_dim > LARGEST_CUBE_HEAD {
+            return Err(Declined::HeadDim { head_dim, limit: LARGEST_CUBE_HEAD });
+        }
+        if head_dim != value_dim {
+            return Err(Declined::ValueDim { head_dim, value_dim });
+        }
+        Ok(match tokens <= MOST_DECODE_TOKENS {
+            true => CubeKernel::Decode,
+            false if tensor_cores() => CubeKernel::PrefillMma,
+            false => CubeKernel::PrefillSimt,
+        })
+    }
+
+    /// A kernel reads a cache of its own element type, and of int8.
+    fn check_cache(&self) -> Result<(), Declined> {
+        let Some(CacheTypes { key, value }) = self.cache else { return Ok(()) };
+        match [key, value].into_iter().find(|cache| ![self.dtype, ElementType::I8].contains(cache)) {
+            Some(cache) => Err(Declined::CacheType { dtype: self.dtype, cache }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A CPU kernel for attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CpuKernel {
+    /// Few queries: each key is read once for all queries of its head.
+    Decode,
+    /// Many queries, in blocks.
+    Flash,
+}
+
+impl CpuKernel {
+    /// The kernel's module in `burn-deepspeed-kernels`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "cpu::decode",
+            Self::Flash => "cpu::flash",
+        }
+    }
+}
+
+/// A CubeCL kernel for attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CubeKernel {
+    /// Few queries: the keys are split over the device.
+    Decode,
+    /// Many queries, on tensor cores.
+    PrefillMma,
+    /// Many queries, on ordinary units.
+    PrefillSimt,
+}
+
+impl CubeKernel {
+    /// The kernel's module in `burn-deepspeed-kernels`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "cube::decode",
+            Self::PrefillMma => "cube::prefill::mma",
+            Self::PrefillSimt => "cube::prefill::simt",
+        }
+    }
+}
+
+/// The path of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// The kernel of this name.
+    Kernel(&'static str),
+    /// The reference, because the kernels declined.
+    Reference(Declined),
+}
+
+impl From<Result<CpuKernel, Declined>> for Plan {
+    fn from(chosen: Result<CpuKernel, Declined>) -> Self {
+        chosen.map_or_else(Self::Reference, |kernel| Self::Kernel(kernel.name()))
+    }
+}
+
+impl From<Result<CubeKernel, Declined>> for Plan {
+    fn from(chosen: Result<CubeKernel, Declined>) -> Self {
+        chosen.map_or_else(Self::Reference, |kernel| Self::Kernel(kernel.name()))
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel(name) => write!(f, "kernel `{name}`"),
+            Self::Reference(declined) => write!(f, "reference: {declined}"),
+        }
+    }
+}
+
+/// Why no kernel takes a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Declined {
+    /// The backend has none.
+    NoKernel,
+    /// The kernels compute with other element types.
+    ElementType(ElementType),
+    /// Keys or values in the cache have neither the element type of the projection nor int8.
+    CacheType {
+        /// Element type of the projection.
+        dtype: ElementType,
+        /// Element type of the keys, or the values, in the cache.
+        cache: ElementType,
+    },
+    /// A head has too many features.
+    HeadDim {
+        /// Features of a head.
+        head_dim: usize,
+        /// The most that the kernel takes.
+        limit: usize,
+    },
+    /// Values have another number of features than keys.
+    ValueDim {
+        /// Features of queries and keys.
+        head_dim: usize,
+        /// Features of values.
+        value_dim: usize,
+    },
+}
+
+impl fmt::Display for Declined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoKernel => write!(f, "the backend has no kernel of its own for this operation"),
+            Self::ElementType(dtype) => write!(f, "the kernel does not compute with elements of {dtype}"),
+            Self::CacheType { dtype, cache } => {
+                write!(f, "the cache holds {cache} and the projection {dtype}; the kernel takes equal types, or int8")
+            }
+            Self::HeadDim { head_dim, limit } => {
+                write!(f, "heads of {head_dim} features; the kernel takes up to {limit}")
+            }
+            Self::ValueDim { head_dim, value_dim } => {
+                write!(f, "values of {value_dim} features and keys of {head_dim}; the kernel takes equal sizes")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ElementType::{F16, F32, F64, I8};
+
+    #[test]
+    fn a_kernel_reads_a_cache_of_its_own_type_and_of_int8() {
+        for cache in [F32.into(), I8.into(), CacheTypes { key: I8, value: F32 }] {
+            let step = ContextProblem::new(F32, 1, 64, Some(cache));
+            assert_eq!(step.on_cpu(), Ok(CpuKernel::Decode));
+            assert_eq!(step.on_cube(|| true), Ok(CubeKernel::Decode));
+        }
+        let step = ContextProblem::new(F32, 1, 64, Some(CacheTypes { key: I8, value: F16 }));
+        let declined = Declined::CacheType { dtype: F32, cache: F16 };
+        assert_eq!((step.on_cpu(), step.on_cube(|| true)), (Err(declined), Err(declined)));
+    }
+
+    #[test]
+    fn more_than_a_few_tokens_run_on_the_kernels_for_prompts() {
+        let step = |tokens| ContextProblem::new(F32, tokens, 64, None);
+        assert_eq!((step(8).on_cpu(), step(9).on_cpu()), (Ok(CpuKernel::Decode), Ok(CpuKernel::Flash)));
+        assert_eq!(step(8).on_cube(|| panic!("no matter")), Ok(CubeKernel::Decode));
+        assert_eq!(step(9).on_cube(|| true), Ok(CubeKernel::PrefillMma));
+        assert_eq!(step(9).on_cube(|| false), Ok(CubeKernel::PrefillSimt));
+    }
+
+    #[test]
+    fn each_reason_to_decline_is_told() {
+        let step = ContextProblem::new(F16, 1, 64, None);
+        assert_eq!(step.on_cpu(), Err(Declined::ElementType(F16)));
+        let on_cube = |step: ContextProblem| Plan::from(step.on_cube(|| false)).to_string();
+        assert!(on_cube(ContextProblem { dtype: F64, ..step }).contains("elements of F64"));
+        assert!(on_cube(ContextProblem { head_dim: 257, value_dim: 257, ..step }).contains("takes up to 256"));
+        assert!(on_cube(ContextProblem { value_dim: 32, ..step }).contains("values of 32 features and keys of 64"));
+        assert_eq!(on_cube(step), "kernel `cube::decode`");
+    }
+}

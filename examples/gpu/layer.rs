@@ -12,7 +12,10 @@ use burn::tensor::backend::Backend;
 use burn::tensor::module::attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Distribution, Tensor};
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, KvCache, NormType};
+use burn_deepspeed::{
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, KvCache, NormType,
+    OfBackend,
+};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::Cuda;
 use clap::Args;

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use burn_deepspeed::parallel::{Agreement, Settings};
 use burn_deepspeed::{
-    AttentionMask, CommunicationError, Communicator, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention,
-    InferenceBackend, KvCache, Parallelism,
+    AttentionInit, AttentionMask, CommunicationError, Communicator, DataType, DeepSpeedInferenceConfig,
+    DeepSpeedSelfAttention, ElementType, InferenceBackend, KvCache, Parallelism,
 };
 
 use burn_deepspeed_examples::Failure;
@@ -148,7 +148,7 @@ pub fn measure<B: InferenceBackend>(
     }
     let mut links = [0.0; 2];
     for (link, count) in links.iter_mut().zip(SUMS) {
-        let agreement = Agreement::sum(&[count], DType::F32, &Settings::NONE);
+        let agreement = Agreement::sum(&[count], ElementType::F32, &Settings::NONE);
         let mut values = vec![0.0; count];
         let mut taken = Vec::new();
         for _ in 0..rounds * STEPS {

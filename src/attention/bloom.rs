@@ -5,9 +5,9 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{AttentionOutput, Build, DeepSpeedSelfAttention, Outputs};
+use super::self_attention::{AttentionOutput, DeepSpeedSelfAttention, Outputs};
+use super::sum;
 use crate::cache::LayerCache;
-use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
 use crate::ops::{InferenceBackend, Keys, Plan};
@@ -27,29 +27,6 @@ use crate::weight::{FusedNorm, QkvWeight, Weight};
 #[derive(Module, Debug)]
 pub struct BloomSelfAttention<B: Backend> {
     pub(crate) attention: DeepSpeedSelfAttention<B>,
-}
-
-impl DeepSpeedInferenceConfig {
-    /// Builds layer `layer_id` of a BLOOM. Matrices are random until a checkpoint or record is loaded.
-    ///
-    /// # Errors
-    /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
-    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
-    pub fn init_bloom<B: Backend>(
-        &self,
-        layer_id: usize,
-        device: &B::Device,
-    ) -> Result<BloomSelfAttention<B>, ConfigError> {
-        if !self.bigscience_bloom {
-            return Err(ConfigError::WrongModule {
-                module: "BloomSelfAttention",
-                fact: "`bigscience_bloom` is false",
-                remedy: "set it to true, or call `init_self_attention`",
-            });
-        }
-        let attention = DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)?;
-        Ok(BloomSelfAttention { attention })
-    }
 }
 
 impl<B: Backend> BloomSelfAttention<B> {
@@ -93,7 +70,7 @@ impl<B: Backend> BloomSelfAttention<B> {
 
     /// See [`DeepSpeedSelfAttention::with_training`].
     pub fn with_training(self, training: bool) -> Self {
-        super::set_require_grad(self, training)
+        sum::set_require_grad(self, training)
     }
 }
 

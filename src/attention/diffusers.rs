@@ -5,15 +5,14 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{Build, Link};
-use crate::config::DeepSpeedInferenceConfig;
+use super::sum::{self, Link};
+use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::ops::softmax_context::{merge_heads, split};
 use crate::ops::{Attention, ContextProblem, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
-use crate::position::PositionEncoding;
 use crate::spec::AttentionSpec;
 use crate::weight::{QkvWeight, SeparateQkv, Weight};
 
@@ -25,7 +24,7 @@ use crate::weight::{QkvWeight, SeparateQkv, Weight};
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+/// use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
 /// use burn_ndarray::NdArray;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,65 +66,7 @@ impl<B: Backend> ContextKeys<B> {
     }
 }
 
-impl DeepSpeedInferenceConfig {
-    /// Builds self-attention for diffusion models: one fused projection, or three under `set_empty_params`. A context
-    /// may still be given if it is as wide as the input. `triangular_masking` and the norm settings are not read: this
-    /// module has neither.
-    ///
-    /// # Errors
-    /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
-    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if rotary positions, ALiBi or a window are asked for.
-    pub fn init_diffusers<B: Backend>(
-        &self,
-        layer_id: usize,
-        device: &B::Device,
-    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
-        DeepSpeedDiffusersAttention::init(self, None, layer_id, device)
-    }
-
-    /// Builds cross attention to a context of `context_dim` features, with projections of their own.
-    ///
-    /// # Errors
-    /// Those of [`init_diffusers`](Self::init_diffusers); [`ConfigError::OutOfRange`] for a context of no features.
-    pub fn init_diffusers_cross<B: Backend>(
-        &self,
-        context_dim: usize,
-        layer_id: usize,
-        device: &B::Device,
-    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
-        if context_dim == 0 {
-            return Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" });
-        }
-        DeepSpeedDiffusersAttention::init(self, Some(context_dim), layer_id, device)
-    }
-}
-
 impl<B: Backend> DeepSpeedDiffusersAttention<B> {
-    fn init(
-        config: &DeepSpeedInferenceConfig,
-        context_dim: Option<usize>,
-        layer_id: usize,
-        device: &B::Device,
-    ) -> Result<Self, ConfigError> {
-        // The module has no norm, so neither its type nor its place matters.
-        let config = config.clone().with_pre_layer_norm(false).with_triangular_masking(false);
-        let build = Build::<B>::new(&config, layer_id, device)?;
-        let refuse = |fact, remedy| ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy };
-        if build.spec.position != PositionEncoding::None {
-            return Err(refuse("it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"));
-        }
-        if build.spec.window.is_some() {
-            return Err(refuse("it has no window", "set `local_attention` to false"));
-        }
-        let qkv = match context_dim {
-            Some(context) => build.separate(context)?,
-            None if config.set_empty_params => build.separate(config.hidden_size)?,
-            None => build.fused()?,
-        };
-        let output = build.output()?;
-        Ok(Self { qkv, output, spec: build.spec, defer_output_bias: config.defer_output_bias, link: None })
-    }
-
     /// Sizes of this layer on this rank.
     pub fn spec(&self) -> &AttentionSpec {
         &self.spec
@@ -162,7 +103,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
 
     /// See [`DeepSpeedSelfAttention::with_training`](crate::DeepSpeedSelfAttention::with_training).
     pub fn with_training(self, training: bool) -> Self {
-        super::set_require_grad(self, training)
+        sum::set_require_grad(self, training)
     }
 }
 
@@ -203,13 +144,13 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
 
     /// The path that attention from so many tokens takes, and why not another.
     pub fn explain(&self, tokens: usize) -> Plan {
-        let problem = ContextProblem::new(self.output.dtype(), tokens, self.spec.head_dim, None);
+        let problem = ContextProblem::new(element_type(self.output.dtype()), tokens, self.spec.head_dim, None);
         B::Ops::plan_masked_attention(&problem, &self.output.device())
     }
 
     fn check_path(&self, tokens: usize) -> Result<(), AttentionError> {
         match self.spec.require_fast {
-            true => super::check_plan(&self.spec, "masked_attention", self.explain(tokens)),
+            true => sum::check_plan(&self.spec, "masked_attention", self.explain(tokens)),
             false => Ok(()),
         }
     }
@@ -289,6 +230,6 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     }
 
     fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        super::project_and_sum(&self.spec, self.link.as_ref(), context, &self.output, self.defer_output_bias)
+        sum::project_and_sum(&self.spec, self.link.as_ref(), context, &self.output, self.defer_output_bias)
     }
 }

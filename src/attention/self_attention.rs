@@ -5,9 +5,9 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::{Build, Link};
+use super::sum::{self, Link};
 use crate::cache::{KvCache, LayerCache};
-use crate::config::DeepSpeedInferenceConfig;
+use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError};
 use crate::mask::AttentionMask;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
@@ -27,7 +27,7 @@ const WARMUP_HISTORY: usize = 1024;
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, NormType};
+/// use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, NormType};
 /// use burn_ndarray::NdArray;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -89,42 +89,7 @@ pub struct AttentionOutput<B: Backend> {
     pub inp_norm: Option<Tensor<B, 3>>,
 }
 
-impl DeepSpeedInferenceConfig {
-    /// Builds layer `layer_id`. Matrices are random until a checkpoint or record is loaded.
-    ///
-    /// # Errors
-    /// Those of [`resolve`](Self::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not store `dtype`;
-    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] for a BLOOM configuration.
-    pub fn init_self_attention<B: Backend>(
-        &self,
-        layer_id: usize,
-        device: &B::Device,
-    ) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
-        if self.bigscience_bloom {
-            return Err(ConfigError::WrongModule {
-                module: "DeepSpeedSelfAttention",
-                fact: "`bigscience_bloom` is true",
-                remedy: "call `init_bloom`, or set it to false",
-            });
-        }
-        DeepSpeedSelfAttention::init(Build::new(self, layer_id, device)?)
-    }
-}
-
 impl<B: Backend> DeepSpeedSelfAttention<B> {
-    pub(super) fn init(build: Build<'_, B>) -> Result<Self, ConfigError> {
-        let config = build.config;
-        let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
-        Ok(Self {
-            norm: build.spec.norm.map(norm),
-            qkv: if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? },
-            output: build.output()?,
-            spec: build.spec,
-            defer_output_bias: config.defer_output_bias,
-            link: None,
-        })
-    }
-
     /// Sizes of this layer on this rank.
     pub fn spec(&self) -> &AttentionSpec {
         &self.spec
@@ -169,7 +134,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
 
     /// Whether the parameters require gradients: true after `init`, false after loading.
     pub fn with_training(self, training: bool) -> Self {
-        super::set_require_grad(self, training)
+        sum::set_require_grad(self, training)
     }
 }
 
@@ -226,22 +191,16 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     ) -> Result<AttentionOutput<B>, AttentionError> {
         if self.spec.require_fast {
             let cached = matches!(keys, Keys::Cached(_));
-            super::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached))?;
+            sum::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached))?;
         }
         let (context, finish) = self.attend(input, mask, keys, wanted);
-        Ok(finish(super::project_and_sum(
-            &self.spec,
-            self.link.as_ref(),
-            context,
-            &self.output,
-            self.defer_output_bias,
-        )?))
+        Ok(finish(sum::project_and_sum(&self.spec, self.link.as_ref(), context, &self.output, self.defer_output_bias)?))
     }
 
     /// The path that a step of so many new tokens takes, with a cache or without, and why not another.
     ///
     /// ```
-    /// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
+    /// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig};
     /// # use burn_ndarray::NdArray;
     /// # fn main() -> Result<(), burn_deepspeed::ConfigError> {
     /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
@@ -253,7 +212,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool) -> Plan {
-        let dtype = self.output.dtype();
+        let dtype = element_type(self.output.dtype());
         let cache = cached.then(|| self.spec.kv_cache_dtype.types(dtype));
         let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, cache);
         B::Ops::plan_softmax_context(&problem, &self.output.device())

@@ -6,7 +6,7 @@
 //!
 //! ```
 //! use burn::tensor::Tensor;
-//! use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+//! use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
 //! use burn_ndarray::NdArray;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,15 +35,16 @@ mod stored;
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use crate::config::DeepSpeedInferenceConfig;
+pub use crate::element::CacheTypes;
+use crate::element::{OfBackend, cache_dtypes, element_type};
 use crate::error::{AttentionError, ConfigError};
 use crate::spec::AttentionSpec;
 #[cfg(feature = "cubecl")]
 pub(crate) use step::bounds_on_device;
 pub use step::{LayerCache, Step, StepRows};
-pub use stored::{CacheTypes, Stored};
+pub use stored::Stored;
 
 /// The keys and values of all layers of a model, for one batch.
 ///
@@ -69,7 +70,8 @@ struct CacheSize {
     kv_heads: usize,
     head_dim: usize,
     capacity: usize,
-    types: CacheTypes,
+    /// Of the keys and of the values.
+    dtypes: [DType; 2],
 }
 
 impl CacheSize {
@@ -79,36 +81,19 @@ impl CacheSize {
             kv_heads: spec.kv_heads(),
             head_dim: spec.head_dim,
             capacity: spec.max_out_tokens,
-            types: spec.kv_cache_dtype.of_backend::<B>(activations, device)?,
+            dtypes: cache_dtypes::<B>(spec.kv_cache_dtype, activations, device)?,
         })
     }
 
     /// Bytes of the keys and values of one token in one layer.
     fn token_bytes<B: Backend>(&self) -> usize {
         let side = |dtype| Stored::<B>::token_bytes(self.head_dim, dtype);
-        self.kv_heads * (side(self.types.key) + side(self.types.value))
-    }
-}
-
-impl DeepSpeedInferenceConfig {
-    /// A cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
-    ///
-    /// # Errors
-    /// [`ConfigError::Missing`] without `num_hidden_layers`, else those of [`resolve`](Self::resolve).
-    pub fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {
-        let layers = self.num_hidden_layers.ok_or(ConfigError::Missing("num_hidden_layers"))?;
-        KvCache::new(&self.resolve(0)?, layers, batch, device)
+        self.kv_heads * self.dtypes.into_iter().map(side).sum::<usize>()
     }
 
-    /// Bytes that [`init_cache`](Self::init_cache) takes on this rank, known before it is called. Under `dtype` int8 the
-    /// element type, and so the size, depends on the device.
-    ///
-    /// # Errors
-    /// Those of [`init_cache`](Self::init_cache).
-    pub fn cache_memory_bytes<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
-        let layers = self.num_hidden_layers.ok_or(ConfigError::Missing("num_hidden_layers"))?;
-        let size = CacheSize::new::<B>(&self.resolve(0)?, device)?;
-        Ok(size.token_bytes::<B>() * layers * batch * size.capacity)
+    fn types(&self) -> CacheTypes {
+        let [key, value] = self.dtypes.map(element_type);
+        CacheTypes { key, value }
     }
 }
 
@@ -121,9 +106,17 @@ impl<B: Backend> KvCache<B> {
         let size = CacheSize::new::<B>(spec, device)?;
         let shape = [batch, size.kv_heads, size.capacity, size.head_dim];
         let empty = |dtype| Some(Stored::zeros(shape, dtype, device));
-        let layers =
-            (0..layers).map(|_| Store { key: empty(size.types.key), value: empty(size.types.value) }).collect();
+        let layers = (0..layers).map(|_| Store { key: empty(size.dtypes[0]), value: empty(size.dtypes[1]) }).collect();
         Ok(Self { layers, lengths: vec![0; batch], size, device: device.clone() })
+    }
+
+    /// The bytes that [`new`](Self::new) allocates for these arguments.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn bytes(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
+        let size = CacheSize::new::<B>(spec, device)?;
+        Ok(size.token_bytes::<B>() * layers * batch * size.capacity)
     }
 
     /// Tokens that each row holds.
@@ -272,9 +265,9 @@ impl<B: Backend> KvCache<B> {
     }
 
     fn describe(&self) -> String {
-        let CacheSize { kv_heads, head_dim, capacity, types: CacheTypes { key, value } } = self.size;
+        let CacheSize { kv_heads, head_dim, capacity, .. } = self.size;
         let layers = self.layers.len();
-        let types = if key == value { format!("{key:?}") } else { format!("keys {key:?}, values {value:?}") };
+        let types = self.size.types();
         format!("{layers} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {types}")
     }
 

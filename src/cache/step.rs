@@ -148,7 +148,7 @@ impl<B: Backend> StepTables<B> {
         if let Some((_, table)) = self.rotary.iter().find(|(known, _)| known == rotary) {
             return table.clone();
         }
-        let table = rotary.table(positions, device);
+        let table = RotaryTable::new(rotary, positions, device);
         self.rotary.push((rotary.clone(), table.clone()));
         table
     }
@@ -177,7 +177,7 @@ impl<B: Backend> LayerCache<'_, B> {
 
     /// Element types of keys and values.
     pub fn types(&self) -> CacheTypes {
-        self.size.types
+        self.size.types()
     }
 
     /// Cosine and sine of the new tokens, computed once a step.

@@ -9,21 +9,6 @@ use super::{Assign, slice_assign};
 /// Largest element of int8: the range is symmetric, so -128 is not used.
 const LARGEST: f32 = 127.0;
 
-/// Element types of the keys and the values in a cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CacheTypes {
-    /// Of the keys.
-    pub key: DType,
-    /// Of the values.
-    pub value: DType,
-}
-
-impl From<DType> for CacheTypes {
-    fn from(both: DType) -> Self {
-        Self { key: both, value: both }
-    }
-}
-
 /// The preallocated keys, or values, of a layer.
 #[derive(Debug, Clone)]
 pub enum Stored<B: Backend> {

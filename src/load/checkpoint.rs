@@ -10,8 +10,8 @@ use burn::tensor::{DType, Element, Int, Tensor, TensorData, backend::Backend};
 use safetensors::Dtype;
 
 use super::read::{DataFile, Fill, Kind, Run, filled, runs_of_block};
-use crate::config::nearest;
 use crate::error::WeightError;
+use burn_deepspeed_core::spelling::nearest;
 
 /// One or several safetensors files, which stay open. What is wanted of a tensor is read and converted some of it at a time, so
 /// loading takes little more than the module itself; what was read is written down for [`report`](Self::report).

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::config::DeepSpeedInferenceConfig;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Origin};
 use crate::position::rotary::RopeScaling;
 
 /// The fields of a configuration, under the names that the families give them.
@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn required(&self, key: &'static str, names: &[&str]) -> Result<usize, ConfigError> {
-        self.size(names).ok_or(ConfigError::Missing(key))
+        self.size(names).ok_or(ConfigError::Missing { key, origin: Origin::HuggingFace })
     }
 
     /// A number of `rope_parameters` (or of the configuration itself, where older versions keep it).

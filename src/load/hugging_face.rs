@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
 use crate::config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, read_json};
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Origin};
 use crate::parallel::Communicator;
 use crate::weight::Orientation;
 
@@ -111,7 +111,9 @@ impl HuggingFaceConfig {
     /// [`DeepSpeedInferenceConfig::resolve`].
     pub fn from_json(record: Value) -> Result<Self, ConfigError> {
         let fields = Fields(&record);
-        let model_type = fields.text(&["model_type"]).ok_or(ConfigError::Missing("model_type"))?;
+        let model_type = fields
+            .text(&["model_type"])
+            .ok_or(ConfigError::Missing { key: "model_type", origin: Origin::HuggingFace })?;
         let architecture = Architecture::parse(model_type)?;
         let hidden = fields.required("hidden_size", &["hidden_size", "n_embd"])?;
         let heads = fields.required("heads", &["num_attention_heads", "n_head", "num_heads"])?;
@@ -240,7 +242,7 @@ impl HuggingFaceConfig {
 
     /// The same model with another element type.
     pub fn with_dtype(mut self, dtype: DataType) -> Self {
-        self.attention.dtype = dtype;
+        self.attention.dtype = Some(dtype);
         self
     }
 

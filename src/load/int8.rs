@@ -5,9 +5,9 @@ use burn::tensor::{DType, backend::Backend};
 use super::ScaleNames;
 use super::matrix::Piece;
 use super::read::{Kind, Run, Segment};
-use crate::config::nearest;
 use crate::error::{ConfigError, WeightError};
 use crate::weight::Int8Matrix;
+use burn_deepspeed_core::spelling::nearest;
 
 /// Which scale a weight has: the index that DeepSpeed's `dequantize.cu` computes. See [`ScaleNames`].
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,7 @@
 //! Weights out of safetensors files: names, QKV layouts, conversion, and a strict report.
 //!
 //! ```no_run
+//! use burn_deepspeed::AttentionInit;
 //! use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 //! use burn_ndarray::NdArray;
 //!

@@ -11,6 +11,7 @@ use super::matrix::{BiasPiece, Piece, bias, dense};
 use super::read::{Kind, Run, Segment};
 use super::{AttentionNames, Checkpoint, QkvNames, ScaleNames, SplitCheckpoint};
 use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
+use crate::element::OfBackend;
 use crate::error::WeightError;
 use crate::parallel::HeadShard;
 use crate::spec::AttentionSpec;
@@ -109,7 +110,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// the blocks of the record.
     ///
     /// ```
-    /// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
+    /// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
     /// # use burn_ndarray::NdArray;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);

@@ -14,7 +14,7 @@ use crate::error::WeightError;
 /// [`CheckpointWriter`](super::CheckpointWriter) writes such files.
 ///
 /// ```
-/// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
+/// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig};
 /// # use burn_deepspeed::load::{AttentionNames, CheckpointWriter, NormNames, QkvLayout, QkvNames, SplitCheckpoint, WeightNames};
 /// # use burn_deepspeed::weight::Orientation;
 /// # use burn_ndarray::NdArray;

@@ -19,7 +19,7 @@ use crate::weight::{FusedNorm, Int8Matrix, Orientation, QkvWeight, SeparateQkv, 
 /// A safetensors file in the making. A name that is written again is replaced.
 ///
 /// ```
-/// # use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
+/// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig};
 /// # use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
 /// # use burn_deepspeed::weight::Orientation;
 /// # use burn_ndarray::NdArray;

@@ -44,7 +44,7 @@
 //! use burn::tensor::Tensor;
 //! use burn_cuda::{Cuda, CudaDevice};
 //! use burn_deepspeed::parallel::nccl::NcclCommunicator;
-//! use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+//! use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = DeepSpeedInferenceConfig::new(4096, 32).with_dtype(DataType::Fp32);
@@ -75,8 +75,9 @@ use burn::tensor::backend::{DeviceId, DeviceOps};
 use burn::tensor::{Tensor, TensorData};
 use burn_cuda::{Cuda, CudaDevice};
 
-use super::local::LocalCommunicator;
-use super::{Agreement, Communicator, DEFAULT_TIME_LIMIT, Settings};
+use burn_deepspeed_core::parallel::local::LocalCommunicator;
+use burn_deepspeed_core::parallel::{Agreement, Communicator, DEFAULT_TIME_LIMIT, DeviceNumber, Settings};
+
 use crate::error::CommunicationError;
 use crate::ops::{InferenceBackend, Operations};
 
@@ -95,9 +96,9 @@ pub struct NcclCommunicator {
 
 /// The devices of a group in the order of its ranks, taken until the last of them is gone.
 #[derive(Debug)]
-struct Devices(Vec<DeviceId>);
+struct Devices(Vec<DeviceNumber>);
 
-static TAKEN: Mutex<Vec<DeviceId>> = Mutex::new(Vec::new());
+static TAKEN: Mutex<Vec<DeviceNumber>> = Mutex::new(Vec::new());
 
 impl NcclCommunicator {
     /// A group with a rank for each device, in order; each goes to a thread of its own. NCCL starts here, and adds up one number
@@ -130,12 +131,12 @@ impl NcclCommunicator {
 
 impl Devices {
     fn take(devices: &[CudaDevice]) -> Result<Self, String> {
-        let ids: Vec<DeviceId> = devices.iter().map(DeviceOps::id).collect();
+        let ids: Vec<DeviceNumber> = devices.iter().map(|device| number(device.id())).collect();
         let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = ids.iter().find(|id| taken.contains(id)) {
             return Err(format!(
                 "device {} belongs to a group that is still there; drop its ranks first",
-                device.index_id
+                device.index
             ));
         }
         taken.extend(&ids);
@@ -170,9 +171,14 @@ impl Communicator for NcclCommunicator {
         self.host.abort(reason);
     }
 
-    fn devices(&self) -> Option<&[DeviceId]> {
+    fn devices(&self) -> Option<&[DeviceNumber]> {
         Some(&self.devices.0)
     }
+}
+
+/// Burn's identity of a device as the number that communicators pass on.
+pub(crate) fn number(id: DeviceId) -> DeviceNumber {
+    DeviceNumber { kind: id.type_id, index: id.index_id }
 }
 
 /// What CubeCL would panic about on a thread of its own, where nobody hears it.

@@ -1,255 +1,10 @@
-//! Rotary position embedding (RoPE), <https://arxiv.org/abs/2104.09864>, with the scaling families of Hugging Face.
-//!
-//! Frequencies and angles are computed in f64 on the host, cosine and sine are stored in f32, whatever the model's
-//! element type: bf16 cannot tell positions apart beyond 256.
+//! Rotary position embedding (RoPE), <https://arxiv.org/abs/2104.09864>, on tensors.
+
+pub use burn_deepspeed_core::position::rotary::{CosinesAndSines, RopeScaling, Rotary, RotaryLayout};
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use serde::{Deserialize, Serialize};
 
-use super::Positions;
-use crate::error::ConfigError;
-
-/// Which features form a pair. There is no default: the layouts agree at position 0 and nowhere else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RotaryLayout {
-    /// Features `i` and `i + dim / 2`: GPT-NeoX, LLaMA, Mistral. DeepSpeed's `rotate_half`.
-    Half,
-    /// Features `2 i` and `2 i + 1`: GPT-J. DeepSpeed's `rotate_every_two`.
-    Interleaved,
-}
-
-/// The rotary encoding of a layer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rotary {
-    /// Features of each head that turn, even; the rest pass.
-    pub dim: usize,
-    /// Which features form a pair.
-    pub layout: RotaryLayout,
-    /// Base of the frequencies, 10000 in the paper.
-    pub theta: f64,
-    /// How the frequencies are stretched beyond the trained length.
-    pub scaling: RopeScaling,
-}
-
-/// The scaling families of the `rope_scaling` (or `rope_parameters`) record of a Hugging Face configuration.
-///
-/// ```
-/// use burn_deepspeed::position::rotary::RopeScaling;
-/// let record = serde_json::json!({ "rope_type": "linear", "factor": 2.0 });
-/// assert_eq!(RopeScaling::from_json(&record, None).unwrap(), RopeScaling::Linear { factor: 2.0 });
-/// assert!(RopeScaling::from_json(&serde_json::json!({ "rope_type": "wavy" }), None).is_err());
-/// ```
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(tag = "rope_type", rename_all = "lowercase")]
-pub enum RopeScaling {
-    /// The paper's frequencies.
-    #[default]
-    Default,
-    /// Positions are divided by `factor` (position interpolation).
-    Linear {
-        /// At least 1.
-        factor: f64,
-    },
-    /// The base grows once the sequence outgrows the trained length ("dynamic NTK"). The length is that of the longest
-    /// row of the step; keys already in the cache keep the base that they were turned with, as in `transformers`.
-    Dynamic {
-        /// At least 1.
-        factor: f64,
-        /// Length the model was trained for, in tokens.
-        max_position_embeddings: usize,
-    },
-    /// Long waves are stretched, short ones kept, those between interpolated (LLaMA 3.1).
-    Llama3 {
-        /// At least 1.
-        factor: f64,
-        /// Waves longer than `original / low_freq_factor` are stretched.
-        low_freq_factor: f64,
-        /// Waves shorter than `original / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// Length the model was first trained for, in tokens.
-        original_max_position_embeddings: usize,
-    },
-    /// YaRN, <https://arxiv.org/abs/2309.00071>.
-    Yarn {
-        /// At least 1.
-        factor: f64,
-        /// Length the model was first trained for, in tokens.
-        original_max_position_embeddings: usize,
-        /// Turns over the original length above which a frequency is kept. Default: 32.
-        beta_fast: f64,
-        /// Turns over the original length below which a frequency is stretched. Default: 1.
-        beta_slow: f64,
-        /// Factor on cosine and sine. Default: `0.1 ln(factor) + 1`.
-        attention_factor: f64,
-        /// Whether the ends of the ramp are rounded outwards to whole frequencies. Default: true.
-        truncate: bool,
-    },
-}
-
-impl RopeScaling {
-    /// Reads the record of a Hugging Face configuration; `trained` is the configuration's `max_position_embeddings`,
-    /// which the record itself may also hold.
-    ///
-    /// # Errors
-    /// [`ConfigError::UnknownRopeScaling`] for another family, [`ConfigError::RopeScaling`] for a missing or
-    /// impossible number.
-    pub fn from_json(record: &serde_json::Value, trained: Option<usize>) -> Result<Self, ConfigError> {
-        if record.is_null() {
-            return Ok(Self::Default);
-        }
-        let family =
-            record.get("rope_type").or_else(|| record.get("type")).and_then(|t| t.as_str()).unwrap_or("default");
-        let length =
-            |key: &str| record.get(key).and_then(serde_json::Value::as_u64).map(|n| n as usize).filter(|&n| n > 0);
-        let trained = length("max_position_embeddings").or(trained);
-        let original = length("original_max_position_embeddings");
-        let reader = |family| Reader { record, family };
-        match family {
-            "default" => Ok(Self::Default),
-            "linear" => Ok(Self::Linear { factor: reader("linear").factor()? }),
-            "dynamic" => Ok(Self::Dynamic {
-                factor: reader("dynamic").factor()?,
-                max_position_embeddings: original
-                    .or(trained)
-                    .ok_or_else(|| reader("dynamic").missing("max_position_embeddings"))?,
-            }),
-            "llama3" => {
-                let r = reader("llama3");
-                let (low, high) = (r.positive("low_freq_factor")?, r.positive("high_freq_factor")?);
-                if high <= low {
-                    return Err(r.problem("high_freq_factor", "must be greater than `low_freq_factor`"));
-                }
-                Ok(Self::Llama3 {
-                    factor: r.factor()?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: original
-                        .ok_or_else(|| r.missing("original_max_position_embeddings"))?,
-                })
-            }
-            "yarn" => {
-                let r = reader("yarn");
-                let factor = r.factor()?;
-                Ok(Self::Yarn {
-                    factor,
-                    original_max_position_embeddings: original
-                        .or(trained)
-                        .ok_or_else(|| r.missing("original_max_position_embeddings"))?,
-                    beta_fast: r.number("beta_fast").unwrap_or(32.0),
-                    beta_slow: r.number("beta_slow").unwrap_or(1.0),
-                    attention_factor: r.number("attention_factor").unwrap_or_else(|| r.yarn_amplitude(factor)),
-                    truncate: record.get("truncate").and_then(serde_json::Value::as_bool).unwrap_or(true),
-                })
-            }
-            other => Err(ConfigError::UnknownRopeScaling(other.into())),
-        }
-    }
-}
-
-struct Reader<'a> {
-    record: &'a serde_json::Value,
-    family: &'static str,
-}
-
-impl Reader<'_> {
-    fn problem(&self, key: &'static str, problem: &'static str) -> ConfigError {
-        ConfigError::RopeScaling { family: self.family, key, problem }
-    }
-
-    fn missing(&self, key: &'static str) -> ConfigError {
-        self.problem(key, "is missing; copy it from the checkpoint's config.json")
-    }
-
-    /// A number; null, absent and zero are the same to Hugging Face.
-    fn number(&self, key: &str) -> Option<f64> {
-        self.record.get(key).and_then(serde_json::Value::as_f64).filter(|&x| x != 0.0)
-    }
-
-    fn positive(&self, key: &'static str) -> Result<f64, ConfigError> {
-        let value = self.number(key).ok_or_else(|| self.missing(key))?;
-        if value > 0.0 && value.is_finite() { Ok(value) } else { Err(self.problem(key, "must be a positive number")) }
-    }
-
-    fn factor(&self) -> Result<f64, ConfigError> {
-        let factor = self.positive("factor")?;
-        if factor >= 1.0 { Ok(factor) } else { Err(self.problem("factor", "must be at least 1")) }
-    }
-
-    fn yarn_amplitude(&self, factor: f64) -> f64 {
-        let amplitude = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-        match (self.number("mscale"), self.number("mscale_all_dim")) {
-            (Some(m), Some(all)) => amplitude(m) / amplitude(all),
-            _ => amplitude(1.0),
-        }
-    }
-}
-
-impl Rotary {
-    /// The angle that each pair turns by from one position to the next, in radians, and the factor on cosine and sine.
-    /// `length` is the longest sequence of the step in tokens; only dynamic scaling reads it.
-    pub fn frequencies(&self, length: usize) -> (Vec<f64>, f64) {
-        let dim = self.dim as f64;
-        let with_base = |base: f64| (0..self.dim / 2).map(move |i| base.powf(-2.0 * i as f64 / dim));
-        match self.scaling {
-            RopeScaling::Default => (with_base(self.theta).collect(), 1.0),
-            RopeScaling::Linear { factor } => (with_base(self.theta).map(|f| f / factor).collect(), 1.0),
-            RopeScaling::Dynamic { factor, max_position_embeddings } => {
-                let trained = max_position_embeddings as f64;
-                let stretch = factor * (length as f64).max(trained) / trained - (factor - 1.0);
-                let base = if self.dim > 2 { self.theta * stretch.powf(dim / (dim - 2.0)) } else { self.theta };
-                (with_base(base).collect(), 1.0)
-            }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings,
-            } => {
-                let turns = |f: f64| original_max_position_embeddings as f64 * f / std::f64::consts::TAU;
-                let scale = |f: f64| {
-                    let smooth = ((turns(f) - low) / (high - low)).clamp(0.0, 1.0);
-                    (1.0 - smooth) * f / factor + smooth * f
-                };
-                (with_base(self.theta).map(scale).collect(), 1.0)
-            }
-            RopeScaling::Yarn {
-                factor,
-                original_max_position_embeddings,
-                beta_fast,
-                beta_slow,
-                attention_factor,
-                truncate,
-            } => {
-                let original = original_max_position_embeddings as f64;
-                let at = |turns: f64| dim * (original / (turns * std::f64::consts::TAU)).ln() / (2.0 * self.theta.ln());
-                let (mut low, mut high) = (at(beta_fast), at(beta_slow));
-                if truncate {
-                    (low, high) = (low.floor(), high.ceil());
-                }
-                let (low, high) = (low.max(0.0), high.min(dim - 1.0));
-                let width = (high - low).max(0.001);
-                let scaled = with_base(self.theta).enumerate().map(|(i, f)| {
-                    let ramp = ((i as f64 - low) / width).clamp(0.0, 1.0);
-                    f / factor * ramp + f * (1.0 - ramp)
-                });
-                (scaled.collect(), attention_factor)
-            }
-        }
-    }
-
-    /// Cosine and sine for every new token of a step.
-    pub fn table<B: Backend>(&self, positions: &Positions, device: &B::Device) -> RotaryTable<B> {
-        let (frequencies, amplitude) = self.frequencies(positions.max().map_or(0, |last| last + 1));
-        let angles = || positions.ids().iter().flat_map(|&p| frequencies.iter().map(move |f| p as f64 * f));
-        let shape = [positions.batch(), 1, positions.tokens(), self.dim / 2];
-        let tensor = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
-        RotaryTable {
-            layout: self.layout,
-            cos: tensor(angles().map(|a| (a.cos() * amplitude) as f32).collect()),
-            sin: tensor(angles().map(|a| (a.sin() * amplitude) as f32).collect()),
-        }
-    }
-}
+use crate::position::Positions;
 
 /// Cosine and sine of a step, in f32; both are `[B, 1, T, rotary_dim / 2]`.
 #[derive(Debug, Clone)]
@@ -262,12 +17,20 @@ pub struct RotaryTable<B: Backend> {
 }
 
 impl<B: Backend> RotaryTable<B> {
+    /// Cosine and sine for every new token of a step, computed on the host and put on the device.
+    pub fn new(rotary: &Rotary, positions: &Positions, device: &B::Device) -> Self {
+        let CosinesAndSines { shape: [batch, tokens, pairs], cosines, sines, .. } = rotary.cosines_and_sines(positions);
+        let shape = [batch, 1, tokens, pairs];
+        let tensor = |values: Vec<f32>| Tensor::from_data(TensorData::new(values, shape), (device, DType::F32));
+        Self { layout: rotary.layout, cos: tensor(cosines), sin: tensor(sines) }
+    }
+
     /// Which features of a head form a pair.
     pub fn layout(&self) -> RotaryLayout {
         self.layout
     }
 
-    /// Turns the first `rotary_dim` features of every head.
+    /// Rotates the first `rotary_dim` features of every head.
     ///
     /// # Shapes
     /// - heads, output: `[B, N, T, H]`, the output in f32
@@ -276,21 +39,21 @@ impl<B: Backend> RotaryTable<B> {
         let [batch, count, tokens, head_dim] = heads.dims();
         let half = self.cos.dims()[3];
         let dim = 2 * half;
-        let turning = heads.clone().slice([0..batch, 0..count, 0..tokens, 0..dim]);
+        let rotating = heads.clone().slice([0..batch, 0..count, 0..tokens, 0..dim]);
         let full = [batch, count, tokens, half];
         let (cos, sin) = (self.cos.clone().expand(full), self.sin.clone().expand(full));
         let pair = |parts: [Tensor<B, 4>; 2]| {
             let [a, b] = parts;
             [a.clone() * cos.clone() - b.clone() * sin.clone(), b * cos.clone() + a * sin.clone()]
         };
-        let turned = match self.layout {
+        let rotated = match self.layout {
             RotaryLayout::Half => {
-                let a = turning.clone().slice([0..batch, 0..count, 0..tokens, 0..half]);
-                let b = turning.slice([0..batch, 0..count, 0..tokens, half..dim]);
+                let a = rotating.clone().slice([0..batch, 0..count, 0..tokens, 0..half]);
+                let b = rotating.slice([0..batch, 0..count, 0..tokens, half..dim]);
                 Tensor::cat(pair([a, b]).into(), 3)
             }
             RotaryLayout::Interleaved => {
-                let pairs: Tensor<B, 5> = turning.reshape([batch, count, tokens, half, 2]);
+                let pairs: Tensor<B, 5> = rotating.reshape([batch, count, tokens, half, 2]);
                 let side = |at: usize| {
                     let side = pairs.clone().slice([0..batch, 0..count, 0..tokens, 0..half, at..at + 1]);
                     side.reshape(full)
@@ -299,9 +62,9 @@ impl<B: Backend> RotaryTable<B> {
             }
         };
         if dim == head_dim {
-            return turned;
+            return rotated;
         }
-        let passing = heads.slice([0..batch, 0..count, 0..tokens, dim..head_dim]);
-        Tensor::cat(vec![turned, passing], 3)
+        let copied = heads.slice([0..batch, 0..count, 0..tokens, dim..head_dim]);
+        Tensor::cat(vec![rotated, copied], 3)
     }
 }

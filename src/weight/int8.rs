@@ -12,7 +12,7 @@ use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::INITIAL_DEVIATION;
-use crate::config::DataType;
+use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError, check_shape};
 
 /// Largest element: the range is symmetric, so -128 is not used.
@@ -66,7 +66,7 @@ impl<B: Backend> Int8Matrix<B> {
 
     pub(super) fn quantize_in(matrix: Tensor<B, 2>, own: [usize; 2]) -> Result<Self, WeightError> {
         let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
-        DataType::require_int8::<B>(&device)?;
+        require_int8::<B>(&device)?;
         let values: Vec<f32> = matrix.cast(FloatDType::F32).into_data().iter().collect();
         if let Some(at) = values.iter().position(|value| !value.is_finite()) {
             return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });
@@ -106,7 +106,7 @@ impl<B: Backend> Int8Matrix<B> {
         dtype: DType,
         device: &B::Device,
     ) -> Result<Self, ConfigError> {
-        DataType::require_int8::<B>(device)?;
+        require_int8::<B>(device)?;
         let grid = [0, 1].map(|axis: usize| shape[axis].div_ceil(blocks[axis]));
         let elements = Tensor::from_data(TensorData::new(elements, shape), (device, DType::I8));
         let scales = Tensor::from_data(TensorData::new(scales, grid), (device, DType::F32));

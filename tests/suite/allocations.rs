@@ -73,7 +73,9 @@ fn bytes_read() -> Option<usize> {
 
 use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
 use burn_deepspeed::weight::{Orientation, QkvWeight};
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};
+use burn_deepspeed::{
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
+};
 
 use safetensors::Dtype;
 

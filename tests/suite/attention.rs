@@ -6,8 +6,8 @@ use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout};
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{
-    AttentionError, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    NormType, Operations, Outputs, Positions,
+    AttentionError, AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention,
+    InferenceBackend, NormType, Operations, Outputs, Positions,
 };
 
 use crate::common::{TOLERANCE, assert_near, golden, on_each_backend, seeded, values};
@@ -71,8 +71,7 @@ fn storage_of_the_weights_does_not_matter<B: InferenceBackend>() {
     let checkpoint = Checkpoint::open(golden("cases/llama_gqa/tensors.safetensors")).unwrap();
     let names = AttentionNames::deepspeed(&checkpoint, "weights.", QkvLayout::Concat, Orientation::InputOutput);
     let base = DeepSpeedInferenceConfig::new(96, 6).with_qkv_bias(false).with_output_bias(false);
-    let base =
-        DeepSpeedInferenceConfig { num_kv: Some(2), norm_type: NormType::RMSNorm, ..base }.with_dtype(DataType::Fp32);
+    let base = base.with_num_kv(Some(2)).with_norm_type(NormType::RMSNorm).with_dtype(DataType::Fp32);
     let input = seeded::<B, 3>([2, 5, 96], 1);
     let run = |config: DeepSpeedInferenceConfig| {
         let attention = config.init_self_attention::<B>(0, &device).unwrap().load(&checkpoint, &names).unwrap();

@@ -3,8 +3,8 @@
 use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::{
-    AttentionError, AttentionMask, DataType, DeepSpeedSelfAttention, InferenceBackend, KvCache, KvCacheType, Outputs,
-    Positions,
+    AttentionError, AttentionInit, AttentionMask, DataType, DeepSpeedSelfAttention, FromTensor, InferenceBackend,
+    KvCache, KvCacheType, Outputs, Positions,
 };
 
 use crate::attention::{llama, randomised};

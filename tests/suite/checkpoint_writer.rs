@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, QkvWeight, Weight};
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};
+use burn_deepspeed::{
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
+};
 
 use crate::attention::{llama, randomised};
 use crate::common::{AnyBackend, assert_near, on_each_cpu_backend, seeded, values};

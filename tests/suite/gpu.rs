@@ -1,9 +1,12 @@
 //! The modules on a Vulkan device (lavapipe will do): which kernels run, how many, and where they write.
 
+use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor};
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
-use burn_deepspeed::{AttentionMask, CubeOps, DataType, DeepSpeedInferenceConfig, InferenceBackend, Operations};
+use burn_deepspeed::{
+    AttentionInit, AttentionMask, CubeOps, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend,
+    Operations,
+};
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
 use crate::common::seeded;
@@ -39,15 +42,15 @@ fn plan<B: InferenceBackend>(problem: &ContextProblem, device: &B::Device) -> Pl
 #[test]
 fn kernels_say_which_takes_a_step_and_why_they_decline() {
     let device = Default::default();
-    let good = ContextProblem::new(DType::F16, 1, 64, Some(DType::F16.into()));
+    let good = ContextProblem::new(ElementType::F16, 1, 64, Some(ElementType::F16.into()));
     assert_eq!(plan::<Fused>(&good, &device), Plan::Kernel("cube::decode"));
     let prompt = ContextProblem { tokens: 100, ..good };
     assert_eq!(plan::<Fused>(&prompt, &device), Plan::Kernel("cube::prefill::simt"));
     for (problem, reason) in [
-        (ContextProblem { dtype: DType::F64, cache: None, ..good }, Declined::ElementType(DType::F64)),
+        (ContextProblem { dtype: ElementType::F64, cache: None, ..good }, Declined::ElementType(ElementType::F64)),
         (
-            ContextProblem { cache: Some(DType::F32.into()), ..good },
-            Declined::CacheType { dtype: DType::F16, cache: DType::F32 },
+            ContextProblem { cache: Some(ElementType::F32.into()), ..good },
+            Declined::CacheType { dtype: ElementType::F16, cache: ElementType::F32 },
         ),
         (ContextProblem { head_dim: 257, ..good }, Declined::HeadDim { head_dim: 257, limit: 256 }),
     ] {
@@ -160,7 +163,7 @@ fn the_readme_tells_what_runs_where() {
         }
     }
     fn row<B: InferenceBackend>(tokens: usize, cached: bool) -> String {
-        let problem = ContextProblem::new(DType::F32, tokens, 64, cached.then(|| DType::F32.into()));
+        let problem = ContextProblem::new(ElementType::F32, tokens, 64, cached.then(|| ElementType::F32.into()));
         cell(B::Ops::plan_softmax_context(&problem, &Default::default()))
     }
     let readme = include_str!("../../README.md");

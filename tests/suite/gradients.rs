@@ -4,7 +4,7 @@ use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Tensor};
 use burn_autodiff::Autodiff;
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig};
+use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
 
 use crate::attention::{llama, randomised};
 use crate::common::seeded;

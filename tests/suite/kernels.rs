@@ -6,7 +6,8 @@ use burn::tensor::{Bool, Tensor, TensorData};
 use burn_deepspeed::cache::CacheTypes;
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
 use burn_deepspeed::{
-    AttentionMask, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType, Operations, Parallelism,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, KvCacheType,
+    Operations, Parallelism,
 };
 
 #[cfg(feature = "autodiff")]
@@ -143,16 +144,16 @@ fn bitwise_alike<B: InferenceBackend>(types: KvCacheType) {
 }
 
 fn kernels_say_why_they_decline<B: InferenceBackend>() {
-    use burn::tensor::DType;
+    use ElementType::{F16, F32, I8};
     let fast = ["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"];
     assert_eq!(B::Ops::fast_operations(), fast);
     let device = B::Device::default();
-    let good = ContextProblem::new(DType::F32, 1, 64, Some(DType::F32.into()));
+    let good = ContextProblem::new(F32, 1, 64, Some(F32.into()));
     assert_eq!(B::Ops::plan_softmax_context(&good, &device), Plan::Kernel("cpu::decode"));
     for problem in [
         ContextProblem { cache: None, ..good },
         ContextProblem { tokens: 8, ..good },
-        ContextProblem { cache: Some(CacheTypes { key: DType::I8, value: DType::F32 }), ..good },
+        ContextProblem { cache: Some(CacheTypes { key: I8, value: F32 }), ..good },
     ] {
         for (tokens, kernel) in [(problem.tokens, "cpu::decode"), (9, "cpu::flash")] {
             let problem = ContextProblem { tokens, ..problem };
@@ -160,17 +161,14 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
             assert_eq!(B::Ops::plan_masked_attention(&problem, &device), Plan::Kernel(kernel));
         }
     }
-    let half = ContextProblem { dtype: DType::F16, cache: None, ..good };
+    let half = ContextProblem { dtype: F16, cache: None, ..good };
     for (problem, reason) in [
-        (half, Declined::ElementType(DType::F16)),
-        (
-            ContextProblem { cache: Some(DType::F16.into()), ..good },
-            Declined::CacheType { dtype: DType::F32, cache: DType::F16 },
-        ),
+        (half, Declined::ElementType(F16)),
+        (ContextProblem { cache: Some(F16.into()), ..good }, Declined::CacheType { dtype: F32, cache: F16 }),
     ] {
         assert_eq!(B::Ops::plan_softmax_context(&problem, &device), Plan::Reference(reason));
     }
-    assert_eq!(B::Ops::plan_masked_attention(&half, &device), Plan::Reference(Declined::ElementType(DType::F16)));
+    assert_eq!(B::Ops::plan_masked_attention(&half, &device), Plan::Reference(Declined::ElementType(F16)));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use burn::record::{
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::load::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
 use burn_deepspeed::weight::Orientation;
-use burn_deepspeed::{AttentionMask, DeepSpeedSelfAttention, InferenceBackend, TpPlan, WeightError};
+use burn_deepspeed::{AttentionInit, AttentionMask, DeepSpeedSelfAttention, InferenceBackend, TpPlan, WeightError};
 use half::{bf16, f16};
 use safetensors::{Dtype, tensor::TensorView};
 

@@ -6,10 +6,9 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
-use burn::tensor::DType;
 use burn_deepspeed::parallel::mpi::MpiCommunicator;
 use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
-use burn_deepspeed::{CommunicationError, InferenceBackend, Operations};
+use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operations};
 
 use crate::common::{AnyBackend, seeded, values};
 
@@ -101,7 +100,7 @@ fn say(rank: usize, what: impl std::fmt::Display) {
 }
 
 fn sum(length: usize) -> Agreement {
-    Agreement::sum(&[length], DType::F32, &Settings::NONE)
+    Agreement::sum(&[length], ElementType::F32, &Settings::NONE)
 }
 
 fn world() -> MpiCommunicator {
@@ -235,19 +234,19 @@ fn failures() {
 
     let settings = |layer: usize| Settings::new([("the layer", &layer)]);
     let adds = |shape: &[usize], dtype, settings: &Settings| Agreement::sum(shape, dtype, settings);
-    let first = adds(&[1, 5, 8], DType::F32, &settings(3));
+    let first = adds(&[1, 5, 8], ElementType::F32, &settings(3));
     for (other, length, difference) in [
         (
-            adds(&[1, 4, 8], DType::F32, &settings(3)),
+            adds(&[1, 4, 8], ElementType::F32, &settings(3)),
             32,
             "rank 0 adds [1, 5, 8] of F32, that rank adds [1, 4, 8] of F32",
         ),
         (
-            adds(&[1, 5, 8], DType::BF16, &settings(3)),
+            adds(&[1, 5, 8], ElementType::BF16, &settings(3)),
             40,
             "rank 0 adds [1, 5, 8] of F32, that rank adds [1, 5, 8] of BF16",
         ),
-        (adds(&[1, 5, 8], DType::F32, &settings(4)), 40, "the layer is not the same"),
+        (adds(&[1, 5, 8], ElementType::F32, &settings(4)), 40, "the layer is not the same"),
         (first, 50_000, "rank 0 brings 40 values, that rank 50000"),
     ] {
         let group = group();

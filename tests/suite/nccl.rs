@@ -222,7 +222,7 @@ fn a_device_belongs_to_one_group_at_a_time() {
     );
     drop(first);
     let group = NcclCommunicator::group(&[CudaDevice::new(2), CudaDevice::new(1)]).unwrap(); // ranks in any order
-    assert_eq!(group[0].devices().unwrap()[1].index_id, 1);
+    assert_eq!(group[0].devices().unwrap()[1].index, 1);
 }
 
 /// Runs itself in processes of their own: CubeCL starts NCCL once.

@@ -9,8 +9,9 @@ use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNam
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::weight::{Int8Blocks, Orientation};
 use burn_deepspeed::{
-    AttentionError, AttentionMask, BloomSelfAttention, CommunicationError, Communicator, ConfigError, DataType,
-    DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
+    AttentionError, AttentionInit, AttentionMask, BloomSelfAttention, CommunicationError, Communicator, ConfigError,
+    DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
+    OfBackend,
 };
 use burn_deepspeed_examples::scaling as model;
 use proptest::prelude::*;
@@ -299,7 +300,7 @@ fn gradients_do_not_pass_between_ranks() {
 /// The model of how steps scale reads the bytes that the modules have, on the rank that has most.
 #[test]
 fn the_model_of_scaling_counts_what_modules_hold() {
-    let config = DeepSpeedInferenceConfig { hidden_size: 40, head_dim: Some(8), ..llama() }.with_uneven_heads(true);
+    let config = llama().with_hidden_size(40).with_head_dim(Some(8)).with_uneven_heads(true);
     let layer = model::Layer {
         hidden_size: config.hidden_size,
         heads: config.heads,

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, Tensor, TensorData};
 use burn_deepspeed::ops::softmax::masked_softmax;
-use burn_deepspeed::{AttentionMask, DataType, DeepSpeedInferenceConfig, TpPlan};
+use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, TpPlan};
 use proptest::prelude::*;
 
 use crate::attention::randomised;
@@ -38,7 +38,7 @@ proptest! {
     ) {
         let total: usize = cuts.iter().sum();
         let config = match bloom {
-            true => DeepSpeedInferenceConfig { rotary_dim: None, bigscience_bloom: true, ..config(kv_heads, group, half, window) },
+            true => config(kv_heads, group, half, window).with_rotary_dim(None).with_bigscience_bloom(true),
             false => config(kv_heads, group, half, window),
         }.with_max_out_tokens(total);
         let config_plain = config.clone().with_bigscience_bloom(false);

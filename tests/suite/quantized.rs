@@ -12,8 +12,8 @@ use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig};
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
-    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Operations,
-    WeightError,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
+    OfBackend, Operations, WeightError,
 };
 
 use crate::attention::{llama, randomised};

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn_deepspeed::load::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, ScaleNames, WeightNames};
 use burn_deepspeed::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{DataType, InferenceBackend};
+use burn_deepspeed::{AttentionInit, DataType, InferenceBackend};
 use safetensors::Dtype;
 
 use crate::attention::llama;

@@ -2,7 +2,7 @@
 
 use burn_deepspeed::load::{AttentionNames, NormNames, QkvLayout, QkvNames, SplitCheckpoint};
 use burn_deepspeed::weight::Orientation;
-use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, InferenceBackend, TpPlan};
+use burn_deepspeed::{AttentionInit, DataType, InferenceBackend, TpPlan};
 use safetensors::Dtype;
 
 use crate::attention::llama;
@@ -68,13 +68,15 @@ fn files_of_ranks_keep_their_scales<B: InferenceBackend>() {
                 .filter(|(_, ranks)| TpPlan::valid_ranks(heads, kv_heads).any(|valid| valid == *ranks))
             {
                 for dtype in [DataType::Int8, DataType::Fp32] {
-                    let config =
-                        DeepSpeedInferenceConfig { heads, num_kv: Some(kv_heads), head_dim: Some(8), ..llama() }
-                            .with_qkv_bias(false)
-                            .with_output_bias(false)
-                            .with_dtype(dtype)
-                            .with_mp_size(ranks)
-                            .with_local_rank(Some(rank));
+                    let config = llama()
+                        .with_heads(heads)
+                        .with_num_kv(Some(kv_heads))
+                        .with_head_dim(Some(8))
+                        .with_qkv_bias(false)
+                        .with_output_bias(false)
+                        .with_dtype(dtype)
+                        .with_mp_size(ranks)
+                        .with_local_rank(Some(rank));
                     let split = SplitCheckpoint::open(&paths).unwrap();
                     let module = config.init_self_attention::<B>(0, &Default::default()).unwrap();
                     let module = module.load_split(&split, &names).unwrap();

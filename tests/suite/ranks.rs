@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::DType;
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
-use burn_deepspeed::{CommunicationError, InferenceBackend, Operations};
+use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operations};
 
 use crate::common::{on_each_cpu_backend, seeded, values};
 
@@ -20,7 +20,7 @@ pub fn on_ranks<C: Communicator, T: Send>(group: Vec<C>, work: impl Fn(Arc<C>) -
 }
 
 fn sum(shape: &[usize]) -> Agreement {
-    Agreement::sum(shape, DType::F32, &Settings::NONE)
+    Agreement::sum(shape, ElementType::F32, &Settings::NONE)
 }
 
 /// Short and long sums, which go two ways.
@@ -148,13 +148,13 @@ fn ranks_that_do_different_things_add_nothing() {
         (sum(&[8]), sum(&[8, 1]), "rank 0 adds [8] of F32, that rank adds [8, 1] of F32"),
         (
             sum(&[8]),
-            Agreement::sum(&[8], DType::BF16, &Settings::NONE),
+            Agreement::sum(&[8], ElementType::BF16, &Settings::NONE),
             "rank 0 adds [8] of F32, that rank adds [8] of BF16",
         ),
         (sum(&[8]), Agreement::barrier(), "rank 0 adds [8] of F32, that rank waits at a barrier"),
         (
-            Agreement::sum(&[8], DType::F32, &settings(3)),
-            Agreement::sum(&[8], DType::F32, &settings(4)),
+            Agreement::sum(&[8], ElementType::F32, &settings(3)),
+            Agreement::sum(&[8], ElementType::F32, &settings(4)),
             "the layer is not the same",
         ),
     ];

@@ -8,7 +8,7 @@ use burn_deepspeed::load::{
     AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, SplitCheckpoint, WeightNames,
 };
 use burn_deepspeed::weight::{Int8Blocks, Orientation, QkvWeight};
-use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};
+use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};
 use half::bf16;
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors};

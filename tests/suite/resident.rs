@@ -4,7 +4,7 @@ use std::process::Command;
 
 use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
 use burn_deepspeed::weight::Orientation;
-use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention};
+use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention};
 
 use crate::common::AnyBackend;
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use burn::tensor::DType;
 use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, QkvLayout, QkvNames, SplitCheckpoint};
 use burn_deepspeed::weight::Orientation;
-use burn_deepspeed::{ConfigError, DataType, DeepSpeedInferenceConfig, WeightError};
+use burn_deepspeed::{ConfigError, DataType, WeightError};
 use safetensors::Dtype;
 
 use crate::attention::randomised;
@@ -122,7 +122,7 @@ fn a_file_that_is_cut_short_is_an_error() {
     let checkpoint = Checkpoint::open(&paths[0]).unwrap();
     let length = std::fs::metadata(&paths[0]).unwrap().len();
     std::fs::File::options().write(true).open(&paths[0]).unwrap().set_len(length / 2).unwrap();
-    let half = DeepSpeedInferenceConfig { heads: 6, num_kv: Some(2), ..config(4, DataType::Fp32) };
+    let half = config(4, DataType::Fp32).with_heads(6).with_num_kv(Some(2));
     let message = fresh::<B>(&half).load(&checkpoint, &names).unwrap_err().to_string();
     assert!(message.contains("it ends inside of a tensor that its header lists; it was cut short"), "{message}");
     let message = Checkpoint::open(&paths[0]).unwrap_err().to_string();

@@ -8,7 +8,7 @@ use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
-    AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Operations, KvCacheType, NormType,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Operations, KvCacheType, NormType,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
 

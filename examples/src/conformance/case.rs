@@ -12,8 +12,8 @@ use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
-    AttentionMask, BloomSelfAttention, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    LayerCache, NormType, Operations, Outputs, Positions,
+    AttentionInit, AttentionMask, BloomSelfAttention, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention,
+    FromTensor, InferenceBackend, LayerCache, NormType, OfBackend, Operations, Outputs, Positions,
 };
 use serde::Deserialize;
 use serde_json::Value;

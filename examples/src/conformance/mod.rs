@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use burn_deepspeed::parallel::Communicator;
-use burn_deepspeed::{ConfigError, DataType, InferenceBackend, KvCacheType, Operations};
+use burn_deepspeed::{ConfigError, DataType, InferenceBackend, KvCacheType, OfBackend, Operations};
 use clap::{Args, ValueEnum};
 
 use self::case::CaseResult;

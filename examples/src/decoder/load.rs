@@ -5,9 +5,9 @@ use std::ops::Range;
 use burn::module::{Module, Param};
 use burn::nn::{Embedding, LayerNorm};
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Architecture, Checkpoint, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
+use burn_deepspeed::{OfBackend, WeightError};
 
 use super::{Attention, Block, Decoder, Norm};
 

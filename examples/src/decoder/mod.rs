@@ -19,8 +19,8 @@ use burn_deepspeed::ops::Keys;
 use burn_deepspeed::parallel::{Communicator, Settings};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
-    AttentionError, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType, DeepSpeedSelfAttention,
-    InferenceBackend, Operations, Outputs, Positions, Step, WeightError,
+    AttentionError, AttentionInit, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType,
+    DeepSpeedSelfAttention, InferenceBackend, OfBackend, Operations, Outputs, Positions, Step, WeightError,
 };
 
 /// OPT's table of positions starts with two rows that it does not use.
@@ -212,7 +212,7 @@ fn linear<B: Backend>(
     let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
     let dtype = attention.dtype.of_backend::<B>(device)?;
     match attention.dtype {
-        DataType::Int8 => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
+        Some(DataType::Int8) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
         _ => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
     }
 }

@@ -6,11 +6,13 @@
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn_deepspeed::error::Origin;
 use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
-    AttentionError, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend, Operations, WeightError,
+    AttentionError, AttentionInit, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend, Operations,
+    WeightError,
 };
 
 /// A BERT encoder without a head.
@@ -50,7 +52,11 @@ impl<B: Backend> Encoder<B> {
         let token_types = config.record["type_vocab_size"].as_u64().unwrap_or(2) as usize;
         Ok(Self {
             words: embedding(config.vocab_size),
-            positions: embedding(config.max_positions.ok_or(ConfigError::Missing("max_position_embeddings"))?),
+            positions: embedding(
+                config
+                    .max_positions
+                    .ok_or(ConfigError::Missing { key: "max_position_embeddings", origin: Origin::HuggingFace })?,
+            ),
             token_types: embedding(token_types),
             embedding_norm: layer_norm(config, device),
             blocks: (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?,

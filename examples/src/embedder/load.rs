@@ -3,9 +3,9 @@
 use burn::module::{Module, Param};
 use burn::nn::Embedding;
 use burn::tensor::{DType, backend::Backend};
-use burn_deepspeed::WeightError;
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::weight::{FusedNorm, Weight};
+use burn_deepspeed::{OfBackend, WeightError};
 
 use super::encoder::{Block, Encoder};
 

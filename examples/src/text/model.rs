@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::weight::Int8Blocks;
-use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
+use burn_deepspeed::{AttentionInit, DataType, InferenceBackend, KvCacheType};
 
 use super::{Batch, Session, TextSession};
 use crate::backend::BackendName;

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_deepspeed::{InferenceBackend, KvCache, Positions};
+use burn_deepspeed::{AttentionInit, FromTensor, InferenceBackend, KvCache, Positions};
 
 use super::Model;
 use crate::Failure;

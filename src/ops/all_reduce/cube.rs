@@ -18,6 +18,7 @@ use cubecl::prelude::InputScalar;
 use cubecl::server::{Handle, ReduceOperation};
 
 use super::on_the_host;
+use crate::element::element_type;
 use crate::error::CommunicationError;
 use crate::ops::cube::{CubeCall, CubeDevice, TensorKind, TensorLike, float, from_float, is_float};
 use crate::parallel::{Agreement, Communicator, Settings};
@@ -38,6 +39,7 @@ pub fn all_reduce<B: CubeDevice, const D: usize>(
         Some(devices) if B::adds_between_devices() && is_float(dtype) => devices,
         _ => return on_the_host(partial, communicator, settings),
     };
+    let devices: Vec<_> = devices.iter().map(|device| DeviceId::new(device.kind, device.index)).collect();
     let named = devices[communicator.rank()];
     if named != device.id() {
         let cause =
@@ -45,7 +47,7 @@ pub fn all_reduce<B: CubeDevice, const D: usize>(
         communicator.abort(&cause);
         return Err(CommunicationError::Unavailable { engine: "NCCL", cause });
     }
-    let agreement = Agreement::sum(&partial.dims(), dtype, settings);
+    let agreement = Agreement::sum(&partial.dims(), element_type(dtype), settings);
     if partial.shape().num_elements() == 0 {
         communicator.barrier(&agreement)?;
         return Ok(partial);
@@ -55,7 +57,7 @@ pub fn all_reduce<B: CubeDevice, const D: usize>(
     submit::<B>(vec![partial.clone(), sum.clone()], communicator)?;
 
     communicator.barrier(&agreement)?;
-    let sum = B::run::<Add<()>>(Add { partial, sum, devices: devices.to_vec() });
+    let sum = B::run::<Add<()>>(Add { partial, sum, devices });
     submit::<B>(vec![sum.clone()], communicator)?;
     Ok(from_float::<B, D>(sum).cast(dtype))
 }

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
+use crate::element::element_type;
 use crate::error::CommunicationError;
 use crate::parallel::{Agreement, Communicator, Settings};
 
@@ -23,6 +24,6 @@ pub fn on_the_host<B: Backend, const D: usize>(
         Ok(values) => values,
         Err(error) => unreachable!("the data was made f32: {error:?}"),
     };
-    communicator.all_reduce(&Agreement::sum(&shape, dtype, settings), &mut values)?;
+    communicator.all_reduce(&Agreement::sum(&shape, element_type(dtype), settings), &mut values)?;
     Ok(Tensor::from_data(TensorData::new(values, shape).convert_dtype(dtype), (&device, dtype)))
 }

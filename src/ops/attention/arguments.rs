@@ -5,10 +5,12 @@ use burn::tensor::{Tensor, backend::Backend};
 use super::visibility::Visibility;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
 use crate::cache::CacheTypes;
+#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+use crate::element::element_type;
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
 #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
-use crate::ops::softmax_context::plan::ContextProblem;
+use burn_deepspeed_core::path::ContextProblem;
 
 /// The arguments of [`Operations::masked_attention`](crate::ops::Operations::masked_attention).
 #[derive(Debug, Clone)]
@@ -36,8 +38,8 @@ impl<B: Backend> Attention<B> {
     #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
     pub(super) fn problem(&self) -> ContextProblem {
         let [_, _, tokens, head_dim] = self.query.dims();
-        let types = CacheTypes { key: self.key.dtype(), value: self.value.dtype() };
-        let problem = ContextProblem::new(self.query.dtype(), tokens, head_dim, Some(types));
+        let types = CacheTypes { key: element_type(self.key.dtype()), value: element_type(self.value.dtype()) };
+        let problem = ContextProblem::new(element_type(self.query.dtype()), tokens, head_dim, Some(types));
         ContextProblem { value_dim: self.value.dims()[3], ..problem }
     }
 

@@ -12,7 +12,7 @@ use super::visibility::Visibility;
 use crate::cache::Stored;
 use crate::mask::AttentionMask;
 use crate::ops::cpu::{InMemory, tensor};
-use crate::ops::softmax_context::plan::CpuKernel;
+use burn_deepspeed_core::path::CpuKernel;
 
 /// One attention on the CPU: what is attended to, how, and the kernel that was chosen for it.
 pub(crate) struct Call<'a, B: Backend> {

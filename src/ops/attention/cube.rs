@@ -9,16 +9,19 @@ use super::arguments::Attention;
 use super::reference::reference;
 use super::visibility::Visibility;
 use crate::cache::bounds_on_device;
+use crate::element::kernel_float;
 use crate::ops::cube::{
     CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, handle, kernel_accepts, masks,
     optional_handle, rows, rules,
 };
-use crate::ops::softmax_context::plan::{ContextProblem, CubeKernel, Declined};
 use crate::position::alibi;
+use burn_deepspeed_core::path::{ContextProblem, CubeKernel, Declined};
 
 /// The kernel for an attention problem, or why there is none.
 pub(crate) fn plan<B: CubeDevice>(problem: &ContextProblem, device: &B::Device) -> Result<CubeKernel, Declined> {
-    problem.on_cube(|| B::has_tensor_cores(device, problem.dtype, problem.head_dim))
+    problem.on_cube(|| {
+        kernel_float(problem.dtype).is_some_and(|dtype| B::has_tensor_cores(device, dtype, problem.head_dim))
+    })
 }
 
 /// Keys, or values, with `T` for each tensor.

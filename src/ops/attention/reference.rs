@@ -3,7 +3,7 @@
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData, backend::Backend};
 
 use super::arguments::Attention;
-use super::visibility::Visibility;
+use super::visibility::{Visibility, hidden_pairs};
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
 use crate::ops::masked_softmax::{expand_bool, masked_softmax};
@@ -90,7 +90,7 @@ fn all_hidden<B: Backend>(
     device: &B::Device,
 ) -> Option<Tensor<B, 4, Bool>> {
     let by_key = mask.hidden_keys().map(|hidden| hidden.clone().reshape([batch, 1, 1, keys]));
-    [visibility.hidden(tokens, keys, device), by_key, mask.hidden_pairs().cloned()].into_iter().flatten().reduce(
+    [hidden_pairs(visibility, tokens, keys, device), by_key, mask.hidden_pairs().cloned()].into_iter().flatten().reduce(
         |a, b| {
             let shape = std::array::from_fn(|axis| a.dims()[axis].max(b.dims()[axis]));
             expand_bool(a, shape).bool_or(expand_bool(b, shape))

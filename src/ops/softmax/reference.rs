@@ -3,7 +3,7 @@
 use burn::tensor::{FloatDType, Tensor, backend::Backend};
 
 use super::arguments::Softmax;
-use crate::ops::attention::Visibility;
+use crate::ops::attention::{Visibility, hidden_pairs};
 use crate::ops::masked_softmax::masked_softmax;
 
 /// The definition of [`Operations::softmax`](crate::ops::Operations::softmax).
@@ -25,6 +25,6 @@ pub fn reference<B: Backend>(arguments: Softmax<B>) -> Tensor<B, 4> {
     }
     let start = triangular.unwrap_or(keys.saturating_sub(tokens));
     let visibility = Visibility { causal: triangular.is_some(), window, starts: vec![start], ends: vec![keys] };
-    let hidden = visibility.hidden(tokens, keys, &device);
+    let hidden = hidden_pairs::<B>(&visibility, tokens, keys, &device);
     masked_softmax(scores, hidden).cast(dtype)
 }

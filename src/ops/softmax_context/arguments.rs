@@ -2,14 +2,15 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::plan::ContextProblem;
 use crate::cache::LayerCache;
+use crate::element::element_type;
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::position::rotary::RotaryTable;
 use crate::position::{PositionEncoding, Positions};
 use crate::spec::AttentionSpec;
+use burn_deepspeed_core::path::ContextProblem;
 
 /// Where the keys and values of earlier tokens are.
 #[derive(Debug)]
@@ -42,7 +43,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
             Keys::Cached(cache) => Some(cache.types()),
             Keys::Fresh(_) => None,
         };
-        ContextProblem::new(self.qkv.dtype(), self.qkv.dims()[1], self.spec.head_dim, cache)
+        ContextProblem::new(element_type(self.qkv.dtype()), self.qkv.dims()[1], self.spec.head_dim, cache)
     }
 
     /// Panics unless all parts fit together. Every path calls it before it writes to the cache.
@@ -125,6 +126,6 @@ pub(super) fn rotary_table<B: Backend>(
     let PositionEncoding::Rotary(rotary) = &spec.position else { return None };
     Some(match keys {
         Keys::Cached(cache) => cache.rotary_table(rotary, device),
-        Keys::Fresh(positions) => rotary.table(positions, device),
+        Keys::Fresh(positions) => RotaryTable::new(rotary, positions, device),
     })
 }

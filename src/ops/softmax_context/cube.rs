@@ -8,7 +8,6 @@ use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
 use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
-use super::plan::CubeKernel;
 use super::reference::reference;
 use crate::cache::Stored;
 use crate::ops::attention::cube::{Launch, Side, SideHandles, plan};
@@ -18,6 +17,7 @@ use crate::ops::cube::{
 };
 use crate::position::rotary::RotaryLayout;
 use crate::position::{PositionEncoding, alibi};
+use burn_deepspeed_core::path::CubeKernel;
 
 /// The arguments of a step of attention, with `T` for each tensor.
 #[derive(Debug, Clone)]

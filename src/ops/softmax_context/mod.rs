@@ -5,11 +5,10 @@ mod arguments;
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;
-pub(super) mod plan;
 mod reference;
 
 pub use super::heads::split_heads;
 pub(crate) use super::heads::{merge_heads, split};
 pub use arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
-pub use plan::{ContextProblem, CpuKernel, CubeKernel, Declined, Plan};
+pub use burn_deepspeed_core::path::{ContextProblem, CpuKernel, CubeKernel, Declined, Plan};
 pub use reference::reference;

@@ -11,17 +11,14 @@
 //! Every process begins with [`MpiCommunicator::world`], and gives the communicator to its attention:
 //!
 //! ```no_run
-//! use std::sync::Arc;
-//! use burn_deepspeed::parallel::Communicator;
-//! use burn_deepspeed::parallel::mpi::MpiCommunicator;
-//! use burn_deepspeed::{DataType, DeepSpeedInferenceConfig};
+//! use burn_deepspeed_core::config::DeepSpeedInferenceConfig;
+//! use burn_deepspeed_core::parallel::{Communicator, mpi::MpiCommunicator};
 //!
-//! # fn run<B: burn_deepspeed::InferenceBackend>() -> Result<(), Box<dyn std::error::Error>> {
-//! let world = Arc::new(MpiCommunicator::world()?);
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let world = MpiCommunicator::world()?;
 //! println!("rank {} of {}", world.rank(), world.size());
-//! let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32).for_rank_of(&*world);
-//! let attention = config.init_self_attention::<B>(0, &Default::default())?;
-//! let attention = attention.with_communicator(world.clone())?;
+//! let config = DeepSpeedInferenceConfig::new(64, 4).for_rank_of(&world);
+//! // build the attention of this configuration, and give it the communicator: `with_communicator(Arc::new(world))`
 //! # Ok(()) }
 //! ```
 //!
@@ -95,12 +92,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use burn::tensor::DType;
-
 use self::message::Message;
 use self::patience::Patience;
 use self::process::Process;
-use super::{Agreement, Communicator, DEFAULT_TIME_LIMIT, Settings};
+use super::agreement::{Agreement, Settings};
+use super::communicator::{Communicator, DEFAULT_TIME_LIMIT};
+use crate::element::ElementType;
 use crate::error::CommunicationError;
 
 /// Values from all others together that travel with their agreements, to be added up by every rank. With more, adding up a part
@@ -190,7 +187,8 @@ impl MpiCommunicator {
     /// # Errors
     /// A [`CommunicationError`].
     pub fn split(&self, group: u32) -> Result<Self, CommunicationError> {
-        let what = Agreement::sum(&[2], DType::F32, &Settings::new([("what splits ranks into groups", &"split")]));
+        let what =
+            Agreement::sum(&[2], ElementType::F32, &Settings::new([("what splits ranks into groups", &"split")]));
         let mut youngest = self.process.youngest.lock().unwrap_or_else(PoisonError::into_inner);
         let shown = self.meet(|meeting| {
             let blocks = self.show(meeting, &what, &[group, *youngest as u32].map(f32::from_bits))?;

@@ -3,9 +3,7 @@
 use std::fmt::Debug;
 use std::time::Duration;
 
-use burn::tensor::backend::DeviceId;
-
-use super::Agreement;
+use super::agreement::Agreement;
 use crate::error::CommunicationError;
 
 /// How long a rank waits for the others, unless the engine is told otherwise: 30 s.
@@ -43,7 +41,16 @@ pub trait Communicator: Debug + Send + Sync {
     fn abort(&self, reason: &str);
 
     /// The devices of all ranks in order, if tensors are added between these without passing through the host.
-    fn devices(&self) -> Option<&[DeviceId]> {
+    fn devices(&self) -> Option<&[DeviceNumber]> {
         None
     }
+}
+
+/// A device, as the framework numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DeviceNumber {
+    /// The kind of device.
+    pub kind: u16,
+    /// The index of the device among those of its kind.
+    pub index: u16,
 }

@@ -1,11 +1,11 @@
 //! Every size of one layer on one rank, checked once.
 
-use crate::config::{DataType, KvCacheType};
+use crate::data_type::{DataType, KvCacheType};
 use crate::parallel::{HeadShard, RankGroup, Settings};
 use crate::position::PositionEncoding;
 
-/// What a layer's attention needs to know, derived and checked by
-/// [`DeepSpeedInferenceConfig::resolve`](crate::DeepSpeedInferenceConfig::resolve). Sizes are those of one rank.
+/// What a layer's attention needs to know, derived and checked by `DeepSpeedInferenceConfig::resolve`. Sizes are those of one
+/// rank.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionSpec {
     /// Index of the layer, counted from 0.
@@ -30,10 +30,10 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// Position encoding.
     pub position: PositionEncoding,
-    /// The norm in front of the projection; `None` for post-norm models.
+    /// The norm before the projection; `None` for post-norm models.
     pub norm: Option<NormSpec>,
-    /// Element type of weights and activations; see [`DataType::of_backend`] for what is of floats beside int8.
-    pub dtype: DataType,
+    /// Element type of weights and activations; `None` is the backend's default float.
+    pub dtype: Option<DataType>,
     /// Element types of the cache.
     pub kv_cache_dtype: KvCacheType,
     /// Capacity of a row of the KV cache, in tokens.
@@ -42,7 +42,7 @@ pub struct AttentionSpec {
     pub require_fast: bool,
 }
 
-/// The norm in front of a projection.
+/// The norm before a projection.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormSpec {
     /// RMSNorm if true, LayerNorm if false.
@@ -72,7 +72,7 @@ impl AttentionSpec {
         self.kv_heads() * self.head_dim
     }
 
-    /// What every rank of the group must have alike for the sum over them to mean anything.
+    /// Settings that must be equal on every rank of the group; otherwise the sum over the ranks is meaningless.
     pub fn settings(&self) -> Settings {
         let heads = (self.shard.total, self.shard.kv_total);
         Settings::new([

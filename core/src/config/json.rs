@@ -1,26 +1,41 @@
 //! DeepSpeed's JSON, with its spellings and its -1 for "not given".
 
+use std::fmt;
 use std::path::Path;
 
-use super::{DataType, DeepSpeedInferenceConfig, KvCacheType};
-use crate::error::ConfigError;
+use super::settings::DeepSpeedInferenceConfig;
+use crate::data_type::DataType;
+use crate::error::{ConfigError, Origin};
 use crate::position::rotary::RopeScaling;
+use crate::spelling::nearest;
 
 impl DeepSpeedInferenceConfig {
     /// Reads a configuration from a JSON file; see [`from_json`](Self::from_json).
     ///
     /// # Errors
-    /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json).
+    /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json), in
+    /// [`ConfigError::InFile`].
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Self::from_json(&read_json(path.as_ref())?)
+        let path = path.as_ref();
+        Self::from_json(&read_json(path)?).map_err(|error| error.in_file(path))
     }
 
-    /// The same as [`from_json_file`](Self::from_json_file); what [`save`](burn::config::Config::save) wrote is read back equal.
+    /// The same as [`from_json_file`](Self::from_json_file). What [`save`](Self::save) wrote is read back equal.
     ///
     /// # Errors
     /// Those of [`from_json_file`](Self::from_json_file).
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
         Self::from_json_file(path)
+    }
+
+    /// Writes the configuration as JSON, with every key.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`].
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ConfigError> {
+        let path = path.as_ref();
+        std::fs::write(path, self.to_string())
+            .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })
     }
 
     /// Reads a configuration from JSON text; see [`from_json`](Self::from_json).
@@ -32,15 +47,19 @@ impl DeepSpeedInferenceConfig {
         Self::from_json(&value)
     }
 
-    /// Reads DeepSpeed's keys (its `from_dict`): absent ones take its defaults, -1 is read as not given, `dtype` takes
-    /// its and PyTorch's spellings, `norm_type` and `mlp_act_func_type` its names or numbers.
+    /// Reads DeepSpeed's keys (its `from_dict`).
+    ///
+    /// - Absent keys take DeepSpeed's defaults. For `dtype` that is fp16; a `null` there is read as `None`.
+    /// - -1 means "not given".
+    /// - `dtype` takes DeepSpeed's and PyTorch's spellings, `norm_type` and `mlp_act_func_type` DeepSpeed's names or numbers.
     ///
     /// # Errors
     /// A [`ConfigError`] that names the key; an unknown key comes with the nearest known one.
     pub fn from_json(value: &serde_json::Value) -> Result<Self, ConfigError> {
         use serde_json::Value;
         let given = value.as_object().ok_or_else(|| ConfigError::Json("expected an object of settings".into()))?;
-        let defaults = serde_json::to_value(Self::new(0, 0)).map_err(|error| ConfigError::Json(error.to_string()))?;
+        let defaults = serde_json::to_value(Self::new(0, 0).with_dtype(DataType::Fp16))
+            .map_err(|error| ConfigError::Json(error.to_string()))?;
         let Value::Object(mut merged) = defaults else {
             return Err(ConfigError::Json("expected an object of settings".into()));
         };
@@ -57,30 +76,32 @@ impl DeepSpeedInferenceConfig {
         }
         for key in ["hidden_size", "heads"] {
             if !given.contains_key(key) || merged[key].is_null() {
-                return Err(ConfigError::Missing(key));
+                return Err(ConfigError::Missing { key, origin: Origin::DeepSpeed });
             }
         }
         serde_path_to_error::deserialize(Value::Object(merged)).map_err(|error| ConfigError::Json(error.to_string()))
     }
 }
 
+impl fmt::Display for DeepSpeedInferenceConfig {
+    /// The JSON that [`save`](DeepSpeedInferenceConfig::save) writes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let json = serde_json::to_string_pretty(self).map_err(|_| fmt::Error)?;
+        f.write_str(&json)
+    }
+}
+
 /// The JSON of a configuration file.
-pub(crate) fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
+///
+/// # Errors
+/// [`ConfigError::File`] if it cannot be read, [`ConfigError::Json`] in [`ConfigError::InFile`] if it is not JSON.
+pub fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|cause| ConfigError::File { path: path.into(), cause: cause.to_string() })?;
-    serde_json::from_str(&text).map_err(|error| ConfigError::Json(format!("{}: {error}", path.display())))
+    serde_json::from_str(&text).map_err(|error| ConfigError::Json(error.to_string()).in_file(path))
 }
 
-/// The known name that is spelled most like `name`, if any is close.
-pub(crate) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Option<String> {
-    known
-        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
-        .filter(|(likeness, _)| *likeness > 0.75)
-        .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map(|(_, candidate)| candidate.clone())
-}
-
-/// DeepSpeed's spellings of a value, in ours.
+/// A value in DeepSpeed's spelling, translated to this crate's.
 fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
     use serde_json::Value;
     const OPTIONAL: [&str; 10] = [
@@ -99,12 +120,13 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
     const ACTIVATIONS: &[&str] = &["UNKNOWN", "GELU", "ReLU", "GatedGELU", "GatedSILU"];
     Ok(match key {
         _ if OPTIONAL.contains(&key) && value.as_f64() == Some(-1.0) => Value::Null,
+        "dtype" if value.is_null() => Value::Null,
         "dtype" => {
             let name =
                 value.as_str().ok_or_else(|| ConfigError::Json("`dtype` must be a string, such as \"fp16\"".into()))?;
             DataType::parse(name)?.to_string().into()
         }
-        "kv_cache_dtype" => KvCacheType::spelled(value)?,
+        "kv_cache_dtype" => cache_types(value)?,
         "norm_type" => enum_name(key, value, NORMS, 1)?,
         "mlp_act_func_type" => enum_name(key, value, ACTIVATIONS, 0)?,
         "rope_scaling" => serde_json::to_value(RopeScaling::from_json(value, None)?)
@@ -114,7 +136,7 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
 }
 
 /// The name of a member of one of DeepSpeed's enums, given as its name (in any case, with or without the enum's own) or
-/// its number. Members before `first` are not taken.
+/// its number. Members before `first` are refused.
 fn enum_name(
     key: &str,
     value: &serde_json::Value,
@@ -134,4 +156,29 @@ fn enum_name(
             accepted: names[first..].join(", "),
         }),
     }
+}
+
+/// One name for both sides, or an object with one for each, in this crate's spelling.
+fn cache_types(value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
+    use serde_json::Value;
+    let side = |value: &Value| match value {
+        Value::Null => Ok(Value::Null),
+        Value::String(name) => Ok(DataType::parse(name)?.to_string().into()),
+        _ => Err(ConfigError::Json("`kv_cache_dtype` must be a string, such as \"int8\"".into())),
+    };
+    let known = ["key".to_owned(), "value".to_owned()];
+    let mut sides = serde_json::Map::new();
+    match value {
+        Value::Object(given) => {
+            for (key, value) in given {
+                if !known.contains(key) {
+                    let nearest = nearest(key, known.iter());
+                    return Err(ConfigError::UnknownKey { key: format!("kv_cache_dtype.{key}"), nearest });
+                }
+                sides.insert(key.clone(), side(value)?);
+            }
+        }
+        both => sides.extend(known.into_iter().zip([side(both)?, side(both)?])),
+    }
+    Ok(Value::Object(sides))
 }

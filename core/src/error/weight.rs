@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::{ConfigError, list, nearest_hint};
+use crate::error::config::ConfigError;
+use crate::spelling::{list, nearest_hint};
 
 /// What can go wrong when weights are read or written.
 #[derive(Debug, thiserror::Error)]

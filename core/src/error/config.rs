@@ -1,14 +1,10 @@
-//! The error types of the crate: of a configuration, of a forward pass, between ranks, of loading.
+//! Errors of a configuration.
 
-mod communication;
-mod weight;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
-use std::path::PathBuf;
-
-use crate::config::DataType;
-use crate::ops::Declined;
-pub use communication::CommunicationError;
-pub use weight::WeightError;
+use crate::data_type::DataType;
+use crate::spelling::{list, nearest_hint};
 
 /// What can be wrong with a configuration. Each message gives the fact, the limit and the remedy.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -43,9 +39,22 @@ pub enum ConfigError {
         /// What it takes.
         accepted: String,
     },
-    /// A required key is missing.
-    #[error("`{0}` is missing; DeepSpeed's -1 (not given) is no size: set it to the model's value")]
-    Missing(&'static str),
+    /// A required setting is missing.
+    #[error("`{key}` is missing{origin}")]
+    Missing {
+        /// The setting.
+        key: &'static str,
+        /// Where it should have been.
+        origin: Origin,
+    },
+    /// What is wrong with the configuration in a file.
+    #[error("in {path}: {error}")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: Box<ConfigError>,
+    },
     /// A size that must be at least one is zero, or a number is out of its range.
     #[error("`{key}` is {value}; it must be {limit}")]
     OutOfRange {
@@ -209,131 +218,40 @@ pub enum ConfigError {
     },
 }
 
-/// What a careful caller cannot rule out before a forward pass.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum AttentionError {
-    /// The step does not fit. Nothing was written; the cache is as it was.
-    #[error(
-        "the KV cache holds {used} of {capacity} tokens in row {row} and {requested} more were asked for; \
-         set `max_out_tokens` to at least {}, or call `KvCache::reset` between prompts",
-        .used + .requested
-    )]
-    CacheFull {
-        /// The first row that does not fit.
-        row: usize,
-        /// Tokens that the row already holds.
-        used: usize,
-        /// Tokens that this step would add.
-        requested: usize,
-        /// Tokens that a row can hold.
-        capacity: usize,
-    },
-    /// No kernel takes the step, and `require_fast` is set. Nothing was written.
-    #[error(
-        "`{operation}` would run on the reference ({reason}), and `require_fast` asks for a kernel; change what the reason \
-         names, or unset `require_fast` (and `DS_KI_FALLBACK` in the environment)"
-    )]
-    NoFastPath {
-        /// The operation.
-        operation: &'static str,
-        /// Why the kernels declined.
-        reason: Declined,
-    },
-    /// A row index that the cache does not have.
-    #[error("row {row} is not in a cache of {batch} rows; rows count from 0")]
-    NoSuchRow {
-        /// The row.
-        row: usize,
-        /// Rows of the cache.
-        batch: usize,
-    },
-    /// A list with one entry a row has another length.
-    #[error("{what} lists {given} rows and the cache has {batch}; give one entry a row")]
-    RowCount {
-        /// What was given.
-        what: &'static str,
-        /// Its length.
-        given: usize,
-        /// Rows of the cache.
-        batch: usize,
-    },
-    /// A ragged step lists more tokens for a row than the step is wide.
-    #[error("row {row} adds {requested} tokens in a step of {width}; a row adds at most the width of the step")]
-    StepTooNarrow {
-        /// The row.
-        row: usize,
-        /// Tokens that the row would add.
-        requested: usize,
-        /// New tokens of the input, padding included.
-        width: usize,
-    },
-    /// A row is to be cut to more tokens than it holds.
-    #[error("row {row} holds {used} tokens and cannot be cut to {length}; `truncate` only shortens")]
-    TruncateBeyondEnd {
-        /// The row.
-        row: usize,
-        /// Tokens that it holds.
-        used: usize,
-        /// Tokens that were asked for.
-        length: usize,
-    },
-    /// Two caches do not have the same layers, heads, head size or capacity.
-    #[error("a row can only be copied between caches of one shape: this one is {expected}, the other {actual}")]
-    CacheShape {
-        /// Shape of the receiving cache.
-        expected: String,
-        /// Shape of the other.
-        actual: String,
-    },
-    /// Position ids that cannot be used.
-    #[error("position ids {problem}")]
-    Positions {
-        /// What is wrong and what to do.
-        problem: String,
-    },
-    /// The module holds one shard of several and nobody was named to add them up.
-    #[error(
-        "this module holds rank {rank} of {ranks} and has no communicator to sum over them; give it one with \
-         `with_communicator`, or call `forward_partial` on every rank, add the results, and add `output_bias` once"
-    )]
-    NoCommunicator {
-        /// This rank.
-        rank: usize,
-        /// Ranks of the group.
-        ranks: usize,
-    },
-    /// The sum over ranks failed. The step was not committed, and the cache is as it was in front of it.
-    #[error(transparent)]
-    Communication(#[from] CommunicationError),
-}
-
 fn key_heads(heads: &usize, kv_heads: &usize) -> String {
     if heads == kv_heads { String::new() } else { format!(" and {kv_heads} key/value heads") }
 }
 
-fn nearest_hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|name| format!(" (nearest: `{name}`)")).unwrap_or_default()
-}
-
-fn list<T: std::fmt::Display>(items: &[T]) -> String {
-    const SHOWN: usize = 12;
-    let mut text = items.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join(", ");
-    if items.len() > SHOWN {
-        text.push_str(&format!(", and {} more", items.len() - SHOWN));
+impl ConfigError {
+    /// The same error, with the file that it is in. An error that already names its file stays as it is.
+    pub fn in_file(self, path: &Path) -> Self {
+        match self {
+            named @ (Self::File { .. } | Self::InFile { .. }) => named,
+            error => Self::InFile { path: path.into(), error: Box::new(error) },
+        }
     }
-    text
 }
 
-/// Panics about a wrong shape with everything that is needed to find it: operation, tensor, expected, actual.
-#[track_caller]
-pub(crate) fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
-    assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");
+/// Where a setting comes from, for the remedy of [`ConfigError::Missing`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Origin {
+    /// The program set it, or did not.
+    Program,
+    /// DeepSpeed's JSON.
+    DeepSpeed,
+    /// The `config.json` of a Hugging Face checkpoint.
+    HuggingFace,
 }
 
-/// [`check_shape`], where a 1 in `actual` may stand for any size (broadcasting).
-#[track_caller]
-pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
-    let fits = expected.len() == actual.len() && expected.iter().zip(actual).all(|(e, a)| e == a || *a == 1);
-    assert!(fits, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them");
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Program => "; set it on the configuration",
+            Self::DeepSpeed => {
+                " from the DeepSpeed configuration (-1 counts as not given); set it to the model's value"
+            }
+            Self::HuggingFace => " from the Hugging Face configuration; copy it from the `config.json` of the model",
+        })
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::rank::part;
 use crate::error::ConfigError;
 
 /// How the heads of a model are split over ranks; the head split of DeepSpeed's `ds_attention.py`, checked.
@@ -10,7 +11,7 @@ use crate::error::ConfigError;
 /// heads, a key/value head is on several ranks.
 ///
 /// ```
-/// use burn_deepspeed::TpPlan;
+/// use burn_deepspeed_core::parallel::TpPlan;
 ///
 /// let plan = TpPlan::new(8, 2, 4)?; // query heads, key/value heads, ranks
 /// let shard = plan.shard(3);
@@ -20,7 +21,7 @@ use crate::error::ConfigError;
 /// assert!(error.to_string().starts_with("52 query heads over 8 ranks; valid: 1, 2, 4, 13, 26, 52"));
 /// let plan = TpPlan::uneven(52, 52, 8)?; // 7 or 6 heads on a rank
 /// assert_eq!((plan.shard(3).len, plan.shard(4).len), (7, 6));
-/// # Ok::<_, burn_deepspeed::ConfigError>(())
+/// # Ok::<_, burn_deepspeed_core::error::ConfigError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TpPlan {
@@ -116,13 +117,6 @@ impl TpPlan {
         let plan = *self;
         (0..plan.ranks).map(move |rank| plan.shard(rank))
     }
-}
-
-/// Part `index` of `count` things in so many parts, one behind the other; the first may be larger by one. Source: `get_shard_size`
-/// in DeepSpeed's `tp_shard.py`.
-pub(super) fn part(count: usize, parts: usize, index: usize) -> Range<usize> {
-    let start = |index: usize| index * (count / parts) + index.min(count % parts);
-    start(index)..start(index + 1)
 }
 
 /// The heads of one rank, out of those of the whole model.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::list;
+use crate::spelling::list;
 
 /// What can go wrong between the ranks of a tensor-parallel group. No rank got a sum, and the group is over: build it anew, and
 /// feed the prompts again.

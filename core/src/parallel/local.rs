@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Agreement, Communicator, DEFAULT_TIME_LIMIT};
+use super::agreement::Agreement;
+use super::communicator::{Communicator, DEFAULT_TIME_LIMIT};
 use crate::error::CommunicationError;
 
 /// Values of which every rank adds up all: below, a second meeting costs more than the sums that it saves.
@@ -19,7 +20,7 @@ const AWAKE: Duration = Duration::from_micros(50);
 /// Sums are taken in the order of ranks, in f32, so they have the same bits on each of them and from run to run. A rank that is
 /// dropped (its thread ended, or panicked) is gone, and the others hear of it at once.
 ///
-/// Give each rank threads of its own with [`Parallelism`](crate::Parallelism): the CPU kernels of all ranks share one pool
+/// Give each rank threads of its own with `burn_deepspeed::Parallelism`: the CPU kernels of all ranks share one pool
 /// otherwise.
 #[derive(Debug)]
 pub struct LocalCommunicator {

@@ -2,8 +2,7 @@
 
 use std::fmt::{self, Debug, Display};
 
-use burn::tensor::DType;
-
+use crate::element::ElementType;
 use crate::error::CommunicationError;
 
 /// Settings that every rank must have alike, as hashes: sixteen at most, so that they travel with each sum.
@@ -12,7 +11,7 @@ use crate::error::CommunicationError;
 /// not show:
 ///
 /// ```
-/// use burn_deepspeed::parallel::Settings;
+/// use burn_deepspeed_core::parallel::Settings;
 ///
 /// let (layer, activation) = (3, "gelu");
 /// let settings = Settings::new([("the layer of the MLP", &layer), ("its activation", &activation)]);
@@ -62,7 +61,7 @@ const SHAPE: usize = 3;
 const SETTINGS: usize = SHAPE + Agreement::AXES;
 
 /// The element types that can be added up.
-const FLOATS: [DType; 4] = [DType::F64, DType::F32, DType::F16, DType::BF16];
+const FLOATS: [ElementType; 4] = [ElementType::F64, ElementType::F32, ElementType::F16, ElementType::BF16];
 
 impl Agreement {
     /// Axes that a tensor can have.
@@ -75,7 +74,7 @@ impl Agreement {
     ///
     /// # Panics
     /// If the tensor has more than five axes.
-    pub fn sum(shape: &[usize], dtype: DType, settings: &Settings) -> Self {
+    pub fn sum(shape: &[usize], dtype: ElementType, settings: &Settings) -> Self {
         assert!(shape.len() <= Self::AXES, "Agreement::sum: shape {shape:?}, expected {} axes at most", Self::AXES);
         let mut words = [0; Self::WORDS];
         words[OPERATION] = 1;
@@ -154,7 +153,7 @@ impl Display for Seen<'_> {
         let axes = (self.0[RANK] as usize).min(Agreement::AXES);
         let shape = &self.0[SHAPE..SHAPE + axes];
         match FLOATS.get(self.0[DTYPE] as usize) {
-            Some(dtype) => write!(f, "adds {shape:?} of {dtype:?}"),
+            Some(dtype) => write!(f, "adds {shape:?} of {dtype}"),
             None => write!(f, "adds {shape:?} of what are no floats"),
         }
     }

@@ -1,0 +1,11 @@
+//! The settings of DeepSpeed's `DeepSpeedInferenceConfig`: how they are given, read, saved and checked.
+
+mod json;
+mod resolve;
+mod settings;
+mod values;
+
+pub use crate::data_type::{DataType, KvCacheType};
+pub use json::read_json;
+pub use settings::DeepSpeedInferenceConfig;
+pub use values::{MlpActivation, NormType};

@@ -1,0 +1,138 @@
+//! From settings to the checked sizes of one layer on one rank.
+
+use super::settings::DeepSpeedInferenceConfig;
+use super::values::NormType;
+use crate::error::{ConfigError, Origin};
+use crate::layout::RotaryLayout;
+use crate::parallel::{Communicator, RankGroup, TpPlan};
+use crate::position::PositionEncoding;
+use crate::position::rotary::Rotary;
+use crate::spec::{AttentionSpec, NormSpec};
+
+impl DeepSpeedInferenceConfig {
+    /// The tensor-parallel group that this process belongs to.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] if there are several ranks and `local_rank` is not given.
+    pub fn rank_group(&self) -> Result<RankGroup, ConfigError> {
+        match (self.mp_size, self.local_rank) {
+            // A launcher numbers the processes of a machine even if they do not share a model.
+            (0 | 1, _) => RankGroup::new(0, self.mp_size),
+            (_, None) => Err(ConfigError::Missing { key: "local_rank", origin: Origin::Program }),
+            (ranks, Some(rank)) => RankGroup::new(rank, ranks),
+        }
+    }
+
+    /// The same settings for the rank of this communicator: sets `mp_size` and `local_rank`.
+    pub fn for_rank_of(self, communicator: &dyn Communicator) -> Self {
+        self.with_mp_size(communicator.size()).with_local_rank(Some(communicator.rank()))
+    }
+
+    /// How the heads are split over `mp_size` ranks.
+    ///
+    /// # Errors
+    /// Those of [`TpPlan::new`], or of [`TpPlan::uneven`] under `uneven_heads`.
+    pub fn tp_plan(&self) -> Result<TpPlan, ConfigError> {
+        let plan = if self.uneven_heads { TpPlan::uneven } else { TpPlan::new };
+        plan(self.heads, self.num_kv.unwrap_or(self.heads), self.mp_size)
+    }
+
+    /// Checks every setting and derives the sizes of layer `layer_id` on this rank.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] with the fact, the limit and the remedy.
+    pub fn resolve(&self, layer_id: usize) -> Result<AttentionSpec, ConfigError> {
+        for (key, value) in [
+            ("hidden_size", self.hidden_size),
+            ("heads", self.heads),
+            ("num_kv", self.num_kv.unwrap_or(1)),
+            ("head_dim", self.head_dim.unwrap_or(1)),
+            ("mp_size", self.mp_size),
+            ("training_mp_size", self.training_mp_size),
+            ("window_size", self.window_size),
+            ("max_out_tokens", self.max_out_tokens),
+            ("quantize_groups", self.quantize_groups.unwrap_or(1)),
+        ] {
+            if value == 0 {
+                return Err(ConfigError::OutOfRange { key, value: "0".into(), limit: "at least 1" });
+            }
+        }
+        let out_of_range = |key, value: f64, limit| ConfigError::OutOfRange { key, value: value.to_string(), limit };
+        if !(self.layer_norm_eps.is_finite() && self.layer_norm_eps >= 0.0) {
+            return Err(out_of_range("layer_norm_eps", self.layer_norm_eps, "a number of at least 0"));
+        }
+        if let Some(cap) = self.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
+            return Err(out_of_range("softcap", cap, "a number above 0"));
+        }
+        if self.min_out_tokens > self.max_out_tokens {
+            let limit = "at most `max_out_tokens`; raise `max_out_tokens`";
+            return Err(out_of_range("min_out_tokens", self.min_out_tokens as f64, limit));
+        }
+        if self.head_dim.is_none() && !self.hidden_size.is_multiple_of(self.heads) {
+            return Err(ConfigError::HeadsDoNotDivide { hidden_size: self.hidden_size, heads: self.heads });
+        }
+        if self.pre_layer_norm && self.norm_type == NormType::GroupNorm {
+            return Err(ConfigError::GroupNorm);
+        }
+        let head_dim = self.head_size();
+        let ranks = self.rank_group()?;
+        Ok(AttentionSpec {
+            layer_id,
+            hidden_size: self.hidden_size,
+            shard: self.tp_plan()?.shard(ranks.rank()),
+            ranks,
+            training_ranks: self.training_mp_size,
+            head_dim,
+            scale: self.scale(layer_id, head_dim),
+            softcap: self.softcap,
+            causal: self.triangular_masking,
+            window: self.local_attention.then_some(self.window_size),
+            position: self.position(head_dim)?,
+            norm: self
+                .pre_layer_norm
+                .then_some(NormSpec { rms: self.norm_type == NormType::RMSNorm, epsilon: self.layer_norm_eps }),
+            dtype: self.dtype,
+            kv_cache_dtype: self.kv_cache_dtype,
+            max_out_tokens: self.max_out_tokens,
+            require_fast: self.require_fast,
+        })
+    }
+
+    /// DeepSpeed multiplies queries and keys by the root of this factor each.
+    fn scale(&self, layer_id: usize, head_dim: usize) -> f64 {
+        let divisor = match (self.scale_attention, self.use_mup) {
+            (false, _) => 1.0,
+            (true, false) => (head_dim as f64).sqrt(),
+            (true, true) => head_dim as f64,
+        };
+        let layers = if self.scale_attn_by_inverse_layer_idx { (layer_id + 1) as f64 } else { 1.0 };
+        1.0 / (divisor * layers)
+    }
+
+    fn position(&self, head_dim: usize) -> Result<PositionEncoding, ConfigError> {
+        let layout = match (self.rotate_half, self.rotate_every_two) {
+            (true, true) => return Err(ConfigError::BothRotaryLayouts),
+            (true, false) => Some(RotaryLayout::Half),
+            (false, true) => Some(RotaryLayout::Interleaved),
+            (false, false) => None,
+        };
+        let Some(dim) = self.rotary_dim.filter(|&dim| dim > 0) else {
+            return Ok(if self.bigscience_bloom { PositionEncoding::Alibi } else { PositionEncoding::None });
+        };
+        if self.bigscience_bloom {
+            return Err(ConfigError::AlibiAndRotary(dim));
+        }
+        if !dim.is_multiple_of(2) {
+            return Err(ConfigError::RotaryDimOdd(dim));
+        }
+        if dim > head_dim {
+            return Err(ConfigError::RotaryDimTooLong { rotary_dim: dim, head_dim });
+        }
+        if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
+            let value = self.rope_theta.to_string();
+            return Err(ConfigError::OutOfRange { key: "rope_theta", value, limit: "a number above 0" });
+        }
+        let layout = layout.ok_or(ConfigError::NoRotaryLayout(dim))?;
+        Ok(PositionEncoding::Rotary(Rotary { dim, layout, theta: self.rope_theta, scaling: self.rope_scaling.clone() }))
+    }
+}

@@ -1,0 +1,210 @@
+//! The settings, with their defaults and setters.
+
+use serde::{Deserialize, Serialize};
+
+use super::values::{MlpActivation, NormType};
+use crate::data_type::{DataType, KvCacheType};
+use crate::layout::RotaryLayout;
+use crate::position::rotary::RopeScaling;
+
+/// Declares a record: the fields that `new` takes, and the fields with a default. The setter of a field is named in brackets.
+macro_rules! settings {
+    (
+        $(#[$of_record:meta])*
+        $name:ident
+        required { $($(#[$of_required:meta])* $required:ident [$change:ident]: $required_type:ty;)* }
+        optional { $($(#[$of_field:meta])* $field:ident $([$setter:ident])?: $type:ty = $default:expr;)* }
+    ) => {
+        $(#[$of_record])*
+        pub struct $name {
+            $($(#[$of_required])* pub $required: $required_type,)*
+            $($(#[$of_field])* pub $field: $type,)*
+        }
+
+        impl $name {
+            /// The defaults for a model of this hidden size and number of query heads. They are DeepSpeed's, except for `dtype`,
+            /// which is `None`.
+            pub fn new($($required: $required_type),*) -> Self {
+                Self { $($required,)* $($field: $default,)* }
+            }
+
+            $(
+                #[doc = concat!("Sets [`", stringify!($required), "`](Self::", stringify!($required), ").")]
+                pub fn $change(mut self, $required: $required_type) -> Self {
+                    self.$required = $required;
+                    self
+                }
+            )*
+
+            $($(
+                #[doc = concat!("Sets [`", stringify!($field), "`](Self::", stringify!($field), ").")]
+                pub fn $setter(mut self, $field: $type) -> Self {
+                    self.$field = $field;
+                    self
+                }
+            )?)*
+        }
+    };
+}
+
+settings! {
+    /// The settings of DeepSpeed's `DeepSpeedInferenceConfig` (`ops/transformer/inference/config.py`), with its names and
+    /// defaults, and `None` where it writes -1. Sizes describe the whole model; [`resolve`](Self::resolve) checks them
+    /// and derives those of one layer on one rank.
+    ///
+    /// [`new`](Self::new) takes the two sizes that have no default, and a method `with_…` for each other field changes it. Fields
+    /// that are marked *no effect* are read and kept, so that DeepSpeed's files load, and change nothing here.
+    ///
+    /// ```
+    /// use burn_deepspeed_core::config::{DataType, DeepSpeedInferenceConfig};
+    /// # fn main() -> Result<(), burn_deepspeed_core::error::ConfigError> {
+    /// let config = DeepSpeedInferenceConfig::from_json_str(
+    ///     r#"{ "hidden_size": 64, "heads": 4, "num_kv": -1, "dtype": "torch.float32" }"#,
+    /// )?;
+    /// assert_eq!(config, DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32));
+    ///
+    /// let error = DeepSpeedInferenceConfig::from_json_str(r#"{ "hidden_size": 64, "head": 4 }"#).unwrap_err();
+    /// assert!(error.to_string().contains("nearest: `heads`"));
+    /// # Ok(()) }
+    /// ```
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+    #[non_exhaustive]
+    DeepSpeedInferenceConfig
+
+    required {
+        /// Width of the residual stream, in elements.
+        hidden_size [with_hidden_size]: usize;
+        /// Query heads of the whole model.
+        heads [with_heads]: usize;
+    }
+
+    optional {
+        /// Width of the MLP that follows, in elements; `None` is 4 × `hidden_size`. No effect on attention.
+        intermediate_size [with_intermediate_size]: Option<usize> = None;
+        /// Layers of the model; sizes the KV cache.
+        num_hidden_layers [with_num_hidden_layers]: Option<usize> = None;
+        /// Added to the variance (LayerNorm) or mean square (RMSNorm) before its root.
+        layer_norm_eps [with_layer_norm_eps]: f64 = 1e-12;
+        /// This process's rank in the tensor-parallel group; needed, and read, when `mp_size` is above 1.
+        local_rank [with_local_rank]: Option<usize> = None;
+        /// Ranks that the heads are split over.
+        mp_size [with_mp_size]: usize = 1;
+        /// Element type of weights, activations and cache. `None`, the default of [`new`](Self::new), takes the backend's default
+        /// float: f32, unless the backend was given another type. A DeepSpeed file that names none means fp16, as in DeepSpeed.
+        /// Under int8 the matrices of QKV and output projection are int8, and everything else is of floats.
+        dtype: Option<DataType> = None;
+        /// *Extension.* Rounds the input of int8 projections to 14 bits where that makes them faster.
+        round_activations [with_round_activations]: bool = false;
+        /// *Extension.* Number of groups of outputs in an int8 matrix of this rank. Each group has one scale; `None` gives each
+        /// output a scale of its own. DeepSpeed's `q_groups`.
+        quantize_groups [with_quantize_groups]: Option<usize> = None;
+        /// Whether the input is normalised before the projection. Post-norm models (BERT) project it unchanged.
+        pre_layer_norm [with_pre_layer_norm]: bool = true;
+        /// The norm before the projection.
+        norm_type [with_norm_type]: NormType = NormType::LayerNorm;
+        /// No effect: a training option of DeepSpeed, where it allows non-deterministic kernels.
+        stochastic_mode [with_stochastic_mode]: bool = false;
+        /// Whether scores are divided by √head_dim (head_dim with `use_mup`). GPT-Neo does not.
+        scale_attention [with_scale_attention]: bool = true;
+        /// Whether a token sees only itself and those before it.
+        triangular_masking [with_triangular_masking]: bool = true;
+        /// Whether a token sees only the last `window_size` tokens.
+        local_attention [with_local_attention]: bool = false;
+        /// Keys that a query sees under `local_attention`, itself included.
+        window_size [with_window_size]: usize = 256;
+        /// Features of each head that are rotated by the position, an even number; `None` for no rotary positions.
+        rotary_dim [with_rotary_dim]: Option<usize> = None;
+        /// Rotary pairs are `i` and `i + rotary_dim / 2` (LLaMA, GPT-NeoX).
+        rotate_half [with_rotate_half]: bool = false;
+        /// Rotary pairs are `2 i` and `2 i + 1` (GPT-J).
+        rotate_every_two [with_rotate_every_two]: bool = true;
+        /// No effect: outputs are records, never tuples.
+        return_tuple [with_return_tuple]: bool = true;
+        /// No effect: the block around attention belongs to the model.
+        mlp_after_attn [with_mlp_after_attn]: bool = true;
+        /// No effect on attention.
+        mlp_act_func_type [with_mlp_act_func_type]: MlpActivation = MlpActivation::GELU;
+        /// Ranks that wrote the checkpoint. If it is above 1, `load_split` needs that number of files, and `load` reads a fused QKV
+        /// in the layout `Concat` as `torch.cat` of the parts of these ranks.
+        training_mp_size [with_training_mp_size]: usize = 1;
+        /// Marks BLOOM: ALiBi positions.
+        bigscience_bloom [with_bigscience_bloom]: bool = false;
+        /// Longest sequence that a row of the KV cache holds, prompt included, in tokens.
+        max_out_tokens [with_max_out_tokens]: usize = 1024;
+        /// Fewest tokens that must fit; checked against `max_out_tokens`.
+        min_out_tokens [with_min_out_tokens]: usize = 1;
+        /// Keeps the QKV projection in int8 although `dtype` is a float; the output projection stays dense. Under `dtype` int8 both
+        /// are int8, regardless of this flag. DeepSpeed stores the flag and never reads it: its `dtype` alone decides.
+        enable_qkv_quantization [with_enable_qkv_quantization]: bool = false;
+        /// Scores are divided by head_dim instead of its root, <https://arxiv.org/abs/2203.03466>.
+        use_mup [with_use_mup]: bool = false;
+        /// Scores of layer `i` are divided by `i + 1` as well (GPT-2's option).
+        scale_attn_by_inverse_layer_idx [with_scale_attn_by_inverse_layer_idx]: bool = false;
+        /// No effect: outputs are records, never tuples.
+        return_single_tuple [with_return_single_tuple]: bool = false;
+        /// Query, key and value keep parameters of their own (`attn_qw`, `attn_kw`, `attn_vw`) instead of one fused matrix.
+        set_empty_params [with_set_empty_params]: bool = false;
+        /// Matrices are stored `[out, in]`, as PyTorch's `Linear` does, instead of `[in, out]`.
+        transposed_mode [with_transposed_mode]: bool = false;
+        /// Requires fused GPU kernels; an error on a build that has none.
+        use_triton [with_use_triton]: bool = false;
+        /// No effect: fixed rules choose the kernels, and `explain` reports the choice. Burn tunes its own products with the Cargo
+        /// feature `autotune`.
+        triton_autotune [with_triton_autotune]: bool = false;
+        /// Key/value heads; `None` gives each query head its own.
+        num_kv [with_num_kv]: Option<usize> = None;
+        /// Base of the rotary frequencies.
+        rope_theta [with_rope_theta]: f64 = 10000.0;
+        /// No effect: an attention mask defines itself whether true keeps or hides.
+        invert_mask [with_invert_mask]: bool = true;
+        /// *Extension.* Element types of the KV cache, for keys and values separately. int8 takes about half the memory of fp16 and
+        /// a quarter of that of fp32. In JSON one name for both, or `{ "key": "int8", "value": "fp16" }`.
+        kv_cache_dtype [with_kv_cache_dtype]: KvCacheType = KvCacheType::default();
+        /// *Extension.* Features of a head; `None` is `hidden_size / heads`.
+        head_dim [with_head_dim]: Option<usize> = None;
+        /// *Extension.* Scaling family of the rotary positions, as in a Hugging Face configuration.
+        rope_scaling [with_rope_scaling]: RopeScaling = RopeScaling::Default;
+        /// *Extension.* Scores become `c · tanh(score / c)` before bias and mask (Gemma 2).
+        softcap [with_softcap]: Option<f64> = None;
+        /// *Extension.* Whether the QKV projection has a bias.
+        qkv_bias [with_qkv_bias]: bool = true;
+        /// *Extension.* Whether the output projection has a bias.
+        output_bias [with_output_bias]: bool = true;
+        /// *Extension.* Whether a LayerNorm has a bias (an RMSNorm has none).
+        norm_bias [with_norm_bias]: bool = true;
+        /// *Extension.* Leaves the output bias to the caller, as DeepSpeed leaves it to its MLP.
+        defer_output_bias [with_defer_output_bias]: bool = false;
+        /// *Extension.* Whether ranks may hold different numbers of heads, so that any `mp_size` up to `heads` works; see
+        /// [`TpPlan::uneven`](crate::parallel::TpPlan::uneven).
+        uneven_heads [with_uneven_heads]: bool = false;
+        /// *Extension.* Whether a step that no kernel takes is an error instead of running on the reference. DeepSpeed's
+        /// environment variable `DS_KI_FALLBACK=False` has the same effect.
+        require_fast [with_require_fast]: bool = false;
+    }
+}
+
+impl DeepSpeedInferenceConfig {
+    /// Sets [`dtype`](Self::dtype).
+    pub fn with_dtype(mut self, dtype: DataType) -> Self {
+        self.dtype = Some(dtype);
+        self
+    }
+
+    /// Rotates the first `dim` features of each head, in pairs of this layout: sets `rotary_dim`, `rotate_half` and
+    /// `rotate_every_two`.
+    pub fn with_rotary(self, layout: RotaryLayout, dim: usize) -> Self {
+        self.with_rotary_dim(Some(dim))
+            .with_rotate_half(layout == RotaryLayout::Half)
+            .with_rotate_every_two(layout == RotaryLayout::Interleaved)
+    }
+
+    /// Features of a head.
+    pub fn head_size(&self) -> usize {
+        self.head_dim.unwrap_or(self.hidden_size / self.heads.max(1))
+    }
+
+    /// Width of the MLP that follows, in elements.
+    pub fn mlp_size(&self) -> usize {
+        self.intermediate_size.unwrap_or(4 * self.hidden_size)
+    }
+}

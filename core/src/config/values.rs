@@ -1,0 +1,62 @@
+//! The values that a setting takes, where it is not a number.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data_type::DataType;
+use crate::error::ConfigError;
+
+impl DataType {
+    const NAMES: [(&str, Self); 9] = [
+        ("fp32", Self::Fp32),
+        ("float32", Self::Fp32),
+        ("float", Self::Fp32),
+        ("fp16", Self::Fp16),
+        ("float16", Self::Fp16),
+        ("half", Self::Fp16),
+        ("bf16", Self::Bf16),
+        ("bfloat16", Self::Bf16),
+        ("int8", Self::Int8),
+    ];
+
+    /// Reads DeepSpeed's, PyTorch's or Hugging Face's spelling: `fp16`, `half`, `float16`, `torch.float16`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownValue`] for anything else.
+    pub fn parse(name: &str) -> Result<Self, ConfigError> {
+        let bare = name.strip_prefix("torch.").unwrap_or(name);
+        Self::NAMES.iter().find(|(known, _)| *known == bare).map(|(_, dtype)| *dtype).ok_or_else(|| {
+            ConfigError::UnknownValue {
+                key: "dtype".into(),
+                value: format!("`{name}`"),
+                accepted: "fp32, fp16, bf16 or int8".into(),
+            }
+        })
+    }
+}
+
+/// The norm before the QKV projection; DeepSpeed's `NormType`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NormType {
+    /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
+    LayerNorm,
+    /// Read from a file, and refused by [`resolve`](crate::config::DeepSpeedInferenceConfig::resolve): no kernel normalises groups before a
+    /// projection.
+    GroupNorm,
+    /// Root mean square over the hidden size, <https://arxiv.org/abs/1910.07467>.
+    RMSNorm,
+}
+
+/// Activation of the MLP that follows; DeepSpeed's `ActivationFuncType`. Attention does not read it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MlpActivation {
+    /// Not known.
+    UNKNOWN,
+    /// GELU.
+    GELU,
+    /// ReLU.
+    ReLU,
+    /// Gated GELU.
+    GatedGELU,
+    /// Gated SiLU.
+    GatedSILU,
+}

@@ -1,0 +1,95 @@
+//! The element types that a configuration names.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::element::ElementType;
+
+/// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataType {
+    /// 32-bit floats.
+    Fp32,
+    /// IEEE half precision.
+    Fp16,
+    /// Brain floats.
+    Bf16,
+    /// Matrices of int8. Activations, norms, biases and cache remain floats.
+    Int8,
+}
+
+impl DataType {
+    /// The element type of a tensor of this type.
+    pub fn element(self) -> ElementType {
+        match self {
+            Self::Fp32 => ElementType::F32,
+            Self::Fp16 => ElementType::F16,
+            Self::Bf16 => ElementType::BF16,
+            Self::Int8 => ElementType::I8,
+        }
+    }
+}
+
+impl fmt::Display for DataType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Fp16 => "fp16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
+}
+
+/// Element types that a configuration asks for in the KV cache, for keys and values separately; `None` is that of the
+/// activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KvCacheType {
+    /// Of the keys.
+    pub key: Option<DataType>,
+    /// Of the values.
+    pub value: Option<DataType>,
+}
+
+impl KvCacheType {
+    /// Both in int8, with a scale for each head of each token.
+    pub const INT8: Self = Self { key: Some(DataType::Int8), value: Some(DataType::Int8) };
+
+    /// The element types of a cache next to activations of `activations`.
+    pub fn types(self, activations: ElementType) -> CacheTypes {
+        let side = |dtype: Option<DataType>| dtype.map_or(activations, DataType::element);
+        CacheTypes { key: side(self.key), value: side(self.value) }
+    }
+}
+
+impl From<DataType> for KvCacheType {
+    fn from(both: DataType) -> Self {
+        Self { key: Some(both), value: Some(both) }
+    }
+}
+
+/// Element types of the keys and the values in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheTypes {
+    /// Of the keys.
+    pub key: ElementType,
+    /// Of the values.
+    pub value: ElementType,
+}
+
+impl From<ElementType> for CacheTypes {
+    fn from(both: ElementType) -> Self {
+        Self { key: both, value: both }
+    }
+}
+
+impl fmt::Display for CacheTypes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key == self.value {
+            true => write!(f, "{}", self.key),
+            false => write!(f, "keys {}, values {}", self.key, self.value),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! Errors of a forward pass.
+
+use crate::error::communication::CommunicationError;
+use crate::path::Declined;
+
+/// What a careful caller cannot rule out before a forward pass.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttentionError {
+    /// The step does not fit. Nothing was written; the cache is as it was.
+    #[error(
+        "the KV cache holds {used} of {capacity} tokens in row {row} and {requested} more were asked for; \
+         set `max_out_tokens` to at least {}, or call `KvCache::reset` between prompts",
+        .used + .requested
+    )]
+    CacheFull {
+        /// The first row that does not fit.
+        row: usize,
+        /// Tokens that the row already holds.
+        used: usize,
+        /// Tokens that this step would add.
+        requested: usize,
+        /// Tokens that a row can hold.
+        capacity: usize,
+    },
+    /// No kernel takes the step, and `require_fast` is set. Nothing was written.
+    #[error(
+        "`{operation}` would run on the reference ({reason}), and `require_fast` asks for a kernel; change what the reason \
+         names, or unset `require_fast` (and `DS_KI_FALLBACK` in the environment)"
+    )]
+    NoFastPath {
+        /// The operation.
+        operation: &'static str,
+        /// Why the kernels declined.
+        reason: Declined,
+    },
+    /// A row index that the cache does not have.
+    #[error("row {row} is not in a cache of {batch} rows; rows count from 0")]
+    NoSuchRow {
+        /// The row.
+        row: usize,
+        /// Rows of the cache.
+        batch: usize,
+    },
+    /// A list with one entry a row has another length.
+    #[error("{what} lists {given} rows and the cache has {batch}; give one entry a row")]
+    RowCount {
+        /// What was given.
+        what: &'static str,
+        /// Its length.
+        given: usize,
+        /// Rows of the cache.
+        batch: usize,
+    },
+    /// A ragged step lists more tokens for a row than the step is wide.
+    #[error("row {row} adds {requested} tokens in a step of {width}; a row adds at most the width of the step")]
+    StepTooNarrow {
+        /// The row.
+        row: usize,
+        /// Tokens that the row would add.
+        requested: usize,
+        /// New tokens of the input, padding included.
+        width: usize,
+    },
+    /// A row is to be cut to more tokens than it holds.
+    #[error("row {row} holds {used} tokens and cannot be cut to {length}; `truncate` only shortens")]
+    TruncateBeyondEnd {
+        /// The row.
+        row: usize,
+        /// Tokens that it holds.
+        used: usize,
+        /// Tokens that were asked for.
+        length: usize,
+    },
+    /// Two caches do not have the same layers, heads, head size or capacity.
+    #[error("a row can only be copied between caches of one shape: this one is {expected}, the other {actual}")]
+    CacheShape {
+        /// Shape of the receiving cache.
+        expected: String,
+        /// Shape of the other.
+        actual: String,
+    },
+    /// The cache was built for another layer. Nothing was written.
+    #[error(
+        "the layer has {what} {layer} and the cache was built for {cache}; build the cache from the configuration of the \
+         layers that use it"
+    )]
+    CacheMismatch {
+        /// The quantity that differs.
+        what: &'static str,
+        /// Its value in the layer.
+        layer: String,
+        /// Its value in the cache.
+        cache: String,
+    },
+    /// Position ids that cannot be used.
+    #[error("position ids {problem}")]
+    Positions {
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The module holds one shard of several and nobody was named to add them up.
+    #[error(
+        "this module holds rank {rank} of {ranks} and has no communicator to sum over them; give it one with \
+         `with_communicator`, or call `forward_partial` on every rank, add the results, and add `output_bias` once"
+    )]
+    NoCommunicator {
+        /// This rank.
+        rank: usize,
+        /// Ranks of the group.
+        ranks: usize,
+    },
+    /// The sum over ranks failed. The step was not committed, and the cache is as it was in front of it.
+    #[error(transparent)]
+    Communication(#[from] CommunicationError),
+}
+
+impl AttentionError {
+    /// A cache that differs from the layer that uses it; for example in `"key/value heads:"`.
+    pub fn cache_mismatch(what: &'static str, layer: impl ToString, cache: impl ToString) -> Self {
+        Self::CacheMismatch { what, layer: layer.to_string(), cache: cache.to_string() }
+    }
+}

@@ -1,0 +1,9 @@
+//! How a token's position enters attention: rotary angles, ALiBi, or not at all.
+
+pub mod alibi;
+mod encoding;
+mod positions;
+pub mod rotary;
+
+pub use encoding::PositionEncoding;
+pub use positions::Positions;

@@ -1,0 +1,92 @@
+//! What every module is built from: the configuration, checked against a backend.
+
+use std::num::NonZeroUsize;
+
+use burn::tensor::{DType, backend::Backend};
+
+use crate::config::{DataType, DeepSpeedInferenceConfig};
+use crate::element::{OfBackend, is_cubecl, require_int8};
+use crate::error::ConfigError;
+use crate::spec::AttentionSpec;
+use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
+
+/// What a module is built with, once the configuration was checked against the backend.
+pub(super) struct Build<'a, B: Backend> {
+    pub(super) config: &'a DeepSpeedInferenceConfig,
+    pub(super) spec: AttentionSpec,
+    pub(super) dtype: DType,
+    pub(super) orientation: Orientation,
+    pub(super) device: &'a B::Device,
+}
+
+impl<'a, B: Backend> Build<'a, B> {
+    pub(super) fn new(
+        config: &'a DeepSpeedInferenceConfig,
+        layer_id: usize,
+        device: &'a B::Device,
+    ) -> Result<Self, ConfigError> {
+        let mut spec = config.resolve(layer_id)?;
+        let dtype = spec.dtype.of_backend::<B>(device)?;
+        if config.enable_qkv_quantization {
+            require_int8::<B>(device)?;
+        }
+        if config.use_triton && !has_gpu_kernels::<B>(device) {
+            return Err(ConfigError::NoFusedKernels { backend: B::name(device) });
+        }
+        spec.require_fast |= config.use_triton || fallback_is_forbidden();
+        let orientation = match config.transposed_mode {
+            true => Orientation::OutputInput,
+            false => Orientation::InputOutput,
+        };
+        Ok(Self { config, spec, dtype, orientation, device })
+    }
+
+    fn weight(&self, input: usize, output: usize, bias: bool, int8: bool) -> Result<Weight<B>, ConfigError> {
+        let weight = match int8 {
+            true => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)?,
+            false => Weight::init(input, output, bias, self.orientation, self.dtype, self.device),
+        };
+        Ok(weight.with_rounded_input(self.config.round_activations))
+    }
+
+    /// The blocks of an int8 matrix with so many outputs.
+    fn blocks(&self, outputs: usize) -> Result<Int8Blocks, ConfigError> {
+        let Some(groups) = self.config.quantize_groups else { return Ok(Int8Blocks::PerOutput) };
+        let rows = NonZeroUsize::new(outputs / groups).filter(|_| outputs.is_multiple_of(groups));
+        rows.map(Int8Blocks::Outputs).ok_or(ConfigError::GroupsDoNotDivide { groups, outputs })
+    }
+
+    fn qkv_weight(&self, input: usize, output: usize) -> Result<Weight<B>, ConfigError> {
+        let int8 = self.config.dtype == Some(DataType::Int8) || self.config.enable_qkv_quantization;
+        self.weight(input, output, self.config.qkv_bias, int8)
+    }
+
+    pub(super) fn fused(&self) -> Result<QkvWeight<B>, ConfigError> {
+        Ok(QkvWeight::Fused(self.qkv_weight(self.spec.hidden_size, self.spec.qkv_width())?))
+    }
+
+    /// Projections of their own; keys and values read an input of `context` features.
+    pub(super) fn separate(&self, context: usize) -> Result<QkvWeight<B>, ConfigError> {
+        Ok(QkvWeight::Separate(SeparateQkv {
+            query: self.qkv_weight(self.spec.hidden_size, self.spec.query_width())?,
+            key: self.qkv_weight(context, self.spec.kv_width())?,
+            value: self.qkv_weight(context, self.spec.kv_width())?,
+        }))
+    }
+
+    pub(super) fn output(&self) -> Result<Weight<B>, ConfigError> {
+        let int8 = self.config.dtype == Some(DataType::Int8);
+        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias, int8)
+    }
+}
+
+/// Whether the backend runs on our CubeCL kernels.
+fn has_gpu_kernels<B: Backend>(device: &B::Device) -> bool {
+    cfg!(feature = "cubecl") && is_cubecl::<B>(device) && !B::name(device).starts_with("autodiff")
+}
+
+/// DeepSpeed's switch: `DS_KI_FALLBACK=False` forbids the reference.
+fn fallback_is_forbidden() -> bool {
+    let value = std::env::var("DS_KI_FALLBACK").unwrap_or_default();
+    value.eq_ignore_ascii_case("false") || value == "0"
+}

@@ -1,0 +1,197 @@
+//! Builds modules and caches from a configuration.
+
+use burn::tensor::backend::Backend;
+
+use super::bloom::BloomSelfAttention;
+use super::build::Build;
+use super::diffusers::DeepSpeedDiffusersAttention;
+use super::self_attention::DeepSpeedSelfAttention;
+use crate::cache::KvCache;
+use crate::config::DeepSpeedInferenceConfig;
+use crate::error::{ConfigError, Origin};
+use crate::position::PositionEncoding;
+use crate::weight::FusedNorm;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for crate::config::DeepSpeedInferenceConfig {}
+}
+
+/// Builds attention modules and KV caches from a [`DeepSpeedInferenceConfig`], which itself knows no tensors.
+///
+/// The trait cannot be implemented outside this crate.
+///
+/// ```
+/// use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig};
+/// use burn_ndarray::NdArray;
+///
+/// # fn main() -> Result<(), burn_deepspeed::ConfigError> {
+/// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32).with_num_hidden_layers(Some(2));
+/// let device = Default::default();
+/// let layers = [config.init_self_attention::<NdArray>(0, &device)?, config.init_self_attention(1, &device)?];
+/// let cache = config.init_cache::<NdArray>(1, &device)?;
+/// assert_eq!(cache.layers(), layers.len());
+/// # Ok(()) }
+/// ```
+pub trait AttentionInit: sealed::Sealed {
+    /// Builds self-attention for layer `layer_id`. Matrices are random until a checkpoint or record is loaded.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
+    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] for a BLOOM configuration.
+    fn init_self_attention<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedSelfAttention<B>, ConfigError>;
+
+    /// Builds layer `layer_id` of a BLOOM. Matrices are random until a checkpoint or record is loaded.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
+    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
+    fn init_bloom<B: Backend>(&self, layer_id: usize, device: &B::Device)
+    -> Result<BloomSelfAttention<B>, ConfigError>;
+
+    /// Builds self-attention for diffusion models: one fused projection, or three under `set_empty_params`. A context
+    /// may still be given if it is as wide as the input. `triangular_masking` and the norm settings are not read: this
+    /// module has neither.
+    ///
+    /// # Errors
+    /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
+    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary
+    /// positions, ALiBi or a window.
+    fn init_diffusers<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError>;
+
+    /// Builds cross attention to a context of `context_dim` features, with separate query, key and value projections.
+    ///
+    /// # Errors
+    /// Those of [`init_diffusers`](Self::init_diffusers); [`ConfigError::OutOfRange`] if `context_dim` is 0.
+    fn init_diffusers_cross<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError>;
+
+    /// Allocates a cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] without `num_hidden_layers`, else those of [`resolve`](DeepSpeedInferenceConfig::resolve) and
+    /// [`KvCache::new`].
+    fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError>;
+
+    /// The bytes that [`init_cache`](Self::init_cache) allocates on this rank, without allocating them. If `dtype` is int8,
+    /// the element type of the cache, and so the size, depends on the device.
+    ///
+    /// # Errors
+    /// Those of [`init_cache`](Self::init_cache).
+    fn cache_memory_bytes<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<usize, ConfigError>;
+}
+
+impl AttentionInit for DeepSpeedInferenceConfig {
+    fn init_self_attention<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
+        if self.bigscience_bloom {
+            return Err(ConfigError::WrongModule {
+                module: "DeepSpeedSelfAttention",
+                fact: "`bigscience_bloom` is true",
+                remedy: "call `init_bloom`, or set it to false",
+            });
+        }
+        self_attention(Build::new(self, layer_id, device)?)
+    }
+
+    fn init_bloom<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<BloomSelfAttention<B>, ConfigError> {
+        if !self.bigscience_bloom {
+            return Err(ConfigError::WrongModule {
+                module: "BloomSelfAttention",
+                fact: "`bigscience_bloom` is false",
+                remedy: "set it to true, or call `init_self_attention`",
+            });
+        }
+        Ok(BloomSelfAttention { attention: self_attention(Build::new(self, layer_id, device)?)? })
+    }
+
+    fn init_diffusers<B: Backend>(
+        &self,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
+        diffusers(self, None, layer_id, device)
+    }
+
+    fn init_diffusers_cross<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
+        if context_dim == 0 {
+            return Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" });
+        }
+        diffusers(self, Some(context_dim), layer_id, device)
+    }
+
+    fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {
+        KvCache::new(&self.resolve(0)?, cached_layers(self)?, batch, device)
+    }
+
+    fn cache_memory_bytes<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
+        KvCache::<B>::bytes(&self.resolve(0)?, cached_layers(self)?, batch, device)
+    }
+}
+
+fn cached_layers(config: &DeepSpeedInferenceConfig) -> Result<usize, ConfigError> {
+    config.num_hidden_layers.ok_or(ConfigError::Missing { key: "num_hidden_layers", origin: Origin::Program })
+}
+
+fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
+    let config = build.config;
+    let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
+    Ok(DeepSpeedSelfAttention {
+        norm: build.spec.norm.map(norm),
+        qkv: if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? },
+        output: build.output()?,
+        spec: build.spec,
+        defer_output_bias: config.defer_output_bias,
+        link: None,
+    })
+}
+
+fn diffusers<B: Backend>(
+    config: &DeepSpeedInferenceConfig,
+    context_dim: Option<usize>,
+    layer_id: usize,
+    device: &B::Device,
+) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
+    // The module has no norm, so neither its type nor its position matters.
+    let config = config.clone().with_pre_layer_norm(false).with_triangular_masking(false);
+    let build = Build::<B>::new(&config, layer_id, device)?;
+    let refuse = |fact, remedy| ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy };
+    if build.spec.position != PositionEncoding::None {
+        return Err(refuse("it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"));
+    }
+    if build.spec.window.is_some() {
+        return Err(refuse("it has no window", "set `local_attention` to false"));
+    }
+    let qkv = match context_dim {
+        Some(context) => build.separate(context)?,
+        None if config.set_empty_params => build.separate(config.hidden_size)?,
+        None => build.fused()?,
+    };
+    let output = build.output()?;
+    let defer_output_bias = config.defer_output_bias;
+    Ok(DeepSpeedDiffusersAttention { qkv, output, spec: build.spec, defer_output_bias, link: None })
+}
