@@ -1,7 +1,7 @@
 //! A small decoder-only language model, composed from this crate's attention and `burn::nn`: BLOOM, GPT-2, GPT-Neo,
 //! GPT-NeoX, GPT-J, LLaMA, Mistral and OPT.
 //!
-//! The blocks differ in little: which norm, where the MLP branches off, how positions enter.
+//! The blocks of the families differ in three things: the norm, the input of the MLP, and how positions enter.
 //!
 //! On several ranks attention is split by heads and the MLP by its inner features, <https://arxiv.org/abs/1909.08053>; embeddings
 //! and norms are on each.
@@ -55,19 +55,19 @@ struct Block<B: Backend> {
     mlp_sum: Option<Sum>,
 }
 
-/// How the MLP of a layer is added up over ranks.
+/// The sum of a layer's MLP over ranks.
 #[derive(Debug, Clone)]
 struct Sum {
     communicator: Arc<dyn Communicator>,
     settings: Settings,
 }
 
-/// Where the MLP takes its input from.
+/// The input of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Branch {
-    /// From the sum behind attention.
+    /// The sum of the block's input and the output of attention.
     Sequential,
-    /// From the input of the block, beside attention (GPT-NeoX), through the attention's own norm for GPT-J.
+    /// The input of the block, as for attention (GPT-NeoX); for GPT-J, after the norm of attention.
     Parallel,
 }
 
@@ -132,7 +132,7 @@ impl<B: Backend> Decoder<B> {
         let (family, flag) = (config.architecture, |key: &str| config.record[key].as_bool());
         refuse(family == Architecture::Bert, "model_type", "bert", "a decoder; `embed` runs BERT")?;
         let post_norm = family == Architecture::Opt && flag("do_layer_norm_before") == Some(false);
-        refuse(post_norm, "do_layer_norm_before", "false", "true: the norm stands in front of attention")?;
+        refuse(post_norm, "do_layer_norm_before", "false", "true: norms before attention and the MLP")?;
         let narrow = config.record["word_embed_proj_dim"].as_u64().is_some_and(|width| width != hidden as u64);
         refuse(narrow, "word_embed_proj_dim", "not the hidden size", "the hidden size")?;
         let post_residual = flag("apply_residual_connection_post_layernorm") == Some(true);
@@ -201,7 +201,7 @@ fn norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Norm<B> {
     }
 }
 
-/// A projection that lies as those of attention do.
+/// A projection in the orientation and element type of attention's.
 fn linear<B: Backend>(
     config: &HuggingFaceConfig,
     [input, output]: [usize; 2],
@@ -264,7 +264,7 @@ impl<B: Backend> Block<B> {
 }
 
 impl<B: InferenceBackend> Decoder<B> {
-    /// Logits of the last `T` tokens, of which the cache knows those before.
+    /// Logits of `T` tokens that follow those in the cache.
     ///
     /// # Shapes
     /// - ids, positions: `[B, T]`; padding: `[B, S]`, 1 = a real token
@@ -325,7 +325,7 @@ impl<B: InferenceBackend> Block<B> {
         mask: AttentionMask<B>,
         keys: Keys<'_, B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        // GPT-J's MLP reads what attention's own norm made of the input.
+        // GPT-J's MLP reads the normalised input of attention.
         let wanted = Outputs { inp_norm: self.mlp_norm.is_none(), ..Outputs::default() };
         let AttentionOutput { output, inp_norm, .. } = match &self.attention {
             Attention::Plain(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,

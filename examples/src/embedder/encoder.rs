@@ -1,6 +1,6 @@
 //! BERT: embeddings, and post-norm blocks around this crate's attention.
 //!
-//! [BERT](https://arxiv.org/abs/1810.04805) normalises behind each sum, not in front of attention, and every token sees
+//! [BERT](https://arxiv.org/abs/1810.04805) normalises after each sum, not before attention, and every token sees
 //! every other: the preset builds [`DeepSpeedSelfAttention`] without a norm and without a triangle.
 
 use burn::module::Module;
@@ -118,7 +118,7 @@ impl<B: Backend> Block<B> {
 }
 
 impl<B: InferenceBackend> Encoder<B> {
-    /// The last hidden states. Padding stands on the right; behind it they mean nothing.
+    /// The last hidden states. Padding is on the right; its hidden states have no meaning.
     ///
     /// # Shapes
     /// - ids, padding: `[B, T]`; padding is 1 for a real token, 0 hides
