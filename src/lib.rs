@@ -96,10 +96,17 @@ pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::{InferenceBackend, Operations, Reference};
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
+pub use position::rotary::RotaryLayout;
 pub use position::{FromTensor, PositionEncoding, Positions};
 pub use spec::AttentionSpec;
 
-/// Runs the examples of the README as tests.
+/// Runs the examples of the README and of the documents as tests.
 #[cfg(all(doctest, feature = "ndarray"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/masks-and-cache.md")]
+    struct MasksAndCache;
+    #[doc = include_str!("../docs/int8.md")]
+    struct Int8;
+}

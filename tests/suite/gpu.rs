@@ -4,8 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
 use burn_deepspeed::{
-    AttentionInit, AttentionMask, CubeOps, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend,
-    Operations,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, Operations,
 };
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
@@ -150,32 +149,4 @@ fn what_must_be_fast_is_fast_or_an_error() {
             reason: Declined::HeadDim { head_dim: 512, limit: 256 }
         }
     );
-}
-
-/// The rows of the README's table that depend on a problem, as the backends themselves tell them.
-#[test]
-#[cfg(all(feature = "ndarray", feature = "flex"))]
-fn the_readme_tells_what_runs_where() {
-    fn cell(plan: Plan) -> String {
-        match plan {
-            Plan::Kernel(name) => format!("`{name}`"),
-            Plan::Reference(_) => "reference".into(),
-        }
-    }
-    fn row<B: InferenceBackend>(tokens: usize, cached: bool) -> String {
-        let problem = ContextProblem::new(ElementType::F32, tokens, 64, cached.then(|| ElementType::F32.into()));
-        cell(B::Ops::plan_softmax_context(&problem, &Default::default()))
-    }
-    let readme = include_str!("../../README.md");
-    for (what, tokens, cached) in
-        [("`softmax_context`, up to 8 new tokens", 8, true), ("`softmax_context`, more", 100, true)]
-    {
-        let cells = [row::<burn_ndarray::NdArray>(tokens, cached), row::<burn_flex::Flex>(tokens, cached)];
-        let line =
-            format!("| {what} | `SoftmaxContextOp` | {} | {} | {} |", cells[0], cells[1], row::<Fused>(tokens, cached));
-        assert!(readme.contains(&line), "the README lacks\n{line}");
-    }
-    for operation in <CubeOps as Operations<Fused>>::fast_operations() {
-        assert!(readme.contains(&format!("`{operation}`")), "the README does not name {operation}");
-    }
 }

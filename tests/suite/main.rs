@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod checkpoint_writer;
 mod config;
+mod documents;
 mod generate;
 mod golden;
 #[cfg(feature = "vulkan")]
