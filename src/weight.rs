@@ -10,6 +10,7 @@ use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError};
 use crate::spec::NormSpec;
+pub use burn_deepspeed_core::layout::Orientation;
 pub use int8::{Int8Blocks, Int8Matrix};
 
 /// Standard deviation of freshly initialised matrices; GPT-2's and BLOOM's.
@@ -17,25 +18,6 @@ const INITIAL_DEVIATION: f64 = 0.02;
 
 /// Outputs of a matrix of int8 that are dense at a time: enough for a product at full speed, and little memory.
 const DENSE_OUTPUTS: usize = 1024;
-
-/// How a matrix lies in memory. DeepSpeed's `transposed_mode` is `OutputInput`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Orientation {
-    /// `[in, out]`: DeepSpeed's default, GPT-2's `Conv1D`.
-    InputOutput,
-    /// `[out, in]`: PyTorch's `Linear`.
-    OutputInput,
-}
-
-impl Orientation {
-    /// Shape of a matrix from `input` to `output` features.
-    pub fn shape(self, input: usize, output: usize) -> [usize; 2] {
-        match self {
-            Self::InputOutput => [input, output],
-            Self::OutputInput => [output, input],
-        }
-    }
-}
 
 /// A projection: `x · matrix + bias`.
 #[derive(Module, Debug)]

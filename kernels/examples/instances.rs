@@ -9,12 +9,13 @@
 //!
 //! An argument restricts it to the instances whose announcement contains it.
 
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
-use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind, Orientation};
+use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
+use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
-    Attention, HiddenKeys, Machine, MaskArguments, Rules, TensorHandle, Unsupported, decode, norm, pad_transform,
-    prefill, softmax,
+    Attention, CacheTensor, HiddenKeys, Machine, MaskArguments, Rules, TensorHandle, Unsupported, decode, norm,
+    pad_transform, prefill, softmax,
 };
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::prelude::*;
@@ -92,27 +93,26 @@ impl Lab {
     }
 
     fn cache_writes(&self, Element(elements, name): Element) {
-        let rotary = |pairs, half: usize| {
+        let rotary = |layout, half: usize| {
             let table = self.tensor(&[1, 3, half], f32_type());
-            Some(Rotation { pairs, cos: table.clone(), sin: table })
+            Some(Rotation { layout, cos: table.clone(), sin: table })
         };
         for (label, head, rotation) in [
             ("plain", 128, None),
-            ("half", 128, rotary(RotaryPairs::Half, 64)),
-            ("half, partial", 80, rotary(RotaryPairs::Half, 10)),
-            ("interleaved", 128, rotary(RotaryPairs::Interleaved, 64)),
-            ("interleaved, partial", 96, rotary(RotaryPairs::Interleaved, 7)),
+            ("half", 128, rotary(RotaryLayout::Half, 64)),
+            ("half, partial", 80, rotary(RotaryLayout::Half, 10)),
+            ("interleaved", 128, rotary(RotaryLayout::Interleaved, 64)),
+            ("interleaved, partial", 96, rotary(RotaryLayout::Interleaved, 7)),
         ] {
             let cache = self.tensor(&[2, 2, 16, head], elements);
             let bounds = self.tensor(&[2, 2], u32::as_type_native_unchecked().storage_type());
             for bounds in [None, Some(&bounds)] {
+                let values = self.tensor(&[2, 2, 16, head], elements);
                 let arguments = CacheWrite {
                     qkv: &self.tensor(&[2, 3, 8 * head], elements),
                     query: &self.tensor(&[2, 4, 3, head], elements),
-                    key: &cache,
-                    key_scales: None,
-                    value: &self.tensor(&[2, 2, 16, head], elements),
-                    value_scales: None,
+                    key: CacheTensor::floats(&cache),
+                    value: CacheTensor::floats(&values),
                     rotation: rotation.as_ref(),
                     bounds,
                     start: 0,
@@ -121,10 +121,8 @@ impl Lab {
                 let int8 = self.int8(&[2, 2, 16, head]);
                 let scales = self.tensor(&[2, 2, 16], f32_type());
                 let quantised = CacheWrite {
-                    key: &int8,
-                    key_scales: Some(&scales),
-                    value: &int8,
-                    value_scales: Some(&scales),
+                    key: CacheTensor::int8(&int8, &scales),
+                    value: CacheTensor::int8(&int8, &scales),
                     ..arguments
                 };
                 let rows = if bounds.is_some() { "ragged" } else { "even" };
@@ -155,10 +153,8 @@ impl Lab {
         let scales = self.tensor(&shape[..3], f32_type());
         let problem = Attention {
             query: &self.tensor(&[batch, heads, tokens, head], elements),
-            key: &cache,
-            key_scales: int8.then_some(&scales),
-            value: &cache,
-            value_scales: int8.then_some(&scales),
+            key: CacheTensor { elements: &cache, scales: int8.then_some(&scales) },
+            value: CacheTensor { elements: &cache, scales: int8.then_some(&scales) },
             context: &self.tensor(&[batch, heads, tokens, head], elements),
             scale: 0.1,
             masks,
@@ -270,7 +266,6 @@ impl Lab {
             let arguments = norm::Norm {
                 input: &rows,
                 residual: None,
-                sum: None,
                 gamma: &gamma,
                 beta: (!rms).then_some(&gamma),
                 output: &self.tensor(&[3, features], elements),

@@ -4,6 +4,8 @@
 //! - [`cpu`]: kernels on slices, over the threads of the current `rayon` pool.
 //! - `cube` (feature `cubecl`): kernels for every CubeCL runtime, on device buffers.
 
+mod contract;
 pub mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;
+mod interval;

@@ -6,7 +6,7 @@ use crate::ops::cube::CubeDevice;
 use crate::ops::{
     Attention, ContextProblem, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext, SoftmaxContextOutput,
 };
-use crate::ops::{attention, pad_transform, qkv_gemm, softmax, softmax_context};
+use crate::ops::{attention, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 #[cfg(feature = "nccl")]
 use crate::{
@@ -21,7 +21,16 @@ pub struct CubeOps;
 
 impl<B: CubeDevice> Operations<B> for CubeOps {
     fn fast_operations() -> &'static [&'static str] {
-        &["qkv_gemm", "softmax_context", "masked_attention", "softmax", "linear", "vector_matmul", "pad_transform"]
+        &[
+            "qkv_gemm",
+            "softmax_context",
+            "masked_attention",
+            "softmax",
+            "linear",
+            "vector_matmul",
+            "residual_norm",
+            "pad_transform",
+        ]
     }
 
     fn qkv_gemm(
@@ -68,6 +77,10 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
         settings: &Settings,
     ) -> Result<Tensor<B, D>, CommunicationError> {
         all_reduce::cube::all_reduce(partial, communicator, settings)
+    }
+
+    fn residual_norm(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
+        residual_norm::on_cube(input, residual, norm)
     }
 
     fn pad_transform(heads: Tensor<B, 4>, size: usize) -> Tensor<B, 4> {

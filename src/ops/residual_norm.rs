@@ -28,3 +28,20 @@ pub(crate) fn on_cpu<B: super::cpu::InMemory>(
     check_shape("residual_norm", "residual", &input.dims(), &residual.dims());
     super::qkv_gemm::cpu::normed("residual_norm", &input, Some(&residual), norm)
 }
+
+/// [`Operations::residual_norm`](crate::ops::Operations::residual_norm) on CubeCL.
+#[cfg(feature = "cubecl")]
+pub(crate) fn on_cube<B: super::cube::CubeDevice>(
+    input: Tensor<B, 3>,
+    residual: Tensor<B, 3>,
+    norm: &FusedNorm<B>,
+) -> Tensor<B, 3> {
+    let fits = super::cube::is_float(input.dtype()) && input.dtype() == residual.dtype();
+    if !fits || input.shape().num_elements() == 0 {
+        return reference(input, residual, norm);
+    }
+    let [batch, tokens, width] = input.dims();
+    check_shape("residual_norm", "residual", &[batch, tokens, width], &residual.dims());
+    check_shape("residual_norm", "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
+    super::qkv_gemm::cube::normalise(input, Some(residual), norm)
+}

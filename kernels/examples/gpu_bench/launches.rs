@@ -1,10 +1,12 @@
 //! The launches of a workload, on tensors of noise.
 
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs, Rotation};
-use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind, Orientation};
+use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
+use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
-    Attention, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm, prefill, softmax,
+    Attention, CacheTensor, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm, prefill,
+    softmax,
 };
 use cubecl::cuda::CudaRuntime;
 use cubecl::prelude::*;
@@ -164,15 +166,13 @@ impl Tensors {
                 let [(key, key_scales), (value, value_scales)] =
                     [(); 2].map(|()| self.cache([batch, kv_heads, capacity, head], int8));
                 let [cos, sin] = [(); 2].map(|()| self.floats(&[1, tokens, head / 2]));
-                let rotation = Rotation { pairs: RotaryPairs::Half, cos, sin };
+                let rotation = Rotation { layout: RotaryLayout::Half, cos, sin };
                 Box::new(move |_| {
                     let arguments = CacheWrite {
                         qkv: &qkv,
                         query: &query,
-                        key: &key,
-                        key_scales: key_scales.as_ref(),
-                        value: &value,
-                        value_scales: value_scales.as_ref(),
+                        key: CacheTensor { elements: &key, scales: key_scales.as_ref() },
+                        value: CacheTensor { elements: &value, scales: value_scales.as_ref() },
                         rotation: Some(&rotation),
                         bounds: None,
                         start: (capacity - tokens) as u32,
@@ -188,7 +188,6 @@ impl Tensors {
                     let arguments = norm::Norm {
                         input: &input,
                         residual: None,
-                        sum: None,
                         gamma: &gamma,
                         beta: (!rms).then_some(&beta),
                         output: &output,
@@ -248,10 +247,8 @@ impl Operands {
     fn problem(&self) -> Attention<'_, CudaRuntime> {
         Attention {
             query: &self.query,
-            key: &self.key,
-            key_scales: self.key_scales.as_ref(),
-            value: &self.value,
-            value_scales: self.value_scales.as_ref(),
+            key: CacheTensor { elements: &self.key, scales: self.key_scales.as_ref() },
+            value: CacheTensor { elements: &self.value, scales: self.value_scales.as_ref() },
             context: &self.context,
             scale: 1.0 / (self.query.shape()[3] as f32).sqrt(),
             masks: &self.masks,

@@ -1,6 +1,6 @@
 //! What is timed: the problems, and what they must move and compute.
 
-use burn_deepspeed_kernels::cube::gemv::Orientation;
+use burn_deepspeed_core::layout::Orientation;
 use serde_json::{Value, json};
 
 use crate::launches::PREFILL;

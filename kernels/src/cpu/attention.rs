@@ -1,11 +1,12 @@
 //! Attention as a problem in memory: what every attention kernel is given.
 
 use super::masks::Masks;
+use crate::contract::{check_len, extent, product};
 
-/// A `[batch, heads, tokens, features]` tensor anywhere in a slice, its features one behind the other. Strides are in elements.
+/// A `[batch, heads, tokens, features]` tensor in a slice, its features contiguous. Strides are in elements.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads<'a, E = f32> {
-    /// Where the tensor lies; its first element is the first of the slice.
+    /// The slice; its first element is the first of the tensor.
     pub elements: &'a [E],
     /// From one row of the batch to the next.
     pub batch: usize,
@@ -16,7 +17,7 @@ pub struct Heads<'a, E = f32> {
 }
 
 impl<'a, E> Heads<'a, E> {
-    /// A tensor that lies densely in this order.
+    /// A tensor that is contiguous in this order.
     pub fn dense(elements: &'a [E], heads: usize, tokens: usize, features: usize) -> Self {
         Self { elements, batch: heads * tokens * features, head: tokens * features, token: features }
     }
@@ -27,13 +28,11 @@ impl<'a, E> Heads<'a, E> {
 
     #[track_caller]
     fn check(&self, kernel: &str, name: &str, sizes: [usize; 4]) {
-        let [batch, heads, tokens, features] = sizes;
-        if sizes.contains(&0) {
-            return;
-        }
-        let last = (batch - 1) * self.batch + (heads - 1) * self.head + (tokens - 1) * self.token + features;
-        let actual = self.elements.len();
-        assert!(last <= actual, "{kernel}: `{name}` has {actual} elements, {sizes:?} with its strides needs {last}");
+        let (needed, actual) = (extent(&sizes, &[self.batch, self.head, self.token, 1]), self.elements.len());
+        assert!(
+            needed <= actual,
+            "{kernel}: `{name}` has {actual} elements, {sizes:?} with its strides needs {needed}"
+        );
     }
 }
 
@@ -64,7 +63,7 @@ impl Cached<'_> {
             Self::F32(heads) => heads.check(kernel, name, sizes),
             Self::Int8 { elements, scales } => {
                 elements.check(kernel, name, sizes);
-                let (actual, expected) = (scales.len(), sizes[..3].iter().product::<usize>());
+                let (actual, expected) = (scales.len(), product(&sizes[..3]));
                 assert!(actual == expected, "{kernel}: `{name}` has {actual} scales, expected {expected}");
             }
         }
@@ -96,7 +95,7 @@ pub struct Attention<'a> {
     pub value: Cached<'a>,
     /// Plain factor on the scores.
     pub scale: f32,
-    /// Who sees what.
+    /// Which query sees which keys.
     pub masks: Masks<'a>,
 }
 
@@ -123,11 +122,10 @@ impl Attention<'_> {
         let Attention { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *self;
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
-            "{kernel}: {heads} heads over {kv_heads} key/value heads"
+            "{kernel}: `query` has {heads} heads, expected a multiple of the {kv_heads} heads of `key`"
         );
-        assert!(head_dim > 0, "{kernel}: heads without features");
-        let queries = batch * tokens * heads * value_dim;
-        assert!(output.len() == queries, "{kernel}: `output` has {} elements, expected {queries}", output.len());
+        assert!(head_dim > 0, "{kernel}: `query` has heads without features");
+        check_len(kernel, "output", output.len(), product(&[batch, tokens, heads, value_dim]));
         self.query.check(kernel, "query", [batch, heads, tokens, head_dim]);
         self.key.check(kernel, "key", [batch, kv_heads, capacity, head_dim]);
         self.value.check(kernel, "value", [batch, kv_heads, capacity, value_dim]);

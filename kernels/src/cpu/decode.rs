@@ -1,42 +1,42 @@
-//! Attention of a few new tokens, at the speed at which memory gives keys and values.
+//! Attention of a few new tokens: memory-bound, directly on the cache.
 //!
 //! One task owns some slots of one key/value head of one row, with all query heads of its group and all new tokens. Keys and
-//! values are read once, where they lie, in long runs; every query meets them while they are in the first-level cache:
+//! values are read once, in place, in long runs; they are used by every query while they are in the first-level cache:
 //!
 //! ```text
 //!                slots of one head, 1024 to a task, in blocks of 256
 //!              ┌────────────────────────┬──────────────────────┬──
 //! query 0, t0  │ 4 keys →               │                      │    scores of a block in the first-level cache,
-//! query 0, t1  │ 4 keys →      4 values │           →          │    running max and sum, and the context beside them
+//! query 0, t1  │ 4 keys →      4 values │           →          │    with running max, sum and the context
 //! query 1, t0  │ 4 keys →               │                      │
 //!              └────────────────────────┴──────────────────────┴──
 //! ```
 //!
-//! The tasks of a head leave partial contexts, which are joined at the end (arXiv:2311.01282). Where they begin and end is
+//! The tasks of a head leave partial contexts, which are joined at the end (arXiv:2311.01282). Their first and last slots are
 //! fixed, so a row's result depends neither on the number of threads nor on the rest of the batch. Hidden keys are not read.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::attention::{Attention, Cached, Heads};
-use super::masks::Masks;
 use super::scores::{Row, Running, Slots, share, soften};
+use super::scratch::with_scratch;
 use super::stream::{Columns, Element, add, add_rows, dot_rows};
-use super::with_room;
+use crate::interval::Interval;
 
 /// Slots of a task: enough tasks for every thread where one row has a few key/value heads and a long history.
 const CHUNK: usize = 1024;
 
-/// Keys whose scores are known at once.
+/// Keys whose scores are computed before their values are added.
 const BLOCK: usize = 256;
 
-/// Keys that a query meets at once.
+/// Keys that are multiplied with a query together.
 const KEYS: usize = 4;
 
-/// Values that are added at once.
+/// Values that are added together.
 const VALUES: usize = 4;
 
-/// Keys that are fetched ahead of those that are read: memory does not foresee several runs side by side.
+/// Keys that are prefetched ahead of those that are read: hardware prefetchers lose several interleaved streams.
 const AHEAD: usize = 8;
 
 /// Elements of keys and values below which a task is not worth a thread.
@@ -60,12 +60,12 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
     let chunks = keys.div_ceil(CHUNK).max(1);
     let size = rows * (value_dim + 2);
     let together = TASK.div_ceil((keys.clamp(1, CHUNK)) * (head_dim + value_dim));
-    with_room(batch * kv_heads * chunks * size, |partials| {
+    with_scratch(batch * kv_heads * chunks * size, |partials| {
         partials.par_chunks_exact_mut(size).with_min_len(together).enumerate().for_each(|(index, partial)| {
             let (head, chunk) = (index / chunks, index % chunks);
             let (batch, kv_head) = (head / kv_heads, head % kv_heads);
-            with_room(rows * (head_dim + BLOCK), |room| {
-                let (queries, scores) = room.split_at_mut(rows * head_dim);
+            with_scratch(rows * (head_dim + BLOCK), |scratch| {
+                let (queries, scores) = scratch.split_at_mut(rows * head_dim);
                 Arch::new().dispatch(Task { problem, batch, kv_head, first: chunk * CHUNK, queries, scores, partial });
             });
         });
@@ -78,7 +78,7 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
     });
 }
 
-/// The context of a row from what the tasks of its head have left.
+/// The context of a row from the partial contexts of its head's tasks.
 fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, output: &mut [f32]) {
     let value_dim = output.len();
     let parts = partials.map(|partial| {
@@ -130,23 +130,22 @@ impl WithSimd for Task<'_> {
             *state = [Running::NOTHING.max, Running::NOTHING.sum];
         }
 
-        let ranges = (0..tokens).map(|token| masks.range(self.batch, token));
-        let (from, to) = ranges.fold((usize::MAX, 0), |(from, to), (a, b)| (from.min(a), to.max(b)));
-        let (from, to) = (from.max(self.first), to.min(self.first + CHUNK));
+        let seen = Interval::around((0..tokens).map(|token| masks.range(self.batch, token)));
+        let own = seen.and(Interval::new(self.first, self.first + CHUNK));
         let hidden = masks.hidden(self.batch);
-        for start in (from / BLOCK * BLOCK..to).step_by(BLOCK) {
-            let seen = from.max(start)..to.min(start + BLOCK);
+        for start in (own.start / BLOCK * BLOCK..own.end).step_by(BLOCK) {
+            let seen = own.and(Interval::new(start, start + BLOCK));
             let mut kept = [0; BLOCK];
             let slots = match hidden {
                 Some(hidden) => {
                     let mut count = 0;
-                    for slot in seen.filter(|slot| !hidden[*slot]) {
+                    for slot in seen.slots().filter(|slot| !hidden[*slot]) {
                         kept[count] = slot;
                         count += 1;
                     }
                     Slots::Kept(&kept[..count])
                 }
-                None => Slots::From { first: seen.start, count: seen.len() },
+                None => Slots::All(seen),
             };
             if slots.count() > 0 {
                 self.block(simd, slots);
@@ -185,16 +184,16 @@ impl Task<'_> {
         let mut all = masks.pairs.is_none() && masks.bias.is_none();
         for (row, ([max, sum], scores)) in states.iter_mut().zip(self.scores.chunks_exact_mut(BLOCK)).enumerate() {
             let token = row / group;
-            let range = seen(&masks, self.batch, token, slots);
-            all &= range == (0, count);
-            if range.0 >= range.1 {
+            let keys = slots.keys(masks.range(self.batch, token));
+            all &= keys == Interval::new(0, count);
+            if keys.is_empty() {
                 continue;
             }
             let head = self.kv_head * group + row % group;
             let batch = self.batch;
-            Row { simd, masks: &masks, batch, head, token, slots, positions: &positions }.adjust(range, scores);
+            Row { simd, masks: &masks, batch, head, token, slots, positions: &positions }.adjust(keys, scores);
             let mut state = Running { max: *max, sum: *sum };
-            let factor = soften(simd, scores, range, &mut state);
+            let factor = soften(simd, scores, keys, &mut state);
             [*max, *sum] = [state.max, state.sum];
             if factor != 1.0 {
                 contexts[row * value_dim..][..value_dim].iter_mut().for_each(|context| *context *= factor);
@@ -206,7 +205,7 @@ impl Task<'_> {
                 let scales = self.scales(scales, slots);
                 for weights in self.scores.chunks_exact_mut(BLOCK) {
                     for (weight, scale) in weights[..count].iter_mut().zip(&scales) {
-                        // What a hidden value holds has no part.
+                        // A hidden value never affects the result.
                         *weight = if *weight == 0.0 { 0.0 } else { *weight * scale };
                     }
                 }
@@ -302,18 +301,12 @@ impl Task<'_> {
         let group = self.problem.group();
         let rows = self.partial.chunks_exact_mut(value_dim).zip(self.scores.chunks_exact(BLOCK));
         for (row, (context, weights)) in rows.enumerate() {
-            let (from, to) = seen(&masks, self.batch, row / group, slots);
-            // What a hidden value holds has no part.
-            for at in (from..to).filter(|at| weights[*at] != 0.0) {
+            let keys = slots.keys(masks.range(self.batch, row / group));
+            // A hidden value never affects the result.
+            for at in keys.slots().filter(|at| weights[*at] != 0.0) {
                 let value = value.token(self.batch, self.kv_head, slots.slot(at), value_dim);
                 add(simd, [value], [&weights[at..=at]], [&mut *context]);
             }
         }
     }
-}
-
-/// The keys at hand that a token sees: first, and behind the last.
-fn seen(masks: &Masks<'_>, batch: usize, token: usize, slots: Slots<'_>) -> (usize, usize) {
-    let (from, to) = masks.range(batch, token);
-    (slots.before(from), slots.before(to))
 }

@@ -1,19 +1,22 @@
 //! Which keys a query sees and what is added to its scores: one definition for every attention kernel.
 
-/// What decides over a score beside query and key. Lists by row have one entry for each row of the batch.
+use crate::contract::{check_broadcast, check_len, product};
+use crate::interval::Interval;
+
+/// What decides about a score apart from query and key. Lists by row have one entry for each row of the batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Masks<'a> {
     /// Whether a query sees only its own slot and those before it.
     pub causal: bool,
     /// Keys that a query sees, itself included, counted back from it.
     pub window: Option<usize>,
-    /// `c` of `c · tanh(score / c)`, in front of bias and slopes.
+    /// `c` of `c · tanh(score / c)`, before bias and slopes.
     pub softcap: Option<f32>,
     /// Slot of each row's first query among the keys.
     pub starts: &'a [usize],
     /// Keys that each row holds. Slots from there on are never read.
     pub ends: &'a [usize],
-    /// Keys that nobody sees, `[batch, keys]`; true hides. Every end is at most `keys`.
+    /// Keys that no query sees, `[batch, keys]`; true hides. Every end is at most `keys`.
     pub hidden: Option<&'a [bool]>,
     /// Slope of each query head; `slope · (key position - query position)` is added to a score.
     pub slopes: Option<&'a [f32]>,
@@ -42,12 +45,12 @@ impl<'a> Masks<'a> {
         }
     }
 
-    /// The slots that new token `token` of a row may see: first, and behind the last.
-    pub(super) fn range(&self, row: usize, token: usize) -> (usize, usize) {
+    /// The slots that new token `token` of a row may see.
+    pub(super) fn range(&self, row: usize, token: usize) -> Interval {
         let (at, end) = (self.starts[row] + token, self.ends[row]);
         let last = if self.causal { end.min(at + 1) } else { end };
         let first = self.window.map_or(0, |window| (at + 1).saturating_sub(window));
-        (first.min(last), last)
+        Interval::new(first.min(last), last)
     }
 
     /// A row of `hidden`.
@@ -74,21 +77,24 @@ impl<'a> Masks<'a> {
     /// Panics unless the masks have the sizes of a problem with slots for `capacity` keys.
     #[track_caller]
     pub(super) fn check(&self, kernel: &str, batch: usize, heads: usize, tokens: usize, capacity: usize) {
+        check_len(kernel, "starts", self.starts.len(), batch);
+        check_len(kernel, "ends", self.ends.len(), batch);
         let last = self.ends.iter().copied().max().unwrap_or(0);
-        assert!(last <= capacity, "{kernel}: a row ends at {last}, behind its {capacity} slots");
-        let rows = [("starts", self.starts.len()), ("ends", self.ends.len())];
+        assert!(last <= capacity, "{kernel}: `ends` has {last}, expected at most {capacity}, the slots of `key`");
+        let start = self.starts.iter().copied().max().unwrap_or(0);
+        assert!(
+            start.checked_add(tokens).is_some_and(|end| end < usize::MAX),
+            "{kernel}: `starts` has {start}, expected a slot that {tokens} tokens fit after"
+        );
         let by_key = [("hidden", self.hidden.map(<[bool]>::len)), ("positions", self.positions.map(<[i32]>::len))];
-        for (name, actual) in rows {
-            assert!(actual == batch, "{kernel}: `{name}` has {actual} entries, expected {batch}");
-        }
         for (name, actual) in by_key.into_iter().filter_map(|(name, len)| Some((name, len?))) {
             assert!(
                 actual % batch.max(1) == 0 && actual / batch.max(1) >= last,
-                "{kernel}: `{name}` has {actual} entries for {batch} rows of up to {last} keys"
+                "{kernel}: `{name}` has {actual} elements, expected at least {last} for each of {batch} rows"
             );
         }
         if let Some(slopes) = self.slopes {
-            assert!(slopes.len() == heads, "{kernel}: {} slopes for {heads} heads", slopes.len());
+            check_len(kernel, "slopes", slopes.len(), heads);
         }
         let sizes = [batch, heads, tokens, last];
         if let Some(pairs) = &self.pairs {
@@ -100,7 +106,7 @@ impl<'a> Masks<'a> {
     }
 }
 
-/// A dense `[B or 1, N or 1, T or 1, S or 1]` tensor; axes of one element stand for all.
+/// A dense `[B or 1, N or 1, T or 1, S or 1]` tensor; an axis of one element applies to all.
 #[derive(Debug, Clone, Copy)]
 pub struct Broadcast<'a, T> {
     /// Its elements, row-major.
@@ -117,20 +123,10 @@ impl<'a, T> Broadcast<'a, T> {
         &self.elements[index * keys..][..keys]
     }
 
+    /// Panics unless the shape fits these sizes, and the elements the shape.
     #[track_caller]
-    fn check(&self, kernel: &str, name: &str, [batch, heads, tokens, keys]: [usize; 4]) {
-        let [b, n, t, s] = self.shape;
-        let fits = |actual: usize, expected: usize| actual == 1 || actual == expected;
-        assert!(
-            fits(b, batch) && fits(n, heads) && fits(t, tokens) && (s == 1 || s >= keys),
-            "{kernel}: `{name}` is {:?} beside [{batch}, {heads}, {tokens}, {keys}]",
-            self.shape
-        );
-        assert!(
-            self.elements.len() == b * n * t * s,
-            "{kernel}: `{name}` has {} elements, its shape {:?}",
-            self.elements.len(),
-            self.shape
-        );
+    fn check(&self, kernel: &str, name: &str, sizes: [usize; 4]) {
+        check_broadcast(kernel, name, &sizes, &self.shape);
+        check_len(kernel, name, self.elements.len(), product(&self.shape));
     }
 }

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::contract::check_len;
+
 /// Partial sums of a row, so that they run in vector registers.
 const LANES: usize = 16;
 
@@ -21,7 +23,7 @@ pub struct Norm<'a> {
     pub beta: Option<&'a [f32]>,
     /// Added to the variance.
     pub epsilon: f32,
-    /// Whether the mean stays in (RMSNorm).
+    /// RMSNorm: the mean is not subtracted.
     pub rms: bool,
 }
 
@@ -32,13 +34,14 @@ pub struct Norm<'a> {
 pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
     let features = problem.gamma.len();
     let len = problem.input.len();
-    assert!(len.is_multiple_of(features.max(1)), "norm: `input` has {len} elements, rows have {features}");
-    assert!(output.len() == len, "norm: `output` has {} elements, expected {len}", output.len());
+    let whole = if features == 0 { len == 0 } else { len.is_multiple_of(features) };
+    assert!(whole, "norm: `input` has {len} elements, rows have {features}, the length of `gamma`");
+    check_len("norm", "output", output.len(), len);
     if let Some(beta) = problem.beta {
-        assert!(beta.len() == features, "norm: `beta` has {} elements, expected {features}", beta.len());
+        check_len("norm", "beta", beta.len(), features);
     }
     if let Some(residual) = problem.residual {
-        assert!(residual.len() == len, "norm: `residual` has {} elements, expected {len}", residual.len());
+        check_len("norm", "residual", residual.len(), len);
     }
     if len == 0 {
         return;

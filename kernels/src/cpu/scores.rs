@@ -1,4 +1,7 @@
-//! From products of a query and some keys to weights: one definition for every attention kernel.
+//! From products of queries and keys to weights: one definition of the arithmetic for every attention kernel.
+//!
+//! [`Row`] and [`soften`] apply it to one query whose keys fill the lanes of vectors; a tile of [`flash`](super::flash) has one
+//! query to a lane.
 
 use std::f32::consts::LOG2_E;
 
@@ -6,6 +9,7 @@ use pulp::Simd;
 
 use super::masks::Masks;
 use super::simd::{exp2, tanh};
+use crate::interval::Interval;
 
 /// Running maximum and sum of one query (arXiv:1805.02867). Weights are powers of two, `2^(score · log2 e - max)`: an `exp2`
 /// needs no rounding of its argument.
@@ -20,8 +24,8 @@ impl Running {
     pub const NOTHING: Self = Self { max: f32::NEG_INFINITY, sum: 0.0 };
 }
 
-/// What the sum of weighted values is multiplied by at the end, from the sum of the weights. Nothing visible gives zeros; a
-/// NaN compares unequal and shows.
+/// The final factor of the sum of weighted values, from the sum of the weights. A query that sees nothing gives zeros; a NaN
+/// compares unequal and stays visible.
 pub(super) fn share(sum: f32) -> f32 {
     if sum == 0.0 { 0.0 } else { 1.0 / sum }
 }
@@ -32,11 +36,23 @@ pub(super) fn capped<S: Simd>(simd: S, score: S::f32s, cap: f32) -> S::f32s {
     simd.mul_f32s(simd.splat_f32s(cap), tanh(simd, simd.mul_f32s(score, simd.splat_f32s(1.0 / cap))))
 }
 
-/// The slots of the keys at hand, in ascending order.
+/// `score + slope · (key position - query position)`.
+#[inline(always)]
+pub(super) fn sloped<S: Simd>(simd: S, score: S::f32s, slope: S::f32s, key: S::f32s, query: S::f32s) -> S::f32s {
+    simd.mul_add_e_f32s(slope, simd.sub_f32s(key, query), score)
+}
+
+/// The weight of a score, from minus the maximum.
+#[inline(always)]
+pub(super) fn weight<S: Simd>(simd: S, score: S::f32s, minus_max: S::f32s) -> S::f32s {
+    exp2(simd, simd.mul_add_e_f32s(score, simd.splat_f32s(LOG2_E), minus_max))
+}
+
+/// The slots of the keys of a block, in ascending order.
 #[derive(Clone, Copy)]
 pub(super) enum Slots<'a> {
-    /// All from the first on.
-    From { first: usize, count: usize },
+    /// Every slot of an interval.
+    All(Interval),
     /// These.
     Kept(&'a [usize]),
 }
@@ -44,7 +60,7 @@ pub(super) enum Slots<'a> {
 impl Slots<'_> {
     pub fn count(self) -> usize {
         match self {
-            Self::From { count, .. } => count,
+            Self::All(all) => all.len(),
             Self::Kept(slots) => slots.len(),
         }
     }
@@ -52,21 +68,26 @@ impl Slots<'_> {
     /// The slot of a key.
     pub fn slot(self, key: usize) -> usize {
         match self {
-            Self::From { first, .. } => first + key,
+            Self::All(all) => all.start + key,
             Self::Kept(slots) => slots[key],
         }
     }
 
-    /// Keys that lie in front of a slot.
+    /// Keys before a slot.
     pub fn before(self, slot: usize) -> usize {
         match self {
-            Self::From { first, count } => slot.saturating_sub(first).min(count),
+            Self::All(all) => slot.saturating_sub(all.start).min(all.len()),
             Self::Kept(slots) => slots.partition_point(|kept| *kept < slot),
         }
     }
+
+    /// The keys in an interval of slots.
+    pub fn keys(self, slots: Interval) -> Interval {
+        Interval::new(self.before(slots.start), self.before(slots.end))
+    }
 }
 
-/// The scores of one query. They, and the positions, go on to the end of the last vector.
+/// The scores of one query. They, and the positions, extend to the end of the last vector.
 pub(super) struct Row<'a, S> {
     pub simd: S,
     pub masks: &'a Masks<'a>,
@@ -79,9 +100,10 @@ pub(super) struct Row<'a, S> {
 }
 
 impl<S: Simd> Row<'_, S> {
-    /// What comes behind the product: softcap, slopes, bias, hidden pairs. Scores outside the range may become anything.
+    /// Applies to the products what comes next: softcap, slopes, bias, hidden pairs. Scores of other keys are unspecified.
     #[inline(always)]
-    pub fn adjust(&self, (from, to): (usize, usize), scores: &mut [f32]) {
+    pub fn adjust(&self, keys: Interval, scores: &mut [f32]) {
+        let (from, to) = (keys.start, keys.end);
         let masks = self.masks;
         if masks.softcap.is_none() && masks.slopes.is_none() && masks.bias.is_none() && masks.pairs.is_none() {
             return;
@@ -98,7 +120,7 @@ impl<S: Simd> Row<'_, S> {
             let own = simd.splat_f32s(masks.position(self.batch, masks.starts[self.batch] + self.token));
             let positions = S::as_simd_f32s(&self.positions[whole.clone()]).0;
             for (score, position) in S::as_mut_simd_f32s(&mut scores[whole]).0.iter_mut().zip(positions) {
-                *score = simd.mul_add_e_f32s(slope, simd.sub_f32s(*position, own), *score);
+                *score = sloped(simd, *score, slope, *position, own);
             }
         }
         if let Some(bias) = &masks.bias {
@@ -118,10 +140,11 @@ impl<S: Simd> Row<'_, S> {
     }
 }
 
-/// Scores in the range, which holds at least one key, to weights relative to the new maximum; 0 in the rest of its vectors.
-/// Returns by what everything from earlier keys shrinks.
+/// Replaces the scores of some keys, at least one, by weights relative to the new maximum, and by 0 in the rest of their vectors.
+/// Returns the factor for the sums of earlier keys.
 #[inline(always)]
-pub(super) fn soften<S: Simd>(simd: S, scores: &mut [f32], (from, to): (usize, usize), state: &mut Running) -> f32 {
+pub(super) fn soften<S: Simd>(simd: S, scores: &mut [f32], keys: Interval, state: &mut Running) -> f32 {
+    let (from, to) = (keys.start, keys.end);
     let lanes = S::F32_LANES;
     let hidden = simd.splat_f32s(f32::NEG_INFINITY);
     let scores = S::as_mut_simd_f32s(&mut scores[from / lanes * lanes..to.next_multiple_of(lanes)]).0;
@@ -138,14 +161,14 @@ pub(super) fn soften<S: Simd>(simd: S, scores: &mut [f32], (from, to): (usize, u
         largest = simd.max_f32s(largest, *score);
     }
     let max = state.max.max(simd.reduce_max_f32s(largest) * LOG2_E);
-    // Of hidden scores alone the weights are 2^(-inf - 0).
+    // If all scores are hidden, the weights are 2^(-inf - 0).
     let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-    // Nothing before has no weight; most rows of short problems are of this kind.
+    // Without earlier keys there is nothing to scale; most rows of short problems are of this kind.
     let factor = if state.max == f32::NEG_INFINITY { 0.0 } else { (state.max - base).exp2() };
-    let (log2_e, base) = (simd.splat_f32s(LOG2_E), simd.splat_f32s(-base));
+    let minus_max = simd.splat_f32s(-base);
     let mut sum = simd.splat_f32s(0.0);
     for score in scores {
-        *score = exp2(simd, simd.mul_add_e_f32s(*score, log2_e, base));
+        *score = weight(simd, *score, minus_max);
         sum = simd.add_f32s(sum, *score);
     }
     *state = Running { max, sum: state.sum * factor + simd.reduce_sum_f32s(sum) };

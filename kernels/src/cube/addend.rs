@@ -1,14 +1,9 @@
 //! What is added to given scores: a tensor that broadcasts to them, read as they are read.
 
 use cubecl::prelude::*;
-use cubecl::std::tensor::TensorHandle;
 
-use super::machine::array;
-
-/// Strides, 0 along axes of one element.
-pub(crate) fn strides<R: Runtime, const D: usize>(tensor: &TensorHandle<R>) -> [usize; D] {
-    std::array::from_fn(|axis| if tensor.shape()[axis] == 1 { 0 } else { tensor.strides()[axis] })
-}
+use super::contract::Checked;
+use super::tensors::array;
 
 /// Where an addend of the scores lies, in elements: its first one, and its strides along the axes of the scores.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +23,7 @@ impl Places {
 
 /// The addend as the argument of a kernel, read in vectors of `width`, those of the scores being of `vector` elements.
 pub(crate) fn addend<E: Float, W: Size, R: Runtime>(
-    tensor: Option<&TensorHandle<R>>,
+    tensor: Option<Checked<'_, R>>,
     places: Option<Places>,
     width: usize,
     vector: usize,

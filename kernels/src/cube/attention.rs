@@ -1,38 +1,48 @@
-//! The problem that [`decode`](super::decode) and prefill solve.
+//! The problem that [`decode`](super::decode) and [`prefill`](super::prefill) solve.
 
+use burn_deepspeed_core::path::LARGEST_CUBE_HEAD;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use super::cached::Side;
-use super::machine::{Unsupported, check_extent, check_rows, check_same_type};
-use super::masks::MaskArguments;
+use super::cached::{CacheTensor, CheckedCache};
+use super::contract::{Checked, Contract, same_type};
+use super::machine::{Unsupported, countable};
+use super::mask_arguments::{CheckedMasks, MaskArguments, MaskSizes};
+use crate::contract::product;
 
 /// `softmax(hide(softcap(scale · QKᵀ) + alibi + bias)) · V`, head by head.
 ///
-/// Every tensor may have any strides but along its last axis, whose elements lie one behind the other. All have the same
-/// element type, but for keys and values that are int8: `scale · element`, with a scale for each head and token. Elements and
-/// scales of a hidden key may be anything.
-#[derive(Debug, Clone, Copy)]
+/// Tensors may have any strides but along the last axis, which is contiguous. All have the same element type, except for keys
+/// and values that are int8: `scale · element`, with a scale for each head and token. Elements and scales of a hidden key may
+/// have any value.
+///
+/// A launcher panics if shapes do not fit together, with the operation, the tensor, the expected and the actual shape. It
+/// returns [`Unsupported`] for a layout, an element type or a size that the kernel or the device does not take.
+#[derive(Debug)]
 pub struct Attention<'a, R: Runtime> {
     /// `[B, N, T, H]`.
     pub query: &'a TensorHandle<R>,
     /// `[B, K, capacity, H]`; query head `n` reads key head `n / (N / K)`. Only the keys of a row are read.
-    pub key: &'a TensorHandle<R>,
-    /// `[B, K, capacity]` of f32, if the keys are int8.
-    pub key_scales: Option<&'a TensorHandle<R>>,
+    pub key: CacheTensor<'a, R>,
     /// `[B, K, capacity, H]`.
-    pub value: &'a TensorHandle<R>,
-    /// `[B, K, capacity]` of f32, if the values are int8.
-    pub value_scales: Option<&'a TensorHandle<R>>,
+    pub value: CacheTensor<'a, R>,
     /// `[B, N, T, H]`; every element is written.
     pub context: &'a TensorHandle<R>,
     /// Plain factor on QKᵀ.
     pub scale: f32,
     /// What is hidden and added.
     pub masks: &'a MaskArguments<R>,
-    /// Keys of the longest row.
+    /// Keys of the longest row, at most the capacity. Slots from there on are not read, whatever the bounds of a row say.
     pub keys: usize,
 }
+
+impl<R: Runtime> Clone for Attention<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Runtime> Copy for Attention<'_, R> {}
 
 /// The sizes of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,57 +59,60 @@ impl AttentionSizes {
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.batch * self.heads * self.tokens * self.head_dim == 0
+    }
+}
+
+/// A problem that was checked.
+#[derive(Debug)]
+pub(crate) struct CheckedAttention<'a, R: Runtime> {
+    pub query: Checked<'a, R>,
+    pub key: CheckedCache<'a, R>,
+    pub value: CheckedCache<'a, R>,
+    pub context: Checked<'a, R>,
+    pub masks: CheckedMasks<'a, R>,
+    pub sizes: AttentionSizes,
 }
 
 impl<'a, R: Runtime> Attention<'a, R> {
-    /// The keys and their scales.
-    pub(crate) fn keys(&self) -> Side<'a, R> {
-        Side::keys(self.key, self.key_scales)
-    }
+    /// Checks every argument of an operation.
+    #[track_caller]
+    pub(crate) fn check(
+        &self,
+        operation: &'static str,
+        client: &ComputeClient<R>,
+    ) -> Result<CheckedAttention<'a, R>, Unsupported> {
+        let contract = Contract::new(operation, client);
+        let [batch, heads, tokens, head_dim] = contract.axes("query", self.query);
+        let [_, kv_heads, capacity, _] = contract.axes("key", self.key.elements);
+        contract.require(kv_heads > 0 && heads.is_multiple_of(kv_heads), || {
+            format!("`query` has {heads} heads, expected a multiple of the {kv_heads} heads of `key`")
+        });
+        contract.require(self.keys <= capacity, || {
+            format!("`keys` is {}, expected at most {capacity}, the slots of `key`", self.keys)
+        });
+        let [.., value_dim] = contract.axes::<4>("value", self.value.elements);
+        let cache = |features| [batch, kv_heads, capacity, features];
+        let query = contract.rows("query", self.query, &[batch, heads, tokens, head_dim])?;
+        let key = self.key.check(&contract, ["key", "key_scales"], cache(head_dim), query.dtype)?;
+        let value = self.value.check(&contract, ["value", "value_scales"], cache(value_dim), query.dtype)?;
+        let context = contract.rows("context", self.context, &[batch, heads, tokens, value_dim])?;
+        let masks = self.masks.check(&contract, MaskSizes { batch, heads, tokens, keys: self.keys })?;
 
-    /// The values and their scales.
-    pub(crate) fn values(&self) -> Side<'a, R> {
-        Side::values(self.value, self.value_scales)
-    }
-
-    /// The sizes, once the layout is known to suit the kernels.
-    pub(crate) fn check(&self, client: &ComputeClient<R>, largest_head: usize) -> Result<AttentionSizes, Unsupported> {
-        let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| self.query.shape()[axis]);
-        if head_dim > largest_head {
-            return Err(Unsupported::HeadDim { head_dim, limit: largest_head });
+        same_type("context", &context, query.dtype)?;
+        contract.supports(&[query.dtype])?;
+        if head_dim > LARGEST_CUBE_HEAD {
+            return Err(Unsupported::HeadDim { head_dim, limit: LARGEST_CUBE_HEAD });
         }
-        let value_dim = self.value.shape()[3];
         if value_dim != head_dim {
             return Err(Unsupported::ValueDim { head_dim, value_dim });
         }
-        self.keys().check(client, self.query.dtype)?;
-        self.values().check(client, self.query.dtype)?;
-        check_same_type(self.query.dtype, &[("context", Some(self.context))])?;
-        check_rows(&[("query", self.query), ("key", self.key), ("value", self.value), ("context", self.context)])?;
-        check_extent(&[self.query, self.key, self.value, self.context])?;
-        self.masks.check()?;
-        Ok(AttentionSizes { batch, heads, kv_heads: self.key.shape()[1], tokens, head_dim })
+        countable(product(&[batch, heads, tokens]))?;
+        countable(self.keys)?;
+        let sizes = AttentionSizes { batch, heads, kv_heads, tokens, head_dim };
+        Ok(CheckedAttention { query, key, value, context, masks, sizes })
     }
-}
-
-/// Strides of batch, head and token, in elements or vectors.
-#[derive(CubeType, CubeLaunch)]
-pub(crate) struct HeadStrides {
-    pub batch: u32,
-    pub head: u32,
-    pub token: u32,
-}
-
-#[cube]
-impl HeadStrides {
-    /// The first element or vector of a head of a row.
-    pub fn head(&self, batch: u32, head: u32) -> u32 {
-        batch * self.batch + head * self.head
-    }
-}
-
-/// The strides of a `[B, heads, tokens, features]` tensor, in vectors of `vector` elements.
-pub(crate) fn head_strides<R: Runtime>(tensor: &TensorHandle<R>, vector: usize) -> HeadStridesLaunch<R> {
-    let stride = |axis: usize| (tensor.strides()[axis] / vector) as u32;
-    HeadStridesLaunch::new(stride(0), stride(1), stride(2))
 }

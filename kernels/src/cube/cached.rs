@@ -1,17 +1,17 @@
-//! Keys or values as they lie in the cache: floats, or int8 with a scale for each head of a token.
+//! Keys or values of a cache: floats, or int8 with a scale for each head of a token.
 //!
-//! The scale of a head is its largest magnitude over 127, an element its feature over the scale, rounded to the nearest
-//! integer, ties to even. A head that holds something that is not finite has a scale of NaN and elements of 0, so that
-//! whoever reads it sees a NaN.
+//! The scale of a head is its largest magnitude over 127. An element is its feature divided by the scale, rounded to the
+//! nearest integer, ties to even. A head that holds a value that is not finite has a scale of NaN and elements of 0, so that
+//! every reader sees a NaN.
 
+use burn_deepspeed_core::int8::LARGEST;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use super::attention::{HeadStrides, HeadStridesLaunch, head_strides};
-use super::machine::{Unsupported, array, check_extent, check_same_type, check_shape, check_types};
+use super::contract::{Checked, Contract, f32_type, i8_type, same_type};
+use super::machine::Unsupported;
+use super::tensors::{HeadStrides, HeadStridesLaunch, array, head_strides};
 
-/// The largest element of int8.
-const LARGEST: f32 = 127.0;
 /// The bits of infinity: those of larger magnitudes are NaN's.
 const INFINITE: u32 = 0x7f80_0000;
 /// The bits of a NaN.
@@ -19,40 +19,67 @@ const NAN: u32 = 0x7fc0_0000;
 /// `1.5 · 2^23`: a sum with it is rounded to an integer, ties to even, which its lowest bits hold.
 const INTEGERS: f32 = 12_582_912.0;
 
-/// Keys or values, on the host.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Side<'a, R: Runtime> {
-    /// `[B, K, capacity, H]`.
+/// Keys or values of a cache.
+#[derive(Debug)]
+pub struct CacheTensor<'a, R: Runtime> {
+    /// `[B, K, capacity, H]`, with any strides but along the last axis, which is contiguous.
     pub elements: &'a TensorHandle<R>,
-    /// `[B, K, capacity]` of f32, where the elements are int8.
+    /// `[B, K, capacity]` of f32, if the elements are int8.
     pub scales: Option<&'a TensorHandle<R>>,
-    /// What errors call the elements, and the scales.
-    pub names: [&'static str; 2],
 }
 
-impl<'a, R: Runtime> Side<'a, R> {
-    /// The keys.
-    pub fn keys(elements: &'a TensorHandle<R>, scales: Option<&'a TensorHandle<R>>) -> Self {
-        Self { elements, scales, names: ["key", "key_scales"] }
+impl<R: Runtime> Clone for CacheTensor<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Runtime> Copy for CacheTensor<'_, R> {}
+
+impl<'a, R: Runtime> CacheTensor<'a, R> {
+    /// Keys or values in floats.
+    pub fn floats(elements: &'a TensorHandle<R>) -> Self {
+        Self { elements, scales: None }
     }
 
-    /// The values.
-    pub fn values(elements: &'a TensorHandle<R>, scales: Option<&'a TensorHandle<R>>) -> Self {
-        Self { elements, scales, names: ["value", "value_scales"] }
+    /// Keys or values in int8, and their scales.
+    pub fn int8(elements: &'a TensorHandle<R>, scales: &'a TensorHandle<R>) -> Self {
+        Self { elements, scales: Some(scales) }
     }
 
-    /// Checks that the elements are `floats`, or int8 where there are scales, and that these have their shape.
-    pub fn check(&self, client: &ComputeClient<R>, floats: StorageType) -> Result<(), Unsupported> {
-        let [elements, scales] = self.names;
-        let Some(handle) = self.scales else {
-            return check_same_type(floats, &[(elements, Some(self.elements))]);
+    /// Checks that the elements have this shape and the type `floats`, or int8 where there are scales. `names` are those of
+    /// the elements and of the scales.
+    #[track_caller]
+    pub(crate) fn check(
+        &self,
+        contract: &Contract<'_, R>,
+        names: [&'static str; 2],
+        shape: [usize; 4],
+        floats: StorageType,
+    ) -> Result<CheckedCache<'a, R>, Unsupported> {
+        let elements = contract.rows(names[0], self.elements, &shape)?;
+        let Some(scales) = self.scales else {
+            same_type(names[0], self.elements, floats)?;
+            return Ok(CheckedCache { elements, scales: None });
         };
-        let (int8, float) = (i8::as_type_native_unchecked(), f32::as_type_native_unchecked());
-        check_same_type(int8.storage_type(), &[(elements, Some(self.elements))])?;
-        check_types(client, &[int8.storage_type()])?;
-        check_same_type(float.storage_type(), &[(scales, Some(handle))])?;
-        check_shape(scales, handle, std::array::from_fn::<_, 3, _>(|axis| self.elements.shape()[axis]))?;
-        check_extent(&[handle])
+        let scales = contract.exact(names[1], scales, &shape[..3])?;
+        same_type(names[0], &elements, i8_type())?;
+        same_type(names[1], &scales, f32_type())?;
+        contract.supports(&[i8_type()])?;
+        Ok(CheckedCache { elements, scales: Some(scales) })
+    }
+}
+
+/// Keys or values that were checked.
+#[derive(Debug)]
+pub(crate) struct CheckedCache<'a, R: Runtime> {
+    pub elements: Checked<'a, R>,
+    scales: Option<Checked<'a, R>>,
+}
+
+impl<R: Runtime> CheckedCache<'_, R> {
+    pub fn is_int8(&self) -> bool {
+        self.scales.is_some()
     }
 
     /// The argument of a kernel that reads vectors of `vector` elements.
@@ -94,7 +121,7 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         head.elements + slot * self.strides.token + part
     }
 
-    /// A vector of the head at a slot, as it lies there.
+    /// A vector of the head at a slot, as it is stored.
     pub fn part(&self, head: CachedHead, slot: u32, part: u32) -> Vector<C, N> {
         self.elements[self.place(head, slot, part) as usize]
     }

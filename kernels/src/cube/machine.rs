@@ -2,7 +2,6 @@
 
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
-use cubecl::std::tensor::TensorHandle;
 
 /// What the launchers need to know of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +67,7 @@ impl Machine {
     /// Cubes for `items`, `each` of them to a cube, in one line that is folded over the axes of the grid: a kernel finds its
     /// place in the line in `CUBE_POS`, and leaves what lies behind the last item alone.
     pub(crate) fn folded(&self, items: usize, each: usize) -> Result<CubeCount, Unsupported> {
-        // Half of what 32 bits count, so that the numbers behind the last item do not start again at 0.
-        if items > MOST_ITEMS {
-            return Err(Unsupported::TooLarge { elements: items });
-        }
+        countable(items)?;
         let count = items.div_ceil(each).max(1);
         let [x, y, _] = self.max_cubes.map(|limit| limit as usize);
         let depth = count.div_ceil(x.saturating_mul(y));
@@ -80,8 +76,13 @@ impl Machine {
     }
 }
 
-/// Most rows or vectors that a kernel counts.
-const MOST_ITEMS: usize = 1 << 31;
+/// Most rows, slots or vectors that a kernel counts.
+pub(crate) const MOST_ITEMS: usize = 1 << 31;
+
+/// Checks that a kernel can count so many items: half of what 32 bits count, so that numbers after the last one do not wrap.
+pub(crate) fn countable(items: usize) -> Result<(), Unsupported> {
+    if items > MOST_ITEMS { Err(Unsupported::TooLarge { elements: items }) } else { Ok(()) }
+}
 
 /// Why a kernel does not take a problem. Nothing was launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -149,28 +150,6 @@ pub enum Unsupported {
         /// The most that the kernel takes.
         limit: usize,
     },
-    /// A tensor has another number of axes than the kernel takes.
-    #[error("`{tensor}` has {rank} axes, expected {expected}")]
-    Rank {
-        /// The tensor.
-        tensor: &'static str,
-        /// Its axes.
-        rank: usize,
-        /// What the kernel takes.
-        expected: usize,
-    },
-    /// An axis of a tensor is not as long as the others ask for.
-    #[error("axis {axis} of `{tensor}` has {size} elements, expected {expected}")]
-    Shape {
-        /// The tensor.
-        tensor: &'static str,
-        /// The axis, from 0.
-        axis: usize,
-        /// Its elements.
-        size: usize,
-        /// What the other tensors ask for; where they broadcast, 1 would do.
-        expected: usize,
-    },
     /// Two tensors that need the same element type have different ones.
     #[error("the elements of `{tensor}` are {given:?}, expected {expected:?}")]
     MixedTypes {
@@ -187,113 +166,4 @@ pub enum Unsupported {
     /// The device cannot compute with this element type.
     #[error("the device cannot compute with elements of {0:?}")]
     ElementType(StorageType),
-}
-
-/// From the first element to behind the last.
-fn extent<R: Runtime>(tensor: &TensorHandle<R>) -> usize {
-    let last = tensor.shape().iter().zip(tensor.strides().iter()).map(|(size, stride)| size.saturating_sub(1) * stride);
-    last.sum::<usize>() + 1
-}
-
-/// The buffer of a tensor as the argument of a kernel.
-pub(crate) fn array<R: Runtime>(tensor: &TensorHandle<R>) -> ArrayArg<R> {
-    // SAFETY: the length spans the elements that the strides reach, and no other is read or written.
-    unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), extent(tensor)) }
-}
-
-/// The axes of a tensor of `D` of them.
-pub(crate) fn axes<R: Runtime, const D: usize>(
-    tensor: &'static str,
-    handle: &TensorHandle<R>,
-) -> Result<[usize; D], Unsupported> {
-    let shape: &[usize] = handle.shape();
-    shape.try_into().map_err(|_| Unsupported::Rank { tensor, rank: shape.len(), expected: D })
-}
-
-/// Checks that a tensor has this shape.
-pub(crate) fn check_shape<R: Runtime, const D: usize>(
-    tensor: &'static str,
-    handle: &TensorHandle<R>,
-    expected: [usize; D],
-) -> Result<(), Unsupported> {
-    let shape = axes::<R, D>(tensor, handle)?;
-    match (0..D).find(|axis| shape[*axis] != expected[*axis]) {
-        Some(axis) => Err(Unsupported::Shape { tensor, axis, size: shape[axis], expected: expected[axis] }),
-        None => Ok(()),
-    }
-}
-
-/// Checks that a tensor has this shape, or 1 along some axes.
-pub(crate) fn check_broadcast<R: Runtime, const D: usize>(
-    tensor: &'static str,
-    handle: &TensorHandle<R>,
-    expected: [usize; D],
-) -> Result<(), Unsupported> {
-    let shape = axes::<R, D>(tensor, handle)?;
-    let expected = std::array::from_fn(|axis| if shape[axis] == 1 { 1 } else { expected[axis] });
-    check_shape::<R, D>(tensor, handle, expected)
-}
-
-/// Checks that tensors have the element type of the one that they go with.
-pub(crate) fn check_same_type<R: Runtime>(
-    expected: StorageType,
-    tensors: &[(&'static str, Option<&TensorHandle<R>>)],
-) -> Result<(), Unsupported> {
-    for (tensor, handle) in tensors {
-        if let Some(given) = handle.map(|handle| handle.dtype)
-            && given != expected
-        {
-            return Err(Unsupported::MixedTypes { tensor, given, expected });
-        }
-    }
-    Ok(())
-}
-
-/// Checks that the device computes with these element types.
-pub(crate) fn check_types<R: Runtime>(client: &ComputeClient<R>, types: &[StorageType]) -> Result<(), Unsupported> {
-    let missing = types.iter().find(|elements| !client.properties().supports_type(**elements));
-    missing.map_or(Ok(()), |elements| Err(Unsupported::ElementType(*elements)))
-}
-
-/// Checks that the elements can be reached with 32-bit indices.
-pub(crate) fn check_extent<R: Runtime>(tensors: &[&TensorHandle<R>]) -> Result<(), Unsupported> {
-    for tensor in tensors {
-        let elements = extent(tensor);
-        if elements > u32::MAX as usize {
-            return Err(Unsupported::TooLarge { elements });
-        }
-    }
-    Ok(())
-}
-
-/// Checks that the last axis of each tensor lies one element behind the other.
-pub(crate) fn check_rows<R: Runtime>(tensors: &[(&'static str, &TensorHandle<R>)]) -> Result<(), Unsupported> {
-    for (name, tensor) in tensors {
-        let (size, stride) = (tensor.shape().last().copied(), tensor.strides().last().copied());
-        if let (Some(size), Some(stride)) = (size, stride)
-            && size > 1
-            && stride != 1
-        {
-            return Err(Unsupported::Stride { tensor: name, stride });
-        }
-    }
-    Ok(())
-}
-
-/// The widest vectors that rows of all tensors can be read in: each divides every stride, and `unit`.
-pub(crate) fn vector_size<R: Runtime>(client: &ComputeClient<R>, tensors: &[&TensorHandle<R>], unit: usize) -> usize {
-    let bytes = tensors.iter().map(|tensor| tensor.dtype.size()).max().unwrap_or(4);
-    let divides = |size: usize| {
-        let strides = |tensor: &&TensorHandle<R>| {
-            let outer = tensor.strides().len() - 1;
-            tensor
-                .strides()
-                .iter()
-                .zip(tensor.shape().iter())
-                .take(outer)
-                .all(|(stride, axis)| *axis == 1 || stride.is_multiple_of(size))
-        };
-        unit.is_multiple_of(size) && tensors.iter().all(strides)
-    };
-    client.io_optimized_vector_sizes(bytes).find(|size| divides(*size)).unwrap_or(1)
 }

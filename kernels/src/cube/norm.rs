@@ -1,13 +1,13 @@
 //! LayerNorm (<https://arxiv.org/abs/1607.06450>) and RMSNorm (<https://arxiv.org/abs/1910.07467>) over rows; the first half
-//! of DeepSpeed's `QKVGemmOp`, with the sum of its pre-norm.
+//! of DeepSpeed's `QKVGemmOp`, and with a residual its `layer_norm_residual`.
 
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
+use super::contract::{Checked, Contract, same_type};
 use super::lanes::{Team, cube_sum, vector_sum};
-use super::machine::{
-    Machine, Unsupported, array, axes, check_extent, check_rows, check_same_type, check_shape, check_types, vector_size,
-};
+use super::machine::{Machine, Unsupported, countable};
+use super::tensors::{array, vector_size};
 
 /// Fewest units of a cube.
 const FEWEST_UNITS: u32 = 32;
@@ -20,18 +20,16 @@ const MOST_VECTORS: usize = 8;
 
 /// `(row - mean) / sqrt(variance + epsilon) · gamma + beta` of each row of `input + residual`, in f32.
 ///
-/// Rows may lie at any distance. `sum` and `output` share no memory with the other tensors.
+/// Rows may have any stride. `output` shares no memory with the other tensors.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a, R: Runtime> {
     /// `[rows, E]`.
     pub input: &'a TensorHandle<R>,
-    /// `[rows, E]` of the elements of `input`: added to it, and the sum rounded to them.
+    /// `[rows, E]` of the element type of `input`: added to it, in f32.
     pub residual: Option<&'a TensorHandle<R>>,
-    /// `[rows, E]` of the elements of `input`: where `input + residual` is written, the other output of a pre-norm.
-    pub sum: Option<&'a TensorHandle<R>>,
     /// `[E]`, floats of any width.
     pub gamma: &'a TensorHandle<R>,
-    /// `[E]` of the elements of `gamma`; `None` adds nothing.
+    /// `[E]` of the element type of `gamma`; `None` adds nothing.
     pub beta: Option<&'a TensorHandle<R>>,
     /// `[rows, E]`, floats of any width; every element is written.
     pub output: &'a TensorHandle<R>,
@@ -62,7 +60,6 @@ struct Sizes {
     epsilon: f32,
     input: u32,
     residual: u32,
-    sum: u32,
     output: u32,
 }
 
@@ -70,17 +67,21 @@ struct Sizes {
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
 pub fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     arguments: Norm<'_, R>,
 ) -> Result<(), Unsupported> {
-    let Norm { input, residual, sum, gamma, beta, output, epsilon, rms } = arguments;
-    let [rows, features] = arguments.check(client)?;
+    let Norm { epsilon, rms, .. } = arguments;
+    let CheckedNorm { input, residual, gamma, beta, output, sizes: [rows, features] } = arguments.check(client)?;
     if rows * features == 0 {
         return Ok(());
     }
-    let tensors: Vec<_> = [Some(input), residual, sum, Some(output)].into_iter().flatten().collect();
+    let tensors: Vec<_> = [Some(input), residual, Some(output)].into_iter().flatten().collect();
     let vector = vector_size(client, &tensors, features);
     let vectors = features / vector;
     let wanted = (vectors.div_ceil(VECTORS).next_power_of_two() as u32).clamp(FEWEST_UNITS, MOST_UNITS);
@@ -88,7 +89,7 @@ pub fn launch<R: Runtime>(
     let per_unit = vectors.div_ceil(team.units as usize);
     let held = per_unit <= MOST_VECTORS;
     let tile = Tile { team, per_unit: if held { per_unit } else { VECTORS } as u32, held, rms };
-    let stride = |tensor: Option<&TensorHandle<R>>| tensor.map_or(0, |tensor| (tensor.strides()[0] / vector) as u32);
+    let stride = |tensor: Option<Checked<'_, R>>| tensor.map_or(0, |tensor| (tensor.strides()[0] / vector) as u32);
     let sizes = SizesLaunch::new(
         rows as u32,
         vectors as u32,
@@ -96,11 +97,11 @@ pub fn launch<R: Runtime>(
         epsilon,
         stride(Some(input)),
         stride(residual),
-        stride(sum),
         stride(Some(output)),
     );
     let cubes = machine.folded(rows, 1)?;
-    // SAFETY: the kernel compares its row with the rows and its vector with the vectors of one; the shapes are checked.
+    // SAFETY: the tensors were checked against each other; the kernel compares its row with the rows, and its vector with the
+    // vectors of a row.
     unsafe {
         norm::launch_unchecked::<R>(
             client,
@@ -109,7 +110,6 @@ pub fn launch<R: Runtime>(
             vector,
             array(input),
             residual.map(array).into(),
-            sum.map(array).into(),
             array(gamma),
             beta.map(array).into(),
             array(output),
@@ -123,24 +123,37 @@ pub fn launch<R: Runtime>(
     Ok(())
 }
 
-impl<R: Runtime> Norm<'_, R> {
-    /// Rows and features, once the layout is known to suit the kernel.
-    fn check(&self, client: &ComputeClient<R>) -> Result<[usize; 2], Unsupported> {
-        let [rows, features] = axes("input", self.input)?;
-        let of_rows = [("residual", self.residual), ("sum", self.sum), ("output", Some(self.output))];
-        let of_features = [("gamma", Some(self.gamma)), ("beta", self.beta)];
-        let given = |(name, tensor): (&'static str, Option<_>)| tensor.map(|tensor| (name, tensor));
-        of_rows.into_iter().filter_map(given).try_for_each(|(name, of)| check_shape(name, of, [rows, features]))?;
-        of_features.into_iter().filter_map(given).try_for_each(|(name, of)| check_shape(name, of, [features]))?;
-        let all = of_rows.into_iter().chain(of_features).filter_map(given);
-        for tensor in std::iter::once(("input", self.input)).chain(all) {
-            check_rows(&[tensor])?;
-            check_extent(&[tensor.1])?;
-        }
-        check_same_type(self.input.dtype, &[("residual", self.residual), ("sum", self.sum)])?;
-        check_same_type(self.gamma.dtype, &[("beta", self.beta)])?;
-        check_types(client, &[self.input.dtype, self.gamma.dtype, self.output.dtype])?;
-        Ok([rows, features])
+/// [`Norm`], checked.
+struct CheckedNorm<'a, R: Runtime> {
+    input: Checked<'a, R>,
+    residual: Option<Checked<'a, R>>,
+    gamma: Checked<'a, R>,
+    beta: Option<Checked<'a, R>>,
+    output: Checked<'a, R>,
+    /// Rows and features.
+    sizes: [usize; 2],
+}
+
+impl<'a, R: Runtime> Norm<'a, R> {
+    #[track_caller]
+    fn check(&self, client: &ComputeClient<R>) -> Result<CheckedNorm<'a, R>, Unsupported> {
+        let contract = Contract::new("norm", client);
+        let sizes: [usize; 2] = contract.axes("input", self.input);
+        let [rows, features] = sizes;
+        let optional = |name, tensor: Option<&'a TensorHandle<R>>, shape: &[usize]| {
+            tensor.map(|tensor| contract.rows(name, tensor, shape)).transpose()
+        };
+        let input = contract.rows("input", self.input, &sizes)?;
+        let residual = optional("residual", self.residual, &sizes)?;
+        let gamma = contract.rows("gamma", self.gamma, &[features])?;
+        let beta = optional("beta", self.beta, &[features])?;
+        let output = contract.rows("output", self.output, &sizes)?;
+        residual.map_or(Ok(()), |residual| same_type("residual", &residual, input.dtype))?;
+        beta.map_or(Ok(()), |beta| same_type("beta", &beta, gamma.dtype))?;
+        contract.supports(&[input.dtype, gamma.dtype, output.dtype])?;
+        countable(rows)?;
+        countable(features)?;
+        Ok(CheckedNorm { input, residual, gamma, beta, output, sizes })
     }
 }
 
@@ -148,13 +161,12 @@ impl<R: Runtime> Norm<'_, R> {
 ///
 /// Tile: a cube owns a row, and unit `u` its vectors `u`, `u + units`, .., so that the cube reads one unbroken line of memory.
 /// A row of up to `per_unit` vectors for each unit stays in registers between mean, variance and result: one read and one
-/// write. A longer row is read three times. The units meet twice, for the mean and for the variance. The launch has at least
+/// write. A longer row is read three times. The units exchange sums twice, for the mean and for the variance. The launch has at least
 /// a cube for each row, in the order of `CUBE_POS`, and every stride is a whole number of vectors.
 #[cube(launch_unchecked)]
 fn norm<F: Float, G: Float, O: Float, N: Size>(
     input: &Array<Vector<F, N>>,
     residual: &ComptimeOption<Array<Vector<F, N>>>,
-    sum: &mut ComptimeOption<Array<Vector<F, N>>>,
     gamma: &Array<Vector<G, N>>,
     beta: &ComptimeOption<Array<Vector<G, N>>>,
     output: &mut Array<Vector<O, N>>,
@@ -181,17 +193,7 @@ fn norm<F: Float, G: Float, O: Float, N: Size>(
         read::<F, N>(input, residual, &mut values, sizes, row, first, tile);
         #[unroll]
         for p in 0..per_unit {
-            let at = first + p * units + UNIT_POS;
             total += vector_sum::<N>(values[p as usize]);
-            #[comptime]
-            match sum {
-                ComptimeOption::Some(sum) => {
-                    if at < sizes.vectors {
-                        sum[(row * sizes.sum + at) as usize] = Vector::cast_from(values[p as usize]);
-                    }
-                }
-                ComptimeOption::None => {}
-            }
         }
     }
     if comptime!(!tile.rms) {
@@ -237,7 +239,7 @@ fn norm<F: Float, G: Float, O: Float, N: Size>(
     }
 }
 
-/// The vectors of this unit in one go from `first` on: `input + residual`, rounded as the input is; 0 behind the row.
+/// The vectors of this unit in one go from `first` on: `input + residual`; 0 after the end of the row.
 #[cube]
 fn read<F: Float, N: Size>(
     input: &Array<Vector<F, N>>,
@@ -258,7 +260,6 @@ fn read<F: Float, N: Size>(
             match residual {
                 ComptimeOption::Some(residual) => {
                     value += Vector::<f32, N>::cast_from(residual[(row * sizes.residual + at) as usize]);
-                    value = Vector::cast_from(Vector::<F, N>::cast_from(value));
                 }
                 ComptimeOption::None => {}
             }

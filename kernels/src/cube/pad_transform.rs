@@ -3,10 +3,10 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use super::attention::{HeadStrides, head_strides};
-use super::machine::{
-    Machine, Unsupported, array, axes, check_extent, check_rows, check_same_type, check_shape, check_types, vector_size,
-};
+use super::contract::{Contract, same_type};
+use super::machine::{Machine, Unsupported};
+use super::tensors::{HeadStrides, array, head_strides, vector_size};
+use crate::contract::gcd;
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -38,27 +38,27 @@ struct Sizes {
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
 pub fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     arguments: PadTransform<'_, R>,
 ) -> Result<(), Unsupported> {
-    let PadTransform { heads, padded } = arguments;
-    let [batch, count, tokens, head_dim] = axes("heads", heads)?;
-    let [_, _, _, size] = axes("padded", padded)?;
-    if head_dim > size {
-        return Err(Unsupported::HeadDim { head_dim, limit: size });
-    }
-    check_shape("padded", padded, [batch, count, tokens, size])?;
-    check_rows(&[("heads", heads), ("padded", padded)])?;
-    check_extent(&[heads, padded])?;
-    check_same_type(heads.dtype, &[("padded", Some(padded))])?;
-    check_types(client, &[heads.dtype])?;
+    let contract = Contract::new("pad_transform", client);
+    let [batch, count, tokens, head_dim] = contract.axes("heads", arguments.heads);
+    let [.., size] = contract.axes::<4>("padded", arguments.padded);
+    let heads = contract.rows("heads", arguments.heads, &[batch, count, tokens, head_dim])?;
+    let padded = contract.rows("padded", arguments.padded, &[batch, count, tokens, size.max(head_dim)])?;
+    same_type("padded", &padded, heads.dtype)?;
+    contract.supports(&[heads.dtype])?;
     let rows = batch * count * tokens;
     if rows * size == 0 {
         return Ok(());
     }
-    let vector = vector_size(client, &[heads, padded], greatest_divisor(size, head_dim));
+    let vector = vector_size(client, &[heads, padded], gcd(size, head_dim));
     let units = machine.units(UNITS);
     let cubes = machine.folded(rows * (size / vector), units as usize)?;
     let sizes = SizesLaunch::new(
@@ -70,7 +70,7 @@ pub fn launch<R: Runtime>(
         head_strides(heads, vector),
         head_strides(padded, vector),
     );
-    // SAFETY: the kernel compares row and column with the sizes of the tensors, whose shapes are checked.
+    // SAFETY: the tensors were checked against each other; the kernel compares row and column with their sizes.
     unsafe {
         pad::launch_unchecked::<R>(
             client,
@@ -85,14 +85,6 @@ pub fn launch<R: Runtime>(
         );
     }
     Ok(())
-}
-
-/// The largest number that divides both.
-fn greatest_divisor(mut a: usize, mut b: usize) -> usize {
-    while b > 0 {
-        (a, b) = (b, a % b);
-    }
-    a
 }
 
 /// One vector of a padded head.

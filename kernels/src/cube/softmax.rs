@@ -3,13 +3,12 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use super::addend::{Addend, Places, addend, strides};
-use super::attention::{HeadStrides, head_strides};
+use super::addend::{Addend, Places, addend};
+use super::contract::{Checked, Contract};
 use super::lanes::{Team, cube_max, cube_sum, vector_max, vector_sum};
-use super::machine::{
-    Machine, Unsupported, array, axes, check_broadcast, check_extent, check_rows, check_types, vector_size,
-};
+use super::machine::{Machine, Unsupported};
 use super::masks::HIDDEN;
+use super::tensors::{HeadStrides, array, broadcast_strides, head_strides, vector_size};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -87,13 +86,17 @@ struct Sizes {
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
 pub fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     arguments: Softmax<'_, R>,
 ) -> Result<(), Unsupported> {
-    let Softmax { scores, scale, alibi, head_offset, mask, triangular, window } = arguments;
-    let [batch, heads, tokens, keys] = arguments.check(client)?;
+    let Softmax { scale, head_offset, triangular, window, .. } = arguments;
+    let CheckedSoftmax { scores, alibi, mask, sizes: [batch, heads, tokens, keys] } = arguments.check(client)?;
     let rows = batch * heads * tokens;
     if rows * keys == 0 {
         return Ok(());
@@ -104,10 +107,10 @@ pub fn launch<R: Runtime>(
     let tile = Tile::new(machine, vectors, triangular.is_some(), window.is_some());
     let cubes = machine.folded(rows, (tile.units / tile.team.units) as usize)?;
     let alibi_places = alibi.map(|alibi| {
-        let [head, token, key] = strides(alibi);
+        let [head, token, key] = broadcast_strides(alibi);
         Places { first: head_offset * head, strides: [0, head, token, key] }
     });
-    let mask_places = mask.map(|mask| Places { first: 0, strides: strides(mask) });
+    let mask_places = mask.map(|mask| Places { first: 0, strides: broadcast_strides(mask) });
     let (alibi_width, mask_width) = (Places::width(alibi_places, vector), Places::width(mask_places, vector));
     let sizes = SizesLaunch::new(
         rows as u32,
@@ -115,12 +118,12 @@ pub fn launch<R: Runtime>(
         tokens as u32,
         vectors as u32,
         start as u32,
-        // A window beyond the keys hides nothing, however wide.
+        // A window wider than the keys hides nothing.
         window.map_or(0, |window| window.min(u32::MAX as usize) as u32),
         scale,
         head_strides(scores, vector),
     );
-    let elements = |tensor: Option<&TensorHandle<R>>| tensor.map_or(scores.dtype, |tensor| tensor.dtype);
+    let elements = |tensor: Option<Checked<'_, R>>| tensor.map_or(scores.dtype, |tensor| tensor.dtype);
     // SAFETY: the kernel compares its row with the rows and its vector with the vectors of one; what is added has the shape
     // of the scores, or a stride of 0 along the axes where it has not.
     unsafe {
@@ -144,34 +147,51 @@ pub fn launch<R: Runtime>(
     Ok(())
 }
 
-impl<R: Runtime> Softmax<'_, R> {
-    /// The sizes of the scores, once the layout is known to suit the kernel.
-    fn check(&self, client: &ComputeClient<R>) -> Result<[usize; 4], Unsupported> {
-        let sizes = axes("scores", self.scores)?;
+/// [`Softmax`], checked.
+struct CheckedSoftmax<'a, R: Runtime> {
+    scores: Checked<'a, R>,
+    alibi: Option<Checked<'a, R>>,
+    mask: Option<Checked<'a, R>>,
+    sizes: [usize; 4],
+}
+
+impl<'a, R: Runtime> Softmax<'a, R> {
+    #[track_caller]
+    fn check(&self, client: &ComputeClient<R>) -> Result<CheckedSoftmax<'a, R>, Unsupported> {
+        let contract = Contract::new("softmax", client);
+        let sizes: [usize; 4] = contract.axes("scores", self.scores);
         let [_, heads, tokens, keys] = sizes;
-        check_rows(&[("scores", self.scores)])?;
-        check_extent(&[self.scores])?;
-        check_types(client, &[self.scores.dtype])?;
-        if let Some(alibi) = self.alibi {
-            let [all, _, _] = axes("alibi", alibi)?;
-            let needed = self.head_offset.saturating_add(heads);
-            if needed > all {
-                return Err(Unsupported::Shape { tensor: "alibi", axis: 0, size: all, expected: needed });
+        let scores = contract.rows("scores", self.scores, &sizes)?;
+        let alibi = match self.alibi {
+            Some(alibi) => {
+                let shape: [usize; 3] = contract.axes("alibi", alibi);
+                let all = shape[0];
+                let needed = self.head_offset.saturating_add(heads);
+                contract.require(needed <= all, || {
+                    format!("`alibi` has {all} heads, expected at least {needed}: {heads} from {} on", self.head_offset)
+                });
+                let expected = [all, if shape[1] == 1 { 1 } else { tokens }, if shape[2] == 1 { 1 } else { keys }];
+                Some(contract.exact("alibi", alibi, &expected)?)
             }
-            check_broadcast("alibi", alibi, [all, tokens, keys])?;
-        }
-        if let Some(mask) = self.mask {
-            check_broadcast("mask", mask, sizes)?;
-        }
-        for added in [self.alibi, self.mask].into_iter().flatten() {
-            check_extent(&[added])?;
-            check_types(client, &[added.dtype])?;
+            None => None,
+        };
+        let mask = match self.mask {
+            Some(mask) => {
+                let shape: [usize; 4] = contract.axes("mask", mask);
+                let expected = std::array::from_fn::<_, 4, _>(|axis| if shape[axis] == 1 { 1 } else { sizes[axis] });
+                Some(contract.exact("mask", mask, &expected)?)
+            }
+            None => None,
+        };
+        contract.supports(&[scores.dtype])?;
+        for added in [alibi, mask].into_iter().flatten() {
+            contract.supports(&[added.dtype])?;
         }
         // Positions are counted in 32 bits.
         let last = self.triangular.unwrap_or(0).saturating_add(tokens).saturating_add(keys);
         match last > u32::MAX as usize {
             true => Err(Unsupported::TooLarge { elements: last }),
-            false => Ok(sizes),
+            false => Ok(CheckedSoftmax { scores, alibi, mask, sizes }),
         }
     }
 }

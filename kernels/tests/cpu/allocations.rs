@@ -3,10 +3,11 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
+use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm};
 use burn_deepspeed_kernels::cpu::product::{Matrix, Product, product};
-use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter};
+use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter};
 
 use crate::oracle::{Problem, noise};
 use crate::problem::Tensors;
@@ -65,7 +66,7 @@ fn a_step_allocates_nothing() {
     let mut output = vec![0.0; input.len()];
     assert_eq!(second(|| norm(&problem, &mut output)), 0);
 
-    let rotation = Some(Rotation { cos: &bias[..128], sin: &bias[128..256], half: 32, pairs: Pairs::Half });
+    let rotation = Some(Rotation { cos: &bias[..128], sin: &bias[128..256], half: 32, layout: RotaryLayout::Half });
     let places = Places::Slots { slots: 9, starts: &[3, 5, 0, 8], counts: &[1, 1, 0, 1] };
     let problem = Scatter { input: &input, width: 512, first: 64, heads: 4, head_dim: 64, tokens: 1, rotation, places };
     let mut output = vec![0.0; 4 * 4 * 9 * 64];

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocations;
+mod contract;
 mod decode;
 mod flash;
 mod gelu;
@@ -10,4 +11,6 @@ mod norm;
 mod oracle;
 mod problem;
 mod product;
+#[path = "../refused/mod.rs"]
+mod refused;
 mod scatter;

@@ -1,22 +1,23 @@
 //! Heads to their places.
 
-use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_core::layout::RotaryLayout;
+use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter, scatter_int8};
 
 use crate::oracle::noise;
 
 /// A feature of a turned head.
 fn turned(features: &[f32], rotation: Option<Rotation<'_>>, index: usize, feature: usize) -> f32 {
-    let Some(Rotation { cos, sin, half, pairs }) = rotation else { return features[feature] };
+    let Some(Rotation { cos, sin, half, layout }) = rotation else { return features[feature] };
     if feature >= 2 * half {
         return features[feature];
     }
-    let (pair, second) = match pairs {
-        Pairs::Half => (feature % half, feature >= half),
-        Pairs::Interleaved => (feature / 2, feature % 2 == 1),
+    let (pair, second) = match layout {
+        RotaryLayout::Half => (feature % half, feature >= half),
+        RotaryLayout::Interleaved => (feature / 2, feature % 2 == 1),
     };
-    let (a, b) = match pairs {
-        Pairs::Half => (features[pair], features[pair + half]),
-        Pairs::Interleaved => (features[2 * pair], features[2 * pair + 1]),
+    let (a, b) = match layout {
+        RotaryLayout::Half => (features[pair], features[pair + half]),
+        RotaryLayout::Interleaved => (features[2 * pair], features[2 * pair + 1]),
     };
     let (cos, sin) = (cos[index * half + pair], sin[index * half + pair]);
     if second { b * cos + a * sin } else { a * cos - b * sin }
@@ -30,8 +31,8 @@ fn every_head_goes_to_its_place_and_nothing_else_changes() {
         let width = first + heads * head_dim + 5;
         let input = noise(batch * tokens * width, 1);
         let (cos, sin) = (noise(batch * tokens * half, 2), noise(batch * tokens * half, 3));
-        let rotation = |pairs| Some(Rotation { cos: &cos, sin: &sin, half, pairs });
-        for rotation in [None, rotation(Pairs::Half), rotation(Pairs::Interleaved)] {
+        let rotation = |layout| Some(Rotation { cos: &cos, sin: &sin, half, layout });
+        for rotation in [None, rotation(RotaryLayout::Half), rotation(RotaryLayout::Interleaved)] {
             let head = |row: usize, token: usize, head: usize| {
                 let index = row * tokens + token;
                 let features = &input[index * width + first + head * head_dim..][..head_dim];
@@ -39,9 +40,9 @@ fn every_head_goes_to_its_place_and_nothing_else_changes() {
             };
             let problem = |places| Scatter { input: &input, width, first, heads, head_dim, tokens, rotation, places };
 
-            let mut beside = vec![f32::NAN; batch * tokens * heads * head_dim];
-            scatter(&problem(Places::Beside), &mut beside);
-            for (at, features) in beside.chunks(head_dim).enumerate() {
+            let mut packed = vec![f32::NAN; batch * tokens * heads * head_dim];
+            scatter(&problem(Places::Packed), &mut packed);
+            for (at, features) in packed.chunks(head_dim).enumerate() {
                 assert_eq!(features, head(at / heads / tokens, at / heads % tokens, at % heads));
             }
 

@@ -12,6 +12,7 @@ mod device {
 }
 
 mod cache_write;
+mod contract;
 mod decode;
 #[path = "../device_panics/mod.rs"]
 mod device_panics;
@@ -24,4 +25,6 @@ mod pad_transform;
 mod prefill_mma;
 mod prefill_simt;
 mod problem;
+#[path = "../refused/mod.rs"]
+mod refused;
 mod softmax;

@@ -1,10 +1,12 @@
 //! A few rows through a matrix.
 
-use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, Orientation, launch};
+use burn_deepspeed_core::layout::Orientation;
+use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, launch};
 use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 
 use crate::lab::{Element, Lab, Tensor, lab};
 use crate::oracle::{assert_near, noise};
+use crate::refused::refuses;
 
 const EPSILON: f32 = 1e-5;
 const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::InputOutput];
@@ -345,8 +347,13 @@ fn int8_that_does_not_fit_is_refused() {
     let scales = |shape: &[usize], element: Element| lab.output(shape, element, 1);
     assert_eq!(attempt(&bytes, &scales(&[2, 3], Element::F32), [3, 3]), Ok(()));
 
-    let refused = attempt(&bytes, &scales(&[2, 3], Element::F32), [3, 4]);
-    assert_eq!(refused, Err(Unsupported::Shape { tensor: "scales", axis: 1, size: 3, expected: 2 }));
+    refuses("gemv: `scales` has shape [2, 3], expected [2, 2]", || {
+        attempt(&bytes, &scales(&[2, 3], Element::F32), [3, 4])
+    });
+    refuses("gemv: `blocks` is [0, 8]", || attempt(&bytes, &scales(&[4, 1], Element::F32), [0, 8]));
+    refuses("gemv: `matrix` has shape [4, 7], expected [4, 8]", || {
+        attempt(&lab.bytes(&[1; 28], &[4, 7], 1), &scales(&[4, 1], Element::F32), [1, 8])
+    });
     let (given, expected) = (Element::F16.storage(), Element::F32.storage());
     let refused = attempt(&bytes, &scales(&[4, 1], Element::F16), [1, 8]);
     assert_eq!(refused, Err(Unsupported::MixedTypes { tensor: "scales", given, expected }));
@@ -368,14 +375,32 @@ fn what_does_not_fit_is_refused() {
     let (input, matrix, output) = (tensor(&[2, 8]), tensor(&[4, 8]), tensor(&[2, 6]));
     assert_eq!(attempt(&lab.machine, &input, &matrix, 2, &output), Ok(()));
 
-    let refused = attempt(&lab.machine, &input, &matrix, 3, &output);
-    assert_eq!(refused, Err(Unsupported::Shape { tensor: "output", axis: 1, size: 6, expected: 7 }));
-    let refused = attempt(&lab.machine, &input, &tensor(&[4, 7]), 0, &output);
-    assert_eq!(refused, Err(Unsupported::Shape { tensor: "matrix", axis: 1, size: 7, expected: 8 }));
+    refuses("gemv: `output` has 6 columns, expected at least 7: 4 from 3 on", || {
+        attempt(&lab.machine, &input, &matrix, 3, &output)
+    });
+    refuses("gemv: `output` has 6 columns", || attempt(&lab.machine, &input, &matrix, usize::MAX, &output));
+    refuses("gemv: `output` has shape [3, 6], expected [2, 6]", || {
+        attempt(&lab.machine, &input, &matrix, 0, &tensor(&[3, 6]))
+    });
+    refuses("gemv: `matrix` has shape [4, 7], expected [4, 8]", || {
+        attempt(&lab.machine, &input, &tensor(&[4, 7]), 0, &output)
+    });
     let refused = attempt(&lab.machine, &tensor(&[9, 8]), &matrix, 0, &tensor(&[9, 6]));
     assert_eq!(refused, Err(Unsupported::Rows { rows: 9, limit: MOST_ROWS }));
-    let refused = attempt(&lab.machine, &tensor(&[1, 2, 8]), &matrix, 0, &output);
-    assert_eq!(refused, Err(Unsupported::Rank { tensor: "input", rank: 3, expected: 2 }));
+    refuses("gemv: `input` has shape [1, 2, 8], expected 2 axes", || {
+        attempt(&lab.machine, &tensor(&[1, 2, 8]), &matrix, 0, &output)
+    });
+    let attempt_with = |norm: Option<Norm<'_, _>>, bias: Option<&Tensor>, normed: Option<&Tensor>| {
+        let matrix = Matrix::Dense(&matrix, Orientation::OutputInput);
+        let arguments = Gemv { input: &input, norm, matrix, bias, output: &output, offset: 0, normed };
+        launch(&lab.client, &lab.machine, arguments)
+    };
+    let (seven, eight) = (tensor(&[7]), tensor(&[8]));
+    let norm = |gamma, beta| Some(Norm { kind: NormKind::LayerNorm, gamma, beta: Some(beta), epsilon: 0.1 });
+    refuses("gemv: `bias` has shape [7], expected [4]", || attempt_with(None, Some(&seven), None));
+    refuses("gemv: `gamma` has shape [7], expected [8]", || attempt_with(norm(&seven, &eight), None, None));
+    refuses("gemv: `beta` has shape [7], expected [8]", || attempt_with(norm(&eight, &seven), None, None));
+    refuses("gemv: `normed` has shape [2, 6], expected [2, 8]", || attempt_with(None, None, Some(&output)));
     let half = lab.output(&[4, 8], Element::F16, 1);
     let refused = attempt(&lab.machine, &input, &half, 0, &output);
     let (given, expected) = (Element::F16.storage(), Element::F32.storage());

@@ -1,6 +1,6 @@
 //! A problem on a device.
 
-use burn_deepspeed_kernels::cube::{Attention, HiddenKeys, MaskArguments, Rules, Unsupported};
+use burn_deepspeed_kernels::cube::{Attention, CacheTensor, HiddenKeys, MaskArguments, Rules, Unsupported};
 use cubecl::prelude::Runtime;
 
 use crate::lab::{Element, Lab, Tensor, by_head};
@@ -38,6 +38,12 @@ struct Side<R: Runtime> {
     worth: Vec<f32>,
     elements: Tensor<R>,
     scales: Option<Tensor<R>>,
+}
+
+impl<R: Runtime> Side<R> {
+    fn tensor(&self) -> CacheTensor<'_, R> {
+        CacheTensor { elements: &self.elements, scales: self.scales.as_ref() }
+    }
 }
 
 impl Problem {
@@ -117,10 +123,8 @@ impl Problem {
         let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
         let launched = launch(Attention {
             query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
-            key: &key.elements,
-            key_scales: key.scales.as_ref(),
-            value: &value.elements,
-            value_scales: value.scales.as_ref(),
+            key: key.tensor(),
+            value: value.tensor(),
             context: &by_head(&context, heads),
             scale: self.scale(),
             masks: &self.masks(lab),

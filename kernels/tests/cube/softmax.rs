@@ -5,6 +5,7 @@ use burn_deepspeed_kernels::cube::{Machine, Softmax, TensorHandle, Unsupported};
 
 use crate::lab::{Element, Gpu, Lab, lab};
 use crate::oracle::{assert_near, noise};
+use crate::refused::refuses;
 
 #[derive(Debug, Clone)]
 struct Case {
@@ -290,11 +291,22 @@ fn what_does_not_fit_is_refused() {
         window: None,
     };
     let refused = |softmax: Softmax<'_, Gpu>| launch(&lab.client, &lab.machine, softmax);
-    let shape = |tensor, axis, size, expected| Err(Unsupported::Shape { tensor, axis, size, expected });
-    assert_eq!(refused(Softmax { mask: Some(&tensor(&[2, 1, 1, 4])), ..fits }), shape("mask", 0, 2, 1));
+    refuses("softmax: `mask` has shape [2, 1, 1, 4], expected [1, 1, 1, 4]", || {
+        refused(Softmax { mask: Some(&tensor(&[2, 1, 1, 4])), ..fits })
+    });
+    refuses("softmax: `mask` has shape [1, 1, 1, 5]", || {
+        refused(Softmax { mask: Some(&tensor(&[1, 1, 1, 5])), ..fits })
+    });
+    refuses("softmax: `scores` has shape [2, 3, 4], expected 4 axes", || {
+        refused(Softmax { scores: &tensor(&[2, 3, 4]), ..fits })
+    });
     let alibi = tensor(&[3, 1, 4]);
-    assert_eq!(refused(Softmax { alibi: Some(&alibi), head_offset: 2, ..fits }), shape("alibi", 0, 3, 4));
-    assert_eq!(refused(Softmax { alibi: Some(&tensor(&[2, 2, 4])), ..fits }), shape("alibi", 1, 2, 3));
+    refuses("softmax: `alibi` has 3 heads, expected at least 4", || {
+        refused(Softmax { alibi: Some(&alibi), head_offset: 2, ..fits })
+    });
+    refuses("softmax: `alibi` has shape [2, 2, 4], expected [2, 3, 4]", || {
+        refused(Softmax { alibi: Some(&tensor(&[2, 2, 4])), ..fits })
+    });
     let far = Softmax { triangular: Some(u32::MAX as usize), ..fits };
     assert_eq!(refused(far), Err(Unsupported::TooLarge { elements: u32::MAX as usize + 7 }));
     let none = tensor(&[1, 2, 0, 4]);

@@ -3,7 +3,9 @@
 use burn::tensor::Tensor;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use burn_deepspeed_kernels::cube::{Attention as Problem, Machine, MaskArguments, TensorHandle, decode, prefill};
+use burn_deepspeed_kernels::cube::{
+    Attention as Problem, CacheTensor, Machine, MaskArguments, TensorHandle, decode, prefill,
+};
 
 use super::arguments::Attention;
 use super::reference::reference;
@@ -50,6 +52,13 @@ pub(crate) struct SideHandles<R: CubeRuntime> {
     pub scales: Option<TensorHandle<R>>,
 }
 
+impl<R: CubeRuntime> SideHandles<R> {
+    /// The argument of a kernel.
+    pub fn tensor(&self) -> CacheTensor<'_, R> {
+        CacheTensor { elements: &self.elements, scales: self.scales.as_ref() }
+    }
+}
+
 impl<R: CubeRuntime> From<&Side<CubeTensor<R>>> for SideHandles<R> {
     fn from(side: &Side<CubeTensor<R>>) -> Self {
         let (elements, scales) = match side {
@@ -82,10 +91,8 @@ impl<R: CubeRuntime> Launch<'_, R> {
         let machine = Machine::new(client);
         let problem = Problem {
             query: &handle(self.query),
-            key: &self.key.elements,
-            key_scales: self.key.scales.as_ref(),
-            value: &self.value.elements,
-            value_scales: self.value.scales.as_ref(),
+            key: self.key.tensor(),
+            value: self.value.tensor(),
             context: &by_head(&context, heads),
             scale: self.scale,
             masks: self.masks,

@@ -2,7 +2,7 @@
 //! is then read in place.
 
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
-use burn_deepspeed_kernels::cpu::scatter::{Pairs, Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter, scatter_int8};
 
 use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
 use super::reference::reference_with;
@@ -11,7 +11,7 @@ use crate::ops::attention::cpu::{Call, with_stored};
 use crate::ops::cpu::{InMemory, tensor};
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
-use crate::position::rotary::{RotaryLayout, RotaryTable};
+use crate::position::rotary::RotaryTable;
 
 /// [`Operations::softmax_context`](crate::ops::Operations::softmax_context) for backends on the CPU.
 pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
@@ -88,13 +88,10 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
 /// Reads a rotary table.
 fn with_rotation<B: InMemory, R>(table: Option<&RotaryTable<B>>, read: impl FnOnce(Option<Rotation<'_>>) -> R) -> R {
     let Some(table) = table else { return read(None) };
-    let pairs = match table.layout() {
-        RotaryLayout::Half => Pairs::Half,
-        RotaryLayout::Interleaved => Pairs::Interleaved,
-    };
+    let layout = table.layout();
     let [.., half] = table.cos.dims();
     B::with_elements(&table.cos, |cos| {
-        B::with_elements(&table.sin, |sin| read(Some(Rotation { cos: &cos.dense(), sin: &sin.dense(), half, pairs })))
+        B::with_elements(&table.sin, |sin| read(Some(Rotation { cos: &cos.dense(), sin: &sin.dense(), half, layout })))
     })
 }
 
@@ -143,7 +140,7 @@ impl<'a> Part<'a> {
         }
         let token = self.heads * head_dim;
         room.resize(batch * tokens * token, 0.0);
-        self.put(Places::Beside, room);
+        self.put(Places::Packed, room);
         Heads { elements: room, batch: tokens * token, head: head_dim, token }
     }
 

@@ -4,7 +4,7 @@ use burn::tensor::Shape;
 use burn::tensor::ops::FloatTensor;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, RotaryPairs};
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
 use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
@@ -174,10 +174,7 @@ impl CubeCall for ContextCall<()> {
         };
         let [key, value] = sides.each_ref().map(SideHandles::from);
         let rotation = call.rotation.map(|Rotation { layout, cos, sin }| cache_write::Rotation {
-            pairs: match layout {
-                RotaryLayout::Half => RotaryPairs::Half,
-                RotaryLayout::Interleaved => RotaryPairs::Interleaved,
-            },
+            layout,
             cos: angles(handle(&rows(cos))),
             sin: angles(handle(&rows(sin))),
         });
@@ -187,10 +184,8 @@ impl CubeCall for ContextCall<()> {
         let write = CacheWrite {
             qkv: &handle(&qkv),
             query: &handle(&query),
-            key: &key.elements,
-            key_scales: key.scales.as_ref(),
-            value: &value.elements,
-            value_scales: value.scales.as_ref(),
+            key: key.tensor(),
+            value: value.tensor(),
             rotation: rotation.as_ref(),
             bounds: masks.bounds.as_ref(),
             start: rules.start,

@@ -1,33 +1,33 @@
-//! A block of keys and values, one row behind the other.
+//! A block of keys and values with contiguous rows.
 
 use crate::cpu::attention::{Attention, Cached};
 use crate::cpu::scores::Slots;
+use crate::interval::Interval;
 
 /// The slots of a block.
 pub(super) struct Keys<'a> {
     pub problem: &'a Attention<'a>,
     pub batch: usize,
     pub head: usize,
-    pub first: usize,
-    pub last: usize,
+    pub slots: Interval,
 }
 
 /// Memory for a block.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct BlockBuffer {
     keys: Vec<f32>,
     values: Vec<f32>,
     slots: Vec<usize>,
     positions: Vec<f32>,
 }
 
-/// Keys and values without those that nobody sees.
+/// Keys and values without those that no query sees.
 pub(super) struct Block<'a> {
     /// `[keys, head_dim]`.
     pub keys: &'a [f32],
     /// `[keys, value_dim]`.
     pub values: &'a [f32],
-    /// Where the values all are finite, a weight of zero hides what a value holds.
+    /// Whether all values are finite; if so, a weight of zero hides any of them.
     pub finite: bool,
     /// The slot of each key.
     pub slots: Slots<'a>,
@@ -36,59 +36,59 @@ pub(super) struct Block<'a> {
 }
 
 impl Keys<'_> {
-    /// The block where it lies, or copied together.
+    /// The block in place, or copied into a buffer.
     #[inline(always)]
-    pub fn gather<'r>(&'r self, room: &'r mut Room) -> Block<'r> {
+    pub fn gather<'r>(&'r self, buffer: &'r mut BlockBuffer) -> Block<'r> {
         let Attention { head_dim, value_dim, key, value, masks, .. } = *self.problem;
         let slots = match masks.hidden(self.batch) {
             Some(hidden) => {
-                room.slots.clear();
-                room.slots.extend((self.first..self.last).filter(|slot| !hidden[*slot]));
-                Slots::Kept(&room.slots)
+                buffer.slots.clear();
+                buffer.slots.extend(self.slots.slots().filter(|slot| !hidden[*slot]));
+                Slots::Kept(&buffer.slots)
             }
-            None => Slots::From { first: self.first, count: self.last - self.first },
+            None => Slots::All(self.slots),
         };
         if masks.slopes.is_some() {
-            room.positions.clear();
-            room.positions.extend((0..slots.count()).map(|at| masks.position(self.batch, slots.slot(at))));
+            buffer.positions.clear();
+            buffer.positions.extend((0..slots.count()).map(|at| masks.position(self.batch, slots.slot(at))));
         }
-        let values = self.rows(&value, value_dim, slots, &mut room.values);
+        let values = self.rows(&value, value_dim, slots, &mut buffer.values);
         Block {
-            keys: self.rows(&key, head_dim, slots, &mut room.keys),
+            keys: self.rows(&key, head_dim, slots, &mut buffer.keys),
             values,
             finite: finite(values),
             slots,
-            positions: &room.positions,
+            positions: &buffer.positions,
         }
     }
 
     /// The rows of these slots.
     #[inline(always)]
-    fn rows<'r>(&'r self, from: &Cached<'r>, features: usize, slots: Slots<'_>, room: &'r mut Vec<f32>) -> &'r [f32] {
+    fn rows<'r>(&'r self, from: &Cached<'r>, features: usize, slots: Slots<'_>, buffer: &'r mut Vec<f32>) -> &'r [f32] {
         let count = slots.count();
         match (from, slots) {
-            // Rows with gaps are copied: with the same address modulo a page they would drive each other out of the cache.
-            (Cached::F32(from), Slots::From { first, .. }) if from.token == features && count > 0 => {
-                from.token(self.batch, self.head, first, count * features)
+            // Rows with gaps are copied: with the same address modulo a page they would evict each other from the cache.
+            (Cached::F32(from), Slots::All(slots)) if from.token == features && count > 0 => {
+                from.token(self.batch, self.head, slots.start, count * features)
             }
             (Cached::F32(from), _) => {
-                room.clear();
+                buffer.clear();
                 for at in 0..count {
-                    room.extend_from_slice(from.token(self.batch, self.head, slots.slot(at), features));
+                    buffer.extend_from_slice(from.token(self.batch, self.head, slots.slot(at), features));
                 }
-                room
+                buffer
             }
             (Cached::Int8 { elements, scales }, _) => {
                 let scales = self.problem.scales(scales, self.batch, self.head);
-                room.resize(count * features, 0.0);
-                for (at, row) in room.chunks_exact_mut(features.max(1)).enumerate() {
+                buffer.resize(count * features, 0.0);
+                for (at, row) in buffer.chunks_exact_mut(features.max(1)).enumerate() {
                     let scale = scales[slots.slot(at)];
                     let elements = elements.token(self.batch, self.head, slots.slot(at), features);
                     for (place, element) in row.iter_mut().zip(elements) {
                         *place = f32::from(*element) * scale;
                     }
                 }
-                room
+                buffer
             }
         }
     }

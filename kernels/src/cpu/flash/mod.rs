@@ -1,8 +1,8 @@
 //! Attention of many queries, without a score matrix: online softmax over blocks of keys (arXiv:1805.02867, arXiv:2205.14135).
 //!
 //! One task owns some tokens of one key/value head of one row of the batch, with all query heads of the group. Its queries
-//! come in tiles that fill the lanes of a few vectors, one query to a lane, so that masks, maxima and sums are plain vector
-//! operations. Keys and values are read where they lie, each element once for all queries of a tile:
+//! fill the lanes of a few vectors, one query to a lane, tile by tile, so that masks, maxima and sums are plain vector
+//! operations. Keys and values are read in place, each element once for all queries of a tile:
 //!
 //! ```text
 //!                a block in the second-level cache
@@ -15,7 +15,7 @@
 //!  └───────────┴───────────┴───────────┴───────────┘
 //! ```
 //!
-//! Keys that no query of a tile sees are passed over. What a hidden key or value holds has no part in the result. A row's
+//! Keys that no query of a tile sees are skipped. Hidden keys and values never affect the result. A row's
 //! result depends neither on the number of threads nor on the rest of the batch.
 
 mod block;
@@ -27,26 +27,27 @@ use std::cell::RefCell;
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::Disjoint;
 use super::attention::Attention;
 use super::lanes::{Lanes, WithLanes};
-use block::Keys;
+use super::scratch::Disjoint;
+use crate::interval::Interval;
+use block::{BlockBuffer, Keys};
 use queries::{Queries, Row};
-use tile::{Room, Tile};
+use tile::{Tile, TileBuffer};
 
 /// Bytes of a block of keys and values: less than half of a small second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
 
-/// Bytes of the values, and of their weights, that are read again for every few features: those of the first-level cache.
+/// Bytes of the values, and of their weights, that are read again for every few features: they fit into the first-level cache.
 const PART_BYTES: usize = 40 * 1024;
 
 /// Most keys of a part.
 const MOST_KEYS: usize = 128;
 
-/// Rows of queries of a task: fewer read keys and values more often, more leave the second-level cache.
+/// Rows of queries of a task: with fewer, keys and values are read more often; more do not fit into the second-level cache.
 const MOST_ROWS: usize = 256;
 
-/// Rows of a task where there are not enough for all threads.
+/// Fewest rows of a task, where there are not enough for all threads.
 const LEAST_ROWS: usize = 64;
 
 /// Computes `[batch, tokens, heads, value_dim]` into `output`. A query that sees no key gives zeros.
@@ -88,8 +89,8 @@ struct Scratch {
     queries: Vec<f32>,
     contexts: Vec<f32>,
     running: Vec<f32>,
-    keys: block::Room,
-    tile: Room,
+    keys: BlockBuffer,
+    tile: TileBuffer,
 }
 
 /// Some tokens of one key/value head.
@@ -110,34 +111,35 @@ impl WithLanes for Task<'_> {
         let part = (PART_BYTES / size_of::<f32>() / (value_dim + lanes)).clamp(8, MOST_KEYS) / 8 * 8;
         let block = (BLOCK_BYTES / size_of::<f32>() / (head_dim + value_dim) / part).max(1) * part;
 
-        let Scratch { rows, queries, contexts, running, keys, tile: room } = scratch;
+        let Scratch { rows, queries, contexts, running, keys, tile: buffer } = scratch;
         own.rows(lanes, rows);
         queries.resize(rows.len() * head_dim, 0.0);
         contexts.clear();
         contexts.resize(rows.len() * value_dim, 0.0);
         running.clear();
         running.resize(rows.len() * 2, 0.0);
-        room.resize(part * lanes);
+        buffer.resize(part * lanes);
         running.chunks_exact_mut(2 * lanes).for_each(|running| running[..lanes].fill(f32::NEG_INFINITY));
 
-        let (from, to) =
-            rows.iter().fold((usize::MAX, 0), |(from, to), row| (from.min(row.slots.0), to.max(row.slots.1)));
+        let seen = Interval::around(rows.iter().map(|row| row.slots));
+        let (from, to) = (seen.start, seen.end);
         let count = |tile: usize| (own.count * own.problem.group() - tile * lanes).min(lanes);
-        if from >= to {
+        if seen.is_empty() {
             for (tile, rows) in rows.chunks_exact(lanes).enumerate() {
                 own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[lanes..2 * lanes], output);
             }
             return;
         }
-        // Blocks and parts lie where they lie for every query, so that a row's sums are added in the same order in any batch.
+        // Blocks and parts begin at the same slots for every query, so that a row's sums are added in the same order in any batch.
         for start in (from / block * block..to).step_by(block) {
-            // The keys that are left out in front must not move the others to another part.
+            // Keys that are left out at the beginning must not move the others to another part.
             let first = match masks.hidden {
                 Some(_) => start,
                 None => start + from.saturating_sub(start) / part * part,
             };
             let last = to.min(start + block);
-            let read = Keys { problem: own.problem, batch: own.batch, head: own.kv_head, first, last };
+            let slots = Interval::new(first, last);
+            let read = Keys { problem: own.problem, batch: own.batch, head: own.kv_head, slots };
             let block = read.gather(keys);
             let queries = queries.chunks_exact_mut(lanes * head_dim);
             let states = contexts.chunks_exact_mut(lanes * value_dim).zip(running.chunks_exact_mut(2 * lanes));
@@ -151,7 +153,7 @@ impl WithLanes for Task<'_> {
                     own.fetch_places(own_rows, output);
                 }
                 Tile::<S, V> { simd, queries: &own, rows: own_rows, query, block: &block, part }
-                    .attend(room, contexts, running);
+                    .attend(buffer, contexts, running);
                 if last == to {
                     own.finish(own_rows, count(tile), contexts, &running[lanes..], output);
                 }

@@ -1,18 +1,19 @@
 //! The queries of a task: from rows of the problem to lanes of a tile, and back.
 
-use crate::cpu::Disjoint;
 use crate::cpu::attention::Attention;
 use crate::cpu::lanes::{MOST_LANES, into_lanes, out_of_lanes};
 use crate::cpu::scores::share;
+use crate::cpu::scratch::Disjoint;
 use crate::cpu::stream::prefetch;
+use crate::interval::Interval;
 
 /// A query.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
     pub head: usize,
     pub token: usize,
-    /// The slots that it sees: first, and behind the last.
-    pub slots: (usize, usize),
+    /// The slots that it sees.
+    pub slots: Interval,
 }
 
 /// Some tokens of one key/value head, with all query heads of the group.
@@ -27,8 +28,7 @@ pub(super) struct Queries<'a> {
 }
 
 impl Queries<'_> {
-    /// Token behind token, each with all heads, in whole tiles: behind the last row comes the last one again, and nobody
-    /// reads it.
+    /// The rows by token, then by head, in whole tiles: the last row is repeated, and the copies are not read.
     pub fn rows(&self, lanes: usize, rows: &mut Vec<Row>) {
         let group = self.problem.group();
         rows.clear();
@@ -49,21 +49,21 @@ impl Queries<'_> {
     /// The place of a row's result.
     ///
     /// # Safety
-    /// Nobody else has it.
+    /// No other task uses this place.
     #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
     unsafe fn place<'o>(&self, row: Row, output: &'o Disjoint<'_>) -> &'o mut [f32] {
         let Attention { tokens, heads, value_dim, .. } = *self.problem;
         let at = (self.batch * tokens + row.token) * heads + row.head;
-        // SAFETY: the caller says so.
+        // SAFETY: the caller guarantees it.
         unsafe { output.part(at * value_dim, value_dim) }
     }
 
-    /// Asks for queries that [`pack`](Self::pack) reads soon.
+    /// Prefetches queries that [`pack`](Self::pack) reads soon.
     pub fn fetch(&self, rows: &[Row]) {
         rows.iter().for_each(|row| prefetch(self.query(*row)));
     }
 
-    /// Asks for the places of rows that [`finish`](Self::finish) writes soon.
+    /// Prefetches the places of rows that [`finish`](Self::finish) writes soon.
     pub fn fetch_places(&self, rows: &[Row], output: &Disjoint<'_>) {
         for row in rows {
             // SAFETY: no other task has this token and head.
@@ -78,8 +78,8 @@ impl Queries<'_> {
         into.iter_mut().for_each(|feature| *feature *= self.problem.scale);
     }
 
-    /// Divides the contexts of a tile, `[value_dim, lanes]`, by the sums of their weights, and writes the rows that are
-    /// there, which are the first `count`.
+    /// Divides the contexts of a tile, `[value_dim, lanes]`, by the sums of their weights, and writes the first `count` rows; the
+    /// others are copies.
     #[inline(always)]
     pub fn finish(&self, rows: &[Row], count: usize, contexts: &mut [f32], sums: &[f32], output: &Disjoint<'_>) {
         let lanes = rows.len();

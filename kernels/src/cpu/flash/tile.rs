@@ -1,15 +1,15 @@
 //! A tile of queries and a block of keys: scores, softmax, weighted values, one query to a lane.
 
 use std::f32::consts::LOG2_E;
-use std::ops::Range;
 
 use pulp::Simd;
 
 use super::block::Block;
 use super::queries::{Queries, Row};
 use crate::cpu::lanes::{MOST_LANES, dot, into_lanes};
-use crate::cpu::scores::{Slots, capped};
+use crate::cpu::scores::{Slots, capped, sloped, weight};
 use crate::cpu::simd::exp2;
+use crate::interval::Interval;
 
 /// As many queries as `V` vectors of `S` have lanes, and a block of keys.
 pub(super) struct Tile<'a, S, const V: usize> {
@@ -20,18 +20,18 @@ pub(super) struct Tile<'a, S, const V: usize> {
     /// `[head_dim, lanes]`, scaled.
     pub query: &'a [f32],
     pub block: &'a Block<'a>,
-    /// Keys whose scores are known at once.
+    /// Keys whose scores are computed before their values are added.
     pub part: usize,
 }
 
 /// Memory for a tile, each `[part, lanes]`.
 #[derive(Default)]
-pub(super) struct Room {
+pub(super) struct TileBuffer {
     scores: Vec<f32>,
     bias: Vec<f32>,
 }
 
-impl Room {
+impl TileBuffer {
     pub fn resize(&mut self, len: usize) {
         self.scores.resize(len, 0.0);
         self.bias.resize(len, 0.0);
@@ -40,11 +40,11 @@ impl Room {
 
 /// The keys of a block that each lane sees.
 struct Seen {
-    ranges: [(usize, usize); MOST_LANES],
-    /// Those that some lane sees.
-    some: Range<usize>,
-    /// Those that every lane sees.
-    all: Range<usize>,
+    by_lane: [Interval; MOST_LANES],
+    /// From the first to the last key that a lane sees.
+    some: Interval,
+    /// The keys that every lane sees.
+    all: Interval,
 }
 
 impl<S: Simd, const V: usize> Tile<'_, S, V> {
@@ -52,45 +52,47 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
 
     /// Adds the block to the contexts of the tile, `[value_dim, lanes]`, which have the maxima and sums `[2, lanes]`.
     #[inline(always)]
-    pub fn attend(&self, room: &mut Room, contexts: &mut [f32], running: &mut [f32]) {
+    pub fn attend(&self, buffer: &mut TileBuffer, contexts: &mut [f32], running: &mut [f32]) {
         let seen = self.seen();
+        if seen.some.is_empty() {
+            return;
+        }
         for start in (seen.some.start / self.part * self.part..seen.some.end).step_by(self.part) {
-            let keys = start.max(seen.some.start)..(start + self.part).min(seen.some.end);
-            let scores = &mut room.scores[..keys.len() * Self::LANES];
-            self.score(&keys, S::as_mut_simd_f32s(scores).0.as_chunks_mut().0);
-            self.adjust(&keys, scores, &mut room.bias);
+            let keys = Interval::new(start, start + self.part).and(seen.some);
+            let scores = &mut buffer.scores[..keys.len() * Self::LANES];
+            self.score(keys, S::as_mut_simd_f32s(scores).0.as_chunks_mut().0);
+            self.adjust(keys, scores, &mut buffer.bias);
             if keys.start < seen.all.start || keys.end > seen.all.end {
-                self.hide(&keys, &seen, scores);
+                self.hide(keys, &seen, scores);
             }
             let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut().0;
             let factors = self.soften(scores, running);
-            self.add(&keys, scores, &factors, contexts);
+            self.add(keys, scores, &factors, contexts);
         }
     }
 
-    /// What the lanes see of the block.
+    /// The keys of the block that the lanes see.
     #[inline(always)]
     fn seen(&self) -> Seen {
         let slots = self.block.slots;
-        let mut seen = Seen { ranges: [(0, 0); MOST_LANES], some: 0..0, all: 0..usize::MAX };
-        let mut last = ((0, 0), (0, 0));
-        for (range, row) in seen.ranges.iter_mut().zip(self.rows) {
+        let none = Interval::new(0, 0);
+        let mut by_lane = [none; MOST_LANES];
+        let mut all = Interval::new(0, usize::MAX);
+        let mut last = (none, none);
+        for (keys, row) in by_lane.iter_mut().zip(self.rows) {
             if row.slots != last.0 {
-                last = (row.slots, (slots.before(row.slots.0), slots.before(row.slots.1)));
+                last = (row.slots, slots.keys(row.slots));
             }
-            *range = last.1;
-            if range.0 < range.1 {
-                let before = if seen.some.is_empty() { range.0..range.1 } else { seen.some };
-                seen.some = before.start.min(range.0)..before.end.max(range.1);
-            }
-            seen.all = seen.all.start.max(range.0)..seen.all.end.min(range.1);
+            *keys = last.1;
+            all = all.and(*keys);
         }
-        seen
+        let some = Interval::around(by_lane.into_iter().filter(|keys| !keys.is_empty()));
+        Seen { by_lane, some, all }
     }
 
     /// The products of keys and queries.
     #[inline(always)]
-    fn score(&self, keys: &Range<usize>, scores: &mut [[S::f32s; V]]) {
+    fn score(&self, keys: Interval, scores: &mut [[S::f32s; V]]) {
         let head_dim = self.queries.problem.head_dim;
         let rows = &self.block.keys[keys.start * head_dim..keys.end * head_dim];
         let mut at = 0;
@@ -118,9 +120,9 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         N
     }
 
-    /// What comes behind the product: softcap, slopes, bias, hidden pairs.
+    /// Applies to the products what comes next: softcap, slopes, bias, hidden pairs.
     #[inline(always)]
-    fn adjust(&self, keys: &Range<usize>, scores: &mut [f32], bias: &mut [f32]) {
+    fn adjust(&self, keys: Interval, scores: &mut [f32], bias: &mut [f32]) {
         let Queries { problem, batch, .. } = *self.queries;
         let masks = &problem.masks;
         if let Some(cap) = masks.softcap {
@@ -135,13 +137,13 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
             let bias = &mut bias[..scores.len()];
             let row = |lane: usize| all.keys(batch, self.rows[lane].head, self.rows[lane].token);
             match self.block.slots {
-                Slots::From { first, .. } if all.shape[3] > 1 => {
-                    into_lanes(|lane| &row(lane)[first + keys.start..first + keys.end], Self::LANES, bias);
+                Slots::All(slots) if all.shape[3] > 1 => {
+                    into_lanes(|lane| &row(lane)[slots.start + keys.start..slots.start + keys.end], Self::LANES, bias);
                 }
                 slots => {
                     for lane in 0..Self::LANES {
                         let row = row(lane);
-                        for (key, bias) in keys.clone().zip(bias[lane..].iter_mut().step_by(Self::LANES)) {
+                        for (key, bias) in keys.slots().zip(bias[lane..].iter_mut().step_by(Self::LANES)) {
                             *bias = row[slots.slot(key) % row.len()];
                         }
                     }
@@ -152,7 +154,7 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         if let Some(pairs) = &masks.pairs {
             for (lane, row) in self.rows.iter().enumerate() {
                 let pairs = pairs.keys(batch, row.head, row.token);
-                for (key, score) in keys.clone().zip(scores[lane..].iter_mut().step_by(Self::LANES)) {
+                for (key, score) in keys.slots().zip(scores[lane..].iter_mut().step_by(Self::LANES)) {
                     if pairs[self.block.slots.slot(key) % pairs.len()] {
                         *score = f32::NEG_INFINITY;
                     }
@@ -163,16 +165,16 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
 
     /// Adds each head's slope times the distance.
     #[inline(always)]
-    fn slope(&self, keys: &Range<usize>, slopes: &[f32], scores: &mut [f32]) {
+    fn slope(&self, keys: Interval, slopes: &[f32], scores: &mut [f32]) {
         let Queries { problem, batch, .. } = *self.queries;
         let (simd, masks) = (self.simd, &problem.masks);
         let slope = Self::by_lane(|lane| slopes[self.rows[lane].head]);
         let own = Self::by_lane(|lane| masks.position(batch, masks.starts[batch] + self.rows[lane].token));
-        let positions = &self.block.positions[keys.clone()];
+        let positions = &self.block.positions[keys.slots()];
         for (scores, position) in S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0.iter_mut().zip(positions) {
             let position = simd.splat_f32s(*position);
             for v in 0..V {
-                scores[v] = simd.mul_add_e_f32s(slope[v], simd.sub_f32s(position, own[v]), scores[v]);
+                scores[v] = sloped(simd, scores[v], slope[v], position, own[v]);
             }
         }
     }
@@ -189,22 +191,22 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
 
     /// Hides the keys that a lane does not see.
     #[inline(always)]
-    fn hide(&self, keys: &Range<usize>, seen: &Seen, scores: &mut [f32]) {
+    fn hide(&self, keys: Interval, seen: &Seen, scores: &mut [f32]) {
         let simd = self.simd;
         // Keys of a block are few enough for whole numbers.
-        let from = Self::by_lane(|lane| seen.ranges[lane].0 as f32);
-        let to = Self::by_lane(|lane| seen.ranges[lane].1 as f32);
+        let from = Self::by_lane(|lane| seen.by_lane[lane].start as f32);
+        let to = Self::by_lane(|lane| seen.by_lane[lane].end as f32);
         let hidden = simd.splat_f32s(f32::NEG_INFINITY);
-        for (key, scores) in keys.clone().zip(S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0) {
+        for (key, scores) in keys.slots().zip(S::as_mut_simd_f32s(scores).0.as_chunks_mut::<V>().0) {
             let key = simd.splat_f32s(key as f32);
             for v in 0..V {
-                let behind = simd.select_f32s(simd.less_than_f32s(key, to[v]), scores[v], hidden);
-                scores[v] = simd.select_f32s(simd.less_than_f32s(key, from[v]), hidden, behind);
+                let before_end = simd.select_f32s(simd.less_than_f32s(key, to[v]), scores[v], hidden);
+                scores[v] = simd.select_f32s(simd.less_than_f32s(key, from[v]), hidden, before_end);
             }
         }
     }
 
-    /// Scores to weights relative to the new maxima. Returns by what everything from earlier keys shrinks.
+    /// Replaces scores by weights relative to the new maxima. Returns the factors for the sums of earlier keys.
     #[inline(always)]
     fn soften(&self, scores: &mut [[S::f32s; V]], running: &mut [f32]) -> [S::f32s; V] {
         let simd = self.simd;
@@ -222,7 +224,7 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         let (mut factors, mut base) = ([hidden; V], [hidden; V]);
         for v in 0..V {
             let max = simd.max_f32s(maxima[v], simd.mul_f32s(largest[v], log2_e));
-            // Of hidden scores alone the weights are 2^(-inf - 0).
+            // If all scores are hidden, the weights are 2^(-inf - 0).
             let nothing = simd.equal_f32s(max, hidden);
             base[v] = simd.select_f32s(nothing, simd.splat_f32s(0.0), max);
             factors[v] = exp2(simd, simd.sub_f32s(maxima[v], base[v]));
@@ -235,7 +237,7 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         }
         for scores in scores {
             for v in 0..V {
-                scores[v] = exp2(simd, simd.mul_add_e_f32s(scores[v], log2_e, base[v]));
+                scores[v] = weight(simd, scores[v], base[v]);
                 totals[v] = simd.add_f32s(totals[v], scores[v]);
             }
         }
@@ -243,9 +245,9 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         factors
     }
 
-    /// Shrinks the contexts and adds the weighted values of some keys.
+    /// Scales the contexts and adds the weighted values of some keys.
     #[inline(always)]
-    fn add(&self, keys: &Range<usize>, weights: &[[S::f32s; V]], factors: &[S::f32s; V], contexts: &mut [f32]) {
+    fn add(&self, keys: Interval, weights: &[[S::f32s; V]], factors: &[S::f32s; V], contexts: &mut [f32]) {
         let value_dim = self.queries.problem.value_dim;
         let values = &self.block.values[keys.start * value_dim..keys.end * value_dim];
         let contexts = S::as_mut_simd_f32s(contexts).0.as_chunks_mut::<V>().0;
@@ -280,8 +282,8 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         N
     }
 
-    /// Shrinks the contexts of `N` features from `first` on, and adds the weighted values. Where not all of them are finite, a
-    /// weight of zero leaves its value out.
+    /// Scales the contexts of `N` features from `first` on, and adds the weighted values. If not all values are finite, one with a
+    /// weight of zero is left out.
     #[inline(always)]
     fn weigh<const N: usize, const FINITE: bool>(
         &self,

@@ -1,21 +1,23 @@
-//! A matrix of int8 with scales: a quarter of the memory, so four times the speed where memory is what limits.
+//! A matrix of int8 with scales: a quarter of the memory, so four times the speed where products are memory-bound.
 //!
-//! Elements become f32 in registers, on their way to the product; scales come behind the sums of their block.
+//! Elements become f32 in registers; scales multiply the sums of their block.
 
 use std::ops::Range;
 
 use pulp::Simd;
 
-use super::{Path, Weights};
+use super::problem::{Path, Product, Weights};
+use super::tiles::tiles;
+use crate::contract::{check_len, product};
 use crate::cpu::stream::{rest_sums, vector_sums};
 
 /// Rows of a sequence up to which a matrix is streamed; beyond, blocks of it become f32 once for all rows.
 const FEW: usize = 8;
 
-/// Outputs whose weights are met at once.
+/// Outputs that are computed together.
 const TOGETHER: usize = 4;
 
-/// Rows that a weight in a register meets.
+/// Rows that a weight in a register is multiplied with.
 const PAIR: usize = 2;
 
 /// A matrix from `inputs` to `outputs` features, `element · scale of its block`.
@@ -67,12 +69,12 @@ impl<'a> Int8Matrix<'a> {
                 inputs[m] = &rows[m][own.clone()];
             }
             let sums = vector_sums(simd, weights, inputs);
-            let behind = rest_sums::<S, i8, N, M>(weights, inputs);
+            let remainder = rest_sums::<S, i8, N, M>(weights, inputs);
             for m in 0..M {
                 for n in 0..N {
                     let scale = runs[n].1[block];
                     totals[m][n] = simd.mul_add_e_f32s(sums[m][n], simd.splat_f32s(scale), totals[m][n]);
-                    rest[m][n] += scale * behind[m][n];
+                    rest[m][n] += scale * remainder[m][n];
                 }
             }
         }
@@ -84,7 +86,7 @@ impl<'a> Int8Matrix<'a> {
         rest
     }
 
-    /// The sums of `N` outputs from `at` on behind `first`, for every row.
+    /// The sums of `N` outputs from `first + at` on, for every row.
     #[inline(always)]
     fn rows<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
         let outputs = sums.len() / (input.len() / self.inputs);
@@ -114,8 +116,7 @@ impl Weights for Int8Matrix<'_> {
 
     fn check(&self) {
         let Self { elements, inputs, outputs, scales, output_block, input_block } = *self;
-        let size = outputs * inputs;
-        assert!(elements.len() == size, "product: `matrix` has {} elements, expected {size}", elements.len());
+        check_len("product", "matrix", elements.len(), product(&[outputs, inputs]));
         assert!(
             output_block > 0 && input_block > 0,
             "product: blocks of {output_block} outputs and {input_block} inputs"
@@ -141,8 +142,13 @@ impl Weights for Int8Matrix<'_> {
     }
 
     #[inline(always)]
-    fn block<'r>(&'r self, outputs: &Range<usize>, features: &Range<usize>, room: &'r mut [f32]) -> (&'r [f32], usize) {
-        for (output, run) in outputs.clone().zip(room.chunks_exact_mut(features.len())) {
+    fn block<'r>(
+        &'r self,
+        outputs: &Range<usize>,
+        features: &Range<usize>,
+        scratch: &'r mut [f32],
+    ) -> (&'r [f32], usize) {
+        for (output, run) in outputs.clone().zip(scratch.chunks_exact_mut(features.len())) {
             let (elements, scales) = self.run(output);
             let mut at = features.start;
             while at < features.end {
@@ -155,6 +161,10 @@ impl Weights for Int8Matrix<'_> {
                 at = end;
             }
         }
-        (room, features.len())
+        (scratch, features.len())
+    }
+
+    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
+        tiles(problem, output);
     }
 }

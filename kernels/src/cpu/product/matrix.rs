@@ -14,26 +14,27 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::{Path, Product, Weights};
+use super::problem::{Path, Product, Weights};
+use crate::contract::extent;
 use crate::cpu::lanes::into_lanes;
 use crate::cpu::stream::{Columns, add_rows, dot_rows};
 
-/// Rows of a sequence up to which a matrix is streamed that lies `[out, in]`. `benches/project.rs` measures these limits.
+/// Rows of a sequence up to which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
 const FEW_ALONG_INPUTS: usize = 8;
 
-/// The same for `[in, out]`, which has to be turned for a tile.
+/// The same for `[in, out]`, which has to be transposed for a tile.
 const FEW_ALONG_OUTPUTS: usize = 24;
 
-/// Rows of a sequence up to which they lie in tiles; beyond, the `gemm` crate packs the matrix.
+/// Rows of a sequence up to which they are computed in tiles; beyond, the `gemm` crate packs the matrix.
 const MANY: usize = 128;
 
-/// Inputs of which the weights are met at once.
+/// Inputs whose weights are added together.
 const DEPTH: usize = 8;
 
-/// Outputs whose weights are met at once.
+/// Outputs that are computed together.
 const TOGETHER: usize = 4;
 
-/// Runs of a matrix are long enough for memory to foresee them.
+/// Runs of a matrix are long enough for the hardware to prefetch them.
 const NOTHING_AHEAD: Option<fn(usize) -> &'static [f32]> = None;
 
 /// A matrix from `inputs` to `outputs` features.
@@ -61,9 +62,9 @@ impl Weights for Matrix<'_> {
     }
 
     fn check(&self) {
-        let last = (self.inputs - 1) * self.input_stride + (self.outputs - 1) * self.output_stride;
+        let needed = extent(&[self.inputs, self.outputs], &[self.input_stride, self.output_stride]);
         let len = self.elements.len();
-        assert!(last < len, "product: `matrix` has {len} elements, its strides need {}", last + 1);
+        assert!(needed <= len, "product: `matrix` has {len} elements, its strides need {needed}");
     }
 
     fn path(&self, sequence: usize) -> Path {
@@ -102,22 +103,27 @@ impl Weights for Matrix<'_> {
     }
 
     #[inline(always)]
-    fn block<'r>(&'r self, outputs: &Range<usize>, features: &Range<usize>, room: &'r mut [f32]) -> (&'r [f32], usize) {
+    fn block<'r>(
+        &'r self,
+        outputs: &Range<usize>,
+        features: &Range<usize>,
+        scratch: &'r mut [f32],
+    ) -> (&'r [f32], usize) {
         let Self { elements, input_stride, output_stride, .. } = *self;
         if input_stride == 1 {
             return (&elements[outputs.start * output_stride + features.start..], output_stride);
         }
         if output_stride == 1 {
             let row = |at: usize| &elements[(features.start + at) * input_stride + outputs.start..][..outputs.len()];
-            into_lanes(row, features.len(), room);
+            into_lanes(row, features.len(), scratch);
         } else {
-            for (output, run) in outputs.clone().zip(room.chunks_exact_mut(features.len())) {
+            for (output, run) in outputs.clone().zip(scratch.chunks_exact_mut(features.len())) {
                 for (feature, element) in features.clone().zip(run) {
                     *element = elements[feature * input_stride + output * output_stride];
                 }
             }
         }
-        (room, features.len())
+        (scratch, features.len())
     }
 
     /// On the `gemm` crate.
@@ -131,7 +137,7 @@ impl Weights for Matrix<'_> {
             }
         }
         let alpha = if bias.is_some() { 1.0 } else { 0.0 };
-        // SAFETY: rows, columns and strides lie within the slices, whose lengths were checked; only `output` is written.
+        // SAFETY: rows, columns and strides are within the slices, whose lengths were checked; only `output` is written.
         unsafe {
             gemm::gemm(
                 rows,
@@ -168,7 +174,7 @@ impl Matrix<'_> {
         add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, NOTHING_AHEAD);
     }
 
-    /// `[out, in]`: the sums of `N` outputs from `at` on, whose features, each a run of memory, meet those of every row.
+    /// `[out, in]`: the sums of `N` outputs from `at` on, whose features, each a run of memory, are multiplied with those of every row.
     #[inline(always)]
     fn dot<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
         let Self { elements, inputs, output_stride, .. } = *self;

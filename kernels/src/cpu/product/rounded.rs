@@ -1,7 +1,7 @@
-//! Products of whole numbers: rows are rounded to 14 bits, with a scale for each, and meet a matrix of int8 as integers.
+//! Products of whole numbers: rows are rounded to 14 bits, with a scale for each, and multiplied with a matrix of int8 as integers.
 //!
 //! Two elements at a time are multiplied and added in 32 bits, for 16 elements with one instruction where f32 takes two, and without
-//! turning weights into floats. A row is off by no more than half a step, its largest magnitude over 16382; an output by that
+//! converting weights to floats. A row is off by no more than half a step, its largest magnitude over 16382; an output by that
 //! times the sum of the magnitudes of its weights.
 //!
 //! ```text
@@ -14,26 +14,27 @@
 
 use rayon::prelude::*;
 
-use super::{Int8Matrix, Product, Weights, check};
+use super::int8::Int8Matrix;
+use super::problem::{Product, Weights, check};
+use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::simd::round;
-use crate::cpu::{Disjoint, with_room};
 
-/// Largest element of a row: the products of 16384 of them with int8 keep to 32 bits, eight lanes side by side.
-const LARGEST: f32 = 8191.0;
+/// Largest element of a rounded row: the sum of the products of 16384 of them with int8 fits into 32 bits in each of eight lanes.
+const LARGEST_INPUT: f32 = 8191.0;
 
 /// Elements whose products are added in 32 bits.
 const MOST_INPUTS: usize = 16384;
 
-/// Outputs that meet a row at once.
+/// Outputs that are computed together.
 const TOGETHER: usize = 4;
 
-/// Rows that meet the weights at once.
+/// Rows that the weights are multiplied with together.
 const PAIR: usize = 2;
 
 /// Fewest outputs of a task.
 const FEWEST_OUTPUTS: usize = 32;
 
-/// Whether this processor has the instructions; without them [`product`](super::product) is what there is.
+/// Whether this processor has the instructions; without them call [`product`](super::product).
 pub fn has_rounded() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx2");
@@ -58,8 +59,8 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
     // Two whole numbers in the place of each float.
     let words = inputs.div_ceil(2);
     let output = Disjoint::new(output);
-    with_room(rows * (words + 1), |room| {
-        let (scales, whole) = room.split_at_mut(rows);
+    with_scratch(rows * (words + 1), |scratch| {
+        let (scales, whole) = scratch.split_at_mut(rows);
         let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
         whole.par_chunks_exact_mut(2 * words).zip(input.par_chunks_exact(inputs)).zip(scales.par_iter_mut()).for_each(
             |((whole, row), scale)| *scale = pulp::Arch::new().dispatch(Round { row, whole: &mut whole[..inputs] }),
@@ -67,8 +68,8 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
         let (whole, scales) = (&*whole, &*scales);
         (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
             let own = task * each..outputs.min((task + 1) * each);
-            with_room((words + rows) * TOGETHER, |room| {
-                let (wide, sums) = room.split_at_mut(TOGETHER * words);
+            with_scratch((words + rows) * TOGETHER, |scratch| {
+                let (wide, sums) = scratch.split_at_mut(TOGETHER * words);
                 let wide: &mut [i16] = bytemuck::cast_slice_mut(wide);
                 for at in own.clone().step_by(TOGETHER) {
                     let count = TOGETHER.min(own.end - at);
@@ -98,7 +99,7 @@ impl pulp::WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) -> f32 {
-        round(self.row, LARGEST, self.whole, |whole| whole as i16)
+        round(self.row, LARGEST_INPUT, self.whole, |whole| whole as i16)
     }
 }
 
@@ -106,7 +107,7 @@ impl pulp::WithSimd for Round<'_> {
 fn add_products(matrix: &Int8Matrix<'_>, first: usize, count: usize, rows: &[i16], wide: &mut [i16], sums: &mut [f32]) {
     let inputs = matrix.inputs;
     let stride = inputs.next_multiple_of(2);
-    // Behind the last output comes the last one again, and nobody reads it.
+    // The last output is repeated up to a whole group, and the copies are not read.
     let runs: [_; TOGETHER] = std::array::from_fn(|n| matrix.run(first + n.min(count - 1)));
     let (elements, scales) = (runs.map(|(elements, _)| elements), runs.map(|(_, scales)| scales));
     if rows.len() <= PAIR * stride {
@@ -119,7 +120,7 @@ fn add_products(matrix: &Int8Matrix<'_>, first: usize, count: usize, rows: &[i16
     add_blocks(matrix, runs, scales, rows, sums);
 }
 
-/// The same, with the weights in whatever form they are read.
+/// The same, with the weights as int8 or widened.
 fn add_blocks<E: Whole>(
     matrix: &Int8Matrix<'_>,
     runs: [&[E]; TOGETHER],
@@ -160,7 +161,7 @@ trait Whole: Copy + Into<i32> {
     /// The elements `at..at + 16`.
     ///
     /// # Safety
-    /// They are there.
+    /// The slice has these elements.
     #[cfg(target_arch = "x86_64")]
     unsafe fn load(elements: &[Self], at: usize) -> std::arch::x86_64::__m256i;
 }
@@ -194,7 +195,7 @@ mod avx2 {
     impl Whole for i16 {
         #[inline(always)]
         unsafe fn load(elements: &[Self], at: usize) -> __m256i {
-            // SAFETY: the caller says so.
+            // SAFETY: the caller guarantees it.
             unsafe { _mm256_loadu_si256(elements.as_ptr().add(at).cast()) }
         }
     }
@@ -202,7 +203,7 @@ mod avx2 {
     impl Whole for i8 {
         #[inline(always)]
         unsafe fn load(elements: &[Self], at: usize) -> __m256i {
-            // SAFETY: the caller says so.
+            // SAFETY: the caller guarantees it.
             unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(elements.as_ptr().add(at).cast())) }
         }
     }

@@ -1,4 +1,4 @@
-//! Products of rows that lie side by side in lanes: each weight is read once for all rows of a tile.
+//! Products of rows in lanes, one row to a lane: each weight is read once for all rows of a tile.
 //!
 //! ```text
 //!                  outputs of a task
@@ -17,11 +17,11 @@ use std::ops::Range;
 use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
-use super::{MULTIPLE, Product, Weights};
+use super::problem::{MULTIPLE, Product, Weights};
 use crate::cpu::lanes::{Count, Lanes, RUNS, WithLanes, dot, into_lanes, out_of_lanes};
-use crate::cpu::{Disjoint, with_room};
+use crate::cpu::scratch::{Disjoint, with_scratch};
 
-/// Features that meet a tile at once.
+/// Features of a tile that are multiplied at a time.
 const DEPTH: usize = 256;
 
 /// Most outputs of a task.
@@ -30,19 +30,19 @@ const MOST_OUTPUTS: usize = 128;
 /// Most rows of a task.
 const MOST_ROWS: usize = 256;
 
-/// Rows that lie side by side at a time, which bounds the memory that a thread keeps for them.
+/// Rows that are packed into lanes at a time, which bounds the memory that a thread keeps for them.
 const MOST_PACKED: usize = 1024;
 
-/// [`product`](super::product), for any number of rows.
+/// The product of any number of rows.
 pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let inputs = problem.input.chunks(MOST_PACKED * problem.matrix.inputs());
     for (input, output) in inputs.zip(output.chunks_mut(MOST_PACKED * problem.width)) {
-        side_by_side(&Product { input, ..*problem }, output);
+        packed(&Product { input, ..*problem }, output);
     }
 }
 
-/// The same for rows that all are packed.
-fn side_by_side<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
+/// The same for rows that are all packed at once.
+fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
     let rows = problem.input.len() / inputs;
     let lanes = Arch::new().dispatch(Lanes(Count));
@@ -51,11 +51,11 @@ fn side_by_side<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let fair = outputs.div_ceil((4 * rayon::current_num_threads()).div_ceil(parts)).next_multiple_of(MULTIPLE);
     let each = fair.min(MOST_OUTPUTS);
     let output = Disjoint::new(output);
-    with_room(rows.next_multiple_of(lanes) * inputs, |packed| {
+    with_scratch(rows.next_multiple_of(lanes) * inputs, |packed| {
         packed.par_chunks_exact_mut(lanes * inputs).enumerate().for_each(|(tile, packed)| {
             Arch::new().dispatch(Lanes(Pack { input: problem.input, inputs, first: tile * lanes, packed }));
         });
-        // Tasks beside each other share their weights.
+        // Neighbouring tasks share their weights.
         (0..outputs.div_ceil(each) * parts).into_par_iter().for_each(|task| {
             let own = task / parts * each..outputs.min((task / parts + 1) * each);
             let rows = task % parts * each_rows..rows.min((task % parts + 1) * each_rows);
@@ -63,8 +63,8 @@ fn side_by_side<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
                 return;
             }
             let sums = rows.len().next_multiple_of(lanes) * own.len();
-            with_room(sums + own.len() * DEPTH, |room| {
-                let (sums, weights) = room.split_at_mut(sums);
+            with_scratch(sums + own.len() * DEPTH, |scratch| {
+                let (sums, weights) = scratch.split_at_mut(sums);
                 let packed = &packed[rows.start * inputs..rows.end.next_multiple_of(lanes) * inputs];
                 let task = Task { problem, packed, rows, outputs: own, sums, weights, output: &output };
                 Arch::new().dispatch(Lanes(task));
@@ -73,7 +73,7 @@ fn side_by_side<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     });
 }
 
-/// Lays the rows from `first` on side by side.
+/// Packs the rows from `first` on into lanes.
 struct Pack<'a> {
     input: &'a [f32],
     inputs: usize,
@@ -86,7 +86,7 @@ impl WithLanes for Pack<'_> {
 
     #[inline(always)]
     fn with_lanes<S: Simd, const V: usize>(self, _simd: S) {
-        // Behind the last row comes the last one again, and nobody reads it.
+        // The last row is repeated up to a whole tile, and the copies are not read.
         let last = self.input.len() / self.inputs - 1;
         let row = |lane: usize| &self.input[(self.first + lane).min(last) * self.inputs..][..self.inputs];
         into_lanes(row, V * S::F32_LANES, self.packed);
@@ -96,13 +96,13 @@ impl WithLanes for Pack<'_> {
 /// Some outputs of some rows.
 struct Task<'a, W> {
     problem: &'a Product<'a, W>,
-    /// Tile behind tile, each `[inputs, lanes]`.
+    /// Contiguous tiles, each `[inputs, lanes]`.
     packed: &'a [f32],
     rows: Range<usize>,
     outputs: Range<usize>,
-    /// Room for tile behind tile, each `[outputs, lanes]`.
+    /// Scratch for contiguous tiles, each `[outputs, lanes]`.
     sums: &'a mut [f32],
-    /// Room for `[outputs, DEPTH]`.
+    /// Scratch for `[outputs, DEPTH]`.
     weights: &'a mut [f32],
     output: &'a Disjoint<'a>,
 }
@@ -119,8 +119,8 @@ impl<W: Weights> WithLanes for Task<'_, W> {
         let inputs = matrix.inputs();
         for start in (0..inputs).step_by(DEPTH) {
             let features = start..inputs.min(start + DEPTH);
-            let room = &mut weights[..outputs.len() * features.len()];
-            let (runs, stride) = matrix.block(&outputs, &features, room);
+            let scratch = &mut weights[..outputs.len() * features.len()];
+            let (runs, stride) = matrix.block(&outputs, &features, scratch);
             let tiles = packed.chunks_exact(inputs * lanes);
             for (tile, sums) in tiles.zip(sums.chunks_exact_mut(outputs.len() * lanes)) {
                 let tile = &tile[features.start * lanes..features.end * lanes];

@@ -2,8 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::UNITS;
-use super::kernel::{Sizes, Table, read};
+use super::kernel::{Sizes, Table, UNITS, read};
 use crate::cube::cached::{Cached, magnitude, scale_of};
 use crate::cube::lanes::lanes_max;
 use crate::cube::machine::Machine;
@@ -41,8 +40,8 @@ impl Tile {
 ///
 /// Tile: `lanes` neighbouring units own one head of one token. Lane `l` reads its vectors `l`, `l + lanes`, .. once and
 /// keeps them in registers, until the team knows its largest magnitude; then each writes its own, and the first the scale.
-/// The launch has a team for each head, in the order of `CUBE_POS`; those behind the last head repeat it and write nothing,
-/// since every unit must come to the exchange.
+/// The launch has a team for each head, in the order of `CUBE_POS`; teams after the last head repeat it and write nothing,
+/// since every unit must reach the exchange.
 #[cube(launch_unchecked)]
 pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size>(
     qkv: &Array<Vector<F, N>>,

@@ -1,10 +1,14 @@
-//! A unit for each vector, where keys and values are floats; and what a unit does with its vector on every path.
+//! A unit for each vector, where keys and values are floats; and what a unit does with its vector on both paths.
 
+use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
 
-use super::RotaryPairs;
-use crate::cube::attention::HeadStrides;
 use crate::cube::cached::Cached;
+use crate::cube::masks::RowStrides;
+use crate::cube::tensors::HeadStrides;
+
+/// Units of a cube.
+pub(super) const UNITS: u32 = 256;
 
 /// Scalar sizes. Strides count vectors, those of the table elements.
 #[derive(CubeType, CubeLaunch)]
@@ -19,10 +23,14 @@ pub(super) struct Sizes {
     pub query: HeadStrides,
     pub table_batch: u32,
     pub table_token: u32,
+    pub bounds: RowStrides,
+    /// The first new slot, where the bounds do not say.
     pub start: u32,
+    /// The end of the new slots, or with bounds the slots of the cache.
     pub end: u32,
 }
 
+/// Cosines and sines.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Table {
     pub cos: Array<f32>,
@@ -31,7 +39,7 @@ pub(super) struct Table {
     #[cube(comptime)]
     pub half: u32,
     #[cube(comptime)]
-    pub pairs: RotaryPairs,
+    pub layout: RotaryLayout,
 }
 
 /// Which head of which token; queries come first, then keys, then values.
@@ -46,7 +54,7 @@ pub(super) struct Place {
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Slot {
     pub at: u32,
-    /// Whether the token is there: a row may have fewer new ones than the widest.
+    /// Whether the token exists: a row may have fewer new ones than the longest.
     pub taken: bool,
 }
 
@@ -65,8 +73,10 @@ impl Sizes {
         #[comptime]
         match bounds {
             ComptimeOption::Some(bounds) => {
-                at = bounds[(place.batch * 2) as usize] + place.token;
-                end = bounds[(place.batch * 2 + 1) as usize];
+                let row = place.batch * self.bounds.row;
+                at = bounds[row as usize] + place.token;
+                // The host has not seen these: no value may lead out of the cache.
+                end = min(bounds[(row + self.bounds.key) as usize], self.end);
             }
             ComptimeOption::None => {}
         }
@@ -117,7 +127,7 @@ pub(super) fn cache_write<F: Float, N: Size>(
     }
 }
 
-/// The vector `part` of a head, turned if it is a query's or a key's.
+/// The vector `part` of a head, rotated if it belongs to a query or a key.
 #[cube]
 pub(super) fn read<F: Float, N: Size>(
     qkv: &Array<Vector<F, N>>,
@@ -134,7 +144,7 @@ pub(super) fn read<F: Float, N: Size>(
         ComptimeOption::Some(table) => {
             if place.head < sizes.heads + sizes.kv_heads {
                 let row = place.batch * sizes.table_batch + place.token * sizes.table_token;
-                moved = turned::<F, N>(moved, qkv, source, part, table, row);
+                moved = rotated::<F, N>(moved, qkv, source, part, table, row);
             }
         }
         ComptimeOption::None => {}
@@ -142,9 +152,9 @@ pub(super) fn read<F: Float, N: Size>(
     moved
 }
 
-/// The vector `part` of a head, turned; `row` is where the angles of its token begin.
+/// The vector `part` of a head, rotated; `row` is where the angles of its token begin.
 #[cube]
-fn turned<F: Float, N: Size>(
+fn rotated<F: Float, N: Size>(
     own: Vector<F, N>,
     qkv: &Array<Vector<F, N>>,
     source: u32,
@@ -157,8 +167,8 @@ fn turned<F: Float, N: Size>(
     let mut result = own;
     let feature = part * vector as u32;
     if feature < 2 * half {
-        match comptime!(table.pairs) {
-            RotaryPairs::Half => {
+        match comptime!(table.layout) {
+            RotaryLayout::Half => {
                 let second = feature >= half;
                 let reach = comptime!(half / vector as u32);
                 let partner = qkv[(source + select(second, part - reach, part + reach)) as usize];
@@ -171,7 +181,7 @@ fn turned<F: Float, N: Size>(
                     result[e] = F::cast_from(f32::cast_from(own[e]) * table.cos[angle] + side);
                 }
             }
-            RotaryPairs::Interleaved => {
+            RotaryLayout::Interleaved => {
                 if comptime!(vector == 1) {
                     let odd = feature % 2 == 1;
                     let partner = qkv[(source + select(odd, part - 1, part + 1)) as usize];

@@ -1,107 +1,159 @@
-//! Splits a packed projection, turns queries and keys, and writes keys and values into the cache.
+//! Splits a packed projection, rotates queries and keys, and writes keys and values into the cache.
 
 mod int8;
 mod kernel;
 
+use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use self::int8::{Tile, cache_write_int8};
-use self::kernel::{SizesLaunch, TableLaunch, cache_write};
-use super::attention::head_strides;
-use super::cached::Side;
-use super::machine::{Machine, Unsupported, array, check_extent, check_rows, vector_size};
-
-/// Units of a cube.
-const UNITS: u32 = 256;
-
-/// Which features of a head form a pair that turns together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RotaryPairs {
-    /// `i` and `i + rotary_dim / 2`: GPT-NeoX, LLaMA.
-    Half,
-    /// `2i` and `2i + 1`: GPT-J.
-    Interleaved,
-}
+use self::kernel::{SizesLaunch, TableLaunch, UNITS, cache_write};
+use super::cached::{CacheTensor, CheckedCache};
+use super::contract::{Checked, Contract, f32_type, same_type};
+use super::machine::{Machine, Unsupported, countable};
+use super::mask_arguments::{CheckedBounds, check_bounds, row_strides};
+use super::tensors::{array, broadcast_strides, head_strides, vector_size};
+use crate::contract::{gcd, product};
 
 /// Rotary positions of the new tokens.
 #[derive(Debug, Clone)]
 pub struct Rotation<R: Runtime> {
     /// Which features form a pair.
-    pub pairs: RotaryPairs,
-    /// Cosines, `[B or 1, T, rotary_dim / 2]` of f32.
+    pub layout: RotaryLayout,
+    /// Cosines, `[B or 1, T, rotary_dim / 2]` of f32; `rotary_dim` is at most the head size.
     pub cos: TensorHandle<R>,
-    /// Sines, as the cosines and with their strides.
+    /// Sines, of the shape and the strides of the cosines.
     pub sin: TensorHandle<R>,
 }
 
 /// The arguments of [`launch`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct CacheWrite<'a, R: Runtime> {
     /// `q | k | v`, `[B, T, (N + 2K)·H]`.
     pub qkv: &'a TensorHandle<R>,
     /// `[B, N, T, H]`; every element is written.
     pub query: &'a TensorHandle<R>,
-    /// `[B, K, capacity, H]`; the slots of the new tokens are written, the others are not touched.
-    pub key: &'a TensorHandle<R>,
-    /// `[B, K, capacity]` of f32, if the keys are int8: the scale of each head and token, written as the keys are.
-    pub key_scales: Option<&'a TensorHandle<R>>,
+    /// `[B, K, capacity, H]`; the slots of the new tokens are written, the others are not touched. Scales are written with the
+    /// elements.
+    pub key: CacheTensor<'a, R>,
     /// `[B, K, capacity, H]`, as the keys.
-    pub value: &'a TensorHandle<R>,
-    /// `[B, K, capacity]` of f32, if the values are int8.
-    pub value_scales: Option<&'a TensorHandle<R>>,
-    /// Turns queries and keys.
+    pub value: CacheTensor<'a, R>,
+    /// Rotates queries and keys.
     pub rotation: Option<&'a Rotation<R>>,
-    /// `[B, 2]` of u32 or i32, dense: the slot of each row's first new token, and the keys of the row behind its last.
+    /// `[B, 2]` of u32 or i32: the slot of each row's first new token, and the end of its new tokens. Tokens without a slot in
+    /// the cache are dropped.
     pub bounds: Option<&'a TensorHandle<R>>,
     /// The first new slot, where `bounds` does not say.
     pub start: u32,
-    /// Behind the last new slot, where `bounds` does not say.
+    /// The end of the new slots, at most the capacity, where `bounds` does not say.
     pub end: u32,
+}
+
+impl<R: Runtime> Clone for CacheWrite<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<R: Runtime> Copy for CacheWrite<'_, R> {}
+
+/// [`CacheWrite`], checked.
+struct CheckedWrite<'a, R: Runtime> {
+    qkv: Checked<'a, R>,
+    query: Checked<'a, R>,
+    key: CheckedCache<'a, R>,
+    value: CheckedCache<'a, R>,
+    /// Layout, cosines and sines.
+    rotation: Option<(RotaryLayout, [Checked<'a, R>; 2])>,
+    bounds: CheckedBounds<'a, R>,
+    kv_heads: usize,
+}
+
+impl<'a, R: Runtime> CacheWrite<'a, R> {
+    #[track_caller]
+    fn check(&self, client: &ComputeClient<R>) -> Result<CheckedWrite<'a, R>, Unsupported> {
+        let contract = Contract::new("cache_write", client);
+        let [batch, heads, tokens, head_dim] = contract.axes("query", self.query);
+        let [_, kv_heads, capacity, _] = contract.axes("key", self.key.elements);
+        let shape = [batch, kv_heads, capacity, head_dim];
+        let width = kv_heads.saturating_mul(2).saturating_add(heads).saturating_mul(head_dim);
+        let qkv = contract.rows("qkv", self.qkv, &[batch, tokens, width])?;
+        let query = contract.rows("query", self.query, &[batch, heads, tokens, head_dim])?;
+        let key = self.key.check(&contract, ["key", "key_scales"], shape, qkv.dtype)?;
+        let value = self.value.check(&contract, ["value", "value_scales"], shape, qkv.dtype)?;
+        let rotation = match self.rotation {
+            Some(rotation) => Some((rotation.layout, rotation.check(&contract, [batch, tokens, head_dim])?)),
+            None => None,
+        };
+        let bounds = check_bounds(&contract, self.bounds, batch, [self.start, self.end], [tokens, capacity])?;
+        same_type("query", &query, qkv.dtype)?;
+        contract.supports(&[qkv.dtype])?;
+        countable(product(&[batch, tokens, width]))?;
+        Ok(CheckedWrite { qkv, query, key, value, rotation, bounds, kv_heads })
+    }
+}
+
+impl<R: Runtime> Rotation<R> {
+    /// Cosines and sines.
+    #[track_caller]
+    fn check(
+        &self,
+        contract: &Contract<'_, R>,
+        [batch, tokens, head_dim]: [usize; 3],
+    ) -> Result<[Checked<'_, R>; 2], Unsupported> {
+        let [rows, _, half] = contract.axes("cos", &self.cos);
+        let rows = if rows == 1 { 1 } else { batch };
+        let cos = contract.rows("cos", &self.cos, &[rows, tokens, half])?;
+        let sin = contract.rows("sin", &self.sin, &[rows, tokens, half])?;
+        contract.require(half <= head_dim / 2, || {
+            format!("`cos` has {half} pairs, expected at most half of the {head_dim} features of a head")
+        });
+        contract.require(broadcast_strides::<R, 3>(cos) == broadcast_strides(sin), || {
+            format!("`sin` has strides {:?}, expected those of `cos`, {:?}", sin.strides(), cos.strides())
+        });
+        same_type("cos", &cos, f32_type())?;
+        same_type("sin", &sin, f32_type())?;
+        Ok([cos, sin])
+    }
 }
 
 /// One launch: reads the projection once, writes queries out and keys and values in place.
 ///
-/// The elements of int8 are those of what would have been stored: of features turned and rounded to the projection's type.
+/// The elements of int8 are rounded from what floats would have been stored: features rotated and rounded to the projection's
+/// type.
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
 pub fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     arguments: CacheWrite<'_, R>,
 ) -> Result<(), Unsupported> {
-    let CacheWrite { qkv, query, key, key_scales, value, value_scales, rotation, bounds, start, end } = arguments;
+    let CheckedWrite { qkv, query, key, value, rotation, bounds, kv_heads } = arguments.check(client)?;
     let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| query.shape()[axis]);
-    let kv_heads = key.shape()[1];
-    let (keys, values) = (Side::keys(key, key_scales), Side::values(value, value_scales));
-    keys.check(client, qkv.dtype)?;
-    values.check(client, qkv.dtype)?;
-    check_rows(&[("qkv", qkv), ("query", query), ("key", key), ("value", value)])?;
-    check_extent(&[qkv, query, key, value])?;
-    let half = rotation.map_or(0, |rotation| rotation.cos.shape()[2]);
-    // A vector lies on one side of a half-split pair, and holds whole interleaved ones.
-    let unit = match rotation.map(|rotation| rotation.pairs) {
+    let half = rotation.map_or(0, |(_, [cos, _])| cos.shape()[2]);
+    // A vector is on one side of a half-split pair, and holds whole interleaved ones.
+    let unit = match rotation {
         None => head_dim,
-        Some(RotaryPairs::Half) => gcd(head_dim, half),
-        Some(RotaryPairs::Interleaved) => gcd(head_dim, 2 * half),
+        Some((RotaryLayout::Half, _)) => gcd(head_dim, half),
+        Some((RotaryLayout::Interleaved, _)) => gcd(head_dim, 2 * half),
     };
-    let vector = vector_size(client, &[qkv, query, key, value], unit);
+    let vector = vector_size(client, &[qkv, query, key.elements, value.elements], unit);
     let parts = head_dim / vector;
     let all_heads = batch * tokens * (heads + 2 * kv_heads);
     let elements = all_heads * parts;
-    if elements > u32::MAX as usize {
-        return Err(Unsupported::TooLarge { elements });
+    if elements == 0 {
+        return Ok(());
     }
-    let int8 = key_scales.is_some() || value_scales.is_some();
-    let table = rotation
-        .map(|rotation| TableLaunch::new(array(&rotation.cos), array(&rotation.sin), half as u32, rotation.pairs));
-    let table_stride = |axis: usize| {
-        rotation.map_or(0, |rotation| match rotation.cos.shape()[axis] {
-            1 => 0,
-            _ => rotation.cos.strides()[axis] as u32,
-        })
-    };
+    let int8 = key.is_int8() || value.is_int8();
+    let [table_batch, table_token, _] =
+        rotation.map_or([0; 3], |(_, [cos, _])| broadcast_strides(cos)).map(|stride| stride as u32);
+    let table = rotation.map(|(layout, [cos, sin])| TableLaunch::new(array(cos), array(sin), half as u32, layout));
     let sizes = SizesLaunch::new(
         if int8 { all_heads } else { elements } as u32,
         tokens as u32,
@@ -110,19 +162,18 @@ pub fn launch<R: Runtime>(
         (qkv.strides()[0] / vector) as u32,
         (qkv.strides()[1] / vector) as u32,
         head_strides(query, vector),
-        table_stride(0),
-        table_stride(1),
-        start,
-        end,
+        table_batch,
+        table_token,
+        row_strides(bounds.by_row),
+        arguments.start,
+        bounds.end,
     );
     if int8 {
-        if all_heads == 0 {
-            return Ok(());
-        }
         let tile = Tile::new(machine, parts);
         let cubes = machine.folded(all_heads, tile.teams() as usize)?;
-        // SAFETY: the kernel repeats the last head instead of one that `Sizes` does not count, and writes only the slots
-        // from `start` to `end` of each row, which the caller keeps below the capacity.
+        // SAFETY: the tensors were checked against each other, so every head that `Sizes` counts is in all of them. The kernel
+        // repeats the last head instead of going on after it, and writes no slot from `Sizes::end` on, which is at most the
+        // capacity.
         unsafe {
             cache_write_int8::launch_unchecked::<R>(
                 client,
@@ -131,15 +182,15 @@ pub fn launch<R: Runtime>(
                 vector,
                 array(qkv),
                 array(query),
-                keys.launch(vector),
-                values.launch(vector),
+                key.launch(vector),
+                value.launch(vector),
                 table.into(),
-                bounds.map(array).into(),
+                bounds.by_row.map(array).into(),
                 sizes,
                 tile,
                 qkv.dtype,
-                key.dtype,
-                value.dtype,
+                key.elements.dtype,
+                value.elements.dtype,
             );
         }
         return Ok(());
@@ -147,8 +198,8 @@ pub fn launch<R: Runtime>(
     let units = machine.units(UNITS);
     let cubes = elements.div_ceil(units as usize);
     let across = cubes.min(machine.max_cubes[0] as usize);
-    // SAFETY: the kernel leaves before an element that `Sizes` does not count, and writes only the slots from `start` to
-    // `end` of each row, which the caller keeps below the capacity.
+    // SAFETY: the tensors were checked against each other, so every vector that `Sizes` counts is in all of them. The kernel
+    // leaves before a vector that is not counted, and writes no slot from `Sizes::end` on, which is at most the capacity.
     unsafe {
         cache_write::launch_unchecked::<R>(
             client,
@@ -157,18 +208,14 @@ pub fn launch<R: Runtime>(
             vector,
             array(qkv),
             array(query),
-            keys.launch(vector),
-            values.launch(vector),
+            key.launch(vector),
+            value.launch(vector),
             table.into(),
-            bounds.map(array).into(),
+            bounds.by_row.map(array).into(),
             sizes,
             parts as u32,
             qkv.dtype,
         );
     }
     Ok(())
-}
-
-fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

@@ -2,10 +2,10 @@
 
 use cubecl::prelude::*;
 
-use crate::cube::attention::HeadStrides;
 use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_sum, vector_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
+use crate::cube::tensors::HeadStrides;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,9 +44,9 @@ pub(super) struct Sizes {
 /// One split of the keys of one key head, for a few of its queries.
 ///
 /// Tile: the cube's units form groups of `lanes`; a group reads whole keys, a vector to a lane, `unroll` of them ahead.
-/// Neighbouring groups read neighbouring keys. Queries, running maxima, sums and results stay in registers; groups meet
-/// in shared memory only at the end. Keys and values of int8 become f32 in registers; the scale of a key meets its score,
-/// that of a value its weight. The launch has `splits · tiles` cubes along x, the key heads along y, the batch
+/// Neighbouring groups read neighbouring keys. Queries, running maxima, sums and results stay in registers; the results of the
+/// groups are added in shared memory only at the end. Keys and values of int8 become f32 in registers; the scale of a key
+/// multiplies its score, that of a value its weight. The launch has `splits · tiles` cubes along x, the key heads along y, the batch
 /// along z. Row `r` of a key head is token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked)]
 pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Float, N: Size>(
@@ -99,7 +99,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
         let token = min(row, all_rows - 1) / sizes.group;
         let head = kv_head * sizes.group + min(row, all_rows - 1) % sizes.group;
         from[r] = masks.first(start + token);
-        to[r] = select(row < all_rows, masks.behind(start + token, end), 0u32);
+        to[r] = select(row < all_rows, masks.last_end(start + token, end), 0u32);
         all_from = min(all_from, from[r]);
         all_to = max(all_to, to[r]);
         largest[r] = HIDDEN;
@@ -234,7 +234,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
         }
     }
 
-    // The groups meet.
+    // The results of the groups are added.
     let mut group_largest = SharedMemory::<f32>::new(comptime!(slots as usize * rows));
     let mut group_total = SharedMemory::<f32>::new(comptime!(slots as usize * rows));
     let mut group_result = SharedMemory::<f32>::new(comptime!((slots * head_dim) as usize));
@@ -299,6 +299,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     }
 }
 
+/// Scalar sizes of [`combine`].
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct CombineSizes {
     pub rows: u32,

@@ -5,8 +5,10 @@ mod kernel;
 use cubecl::prelude::*;
 
 use self::kernel::{CombineSizesLaunch, SizesLaunch, Tile, combine, decode};
-use super::attention::{Attention, AttentionSizes, head_strides};
-use super::machine::{Machine, Unsupported, array, vector_size};
+use super::attention::{Attention, AttentionSizes, CheckedAttention};
+use super::machine::{Machine, Unsupported, countable};
+use super::tensors::{array, head_strides, vector_size};
+use crate::contract::product;
 
 /// Units of a cube.
 const UNITS: u32 = 128;
@@ -16,10 +18,8 @@ const CUBES_PER_PROCESSOR: usize = 3;
 const SPLIT_KEYS: usize = 256;
 /// Largest number of splits.
 const MOST_SPLITS: usize = 64;
-/// Scores that a group of lanes may have in flight beside elements of int8, which take a register each.
+/// Scores that a group of lanes may have in flight in addition to elements of int8, which take a register each.
 const MOST_SCORES: u32 = 16;
-/// Largest head: one lane of a plane of 32 holds 8 features.
-pub const LARGEST_HEAD: usize = 256;
 
 /// The number of splits: enough cubes for the device, but no split of fewer than 256 keys.
 pub fn splits(machine: &Machine, cubes: usize, keys: usize) -> usize {
@@ -34,18 +34,25 @@ pub fn splits(machine: &Machine, cubes: usize, keys: usize) -> usize {
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
 pub fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     problem: Attention<'_, R>,
     given: Option<usize>,
 ) -> Result<usize, Unsupported> {
-    let Attention { query, key, value, context, scale, masks, keys, .. } = problem;
-    let sizes = problem.check(client, LARGEST_HEAD)?;
+    let Attention { scale, keys, .. } = problem;
+    let CheckedAttention { query, key, value, context, masks, sizes } = problem.check("decode", client)?;
     let AttentionSizes { batch, heads, kv_heads, tokens, head_dim } = sizes;
+    if sizes.is_empty() {
+        return Ok(given.unwrap_or(1).max(1));
+    }
     let group = sizes.group();
 
-    let vector = vector_size(client, &[query, key, value], head_dim);
+    let vector = vector_size(client, &[query, key.elements, value.elements], head_dim);
     let vectors = head_dim / vector;
     let units = machine.units(UNITS);
     // Without plane operations a group of lanes may be any part of the cube.
@@ -54,7 +61,7 @@ pub fn launch<R: Runtime>(
     let per_lane = vectors.div_ceil(lanes as usize);
     let rows = rows_per_cube(group * tokens, per_lane * vector);
     let tiles = (group * tokens).div_ceil(rows);
-    let int8 = [problem.key_scales, problem.value_scales].map(|scales| scales.is_some());
+    let int8 = [key.is_int8(), value.is_int8()];
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
     let unroll = if rows * per_lane * vector > 32 { 2 } else { 4 };
     // Keys of int8 are half as long, or a quarter: twice as many are as many bytes in flight.
@@ -73,6 +80,10 @@ pub fn launch<R: Runtime>(
         int8_values: int8[1],
         planes: machine.plane_operations,
     };
+    let all_rows = batch * heads * tokens;
+    // What the splits leave is counted in 32 bits, too.
+    countable(product(&[all_rows, splits, head_dim.max(2)]))?;
+    countable(keys.saturating_add(splits.saturating_mul((units * unroll) as usize)))?;
     let cubes = machine.cubes([splits * tiles, kv_heads, batch])?;
     let sizes = SizesLaunch::new(
         tokens as u32,
@@ -83,7 +94,6 @@ pub fn launch<R: Runtime>(
         head_strides(context, 1),
     );
     let float = f32::as_type_native_unchecked().storage_type();
-    let all_rows = batch * heads * tokens;
     let stats = client.empty(all_rows * splits * 2 * size_of::<f32>());
     let partial = (splits > 1).then(|| client.empty(all_rows * splits * head_dim * size_of::<f32>()));
     // SAFETY: the lengths are those of the allocations above.
@@ -93,7 +103,9 @@ pub fn launch<R: Runtime>(
         Some(partial) => (unsafe { ArrayArg::from_raw_parts(partial.clone(), all_rows * splits * head_dim) }, float),
         None => (array(context), context.dtype),
     };
-    // SAFETY: every index is below the bounds that `Sizes` and `Tile` describe, which are those of the tensors.
+    // SAFETY: the tensors were checked against each other, so rows, heads, tokens and features that `Sizes` and `Tile` count are
+    // in all of them. The kernel reads keys, values, scales and masks only at slots before `masks.end`, which is at most `keys`,
+    // and they hold that many.
     unsafe {
         decode::launch_unchecked::<R>(
             client,
@@ -101,16 +113,16 @@ pub fn launch<R: Runtime>(
             CubeDim::new_1d(units),
             vector,
             array(query),
-            problem.keys().launch(vector),
-            problem.values().launch(vector),
+            key.launch(vector),
+            value.launch(vector),
             masks.launch(),
             output,
             stats_array(),
             sizes,
             tile,
             query.dtype,
-            key.dtype,
-            value.dtype,
+            key.elements.dtype,
+            value.elements.dtype,
             output_type,
             masks.mask_type(),
             masks.bias_type(),

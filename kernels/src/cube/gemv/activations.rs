@@ -1,11 +1,11 @@
-//! The rows of the input as the matrix meets them: normalised, in f32, in shared memory.
+//! The rows of the input as they are multiplied: normalised, in f32, in shared memory.
 
 use cubecl::prelude::*;
-use cubecl::std::tensor::TensorHandle;
 
-use super::super::lanes::{lanes_sum, vector_sum};
-use super::super::machine::array;
-use super::{Extents, Gemv, NormKind};
+use super::problem::{CheckedGemv, NormKind};
+use crate::cube::contract::Checked;
+use crate::cube::lanes::{lanes_sum, vector_sum};
+use crate::cube::tensors::array;
 
 /// How the units of a cube exchange values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,30 +44,30 @@ pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
     epsilon: f32,
     #[cube(comptime)]
     norm: Option<NormKind>,
-    /// Vectors that one of the matrix meets.
+    /// Vectors that a vector of the matrix is multiplied with.
     #[cube(comptime)]
     fold: u32,
 }
 
-/// The activations of a problem, read in vectors of `vector` elements, of which a vector of the matrix meets `fold`.
+/// The activations of a problem, read in vectors of `vector` elements; a vector of the matrix is multiplied with `fold` of
+/// them.
 pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
-    problem: &Gemv<'_, R>,
-    extents: Extents,
+    problem: &CheckedGemv<'_, R>,
     vector: usize,
     fold: usize,
 ) -> ActivationsLaunch<F, G, E, N, R> {
-    let row = |tensor: &TensorHandle<R>| (tensor.strides()[0] / vector) as u32;
-    let norm = problem.norm.as_ref();
+    let row = |tensor: Checked<'_, R>| (tensor.strides()[0] / vector) as u32;
+    let inputs = problem.extents.inputs;
     ActivationsLaunch::new(
         array(problem.input),
-        problem.gamma().map(array).into(),
-        problem.beta().map(array).into(),
+        problem.gamma.map(array).into(),
+        problem.beta.map(array).into(),
         row(problem.input),
         problem.normed.map_or(0, row),
-        (extents.inputs / vector) as u32,
-        1.0 / extents.inputs as f32,
-        norm.map_or(0.0, |norm| norm.epsilon),
-        norm.map(|norm| norm.kind),
+        (inputs / vector) as u32,
+        1.0 / inputs as f32,
+        problem.norm.map_or(0.0, |(_, epsilon)| epsilon),
+        problem.norm.map(|(kind, _)| kind),
         fold as u32,
     )
 }
@@ -82,8 +82,8 @@ pub(super) struct Statistics {
 
 #[cube]
 impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
-    /// Vectors of the matrix that the rows meet.
-    pub fn meetings(&self) -> u32 {
+    /// Vectors of the matrix that a row is multiplied with.
+    pub fn products(&self) -> u32 {
         self.vectors / self.fold
     }
 
@@ -132,11 +132,11 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         Statistics { mean, factor }
     }
 
-    /// Fills a tile with what the vectors `first..first + length` of the matrix meet of every row, and with zeros behind the
+    /// Fills a tile with the factors of the vectors `first..first + length` of the matrix, for every row, and with zeros after the
     /// last.
     ///
-    /// What vector `at` of them meets of row `r` lies in parts of at most 4 elements, part `p` in
-    /// `(r · parts + p) · length + at`: neighbouring units meet different banks. The first cube also writes `normed`.
+    /// The factors of vector `at` in row `r` are stored in parts of at most 4 elements, part `p` in
+    /// `(r · parts + p) · length + at`: neighbouring units use different banks. The first cube also writes `normed`.
     pub fn fill<S: Size>(
         &self,
         tile: &mut SharedMemory<Vector<f32, S>>,
@@ -154,8 +154,8 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         let mut values = Array::<Vector<F, N>>::new(rows);
         for at in range_stepped(UNIT_POS, comptime!(length * fold), exchange.units) {
             let from = first * fold + at;
-            // The vector of the matrix, and which of those that it meets.
-            let meeting = at / fold;
+            // The vector of the matrix, and which of its factors.
+            let factor_of = at / fold;
             let which = at % fold;
             let mut scale = Vector::<f32, N>::new(0.0f32);
             let mut shift = Vector::<f32, N>::new(0.0f32);
@@ -209,14 +209,14 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
                         part[e] = value[p * width + e];
                     }
                     let row = comptime!((r as u32 * fold) * parts as u32 + p as u32);
-                    tile[((row + which * parts as u32) * length + meeting) as usize] = part;
+                    tile[((row + which * parts as u32) * length + factor_of) as usize] = part;
                 }
             }
         }
     }
 }
 
-/// The sum of each of `values` over the cube, in every unit. Every unit of the cube must come here.
+/// The sum of each of `values` over the cube, in every unit. Every unit of the cube must call this.
 #[cube]
 fn cube_sums(
     values: &mut Array<f32>,
@@ -243,6 +243,6 @@ fn cube_sums(
         }
         values[r] = sum;
     }
-    // Before anybody writes the next sums.
+    // Before a unit writes the next sums.
     sync_cube();
 }

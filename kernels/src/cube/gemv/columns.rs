@@ -1,11 +1,14 @@
-//! The product with a matrix whose neighbouring outputs lie one behind the other.
+//! The product with an `[in, out]` matrix: neighbouring outputs are contiguous.
 
 use cubecl::prelude::*;
 
-use super::super::lanes::lanes_sum;
-use super::super::machine::{Machine, Unsupported, array, vector_size};
 use super::activations::{Activations, Exchange, activations};
-use super::{Extents, Gemv, LOADS, Sizes, fills, lanes, loads, tile_length, write};
+use super::output::{Sizes, sizes, write};
+use super::plan::{LOADS, fills, lanes, loads, tile_length};
+use super::problem::{CheckedGemv, Extents};
+use crate::cube::lanes::lanes_sum;
+use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::tensors::{array, vector_size};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -43,14 +46,13 @@ impl Tile {
     }
 }
 
-/// Launches the kernel; `problem` was checked.
+/// Launches the kernel.
 pub(super) fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
-    problem: &Gemv<'_, R>,
-    extents: Extents,
+    problem: &CheckedGemv<'_, R>,
 ) -> Result<(), Unsupported> {
-    let Extents { rows, inputs, outputs } = extents;
+    let Extents { rows, inputs, outputs } = problem.extents;
     let matrix = problem.matrix.elements();
     // The sums of many rows leave fewer registers for what is loaded.
     let many = rows > 4;
@@ -86,7 +88,8 @@ pub(super) fn launch<R: Runtime>(
     tile.even = vectors.is_multiple_of((tile.slots() * tile.unroll) as usize);
     let cubes = machine.cubes([cubes, 1, 1])?;
     let [gamma, beta, bias] = problem.parameter_types();
-    // SAFETY: the tensors have the sizes of `extents` and `Sizes`, and the kernel reads and writes within them.
+    // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
+    // `Activations` count.
     unsafe {
         product::launch_unchecked::<R>(
             client,
@@ -94,12 +97,12 @@ pub(super) fn launch<R: Runtime>(
             CubeDim::new_1d(units),
             along,
             across,
-            activations(problem, extents, along, 1),
+            activations(problem, along, 1),
             array(matrix),
             problem.bias_array(),
             array(problem.output),
             problem.normed_array(),
-            problem.sizes(extents, across),
+            sizes(problem, across),
             tile,
             problem.input.dtype,
             matrix.dtype,

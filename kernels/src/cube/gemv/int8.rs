@@ -3,9 +3,9 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use super::super::machine::{Unsupported, array, check_extent, check_rows, check_same_type, check_shape};
-use super::rows::Tile;
-use super::{Gemv, Matrix};
+use crate::cube::contract::{Checked, Contract, f32_type, i8_type, same_type};
+use crate::cube::machine::Unsupported;
+use crate::cube::tensors::array;
 
 /// Whole numbers of one byte, each times the scale of its block.
 #[derive(Debug, Clone, Copy)]
@@ -18,19 +18,30 @@ pub struct Int8<'a, R: Runtime> {
     pub blocks: [usize; 2],
 }
 
-fn byte_type() -> StorageType {
-    i8::as_type_native_unchecked().storage_type()
+/// [`Int8`], checked.
+#[derive(Debug)]
+pub(super) struct CheckedInt8<'a, R: Runtime> {
+    pub elements: Checked<'a, R>,
+    scales: Checked<'a, R>,
+    blocks: [usize; 2],
 }
 
-impl<R: Runtime> Int8<'_, R> {
-    /// Checks element types, scales and layouts; the shape of the elements is known.
-    pub(super) fn check(&self, outputs: usize, inputs: usize) -> Result<(), Unsupported> {
-        let Self { elements, scales, blocks: [tall, wide] } = *self;
-        check_same_type(byte_type(), &[("matrix", Some(elements))])?;
-        check_same_type(f32::as_type_native_unchecked().storage_type(), &[("scales", Some(scales))])?;
-        check_shape("scales", scales, [outputs.div_ceil(tall), inputs.div_ceil(wide)])?;
-        check_rows(&[("matrix", elements), ("scales", scales)])?;
-        check_extent(&[elements, scales])
+impl<'a, R: Runtime> Int8<'a, R> {
+    /// Checks the matrix against its expected shape, `[out, in]`.
+    #[track_caller]
+    pub(super) fn check(
+        &self,
+        contract: &Contract<'_, R>,
+        [outputs, inputs]: [usize; 2],
+    ) -> Result<CheckedInt8<'a, R>, Unsupported> {
+        let [tall, wide] = self.blocks;
+        contract
+            .require(tall > 0 && wide > 0, || format!("`blocks` is {:?}, expected sizes of at least 1", self.blocks));
+        let elements = contract.rows("matrix", self.elements, &[outputs, inputs])?;
+        let scales = contract.rows("scales", self.scales, &[outputs.div_ceil(tall), inputs.div_ceil(wide)])?;
+        same_type("matrix", &elements, i8_type())?;
+        same_type("scales", &scales, f32_type())?;
+        Ok(CheckedInt8 { elements, scales, blocks: self.blocks })
     }
 }
 
@@ -53,7 +64,7 @@ impl Reading {
 
     /// Every way to read a matrix of int8, the widest first: words where rows and blocks consist of whole ones, so that a
     /// load is one of 16 bytes at best, and bytes always.
-    pub fn of_int8<R: Runtime>(client: &ComputeClient<R>, matrix: &Int8<'_, R>) -> Vec<Self> {
+    pub fn of_int8<R: Runtime>(client: &ComputeClient<R>, matrix: &CheckedInt8<'_, R>) -> Vec<Self> {
         let [outputs, inputs] = [matrix.elements.shape()[0], matrix.elements.shape()[1]];
         let [_, wide] = matrix.blocks;
         let elements = u32::as_type_native_unchecked().storage_type();
@@ -64,7 +75,7 @@ impl Reading {
                 && (outputs == 1 || divides(matrix.elements.strides()[0]))
                 && (wide >= inputs || divides(wide))
         });
-        words.chain([Self { elements: byte_type(), vector: 1, words: false }]).collect()
+        words.chain([Self { elements: i8_type(), vector: 1, words: false }]).collect()
     }
 }
 
@@ -83,24 +94,34 @@ pub(super) struct Scales {
     zero: u32,
 }
 
-/// The bits of [`ZERO_VALUE`], of which the last one counts 1. Its last two bytes are what a byte of 0 is with its sign turned
-/// round.
+/// The bits of [`ZERO_VALUE`], whose last bit counts 1. Its last two bytes are those of 0 with the sign bit inverted.
 const ZERO: u32 = 0x4b00_8080;
 /// 2^23, and 128 in each of the last two bytes.
 const ZERO_VALUE: f32 = 8_421_504.0;
 
-/// The scales of a problem whose matrix is read in vectors of `weights`.
-pub(super) fn scales<R: Runtime>(problem: &Gemv<'_, R>, weights: usize) -> ScalesLaunch<R> {
-    match problem.matrix {
-        Matrix::Dense(..) => ScalesLaunch::new(None.into(), 0, 1, None, ZERO),
-        Matrix::Int8(Int8 { elements, scales, blocks: [tall, wide] }) => ScalesLaunch::new(
-            Some(array(scales)).into(),
-            scales.strides()[0] as u32,
-            tall as u32,
-            (wide < elements.shape()[1]).then_some((wide / weights) as u32),
-            ZERO,
-        ),
-    }
+/// What a lane loads at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Loads {
+    /// Outputs of a group of lanes.
+    pub outputs: u32,
+    /// Vectors of each output.
+    pub unroll: u32,
+    /// Lanes of a group.
+    pub lanes: u32,
+}
+
+/// The scales of a matrix that is read in vectors of `weights`; none for a dense one.
+pub(super) fn scales<R: Runtime>(matrix: Option<&CheckedInt8<'_, R>>, weights: usize) -> ScalesLaunch<R> {
+    let Some(CheckedInt8 { elements, scales, blocks: [tall, wide] }) = matrix else {
+        return ScalesLaunch::new(None.into(), 0, 1, None, ZERO);
+    };
+    ScalesLaunch::new(
+        Some(array(*scales)).into(),
+        scales.strides()[0] as u32,
+        (*tall).min(u32::MAX as usize) as u32,
+        (*wide < elements.shape()[1]).then_some((wide / weights) as u32),
+        ZERO,
+    )
 }
 
 #[cube]
@@ -126,16 +147,23 @@ impl Scales {
     }
 
     /// The scales of the vectors `first`, `first + lanes`, .. of each output, where it has several; any behind the last.
-    pub fn load(&self, factors: &mut Array<f32>, begin: &Array<u32>, first: u32, vectors: u32, #[comptime] tile: Tile) {
+    pub fn load(
+        &self,
+        factors: &mut Array<f32>,
+        begin: &Array<u32>,
+        first: u32,
+        vectors: u32,
+        #[comptime] loads: Loads,
+    ) {
         #[comptime]
         match &self.scales {
             ComptimeOption::Some(scales) => {
                 if comptime!(self.wide.is_some()) {
                     let wide = comptime!(self.wide.unwrap_or(1));
-                    let outputs = comptime!(tile.outputs as usize);
+                    let outputs = comptime!(loads.outputs as usize);
                     #[unroll]
-                    for u in 0..tile.unroll as usize {
-                        let at = min(first + u as u32 * tile.exchange.lanes, vectors - 1) / wide;
+                    for u in 0..loads.unroll as usize {
+                        let at = min(first + u as u32 * loads.lanes, vectors - 1) / wide;
                         #[unroll]
                         for o in 0..outputs {
                             factors[u * outputs + o] = scales[(begin[o] + at) as usize];
@@ -173,8 +201,8 @@ pub(super) fn weights<W: Numeric, M: Size, S: Size>(
     weights
 }
 
-/// A byte of a word, a number with sign, without a conversion: it becomes one of the last bytes of [`ZERO`], whose value is then
-/// taken off. Every step is exact.
+/// A byte of a word, a signed number, without a conversion: it becomes one of the last bytes of [`ZERO`], whose value is then
+/// subtracted. Every step is exact.
 #[cube]
 fn byte(word: u32, zero: u32, #[comptime] at: u32) -> f32 {
     let mut half = word;

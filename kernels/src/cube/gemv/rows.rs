@@ -1,12 +1,15 @@
-//! The product with a matrix whose weights of one output lie one behind the other.
+//! The product with an `[out, in]` matrix: the weights of an output are contiguous.
 
 use cubecl::prelude::*;
 
-use super::super::lanes::lanes_sum;
-use super::super::machine::{Machine, Unsupported, array, check_types, vector_size};
 use super::activations::{Activations, Exchange, activations};
-use super::int8::{Reading, Scales, scales, weights};
-use super::{Extents, Gemv, Matrix, Sizes, fills, lanes, loads, tile_length, write};
+use super::int8::{Loads, Reading, Scales, scales, weights};
+use super::output::{Sizes, sizes, write};
+use super::plan::{fills, lanes, loads, tile_length};
+use super::problem::{CheckedGemv, CheckedMatrix, Extents};
+use crate::cube::lanes::lanes_sum;
+use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::tensors::{array, vector_size};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -16,12 +19,12 @@ const MOST_SUMS: usize = 16;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Tile {
-    pub exchange: Exchange,
+struct Tile {
+    exchange: Exchange,
     /// Outputs of a group of lanes.
-    pub outputs: u32,
+    outputs: u32,
     /// Vectors of each output that a lane has in flight.
-    pub unroll: u32,
+    unroll: u32,
     /// Vectors of a row that shared memory holds.
     length: u32,
     /// Whether the last step of a row is whole.
@@ -31,6 +34,11 @@ pub(super) struct Tile {
 }
 
 impl Tile {
+    /// Scales that a lane loads with its vectors.
+    fn scales(self) -> Loads {
+        Loads { outputs: self.outputs, unroll: self.unroll, lanes: self.exchange.lanes }
+    }
+
     /// Vectors that a group of lanes has in flight.
     fn loads(self) -> usize {
         (self.unroll * self.outputs) as usize
@@ -47,33 +55,39 @@ impl Tile {
     }
 }
 
-/// Launches the kernel; `problem` was checked.
+/// Launches the kernel.
 pub(super) fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
-    problem: &Gemv<'_, R>,
-    extents: Extents,
+    problem: &CheckedGemv<'_, R>,
 ) -> Result<(), Unsupported> {
+    let extents = problem.extents;
     let matrix = problem.matrix.elements();
     let readings = match &problem.matrix {
-        Matrix::Dense(..) => {
+        CheckedMatrix::Dense(..) => {
             let mut together = problem.activations();
             together.push(matrix);
             let vector = vector_size(client, &together, extents.inputs);
             vec![Reading { elements: matrix.dtype, vector, words: false }]
         }
-        Matrix::Int8(matrix) => Reading::of_int8(client, matrix),
+        CheckedMatrix::Int8(matrix) => Reading::of_int8(client, matrix),
     };
-    // What narrow vectors meet may fit into shared memory where what wide ones meet does not.
+    // The factors of narrow vectors may fit into shared memory where those of wide ones do not.
     let plans = readings.into_iter().map(|reading| Ok((reading, tile(machine, extents, reading)?)));
     let (reading, tile) = plans.reduce(Result::or).unwrap_or_else(|| unreachable!("there is a way to read bytes"))?;
-    check_types(client, &[reading.elements])?;
+    if !client.properties().supports_type(reading.elements) {
+        return Err(Unsupported::ElementType(reading.elements));
+    }
+    let int8 = match &problem.matrix {
+        CheckedMatrix::Dense(..) => None,
+        CheckedMatrix::Int8(matrix) => Some(matrix),
+    };
     let weights = reading.weights();
     let vector = vector_size(client, &problem.activations(), weights);
     let cubes = machine.cubes([extents.outputs.div_ceil((tile.exchange.groups() * tile.outputs) as usize), 1, 1])?;
     let [gamma, beta, bias] = problem.parameter_types();
-    // SAFETY: the tensors have the sizes of `extents` and `Sizes`, and the kernel reads and writes within them. Words are read
-    // where rows consist of whole ones.
+    // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
+    // `Activations` count. Words are read where rows consist of whole ones.
     unsafe {
         product::launch_unchecked::<R>(
             client,
@@ -82,13 +96,13 @@ pub(super) fn launch<R: Runtime>(
             vector,
             vector.min(4),
             reading.vector,
-            activations(problem, extents, vector, weights / vector),
+            activations(problem, vector, weights / vector),
             array(matrix),
-            scales(problem, weights),
+            scales(int8, weights),
             problem.bias_array(),
             array(problem.output),
             problem.normed_array(),
-            problem.sizes(extents, weights),
+            sizes(problem, weights),
             tile,
             problem.input.dtype,
             reading.elements,
@@ -134,12 +148,12 @@ fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, U
 
 /// A few outputs for each group of lanes, for all rows of the input.
 ///
-/// Tile: the cube holds `length` vectors of every row of the input in shared memory, normalised, and meets them with as
+/// Tile: the cube holds `length` vectors of every row of the input in shared memory, normalised, and multiplies them with as
 /// many of each of its outputs, tile after tile. A group of lanes owns `outputs` neighbouring outputs; lane `l` reads
 /// the vectors `l`, `l + lanes`, .. of each, `unroll` of them ahead, so that a group reads unbroken lines of memory.
 /// The first vectors are on their way before the input is normalised. Sums stay in registers until the lanes add them
-/// up at the end. Weights of int8 become f32 in registers; where an output has one scale, its sum meets it at the end,
-/// where it has several, each is loaded with its weights and meets what they add. The launch has
+/// up at the end. Weights of int8 become f32 in registers. Where an output has one scale, it multiplies the sum at
+/// the end; where it has several, each is loaded with its weights and multiplies what they add. The launch has
 /// `outputs / (groups · tile.outputs)` cubes along x, rounded up; `length` is a multiple of `lanes · unroll`.
 #[cube(launch_unchecked)]
 fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size, M: Size>(
@@ -163,7 +177,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     let length = comptime!(tile.length as usize);
     let (elements, width) = (M::value(), S::value());
     let parts = comptime!(tile.parts(elements, width));
-    let vectors = activations.meetings();
+    let vectors = activations.products();
     let lane = UNIT_POS % exchange.lanes;
     let group = UNIT_POS / exchange.lanes;
     let first_output = (CUBE_POS_X * comptime!(exchange.groups()) + group) * tile.outputs;
@@ -171,7 +185,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));
     let mut held = SharedMemory::<Vector<f32, S>>::new(comptime!(rows * parts * length));
 
-    // Behind the last output its weights are read again, and the sums dropped.
+    // After the last output its weights are read again, and the sums dropped.
     let mut begin = Array::<u32>::new(outputs);
     let mut first_scale = Array::<u32>::new(outputs);
     #[unroll]
@@ -184,7 +198,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     let mut loaded = Array::<Vector<W, M>>::new(comptime!(tile.loads()));
     let mut factors = Array::<f32>::new(comptime!(tile.loads()));
     load::<W, M>(&mut loaded, matrix, &begin, lane, vectors, tile);
-    scales.load(&mut factors, &first_scale, lane, vectors, tile);
+    scales.load(&mut factors, &first_scale, lane, vectors, comptime!(tile.scales()));
 
     let statistics = activations.statistics(&mut shared, exchange);
 
@@ -195,7 +209,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     }
     activations.fill::<S>(&mut held, normed, &statistics, 0u32, tile.length, exchange);
     sync_cube();
-    meet::<W, M, S>(&mut sums, &loaded, &factors, scales, &held, lane, tile);
+    multiply::<W, M, S>(&mut sums, &loaded, &factors, scales, &held, lane, tile);
     for first in range_stepped(0u32, vectors, tile.length) {
         let mut start = comptime!(exchange.lanes * tile.unroll).runtime();
         if first > 0 {
@@ -208,8 +222,8 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
         let span = min(vectors - first, tile.length);
         for base in range_stepped(start, span, comptime!(exchange.lanes * tile.unroll)) {
             load::<W, M>(&mut loaded, matrix, &begin, first + base + lane, vectors, tile);
-            scales.load(&mut factors, &first_scale, first + base + lane, vectors, tile);
-            meet::<W, M, S>(&mut sums, &loaded, &factors, scales, &held, base + lane, tile);
+            scales.load(&mut factors, &first_scale, first + base + lane, vectors, comptime!(tile.scales()));
+            multiply::<W, M, S>(&mut sums, &loaded, &factors, scales, &held, base + lane, tile);
         }
     }
 
@@ -252,9 +266,9 @@ fn load<W: Numeric, M: Size>(
     }
 }
 
-/// Adds what was loaded times what the vectors `first`, `first + lanes`, .. of the tile meet to the sums.
+/// Multiplies what was loaded with the vectors `first`, `first + lanes`, .. of the tile, and adds to the sums.
 #[cube]
-fn meet<W: Numeric, M: Size, S: Size>(
+fn multiply<W: Numeric, M: Size, S: Size>(
     sums: &mut Array<f32>,
     loaded: &Array<Vector<W, M>>,
     factors: &Array<f32>,
@@ -285,7 +299,7 @@ fn meet<W: Numeric, M: Size, S: Size>(
     }
 }
 
-/// Adds the vector `u` of what was loaded times what vector `at` of the tile meets.
+/// Multiplies vector `u` of what was loaded with vector `at` of the tile, and adds to the sums.
 #[cube]
 fn add<W: Numeric, M: Size, S: Size>(
     sums: &mut Array<f32>,
@@ -300,7 +314,7 @@ fn add<W: Numeric, M: Size, S: Size>(
     let parts = comptime!(tile.parts(elements, width));
     let rows = comptime!(tile.exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
-    // A part of all outputs against a part of one row: the other way round every row would take registers.
+    // A part of all outputs against a part of one row: with the loops exchanged every row would take registers.
     #[unroll]
     for p in 0..parts {
         let mut weight = Array::<Vector<f32, S>>::new(outputs);

@@ -2,18 +2,17 @@
 
 use cubecl::prelude::*;
 
-use crate::cube::attention::{Attention, AttentionSizes, HeadStrides, head_strides};
+use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum, vector_sum};
-use crate::cube::machine::{Machine, Unsupported, array, vector_size};
+use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::masks::{HIDDEN, Masks, Query};
+use crate::cube::tensors::{HeadStrides, array, head_strides, vector_size};
 
 /// Units along the queries.
 const UNITS_Y: u32 = 8;
 /// Shared memory that a cube may take, in bytes: what every CUDA device grants without being asked.
 const SHARED_LIMIT: usize = 48 * 1024;
-/// Largest head.
-pub const LARGEST_HEAD: usize = 256;
 /// Queries and keys of a unit, largest first.
 const PATCHES: [(u32, u32); 6] = [(4, 4), (4, 2), (2, 4), (2, 2), (2, 1), (1, 1)];
 /// Results that a unit may hold, in f32.
@@ -70,20 +69,29 @@ struct Sizes {
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
 pub fn launch<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     problem: Attention<'_, R>,
 ) -> Result<(), Unsupported> {
-    let Attention { query, key, value, context, scale, masks, .. } = problem;
-    let sizes = problem.check(client, LARGEST_HEAD)?;
+    let scale = problem.scale;
+    let CheckedAttention { query, key, value, context, masks, sizes } = problem.check("prefill::simt", client)?;
     let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
-    let vector = vector_size(client, &[query, key, value, context], head_dim);
+    if sizes.is_empty() {
+        return Ok(());
+    }
+    let vector = vector_size(client, &[query, key.elements, value.elements, context], head_dim);
     let tile = tile(machine, head_dim, vector, query.dtype.size(), masks.differs_by_row(tokens))?;
     let rows = sizes.group() * tokens;
     let tiles = rows.div_ceil(tile.all_queries() as usize);
     let cubes = machine.cubes([tiles, kv_heads, batch])?;
-    // SAFETY: every index is below the bounds that `Sizes` and `Tile` describe, which are those of the tensors.
+    // SAFETY: the tensors were checked against each other, so rows, heads, tokens and features that `Sizes` and `Tile` count are
+    // in all of them. The kernel reads keys, values, scales and masks only at slots before `masks.end`, which is at most `keys`,
+    // and they hold that many.
     unsafe {
         prefill::launch_unchecked::<R>(
             client,
@@ -91,8 +99,8 @@ pub fn launch<R: Runtime>(
             CubeDim::new_1d(tile.units_x * UNITS_Y),
             vector,
             array(query),
-            problem.keys().launch(vector),
-            problem.values().launch(vector),
+            key.launch(vector),
+            value.launch(vector),
             masks.launch(),
             array(context),
             SizesLaunch::new(
@@ -105,8 +113,8 @@ pub fn launch<R: Runtime>(
             ),
             tile,
             query.dtype,
-            key.dtype,
-            value.dtype,
+            key.elements.dtype,
+            value.elements.dtype,
             masks.mask_type(),
             masks.bias_type(),
         );
@@ -139,9 +147,8 @@ fn tile(machine: &Machine, head_dim: usize, vector: usize, element: usize, selec
 /// A tile of queries of one key head against all keys that one of them sees.
 ///
 /// Tile: `UNITS_Y` units along the queries, `units_x` along the keys. Queries stay in shared memory; keys and values
-/// come through it tile by tile, int8 scaled on the way, in rows padded by a vector so that neighbouring rows lie in
-/// different banks. A unit
-/// computes `queries × keys` scores, and then `queries` rows of the result at every `units_x`-th vector. Running maxima
+/// pass through it tile by tile, int8 scaled on the way, in rows padded by a vector so that neighbouring rows are in
+/// different banks. A unit computes `queries × keys` scores, and then `queries` rows of the result at every `units_x`-th vector. Running maxima
 /// and sums are held by every unit of a row. The launch has tiles of queries along x, key heads along y, the batch
 /// along z.
 #[cube(launch_unchecked)]
@@ -172,7 +179,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
     let kv_head = CUBE_POS_Y;
     let batch = CUBE_POS_Z;
     let all_rows = sizes.group * sizes.tokens;
-    // The last tile first: under a causal mask it has most to do.
+    // The last tile first: under a causal mask it has the most work.
     let first_row = (sizes.last_tile - CUBE_POS_X) * tile_queries;
     let last_row = min(first_row + tile_queries, all_rows) - 1;
 
@@ -206,7 +213,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
         let row = first_row + y * tile.queries + q as u32;
         let token = min(row, all_rows - 1) / sizes.group;
         from[q] = masks.first(start + token);
-        to[q] = select(row < all_rows, masks.behind(start + token, end), 0u32);
+        to[q] = select(row < all_rows, masks.last_end(start + token, end), 0u32);
         largest[q] = HIDDEN;
         total[q] = 0.0f32;
         #[unroll]
@@ -216,7 +223,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
     }
 
     let begin = masks.first(start + first_row / sizes.group);
-    let stop = masks.behind(start + last_row / sizes.group, end);
+    let stop = masks.last_end(start + last_row / sizes.group, end);
     let key_head = key.head(batch, kv_head);
     let value_head = value.head(batch, kv_head);
     for base in range_stepped(begin, stop, tile_keys) {

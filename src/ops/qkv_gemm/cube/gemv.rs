@@ -172,9 +172,7 @@ impl CubeCall for GemvCall<()> {
                     epsilon: spec.epsilon as f32,
                 }),
                 matrix: match &elements {
-                    Elements::Dense { matrix, orientation } => {
-                        gemv::Matrix::Dense(matrix, kernel_orientation(*orientation))
-                    }
+                    Elements::Dense { matrix, orientation } => gemv::Matrix::Dense(matrix, *orientation),
                     Elements::Int8 { elements, scales, blocks } => {
                         gemv::Matrix::Int8(gemv::Int8 { elements, scales, blocks: *blocks })
                     }
@@ -188,13 +186,5 @@ impl CubeCall for GemvCall<()> {
             offset += outputs;
         }
         GemvOutput { product, normed }
-    }
-}
-
-/// An orientation in the terms of the kernels.
-fn kernel_orientation(orientation: Orientation) -> gemv::Orientation {
-    match orientation {
-        Orientation::InputOutput => gemv::Orientation::InputOutput,
-        Orientation::OutputInput => gemv::Orientation::OutputInput,
     }
 }

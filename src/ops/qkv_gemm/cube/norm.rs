@@ -84,7 +84,6 @@ impl CubeCall for NormCall<()> {
         let arguments = norm::Norm {
             input: &handle(&input),
             residual: residual.as_ref(),
-            sum: None,
             gamma: &gamma,
             beta: beta.as_ref(),
             output: &handle(&output),

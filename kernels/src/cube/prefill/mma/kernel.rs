@@ -3,28 +3,15 @@
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::Tile;
 use super::fragment::{LANES, Order, Pair, as_left, exponential, load, mma};
 use super::stage::{pad, stage_keys, stage_queries};
-use crate::cube::attention::HeadStrides;
+use super::tile::{Sizes, Tile};
 use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
 
 /// By how much a maximum may be outgrown: probabilities are up to `exp` of it, and f16 holds them.
 const SLACK: f32 = 5.0;
-
-/// Scalar sizes. Strides count vectors.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Sizes {
-    /// Cubes along x.
-    pub tiles: u32,
-    pub tokens: u32,
-    pub group: u32,
-    pub scale: f32,
-    pub query: HeadStrides,
-    pub context: HeadStrides,
-}
 
 /// A tile of queries of one key head against all keys that they see.
 ///
@@ -80,9 +67,9 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let first_slot = start + first_row / sizes.group;
     let last_slot = start + last_row / sizes.group;
     let begin = masks.first(first_slot) / keys;
-    let stop = masks.behind(last_slot, end).div_ceil(keys);
+    let stop = masks.last_end(last_slot, end).div_ceil(keys);
     let all_from = masks.first(last_slot);
-    let all_to = masks.behind(first_slot, end);
+    let all_to = masks.last_end(first_slot, end);
 
     let mut stage = SharedMemory::<Vector<F, N>>::new_aligned(comptime!(tile.stage_vectors() as usize), 128usize);
     let mut scratch = SharedMemory::<f32>::new(comptime!(tile.scratch() as usize));
@@ -309,7 +296,7 @@ fn hide_range<M: Int, E: Float>(
     for i in 0..2usize {
         let slot = start + (own_row + i as u32 * 8) / sizes.group;
         let from = masks.first(slot);
-        let to = masks.behind(slot, end);
+        let to = masks.last_end(slot, end);
         #[unroll(!tile.emulate)]
         for block in 0..comptime!(tile.keys / 8) {
             let mut pair = scores[block as usize * 2 + i];
@@ -352,7 +339,7 @@ fn score<M: Int, E: Float>(
                 let mut pair = scores[block as usize * 2 + i];
                 let raw = pair[e] * sizes.scale;
                 let mut score = HIDDEN.runtime();
-                if seen && token < sizes.tokens && at >= masks.first(slot) && at < masks.behind(slot, end) {
+                if seen && token < sizes.tokens && at >= masks.first(slot) && at < masks.last_end(slot, end) {
                     score = masks.score(raw, Query { batch: CUBE_POS_Z, head, token, slot }, at);
                 }
                 pair[e] = score;

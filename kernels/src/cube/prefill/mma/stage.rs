@@ -3,8 +3,7 @@
 use cubecl::prelude::barrier::copy_async_checked;
 use cubecl::prelude::*;
 
-use super::Tile;
-use super::kernel::Sizes;
+use super::tile::{Sizes, Tile};
 use crate::cube::cached::{Cached, CachedHead};
 use crate::cube::masks::Masks;
 

@@ -1,0 +1,55 @@
+//! Arguments that do not fit together are a programming error: every kernel panics about them in the same words, on slices
+//! and on device buffers, before it does any work.
+
+/// Panics unless a tensor has the expected shape.
+#[cfg(feature = "cubecl")]
+#[track_caller]
+pub(crate) fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
+    assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");
+}
+
+/// Panics unless each axis of a tensor has the expected size, or 1. Along the last axis, the keys, more than expected is fine.
+#[track_caller]
+pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
+    let last = expected.len() - 1;
+    let fits = |(axis, (expected, actual)): (usize, (&usize, &usize))| {
+        *actual == 1 || actual == expected || axis == last && actual > expected
+    };
+    assert!(
+        expected.len() == actual.len() && expected.iter().zip(actual).enumerate().all(fits),
+        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them"
+    );
+}
+
+/// Panics unless a slice has the expected number of elements.
+#[track_caller]
+pub(crate) fn check_len(operation: &str, slice: &str, actual: usize, expected: usize) {
+    assert!(actual == expected, "{operation}: `{slice}` has {actual} elements, expected {expected}");
+}
+
+/// The product of sizes; `usize::MAX`, which no slice holds, where it does not fit.
+pub(crate) fn product(sizes: &[usize]) -> usize {
+    sizes.iter().fold(1, |product, size| product.saturating_mul(*size))
+}
+
+/// The elements that a tensor spans, from its first to its last one; 0 if an axis is empty, `usize::MAX` where the number does
+/// not fit.
+pub(crate) fn extent(shape: &[usize], strides: &[usize]) -> usize {
+    if shape.contains(&0) {
+        return 0;
+    }
+    let last = shape
+        .iter()
+        .zip(strides)
+        .fold(0usize, |last, (size, stride)| last.saturating_add((size - 1).saturating_mul(*stride)));
+    last.saturating_add(1)
+}
+
+/// The greatest common divisor; the other number if one is 0.
+#[cfg(feature = "cubecl")]
+pub(crate) fn gcd(mut a: usize, mut b: usize) -> usize {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}

@@ -1,0 +1,117 @@
+//! The sizes that the tensor-core kernel is compiled for, and those that it is launched with.
+
+use cubecl::prelude::*;
+
+use super::fragment::{EXCHANGED, LANES, Layout};
+use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::tensors::HeadStrides;
+
+/// What is compiled into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Tile {
+    pub emulate: bool,
+    pub asynchronous: bool,
+    /// Planes of a cube, 16 rows each.
+    pub planes: u32,
+    /// Keys of a step.
+    pub keys: u32,
+    /// Steps in shared memory: 1, or 2 if one is filled while the other is read.
+    pub stages: u32,
+    pub head_dim: u32,
+    /// Elements of a vector.
+    pub vector: u32,
+    /// Whether the queries stay in registers, and their shared memory goes to keys.
+    pub resident: bool,
+    /// Whether only ranges of keys are hidden and nothing is added to the scores.
+    pub plain: bool,
+    /// Whether the context is written in pairs.
+    pub pairs: bool,
+    /// Whether keys or values become floats on their way to shared memory.
+    pub int8: bool,
+}
+
+impl Tile {
+    pub fn rows(&self) -> u32 {
+        self.planes * 16
+    }
+
+    pub fn units(&self) -> u32 {
+        self.planes * LANES
+    }
+
+    /// Vectors of a row in memory.
+    pub fn vectors(&self) -> u32 {
+        self.head_dim / self.vector
+    }
+
+    /// Whether every unit copies the same part of each row that it comes to.
+    pub fn even(&self) -> bool {
+        self.units().is_multiple_of(self.vectors())
+    }
+
+    /// Features with the zeros behind them.
+    pub fn padded(&self) -> u32 {
+        self.head_dim.next_multiple_of(16)
+    }
+
+    /// Rows are an odd number of 16 bytes, in 16-bit elements: eight of them are on different banks.
+    pub fn layout(&self) -> Layout {
+        let chunk = 8 / self.vector;
+        Layout { width: (self.padded() / 8 + 1) * chunk, chunk, vector: self.vector, emulate: self.emulate }
+    }
+
+    /// Registers of the queries, all of them or those of one product.
+    pub fn query_registers(&self) -> usize {
+        if self.resident { self.padded() as usize / 4 } else { 4 }
+    }
+
+    /// Registers of the context, with those behind the features.
+    pub fn result_registers(&self) -> usize {
+        self.padded() as usize / 4
+    }
+
+    pub fn stage_rows(&self) -> u32 {
+        let keys = self.stages * 2 * self.keys;
+        if self.resident { keys.max(self.query_row() + self.rows()) } else { keys + self.rows() }
+    }
+
+    /// The first row of the queries: behind the keys, or where the second step of keys will be.
+    pub fn query_row(&self) -> u32 {
+        let stages = if self.resident { self.stages - 1 } else { self.stages };
+        stages * 2 * self.keys
+    }
+
+    pub fn query_origin(&self) -> u32 {
+        self.query_row() * self.layout().width
+    }
+
+    pub fn stage_vectors(&self) -> u32 {
+        self.stage_rows() * self.layout().width
+    }
+
+    /// Floats that the lanes exchange.
+    pub fn scratch(&self) -> u32 {
+        if self.emulate { self.planes * EXCHANGED } else { 1 }
+    }
+
+    pub fn shared_bytes(&self, element: usize) -> usize {
+        (self.stage_vectors() * self.vector) as usize * element + self.scratch() as usize * size_of::<f32>()
+    }
+
+    pub fn check(&self, machine: &Machine, element: usize) -> Result<(), Unsupported> {
+        let (needed, limit) = (self.shared_bytes(element), machine.shared_bytes);
+        if needed > limit { Err(Unsupported::SharedMemory { needed, limit }) } else { Ok(()) }
+    }
+}
+
+/// Scalar sizes. Strides count vectors.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Sizes {
+    /// Cubes along x.
+    pub tiles: u32,
+    pub tokens: u32,
+    pub group: u32,
+    pub scale: f32,
+    pub query: HeadStrides,
+    pub context: HeadStrides,
+}
