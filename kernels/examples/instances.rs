@@ -337,7 +337,7 @@ impl Lab {
         }
     }
 
-    /// A product of a matrix, with a norm in front and a bias behind, or with neither.
+    /// A product of a matrix, with a norm before it and a bias after it, or with neither.
     fn gemv(
         &self,
         label: &str,

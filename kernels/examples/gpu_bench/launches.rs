@@ -52,7 +52,7 @@ impl Tensors {
         Ok(Self { client: client.clone(), machine, elements: elements.storage_type(), quick })
     }
 
-    /// Launches on tensors of their own, so many that one after the other finds nothing in the L2 cache.
+    /// Launches on tensors of their own, enough of them that each finds none of its data in the L2 cache.
     pub fn prepare(&self, workload: &Workload) -> Vec<Launch> {
         let sets = match (workload.problem, workload.bytes()) {
             (Problem::Empty | Problem::Prefill { .. }, _) => 1,
@@ -86,7 +86,7 @@ impl Tensors {
         (self.noise_of(&[batch, kv_heads, capacity, head], elements), scales)
     }
 
-    /// `[B, N, T, H]`, the heads of a token one behind the other.
+    /// `[B, N, T, H]`, the heads of a token contiguous.
     fn packed(&self, [batch, heads, tokens, head]: [usize; 4]) -> Tensor {
         let width = heads * head;
         let packed = self.noise(&[batch, tokens, width]);

@@ -7,7 +7,7 @@
 //! gpu_bench --serve              reads `<workload> <engine> <f16|bf16> <cold|warm>` and answers with one measurement
 //! ```
 //!
-//! `scripts/gpu_peers.py` uses the last two to take turns with other programs on the same device.
+//! `scripts/gpu_peers.py` uses the last two to alternate with other programs on the same device.
 
 mod launches;
 mod tensors;
@@ -47,7 +47,7 @@ struct Arguments {
     quick: bool,
 }
 
-/// One measurement that somebody asks for.
+/// One requested measurement.
 #[derive(Clone, Copy)]
 struct Request<'a> {
     workload: &'a str,

@@ -44,7 +44,7 @@ fn extent(tensor: &TensorHandle<CudaRuntime>) -> usize {
 }
 
 fn array(tensor: &TensorHandle<CudaRuntime>) -> ArrayArg<CudaRuntime> {
-    // SAFETY: the runtime made the tensor, its outermost axis first, so that no element lies behind this.
+    // SAFETY: the runtime made the tensor, its outermost axis first, so that no element is beyond this.
     unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), extent(tensor)) }
 }
 

@@ -9,7 +9,7 @@ use cubecl::server::Handle;
 
 /// What the launches of one measurement aim to take together.
 const SPAN: Duration = Duration::from_millis(10);
-/// Most launches in the queue of the device, of which some stand for two kernels: it holds about 1000.
+/// Most launches in the queue of the device, some of which are two kernels: it holds about 1000.
 const MOST_QUEUED: usize = 256;
 /// Launches above this keep the device busy by themselves.
 const LONG_US: f64 = 200.0;
@@ -19,7 +19,7 @@ const LONG_US: f64 = 200.0;
 pub struct Reading {
     /// On the device: the launches were in its queue before the first one began.
     pub device_us: f64,
-    /// Of many launches one behind the other, so that the slower of host and device counts.
+    /// Of many launches in sequence, so that the slower of host and device counts.
     pub wall_us: f64,
     /// From the call on an idle device until the host knows that it is done.
     pub latency_us: f64,

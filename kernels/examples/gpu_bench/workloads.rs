@@ -235,7 +235,7 @@ impl Workload {
         let (kind, sizes) = match self.problem {
             Problem::Copy { megabytes } => ("copy", json!({ "megabytes": megabytes })),
             Problem::Empty => ("launch", json!({})),
-            // A cache of int8 is timed beside the same problem on one of floats.
+            // A cache of int8 is timed next to the same problem on one of floats.
             Problem::Decode { batch, heads, kv_heads, head, keys, int8: _ } => {
                 ("decode", json!({ "batch": batch, "heads": heads, "kv_heads": kv_heads, "head": head, "keys": keys }))
             }

@@ -1,15 +1,15 @@
-//! Rows side by side, one to a lane of a few vectors: what a row is multiplied with is then read once for all of them.
+//! Rows in the lanes of a few vectors, one row to a lane: each factor of the rows is then read once for all of them.
 
 use pulp::{Simd, WithSimd};
 
 /// Most lanes: four vectors of 16.
 pub(super) const MOST_LANES: usize = 64;
 
-/// Runs that meet the lanes at once: with two vectors 12 sums, which hide the latency of a multiplication and leave four of
+/// Runs that are multiplied with the lanes together: with two vectors 12 sums, which hide the latency of a multiplication and leave four of
 /// 16 registers; with four vectors, 24 of 32.
 pub(super) const RUNS: usize = 6;
 
-/// Rows and columns that change places at once.
+/// Rows and columns that are transposed together.
 const SIDE: usize = 4;
 
 /// Work on lanes, in `V` vectors.
@@ -70,7 +70,7 @@ pub(super) fn dot<S: Simd, const V: usize, const N: usize>(
     *sums = totals;
 }
 
-/// Rows of the same length beside each other: feature `f` of row `r` goes to `f * lanes + r`.
+/// Packs rows of the same length into lanes: feature `f` of row `r` goes to `f * lanes + r`.
 #[inline(always)]
 pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, into: &mut [f32]) {
     let whole = lanes / SIDE * SIDE;
@@ -95,7 +95,7 @@ pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, int
     }
 }
 
-/// The way back, for the first `count` rows: row `r` gets its feature `f` from `f * lanes + r`.
+/// The inverse, for the first `count` rows: row `r` gets its feature `f` from `f * lanes + r`.
 #[inline(always)]
 pub(super) fn out_of_lanes<'a>(from: &[f32], lanes: usize, count: usize, row: impl Fn(usize) -> &'a mut [f32]) {
     let whole = count / SIDE * SIDE;
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_any_length_lie_beside_each_other() {
+    fn rows_of_any_length_are_packed_into_lanes() {
         for (lanes, features) in [(1, 5), (4, 4), (6, 7), (16, 3)] {
             let rows: Vec<f32> = (0..lanes * features).map(|at| at as f32).collect();
             let mut into = vec![f32::NAN; rows.len()];

@@ -2,14 +2,14 @@
 
 use pulp::Simd;
 
-/// Behind this, `exp2` is less than the smallest normal number; hidden scores, which are `-inf`, lie there too.
+/// Below this, `exp2` is less than the smallest normal number; hidden scores, which are `-inf`, are below it too.
 const SMALLEST: f32 = -126.0;
 
 /// The nearest whole numbers up to `±most`, halves to the even one; returns their scale, the largest magnitude over `most`. An
 /// infinity or NaN makes it NaN, and all numbers 0. A place takes every number up to `most`.
 #[inline(always)]
 pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole: impl Fn(i32) -> E) -> f32 {
-    // The bits of magnitudes are ordered as they are, those of infinity and NaN behind all others.
+    // The bits of magnitudes are ordered as they are, those of infinity and NaN after all others.
     let mut largest = 0;
     for number in numbers {
         largest = largest.max(number.to_bits() & !(1 << 31));
@@ -26,7 +26,7 @@ pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole
     for (place, number) in places.iter_mut().zip(numbers) {
         // The smallest scales have too few digits to keep to the range.
         let nearest = (number / scale).round_ties_even().clamp(-most, most);
-        // SAFETY: it is no NaN and lies between the limits. A conversion that checks is done one by one.
+        // SAFETY: it is no NaN and within the limits. A checked conversion is not vectorised.
         *place = whole(unsafe { nearest.to_int_unchecked() });
     }
     scale
@@ -93,7 +93,7 @@ pub(super) fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
         near = simd.mul_add_e_f32s(near, square, simd.splat_f32s(*coefficient));
     }
     let near = simd.mul_f32s(near, x);
-    // Behind 4 it is 1. By comparison: a NaN passes.
+    // Above 4 it is 1. By comparison: a NaN passes.
     let four = simd.splat_f32s(4.0);
     let end = simd.select_f32s(simd.less_than_f32s(four, magnitude), four, magnitude);
     let mut power = simd.splat_f32s(FAR[0]);

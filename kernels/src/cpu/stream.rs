@@ -1,5 +1,5 @@
-//! Runs of memory, of f32 or int8, that meet every row of something small. Each run is read once; rows come two at a time, so that
-//! a run that is in a register serves both.
+//! Dot products and weighted sums of long contiguous runs, of f32 or int8, with a few short rows. Each run is read once; rows are
+//! processed in pairs, so that a run in a register serves both.
 
 use pulp::Simd;
 
@@ -14,7 +14,7 @@ pub(super) trait Element: Copy + Into<f32> {
     /// A vector of a run.
     ///
     /// # Safety
-    /// The run has so many.
+    /// `at` is less than the vectors of the run.
     unsafe fn vector<S: Simd>(simd: S, run: Self::Run<'_, S>, at: usize) -> S::f32s;
 }
 
@@ -28,7 +28,7 @@ impl Element for f32 {
 
     #[inline(always)]
     unsafe fn vector<S: Simd>(_simd: S, run: &[S::f32s], at: usize) -> S::f32s {
-        // SAFETY: the caller says so.
+        // SAFETY: the caller guarantees it.
         unsafe { *run.get_unchecked(at) }
     }
 }
@@ -43,7 +43,7 @@ impl Element for i8 {
 
     #[inline(always)]
     unsafe fn vector<S: Simd>(simd: S, run: &[i8], at: usize) -> S::f32s {
-        // SAFETY: the caller says so.
+        // SAFETY: the caller guarantees it.
         let elements = unsafe { run.get_unchecked(at * S::F32_LANES..(at + 1) * S::F32_LANES) };
         let mut wide = simd.splat_f32s(0.0);
         let places: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut wide));
@@ -54,18 +54,18 @@ impl Element for i8 {
     }
 }
 
-/// Bytes that memory gives at once.
+/// Bytes of a cache line.
 #[cfg(target_arch = "x86_64")]
 const LINE: usize = 64;
 
-/// Rows that lie a fixed distance apart, and where in each of them something begins.
+/// The stride of rows, and a column in them.
 #[derive(Clone, Copy)]
 pub(super) struct Columns {
     pub stride: usize,
     pub first: usize,
 }
 
-/// What is read soon: run `n` of those that follow, `N` of them.
+/// Runs that are read soon: run `n` of the next `N`.
 pub(super) trait Ahead<'a, E: 'a>: Fn(usize) -> &'a [E] {}
 
 impl<'a, E: 'a, F: Fn(usize) -> &'a [E]> Ahead<'a, E> for F {}
@@ -98,8 +98,8 @@ pub(super) fn dot_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     }
 }
 
-/// Adds `runs`, each times its factor, which stands in columns of the rows of `factors`, to every row of `sums`, which have
-/// their length.
+/// Adds `runs`, each times its factor, to every row of `sums`, which have their length. The factors are columns of the rows of
+/// `factors`.
 #[inline(always)]
 pub(super) fn add_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     simd: S,
@@ -125,7 +125,7 @@ pub(super) fn add_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     }
 }
 
-/// Reads ahead, a few runs with each pair of rows: all at once they would wait for each other.
+/// Prefetches a few runs with each pair of rows: all together they would wait for each other.
 struct Fetch {
     runs: usize,
     pairs: usize,
@@ -241,7 +241,7 @@ pub(super) fn vector_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     sums
 }
 
-/// The sums over what is behind the last whole vector.
+/// The sums over the elements after the last whole vector.
 #[inline(always)]
 pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     runs: [&[E]; N],
@@ -260,7 +260,7 @@ pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     sums
 }
 
-/// Asks for elements that are read soon.
+/// Prefetches elements that are read soon.
 #[inline(always)]
 pub(super) fn prefetch<E>(elements: &[E]) {
     #[cfg(target_arch = "x86_64")]

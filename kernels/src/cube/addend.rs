@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::contract::Checked;
 use super::tensors::array;
 
-/// Where an addend of the scores lies, in elements: its first one, and its strides along the axes of the scores.
+/// The position of an addend of the scores, in elements: its first one, and its strides along the axes of the scores.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {
     pub first: usize,
@@ -13,7 +13,7 @@ pub(crate) struct Places {
 }
 
 impl Places {
-    /// The width of the vectors that the addend is read in: that of the scores, or 1 where it does not lie as they do.
+    /// The width of the vectors that the addend is read in: that of the scores, or 1 where its strides differ.
     pub fn width(places: Option<Self>, vector: usize) -> usize {
         let Some(Self { first, strides: [batch, head, token, key] }) = places else { return 1 };
         let aligned = [first, batch, head, token].iter().all(|stride| stride.is_multiple_of(vector));

@@ -7,7 +7,7 @@ use super::machine::Machine;
 /// The sum of `value` over groups of `lanes` neighbouring units, in each of them.
 ///
 /// With `planes` by exchange inside a plane, of which `lanes` must be a part; otherwise through `shared`, one element
-/// for each unit of the cube, and then every unit of the cube must come here. `lanes` is a power of two.
+/// for each unit of the cube, and then every unit of the cube must call this. `lanes` is a power of two.
 #[cube]
 pub(crate) fn lanes_sum(
     value: f32,
@@ -114,10 +114,10 @@ impl Team {
     }
 }
 
-/// The sum of `value` over a team, in each of its units. Every unit of the cube must come here; `shared` has one element for
+/// The sum of `value` over a team, in each of its units. Every unit of the cube must call this; `shared` has one element for
 /// each.
 ///
-/// Neighbours meet first ([`lanes_sum`]), then their sums through shared memory, again among neighbours.
+/// Neighbours are added first ([`lanes_sum`]), then their sums through shared memory, again among neighbours.
 #[cube]
 pub(crate) fn cube_sum(value: f32, shared: &mut SharedMemory<f32>, #[comptime] team: Team) -> f32 {
     let mut sum = lanes_sum(value, shared, team.near, team.planes);

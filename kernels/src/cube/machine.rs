@@ -24,7 +24,7 @@ pub struct Machine {
 const UNKNOWN_PROCESSORS: u32 = 32;
 
 impl Machine {
-    /// The device behind a client.
+    /// The device of a client.
     pub fn new<R: Runtime>(client: &ComputeClient<R>) -> Self {
         let properties = client.properties();
         let hardware = &properties.hardware;
@@ -65,7 +65,7 @@ impl Machine {
     }
 
     /// Cubes for `items`, `each` of them to a cube, in one line that is folded over the axes of the grid: a kernel finds its
-    /// place in the line in `CUBE_POS`, and leaves what lies behind the last item alone.
+    /// place in the line in `CUBE_POS`, and does nothing after the last item.
     pub(crate) fn folded(&self, items: usize, each: usize) -> Result<CubeCount, Unsupported> {
         countable(items)?;
         let count = items.div_ceil(each).max(1);
@@ -79,7 +79,7 @@ impl Machine {
 /// Most rows, slots or vectors that a kernel counts.
 pub(crate) const MOST_ITEMS: usize = 1 << 31;
 
-/// Checks that a kernel can count so many items: half of what 32 bits count, so that numbers after the last one do not wrap.
+/// Checks that a kernel can count this many items: half of what 32 bits count, so that numbers after the last one do not wrap.
 pub(crate) fn countable(items: usize) -> Result<(), Unsupported> {
     if items > MOST_ITEMS { Err(Unsupported::TooLarge { elements: items }) } else { Ok(()) }
 }
@@ -134,7 +134,7 @@ pub enum Unsupported {
         /// Bytes that the device has.
         limit: usize,
     },
-    /// The features of a row do not lie one behind the other.
+    /// The features of a row are not contiguous.
     #[error("the last axis of `{tensor}` has a stride of {stride}, expected 1")]
     Stride {
         /// The tensor.

@@ -104,7 +104,7 @@ impl<M: Int, E: Float> Masks<M, E> {
         behind
     }
 
-    /// Whether nobody sees a key.
+    /// Whether no query sees a key.
     pub fn hides_key(&self, batch: u32, key: u32) -> bool {
         #[comptime]
         match &self.hidden_keys {
@@ -115,7 +115,7 @@ impl<M: Int, E: Float> Masks<M, E> {
         }
     }
 
-    /// The score of a key that lies in the query's range and is not hidden from everybody: softcap, ALiBi, bias, and
+    /// The score of a key that is in the query's range and not hidden from every query: softcap, ALiBi, bias, and
     /// [`HIDDEN`] for a hidden pair.
     pub fn score(&self, raw: f32, query: Query, key: u32) -> f32 {
         let mut score = raw;

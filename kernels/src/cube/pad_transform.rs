@@ -11,7 +11,7 @@ use crate::contract::gcd;
 /// Units of a cube.
 const UNITS: u32 = 256;
 
-/// Every head of `heads`, with zeros behind its features.
+/// Every head of `heads`, with zeros after its features.
 ///
 /// Both tensors may have any strides but along the last axis, and have the same element type.
 #[derive(Debug, Clone, Copy)]

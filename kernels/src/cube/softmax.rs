@@ -34,7 +34,7 @@ pub struct Softmax<'a, R: Runtime> {
     pub head_offset: usize,
     /// `[B or 1, N or 1, T or 1, S or 1]` of floats, any strides.
     pub mask: Option<&'a TensorHandle<R>>,
-    /// The position of the first query among the keys; keys behind a query are hidden. `None` hides none of them.
+    /// The position of the first query among the keys; keys after a query are hidden. `None` hides none of them.
     pub triangular: Option<usize>,
     /// Keys that a query sees, itself included, counted back from it; from `S - T` on without `triangular`.
     pub window: Option<usize>,
@@ -196,14 +196,14 @@ impl<'a, R: Runtime> Softmax<'a, R> {
     }
 }
 
-/// Where the row of a team lies: its first vector in each tensor, and the keys that it sees.
+/// The row of a team: its first vector in each tensor, and the keys that it sees.
 #[derive(CubeType, Clone, Copy)]
 struct Row {
     scores: u32,
     alibi: u32,
     mask: u32,
     first: u32,
-    behind: u32,
+    end: u32,
 }
 
 /// The softmax of a few rows.
@@ -212,7 +212,7 @@ struct Row {
 /// unbroken line of memory. A short row belongs to units of one plane, several rows to a cube; a longer one to the cube. A
 /// row of up to `per_unit` vectors for each unit stays in registers: one read and one write. Beyond, maximum and sum run along
 /// with a first read (online softmax, <https://arxiv.org/abs/1805.02867>), and a second read writes. No unit reads what
-/// another one writes. What lies outside triangle and window is not read, but written. The launch has at least a team for
+/// another one writes. Scores outside triangle and window are not read, but written. The launch has at least a team for
 /// each row, in the order of `CUBE_POS`, and every stride of the scores is a whole number of vectors.
 #[cube(launch_unchecked)]
 fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
@@ -237,9 +237,9 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
     let vectors = select(index < sizes.rows, sizes.vectors, 0u32);
     let slot = sizes.start + token;
     let mut first = 0u32.runtime();
-    let mut behind = vectors * width;
+    let mut end = vectors * width;
     if comptime!(tile.causal) {
-        behind = min(behind, slot + 1);
+        end = min(end, slot + 1);
     }
     if comptime!(tile.window) {
         first = max(slot + 1, sizes.window) - sizes.window;
@@ -249,7 +249,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
         alibi: alibi.row(batch, head, token),
         mask: mask.row(batch, head, token),
         first,
-        behind,
+        end,
     };
 
     let mut exchange = SharedMemory::<f32>::new(comptime!(tile.units as usize));
@@ -272,7 +272,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
     } else {
         // From a whole step of the team on, so that every unit keeps its own vectors.
         let begin = first / width / team * team;
-        for go in range_stepped(begin, behind.div_ceil(width), step) {
+        for go in range_stepped(begin, end.div_ceil(width), step) {
             read::<F, A, E, N, V, W>(scores, alibi, mask, &mut values, row, sizes.scale, go + unit, tile);
             let mut new_largest = largest;
             #[unroll]
@@ -334,7 +334,7 @@ fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
     let hidden = Vector::<f32, N>::new(HIDDEN);
     let width = hidden.size();
     let begin = row.first / width as u32;
-    let end = row.behind.div_ceil(width as u32);
+    let end = row.end.div_ceil(width as u32);
     // All loads first, so that they are in flight together.
     let mut raw = Array::<Vector<F, N>>::new(comptime!(per_unit as usize));
     #[unroll]
@@ -360,7 +360,7 @@ fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
                 #[unroll]
                 for e in 0..width {
                     let key = at * width as u32 + e as u32;
-                    score[e] = select(key >= row.first && key < row.behind, score[e], HIDDEN);
+                    score[e] = select(key >= row.first && key < row.end, score[e], HIDDEN);
                 }
             }
             value = score;

@@ -33,9 +33,9 @@ fn every_head_size_agrees_with_plain_loops() {
 #[test]
 fn every_length_agrees_with_plain_loops() {
     for tokens in [1, 2, 3, 5, 6, 7, 13, 65, 600] {
-        for behind in [0, 1, 15, 16, 31, 100, 513] {
-            let ends = [tokens + behind, (tokens + behind) / 2 + 1];
-            let mut problem = Problem::new([3, 1, tokens, tokens + behind + 3, 16], &ends);
+        for cached in [0, 1, 15, 16, 31, 100, 513] {
+            let ends = [tokens + cached, (tokens + cached) / 2 + 1];
+            let mut problem = Problem::new([3, 1, tokens, tokens + cached + 3, 16], &ends);
             check(&problem);
             problem.window = Some(9);
             check(&problem);

@@ -15,7 +15,7 @@ pub struct Int8 {
 }
 
 impl Int8 {
-    /// Heads of so many features, which become what int8 makes of them.
+    /// Heads of `head_dim` features, which become what int8 holds of them.
     fn of(dense: &mut [f32], head_dim: usize) -> Self {
         let (mut elements, mut scales) = (Vec::new(), Vec::new());
         for head in dense.chunks_mut(head_dim) {
@@ -170,7 +170,7 @@ pub fn check_invariance(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32]
     assert_eq!(bits(&tensors.solve(&alone, kernel)), part(&whole, rows));
 }
 
-/// The second of so many rows.
+/// The second of `rows` rows.
 fn part<T>(all: &[T], rows: usize) -> &[T] {
     &all[all.len() / rows..all.len() / rows * 2]
 }

@@ -6,7 +6,7 @@ use burn_deepspeed_kernels::cpu::product::{
 
 use crate::oracle::{assert_near, noise};
 
-/// Both ways that a matrix lies, behind the first feature of a wider output, rows of the matrix padded.
+/// Both orientations of a matrix with padded rows, from the second feature of a wider output on.
 fn check(rows: usize, inputs: usize, outputs: usize) {
     let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
     for (input_stride, output_stride) in [(outputs + 3, 1), (1, inputs + 5)] {
@@ -34,7 +34,7 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
     }
 }
 
-/// An int8 matrix with blocks that nothing divides, behind the first feature of a wider output; rows as they are, and rounded.
+/// An int8 matrix with blocks that nothing divides, from the second feature of a wider output on; rows exact, and rounded.
 fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, input_block: usize) {
     let (mut input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
     let elements: Vec<i8> = noise(inputs * outputs, 3).into_iter().map(|x| (x * 127.0).round() as i8).collect();

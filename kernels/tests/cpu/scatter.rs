@@ -5,8 +5,8 @@ use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter, s
 
 use crate::oracle::noise;
 
-/// A feature of a turned head.
-fn turned(features: &[f32], rotation: Option<Rotation<'_>>, index: usize, feature: usize) -> f32 {
+/// A feature of a rotated head.
+fn rotated(features: &[f32], rotation: Option<Rotation<'_>>, index: usize, feature: usize) -> f32 {
     let Some(Rotation { cos, sin, half, layout }) = rotation else { return features[feature] };
     if feature >= 2 * half {
         return features[feature];
@@ -36,7 +36,7 @@ fn every_head_goes_to_its_place_and_nothing_else_changes() {
             let head = |row: usize, token: usize, head: usize| {
                 let index = row * tokens + token;
                 let features = &input[index * width + first + head * head_dim..][..head_dim];
-                (0..head_dim).map(|feature| turned(features, rotation, index, feature)).collect::<Vec<_>>()
+                (0..head_dim).map(|feature| rotated(features, rotation, index, feature)).collect::<Vec<_>>()
             };
             let problem = |places| Scatter { input: &input, width, first, heads, head_dim, tokens, rotation, places };
 

@@ -1,4 +1,4 @@
-//! Splitting, turning and appending.
+//! Splitting, rotating and appending.
 
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_kernels::cube::cache_write::{CacheWrite, Rotation, launch};
@@ -118,7 +118,7 @@ impl Case {
         let feature = |b: usize, t: usize, head: usize, d: usize| {
             f64::from(qkv[((b * tokens + t) * all_heads + head) * head_dim + d])
         };
-        let turned = |b: usize, t: usize, head: usize, d: usize| {
+        let rotated = |b: usize, t: usize, head: usize, d: usize| {
             let own = feature(b, t, head, d);
             let Some((layout, _)) = self.rotary else { return own };
             if d >= 2 * half {
@@ -136,7 +136,7 @@ impl Case {
         let mut expected_query = Vec::new();
         for b in 0..batch {
             for head in 0..heads {
-                expected_query.extend((0..tokens * head_dim).map(|at| turned(b, at / head_dim, head, at % head_dim)));
+                expected_query.extend((0..tokens * head_dim).map(|at| rotated(b, at / head_dim, head, at % head_dim)));
             }
         }
         // The row, head and new token that a head of the cache holds.
@@ -145,7 +145,7 @@ impl Case {
             let [start, end] = self.rows[b];
             (start..end).contains(&slot).then(|| (b, head, slot - start))
         };
-        let new_key = |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| turned(b, t, heads + head, d)).collect());
+        let new_key = |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| rotated(b, t, heads + head, d)).collect());
         let new_value =
             |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| feature(b, t, heads + kv_heads + head, d)).collect());
         let what = format!("{element:?} {:?} {:?} {:?} int8 {:?}", self.sizes, self.rows, self.rotary, self.int8);
@@ -156,7 +156,7 @@ impl Case {
 }
 
 #[test]
-fn both_layouts_turn_what_they_should_and_append_in_place() {
+fn both_layouts_rotate_the_right_features_and_append_in_place() {
     use RotaryLayout::{Half, Interleaved};
     let rotaries =
         [None, Some((Half, 8)), Some((Half, 6)), Some((Half, 40)), Some((Interleaved, 40)), Some((Interleaved, 6))];

@@ -15,7 +15,7 @@ const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::I
 #[derive(Debug, Clone, Copy)]
 enum Kept {
     Dense(Orientation),
-    /// In blocks of so many outputs and inputs.
+    /// In blocks of this many outputs and inputs.
     Int8([usize; 2]),
 }
 
@@ -33,7 +33,7 @@ struct Problem {
     beta: bool,
     bias: bool,
     normed: bool,
-    /// Columns of the output in front of what is written, and behind it.
+    /// Columns of the output before those that are written, and after them.
     around: [usize; 2],
     pitch: usize,
 }
@@ -73,7 +73,7 @@ impl Problem {
         values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect()
     }
 
-    /// The dense matrix, as it lies in memory.
+    /// The dense matrix, as it is stored.
     fn matrix(&self) -> Vec<f32> {
         noise(self.inputs * self.outputs, 2).into_iter().map(|value| self.element.round(value)).collect()
     }
@@ -83,7 +83,7 @@ impl Problem {
         noise(self.inputs * self.outputs, 2).into_iter().map(|value| (value * 127.0).round() as i8).collect()
     }
 
-    /// As many as there are blocks below each other and side by side.
+    /// One for each block.
     fn scales(&self, [tall, wide]: [usize; 2]) -> (Vec<f32>, [usize; 2]) {
         let shape = [self.outputs.div_ceil(tall), self.inputs.div_ceil(wide)];
         let scale = |value: f32| (0.2 + value.abs()) / 127.0;
@@ -275,7 +275,7 @@ fn several_launches_fill_one_output() {
     }
 }
 
-/// Blocks of int8 in a matrix of so many inputs: whole rows, several rows, parts of them that do not come out even, one weight.
+/// Blocks of int8 in a matrix of this many inputs: whole rows, several rows, parts that do not divide them, one weight.
 fn blocks(inputs: usize) -> [[usize; 2]; 6] {
     [[1, inputs], [5, inputs], [1, 16], [3, 4], [2, 999], [1, 1]]
 }
@@ -295,7 +295,7 @@ fn every_size_of_int8_agrees_with_plain_loops() {
 }
 
 #[test]
-fn every_number_of_rows_meets_int8_as_plain_loops_do() {
+fn every_number_of_rows_times_int8_agrees_with_plain_loops() {
     for rows in 1..=MOST_ROWS {
         let plain = int8([rows, 144, 37], [1, 144]);
         let half = Problem { element: Element::F16, ..int8([rows, 144, 37], [4, 48]) };
@@ -306,7 +306,7 @@ fn every_number_of_rows_meets_int8_as_plain_loops_do() {
 }
 
 #[test]
-fn every_norm_in_front_of_int8_agrees_with_plain_loops() {
+fn every_norm_before_int8_agrees_with_plain_loops() {
     for (norm, beta) in [(None, false), (Some(NormKind::LayerNorm), false), (Some(NormKind::RmsNorm), true)] {
         let plain = Problem { norm, beta, ..int8([3, 112, 20], [1, 32]) };
         Problem { element: Element::F16, ..plain }.check(&lab(true));

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 pub use crate::device::Gpu;
 pub type Tensor<R = Gpu> = TensorHandle<R>;
 
-/// Elements behind every buffer that nobody may touch.
+/// Elements after every buffer, which no kernel may write.
 const CANARIES: usize = 32;
 /// What no kernel makes of a number.
 const CANARY_8: i8 = i8::MIN;
@@ -170,11 +170,7 @@ impl<R: Runtime> Lab<R> {
         let mut inside = vec![false; values.len()];
         places.iter().for_each(|place| inside[*place] = true);
         for (at, inside) in inside.iter().enumerate() {
-            assert!(
-                *inside || whole[at],
-                "element {at}, between or behind the rows, was overwritten by {}",
-                values[at]
-            );
+            assert!(*inside || whole[at], "element {at}, between or after the rows, was overwritten by {}", values[at]);
         }
         places.into_iter().map(|place| values[place]).collect()
     }

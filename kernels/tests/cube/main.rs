@@ -1,6 +1,6 @@
 //! Every CubeCL kernel against plain loops, on the Vulkan device that there is: lavapipe will do.
 //!
-//! Outputs are filled with NaN before a launch, every buffer ends in canaries, slots that nobody may read hold NaN, rows are
+//! Outputs are filled with NaN before a launch, every buffer ends in canaries, slots no query may read hold NaN, rows are
 //! pitched as CUDA's are, the device is asked for errors after each launch, and a panic of its compiler ends the run.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::unwrap_used)]

@@ -147,9 +147,9 @@ fn what_does_not_fit_is_refused() {
     refuses("norm: `beta` has shape [9]", || refused(Norm { beta: Some(&tensor(&[9])), ..fits }));
     refuses("norm: `residual` has shape [3, 8]", || refused(Norm { residual: Some(&tensor(&[3, 8])), ..fits }));
     refuses("norm: `output` has shape [2, 7]", || refused(Norm { output: &tensor(&[2, 7]), ..fits }));
-    let turned = TensorHandle::new(tensor(&[8, 2]).handle, vec![2, 8], vec![1, 2], Element::F32.storage());
+    let transposed = TensorHandle::new(tensor(&[8, 2]).handle, vec![2, 8], vec![1, 2], Element::F32.storage());
     assert_eq!(
-        refused(Norm { residual: Some(&turned), ..fits }),
+        refused(Norm { residual: Some(&transposed), ..fits }),
         Err(Unsupported::Stride { tensor: "residual", stride: 2 })
     );
     let halves = lab.output(&[2, 8], Element::F16, 1);

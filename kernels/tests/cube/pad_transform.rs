@@ -1,4 +1,4 @@
-//! Heads with zeros behind their features.
+//! Heads with zeros after their features.
 
 use burn_deepspeed_kernels::cube::pad_transform::launch;
 use burn_deepspeed_kernels::cube::{Machine, PadTransform, Unsupported};

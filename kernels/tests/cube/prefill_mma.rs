@@ -41,9 +41,9 @@ fn every_head_size_agrees_with_plain_loops() {
 #[test]
 fn every_length_agrees_with_plain_loops() {
     for tokens in [1, 17, 65] {
-        for behind in [0, 1, 15, 16, 31, 100] {
-            let ends = [tokens + behind, (tokens + behind) / 2 + 1];
-            let mut problem = Problem::new([3, 1, tokens, tokens + behind + 3, 16], &ends);
+        for cached in [0, 1, 15, 16, 31, 100] {
+            let ends = [tokens + cached, (tokens + cached) / 2 + 1];
+            let mut problem = Problem::new([3, 1, tokens, tokens + cached + 3, 16], &ends);
             check(&problem, Element::F32);
             problem.window = Some(9);
             check(&problem, Element::F32);
@@ -71,9 +71,9 @@ fn int8_agrees_with_plain_loops_on_what_it_holds() {
     for (at, head_dim) in [8, 40, 64, 80, 96, 128, 160].into_iter().enumerate() {
         check_int8(&Problem::new([6, 2, 17, 50, head_dim], &[45, 20]), Element::F16, Int8::ALL[(at + 2) % 3]);
     }
-    for (tokens, behind) in [(1, 0), (1, 31), (17, 15), (65, 0), (65, 31)] {
-        let ends = [tokens + behind, (tokens + behind) / 2 + 1];
-        let mut problem = Problem::new([3, 1, tokens, tokens + behind + 3, 16], &ends);
+    for (tokens, cached) in [(1, 0), (1, 31), (17, 15), (65, 0), (65, 31)] {
+        let ends = [tokens + cached, (tokens + cached) / 2 + 1];
+        let mut problem = Problem::new([3, 1, tokens, tokens + cached + 3, 16], &ends);
         problem.window = Some(9);
         check_int8(&problem, Element::F32, Int8::BOTH);
     }

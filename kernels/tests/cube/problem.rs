@@ -47,7 +47,7 @@ impl<R: Runtime> Side<R> {
 }
 
 impl Problem {
-    /// Keys (seed 2) or values (seed 3), their rows padded to a multiple of `pitch`. Where they are int8, a slot that nobody may
+    /// Keys (seed 2) or values (seed 3), their rows padded to a multiple of `pitch`. Where they are int8, a slot that no query may
     /// read holds elements like any other, and a scale of NaN.
     fn side<R: Runtime>(&self, lab: &Lab<R>, element: Element, int8: Int8, seed: u64, pitch: usize) -> Side<R> {
         let Self { batch, kv_heads, capacity, head_dim, .. } = *self;

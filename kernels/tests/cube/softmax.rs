@@ -45,8 +45,8 @@ impl Case {
     fn range(&self, token: usize) -> std::ops::Range<usize> {
         let [_, _, tokens, keys] = self.sizes;
         let slot = self.triangular.unwrap_or(keys.saturating_sub(tokens)) + token;
-        let behind = if self.triangular.is_some() { keys.min(slot + 1) } else { keys };
-        self.window.map_or(0, |window| (slot + 1).saturating_sub(window))..behind
+        let end = if self.triangular.is_some() { keys.min(slot + 1) } else { keys };
+        self.window.map_or(0, |window| (slot + 1).saturating_sub(window))..end
     }
 
     /// NaN outside triangle and window.
@@ -240,8 +240,8 @@ fn strides_may_be_any_but_along_the_scores() {
     let [batch, heads, tokens, keys] = [2, 3, 5, 12];
     let case =
         Case { mask: Some([batch, heads, tokens, keys]), ..Case::new([batch, heads, tokens, keys], Element::F32) };
-    // Heads behind tokens, and the mask with its keys in front.
-    let turned = |values: &[f32], strides: [usize; 4]| {
+    // Heads are the inner axis and tokens the outer one; the mask has its keys outermost.
+    let permuted = |values: &[f32], strides: [usize; 4]| {
         let mut buffer = vec![0.0; values.len()];
         for (at, value) in values.iter().enumerate() {
             let index = [at / keys / tokens / heads, at / keys / tokens % heads, at / keys % tokens, at % keys];
@@ -250,8 +250,8 @@ fn strides_may_be_any_but_along_the_scores() {
         let tensor = lab.floats(&buffer, &[values.len()], Element::F32, 1);
         TensorHandle::new(tensor.handle, case.sizes.to_vec(), strides.to_vec(), Element::F32.storage())
     };
-    let scores = turned(&case.scores(), [heads * tokens * keys, keys, heads * keys, 1]);
-    let mask = turned(&case.mask(), [1, batch * tokens, batch, batch * tokens * heads]);
+    let scores = permuted(&case.scores(), [heads * tokens * keys, keys, heads * keys, 1]);
+    let mask = permuted(&case.mask(), [1, batch * tokens, batch, batch * tokens * heads]);
     let problem = Softmax {
         scores: &scores,
         scale: case.scale,

@@ -2,7 +2,7 @@
 
 use std::sync::Once;
 
-/// Ends the run when the device's own thread panics. That reaches nobody: reads go on and return whatever was there.
+/// Ends the run when the device's own thread panics. No caller would notice: reads continue and return whatever was in memory.
 pub fn end_the_run() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {

@@ -23,7 +23,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// Causal attention of `tokens` new tokens behind what `ends` leaves of each row.
+    /// Causal attention of `tokens` new tokens, the last ones of each row of `ends` keys.
     pub fn new([heads, kv_heads, tokens, capacity, head_dim]: [usize; 5], ends: &[usize]) -> Self {
         Self {
             batch: ends.len(),
@@ -57,7 +57,7 @@ impl Problem {
         noise(len, 1).iter().map(|value| round(value * 2.0)).collect()
     }
 
-    /// Keys (seed 2) or values (seed 3); NaN in every slot behind the end of its row and in every hidden one.
+    /// Keys (seed 2) or values (seed 3); NaN in every slot after the end of its row and in every hidden one.
     pub fn cache(&self, round: impl Fn(f32) -> f32, seed: u64) -> Vec<f32> {
         let mut cache = noise(self.batch * self.kv_heads * self.capacity * self.head_dim, seed);
         let hidden = self.hidden();

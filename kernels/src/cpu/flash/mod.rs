@@ -68,7 +68,7 @@ pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
     let each = fair.next_multiple_of(LEAST_ROWS).div_ceil(problem.group()).min(tokens);
     let chunks = tokens.div_ceil(each);
     let output = Disjoint::new(output);
-    // Late tokens see more keys under causality: the longest tasks come first.
+    // Late tokens see more keys under causality: the longest tasks are first.
     (0..chunks * batch * kv_heads).into_par_iter().for_each(|index| {
         let chunk = chunks - 1 - index / (batch * kv_heads);
         let (batch, kv_head) = (index / kv_heads % batch, index % kv_heads);

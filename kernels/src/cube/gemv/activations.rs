@@ -11,7 +11,7 @@ use crate::cube::tensors::array;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Exchange {
     pub units: u32,
-    /// Units of a group: a plane, or a part of the cube that stands in for one.
+    /// Units of a group: a plane, or a part of the cube that acts as one.
     pub lanes: u32,
     /// Rows of the input.
     pub rows: u32,

@@ -26,7 +26,7 @@ struct Tile {
     exchange: Exchange,
     /// Vectors of outputs of a cube.
     width: u32,
-    /// Vectors of the input that a unit meets at once.
+    /// Vectors of the input that a unit multiplies at a time.
     unroll: u32,
     /// Vectors of a row that shared memory holds.
     length: u32,
@@ -40,7 +40,7 @@ impl Tile {
         self.exchange.lanes / self.width
     }
 
-    /// Vectors of the input that the cube meets side by side.
+    /// Vectors of the input that the cube multiplies at a time.
     fn slots(self) -> u32 {
         self.exchange.groups() * self.depth()
     }
@@ -117,7 +117,7 @@ pub(super) fn launch<R: Runtime>(
 /// A strip of outputs for each cube, for all rows of the input.
 ///
 /// Tile: the cube holds `length` vectors of every row of the input in shared memory, normalised. A unit owns one vector
-/// of outputs; `width` units side by side read one segment of a row of the matrix. The others of a group of lanes, and
+/// of outputs; `width` neighbouring units read one segment of a row of the matrix. The others of a group of lanes, and
 /// the groups, read the same segment of further rows, `S` rows to a unit at once and `unroll` times as many ahead. The
 /// first are on their way before the input is normalised. Sums stay in registers until the lanes add them up, and then
 /// the groups, through shared memory. The launch has `columns / width` cubes along x, rounded up; `width` divides

@@ -146,7 +146,7 @@ impl Scales {
         scaled
     }
 
-    /// The scales of the vectors `first`, `first + lanes`, .. of each output, where it has several; any behind the last.
+    /// The scales of the vectors `first`, `first + lanes`, .. of each output, where it has several; unspecified after the last.
     pub fn load(
         &self,
         factors: &mut Array<f32>,

@@ -19,7 +19,7 @@ use crate::cube::tensors::{array, head_strides, vector_size};
 
 /// Largest head of which a plane keeps 16 queries in registers.
 const RESIDENT_HEAD: usize = 128;
-/// Most keys of a step where int8 does not lie evenly over the units: the places of each unit take registers.
+/// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
 const UNEVEN_KEYS: u32 = 16;
 /// Features of which a head must have a multiple: columns of a product.
 const COLUMNS: usize = 8;

@@ -236,7 +236,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
             if keep {
                 keep = !masks.hides_key(batch, slot);
             }
-            // Keys that nobody sees are not read, whatever they hold.
+            // Keys that no query sees are not read, whatever they hold.
             let mut key_part = Vector::<F, N>::new(F::from_int(0));
             let mut value_part = Vector::<F, N>::new(F::from_int(0));
             if keep {
@@ -337,7 +337,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
                         }
                     }
                 } else {
-                    // Values that nobody sees are 0 in shared memory.
+                    // Values that no query sees are 0 in shared memory.
                     #[unroll]
                     for p in 0..per_unit {
                         result[q * per_unit + p] += Vector::<f32, N>::new(max(probability, 0.0f32)) * values[p];

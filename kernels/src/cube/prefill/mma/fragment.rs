@@ -9,7 +9,7 @@
 //! | B, 16 deep, 8 columns | column `g`, depth from `2t` | column `g`, depth from `2t + 8` | | |
 //! | C, 16 rows of 8 | row `g`, from `2t` | row `g + 8`, from `2t` | | |
 //!
-//! Two C fragments side by side are therefore one A fragment, register by register.
+//! Two neighbouring C fragments are therefore one A fragment, register by register.
 //!
 //! Without tensor cores the same fragments are held by 32 neighbouring units of the cube, whatever its planes are.
 
@@ -33,7 +33,7 @@ pub(super) enum Order {
     Features,
 }
 
-/// How tiles lie in shared memory.
+/// The layout of tiles in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Layout {
     /// Vectors of a row, with those that keep the rows of a load on different banks.
@@ -163,7 +163,7 @@ pub(super) fn as_left<F: Float>(c: &Array<Vector<f32, Pair>>, at: u32) -> Array<
     fragment
 }
 
-/// `exp(x)`; beside tensor cores in two instructions, of which a NaN comes out as one.
+/// `exp(x)`; with tensor cores in two instructions, which keep a NaN.
 #[cube]
 pub(super) fn exponential(x: f32, #[comptime] emulate: bool) -> f32 {
     if comptime!(emulate) { x.exp() } else { fast_exponential(x) }

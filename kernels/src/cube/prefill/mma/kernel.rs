@@ -25,8 +25,8 @@ const SLACK: f32 = 5.0;
 ///       ..    ┴    └───┴───┴──────────────┘     └───────────────┘   plane, and two columns of every 8
 /// ```
 ///
-/// Every plane computes its 16 rows alone; the cube only shares the tiles of keys and values, where int8 lies scaled. `P`, the exponentials of
-/// `S`, is the left operand of the second product without leaving its registers. Maxima are taken over the four lanes
+/// Every plane computes its 16 rows alone; the cube only shares the tiles of keys and values, in which int8 is scaled. `P`, the
+/// exponentials of `S`, is the left operand of the second product without leaving its registers. Maxima are taken over the four lanes
 /// of a row at each step, sums at the end.
 ///
 /// The launch has tiles of rows along x, those with most keys first; key heads along y, the batch along z. Row `r` of a
@@ -229,7 +229,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
                 let right = load::<F, N>(&stage, origin, offset, Order::Rows, true, layout);
                 #[unroll(unroll)]
                 for half in 0..2u32 {
-                    // The last columns may be nothing but the zeros behind the features.
+                    // The last columns may be nothing but padding.
                     if block * 2 + half < features {
                         let to = block * 4 + half * 2;
                         mma::<F>(&left, 0u32, &right, half * 2, &mut result, to, &mut scratch, emulate);
@@ -271,7 +271,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     }
 }
 
-/// The barrier's next phase ends when every unit has come here and its copies have arrived.
+/// The barrier's next phase ends when every unit has called this and its copies have arrived.
 #[cube]
 fn signal(barriers: &Sequence<Shared<Barrier>>, #[comptime] tile: Tile) {
     if comptime!(tile.asynchronous) {

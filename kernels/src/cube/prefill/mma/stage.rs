@@ -1,4 +1,4 @@
-//! What lies in shared memory, and how it comes there.
+//! The contents of shared memory, and how they are copied there.
 
 use cubecl::prelude::barrier::copy_async_checked;
 use cubecl::prelude::*;
@@ -7,21 +7,21 @@ use super::tile::{Sizes, Tile};
 use crate::cube::cached::{Cached, CachedHead};
 use crate::cube::masks::Masks;
 
-/// Zeros behind the features of every row: the depth of a product is a multiple of 16.
+/// Zeros after the features of every row: the depth of a product is a multiple of 16.
 #[cube]
 pub(super) fn pad<F: Float, N: Size>(stage: &mut SharedMemory<Vector<F, N>>, #[comptime] tile: Tile) {
     let vectors = comptime!(tile.vectors());
-    let behind = comptime!(tile.padded() / tile.vector - tile.vectors());
-    if comptime!(behind > 0) {
-        let total = comptime!(tile.stage_rows() * behind);
+    let padding = comptime!(tile.padded() / tile.vector - tile.vectors());
+    if comptime!(padding > 0) {
+        let total = comptime!(tile.stage_rows() * padding);
         for at in range_stepped(UNIT_POS, total, comptime!(tile.units())) {
-            let place = at / behind * comptime!(tile.layout().width) + vectors + at % behind;
+            let place = at / padding * comptime!(tile.layout().width) + vectors + at % padding;
             stage[place as usize] = Vector::<F, N>::new(F::from_int(0));
         }
     }
 }
 
-/// The queries of the cube's rows; zeros behind the last row.
+/// The queries of the cube's rows; zeros after the last row.
 #[cube]
 pub(super) fn stage_queries<F: Float, N: Size>(
     query: &Array<Vector<F, N>>,
@@ -46,7 +46,7 @@ pub(super) fn stage_queries<F: Float, N: Size>(
     }
 }
 
-/// A tile of keys and one of values, to the vector `origin`; zeros for keys that nobody sees, which are not read.
+/// A tile of keys and one of values, to the vector `origin`; zeros for keys that no query sees, which are not read.
 #[cube]
 pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
     key: &Cached<K, N>,
@@ -86,7 +86,7 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
     }
 }
 
-/// Whether somebody may see a key.
+/// Whether a query may see a key.
 #[cube]
 fn keeps<M: Int, E: Float>(masks: &Masks<M, E>, key: u32, end: u32) -> bool {
     let mut keep = key < end;

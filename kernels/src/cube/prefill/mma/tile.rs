@@ -49,7 +49,7 @@ impl Tile {
         self.units().is_multiple_of(self.vectors())
     }
 
-    /// Features with the zeros behind them.
+    /// Features with the zeros after them.
     pub fn padded(&self) -> u32 {
         self.head_dim.next_multiple_of(16)
     }
@@ -65,7 +65,7 @@ impl Tile {
         if self.resident { self.padded() as usize / 4 } else { 4 }
     }
 
-    /// Registers of the context, with those behind the features.
+    /// Registers of the context, with those of the padding.
     pub fn result_registers(&self) -> usize {
         self.padded() as usize / 4
     }
@@ -75,7 +75,7 @@ impl Tile {
         if self.resident { keys.max(self.query_row() + self.rows()) } else { keys + self.rows() }
     }
 
-    /// The first row of the queries: behind the keys, or where the second step of keys will be.
+    /// The first row of the queries: after the keys, or where the second step of keys will be.
     pub fn query_row(&self) -> u32 {
         let stages = if self.resident { self.stages - 1 } else { self.stages };
         stages * 2 * self.keys
