@@ -61,6 +61,7 @@ on_each_cpu_backend!(
     every_architecture_generates_the_same_ids,
     prompts_in_pieces_give_the_same_ids,
     the_adder_adds_sums_it_has_not_seen,
+    the_record_of_the_adder_holds_the_weights_of_its_checkpoint,
     int8_costs_no_more_than_is_documented,
 );
 
@@ -96,6 +97,18 @@ fn the_adder_adds_sums_it_has_not_seen<B: InferenceBackend>() {
     assert!(unseen.len() > 400);
     let score = sums::score(&model, &tokenizer, &unseen).unwrap();
     assert!(score.accuracy() >= 0.95, "{}", score.accuracy());
+}
+
+/// `train-adder -- --record` writes the record anew after a change of its format.
+fn the_record_of_the_adder_holds_the_weights_of_its_checkpoint<B: InferenceBackend>() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/adder");
+    let (checkpoint, _) = Model::<B>::open(&folder, &Options::default(), &Default::default()).unwrap();
+    let record = checkpoint.with_record(&folder.join("model")).unwrap();
+    let batch = Batch::single(&[3, 9, 12, 4, 7, 13]);
+    let logits = |model: &dyn TextModel| model.session(&batch, 1).unwrap().prefill(&batch, None).unwrap().concat();
+    for (a, b) in logits(&checkpoint).iter().zip(logits(&*record)) {
+        assert!((a - b).abs() <= 1e-4, "{a} and {b}; write model.mpk anew");
+    }
 }
 
 /// What `docs/int8.md` says: with the largest magnitude of a row or head over 127 as its scale, the logits of checkpoints move by a
