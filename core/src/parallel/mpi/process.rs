@@ -14,6 +14,9 @@ use super::message::{Link, Message, lock};
 use super::patience::Patience;
 use crate::error::CommunicationError;
 
+/// The number of the first group.
+pub(super) const WORLD: c_int = 1;
+
 /// Tag of the last message of a process.
 const GOODBYE: c_int = 0;
 
@@ -69,7 +72,7 @@ impl Process {
         };
         std::thread::Builder::new().name("mpi".into()).spawn(work).map_err(|error| unavailable(error.to_string()))?;
         let (link, rank, size) = begun.recv_timeout(limit).map_err(|_| nobody_came(limit))??;
-        let (failed, youngest, ended) = (AtomicBool::new(false), Mutex::new(super::WORLD), Mutex::new(ended));
+        let (failed, youngest, ended) = (AtomicBool::new(false), Mutex::new(WORLD), Mutex::new(ended));
         Ok(Self { link, rank, size, limit, failed, youngest, end, ended })
     }
 

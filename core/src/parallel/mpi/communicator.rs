@@ -1,0 +1,240 @@
+//! One rank of a group of processes: its group, its meetings, and how it gives up.
+
+use std::ffi::c_int;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::message::Message;
+use super::process::{Process, WORLD};
+use crate::element::ElementType;
+use crate::error::CommunicationError;
+use crate::parallel::agreement::{Agreement, Settings};
+use crate::parallel::communicator::{Communicator, DEFAULT_TIME_LIMIT};
+
+/// Words before the values: the agreement, and the number of values.
+pub(super) const HEADER: usize = 2 * Agreement::WORDS + 2;
+
+/// Words of a reason to give up, of four bytes each.
+const REASON: usize = 256;
+
+/// Words of a message that a rank gave up: how many meetings it had finished, and the length of the reason in bytes, go before.
+const NOTICE: usize = 3 + REASON;
+
+/// One rank of a group of processes; see [the module](super).
+///
+/// Sums are taken in the order of ranks, in f32, so they have the same bits on each of them and from run to run. The last
+/// communicator of a process that is dropped ends MPI.
+#[derive(Debug)]
+pub struct MpiCommunicator {
+    pub(super) process: Arc<Process>,
+    /// The processes of the group, in the order of ranks.
+    pub(super) members: Vec<c_int>,
+    pub(super) rank: usize,
+    /// The number of this group. No process is in two groups of the same number.
+    number: c_int,
+    /// Meetings that this rank has finished.
+    met: AtomicU64,
+    pub(super) limit: Duration,
+    failure: OnceLock<CommunicationError>,
+    meeting: Mutex<Meeting>,
+}
+
+/// What one meeting leaves for the next.
+#[derive(Debug, Default)]
+pub(super) struct Meeting {
+    /// Who gave up, and how many meetings that rank had finished.
+    gave_up: Option<(u64, CommunicationError)>,
+    /// Memory of the length that is shown to others.
+    pub(super) blocks: Vec<Vec<u32>>,
+    /// Memory for parts of long sums.
+    pub(super) parts: Vec<Vec<u32>>,
+}
+
+impl MpiCommunicator {
+    /// All processes that were started together; begins MPI.
+    ///
+    /// # Errors
+    /// Those of [`world_with_time_limit`](Self::world_with_time_limit).
+    pub fn world() -> Result<Self, CommunicationError> {
+        Self::world_with_time_limit(DEFAULT_TIME_LIMIT)
+    }
+
+    /// All processes that were started together, which wait for each other no longer than `limit`: now, in every sum, and at
+    /// the end.
+    ///
+    /// # Errors
+    /// - [`CommunicationError::Unavailable`] if MPI has begun in this process before, or is built for one thread
+    /// - [`CommunicationError::TimedOut`] if not every process comes here. Who is missing is not known that early: all others
+    ///   are named.
+    pub fn world_with_time_limit(limit: Duration) -> Result<Self, CommunicationError> {
+        let process = Process::begin(limit)?;
+        let (members, rank) = ((0..process.size).collect(), process.rank as usize);
+        let world = Self::group(Arc::new(process), members, rank, WORLD);
+        world.barrier(&Agreement::barrier())?; // so that all are connected
+        Ok(world)
+    }
+
+    /// Waits for the other ranks of this group no longer than `limit`, which may differ from rank to rank.
+    pub fn with_time_limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
+    /// The ranks that name the same `group`, in their order. Every rank calls this, like a sum; groups fail one by one.
+    ///
+    /// # Errors
+    /// A [`CommunicationError`].
+    pub fn split(&self, group: u32) -> Result<Self, CommunicationError> {
+        let what =
+            Agreement::sum(&[2], ElementType::F32, &Settings::new([("what splits ranks into groups", &"split")]));
+        let mut youngest = self.process.youngest.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = self.meet(|meeting| {
+            let blocks = self.show(meeting, &what, &[group, *youngest as u32].map(f32::from_bits))?;
+            Ok(blocks.iter().map(|block| (block[HEADER], block[HEADER + 1] as c_int)).collect::<Vec<_>>())
+        })?;
+        *youngest = 1 + shown.iter().fold(*youngest, |youngest, shown| youngest.max(shown.1));
+        let ranks = || (0..self.size()).filter(|&rank| shown[rank].0 == group);
+        let members = ranks().map(|rank| self.members[rank]).collect();
+        Ok(Self::group(self.process.clone(), members, ranks().take_while(|&rank| rank < self.rank).count(), *youngest))
+    }
+
+    fn group(process: Arc<Process>, members: Vec<c_int>, rank: usize, number: c_int) -> Self {
+        let (met, failure, meeting) = Default::default();
+        let limit = process.limit;
+        Self { process, members, rank, number, met, limit, failure, meeting }
+    }
+
+    /// Tag of what ranks show and add up.
+    pub(super) fn values(&self) -> c_int {
+        2 * self.number
+    }
+
+    /// Tag of the message that a rank gave up.
+    fn notice(&self) -> c_int {
+        2 * self.number + 1
+    }
+
+    pub(super) fn others(&self) -> impl Iterator<Item = usize> + use<> {
+        let own = self.rank;
+        (0..self.members.len()).filter(move |&rank| rank != own)
+    }
+
+    /// One meeting of all ranks: it ends well, or the group does not go on.
+    fn meet<T>(
+        &self,
+        work: impl FnOnce(&mut Meeting) -> Result<T, CommunicationError>,
+    ) -> Result<T, CommunicationError> {
+        let mut meeting = self.meeting.lock().unwrap_or_else(PoisonError::into_inner);
+        let met = self.check(&meeting).and_then(|()| work(&mut meeting)).and_then(|result| {
+            // A late rank receives first what the others had sent before they gave up, then the notice that they did.
+            self.look(&mut meeting)?;
+            Ok(result)
+        });
+        match met {
+            Ok(result) => {
+                self.met.fetch_add(1, Ordering::Release);
+                Ok(result)
+            }
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Takes the messages of ranks that gave up.
+    pub(super) fn look(&self, meeting: &mut Meeting) -> Result<(), CommunicationError> {
+        while let Some(process) = self.process.link.sender(self.notice())? {
+            let mut message = Message::receive(self.process.link, vec![0; NOTICE], process, self.notice())?;
+            message.is_done_soon();
+            let notice = message.into_buffer().unwrap_or_else(|| vec![0; NOTICE]);
+            let met = u64::from(notice[0]) | u64::from(notice[1]) << 32;
+            let text: Vec<u8> =
+                notice[3..].iter().flat_map(|word| word.to_le_bytes()).take(notice[2] as usize).collect();
+            let rank = self.members.iter().take_while(|&&member| member != process).count();
+            let error = CommunicationError::Aborted { rank, reason: String::from_utf8_lossy(&text).into_owned() };
+            if meeting.gave_up.as_ref().is_none_or(|(earlier, _)| met < *earlier) {
+                meeting.gave_up = Some((met, error));
+            }
+        }
+        self.check(meeting)
+    }
+
+    /// Whether the group goes on, as far as this rank knows.
+    fn check(&self, meeting: &Meeting) -> Result<(), CommunicationError> {
+        match (self.failure.get(), &meeting.gave_up) {
+            (Some(failure), _) => Err(failure.clone()),
+            // What a rank brought to the meetings that it finished still counts.
+            (None, Some((met, error))) if *met <= self.met.load(Ordering::Acquire) => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the group with its first error, which the others hear of if they cannot know it.
+    fn fail(&self, error: CommunicationError) -> CommunicationError {
+        let known = matches!(error, CommunicationError::Differ { .. } | CommunicationError::Aborted { .. });
+        let text = error.to_string();
+        let fact = text.split(';').next().unwrap_or_default();
+        self.end(error, (!known).then_some(fact))
+    }
+
+    fn end(&self, error: CommunicationError, reason: Option<&str>) -> CommunicationError {
+        if self.failure.set(error.clone()).is_ok() {
+            self.process.failed.store(true, Ordering::Relaxed);
+            if let Some(reason) = reason {
+                self.tell(reason);
+            }
+        }
+        self.failure.get().cloned().unwrap_or(error)
+    }
+
+    /// Sends every rank a reason to give up. It is short enough for MPI not to wait for the receiver.
+    fn tell(&self, reason: &str) {
+        let reason = &reason.as_bytes()[..reason.floor_char_boundary(4 * REASON)];
+        let met = self.met.load(Ordering::Acquire);
+        let mut notice = vec![met as u32, (met >> 32) as u32, reason.len() as u32];
+        notice.extend(reason.chunks(4).map(|bytes| {
+            let mut word = [0; 4];
+            word[..bytes.len()].copy_from_slice(bytes);
+            u32::from_le_bytes(word)
+        }));
+        let notice = Arc::new(notice);
+        let send =
+            |rank: usize| Message::send(self.process.link, notice.clone(), self.members[rank], self.notice()).ok();
+        let sent: Vec<_> = self.others().filter_map(send).collect();
+        for mut message in sent {
+            message.is_done_soon();
+        }
+    }
+}
+
+impl Communicator for MpiCommunicator {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError> {
+        self.meet(|meeting| self.sum(meeting, agreement, values))
+    }
+
+    fn barrier(&self, agreement: &Agreement) -> Result<(), CommunicationError> {
+        self.meet(|meeting| {
+            meeting.blocks = self.show(meeting, agreement, &[])?;
+            Ok(())
+        })
+    }
+
+    fn abort(&self, reason: &str) {
+        self.end(CommunicationError::Aborted { rank: self.rank, reason: reason.into() }, Some(reason));
+    }
+}
+
+impl Drop for MpiCommunicator {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.abort("its thread panicked");
+        }
+    }
+}
