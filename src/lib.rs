@@ -1,18 +1,19 @@
-//! DeepSpeed's inference attention for [Burn](https://burn.dev): modules that are generic over Burn's `Backend`, a KV cache
-//! that is written in place, and one definition of what is right on every backend.
+//! DeepSpeed's inference attention for [Burn](https://burn.dev), for people who run transformer models in Rust.
 //!
-//! Compose the modules into a Burn model, load a checkpoint, pick a backend with a Cargo feature:
+//! The crate provides attention modules with fused norm and projection, rotary or ALiBi positions, a KV cache that you own, int8
+//! weights and cache, tensor parallelism, and a loader for checkpoints of Hugging Face and DeepSpeed. Norms and MLPs of the block
+//! around attention, embeddings and sampling belong to your model.
+//!
+//! Build a layer and a cache, then run a prompt and two decoding steps:
 //!
 //! ```
 //! use burn::tensor::Tensor;
-//! use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
+//! use burn_deepspeed::{AttentionInit, AttentionMask, DeepSpeedInferenceConfig};
 //! use burn_ndarray::NdArray;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let device = Default::default();
 //! let config = DeepSpeedInferenceConfig::new(64, 4) // hidden size, heads
-//!     .with_dtype(DataType::Fp32)
-//!     .with_rotary_dim(Some(16))
 //!     .with_num_hidden_layers(Some(1))
 //!     .with_max_out_tokens(128);
 //! let attention = config.init_self_attention::<NdArray>(0, &device)?;
@@ -23,48 +24,62 @@
 //!     let input = Tensor::ones([1, tokens, 64], &device);
 //!     let output = attention.forward(input, AttentionMask::none(), step.layer(0))?;
 //!     assert_eq!(output.dims(), [1, tokens, 64]);
-//!     step.commit(); // dropped instead, the tokens were never there
+//!     step.commit(); // drop the step without committing to discard its tokens
 //! }
 //! assert_eq!(cache.len(), 9);
 //! # Ok(()) }
 //! ```
 //!
+//! The element type is the backend's default float unless `with_dtype` sets another. A LLaMA adds one line for its positions:
+//! `.with_rotary(RotaryLayout::Half, 16)`.
+//!
 //! # Where to start
 //!
-//! | you have | take |
+//! | you have | start with |
 //! | --- | --- |
-//! | a decoder or encoder | [`DeepSpeedSelfAttention`] |
-//! | a BLOOM | [`BloomSelfAttention`] |
-//! | a diffusion model | [`DeepSpeedDiffusersAttention`] |
+//! | a decoder or encoder | [`DeepSpeedSelfAttention`], built by [`AttentionInit::init_self_attention`] |
+//! | a BLOOM model | [`BloomSelfAttention`], built by [`AttentionInit::init_bloom`] |
+//! | a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
 //! | a Hugging Face checkpoint | [`load::HuggingFaceConfig`] and [`load::Checkpoint`] |
 //! | a DeepSpeed configuration | [`DeepSpeedInferenceConfig::from_json_file`] |
-//! | attention of your own | [`InferenceBackend`] and the references in [`ops`] |
+//! | your own attention module | [`Operations`] and the reference implementations in [`ops`] |
+//! | several processes or GPUs | [`parallel`] |
 //!
 //! # Letters of the shapes
 //!
-//! B batch · T new tokens · S visible tokens (cached and new) · E hidden size · N query heads and K key/value heads of this
-//! rank · H head size.
+//! | letter | size |
+//! | --- | --- |
+//! | B | rows of the batch |
+//! | T | new tokens of a step |
+//! | S | visible tokens, cached and new |
+//! | E | hidden size, the width of the residual stream |
+//! | N | query heads of this rank |
+//! | K | key/value heads of this rank |
+//! | H | features of a head; Hv of a value, if it differs |
 //!
-//! # What holds everywhere
+//! # Guarantees
 //!
-//! - Scores are `softmax(hide(softcap(scale · QKᵀ) + bias))`, in this order and in f32, whatever the element type.
-//! - Causality and windows go by the place of a token in its row, never by shapes: a prompt in pieces is the prompt at once.
-//! - What is hidden has no part in the result, not even a NaN; a query that sees nothing returns zeros. A NaN that is seen
-//!   shows.
-//! - A bad configuration, a full cache or weights that do not fit are a `Result`, with fact, limit and remedy; a tensor of
-//!   the wrong shape is a panic that names operation, tensor and both shapes.
-//! - There is no process-wide state: cache, layer index and rank are values. (MPI itself is one per process, and a CUDA device is in
-//!   one NCCL group at a time.)
+//! - **Order.** Scores are `softmax(hide(softcap(scale · QKᵀ) + bias))`, computed in f32 for every element type.
+//! - **Causality.** Causal masks and windows follow the position of a token in its row, never the shapes: a prompt in pieces gives
+//!   the same result as the whole prompt.
+//! - **Masks.** Masked positions never affect the result, even if they hold NaN. Fully masked rows return zeros. A NaN that a
+//!   query sees reaches its result.
+//! - **Errors.** An invalid configuration, a full cache and weights that do not fit are a `Result` that gives the fact, the limit
+//!   and the remedy. A tensor of the wrong shape is a panic that names the operation, the tensor and both shapes.
+//! - **No global state.** Cache, layer index and rank are values. Two exceptions are outside this crate: MPI exists once per
+//!   process, and a CUDA device can be in one NCCL group at a time.
+//! - **Reproducible rows.** On the CPU kernels, the result of a row does not depend on the rest of the batch or on the number of
+//!   threads, to the bit. They use the current `rayon` pool; [`Parallelism`] selects another.
 //!
-//! # Threads
+//! # Cargo features
 //!
-//! The CPU kernels run on the threads of the current `rayon` pool; [`Parallelism`] chooses others. Neither their number nor the
-//! rest of the batch changes a bit of a row's result.
-//!
-//! # Features
-//!
-//! `ndarray` (default) and `flex` bring Burn's CPU backends; `cuda`, `vulkan` and `wgpu` its GPU backends, with kernels of our own;
-//! `autodiff` makes the modules train; `autotune` lets Burn tune the products that stay with it.
+//! | feature | adds |
+//! | --- | --- |
+//! | `ndarray` (default), `flex` | Burn's CPU backends, with the CPU kernels |
+//! | `cuda`, `vulkan`, `wgpu` | Burn's GPU backends, with the CubeCL kernels |
+//! | `autodiff` | gradients; training runs on the reference implementations |
+//! | `local` (default), `mpi`, `nccl` | ranks as threads, processes, or threads with a CUDA device each |
+//! | `autotune` | Burn's tuning of the large products that it computes |
 
 pub mod attention;
 mod backend;
@@ -87,6 +102,7 @@ pub use backend::CpuOps;
 pub use backend::CubeOps;
 #[cfg(feature = "autodiff")]
 pub use backend::Differentiable;
+pub use burn_deepspeed_core::layout::RotaryLayout;
 pub use burn_deepspeed_core::{config, error, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};

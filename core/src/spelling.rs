@@ -1,6 +1,6 @@
 //! Names in error messages: the nearest known one, and lists of them.
 
-/// The known name that is spelled most like `name`, if any is close.
+/// The known name that is spelled most like `name`, if one is close.
 pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Option<String> {
     known
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))

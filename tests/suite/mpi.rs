@@ -247,7 +247,7 @@ fn failures() {
             "rank 0 adds [1, 5, 8] of F32, that rank adds [1, 5, 8] of BF16",
         ),
         (adds(&[1, 5, 8], ElementType::F32, &settings(4)), 40, "the layer is not the same"),
-        (first, 50_000, "rank 0 brings 40 values, that rank 50000"),
+        (first, 50_000, "rank 0 contributes 40 values, that rank 50000"),
     ] {
         let group = group();
         let (agreement, length) = if rank == last { (other, length) } else { (first, 40) };

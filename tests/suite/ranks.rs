@@ -179,7 +179,7 @@ fn ranks_that_bring_other_than_as_many_values_add_nothing() {
             let length = if communicator.rank() == 1 { other } else { first };
             communicator.all_reduce(&sum(&[first]), &mut vec![1.0; length]).unwrap_err()
         });
-        let difference = format!("rank 0 brings {first} values, that rank {other}");
+        let difference = format!("rank 0 contributes {first} values, that rank {other}");
         for error in errors {
             assert_eq!(error, CommunicationError::Differ { rank: 1, difference: difference.clone() });
         }

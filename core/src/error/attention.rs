@@ -3,13 +3,13 @@
 use crate::error::communication::CommunicationError;
 use crate::path::Declined;
 
-/// What a careful caller cannot rule out before a forward pass.
+/// What a careful caller cannot rule out before a forward pass: a full cache, a rank that is lost.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AttentionError {
     /// The step does not fit. Nothing was written; the cache is as it was.
     #[error(
-        "the KV cache holds {used} of {capacity} tokens in row {row} and {requested} more were asked for; \
+        "the KV cache holds {used} of {capacity} tokens in row {row} and {requested} more were requested; \
          set `max_out_tokens` to at least {}, or call `KvCache::reset` between prompts",
         .used + .requested
     )]
@@ -42,8 +42,8 @@ pub enum AttentionError {
         /// Rows of the cache.
         batch: usize,
     },
-    /// A list with one entry a row has another length.
-    #[error("{what} lists {given} rows and the cache has {batch}; give one entry a row")]
+    /// A list with one entry for each row has the wrong length.
+    #[error("{what} lists {given} rows and the cache has {batch}; give one entry for each row")]
     RowCount {
         /// What was given.
         what: &'static str,
@@ -53,7 +53,7 @@ pub enum AttentionError {
         batch: usize,
     },
     /// A ragged step lists more tokens for a row than the step is wide.
-    #[error("row {row} adds {requested} tokens in a step of {width}; a row adds at most the width of the step")]
+    #[error("row {row} adds {requested} tokens in a step of {width}; a row can add at most the width of the step")]
     StepTooNarrow {
         /// The row.
         row: usize,
@@ -62,18 +62,18 @@ pub enum AttentionError {
         /// New tokens of the input, padding included.
         width: usize,
     },
-    /// A row is to be cut to more tokens than it holds.
+    /// A row cannot be cut to more tokens than it holds.
     #[error("row {row} holds {used} tokens and cannot be cut to {length}; `truncate` only shortens")]
     TruncateBeyondEnd {
         /// The row.
         row: usize,
         /// Tokens that it holds.
         used: usize,
-        /// Tokens that were asked for.
+        /// Tokens that it should be cut to.
         length: usize,
     },
     /// Two caches do not have the same layers, heads, head size or capacity.
-    #[error("a row can only be copied between caches of one shape: this one is {expected}, the other {actual}")]
+    #[error("rows can only be copied between caches of the same shape: this one is {expected}, the other {actual}")]
     CacheShape {
         /// Shape of the receiving cache.
         expected: String,
@@ -96,10 +96,10 @@ pub enum AttentionError {
     /// Position ids that cannot be used.
     #[error("position ids {problem}")]
     Positions {
-        /// What is wrong and what to do.
+        /// What is wrong, and the remedy.
         problem: String,
     },
-    /// The module holds one shard of several and nobody was named to add them up.
+    /// The module holds one shard of several and has no communicator to sum over them.
     #[error(
         "this module holds rank {rank} of {ranks} and has no communicator to sum over them; give it one with \
          `with_communicator`, or call `forward_partial` on every rank, add the results, and add `output_bias` once"
@@ -110,7 +110,7 @@ pub enum AttentionError {
         /// Ranks of the group.
         ranks: usize,
     },
-    /// The sum over ranks failed. The step was not committed, and the cache is as it was in front of it.
+    /// The sum over ranks failed. The step was not committed, and the cache is as it was before it.
     #[error(transparent)]
     Communication(#[from] CommunicationError),
 }

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::spelling::list;
 
-/// What can go wrong between the ranks of a tensor-parallel group. No rank got a sum, and the group is over: build it anew, and
-/// feed the prompts again.
+/// What can go wrong between the ranks of a tensor-parallel group. No rank received a sum, and the group cannot be used again:
+/// build a new one and process the prompts again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommunicationError {

@@ -13,7 +13,7 @@ pub enum ConfigError {
     /// The file could not be read or written.
     #[error("cannot access the configuration file {path}: {cause}")]
     File {
-        /// The path that was asked for.
+        /// The path.
         path: PathBuf,
         /// What the operating system said.
         cause: String,
@@ -86,7 +86,7 @@ pub enum ConfigError {
         /// Key/value heads.
         num_kv: usize,
     },
-    /// The heads cannot be split over that many ranks.
+    /// The heads cannot be split over this number of ranks.
     #[error(
         "{heads} query heads{} over {ranks} ranks; valid: {}; set `mp_size` to one of them{}",
         key_heads(.heads, .kv_heads), list(.valid), if *.even { ", or `uneven_heads` to true" } else { "" }
@@ -96,14 +96,14 @@ pub enum ConfigError {
         heads: usize,
         /// Key/value heads.
         kv_heads: usize,
-        /// What was asked for.
+        /// The ranks that were requested.
         ranks: usize,
         /// The rank counts that work.
         valid: Vec<usize>,
-        /// Whether each rank was to have as many heads.
+        /// Whether each rank had to have the same number of heads.
         even: bool,
     },
-    /// The rank is not one of the group's.
+    /// The rank is outside the group.
     #[error("rank {rank} is not in a group of {ranks}; `local_rank` counts from 0 to {}", .ranks - 1)]
     RankOutOfRange {
         /// The rank.
@@ -111,10 +111,10 @@ pub enum ConfigError {
         /// Size of the group.
         ranks: usize,
     },
-    /// The module is of another rank than the communicator.
+    /// The module was built for another rank than the communicator has.
     #[error(
-        "the module was built for rank {rank} of {ranks} and the communicator is rank {actual} of {size}; build the configuration \
-         with `for_rank_of`"
+        "the module was built for rank {rank} of {ranks} and the communicator is rank {actual} of {size}; build the configuration with \
+         `for_rank_of`"
     )]
     OtherRank {
         /// Rank of the module.
@@ -127,17 +127,17 @@ pub enum ConfigError {
         size: usize,
     },
     /// The rotary dimension is odd.
-    #[error("`rotary_dim` {dim} is odd; features turn in pairs, use {} or {}", .0 - 1, .0 + 1, dim = .0)]
+    #[error("`rotary_dim` {dim} is odd; features are rotated in pairs; use {} or {}", .0 - 1, .0 + 1, dim = .0)]
     RotaryDimOdd(usize),
     /// The rotary dimension is longer than a head.
     #[error("`rotary_dim` {rotary_dim} is longer than a head ({head_dim}); use at most {head_dim}")]
     RotaryDimTooLong {
-        /// Features to turn.
+        /// Features to rotate.
         rotary_dim: usize,
         /// Features of a head.
         head_dim: usize,
     },
-    /// Both rotary layouts were asked for.
+    /// Both rotary layouts are set.
     #[error(
         "`rotate_half` and `rotate_every_two` are both true; a checkpoint has one layout: for LLaMA and \
          GPT-NeoX set `rotate_every_two` to false, for GPT-J set `rotate_half` to false"
@@ -155,7 +155,7 @@ pub enum ConfigError {
     /// The scaling family of the rotary positions is unknown.
     #[error("rope scaling `{0}` is unknown; supported: default, linear, dynamic, llama3, yarn")]
     UnknownRopeScaling(String),
-    /// The rotary scaling lacks a number or has one that it cannot use.
+    /// The rotary scaling lacks a number, or has an invalid one.
     #[error("rope scaling `{family}`: `{key}` {problem}")]
     RopeScaling {
         /// The family.
@@ -165,26 +165,25 @@ pub enum ConfigError {
         /// What is wrong with it and what to set.
         problem: &'static str,
     },
-    /// GroupNorm in front of a projection.
+    /// GroupNorm before a projection.
     #[error(
-        "`norm_type` GroupNorm cannot stand in front of a QKV projection (DeepSpeed takes it and has no kernel \
-         for it); use LayerNorm or RMSNorm, or set `pre_layer_norm` to false and normalise outside"
+        "`norm_type` GroupNorm cannot precede a QKV projection (DeepSpeed accepts it and has no kernel for it); use LayerNorm or RMSNorm, or set `pre_layer_norm` to false and normalise outside"
     )]
     GroupNorm,
-    /// The element type is not one that the backend stores.
+    /// The backend does not store this element type.
     #[error("the backend `{backend}` does not store {dtype}; {remedy}")]
     UnsupportedDataType {
         /// Burn's name of the backend.
         backend: String,
-        /// The type that was asked for.
+        /// The requested type.
         dtype: DataType,
         /// What to do instead.
         remedy: &'static str,
     },
-    /// The outputs of an int8 matrix cannot be divided into that many groups.
+    /// The outputs of an int8 matrix cannot be divided into this number of groups.
     #[error(
         "`quantize_groups` {groups} does not divide the {outputs} outputs of a matrix on this rank; use a divisor of the \
-         outputs of every projection, or None for a scale to each output"
+         outputs of every projection, or None for one scale per output"
     )]
     GroupsDoNotDivide {
         /// Groups of each matrix.
@@ -192,7 +191,7 @@ pub enum ConfigError {
         /// Outputs of the matrix.
         outputs: usize,
     },
-    /// A fast path was demanded on a build that has none.
+    /// Fused kernels are required on a backend that has none.
     #[error(
         "`use_triton` asks for fused GPU kernels, and the backend `{backend}` has none; build with the Cargo feature `cuda`, \
          `vulkan` or `wgpu` and run on its backend, or set `use_triton` to false"

@@ -1,6 +1,6 @@
 //! Panics about shapes.
 
-/// Panics about a wrong shape with everything that is needed to find it: operation, tensor, expected, actual.
+/// Panics on a wrong shape, naming the operation, the tensor, and the expected and actual shapes.
 #[track_caller]
 pub fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
     assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");

@@ -1,11 +1,11 @@
-//! What ranks must have in common before they add anything.
+//! What ranks must agree on before they add anything.
 
 use std::fmt::{self, Debug, Display};
 
 use crate::element::ElementType;
 use crate::error::CommunicationError;
 
-/// Settings that every rank must have alike, as hashes: sixteen at most, so that they travel with each sum.
+/// Settings that must be equal on every rank, as hashes: sixteen at most, so that they can be sent with each sum.
 ///
 /// Attention compares those of its layer. A model that adds something else over ranks, such as its MLP, names what shapes do
 /// not show:
@@ -23,13 +23,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// How many there can be.
+    /// The largest number of settings.
     pub const MOST: usize = 16;
 
-    /// Nothing but shapes and types.
+    /// No settings: only shapes and types are compared.
     pub const NONE: Self = Self { names: [""; Self::MOST], hashes: [0; Self::MOST] };
 
-    /// Names, for the error, and values, of which the debug representation is compared.
+    /// Names for the error message, and values, whose `Debug` output is compared.
     pub fn new<const N: usize>(settings: [(&'static str, &dyn Debug); N]) -> Self {
         const { assert!(N <= Self::MOST, "sixteen settings at most") };
         let mut all = Self::NONE;
@@ -46,8 +46,8 @@ fn hash(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
-/// What one rank is about to do, which every other rank must be about to do, too. Engines exchange it, in
-/// [words](Self::words), and [`check`](Self::check) it before they add.
+/// What one rank is about to do, which must be the same on every rank. Engines exchange it as [words](Self::words) and
+/// [`check`](Self::check) it before they add.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
     words: [u64; Self::WORDS],
@@ -64,10 +64,10 @@ const SETTINGS: usize = SHAPE + Agreement::AXES;
 const FLOATS: [ElementType; 4] = [ElementType::F64, ElementType::F32, ElementType::F16, ElementType::BF16];
 
 impl Agreement {
-    /// Axes that a tensor can have.
+    /// The largest number of axes of a tensor.
     pub const AXES: usize = 5;
 
-    /// Numbers that stand for one.
+    /// The length of an encoded agreement.
     pub const WORDS: usize = SETTINGS + Settings::MOST;
 
     /// The sum of a tensor of floats.
@@ -86,18 +86,18 @@ impl Agreement {
         Self { words, names: Settings::NONE.names }.with_settings(settings)
     }
 
-    /// Nothing is added: the ranks wait for each other.
+    /// Adds nothing: the ranks wait for each other.
     pub fn barrier() -> Self {
         Self { words: [0; Self::WORDS], names: Settings::NONE.names }
     }
 
-    /// The same, between ranks that have these settings alike.
+    /// The same, and these settings must be equal too.
     pub fn with_settings(mut self, settings: &Settings) -> Self {
         self.words[SETTINGS..].copy_from_slice(&settings.hashes);
         Self { names: settings.names, ..self }
     }
 
-    /// What travels.
+    /// The encoded agreement, which engines send.
     pub fn words(&self) -> &[u64; Self::WORDS] {
         &self.words
     }
@@ -105,7 +105,7 @@ impl Agreement {
     /// Compares what all ranks are about to do, in the order of ranks.
     ///
     /// # Errors
-    /// [`CommunicationError::Differ`] with the first rank that is not about to do what rank 0 is, and the difference.
+    /// [`CommunicationError::Differ`] with the first rank that differs from rank 0, and the difference.
     pub fn check<'a>(&self, all: impl IntoIterator<Item = &'a [u64; Self::WORDS]>) -> Result<(), CommunicationError> {
         let mut all = all.into_iter().enumerate();
         let Some((_, first)) = all.next() else { return Ok(()) };
@@ -115,7 +115,7 @@ impl Agreement {
         }
     }
 
-    /// Compares how many values all ranks bring to a sum, in the order of ranks.
+    /// Compares the number of values that each rank contributes to a sum, in the order of ranks.
     #[cfg(any(feature = "local", feature = "mpi"))]
     pub(super) fn check_counts(counts: impl IntoIterator<Item = usize>) -> Result<(), CommunicationError> {
         let mut counts = counts.into_iter().enumerate();
@@ -123,7 +123,7 @@ impl Agreement {
         match counts.find(|(_, count)| *count != first) {
             None => Ok(()),
             Some((rank, count)) => {
-                let difference = format!("rank 0 brings {first} values, that rank {count}");
+                let difference = format!("rank 0 contributes {first} values, that rank {count}");
                 Err(CommunicationError::Differ { rank, difference })
             }
         }
@@ -142,7 +142,7 @@ impl Agreement {
     }
 }
 
-/// The words of a rank, for reading.
+/// The words of a rank, for messages.
 struct Seen<'a>(&'a [u64; Agreement::WORDS]);
 
 impl Display for Seen<'_> {
@@ -154,7 +154,7 @@ impl Display for Seen<'_> {
         let shape = &self.0[SHAPE..SHAPE + axes];
         match FLOATS.get(self.0[DTYPE] as usize) {
             Some(dtype) => write!(f, "adds {shape:?} of {dtype}"),
-            None => write!(f, "adds {shape:?} of what are no floats"),
+            None => write!(f, "adds {shape:?} of a type that is not a float"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What an engine gives: a rank, a sum, a barrier, and a way out.
+//! What an engine provides: a rank, a sum, a barrier, and an abort.
 
 use std::fmt::Debug;
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use super::agreement::Agreement;
 use crate::error::CommunicationError;
 
-/// How long a rank waits for the others, unless the engine is told otherwise: 30 s.
+/// Default time that a rank waits for the others: 30 s.
 pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// One rank's end of an engine that connects the ranks of a tensor-parallel group.
 ///
-/// Every rank makes the same calls in the same order. Whatever goes wrong on one of them (it dies, it never comes, it is about
-/// to do something else) is an error on all of them, within the engine's time limit; from then on every call is that error.
-/// No rank is left waiting, and none gets a sum to which another did not add.
+/// Every rank makes the same calls in the same order. If one of them dies, never arrives or does something else, all ranks get
+/// an error within the engine's time limit, and every later call returns that error. No rank is left waiting, and none gets an
+/// incomplete sum.
 ///
-/// A rank that fails by itself and will not come to the next sum calls [`abort`](Self::abort), so that the others need not
-/// wait for their limit.
+/// A rank that fails on its own and will not take part in the next sum calls [`abort`](Self::abort), so that the others do not
+/// wait for the time limit.
 pub trait Communicator: Debug + Send + Sync {
     /// This rank in its group, counted from 0.
     fn rank(&self) -> usize;
@@ -27,20 +27,20 @@ pub trait Communicator: Debug + Send + Sync {
     /// Replaces `values` by their sum over all ranks, which has the same bits on each of them.
     ///
     /// # Errors
-    /// A [`CommunicationError`]; what `values` hold then is not said.
+    /// A [`CommunicationError`]; the contents of `values` are then unspecified.
     fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError>;
 
-    /// Waits until every rank is here, about to do the same.
+    /// Waits until every rank has arrived with an equal agreement.
     ///
     /// # Errors
     /// A [`CommunicationError`].
     fn barrier(&self, agreement: &Agreement) -> Result<(), CommunicationError>;
 
-    /// Ends the group: what the other ranks wait for, and whatever they call from now on, is
-    /// [`CommunicationError::Aborted`] with this reason.
+    /// Ends the group: the pending call and all later calls of the other ranks return [`CommunicationError::Aborted`] with this
+    /// reason.
     fn abort(&self, reason: &str);
 
-    /// The devices of all ranks in order, if tensors are added between these without passing through the host.
+    /// The devices of all ranks in order, if tensors are added between devices without the host.
     fn devices(&self) -> Option<&[DeviceNumber]> {
         None
     }

@@ -9,19 +9,18 @@ use super::agreement::Agreement;
 use super::communicator::{Communicator, DEFAULT_TIME_LIMIT};
 use crate::error::CommunicationError;
 
-/// Values of which every rank adds up all: below, a second meeting costs more than the sums that it saves.
+/// Up to this number of values every rank computes the whole sum. A second exchange would cost more than it saves.
 const ADDED_BY_EACH: usize = 16 * 1024;
 
-/// How long a rank looks for the others before it sleeps.
+/// How long a rank polls for the others before it sleeps.
 const AWAKE: Duration = Duration::from_micros(50);
 
 /// One rank of a group of threads.
 ///
-/// Sums are taken in the order of ranks, in f32, so they have the same bits on each of them and from run to run. A rank that is
-/// dropped (its thread ended, or panicked) is gone, and the others hear of it at once.
+/// Sums are taken in the order of ranks, in f32, so they have the same bits on each of them and from run to run. If a rank
+/// is dropped (its thread ended or panicked), the others get an error at once.
 ///
-/// Give each rank threads of its own with `burn_deepspeed::Parallelism`: the CPU kernels of all ranks share one pool
-/// otherwise.
+/// Give each rank its own threads with `burn_deepspeed::Parallelism`; otherwise the CPU kernels of all ranks share one pool.
 #[derive(Debug)]
 pub struct LocalCommunicator {
     rank: usize,
@@ -32,7 +31,7 @@ pub struct LocalCommunicator {
 struct Group {
     ranks: usize,
     limit: Duration,
-    /// Meetings that have ended, for ranks that are awake.
+    /// Number of completed exchanges, which polling ranks read without the lock.
     ended: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
@@ -40,26 +39,26 @@ struct Group {
 
 #[derive(Debug)]
 struct State {
-    /// Who is at the meeting that is going on.
+    /// Offers of the current exchange, by rank.
     arrived: Vec<Option<Offer>>,
-    /// What was brought to the last meeting.
+    /// Offers of the last complete exchange.
     last: Arc<Vec<Offer>>,
-    /// Who is gone, and why.
+    /// Why a rank has left, by rank.
     gone: Vec<Option<&'static str>>,
     failure: Option<CommunicationError>,
 }
 
-/// What a rank brings to a meeting.
+/// What a rank contributes to an exchange.
 #[derive(Debug, Clone)]
 struct Offer {
     agreement: Agreement,
-    /// Values of the sum, of which `values` may be a part.
+    /// Number of values of the sum; `values` may be a part of them.
     count: usize,
     values: Arc<Vec<f32>>,
 }
 
 impl LocalCommunicator {
-    /// A group of so many ranks, in order; each goes to a thread of its own.
+    /// A group of `ranks` ranks, in order; move each to its own thread.
     pub fn group(ranks: usize) -> Vec<Self> {
         Self::group_with_time_limit(ranks, DEFAULT_TIME_LIMIT)
     }
@@ -72,7 +71,7 @@ impl LocalCommunicator {
         (0..ranks).map(|rank| Self { rank, group: group.clone() }).collect()
     }
 
-    /// Brings an offer to the next meeting and returns what all ranks brought, in their order.
+    /// Contributes an offer to the next exchange and returns the offers of all ranks, in their order.
     fn meet(
         &self,
         agreement: &Agreement,
@@ -106,7 +105,7 @@ impl LocalCommunicator {
                 state = changed.wait_timeout(state, left).map_or_else(|poison| poison.into_inner().0, |woken| woken.0);
             }
             if ended.load(Ordering::Acquire) != meeting {
-                // A rank that left or failed behind this meeting does not take back what it brought.
+                // A rank that left or failed after this exchange does not withdraw its offer.
                 return Ok(state.last.clone());
             }
         }
@@ -125,14 +124,14 @@ impl LocalCommunicator {
 }
 
 impl Group {
-    /// A rank that panicked inside left nothing half done.
+    /// A rank that panicked with the lock left no partial change.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// What all ranks brought, once the last has come to a group that is whole.
+    /// The offers of all ranks, once the last has arrived and none has failed.
     fn complete(&mut self) -> Option<Vec<Offer>> {
         match self.failure.is_none() && self.arrived.iter().all(Option::is_some) {
             true => Some(self.arrived.iter_mut().filter_map(Option::take).collect()),
@@ -140,7 +139,7 @@ impl State {
         }
     }
 
-    /// A meeting to which somebody will not come has failed.
+    /// An exchange fails if a rank that is missing has left.
     fn look_for_the_gone(&mut self) {
         let ranks = self.gone.len();
         let absent = |rank: &usize| self.arrived[*rank].is_none();
@@ -166,7 +165,7 @@ impl Communicator for LocalCommunicator {
             values.copy_from_slice(&sum(&offers, 0..values.len()));
             return Ok(());
         }
-        // Every rank adds up a part, and they meet again to hand it round.
+        // Every rank adds a part; a second exchange distributes the parts.
         let ranks = self.size();
         let start = |rank: usize| values.len() * rank / ranks;
         let own = sum(&offers, start(self.rank)..start(self.rank + 1));
@@ -174,9 +173,9 @@ impl Communicator for LocalCommunicator {
         let parts = self.meet(agreement, values.len(), Arc::new(own))?;
         let mut rest = values;
         for part in parts.iter() {
-            let (place, behind) = rest.split_at_mut(part.values.len());
+            let (place, following) = rest.split_at_mut(part.values.len());
             place.copy_from_slice(&part.values);
-            rest = behind;
+            rest = following;
         }
         Ok(())
     }
@@ -193,7 +192,7 @@ impl Communicator for LocalCommunicator {
     }
 }
 
-/// The sum of these values of what all ranks brought, in the order of ranks.
+/// The sum of a range of the values of all ranks, in the order of ranks.
 fn sum(offers: &[Offer], range: Range<usize>) -> Vec<f32> {
     let mut parts = offers.iter().map(|offer| &offer.values[range.clone()]);
     let mut sum = parts.next().map(<[f32]>::to_vec).unwrap_or_default();

@@ -7,8 +7,8 @@ use crate::error::ConfigError;
 
 /// How the heads of a model are split over ranks; the head split of DeepSpeed's `ds_attention.py`, checked.
 ///
-/// Every rank holds as many query heads and the key/value heads that they read. Where there are more ranks than key/value
-/// heads, a key/value head is on several ranks.
+/// Every rank holds a contiguous range of query heads and the key/value heads that they read. If there are more ranks than
+/// key/value heads, several ranks hold the same key/value head.
 ///
 /// ```
 /// use burn_deepspeed_core::parallel::TpPlan;
@@ -31,7 +31,7 @@ pub struct TpPlan {
 }
 
 impl TpPlan {
-    /// As many heads on each rank.
+    /// The same number of heads on each rank.
     ///
     /// # Errors
     /// [`ConfigError::KvHeadsDoNotDivide`], or [`ConfigError::Ranks`] with the rank counts that work.
@@ -43,8 +43,8 @@ impl TpPlan {
         }
     }
 
-    /// As many heads on each rank as there can be, up to one key/value head (or, where those are on several ranks, one query
-    /// head) more or less: any number of ranks, up to one for each query head. Where [`new`](Self::new) works, this is the same.
+    /// Any number of ranks up to one per query head. The numbers of heads on two ranks differ by at most one key/value head, or by
+    /// one query head where several ranks share a key/value head. Equal to [`new`](Self::new) where that succeeds.
     ///
     /// # Errors
     /// [`ConfigError::KvHeadsDoNotDivide`], or [`ConfigError::Ranks`] for more ranks than query heads, or none.
@@ -68,7 +68,7 @@ impl TpPlan {
         ConfigError::Ranks { heads, kv_heads, ranks, valid, even }
     }
 
-    /// Every rank count that gives each rank as many heads.
+    /// Every number of ranks that gives each the same number of heads.
     pub fn valid_ranks(heads: usize, kv_heads: usize) -> impl Iterator<Item = usize> {
         (1..=heads).filter(move |&ranks| Self::splits(heads, kv_heads, ranks))
     }
@@ -121,7 +121,7 @@ impl TpPlan {
 
 /// The heads of one rank, out of those of the whole model.
 ///
-/// Weight slicing, int8 scales, ALiBi slopes, the KV cache and the map from query to key/value heads all read this one value.
+/// Weight slicing, int8 scales, ALiBi slopes, the KV cache and the map from query to key/value heads all read this value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HeadShard {
     /// Query heads of the whole model.

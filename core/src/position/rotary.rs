@@ -1,7 +1,7 @@
 //! Rotary position embedding (RoPE), <https://arxiv.org/abs/2104.09864>, with the scaling families of Hugging Face.
 //!
-//! Frequencies and angles are computed in f64 on the host, cosine and sine are stored in f32, whatever the model's
-//! element type: bf16 cannot tell positions apart beyond 256.
+//! Frequencies and angles are computed in f64 on the host. Cosine and sine are stored in f32, whatever the element type of the
+//! model: bf16 cannot distinguish positions above 256.
 
 use serde::{Deserialize, Serialize};
 

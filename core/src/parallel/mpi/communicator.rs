@@ -33,26 +33,26 @@ pub struct MpiCommunicator {
     pub(super) rank: usize,
     /// The number of this group. No process is in two groups of the same number.
     number: c_int,
-    /// Meetings that this rank has finished.
+    /// Exchanges that this rank has completed.
     met: AtomicU64,
     pub(super) limit: Duration,
     failure: OnceLock<CommunicationError>,
     meeting: Mutex<Meeting>,
 }
 
-/// What one meeting leaves for the next.
+/// State that one exchange leaves for the next.
 #[derive(Debug, Default)]
 pub(super) struct Meeting {
-    /// Who gave up, and how many meetings that rank had finished.
+    /// The error of a rank that gave up, and the number of exchanges it had completed.
     gave_up: Option<(u64, CommunicationError)>,
-    /// Memory of the length that is shown to others.
+    /// Memory of the blocks that ranks send each other.
     pub(super) blocks: Vec<Vec<u32>>,
     /// Memory for parts of long sums.
     pub(super) parts: Vec<Vec<u32>>,
 }
 
 impl MpiCommunicator {
-    /// All processes that were started together; begins MPI.
+    /// All processes that were started together. Initialises MPI.
     ///
     /// # Errors
     /// Those of [`world_with_time_limit`](Self::world_with_time_limit).
@@ -60,13 +60,12 @@ impl MpiCommunicator {
         Self::world_with_time_limit(DEFAULT_TIME_LIMIT)
     }
 
-    /// All processes that were started together, which wait for each other no longer than `limit`: now, in every sum, and at
-    /// the end.
+    /// All processes that were started together. They wait for each other at most `limit`: here, in every sum, and at the end.
     ///
     /// # Errors
-    /// - [`CommunicationError::Unavailable`] if MPI has begun in this process before, or is built for one thread
-    /// - [`CommunicationError::TimedOut`] if not every process comes here. Who is missing is not known that early: all others
-    ///   are named.
+    /// - [`CommunicationError::Unavailable`] if MPI was initialised in this process before, or was built for one thread
+    /// - [`CommunicationError::TimedOut`] if not every process calls this. Which are missing is not known that early, so all
+    ///   others are named.
     pub fn world_with_time_limit(limit: Duration) -> Result<Self, CommunicationError> {
         let process = Process::begin(limit)?;
         let (members, rank) = ((0..process.size).collect(), process.rank as usize);
@@ -75,13 +74,14 @@ impl MpiCommunicator {
         Ok(world)
     }
 
-    /// Waits for the other ranks of this group no longer than `limit`, which may differ from rank to rank.
+    /// Waits for the other ranks of this group at most `limit`, which may differ from rank to rank.
     pub fn with_time_limit(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
     }
 
-    /// The ranks that name the same `group`, in their order. Every rank calls this, like a sum; groups fail one by one.
+    /// The ranks that give the same `group`, in their order. Every rank must call this, as for a sum. A group that fails does not
+    /// affect the others.
     ///
     /// # Errors
     /// A [`CommunicationError`].
@@ -105,12 +105,12 @@ impl MpiCommunicator {
         Self { process, members, rank, number, met, limit, failure, meeting }
     }
 
-    /// Tag of what ranks show and add up.
+    /// Tag of blocks and parts of sums.
     pub(super) fn values(&self) -> c_int {
         2 * self.number
     }
 
-    /// Tag of the message that a rank gave up.
+    /// Tag of the notice that a rank gave up.
     fn notice(&self) -> c_int {
         2 * self.number + 1
     }
@@ -120,7 +120,7 @@ impl MpiCommunicator {
         (0..self.members.len()).filter(move |&rank| rank != own)
     }
 
-    /// One meeting of all ranks: it ends well, or the group does not go on.
+    /// One exchange of all ranks. If it fails, so does the group.
     fn meet<T>(
         &self,
         work: impl FnOnce(&mut Meeting) -> Result<T, CommunicationError>,
@@ -140,7 +140,7 @@ impl MpiCommunicator {
         }
     }
 
-    /// Takes the messages of ranks that gave up.
+    /// Receives the notices of ranks that gave up.
     pub(super) fn look(&self, meeting: &mut Meeting) -> Result<(), CommunicationError> {
         while let Some(process) = self.process.link.sender(self.notice())? {
             let mut message = Message::receive(self.process.link, vec![0; NOTICE], process, self.notice())?;
@@ -158,17 +158,17 @@ impl MpiCommunicator {
         self.check(meeting)
     }
 
-    /// Whether the group goes on, as far as this rank knows.
+    /// The error of the group, as far as this rank knows.
     fn check(&self, meeting: &Meeting) -> Result<(), CommunicationError> {
         match (self.failure.get(), &meeting.gave_up) {
             (Some(failure), _) => Err(failure.clone()),
-            // What a rank brought to the meetings that it finished still counts.
+            // The contributions of a rank to exchanges that it completed still count.
             (None, Some((met, error))) if *met <= self.met.load(Ordering::Acquire) => Err(error.clone()),
             _ => Ok(()),
         }
     }
 
-    /// Ends the group with its first error, which the others hear of if they cannot know it.
+    /// Ends the group with its first error, and notifies the others unless they know it already.
     fn fail(&self, error: CommunicationError) -> CommunicationError {
         let known = matches!(error, CommunicationError::Differ { .. } | CommunicationError::Aborted { .. });
         let text = error.to_string();
@@ -186,7 +186,7 @@ impl MpiCommunicator {
         self.failure.get().cloned().unwrap_or(error)
     }
 
-    /// Sends every rank a reason to give up. It is short enough for MPI not to wait for the receiver.
+    /// Sends every rank a reason to give up. It is short enough that MPI does not wait for the receiver.
     fn tell(&self, reason: &str) {
         let reason = &reason.as_bytes()[..reason.floor_char_boundary(4 * REASON)];
         let met = self.met.load(Ordering::Acquire);

@@ -1,4 +1,4 @@
-//! What travels between two processes, and who owns the memory meanwhile.
+//! A message between two processes, and who owns its memory until it is done.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::mem::MaybeUninit;
@@ -16,18 +16,18 @@ use crate::error::CommunicationError;
 /// `MPI_THREAD_SERIALIZED`: one thread at a time calls MPI.
 static MPI: Mutex<()> = Mutex::new(());
 
-/// How long a message that was announced, or that nobody may be there to take, is waited for.
+/// How long to wait for a message that was announced, or whose receiver may have left.
 const BRIEFLY: Duration = Duration::from_millis(100);
 
 pub(super) fn lock() -> MutexGuard<'static, ()> {
     MPI.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A communicator of MPI over all processes, on which nothing else talks. MPI frees it at its end.
+/// A communicator of MPI over all processes, used for nothing else. MPI frees it when it is finalised.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Link(ffi::MPI_Comm);
 
-// SAFETY: the handle is not changed after it was made, and whoever passes it to MPI holds the lock.
+// SAFETY: the handle never changes, and every call that passes it to MPI holds the lock.
 unsafe impl Send for Link {}
 // SAFETY: as above.
 unsafe impl Sync for Link {}
@@ -48,15 +48,15 @@ impl Link {
     pub fn sender(self, tag: c_int) -> Result<Option<c_int>, CommunicationError> {
         let (mut found, mut status) = (0, MaybeUninit::<ffi::MPI_Status>::zeroed());
         let _lock = lock();
-        // SAFETY: both places to write to live until the call has returned.
+        // SAFETY: both outputs outlive the call.
         checked(unsafe { ffi::MPI_Iprobe(ffi::RSMPI_ANY_SOURCE, tag, self.0, &mut found, status.as_mut_ptr()) })?;
         // SAFETY: the status is a C struct of numbers, valid as zeros, and MPI wrote it where it found a message.
         Ok((found != 0).then(|| unsafe { status.assume_init() }.MPI_SOURCE))
     }
 }
 
-/// Words that MPI may read or write until the message is done. Dropped before, it gives the memory up to MPI: unfinished
-/// operations cannot be taken back reliably, so their buffers leak.
+/// Words that MPI may read or write until the message is done. A message that is dropped before leaks its buffer, because
+/// unfinished operations cannot be cancelled reliably.
 #[derive(Debug)]
 pub(super) struct Message<B> {
     request: ffi::MPI_Request,
@@ -92,7 +92,7 @@ impl Message<Vec<u32>> {
 }
 
 impl<B> Message<B> {
-    /// Lets MPI work, and asks whether this message is through.
+    /// Lets MPI make progress, and returns whether this message is done.
     pub fn is_done(&mut self) -> Result<bool, CommunicationError> {
         if !self.done {
             let mut done = 0;
@@ -109,7 +109,7 @@ impl<B> Message<B> {
         if self.done { self.buffer.take() } else { None }
     }
 
-    /// Waits a little, for what does not depend on others or cannot be relied on.
+    /// Waits briefly, for a message that should be done soon or may never be.
     pub fn is_done_soon(&mut self) -> bool {
         let mut patience = Patience::new(BRIEFLY);
         loop {

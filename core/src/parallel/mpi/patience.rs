@@ -1,14 +1,14 @@
-//! How a rank waits for another: MPI has to be asked, so it looks often at first and seldom later.
+//! How a rank waits for another: MPI must be polled, so it polls often at first and rarely later.
 
 use std::time::{Duration, Instant};
 
-/// A message between two processes that both have a core comes within this time.
+/// A message between two processes that both have a core arrives within this time.
 const SPINS: Duration = Duration::from_micros(200);
 
-/// Until then the rank stays awake and lets others have the core.
+/// Until then the rank yields its core instead of sleeping.
 const YIELDS: Duration = Duration::from_millis(2);
 
-/// The longest sleep, and so what a long wait may take in addition.
+/// The longest sleep, and so the longest delay of a long wait.
 const SLEEP: Duration = Duration::from_millis(1);
 
 /// One wait.
@@ -23,7 +23,7 @@ impl Patience {
         Self { start: Instant::now(), limit }
     }
 
-    /// Lets some time pass; whether there is time left.
+    /// Pauses, and returns whether time is left.
     pub fn pause(&mut self) -> bool {
         let waited = self.start.elapsed();
         if waited < SPINS {

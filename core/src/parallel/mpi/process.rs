@@ -1,4 +1,4 @@
-//! MPI's part in this process: begun once, ended with the last communicator.
+//! MPI in this process: initialised once, finalised with the last communicator.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +20,10 @@ pub(super) const WORLD: c_int = 1;
 /// Tag of the last message of a process.
 const GOODBYE: c_int = 0;
 
-/// How long a process that failed stays, so that the others can tell of it before their launcher ends them.
+/// How long a process that failed stays, so that the others can report it before the launcher ends them.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// MPI begins once in a process.
+/// Whether MPI was initialised; it can be only once in a process.
 static BEGUN: AtomicBool = AtomicBool::new(false);
 
 /// This process among all that were started together.
@@ -33,17 +33,17 @@ pub(super) struct Process {
     pub rank: c_int,
     pub size: c_int,
     pub limit: Duration,
-    /// Whether a group of this process is over before its time.
+    /// Whether a group of this process has failed.
     pub failed: AtomicBool,
-    /// The number of the youngest group, for the next to have another.
+    /// The largest number of a group so far; the next gets a larger one.
     pub youngest: Mutex<c_int>,
-    /// To the thread that began MPI, which is the one to end it.
+    /// To the thread that initialised MPI, which must also finalise it.
     end: Sender<()>,
     ended: Mutex<Receiver<()>>,
 }
 
 impl Process {
-    /// Begins MPI, in which all processes meet.
+    /// Initialises MPI, which waits for all processes.
     pub fn begin(limit: Duration) -> Result<Self, CommunicationError> {
         if BEGUN.swap(true, Ordering::Relaxed) {
             return Err(unavailable("it begins once in a process; share or `split` the communicator that there is"));
@@ -66,7 +66,7 @@ impl Process {
                     drop(universe);
                     let _ = tell_ended.send(());
                 } else {
-                    std::mem::forget(universe); // its end waits for processes that will not come
+                    std::mem::forget(universe); // finalising would wait for processes that will not come
                 }
             }
         };
@@ -76,7 +76,7 @@ impl Process {
         Ok(Self { link, rank, size, limit, failed, youngest, end, ended })
     }
 
-    /// Whether every process came to its end within the limit, and none of them failed.
+    /// Whether every process ended within the limit, and none of them failed.
     fn all_ended_well(&self, failed: bool, limit: Duration) -> Result<bool, CommunicationError> {
         let others = || (0..self.size).filter(|&rank| rank != self.rank);
         let goodbye = Arc::new(vec![u32::from(failed)]);
@@ -101,7 +101,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         let failed = self.failed.load(Ordering::Relaxed);
         let limit = if failed { self.limit.min(LINGER) } else { self.limit };
-        // The end of MPI is a meeting without a limit: nobody goes there alone.
+        // Finalising MPI waits for all processes without a limit, so it is done only if all of them will.
         if matches!(self.all_ended_well(failed, limit), Ok(true)) && self.end.send(()).is_ok() {
             let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
             let _ = ended.recv_timeout(limit);
@@ -118,7 +118,7 @@ fn unavailable(cause: impl Into<String>) -> CommunicationError {
     CommunicationError::Unavailable { engine: "MPI", cause: cause.into() }
 }
 
-/// Before MPI has begun, only the launcher's environment tells who the others are.
+/// Before MPI is initialised, only the environment of the launcher tells the other ranks.
 fn nobody_came(limit: Duration) -> CommunicationError {
     let number = |names: [&str; 2]| names.iter().find_map(|name| std::env::var(name).ok()?.parse::<usize>().ok());
     let ranks = number(["OMPI_COMM_WORLD_SIZE", "PMI_SIZE"]).unwrap_or(1);

@@ -10,11 +10,11 @@ use crate::error::CommunicationError;
 use crate::parallel::agreement::Agreement;
 use crate::parallel::communicator::Communicator;
 
-/// Values from all others together that travel with their agreements, to be added up by every rank. With more, adding up a part
-/// and handing it round costs less.
+/// Up to this number of values from all other ranks together, values are sent with the agreements and every rank computes the
+/// whole sum. For more it is faster that each rank adds a part and distributes it.
 const ADDED_BY_EACH: usize = 64 * 1024;
 
-/// Values of a long sum that are added at a time: they stay in the cache.
+/// Values of a long sum that are added at a time, so that they stay in the processor cache.
 const STRETCH: usize = 2048;
 
 type Sent = Message<Arc<Vec<u32>>>;
@@ -39,7 +39,7 @@ impl MpiCommunicator {
         Ok(())
     }
 
-    /// Shows all ranks what this one is about to do, with `values` where they are few, and returns what each of them shows.
+    /// Sends all ranks what this one is about to do, with `values` if they are few, and returns the block of each rank.
     pub(super) fn show(
         &self,
         meeting: &mut Meeting,
@@ -79,7 +79,7 @@ impl MpiCommunicator {
         Ok(blocks)
     }
 
-    /// Every rank adds up a part, and hands it round.
+    /// Every rank adds a part and sends it to the others.
     fn add_by_parts(&self, meeting: &mut Meeting, values: &mut [f32]) -> Result<(), CommunicationError> {
         let start = |rank: usize| values.len() * rank / self.size();
         let part = |rank: usize| start(rank)..start(rank + 1);
@@ -127,7 +127,7 @@ impl MpiCommunicator {
         Ok(())
     }
 
-    /// Waits until all messages are through, and returns their buffers.
+    /// Waits until all messages are done, and returns their buffers.
     fn complete<B>(
         &self,
         meeting: &mut Meeting,
@@ -148,7 +148,7 @@ impl MpiCommunicator {
         Ok(messages.into_iter().filter_map(|(_, message)| message.into_buffer()).collect())
     }
 
-    /// The most values that travel with the agreement; nothing travels from a rank that is alone.
+    /// The largest number of values that are sent with the agreement; a rank that is alone sends nothing.
     fn few(&self) -> usize {
         ADDED_BY_EACH.checked_div(self.size() - 1).unwrap_or(usize::MAX)
     }
@@ -163,7 +163,7 @@ impl MpiCommunicator {
 }
 
 impl Meeting {
-    /// Memory for so many values of a part.
+    /// Memory for a part of `values` values.
     fn part(&mut self, values: usize) -> Vec<u32> {
         let mut part = self.parts.pop().unwrap_or_default();
         part.resize(values, 0);
