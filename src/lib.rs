@@ -112,7 +112,6 @@ pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::{InferenceBackend, Operations, Reference};
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
-pub use position::rotary::RotaryLayout;
 pub use position::{FromTensor, PositionEncoding, Positions};
 pub use spec::AttentionSpec;
 
