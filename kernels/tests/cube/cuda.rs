@@ -17,6 +17,7 @@ mod decode;
 #[path = "../device_panics/mod.rs"]
 mod device_panics;
 mod gemv;
+mod gemv_contract;
 mod lab;
 mod norm;
 #[path = "../oracle/mod.rs"]

@@ -187,7 +187,7 @@ mod avx2 {
         _mm256_setzero_si256, _mm256_storeu_si256,
     };
 
-    use super::{Whole, rest};
+    use crate::cpu::product::rounded::{Whole, rest};
 
     /// Elements of a vector.
     const LANES: usize = 16;
