@@ -8,6 +8,7 @@ mod attention;
 mod cache;
 mod checkpoint_writer;
 mod config;
+mod contract;
 mod documents;
 mod generate;
 mod golden;
