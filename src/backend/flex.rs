@@ -51,7 +51,7 @@ impl InMemory for Flex {
         (Tensor::from_primitive(tensor), result)
     }
 
-    /// `burn-flex` 0.21 holds on to the tensor while it assigns, and so copies it whole; this writes the part alone.
+    /// `burn-flex` 0.21 keeps a reference to the tensor while it assigns, and so copies all of it. This writes only the part.
     fn assign(tensor: Tensor<Self, 4>, at: [Range<usize>; 4], tokens: Tensor<Self, 4>) -> Tensor<Self, 4> {
         let shape = tensor.dims();
         let mut into = tensor.into_primitive().tensor();
@@ -70,14 +70,14 @@ impl InMemory for Flex {
     }
 }
 
-/// The tensor alone in its storage, in the order of its axes.
+/// The tensor in row-major order, in a storage that holds nothing else.
 fn in_order<E: Element + Pod>(tensor: FlexTensor) -> FlexTensor {
     let whole = tensor.storage::<E>().len() == tensor.layout().num_elements();
     if whole && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
-/// Copies `[B, K, T, H]` tokens to the part `at` of a `[B, K, capacity, H]` cache; `None` if the cache is shared or does
-/// not lie in one piece, and nothing was written.
+/// Copies `[B, K, T, H]` tokens to the part `at` of a `[B, K, capacity, H]` cache; `None`, and nothing is written, if the
+/// cache is shared or not contiguous.
 fn copy_rows<E: Element + Pod>(
     into: &mut FlexTensor,
     [_, heads, slots, features]: [usize; 4],

@@ -43,8 +43,9 @@ where
     }
 
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {
+        let dtype = tensor.dtype();
         let TensorPrimitive::Float(NdArrayTensor::F32(mut storage)) = tensor.into_primitive() else {
-            unreachable!("the plan declines other element types");
+            panic!("InMemory::update: `tensor` has elements of {dtype:?}, expected F32");
         };
         write(elements_of(storage.ensure_owned()));
         Tensor::from_primitive(TensorPrimitive::Float(NdArrayTensor::F32(storage)))
@@ -54,15 +55,16 @@ where
         tensor: Tensor<Self, D, Int>,
         write: impl FnOnce(&mut [i8]) -> R,
     ) -> (Tensor<Self, D, Int>, R) {
+        let dtype = tensor.dtype();
         let NdArrayTensor::I8(mut storage) = tensor.into_primitive() else {
-            unreachable!("the plan declines other element types");
+            panic!("InMemory::update_int8: `tensor` has elements of {dtype:?}, expected I8");
         };
         let result = write(elements_of(storage.ensure_owned()));
         (Tensor::from_primitive(NdArrayTensor::I8(storage)), result)
     }
 }
 
-/// The elements of an array in the order of its axes, in place if nobody else holds it.
+/// The elements of an array in row-major order, in place if it has no other owner.
 fn elements_of<E: Clone>(array: &mut SharedArray<E>) -> &mut [E] {
     if !array.is_standard_layout() {
         *array = array.as_standard_layout().into_owned().into_shared();

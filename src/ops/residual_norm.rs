@@ -1,4 +1,4 @@
-//! Norm of a sum, as post-norm models have it; DeepSpeed's `layer_norm_residual`.
+//! Norm of a sum, for post-norm models; DeepSpeed's `layer_norm_residual`.
 
 use burn::tensor::{FloatDType, Tensor, backend::Backend};
 

@@ -14,7 +14,7 @@ use crate::mask::AttentionMask;
 use crate::ops::cpu::{InMemory, tensor};
 use burn_deepspeed_core::path::CpuKernel;
 
-/// One attention on the CPU: what is attended to, how, and the kernel that was chosen for it.
+/// One attention on the CPU: queries, keys, values, masks, and the kernel that was chosen.
 pub(crate) struct Call<'a, B: Backend> {
     pub kernel: CpuKernel,
     /// `[batch, heads, tokens, head_dim]`.

@@ -4,7 +4,6 @@ use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, TensorData, backend::Ba
 
 use super::arguments::Attention;
 use super::visibility::{Visibility, hidden_pairs};
-use crate::error::check_shape;
 use crate::mask::AttentionMask;
 use crate::ops::masked_softmax::{expand_bool, masked_softmax};
 
@@ -71,8 +70,8 @@ impl<B: Backend> Finite<B> {
         if !wanted {
             return Self { finite: tensor, broken: None };
         }
-        // Not `is_finite`, which takes an absolute value: `burn-ndarray` 0.21 returns those of a transposed tensor in another
-        // order, and takes NaN for equal to NaN on processors with AVX2.
+        // Not `is_finite`, which needs absolute values: `burn-ndarray` 0.21 returns those of a transposed tensor in another
+        // order. Nor `x != x`: it considers NaN equal to NaN on processors with AVX2.
         let not_below = tensor.clone().lower_equal_elem(f32::MAX).bool_not();
         let broken = tensor.clone().greater_equal_elem(f32::MIN).bool_not().bool_or(not_below);
         if !broken.clone().any().into_data().iter::<bool>().any(|any| any) {
@@ -107,7 +106,6 @@ fn alibi<B: Backend>(
     [batch, heads, tokens, keys]: [usize; 4],
     device: &B::Device,
 ) -> Tensor<B, 4> {
-    check_shape("attention", "slopes", &[heads], &[slopes.len()]);
     let rows = visibility.starts.len();
     let slots: Vec<i64> =
         visibility.starts.iter().flat_map(|&start| (start..start + tokens).map(|slot| slot as i64)).collect();

@@ -14,7 +14,7 @@ use crate::mask::AttentionMask;
 #[derive(Debug, Clone)]
 pub(crate) struct Masks<T> {
     pub rules: Rules,
-    /// `[B, 2]`: first new slot and end of each row; absent if all rows are alike.
+    /// `[B, 2]`: first new slot and end of each row; absent if all rows are equal.
     pub bounds: Option<T>,
     hidden_keys: Option<Hidden<T>>,
     hidden_pairs: Option<T>,

@@ -46,7 +46,7 @@ pub(crate) fn rows<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     if dense { tensor } else { into_contiguous_aligned(tensor) }
 }
 
-/// The tensor if nobody else holds it, so that a kernel may write into it, else a copy.
+/// The tensor if it has no other owner, so that a kernel may write into it, else a copy.
 pub(crate) fn owned<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
     if tensor.can_mut() && tensor.is_nonoverlapping() { tensor } else { tensor.copy() }
 }

@@ -1,4 +1,4 @@
-//! The masked softmax on a CubeCL kernel, in place if nobody else holds the scores.
+//! The masked softmax on a CubeCL kernel, in place if the scores have no other owner.
 
 use burn::tensor::Tensor;
 use burn_cubecl::CubeRuntime;
