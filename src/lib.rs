@@ -94,7 +94,7 @@ pub mod weight;
 
 pub use attention::{
     AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
-    DeepSpeedSelfAttention, Outputs,
+    DeepSpeedSelfAttention, WantedOutputs,
 };
 #[cfg(any(feature = "ndarray", feature = "flex"))]
 pub use backend::CpuOps;
@@ -110,7 +110,7 @@ pub use config::{DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation,
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
-pub use ops::{InferenceBackend, Operations, Reference};
+pub use ops::{InferenceBackend, Keys, Operations, Reference};
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
 pub use position::{FromTensor, PositionEncoding, Positions};
 pub use spec::AttentionSpec;

@@ -1,20 +1,21 @@
-//! What a query may not see, as structure: never a large negative number, never a bare bool.
+//! Which keys a query may not see. Masks are structural: no large negative number, and no bool whose meaning must be guessed.
 
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, backend::Backend};
 
 use crate::error::{check_broadcast, check_shape};
 
-/// What is hidden beside the causal triangle and the window, which a layer knows itself, and what is added to the scores.
+/// What is hidden in addition to the causal triangle and the window, which a layer applies itself, and what is added to the
+/// scores.
 ///
-/// Start from [`none`](Self::none), [`keep`](Self::keep) or [`hide`](Self::hide) and refine. Hidden keys are left out by
-/// selection, so their content never matters, not even a NaN; a query that sees no key returns zeros.
+/// Start from [`none`](Self::none), [`keep`](Self::keep) or [`hide`](Self::hide) and refine. Hidden keys never affect the
+/// result, even if they contain NaN; a query that sees no key returns zeros.
 ///
 /// ```
 /// # use burn_ndarray::NdArray;
 /// use burn::tensor::{Int, Tensor};
 /// use burn_deepspeed::AttentionMask;
 ///
-/// // the padding mask of a tokenizer: 1 is a real token
+/// // the padding mask of a tokenizer: 1 marks a real token
 /// let padding = Tensor::<NdArray, 2, Int>::from_data([[0, 1, 1], [1, 1, 1]], &Default::default());
 /// let mask = AttentionMask::from_padding(padding);
 /// # let _: AttentionMask<NdArray> = mask;
@@ -38,24 +39,24 @@ impl<B: Backend> AttentionMask<B> {
         Self { keys: None, pairs: None, bias: None }
     }
 
-    /// Keys to see; false hides. `[B, S]`, where S counts the cached keys too.
+    /// Hides the keys that are false. `[B, S]`, where S counts the cached keys too.
     pub fn keep(keys: Tensor<B, 2, Bool>) -> Self {
         Self::hide(keys.bool_not())
     }
 
-    /// Keys to hide; true hides. `[B, S]`, where S counts the cached keys too.
+    /// Hides the keys that are true. `[B, S]`, where S counts the cached keys too.
     pub fn hide(keys: Tensor<B, 2, Bool>) -> Self {
         Self { keys: Some(keys), ..Self::none() }
     }
 
-    /// A tokenizer's padding mask, `[B, S]`: 0 hides, anything else is a real token.
+    /// Hides the keys that are 0 in a tokenizer's padding mask, `[B, S]`; any other value is a real token.
     pub fn from_padding(mask: Tensor<B, 2, Int>) -> Self {
         Self::hide(mask.equal_elem(0))
     }
 
-    /// An additive mask as `transformers` and DeepSpeed build them, `[B or 1, N or 1, T or 1, S]`: half of the lowest
-    /// number of its dtype and everything below hides, the rest is a bias. DeepSpeed's -10000 is a finite bias and stays
-    /// one; pass its 0/1 mask to [`from_padding`](Self::from_padding) instead.
+    /// An additive mask as `transformers` and DeepSpeed build them, `[B or 1, N or 1, T or 1, S]`. Values at or below half of
+    /// the lowest number of its dtype hide; the others are a bias. DeepSpeed's -10000 is above that limit and stays a bias;
+    /// pass its 0/1 mask to [`from_padding`](Self::from_padding) instead.
     pub fn from_additive(mask: Tensor<B, 4>) -> Self {
         let limit = match mask.dtype() {
             DType::F16 => f64::from(half::f16::MIN) / 2.0,
@@ -66,7 +67,10 @@ impl<B: Backend> AttentionMask<B> {
         Self { pairs: Some(hidden), bias: Some(bias), keys: None }
     }
 
-    /// Hides single pairs of query and key as well; true hides. `[B or 1, N or 1, T or 1, S]`.
+    /// Also hides the pairs of query and key that are true. `[B or 1, N or 1, T or 1, S]`.
+    ///
+    /// # Panics
+    /// If the mask already hides pairs.
     pub fn and_hide_pairs(mut self, pairs: Tensor<B, 4, Bool>) -> Self {
         assert!(
             self.pairs.is_none(),
@@ -76,7 +80,10 @@ impl<B: Backend> AttentionMask<B> {
         self
     }
 
-    /// Shows only these pairs of query and key; false hides. `[B or 1, N or 1, T or 1, S]`.
+    /// Also hides the pairs of query and key that are false. `[B or 1, N or 1, T or 1, S]`.
+    ///
+    /// # Panics
+    /// If the mask already hides pairs.
     pub fn and_keep_pairs(self, pairs: Tensor<B, 4, Bool>) -> Self {
         self.and_hide_pairs(pairs.bool_not())
     }
@@ -90,12 +97,12 @@ impl<B: Backend> AttentionMask<B> {
         self
     }
 
-    /// The hidden keys, true hides: `[B, S]`.
+    /// The hidden keys, `[B, S]`; true hides.
     pub fn hidden_keys(&self) -> Option<&Tensor<B, 2, Bool>> {
         self.keys.as_ref()
     }
 
-    /// The hidden pairs, true hides: `[B or 1, N or 1, T or 1, S]`.
+    /// The hidden pairs, `[B or 1, N or 1, T or 1, S]`; true hides.
     pub fn hidden_pairs(&self) -> Option<&Tensor<B, 4, Bool>> {
         self.pairs.as_ref()
     }
@@ -110,7 +117,7 @@ impl<B: Backend> AttentionMask<B> {
         self.bias.clone().map(|bias| bias.cast(FloatDType::F32))
     }
 
-    /// Panics unless every part fits scores of `[B, N, T, S]`.
+    /// Panics unless every part broadcasts to scores of `[B, N, T, S]`.
     #[track_caller]
     pub(crate) fn check(&self, operation: &str, [batch, heads, tokens, keys]: [usize; 4]) {
         if let Some(hidden) = &self.keys {

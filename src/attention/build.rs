@@ -4,13 +4,14 @@ use std::num::NonZeroUsize;
 
 use burn::tensor::{DType, backend::Backend};
 
+use super::projections::Projections;
 use crate::config::{DataType, DeepSpeedInferenceConfig};
 use crate::element::{OfBackend, is_cubecl, require_int8};
 use crate::error::ConfigError;
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
 
-/// What a module is built with, once the configuration was checked against the backend.
+/// A configuration that was checked against a backend.
 pub(super) struct Build<'a, B: Backend> {
     pub(super) config: &'a DeepSpeedInferenceConfig,
     pub(super) spec: AttentionSpec,
@@ -49,7 +50,7 @@ impl<'a, B: Backend> Build<'a, B> {
         Ok(weight.with_rounded_input(self.config.round_activations))
     }
 
-    /// The blocks of an int8 matrix with so many outputs.
+    /// The blocks of an int8 matrix with `outputs` outputs.
     fn blocks(&self, outputs: usize) -> Result<Int8Blocks, ConfigError> {
         let Some(groups) = self.config.quantize_groups else { return Ok(Int8Blocks::PerOutput) };
         let rows = NonZeroUsize::new(outputs / groups).filter(|_| outputs.is_multiple_of(groups));
@@ -65,7 +66,7 @@ impl<'a, B: Backend> Build<'a, B> {
         Ok(QkvWeight::Fused(self.qkv_weight(self.spec.hidden_size, self.spec.qkv_width())?))
     }
 
-    /// Projections of their own; keys and values read an input of `context` features.
+    /// Separate projections; the input of keys and values has `context` features.
     pub(super) fn separate(&self, context: usize) -> Result<QkvWeight<B>, ConfigError> {
         Ok(QkvWeight::Separate(SeparateQkv {
             query: self.qkv_weight(self.spec.hidden_size, self.spec.query_width())?,
@@ -74,9 +75,12 @@ impl<'a, B: Backend> Build<'a, B> {
         }))
     }
 
-    pub(super) fn output(&self) -> Result<Weight<B>, ConfigError> {
+    /// The projections of a module with this QKV projection.
+    pub(super) fn projections(self, qkv: QkvWeight<B>) -> Result<Projections<B>, ConfigError> {
+        let (width, hidden) = (self.spec.query_width(), self.spec.hidden_size);
         let int8 = self.config.dtype == Some(DataType::Int8);
-        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias, int8)
+        let output = self.weight(width, hidden, self.config.output_bias, int8)?;
+        Ok(Projections::new(qkv, output, self.spec, self.config.defer_output_bias))
     }
 }
 

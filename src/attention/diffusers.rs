@@ -5,22 +5,22 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::sum::{self, Link};
+use super::projections::{Projections, set_require_grad};
 use crate::element::element_type;
-use crate::error::{AttentionError, ConfigError, check_shape};
+use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
-use crate::ops::softmax_context::{merge_heads, split};
+use crate::ops::softmax_context::{merge_heads, split, split_heads};
 use crate::ops::{Attention, ContextProblem, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
-use crate::weight::{QkvWeight, SeparateQkv, Weight};
+use crate::weight::{Int8Blocks, QkvWeight, SeparateQkv, Weight};
 
 /// Self and cross attention without a cache or a norm; DeepSpeed's `diffusers_attention.py`.
 ///
-/// With a context it is cross attention, without one self-attention. The context may be wider or narrower than the input,
-/// and its keys and values can be computed once and used in every diffusion step: [`context_keys`](Self::context_keys).
-/// The mask is honoured (DeepSpeed accepts one and does not read it), heads may have any size, softmax runs in f32.
+/// With a context it is cross attention, without one self-attention. The width of the context may differ from that of the
+/// input. [`context_keys`](Self::context_keys) computes its keys and values once for all diffusion steps. The mask is applied
+/// (DeepSpeed accepts one and ignores it), heads may have any size, and softmax runs in f32.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -42,17 +42,10 @@ use crate::weight::{QkvWeight, SeparateQkv, Weight};
 /// ```
 #[derive(Module, Debug)]
 pub struct DeepSpeedDiffusersAttention<B: Backend> {
-    pub(crate) qkv: QkvWeight<B>,
-    pub(crate) output: Weight<B>,
-    #[module(skip)]
-    pub(crate) spec: AttentionSpec,
-    #[module(skip)]
-    pub(crate) defer_output_bias: bool,
-    #[module(skip)]
-    pub(crate) link: Option<Link>,
+    pub(crate) projections: Projections<B>,
 }
 
-/// The keys and values of a context, `[B, K, S, H]` each. They hold as long as context and weights do.
+/// The keys and values of a context, `[B, K, S, H]` each. They stay valid until the context or the weights change.
 #[derive(Debug, Clone)]
 pub struct ContextKeys<B: Backend> {
     key: Tensor<B, 4>,
@@ -69,27 +62,35 @@ impl<B: Backend> ContextKeys<B> {
 impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// Sizes of this layer on this rank.
     pub fn spec(&self) -> &AttentionSpec {
-        &self.spec
+        &self.projections.spec
     }
 
     /// The projections of query, key and value.
     pub fn qkv(&self) -> &QkvWeight<B> {
-        &self.qkv
+        &self.projections.qkv
     }
 
     /// The output projection.
     pub fn output(&self) -> &Weight<B> {
-        &self.output
+        &self.projections.output
     }
 
     /// See [`DeepSpeedSelfAttention::output_bias`](crate::DeepSpeedSelfAttention::output_bias).
     pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
-        self.output.bias()
+        self.projections.output.bias()
+    }
+
+    /// See [`DeepSpeedSelfAttention::quantize`](crate::DeepSpeedSelfAttention::quantize).
+    ///
+    /// # Errors
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self { projections: self.projections.quantize(blocks)? })
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).
     pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
+        Self { projections: self.projections.with_rounded_input(rounds) }
     }
 
     /// See [`DeepSpeedSelfAttention::with_communicator`](crate::DeepSpeedSelfAttention::with_communicator).
@@ -97,13 +98,12 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// [`ConfigError::OtherRank`] if the module holds the heads of another rank, or of a group of another size.
     pub fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
-        let link = Some(Link::new(&self.spec, communicator)?);
-        Ok(Self { link, ..self })
+        Ok(Self { projections: self.projections.with_communicator(communicator)? })
     }
 
     /// See [`DeepSpeedSelfAttention::with_training`](crate::DeepSpeedSelfAttention::with_training).
     pub fn with_training(self, training: bool) -> Self {
-        sum::set_require_grad(self, training)
+        set_require_grad(self, training)
     }
 }
 
@@ -111,13 +111,16 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     /// Attends from `input` to `context`, or to itself without one.
     ///
     /// # Shapes
-    /// - input, output: `[B, T, E]`
-    /// - context: `[B, S, context features]`
+    /// - input, output: `[B, T, E]`; T may be 0
+    /// - context: `[B, S, context features]`; with S of 0 every query sees nothing, and its context is zeros
     /// - mask: broadcasts to `[B, N, T, S]`
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks without one; [`AttentionError::Communication`] if the sum over
-    /// ranks fails; [`AttentionError::NoFastPath`] under `require_fast`.
+    /// [`AttentionError::NoCommunicator`] on one of several ranks without a communicator; [`AttentionError::Communication`] if
+    /// the sum over ranks fails; [`AttentionError::NoFastPath`] under `require_fast`.
+    ///
+    /// # Panics
+    /// If a shape is wrong.
     pub fn forward(
         &self,
         input: Tensor<B, 3>,
@@ -125,13 +128,16 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         self.check_path(input.dims()[1])?;
-        self.finish(self.context(input, context, mask))
+        self.projections.finish(self.context(input, context, mask))
     }
 
-    /// Attends from `input` to keys and values that [`context_keys`](Self::context_keys) computed before.
+    /// Attends from `input` to keys and values from [`context_keys`](Self::context_keys).
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// If a shape is wrong.
     pub fn forward_with_keys(
         &self,
         input: Tensor<B, 3>,
@@ -139,97 +145,110 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
         mask: AttentionMask<B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         self.check_path(input.dims()[1])?;
-        self.finish(self.attend(self.query(input), keys, mask))
+        self.projections.finish(self.attend_to(input, keys, mask))
     }
 
-    /// The path that attention from so many tokens takes, and why not another.
+    /// The path that attention from `tokens` queries takes, and the reason if it is the reference.
     pub fn explain(&self, tokens: usize) -> Plan {
-        let problem = ContextProblem::new(element_type(self.output.dtype()), tokens, self.spec.head_dim, None);
-        B::Ops::plan_masked_attention(&problem, &self.output.device())
+        let problem = ContextProblem::new(element_type(self.output().dtype()), tokens, self.spec().head_dim, None);
+        B::Ops::plan_masked_attention(&problem, &self.output().device())
     }
 
     fn check_path(&self, tokens: usize) -> Result<(), AttentionError> {
-        match self.spec.require_fast {
-            true => sum::check_plan(&self.spec, "masked_attention", self.explain(tokens)),
-            false => Ok(()),
-        }
+        self.projections.require("masked_attention", || self.explain(tokens))
     }
 
-    /// What this rank adds to the sum over ranks. The output bias is not in it.
+    /// The output of this rank before the sum over ranks, without the bias of the output projection.
     ///
     /// # Shapes
     /// As in [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// If a shape is wrong.
     pub fn forward_partial(
         &self,
         input: Tensor<B, 3>,
         context: Option<Tensor<B, 3>>,
         mask: AttentionMask<B>,
     ) -> Tensor<B, 3> {
-        B::Ops::vector_matmul(self.context(input, context, mask), &self.output)
+        self.projections.partial(self.context(input, context, mask))
     }
 
-    fn context(&self, input: Tensor<B, 3>, context: Option<Tensor<B, 3>>, mask: AttentionMask<B>) -> Tensor<B, 3> {
-        let (query, keys) = match context {
-            Some(context) => (self.query(input), self.context_keys(context)),
-            None => self.project_itself(input),
-        };
-        self.attend(query, &keys, mask)
-    }
-
-    /// Projects a context once for all diffusion steps.
+    /// Projects a context once, for all diffusion steps.
     ///
     /// # Shapes
     /// - context: `[B, S, context features]`
+    ///
+    /// # Panics
+    /// If the shape is wrong.
     pub fn context_keys(&self, context: Tensor<B, 3>) -> ContextKeys<B> {
-        let projections = self.qkv.separate(self.spec.query_width());
+        let projections = self.qkv().separate(self.spec().query_width());
         let SeparateQkv { key, value, .. } = projections.as_ref();
         let [batch, tokens, _] = context.dims();
         check_shape("context_keys", "context", &[batch, tokens, key.input_size()], &context.dims());
         let linear = B::Ops::linear;
-        let heads = |projected| split(projected, self.spec.kv_heads());
+        let heads = |projected| split(projected, self.spec().kv_heads());
         ContextKeys { key: heads(linear(context.clone(), key)), value: heads(linear(context, value)) }
     }
 
-    fn query(&self, input: Tensor<B, 3>) -> Tensor<B, 4> {
-        let linear = B::Ops::linear;
-        let projected = match &self.qkv {
-            QkvWeight::Separate(separate) => linear(input, &separate.query),
-            QkvWeight::Fused(fused) => linear(input, &fused.outputs(0, self.spec.query_width())),
-        };
-        split(projected, self.spec.heads())
-    }
-
-    fn project_itself(&self, input: Tensor<B, 3>) -> (Tensor<B, 4>, ContextKeys<B>) {
-        if let QkvWeight::Separate(separate) = &self.qkv {
-            let [batch, tokens, width] = input.dims();
-            let context = separate.key.input_size();
-            check_shape(
-                "DeepSpeedDiffusersAttention::forward",
-                "input as its own context",
-                &[batch, tokens, context],
-                &[batch, tokens, width],
-            );
+    /// What goes into the output projection.
+    fn context(&self, input: Tensor<B, 3>, context: Option<Tensor<B, 3>>, mask: AttentionMask<B>) -> Tensor<B, 3> {
+        match context {
+            Some(context) => self.attend_to(input, &self.context_keys(context), mask),
+            None => self.attend_to_itself(input, mask),
         }
-        let qkv = B::Ops::qkv_gemm(input, None, &self.qkv, false).qkv;
-        let [query, key, value] = crate::ops::softmax_context::split_heads(qkv, &self.spec);
-        (query, ContextKeys { key, value })
     }
 
-    fn attend(&self, query: Tensor<B, 4>, keys: &ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
-        let context = B::Ops::masked_attention(Attention {
+    fn attend_to(&self, input: Tensor<B, 3>, keys: &ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
+        if let Some(context) = self.without_tokens(&input, keys.key.dims()[2], &mask) {
+            return context;
+        }
+        let linear = B::Ops::linear;
+        let projected = match self.qkv() {
+            QkvWeight::Separate(separate) => linear(input, &separate.query),
+            QkvWeight::Fused(fused) => linear(input, &fused.outputs(0, self.spec().query_width())),
+        };
+        self.attend(split(projected, self.spec().heads()), keys.clone(), mask)
+    }
+
+    fn attend_to_itself(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Tensor<B, 3> {
+        let [batch, tokens, _] = input.dims();
+        if let QkvWeight::Separate(separate) = self.qkv() {
+            let expected = [batch, tokens, separate.key.input_size()];
+            check_shape("DeepSpeedDiffusersAttention", "input as its own context", &expected, &input.dims());
+        }
+        if let Some(context) = self.without_tokens(&input, tokens, &mask) {
+            return context;
+        }
+        let qkv = B::Ops::qkv_gemm(input, None, self.qkv(), false).qkv;
+        let [query, key, value] = split_heads(qkv, self.spec());
+        self.attend(query, ContextKeys { key, value }, mask)
+    }
+
+    /// The context if there are no queries or no keys; shapes are checked as for any other input.
+    fn without_tokens(&self, input: &Tensor<B, 3>, keys: usize, mask: &AttentionMask<B>) -> Option<Tensor<B, 3>> {
+        let [batch, tokens, _] = input.dims();
+        if batch * tokens * keys > 0 {
+            return None;
+        }
+        check_shape("DeepSpeedDiffusersAttention", "input", &[batch, tokens, self.spec().hidden_size], &input.dims());
+        mask.check("DeepSpeedDiffusersAttention", [batch, self.spec().heads(), tokens, keys]);
+        Some(self.projections.no_context(input))
+    }
+
+    fn attend(&self, query: Tensor<B, 4>, keys: ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
+        let visibility = Visibility::full(keys.key.dims()[2]);
+        let ContextKeys { key, value } = keys;
+        let AttentionSpec { scale, softcap, .. } = *self.spec();
+        merge_heads(B::Ops::masked_attention(Attention {
             query,
-            key: keys.key.clone(),
-            value: keys.value.clone(),
-            scale: self.spec.scale,
-            softcap: self.spec.softcap,
+            key,
+            value,
+            scale,
+            softcap,
             slopes: None,
-            visibility: Visibility::full(keys.key.dims()[2]),
+            visibility,
             mask,
-        });
-        merge_heads(context)
-    }
-
-    fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        sum::project_and_sum(&self.spec, self.link.as_ref(), context, &self.output, self.defer_output_bias)
+        }))
     }
 }

@@ -34,22 +34,24 @@ mod sealed {
 /// # Ok(()) }
 /// ```
 pub trait AttentionInit: sealed::Sealed {
-    /// Builds self-attention for layer `layer_id`. Matrices are random until a checkpoint or record is loaded.
+    /// Builds self-attention for layer `layer_id`, of BLOOM as of any other model. Matrices are random until a checkpoint or
+    /// record is loaded.
     ///
     /// # Errors
     /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
-    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] for a BLOOM configuration.
+    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::NoFusedKernels`] if `use_triton` is set on a backend
+    /// without GPU kernels.
     fn init_self_attention<B: Backend>(
         &self,
         layer_id: usize,
         device: &B::Device,
     ) -> Result<DeepSpeedSelfAttention<B>, ConfigError>;
 
-    /// Builds layer `layer_id` of a BLOOM. Matrices are random until a checkpoint or record is loaded.
+    /// The same, checking that the configuration is BLOOM's.
     ///
     /// # Errors
-    /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
-    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] unless `bigscience_bloom` is true.
+    /// Those of [`init_self_attention`](Self::init_self_attention); [`ConfigError::WrongModule`] unless `bigscience_bloom` is
+    /// true.
     fn init_bloom<B: Backend>(&self, layer_id: usize, device: &B::Device)
     -> Result<BloomSelfAttention<B>, ConfigError>;
 
@@ -99,13 +101,6 @@ impl AttentionInit for DeepSpeedInferenceConfig {
         layer_id: usize,
         device: &B::Device,
     ) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
-        if self.bigscience_bloom {
-            return Err(ConfigError::WrongModule {
-                module: "DeepSpeedSelfAttention",
-                fact: "`bigscience_bloom` is true",
-                remedy: "call `init_bloom`, or set it to false",
-            });
-        }
         self_attention(Build::new(self, layer_id, device)?)
     }
 
@@ -121,7 +116,7 @@ impl AttentionInit for DeepSpeedInferenceConfig {
                 remedy: "set it to true, or call `init_self_attention`",
             });
         }
-        Ok(BloomSelfAttention { attention: self_attention(Build::new(self, layer_id, device)?)? })
+        self_attention(Build::new(self, layer_id, device)?)
     }
 
     fn init_diffusers<B: Backend>(
@@ -160,14 +155,9 @@ fn cached_layers(config: &DeepSpeedInferenceConfig) -> Result<usize, ConfigError
 fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
     let config = build.config;
     let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
-    Ok(DeepSpeedSelfAttention {
-        norm: build.spec.norm.map(norm),
-        qkv: if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? },
-        output: build.output()?,
-        spec: build.spec,
-        defer_output_bias: config.defer_output_bias,
-        link: None,
-    })
+    let norm = build.spec.norm.map(norm);
+    let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
+    Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)? })
 }
 
 fn diffusers<B: Backend>(
@@ -191,7 +181,5 @@ fn diffusers<B: Backend>(
         None if config.set_empty_params => build.separate(config.hidden_size)?,
         None => build.fused()?,
     };
-    let output = build.output()?;
-    let defer_output_bias = config.defer_output_bias;
-    Ok(DeepSpeedDiffusersAttention { qkv, output, spec: build.spec, defer_output_bias, link: None })
+    Ok(DeepSpeedDiffusersAttention { projections: build.projections(qkv)? })
 }

@@ -1,13 +1,16 @@
-//! The three attention modules.
+//! The attention modules, and how they are built from a configuration.
 
 mod bloom;
 mod build;
 mod diffusers;
 mod init;
+mod outputs;
+mod projections;
 mod self_attention;
-mod sum;
 
 pub use bloom::BloomSelfAttention;
 pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
 pub use init::AttentionInit;
-pub use self_attention::{AttentionOutput, DeepSpeedSelfAttention, Outputs};
+pub use outputs::{AttentionOutput, WantedOutputs};
+pub(crate) use projections::Projections;
+pub use self_attention::DeepSpeedSelfAttention;

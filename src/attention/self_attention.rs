@@ -5,25 +5,27 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::sum::{self, Link};
+use super::outputs::{AttentionOutput, WantedOutputs};
+use super::projections::{Projections, set_require_grad};
 use crate::cache::{KvCache, LayerCache};
+use crate::config::KvCacheType;
 use crate::element::element_type;
-use crate::error::{AttentionError, ConfigError};
+use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
 use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, QkvWeight, Weight};
+use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, Weight};
 
-/// Tokens in the cache behind which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
+/// Number of cached tokens with which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
 const WARMUP_HISTORY: usize = 1024;
 
 /// Self-attention with fused pre-norm, rotary positions and KV cache; DeepSpeed's `ds_attention.py`, equation 1 of
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
 ///
-/// One type for decoders and encoders: the configuration says whether there is a norm in front, a triangle, a window,
-/// rotary positions, grouped heads.
+/// One type serves decoders and encoders, BLOOM included: the configuration says whether there is a norm, a causal mask, a
+/// window, rotary positions or ALiBi, and grouped heads.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -48,93 +50,81 @@ const WARMUP_HISTORY: usize = 1024;
 #[derive(Module, Debug)]
 pub struct DeepSpeedSelfAttention<B: Backend> {
     pub(crate) norm: Option<FusedNorm<B>>,
-    pub(crate) qkv: QkvWeight<B>,
-    pub(crate) output: Weight<B>,
-    #[module(skip)]
-    pub(crate) spec: AttentionSpec,
-    #[module(skip)]
-    pub(crate) defer_output_bias: bool,
-    #[module(skip)]
-    pub(crate) link: Option<Link>,
-}
-
-/// Which of DeepSpeed's outputs are wanted beside the main one; the others are not computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Outputs {
-    /// `key_layer` and `value_layer`: the visible keys and values, copied out of the cache.
-    pub keys: bool,
-    /// `context_layer`: what goes into the output projection.
-    pub context: bool,
-    /// `inp_norm`: the normalised input.
-    pub inp_norm: bool,
-}
-
-impl Outputs {
-    /// All of them.
-    pub const ALL: Self = Self { keys: true, context: true, inp_norm: true };
-}
-
-/// What DeepSpeed's attention returns as a tuple.
-#[derive(Debug, Clone)]
-pub struct AttentionOutput<B: Backend> {
-    /// Behind the output projection, `[B, T, E]`.
-    pub output: Tensor<B, 3>,
-    /// Visible keys, `[B, K, S, H]`.
-    pub key: Option<Tensor<B, 4>>,
-    /// Visible values, `[B, K, S, H]`.
-    pub value: Option<Tensor<B, 4>>,
-    /// In front of the output projection, `[B, T, N·H]`.
-    pub context: Option<Tensor<B, 3>>,
-    /// Normalised input, `[B, T, E]`; `None` without a norm.
-    pub inp_norm: Option<Tensor<B, 3>>,
+    pub(crate) projections: Projections<B>,
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// Sizes of this layer on this rank.
     pub fn spec(&self) -> &AttentionSpec {
-        &self.spec
+        &self.projections.spec
     }
 
-    /// The norm in front; `None` for post-norm models.
+    /// The norm before the projections; `None` for post-norm models.
     pub fn norm(&self) -> Option<&FusedNorm<B>> {
         self.norm.as_ref()
     }
 
-    /// The QKV projection.
+    /// The QKV projection, in the order `q | k | v` for every checkpoint.
     pub fn qkv(&self) -> &QkvWeight<B> {
-        &self.qkv
+        &self.projections.qkv
     }
 
     /// The output projection.
     pub fn output(&self) -> &Weight<B> {
-        &self.output
+        &self.projections.output
     }
 
-    /// The bias of the output projection, `[E]`: to be added by the caller under `defer_output_bias` and behind
-    /// [`forward_partial`](Self::forward_partial), once.
+    /// The bias of the output projection, `[E]`. You add it once, after the sum over ranks, if you set `defer_output_bias` or
+    /// call [`forward_partial`](Self::forward_partial).
     pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
-        self.output.bias()
+        self.projections.output.bias()
     }
 
-    /// Whether the inputs of int8 projections are rounded, where that makes them faster: `round_activations` of the configuration; see
+    /// The same with int8 matrices: a quarter of the memory, and of the bytes that a step reads. It stays int8 when a
+    /// checkpoint is loaded. To load an int8 record, build the module with int8 matrices first (quantised in any blocks, or with
+    /// `dtype` int8); it takes the blocks of the record.
+    ///
+    /// ```
+    /// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
+    /// # use burn_ndarray::NdArray;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
+    /// let attention = config.init_self_attention::<NdArray>(0, &Default::default())?;
+    /// let attention = attention.quantize(Int8Blocks::PerOutput)?;
+    /// let matrix = attention.output().int8().expect("it was quantised");
+    /// assert_eq!(matrix.bytes(), 64 * 64 + 4 * 64); // one f32 scale per output
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self { projections: self.projections.quantize(blocks)?, ..self })
+    }
+
+    /// Whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
     /// [`Weight::with_rounded_input`].
     pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
+        Self { projections: self.projections.with_rounded_input(rounds), ..self }
     }
 
-    /// Adds up the outputs of all ranks from now on: needed where `mp_size` is above 1. One communicator serves every layer.
-    /// See [`parallel`](crate::parallel).
+    /// The same for caches of other element types; see `kv_cache_dtype` of the configuration. The weights stay as they are.
+    pub fn with_kv_cache_dtype(self, types: impl Into<KvCacheType>) -> Self {
+        Self { projections: self.projections.with_kv_cache_dtype(types.into()), ..self }
+    }
+
+    /// Sums the outputs of all ranks from now on; needed if `mp_size` is above 1. One communicator serves every layer. See
+    /// [`parallel`](crate::parallel).
     ///
     /// # Errors
     /// [`ConfigError::OtherRank`] if the module holds the heads of another rank, or of a group of another size.
     pub fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
-        let link = Some(Link::new(&self.spec, communicator)?);
-        Ok(Self { link, ..self })
+        Ok(Self { projections: self.projections.with_communicator(communicator)?, ..self })
     }
 
     /// Whether the parameters require gradients: true after `init`, false after loading.
     pub fn with_training(self, training: bool) -> Self {
-        sum::set_require_grad(self, training)
+        set_require_grad(self, training)
     }
 }
 
@@ -142,30 +132,39 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// Attends from `input` to itself and to every token that `cache` already holds.
     ///
     /// # Shapes
-    /// - input, output: `[B, T, E]`, the input in front of the norm
+    /// - input, output: `[B, T, E]`, the input before the norm; T may be 0
     /// - mask: broadcasts to `[B, N, T, S]`, where S counts the cached keys too
     ///
     /// # Errors
-    /// [`AttentionError::NoCommunicator`] on one of several ranks without one; [`AttentionError::Communication`] if the sum over
-    /// ranks fails, behind which the step must not be committed; [`AttentionError::NoFastPath`] under `require_fast`, before
-    /// anything is written.
+    /// [`AttentionError::CacheMismatch`] if the cache was built for other heads, another head size or other element types;
+    /// [`AttentionError::CacheLost`] if an earlier write into it panicked; [`AttentionError::NoFastPath`] under `require_fast`.
+    /// All of these are returned before anything is written.
+    ///
+    /// [`AttentionError::NoCommunicator`] on one of several ranks without a communicator; [`AttentionError::Communication`] if
+    /// the sum over ranks fails. After these, do not commit the step.
+    ///
+    /// # Panics
+    /// If a shape is wrong: the input is not `[B, T, E]` for the rows and tokens of the step, or the mask does not broadcast.
     pub fn forward(
         &self,
         input: Tensor<B, 3>,
         mask: AttentionMask<B>,
         cache: LayerCache<'_, B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        Ok(self.forward_detailed(input, mask, Keys::Cached(cache), Outputs::default())?.output)
+        Ok(self.forward_detailed(input, mask, Keys::Cached(cache), WantedOutputs::NONE)?.output)
     }
 
-    /// Attends among the tokens of `input` alone: encoders and training. Positions count from 0 unless given.
+    /// Attends among the tokens of `input` alone: encoders and training. By default positions count from 0.
     ///
     /// # Shapes
-    /// - input, output: `[B, T, E]`
+    /// - input, output: `[B, T, E]`; T may be 0
     /// - mask: broadcasts to `[B, N, T, T]`
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward).
+    /// Those of [`forward`](Self::forward), without those about the cache.
+    ///
+    /// # Panics
+    /// If a shape is wrong.
     pub fn forward_uncached(
         &self,
         input: Tensor<B, 3>,
@@ -175,29 +174,46 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         let [batch, tokens, _] = input.dims();
         let counted = Positions::sequential(&vec![0; batch], tokens);
         let keys = Keys::Fresh(positions.unwrap_or(&counted));
-        Ok(self.forward_detailed(input, mask, keys, Outputs::default())?.output)
+        Ok(self.forward_detailed(input, mask, keys, WantedOutputs::NONE)?.output)
     }
 
     /// [`forward`](Self::forward) with the other outputs that DeepSpeed returns.
     ///
     /// # Errors
     /// Those of [`forward`](Self::forward).
+    ///
+    /// # Panics
+    /// Those of [`forward`](Self::forward).
     pub fn forward_detailed(
         &self,
         input: Tensor<B, 3>,
         mask: AttentionMask<B>,
         keys: Keys<'_, B>,
-        wanted: Outputs,
+        wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
-        if self.spec.require_fast {
-            let cached = matches!(keys, Keys::Cached(_));
-            sum::check_plan(&self.spec, "softmax_context", self.explain(input.dims()[1], cached))?;
-        }
-        let (context, finish) = self.attend(input, mask, keys, wanted);
-        Ok(finish(sum::project_and_sum(&self.spec, self.link.as_ref(), context, &self.output, self.defer_output_bias)?))
+        let finish = |context| self.projections.finish(context);
+        self.attend_and_project(input, mask, keys, wanted, finish)
     }
 
-    /// The path that a step of so many new tokens takes, with a cache or without, and why not another.
+    /// The output of this rank before the sum over ranks, without the bias of the output projection.
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward) that do not concern other ranks.
+    ///
+    /// # Panics
+    /// Those of [`forward`](Self::forward).
+    pub fn forward_partial(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: WantedOutputs,
+    ) -> Result<AttentionOutput<B>, AttentionError> {
+        let partial = |context| Ok(self.projections.partial(context));
+        self.attend_and_project(input, mask, keys, wanted, partial)
+    }
+
+    /// The path that a step of `tokens` new tokens takes, with a cache or without, and the reason if it is the reference.
     ///
     /// ```
     /// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig};
@@ -212,74 +228,71 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// # Ok(()) }
     /// ```
     pub fn explain(&self, tokens: usize, cached: bool) -> Plan {
-        let dtype = element_type(self.output.dtype());
-        let cache = cached.then(|| self.spec.kv_cache_dtype.types(dtype));
-        let problem = ContextProblem::new(dtype, tokens, self.spec.head_dim, cache);
-        B::Ops::plan_softmax_context(&problem, &self.output.device())
+        let (spec, dtype) = (self.spec(), element_type(self.output().dtype()));
+        let cache = cached.then(|| spec.kv_cache_dtype.types(dtype));
+        let problem = ContextProblem::new(dtype, tokens, spec.head_dim, cache);
+        B::Ops::plan_softmax_context(&problem, &self.output().device())
     }
 
-    /// Runs steps of `tokens` new tokens in a batch of `batch` rows on a cache of its own, with little and with much behind
-    /// them, so that every kernel that they need is compiled when the first request comes. Costs nothing on a CPU backend
-    /// but time.
+    /// Runs a step for each number of new tokens in `tokens`, in a batch of `batch` rows, on a cache of its own, both empty and
+    /// with a long history. That compiles every kernel that these steps need before the first request. On a CPU backend there is
+    /// nothing to compile.
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward); [`AttentionError::CacheFull`] for more tokens than `max_out_tokens`.
+    /// Those of [`forward_partial`](Self::forward_partial); [`AttentionError::CacheFull`] if a number is above `max_out_tokens`.
     pub fn warmup(&self, batch: usize, tokens: &[usize]) -> Result<(), AttentionError> {
-        let device = self.output.device();
+        let (device, dtype) = (self.output().device(), self.output().dtype());
         let most = tokens.iter().copied().max().unwrap_or(0);
-        let capacity = self.spec.max_out_tokens.min(most + WARMUP_HISTORY);
-        let spec = AttentionSpec { max_out_tokens: capacity, ..self.spec.clone() };
-        let dtype = self.output.dtype();
+        let capacity = self.spec().max_out_tokens.min(most + WARMUP_HISTORY);
+        let spec = AttentionSpec { max_out_tokens: capacity, ..self.spec().clone() };
         for &new in tokens {
-            let Ok(mut cache) = KvCache::new(&spec, 1, batch, &device) else {
-                unreachable!("the module was built with this element type");
-            };
+            let mut cache = KvCache::of_layer(&spec, dtype, batch, &device);
             for history in [0, capacity.saturating_sub(new)] {
                 cache.reset();
                 if history > 0 {
                     cache.step(history)?.commit();
                 }
                 let mut step = cache.step(new)?;
-                let input = Tensor::zeros([batch, new, self.spec.hidden_size], (&device, dtype));
-                self.forward_partial(input, AttentionMask::none(), Keys::Cached(step.layer(0)), Outputs::default());
+                let input = Tensor::zeros([batch, new, spec.hidden_size], (&device, dtype));
+                let keys = Keys::Cached(step.layer(0));
+                self.forward_partial(input, AttentionMask::none(), keys, WantedOutputs::NONE)?;
             }
         }
-        // An error of the device shows in whatever comes next; there is nothing to read here.
+        // There is no result to read; a later operation reports an error of the device.
         _ = B::sync(&device);
         Ok(())
     }
 
-    /// What this rank adds to the sum over ranks. The output bias is not in it.
-    pub fn forward_partial(
+    /// Checks everything that can be checked before the first computation, attends, and projects the context.
+    fn attend_and_project(
         &self,
         input: Tensor<B, 3>,
         mask: AttentionMask<B>,
         keys: Keys<'_, B>,
-        wanted: Outputs,
-    ) -> AttentionOutput<B> {
-        let (context, finish) = self.attend(input, mask, keys, wanted);
-        finish(B::Ops::vector_matmul(context, &self.output))
-    }
-
-    /// The context in front of the output projection, and what makes the outputs that were asked for of its projection.
-    fn attend(
-        &self,
-        input: Tensor<B, 3>,
-        mask: AttentionMask<B>,
-        keys: Keys<'_, B>,
-        wanted: Outputs,
-    ) -> (Tensor<B, 3>, impl FnOnce(Tensor<B, 3>) -> AttentionOutput<B>) {
-        let projected = B::Ops::qkv_gemm(input, self.norm.as_ref(), &self.qkv, wanted.inp_norm && self.norm.is_some());
+        wanted: WantedOutputs,
+        project: impl FnOnce(Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError>,
+    ) -> Result<AttentionOutput<B>, AttentionError> {
+        let [batch, tokens, _] = input.dims();
+        check_shape("DeepSpeedSelfAttention", "input", &[batch, tokens, self.spec().hidden_size], &input.dims());
+        if let Keys::Cached(cache) = &keys {
+            cache.check(self.spec(), self.output().dtype())?;
+            let rows = cache.rows();
+            let expected = [rows.new_tokens().len(), rows.width()];
+            check_shape("DeepSpeedSelfAttention", "input, rows and tokens", &expected, &[batch, tokens]);
+        }
+        let cached = matches!(keys, Keys::Cached(_));
+        self.projections.require("softmax_context", || self.explain(tokens, cached))?;
+        let want_norm = wanted.inp_norm && self.norm.is_some();
+        let projected = B::Ops::qkv_gemm(input, self.norm.as_ref(), self.qkv(), want_norm);
         let attended = B::Ops::softmax_context(SoftmaxContext {
             qkv: projected.qkv,
             keys,
             mask,
-            spec: &self.spec,
+            spec: self.spec(),
             want_keys: wanted.keys,
         });
-        let context = wanted.context.then(|| attended.context.clone());
         let (key, value) = attended.keys.unzip();
-        let inp_norm = projected.inp_norm;
-        (attended.context, move |output| AttentionOutput { output, key, value, context, inp_norm })
+        let context = wanted.context.then(|| attended.context.clone());
+        Ok(AttentionOutput { output: project(attended.context)?, key, value, context, inp_norm: projected.inp_norm })
     }
 }

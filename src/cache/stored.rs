@@ -1,23 +1,21 @@
-//! Where the keys, or the values, of a layer lie: in floats, or in int8 with a scale for each head of each token.
+//! The keys, or the values, of a layer: floats, or int8 with a scale for each head of each token.
 
 use std::ops::Range;
 
 use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor, backend::Backend};
 
-use super::{Assign, slice_assign};
-
-/// Largest element of int8: the range is symmetric, so -128 is not used.
-const LARGEST: f32 = 127.0;
+use burn_deepspeed_core::int8::LARGEST;
 
 /// The preallocated keys, or values, of a layer.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Stored<B: Backend> {
     /// Floats, `[B, K, capacity, H]`.
     Dense(Tensor<B, 4>),
     /// Whole numbers from -127 to 127, times a scale for each head of each token.
     ///
-    /// A scale is the largest magnitude of its head over 127, behind the rotation; elements are rounded to the nearest, halves to
-    /// the even one, so none is off by more than half a scale. A head with an infinity or NaN has a scale of NaN.
+    /// A scale is the largest magnitude of its head over 127, after the rotation. Elements are rounded to the nearest, halves
+    /// to the even one, so none is off by more than half a scale. A head with an infinity or NaN has a scale of NaN.
     Int8 {
         /// `[B, K, capacity, H]`, of type [`DType::I8`].
         elements: Tensor<B, 4, Int>,
@@ -52,7 +50,7 @@ impl<B: Backend> Stored<B> {
         }
     }
 
-    /// The first `slots` of every row in floats, `[B, K, slots, H]`; those of int8 in f32.
+    /// The first `slots` of every row as floats, `[B, K, slots, H]`; int8 is dequantised to f32.
     pub fn dense(&self, slots: usize) -> Tensor<B, 4> {
         let capacity = self.dims()[2];
         match self {
@@ -65,7 +63,7 @@ impl<B: Backend> Stored<B> {
         }
     }
 
-    /// Those of some rows.
+    /// The given rows.
     pub(super) fn select(self, rows: Tensor<B, 1, Int>) -> Self {
         match self {
             Self::Dense(tensor) => Self::Dense(tensor.select(0, rows)),
@@ -75,7 +73,7 @@ impl<B: Backend> Stored<B> {
         }
     }
 
-    /// The first `slots` of row `row` become those of row `other_row` of `other`, which has the same element type.
+    /// Copies the first `slots` of row `other_row` of `other`, which must have the same element type, into row `row`.
     pub(super) fn copy_row(self, row: usize, other: &Self, other_row: usize, slots: usize) -> Self {
         let [_, heads, _, features] = self.dims();
         let at = |row: usize| [row..row + 1, 0..heads, 0..slots, 0..features];
@@ -88,11 +86,11 @@ impl<B: Backend> Stored<B> {
                 elements: elements.slice_assign(at(row), others.clone().slice(at(other_row))),
                 scales: scales.slice_assign(scale_at(row), other_scales.clone().slice(scale_at(other_row))),
             },
-            _ => unreachable!("caches of the same element types"),
+            _ => panic!("Stored::copy_row: the two caches have different element types"),
         }
     }
 
-    /// Writes tokens into a part, in place if nobody else holds it.
+    /// Writes tokens into a part, in place if there is no other reference to the tensor.
     pub(super) fn write(self, at: [Range<usize>; 4], tokens: Tensor<B, 4>, assign: Assign<B>) -> Self {
         match self {
             Self::Dense(tensor) => {
@@ -111,18 +109,31 @@ impl<B: Backend> Stored<B> {
     }
 }
 
-/// Tokens, `[B, K, T, H]`, in int8, and their scales, `[B, K, T]`.
+/// Rounds tokens, `[B, K, T, H]`, to int8, and returns their scales, `[B, K, T]`, as well.
 fn quantize<B: Backend>(tokens: Tensor<B, 4>) -> (Tensor<B, 4, Int>, Tensor<B, 3>) {
     let [batch, heads, slots, features] = tokens.dims();
-    // A reshape lays them out anew: `burn-ndarray` 0.21 returns the absolute values of a transposed tensor in another order.
+    // The reshape makes them contiguous: `burn-ndarray` 0.21 returns the absolute values of a transposed tensor in another
+    // order.
     let rows = tokens.reshape([batch * heads * slots, features]).cast(FloatDType::F32);
     let magnitudes = rows.clone().abs();
     let broken = magnitudes.clone().lower_equal_elem(f32::MAX).bool_not().any_dim(1);
     let scales = magnitudes.max_dim(1) / LARGEST;
     let divisors = scales.clone().mask_fill(broken.clone().bool_or(scales.clone().equal_elem(0.0)), f32::INFINITY);
-    // The smallest scales have too few digits to keep to the range.
+    // The clamp is needed because the smallest scales are subnormal and have too few digits.
     let elements = (rows / divisors).round().clamp(-LARGEST, LARGEST);
     let elements = elements.mask_fill(broken.clone().expand([batch * heads * slots, features]), 0.0);
     let elements = elements.int().cast(IntDType::I8).reshape([batch, heads, slots, features]);
     (elements, scales.mask_fill(broken, f32::NAN).reshape([batch, heads, slots]))
+}
+
+/// A function that writes tokens into a part of a tensor: `(tensor, part, tokens) -> tensor`.
+pub(crate) type Assign<B> = fn(Tensor<B, 4>, [Range<usize>; 4], Tensor<B, 4>) -> Tensor<B, 4>;
+
+/// Burn's own assignment. It is in place if there is no other reference to the tensor, except in `burn-flex` 0.21, which copies.
+pub(crate) fn slice_assign<B: Backend>(
+    tensor: Tensor<B, 4>,
+    at: [Range<usize>; 4],
+    tokens: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    tensor.slice_assign(at, tokens)
 }

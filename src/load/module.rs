@@ -10,12 +10,12 @@ use super::layout::{Head, Part, segments, shards};
 use super::matrix::{BiasPiece, Piece, bias, dense};
 use super::read::{Kind, Run, Segment};
 use super::{AttentionNames, Checkpoint, QkvNames, ScaleNames, SplitCheckpoint};
-use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
+use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Projections};
 use crate::element::OfBackend;
 use crate::error::WeightError;
 use crate::parallel::HeadShard;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its
@@ -32,7 +32,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let ranks = self.spec.training_ranks;
+        let ranks = self.spec().training_ranks;
         self.read((slice::from_ref(checkpoint), ranks), names)
     }
 
@@ -44,37 +44,15 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// `training_mp_size` files and that is above 1; [`ConfigError::Ranks`](crate::ConfigError::Ranks) if so many ranks cannot
     /// have written these heads.
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let files = split.files_of(self.spec.training_ranks)?;
+        let files = split.files_of(self.spec().training_ranks)?;
         self.read((files, 1), names)
     }
 
     fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = Reader::new(files, names, &self.spec, &self.output)?;
-        let loaded = Self {
-            norm: reader.norm(&self.norm)?,
-            qkv: reader.qkv(&self.qkv)?,
-            output: reader.output(&self.output)?,
-            ..self
-        };
-        Ok(loaded.no_grad())
-    }
-}
-
-impl<B: Backend> BloomSelfAttention<B> {
-    /// See [`DeepSpeedSelfAttention::load`].
-    ///
-    /// # Errors
-    /// A [`WeightError`] that names the tensor.
-    pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        Ok(Self { attention: self.attention.load(checkpoint, names)? })
-    }
-
-    /// See [`DeepSpeedSelfAttention::load_split`].
-    ///
-    /// # Errors
-    /// Those of [`DeepSpeedSelfAttention::load_split`].
-    pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        Ok(Self { attention: self.attention.load_split(split, names)? })
+        let reader = Reader::new(files, names, self.spec(), self.output())?;
+        let norm = reader.norm(&self.norm)?;
+        let (qkv, output) = reader.projections(&self.projections)?;
+        Ok(Self { norm, projections: self.projections.with_weights(qkv, output) }.no_grad())
     }
 }
 
@@ -84,7 +62,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let ranks = self.spec.training_ranks;
+        let ranks = self.spec().training_ranks;
         self.read((slice::from_ref(checkpoint), ranks), names)
     }
 
@@ -93,58 +71,14 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::load_split`].
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let files = split.files_of(self.spec.training_ranks)?;
+        let files = split.files_of(self.spec().training_ranks)?;
         self.read((files, 1), names)
     }
 
     fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = Reader::new(files, names, &self.spec, &self.output)?;
-        let loaded = Self { qkv: reader.qkv(&self.qkv)?, output: reader.output(&self.output)?, ..self };
-        Ok(loaded.no_grad())
-    }
-}
-
-impl<B: Backend> DeepSpeedSelfAttention<B> {
-    /// The module with matrices of int8: a quarter of the memory, and of what a step reads. It stays so when a checkpoint is
-    /// loaded. A module whose record is int8 is built, quantised in any blocks or under `dtype` int8, and then loads it, with
-    /// the blocks of the record.
-    ///
-    /// ```
-    /// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
-    /// # use burn_ndarray::NdArray;
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
-    /// let attention = config.init_self_attention::<NdArray>(0, &Default::default())?;
-    /// let attention = attention.quantize(Int8Blocks::PerOutput)?;
-    /// let matrix = attention.output().int8().expect("it was quantised");
-    /// assert_eq!(matrix.bytes(), 64 * 64 + 4 * 64); // a scale for each output
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
-    }
-}
-
-impl<B: Backend> BloomSelfAttention<B> {
-    /// See [`DeepSpeedSelfAttention::quantize`].
-    ///
-    /// # Errors
-    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        Ok(Self { attention: self.attention.quantize(blocks)? })
-    }
-}
-
-impl<B: Backend> DeepSpeedDiffusersAttention<B> {
-    /// See [`DeepSpeedSelfAttention::quantize`].
-    ///
-    /// # Errors
-    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
+        let reader = Reader::new(files, names, self.spec(), self.output())?;
+        let (qkv, output) = reader.projections(&self.projections)?;
+        Ok(Self { projections: self.projections.with_weights(qkv, output) }.no_grad())
     }
 }
 
@@ -244,6 +178,10 @@ impl<'a, B: Backend> Reader<'a, B> {
         };
         let beta = self.bias(&names.beta, norm.size(), norm.has_beta(), remedy)?;
         Ok(Some(FusedNorm::new(gamma, beta, norm.spec())))
+    }
+
+    fn projections(&self, modules: &Projections<B>) -> Result<(QkvWeight<B>, Weight<B>), WeightError> {
+        Ok((self.qkv(&modules.qkv)?, self.output(&modules.output)?))
     }
 
     fn output(&self, module: &Weight<B>) -> Result<Weight<B>, WeightError> {

@@ -11,7 +11,7 @@ use super::int8::{Groups, gcd};
 use super::layout::{Part, picked, rows};
 use super::module::joined;
 use super::{AttentionNames, NormNames, QkvNames, ScaleNames, WeightNames};
-use crate::attention::{BloomSelfAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
+use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, Projections};
 use crate::error::{WeightError, check_shape};
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
@@ -145,6 +145,15 @@ impl CheckpointWriter {
         self.matrix(&names.matrix, &names.scales, orientation, (weights, order))
     }
 
+    fn projections<B: Backend>(
+        &mut self,
+        names: &AttentionNames,
+        Projections { qkv, output, spec, .. }: &Projections<B>,
+    ) -> Result<(), WeightError> {
+        self.qkv(names, qkv, spec)?;
+        self.weight(&names.output, names.orientation, (&[output], &in_order(&[output])))
+    }
+
     fn qkv<B: Backend>(
         &mut self,
         names: &AttentionNames,
@@ -267,18 +276,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         if let Some(norm) = &self.norm {
             writer.norm(names.norm.as_ref(), norm)?;
         }
-        writer.qkv(names, &self.qkv, &self.spec)?;
-        writer.weight(&names.output, names.orientation, (&[&self.output], &in_order(&[&self.output])))
-    }
-}
-
-impl<B: Backend> BloomSelfAttention<B> {
-    /// See [`DeepSpeedSelfAttention::write`].
-    ///
-    /// # Errors
-    /// Those of [`DeepSpeedSelfAttention::write`].
-    pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        self.attention.write(writer, names)
+        writer.projections(names, &self.projections)
     }
 }
 
@@ -288,7 +286,6 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::write`].
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        writer.qkv(names, &self.qkv, &self.spec)?;
-        writer.weight(&names.output, names.orientation, (&[&self.output], &in_order(&[&self.output])))
+        writer.projections(names, &self.projections)
     }
 }

@@ -1,4 +1,4 @@
-//! A matrix in int8 with scales, a quarter of f32 in memory and on disk.
+//! An int8 matrix with scales, a quarter of the size of f32 in memory and on disk.
 
 use std::num::NonZeroUsize;
 
@@ -9,32 +9,31 @@ use burn::module::{
 use burn::record::{PrecisionSettings, Record};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData};
+use burn_deepspeed_core::int8::LARGEST;
 use serde::{Deserialize, Serialize};
 
-use super::INITIAL_DEVIATION;
+use super::param::{INITIAL_DEVIATION, given, lazy};
 use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError, check_shape};
 
-/// Largest element: the range is symmetric, so -128 is not used.
-const LARGEST: f32 = 127.0;
-
-/// Standard deviations that the elements of a fresh matrix span; what lies beyond, one in 16,000, is set to the border.
+/// The range of a fresh matrix in standard deviations. Elements outside it, one in 16,000, are clamped.
 const SPAN: f64 = 4.0;
 
 /// Which weights share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Int8Blocks {
-    /// Those of an output feature.
+    /// All weights of one output feature.
     #[default]
     PerOutput,
-    /// Those of so many output features one behind the other: DeepSpeed's groups.
+    /// All weights of this number of consecutive output features, as in DeepSpeed's groups.
     Outputs(NonZeroUsize),
-    /// So many of an output feature, one behind the other: finer than one scale for each, and more to read.
+    /// This number of consecutive weights of one output feature. Finer than one scale per output, with more scales to read.
     Inputs(NonZeroUsize),
 }
 
 impl Int8Blocks {
-    /// Outputs and inputs of a block, in a matrix of so many inputs.
+    /// Outputs and inputs of a block, in a matrix with `inputs` inputs.
     pub(super) fn sizes(self, inputs: usize) -> [usize; 2] {
         match self {
             Self::PerOutput => [1, inputs.max(1)],
@@ -44,7 +43,8 @@ impl Int8Blocks {
     }
 }
 
-/// A matrix `[out, in]` of whole numbers from -127 to 127 (a checkpoint may bring -128), each times the scale of its block.
+/// A matrix `[out, in]` of whole numbers from -127 to 127, each times the scale of its block. A matrix from a checkpoint may
+/// contain -128.
 #[derive(Module, Debug)]
 pub struct Int8Matrix<B: Backend> {
     elements: Elements<B>,
@@ -54,11 +54,11 @@ pub struct Int8Matrix<B: Backend> {
 }
 
 impl<B: Backend> Int8Matrix<B> {
-    /// The nearest to a dense matrix, `[out, in]`: scales are the largest magnitude of a block over 127, elements are rounded
-    /// to the nearest, halves to the even one. So no element is off by more than half a scale.
+    /// Quantises a dense matrix, `[out, in]`. A scale is the largest magnitude of its block over 127; elements are rounded to
+    /// the nearest whole number, halves to the even one. So no element is off by more than half a scale.
     ///
     /// # Errors
-    /// [`WeightError::NotFinite`]; [`ConfigError::UnsupportedDataType`] where the backend computes with no int8.
+    /// [`WeightError::NotFinite`]; [`ConfigError::UnsupportedDataType`] if the backend has no int8 arithmetic.
     pub fn quantize(matrix: Tensor<B, 2>, blocks: Int8Blocks) -> Result<Self, WeightError> {
         let [_, inputs] = matrix.dims();
         Self::quantize_in(matrix, blocks.sizes(inputs))
@@ -84,7 +84,7 @@ impl<B: Backend> Int8Matrix<B> {
             let scales = &scales[output / own[0] * across..][..across];
             for (scale, block) in scales.iter().zip(row.chunks(own[1])) {
                 let nearest = |value: &f32| match *scale {
-                    0.0 => 0, // and so is the value
+                    0.0 => 0, // the value is 0 too
                     scale => (value / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8,
                 };
                 elements.extend(block.iter().map(nearest));
@@ -93,11 +93,11 @@ impl<B: Backend> Int8Matrix<B> {
         Ok(Self::from_blocks(elements, scales, [outputs, inputs], own, dtype, &device)?)
     }
 
-    /// A matrix of this shape, `[out, in]`, with these elements and the scales of its blocks, both row by row. Products and
-    /// the dense matrix are of `dtype`.
+    /// A matrix of this shape, `[out, in]`, from its elements and the scales of its blocks, both row by row. Products and the
+    /// dequantised matrix have elements of `dtype`.
     ///
     /// # Errors
-    /// [`ConfigError::UnsupportedDataType`] where the backend computes with no int8.
+    /// [`ConfigError::UnsupportedDataType`] if the backend has no int8 arithmetic.
     pub(crate) fn from_blocks(
         elements: Vec<i8>,
         scales: Vec<f32>,
@@ -113,8 +113,8 @@ impl<B: Backend> Int8Matrix<B> {
         Ok(Self::new(elements, scales, blocks, dtype))
     }
 
-    /// A fresh matrix of this shape, distributed like a dense one. Memory is taken when it is first read, and never for a
-    /// dense matrix; all scales are equal.
+    /// A fresh matrix of this shape, distributed like a dense one, with equal scales. Memory is allocated when it is first
+    /// read, and never for a dense matrix.
     pub(super) fn init(shape: [usize; 2], blocks: Int8Blocks, dtype: DType, device: &B::Device) -> Self {
         let blocks = blocks.sizes(shape[1]);
         let grid = [0, 1].map(|axis: usize| shape[axis].div_ceil(blocks[axis]));
@@ -122,13 +122,13 @@ impl<B: Backend> Int8Matrix<B> {
         let elements = Param::uninitialized(ParamId::new(), ready, device.clone(), false, shape.into());
         let scale = SPAN * INITIAL_DEVIATION / f64::from(LARGEST);
         let full = move |device: &B::Device| Tensor::full(grid, scale, (device, DType::F32));
-        let scales = of_any_grid(super::lazy(grid, DType::F32, device, full));
+        let scales = of_any_grid(lazy(grid, DType::F32, device, full));
         Self { elements: Elements { values: elements, blocks }, scales, dtype }
     }
 
     fn new(elements: Tensor<B, 2, Int>, scales: Tensor<B, 2>, blocks: [usize; 2], dtype: DType) -> Self {
         let elements = Elements { values: Param::initialized(ParamId::new(), elements), blocks };
-        Self { elements, scales: of_any_grid(super::given(scales)), dtype }
+        Self { elements, scales: of_any_grid(given(scales)), dtype }
     }
 
     /// The whole numbers, `[out, in]`, of type [`DType::I8`].
@@ -165,12 +165,12 @@ impl<B: Backend> Int8Matrix<B> {
         self.elements.values.lazy_device()
     }
 
-    /// The dense matrix, `[out, in]`, in the element type that it had.
+    /// The dequantised matrix, `[out, in]`, in its element type before quantisation.
     pub fn dense(&self) -> Tensor<B, 2> {
         self.dense_outputs(0, self.shape()[0]).cast(self.dtype)
     }
 
-    /// The outputs `start..start + len` of the dense matrix, `[len, in]`, in f32.
+    /// The outputs `start..start + len` of the dequantised matrix, `[len, in]`, in f32.
     pub(super) fn dense_outputs(&self, start: usize, len: usize) -> Tensor<B, 2> {
         let ([_, inputs], [_, wide]) = (self.shape(), self.blocks());
         let mut scales = self.scales_by_output(start, len);
@@ -188,7 +188,7 @@ impl<B: Backend> Int8Matrix<B> {
         Self::new(self.elements().narrow(0, start, len), self.scales_by_output(start, len), blocks, self.dtype)
     }
 
-    /// The scales of the outputs `start..start + len`, a row for each.
+    /// The scales of the outputs `start..start + len`, one row per output.
     fn scales_by_output(&self, start: usize, len: usize) -> Tensor<B, 2> {
         let ([tall, _], [_, across]) = (self.blocks(), self.scales.dims());
         let first = start / tall;
@@ -198,10 +198,11 @@ impl<B: Backend> Int8Matrix<B> {
     }
 }
 
-/// Normally distributed elements, drawn some rows at a time.
+/// Normally distributed elements, drawn in batches of rows.
 fn drawn<B: Backend>([outputs, inputs]: [usize; 2], device: &B::Device) -> Tensor<B, 2, Int> {
-    const AT_ONCE: usize = 1 << 20;
-    let rows = (AT_ONCE / inputs.max(1)).max(1);
+    /// Elements that are drawn at a time.
+    const BATCH: usize = 1 << 20;
+    let rows = (BATCH / inputs.max(1)).max(1);
     let normal = Distribution::Normal(0.0, f64::from(LARGEST) / SPAN);
     let mut elements = Vec::with_capacity(outputs * inputs);
     for first in (0..outputs).step_by(rows) {
@@ -211,13 +212,13 @@ fn drawn<B: Backend>([outputs, inputs]: [usize; 2], device: &B::Device) -> Tenso
     Tensor::from_data(TensorData::new(elements, [outputs, inputs]), (device, DType::I8))
 }
 
-/// Scales, which a record brings in a grid of its own, as it does its blocks.
+/// Scales, whose shape comes from the record when one is loaded, as the blocks do.
 fn of_any_grid<B: Backend>(scales: Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>> {
     scales.load_mapper(|loaded: Tensor<B, 2>| loaded.cast(FloatDType::F32)).set_require_grad(false)
 }
 
-/// Elements of int8, and the outputs and inputs of a block. The recorders of Burn 0.21 widen whole numbers to 64 bits; the
-/// record of these keeps the bytes.
+/// int8 elements, and the outputs and inputs of a block. They are a module of their own because the recorders of Burn 0.21
+/// widen whole numbers to 64 bits; this record keeps the bytes.
 #[derive(Debug, Clone)]
 struct Elements<B: Backend> {
     values: Param<Tensor<B, 2, Int>>,
@@ -231,7 +232,7 @@ pub struct ElementsRecord<B: Backend> {
     blocks: [usize; 2],
 }
 
-/// What is written of it.
+/// The serialised form of [`ElementsRecord`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ElementsItem {
     id: String,

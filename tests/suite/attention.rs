@@ -7,7 +7,7 @@ use burn_deepspeed::ops::Keys;
 use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{
     AttentionError, AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention,
-    InferenceBackend, NormType, Operations, Outputs, Positions,
+    InferenceBackend, NormType, Operations, Positions, WantedOutputs,
 };
 
 use crate::common::{TOLERANCE, assert_near, golden, on_each_backend, seeded, values};
@@ -50,7 +50,7 @@ fn the_record_of_outputs_is_consistent<B: InferenceBackend>() {
     let input = seeded::<B, 3>([2, 3, 48], 2);
     let mut step = cache.step(3).unwrap();
     let keys = Keys::Cached(step.layer(0));
-    let all = attention.forward_detailed(input.clone(), AttentionMask::none(), keys, Outputs::ALL).unwrap();
+    let all = attention.forward_detailed(input.clone(), AttentionMask::none(), keys, WantedOutputs::ALL).unwrap();
     let (key, context) = (all.key.unwrap(), all.context.unwrap());
     assert_eq!(key.dims(), [2, 2, 8, 8]);
     assert_eq!(all.value.unwrap().dims(), [2, 2, 8, 8]);
@@ -61,7 +61,7 @@ fn the_record_of_outputs_is_consistent<B: InferenceBackend>() {
     assert_near(all.inp_norm.unwrap(), expected, TOLERANCE);
     // the same step again, with nothing asked for: nothing is computed beside the output
     let keys = Keys::Cached(step.layer(0));
-    let plain = attention.forward_detailed(input, AttentionMask::none(), keys, Outputs::default()).unwrap();
+    let plain = attention.forward_detailed(input, AttentionMask::none(), keys, WantedOutputs::NONE).unwrap();
     assert!(plain.key.is_none() && plain.value.is_none() && plain.context.is_none() && plain.inp_norm.is_none());
     assert_near(plain.output, all.output, 0.0);
 }
@@ -142,15 +142,17 @@ fn shards_sum_to_the_whole<B: InferenceBackend>() {
                 let part =
                     rank(&gqa_config, r).init_self_attention::<B>(0, &device).unwrap().load(&gqa, &gqa_names).unwrap();
                 assert_eq!(part.spec().kv_heads(), if ranks == 1 { 2 } else { 1 });
-                part.forward_partial(input.clone(), mask(), Keys::Fresh(&positions), Outputs::default()).output
+                part.forward_partial(input.clone(), mask(), Keys::Fresh(&positions), WantedOutputs::NONE)
+                    .unwrap()
+                    .output
             });
             assert_near(parts.reduce(|a, b| a + b).unwrap(), expected, 2e-5);
         }
         let whole = bloom_config.init_bloom::<B>(0, &device).unwrap().load(&bloom, &bloom_names).unwrap();
-        let expected = whole.forward_uncached(input.clone(), mask()).unwrap();
+        let expected = whole.forward_uncached(input.clone(), mask(), None).unwrap();
         let parts = (0..ranks).map(|r| {
             let part = rank(&bloom_config, r).init_bloom::<B>(0, &device).unwrap().load(&bloom, &bloom_names).unwrap();
-            part.forward_partial(input.clone(), mask(), Keys::Fresh(&positions), Outputs::default()).output
+            part.forward_partial(input.clone(), mask(), Keys::Fresh(&positions), WantedOutputs::NONE).unwrap().output
         });
         let sum = parts.reduce(|a, b| a + b).unwrap();
         assert_near(sum + whole.output_bias().unwrap().unsqueeze(), expected, 2e-5);

@@ -4,14 +4,19 @@ use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::{
     AttentionError, AttentionInit, AttentionMask, DataType, DeepSpeedSelfAttention, FromTensor, InferenceBackend,
-    KvCache, KvCacheType, Outputs, Positions,
+    KvCache, KvCacheType, Positions, WantedOutputs,
 };
 
 use crate::attention::{llama, randomised};
 use crate::common::{assert_near, on_each_backend, seeded, values};
 
 pub fn module<B: Backend>() -> DeepSpeedSelfAttention<B> {
-    randomised(llama().init_self_attention(0, &Default::default()).unwrap())
+    module_of(KvCacheType::default())
+}
+
+/// The layer that uses a cache of these types; its weights are the same for all of them.
+pub fn module_of<B: Backend>(types: KvCacheType) -> DeepSpeedSelfAttention<B> {
+    randomised(llama().with_kv_cache_dtype(types).init_self_attention(0, &Default::default()).unwrap())
 }
 
 pub fn cache<B: Backend>(batch: usize) -> KvCache<B> {
@@ -67,7 +72,7 @@ fn a_full_cache_refuses_before_it_writes<B: InferenceBackend>() {
 
 fn a_dropped_step_was_never_there<B: InferenceBackend>() {
     for (types, _) in kinds::<B>() {
-        let (module, mut cache) = (module::<B>(), cache_of::<B>(types, 1));
+        let (module, mut cache) = (module_of::<B>(types), cache_of::<B>(types, 1));
         feed(&module, &mut cache, seeded([1, 4, 48], 1));
         let mut step = cache.step(5).unwrap();
         let broken = seeded::<B, 3>([1, 5, 48], 2) * f32::NAN;
@@ -108,7 +113,7 @@ fn reset_and_truncate_forget<B: InferenceBackend>() {
 
 fn reordered_beams_are_the_sequences_themselves<B: InferenceBackend>() {
     for (types, slack) in kinds::<B>() {
-        let module = module::<B>();
+        let module = module_of::<B>(types);
         let prompt = seeded::<B, 3>([3, 5, 48], 1);
         let next = seeded::<B, 3>([4, 2, 48], 2);
         let mut beams = cache_of::<B>(types, 3);
@@ -131,7 +136,7 @@ fn reordered_beams_are_the_sequences_themselves<B: InferenceBackend>() {
 /// Rows of different length: each is what it would be alone, and joins and leaves alone.
 fn ragged_rows_are_the_rows_alone<B: InferenceBackend>() {
     for (types, slack) in kinds::<B>() {
-        let module = module::<B>();
+        let module = module_of::<B>(types);
         let mut cache = cache_of::<B>(types, 3);
         let mut alone: Vec<KvCache<B>> = (0..3).map(|_| cache_of(types, 1)).collect();
         let mut seed = 10;
@@ -169,7 +174,7 @@ fn ragged_rows_are_the_rows_alone<B: InferenceBackend>() {
 
 fn a_left_padded_row_is_the_row_alone<B: InferenceBackend>() {
     for (types, slack) in kinds::<B>() {
-        let module = module::<B>();
+        let module = module_of::<B>(types);
         let pads = [0usize, 3, 6];
         let input = seeded::<B, 3>([3, 9, 48], 1);
         let mask = |keys: usize| {
@@ -202,12 +207,12 @@ fn a_left_padded_row_is_the_row_alone<B: InferenceBackend>() {
 
 /// What the cache holds is off by no more than half a scale, which is the largest magnitude of a head over 127.
 fn cached_tokens_are_off_by_no_more_than_half_a_scale<B: InferenceBackend>() {
-    let module = module::<B>();
     let keys = |types: KvCacheType| {
+        let module = module_of::<B>(types);
         let mut cache = cache_of::<B>(types, 2);
         feed(&module, &mut cache, seeded([2, 17, 48], 1));
         let mut step = cache.step(1).unwrap();
-        let wanted = Outputs { keys: true, ..Outputs::default() };
+        let wanted = WantedOutputs::NONE.with_keys(true);
         let input = seeded([2, 1, 48], 2);
         let keys = Keys::Cached(step.layer(0));
         let output = module.forward_detailed(input, AttentionMask::none(), keys, wanted).unwrap();
@@ -255,7 +260,7 @@ mod in_place {
 
     #[test]
     fn steps_write_into_the_same_memory() {
-        let (module, mut cache) = (module::<NdArray>(), cache_of::<NdArray>(VALUES_IN_INT8, 2));
+        let (module, mut cache) = (module_of::<NdArray>(VALUES_IN_INT8), cache_of::<NdArray>(VALUES_IN_INT8, 2));
         let mut addresses = Vec::new();
         for (seed, tokens) in [(1, 7), (2, 1), (3, 1), (4, 5), (5, 1)] {
             let mut step = cache.step(tokens).unwrap();

@@ -101,7 +101,7 @@ fn self_attention_is_differentiable() {
 fn bloom_attention_is_differentiable() {
     let config = DeepSpeedInferenceConfig::new(48, 6).with_dtype(DataType::Fp32).with_bigscience_bloom(true);
     check(config.init_bloom::<B>(0, &Default::default()).unwrap(), [2, 5, 48], |module, input| {
-        module.forward_uncached(input, first_key_hidden(2, 5)).unwrap()
+        module.forward_uncached(input, first_key_hidden(2, 5), None).unwrap()
     });
 }
 

@@ -12,7 +12,7 @@ use burn_deepspeed::{
 
 #[cfg(feature = "autodiff")]
 use crate::attention::randomised;
-use crate::cache::{cache_of, feed, kinds, module};
+use crate::cache::{cache_of, feed, kinds, module_of};
 use crate::common::{on_each_cpu_backend, seeded};
 
 /// On `Autodiff` every operation is the reference: it judges the kernels, of whatever backend.
@@ -126,7 +126,7 @@ fn a_sequence_in_a_batch_is_bitwise_the_sequence_alone<B: InferenceBackend>() {
 }
 
 fn bitwise_alike<B: InferenceBackend>(types: KvCacheType) {
-    let module = module::<B>();
+    let module = module_of::<B>(types);
     let cache = |batch| cache_of::<B>(types, batch);
     let sequence = |tensor: Tensor<B, 3>| tensor.narrow(0, 7, 1);
     let bits = |tensor: Tensor<B, 3>| tensor.into_data().iter().map(f32::to_bits).collect::<Vec<_>>();

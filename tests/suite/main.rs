@@ -6,6 +6,7 @@ mod common;
 mod allocations;
 mod attention;
 mod cache;
+mod cache_check;
 mod checkpoint_writer;
 mod config;
 mod contract;
@@ -22,6 +23,7 @@ mod load;
 mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod no_tokens;
 mod ops;
 #[cfg(feature = "local")]
 mod parallel;

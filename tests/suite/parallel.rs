@@ -9,9 +9,8 @@ use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNam
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::weight::{Int8Blocks, Orientation};
 use burn_deepspeed::{
-    AttentionError, AttentionInit, AttentionMask, BloomSelfAttention, CommunicationError, Communicator, ConfigError,
-    DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    OfBackend,
+    AttentionError, AttentionInit, AttentionMask, CommunicationError, Communicator, ConfigError, DataType,
+    DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, OfBackend,
 };
 use burn_deepspeed_examples::scaling as model;
 use proptest::prelude::*;
@@ -29,10 +28,9 @@ fn names() -> AttentionNames {
     }
 }
 
-/// One of the three modules.
+/// One of the two modules.
 enum Module<B: InferenceBackend> {
-    Plain(DeepSpeedSelfAttention<B>),
-    Bloom(BloomSelfAttention<B>),
+    Cached(DeepSpeedSelfAttention<B>),
     Diffusers(DeepSpeedDiffusersAttention<B>),
 }
 
@@ -47,8 +45,8 @@ impl<B: InferenceBackend> Module<B> {
     fn init(kind: Kind, config: &DeepSpeedInferenceConfig) -> Self {
         let device = Default::default();
         match kind {
-            Kind::Plain => Self::Plain(randomised(config.init_self_attention(0, &device).unwrap())),
-            Kind::Bloom => Self::Bloom(randomised(config.init_bloom(0, &device).unwrap())),
+            Kind::Plain => Self::Cached(randomised(config.init_self_attention(0, &device).unwrap())),
+            Kind::Bloom => Self::Cached(randomised(config.init_bloom(0, &device).unwrap())),
             Kind::Diffusers => Self::Diffusers(randomised(config.init_diffusers(0, &device).unwrap())),
         }
     }
@@ -56,8 +54,7 @@ impl<B: InferenceBackend> Module<B> {
     fn quantize(self) -> Self {
         let blocks = Int8Blocks::PerOutput;
         match self {
-            Self::Plain(module) => Self::Plain(module.quantize(blocks).unwrap()),
-            Self::Bloom(module) => Self::Bloom(module.quantize(blocks).unwrap()),
+            Self::Cached(module) => Self::Cached(module.quantize(blocks).unwrap()),
             Self::Diffusers(module) => Self::Diffusers(module.quantize(blocks).unwrap()),
         }
     }
@@ -65,8 +62,7 @@ impl<B: InferenceBackend> Module<B> {
     fn save(&self, path: &Path) {
         let mut writer = CheckpointWriter::default();
         match self {
-            Self::Plain(module) => module.write(&mut writer, &names()).unwrap(),
-            Self::Bloom(module) => module.write(&mut writer, &names()).unwrap(),
+            Self::Cached(module) => module.write(&mut writer, &names()).unwrap(),
             Self::Diffusers(module) => module.write(&mut writer, &names()).unwrap(),
         }
         writer.save(path).unwrap();
@@ -75,11 +71,8 @@ impl<B: InferenceBackend> Module<B> {
     fn on_rank(self, path: &Path, communicator: Arc<LocalCommunicator>) -> Self {
         let checkpoint = Checkpoint::open(path).unwrap();
         match self {
-            Self::Plain(module) => {
-                Self::Plain(module.load(&checkpoint, &names()).unwrap().with_communicator(communicator).unwrap())
-            }
-            Self::Bloom(module) => {
-                Self::Bloom(module.load(&checkpoint, &names()).unwrap().with_communicator(communicator).unwrap())
+            Self::Cached(module) => {
+                Self::Cached(module.load(&checkpoint, &names()).unwrap().with_communicator(communicator).unwrap())
             }
             Self::Diffusers(module) => {
                 Self::Diffusers(module.load(&checkpoint, &names()).unwrap().with_communicator(communicator).unwrap())
@@ -103,8 +96,7 @@ impl<B: InferenceBackend> Module<B> {
             let mut step = cache.step(tokens).unwrap();
             let mask = || AttentionMask::hide(hides.clone().narrow(1, 0, start + tokens));
             let output = match self {
-                Self::Plain(module) => module.forward(new, mask(), step.layer(0)).unwrap(),
-                Self::Bloom(module) => module.forward(new, mask(), step.layer(0)).unwrap(),
+                Self::Cached(module) => module.forward(new, mask(), step.layer(0)).unwrap(),
                 Self::Diffusers(module) => {
                     let own = AttentionMask::hide(hides.clone().narrow(1, start, tokens));
                     module.forward(new, None, own).unwrap()

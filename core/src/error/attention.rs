@@ -93,6 +93,11 @@ pub enum AttentionError {
         /// Its value in the cache.
         cache: String,
     },
+    /// An earlier write into the cache panicked, and the keys and values of that layer are gone.
+    #[error(
+        "the keys and values of this layer were lost when an earlier write into the cache panicked; build a new cache"
+    )]
+    CacheLost,
     /// Position ids that cannot be used.
     #[error("position ids {problem}")]
     Positions {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout};
-use burn_deepspeed::ops::{AdditiveMask, Keys, Softmax};
+use burn_deepspeed::ops::{AdditiveMask, Softmax};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
-    AttentionInit, AttentionMask, BloomSelfAttention, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention,
-    FromTensor, InferenceBackend, LayerCache, NormType, OfBackend, Operations, Outputs, Positions,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, FromTensor, InferenceBackend, NormType,
+    OfBackend, Operations, Positions,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -126,28 +126,6 @@ struct Case<'a, B: Backend> {
     device: &'a B::Device,
 }
 
-/// Either of the two modules that share calls and cache.
-enum SelfAttention<B: Backend> {
-    Plain(DeepSpeedSelfAttention<B>),
-    Bloom(BloomSelfAttention<B>),
-}
-
-impl<B: InferenceBackend> SelfAttention<B> {
-    fn forward(
-        &self,
-        input: Tensor<B, 3>,
-        mask: AttentionMask<B>,
-        cache: LayerCache<'_, B>,
-    ) -> Result<Tensor<B, 3>, Failure> {
-        let keys = Keys::Cached(cache);
-        let wanted = Outputs::default();
-        Ok(match self {
-            Self::Plain(module) => module.forward_detailed(input, mask, keys, wanted)?.output,
-            Self::Bloom(module) => module.forward_detailed(input, mask, keys, wanted)?.output,
-        })
-    }
-}
-
 impl<B: InferenceBackend> Case<'_, B> {
     /// The configuration of this rank, with the biases and the head size that the case's weights have.
     fn fitted(&self) -> DeepSpeedInferenceConfig {
@@ -176,19 +154,10 @@ impl<B: InferenceBackend> Case<'_, B> {
         // An `alibi` that is not the one of the head count is a bias like any other.
         let own_alibi = is_bloom && self.alibi_is_ours()?;
         config.bigscience_bloom = own_alibi;
-        let mut module = match own_alibi {
-            true => {
-                SelfAttention::Bloom(config.init_bloom(self.record.layer_id, self.device)?.load(&self.tensors, &names)?)
-            }
-            false => SelfAttention::Plain(
-                config.init_self_attention(self.record.layer_id, self.device)?.load(&self.tensors, &names)?,
-            ),
-        };
+        let mut module =
+            config.init_self_attention::<B>(self.record.layer_id, self.device)?.load(&self.tensors, &names)?;
         if let Some(communicator) = self.ranks.clone() {
-            module = match module {
-                SelfAttention::Plain(module) => SelfAttention::Plain(module.with_communicator(communicator)?),
-                SelfAttention::Bloom(module) => SelfAttention::Bloom(module.with_communicator(communicator)?),
-            };
+            module = module.with_communicator(communicator)?;
         }
         let shard = config.resolve(self.record.layer_id)?.shard;
         let batch = self.shape3(&self.record.calls[0], "input")?[0];

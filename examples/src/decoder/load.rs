@@ -9,7 +9,7 @@ use burn_deepspeed::load::{Architecture, Checkpoint, HuggingFaceConfig, LoadRepo
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 use burn_deepspeed::{OfBackend, WeightError};
 
-use super::{Attention, Block, Decoder, Norm};
+use super::{Block, Decoder, Norm};
 
 /// The names of everything around attention.
 struct Names {
@@ -131,10 +131,7 @@ impl<B: Backend> Decoder<B> {
             let path = config.layer_path(checkpoint, layer);
             let at = |name: &str| format!("{path}.{name}");
             blocks.push(Block {
-                attention: match block.attention {
-                    Attention::Plain(attention) => Attention::Plain(attention.load(checkpoint, &attention_names)?),
-                    Attention::Bloom(attention) => Attention::Bloom(attention.load(checkpoint, &attention_names)?),
-                },
+                attention: block.attention.load(checkpoint, &attention_names)?,
                 mlp_norm: block.mlp_norm.map(|norm| reader.norm(norm, &at(names.mlp_norm))).transpose()?,
                 gate: block.gate.map(|gate| reader.linear(gate, &at(names.gate), outputs.clone())).transpose()?,
                 up: reader.linear(block.up, &at(names.up), outputs.clone())?,

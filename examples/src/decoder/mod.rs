@@ -19,8 +19,8 @@ use burn_deepspeed::ops::Keys;
 use burn_deepspeed::parallel::{Communicator, Settings};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
-    AttentionError, AttentionInit, AttentionMask, AttentionOutput, BloomSelfAttention, ConfigError, DataType,
-    DeepSpeedSelfAttention, InferenceBackend, OfBackend, Operations, Outputs, Positions, Step, WeightError,
+    AttentionError, AttentionInit, AttentionMask, AttentionOutput, ConfigError, DataType, DeepSpeedSelfAttention,
+    InferenceBackend, KvCacheType, OfBackend, Operations, Positions, Step, WantedOutputs, WeightError,
 };
 
 /// OPT's table of positions starts with two rows that it does not use.
@@ -42,7 +42,7 @@ pub struct Decoder<B: Backend> {
 /// One layer.
 #[derive(Module, Debug)]
 struct Block<B: Backend> {
-    attention: Attention<B>,
+    attention: DeepSpeedSelfAttention<B>,
     mlp_norm: Option<Norm<B>>,
     gate: Option<Weight<B>>,
     up: Weight<B>,
@@ -77,12 +77,6 @@ enum Activation {
     Gelu,
     GeluTanh,
     Silu,
-}
-
-#[derive(Module, Debug)]
-enum Attention<B: Backend> {
-    Plain(DeepSpeedSelfAttention<B>),
-    Bloom(BloomSelfAttention<B>),
 }
 
 #[derive(Module, Debug)]
@@ -160,16 +154,21 @@ impl<B: Backend> Decoder<B> {
         let linked = |(layer, block): (usize, Block<B>)| {
             let settings = Settings::new([("the layer of the MLP", &layer), ("its activation", &block.activation)]);
             Ok(Block {
-                attention: match block.attention {
-                    Attention::Plain(attention) => Attention::Plain(attention.with_communicator(communicator.clone())?),
-                    Attention::Bloom(attention) => Attention::Bloom(attention.with_communicator(communicator.clone())?),
-                },
+                attention: block.attention.with_communicator(communicator.clone())?,
                 mlp_sum: (communicator.size() > 1).then(|| Sum { communicator: communicator.clone(), settings }),
                 ..block
             })
         };
         let blocks = self.blocks.into_iter().enumerate().map(linked).collect::<Result<_, ConfigError>>()?;
         Ok(Self { blocks, ..self })
+    }
+
+    /// The model for a cache of these element types.
+    pub fn with_kv_cache_dtype(self, types: KvCacheType) -> Self {
+        let layers = self.blocks.into_iter();
+        let blocks =
+            layers.map(|block| Block { attention: block.attention.with_kv_cache_dtype(types), ..block }).collect();
+        Self { blocks, ..self }
     }
 
     /// The model with projections of int8; embeddings and norms stay as they are. Records of such a model are loaded into one.
@@ -220,10 +219,7 @@ fn linear<B: Backend>(
 impl<B: Backend> Block<B> {
     fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
         let attention_config = config.attention_config(layer);
-        let attention = match attention_config.bigscience_bloom {
-            true => Attention::Bloom(attention_config.init_bloom(layer, device)?),
-            false => Attention::Plain(attention_config.init_self_attention(layer, device)?),
-        };
+        let attention = attention_config.init_self_attention(layer, device)?;
         let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
         let gated = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
         let bias = match config.architecture {
@@ -251,10 +247,7 @@ impl<B: Backend> Block<B> {
 
     fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self {
-            attention: match self.attention {
-                Attention::Plain(attention) => Attention::Plain(attention.quantize(blocks)?),
-                Attention::Bloom(attention) => Attention::Bloom(attention.quantize(blocks)?),
-            },
+            attention: self.attention.quantize(blocks)?,
             gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
             up: self.up.quantize(blocks)?,
             down: self.down.quantize(blocks)?,
@@ -326,11 +319,9 @@ impl<B: InferenceBackend> Block<B> {
         keys: Keys<'_, B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         // GPT-J's MLP reads the normalised input of attention.
-        let wanted = Outputs { inp_norm: self.mlp_norm.is_none(), ..Outputs::default() };
-        let AttentionOutput { output, inp_norm, .. } = match &self.attention {
-            Attention::Plain(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,
-            Attention::Bloom(attention) => attention.forward_detailed(x.clone(), mask, keys, wanted)?,
-        };
+        let wanted = WantedOutputs::NONE.with_inp_norm(self.mlp_norm.is_none());
+        let AttentionOutput { output, inp_norm, .. } =
+            self.attention.forward_detailed(x.clone(), mask, keys, wanted)?;
         let sum = x.clone() + output;
         let branch = if self.branch == Branch::Parallel { x } else { sum.clone() };
         let input = match (&self.mlp_norm, inp_norm) {

@@ -120,7 +120,7 @@ impl<B: InferenceBackend> TextModel for Model<B> {
     }
 
     fn in_int8(&self, weights: bool, cache: KvCacheType) -> Result<Box<dyn TextModel>, Failure> {
-        let decoder = self.decoder.clone();
+        let decoder = self.decoder.clone().with_kv_cache_dtype(cache);
         Ok(Box::new(Self {
             config: self.config.clone().with_kv_cache_dtype(cache),
             decoder: if weights { decoder.quantize(Int8Blocks::PerOutput)? } else { decoder },

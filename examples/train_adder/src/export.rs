@@ -107,7 +107,7 @@ impl<B: Backend> ModuleVisitor<B> for Writer<'_> {
         };
         // PyTorch stores `[out, in]`; what is no projection is stored the same way everywhere.
         let turned = match self.types.last().map(String::as_str) {
-            Some("Struct:Weight") => !self.sizes.attention_config(0).transposed_mode,
+            Some("Struct:DenseMatrix") => !self.sizes.attention_config(0).transposed_mode,
             _ => false,
         };
         let first = param.dims()[0];
@@ -128,6 +128,7 @@ impl<B: Backend> ModuleVisitor<B> for Writer<'_> {
 
 /// The BLOOM name of a parameter. The variants of enums are part of a path.
 fn hugging_face_name(path: &str) -> Option<String> {
+    let path = path.replace(".matrix.Dense.values", ".matrix");
     let (module, parameter) = path.rsplit_once('.')?;
     let parameter = match parameter {
         "weight" | "matrix" | "gamma" => "weight",
@@ -142,9 +143,9 @@ fn hugging_face_name(path: &str) -> Option<String> {
         _ => {
             let (layer, module) = module.strip_prefix("blocks.")?.split_once('.')?;
             let module = match module {
-                "attention.Bloom.attention.norm" => "input_layernorm",
-                "attention.Bloom.attention.qkv.Fused" => "self_attention.query_key_value",
-                "attention.Bloom.attention.output" => "self_attention.dense",
+                "attention.norm" => "input_layernorm",
+                "attention.projections.qkv.Fused" => "self_attention.query_key_value",
+                "attention.projections.output" => "self_attention.dense",
                 "mlp_norm.Layer" => "post_attention_layernorm",
                 "up" => "mlp.dense_h_to_4h",
                 "down" => "mlp.dense_4h_to_h",

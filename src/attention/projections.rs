@@ -1,0 +1,122 @@
+//! What the attention modules share: the projections around attention, and the sum over the ranks of a group.
+
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::config::KvCacheType;
+use crate::error::{AttentionError, ConfigError, WeightError};
+use crate::ops::{InferenceBackend, Operations, Plan};
+use crate::parallel::{Communicator, Settings};
+use crate::spec::AttentionSpec;
+use crate::weight::{Int8Blocks, QkvWeight, Weight};
+
+/// The projections of an attention module, the sizes of its layer, and its connection to the other ranks.
+#[derive(Module, Debug)]
+pub struct Projections<B: Backend> {
+    pub(crate) qkv: QkvWeight<B>,
+    pub(crate) output: Weight<B>,
+    #[module(skip)]
+    pub(crate) spec: AttentionSpec,
+    #[module(skip)]
+    defer_output_bias: bool,
+    #[module(skip)]
+    link: Option<Link>,
+}
+
+/// The communicator of a layer, and the settings in which every rank must agree.
+#[derive(Debug, Clone)]
+struct Link {
+    communicator: Arc<dyn Communicator>,
+    settings: Settings,
+}
+
+impl<B: Backend> Projections<B> {
+    pub(super) fn new(qkv: QkvWeight<B>, output: Weight<B>, spec: AttentionSpec, defer_output_bias: bool) -> Self {
+        Self { qkv, output, spec, defer_output_bias, link: None }
+    }
+
+    /// The same layer with other weights.
+    pub(crate) fn with_weights(self, qkv: QkvWeight<B>, output: Weight<B>) -> Self {
+        Self { qkv, output, ..self }
+    }
+
+    pub(super) fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
+    }
+
+    pub(super) fn with_rounded_input(self, rounds: bool) -> Self {
+        Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
+    }
+
+    pub(super) fn with_kv_cache_dtype(self, kv_cache_dtype: KvCacheType) -> Self {
+        let spec = AttentionSpec { kv_cache_dtype, ..self.spec };
+        let link = self.link.map(|link| Link { settings: spec.settings(), ..link });
+        Self { spec, link, ..self }
+    }
+
+    pub(super) fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let (own, actual, size) = (self.spec.ranks, communicator.rank(), communicator.size());
+        if (own.rank(), own.ranks()) != (actual, size) {
+            return Err(ConfigError::OtherRank { rank: own.rank(), ranks: own.ranks(), actual, size });
+        }
+        let link = Some(Link { communicator, settings: self.spec.settings() });
+        Ok(Self { link, ..self })
+    }
+
+    /// `[B, T, N·H]` of zeros: the context of queries that see no keys.
+    pub(super) fn no_context(&self, input: &Tensor<B, 3>) -> Tensor<B, 3> {
+        let [batch, tokens, _] = input.dims();
+        Tensor::zeros([batch, tokens, self.spec.query_width()], (&input.device(), input.dtype()))
+    }
+
+    /// An error if the plan is the reference and the layer requires a kernel.
+    pub(super) fn require(&self, operation: &'static str, plan: impl FnOnce() -> Plan) -> Result<(), AttentionError> {
+        if !self.spec.require_fast {
+            return Ok(());
+        }
+        match plan() {
+            Plan::Reference(reason) => Err(AttentionError::NoFastPath { operation, reason }),
+            Plan::Kernel(_) => Ok(()),
+        }
+    }
+}
+
+impl<B: InferenceBackend> Projections<B> {
+    /// The output projection of `context` on this rank, without the bias.
+    pub(super) fn partial(&self, context: Tensor<B, 3>) -> Tensor<B, 3> {
+        B::Ops::vector_matmul(context, &self.output)
+    }
+
+    /// The output projection of `context`, summed over all ranks, with the bias added once. On one rank that is a single
+    /// operation.
+    pub(super) fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
+        let (rank, ranks) = (self.spec.ranks.rank(), self.spec.ranks.ranks());
+        if ranks == 1 && !self.defer_output_bias {
+            return Ok(B::Ops::linear(context, &self.output));
+        }
+        let sum = match &self.link {
+            _ if ranks == 1 => self.partial(context),
+            Some(Link { communicator, settings }) => {
+                B::Ops::all_reduce(self.partial(context), &**communicator, settings)?
+            }
+            None => return Err(AttentionError::NoCommunicator { rank, ranks }),
+        };
+        Ok(match self.output.bias().filter(|_| !self.defer_output_bias) {
+            Some(bias) => sum + bias.unsqueeze(),
+            None => sum,
+        })
+    }
+}
+
+/// Sets whether every parameter of a module requires gradients.
+pub(super) fn set_require_grad<B: Backend, M: Module<B>>(module: M, require_grad: bool) -> M {
+    struct Switch(bool);
+    impl<B: Backend> ModuleMapper<B> for Switch {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            param.set_require_grad(self.0)
+        }
+    }
+    module.map(&mut Switch(require_grad))
+}

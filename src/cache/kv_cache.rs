@@ -1,0 +1,213 @@
+//! The cache of a whole model: rows, their lengths, and what may be done with them.
+
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+
+use super::rows::StepRows;
+use super::size::{CacheSize, TokenSize};
+use super::step::Step;
+use super::store::LayerStore;
+use crate::error::{AttentionError, ConfigError};
+use crate::spec::AttentionSpec;
+
+/// The keys and values of all layers of a model, for one batch.
+///
+/// Replaces DeepSpeed's process-wide workspace (`WorkspaceOp`, `InferenceContext`). You own the cache: build one per model
+/// and batch.
+#[derive(Debug)]
+pub struct KvCache<B: Backend> {
+    layers: Vec<LayerStore<B>>,
+    lengths: Vec<usize>,
+    size: CacheSize,
+    device: B::Device,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// Allocates the cache, filled with zeros.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] if the backend does not store the element type.
+    pub fn new(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        Ok(Self::of_size(CacheSize::new::<B>(spec, device)?, layers, batch, device))
+    }
+
+    /// The cache of one layer whose activations have elements of `activations`.
+    pub(crate) fn of_layer(spec: &AttentionSpec, activations: DType, batch: usize, device: &B::Device) -> Self {
+        Self::of_size(CacheSize::of_layer(spec, activations), 1, batch, device)
+    }
+
+    fn of_size(size: CacheSize, layers: usize, batch: usize, device: &B::Device) -> Self {
+        let layers = (0..layers).map(|_| LayerStore::zeros(batch, &size, device)).collect();
+        Self { layers, lengths: vec![0; batch], size, device: device.clone() }
+    }
+
+    /// The bytes that [`new`](Self::new) allocates for these arguments.
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new).
+    pub fn bytes(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
+        let size = CacheSize::new::<B>(spec, device)?;
+        Ok(size.token.bytes::<B>() * layers * batch * size.capacity)
+    }
+
+    /// Number of tokens in each row.
+    pub fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// Number of tokens in the longest row.
+    pub fn len(&self) -> usize {
+        self.lengths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Whether no row holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Number of rows.
+    pub fn batch(&self) -> usize {
+        self.lengths.len()
+    }
+
+    /// Number of tokens that a row can hold.
+    pub fn capacity(&self) -> usize {
+        self.size.capacity
+    }
+
+    /// Number of layers.
+    pub fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// Bytes of the keys and values of all layers together.
+    pub fn memory_bytes(&self) -> usize {
+        self.size.token.bytes::<B>() * self.layers.len() * self.batch() * self.size.capacity
+    }
+
+    /// Opens a step of `tokens` new tokens in every row. On a filled cache it continues (chunked prefill, decoding).
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheFull`] if they do not fit; nothing was written.
+    pub fn step(&mut self, tokens: usize) -> Result<Step<'_, B>, AttentionError> {
+        self.step_ragged(tokens, &vec![tokens; self.lengths.len()])
+    }
+
+    /// Opens a step of `width` input columns in which row `b` has only `new[b]` tokens, from the left. The columns after
+    /// them are not stored; attention returns finite but meaningless values for them. A row with 0 new tokens is unchanged.
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheFull`], [`AttentionError::RowCount`] or [`AttentionError::StepTooNarrow`]; nothing was
+    /// written.
+    pub fn step_ragged(&mut self, width: usize, new: &[usize]) -> Result<Step<'_, B>, AttentionError> {
+        self.check_rows("the step", new.len())?;
+        for (row, (&used, &requested)) in self.lengths.iter().zip(new).enumerate() {
+            if requested > width {
+                return Err(AttentionError::StepTooNarrow { row, requested, width });
+            }
+            if used + requested > self.size.capacity {
+                return Err(AttentionError::CacheFull { row, used, requested, capacity: self.size.capacity });
+            }
+        }
+        let rows = StepRows::new(self.lengths.clone(), new.to_vec(), width);
+        Ok(Step::new(&mut self.layers, &mut self.lengths, self.size.token, rows))
+    }
+
+    /// Forgets every token. Memory stays.
+    pub fn reset(&mut self) {
+        self.lengths.fill(0);
+    }
+
+    /// Forgets the tokens of one row.
+    ///
+    /// # Errors
+    /// [`AttentionError::NoSuchRow`].
+    pub fn reset_row(&mut self, row: usize) -> Result<(), AttentionError> {
+        self.check_row(row)?;
+        self.lengths[row] = 0;
+        Ok(())
+    }
+
+    /// Shortens every row to at most `length` tokens; shorter rows are unchanged. 0 forgets everything.
+    pub fn truncate(&mut self, length: usize) {
+        for used in &mut self.lengths {
+            *used = length.min(*used);
+        }
+    }
+
+    /// Shortens one row to `length` tokens (a rejected draft, an edited prompt).
+    ///
+    /// # Errors
+    /// [`AttentionError::TruncateBeyondEnd`] if the row holds fewer; [`AttentionError::NoSuchRow`].
+    pub fn truncate_row(&mut self, row: usize, length: usize) -> Result<(), AttentionError> {
+        self.check_row(row)?;
+        let used = self.lengths[row];
+        if length > used {
+            return Err(AttentionError::TruncateBeyondEnd { row, used, length });
+        }
+        self.lengths[row] = length;
+        Ok(())
+    }
+
+    /// Replaces row `b` by the former row `rows[b]` (beam search). The list may be longer or shorter than the batch, and may
+    /// repeat rows: `&[0, 0, 0]` makes three beams of one prompt.
+    ///
+    /// # Errors
+    /// [`AttentionError::NoSuchRow`], and the cache is unchanged; [`AttentionError::CacheLost`] if an earlier write panicked.
+    pub fn reorder(&mut self, rows: &[usize]) -> Result<(), AttentionError> {
+        for &row in rows {
+            self.check_row(row)?;
+        }
+        if rows.iter().copied().eq(0..self.batch()) {
+            return Ok(());
+        }
+        let data: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+        let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [rows.len()]), &self.device);
+        for store in &mut self.layers {
+            let (key, value) = store.take()?;
+            store.put((key.select(index.clone()), value.select(index.clone())));
+        }
+        self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
+        Ok(())
+    }
+
+    /// Replaces row `row` by row `other_row` of `other`, so that a sequence that was prefilled alone joins a running batch.
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheShape`] or [`AttentionError::NoSuchRow`], and the cache is unchanged;
+    /// [`AttentionError::CacheLost`] if an earlier write panicked.
+    pub fn replace_row(&mut self, row: usize, other: &Self, other_row: usize) -> Result<(), AttentionError> {
+        self.check_row(row)?;
+        other.check_row(other_row)?;
+        if self.size != other.size || self.layers.len() != other.layers.len() {
+            return Err(AttentionError::CacheShape { expected: self.describe(), actual: other.describe() });
+        }
+        let length = other.lengths[other_row];
+        if length > 0 {
+            for (store, source) in self.layers.iter_mut().zip(&other.layers) {
+                let (from_key, from_value) = source.held()?;
+                let (key, value) = store.take()?;
+                let key = key.copy_row(row, from_key, other_row, length);
+                store.put((key, value.copy_row(row, from_value, other_row, length)));
+            }
+        }
+        self.lengths[row] = length;
+        Ok(())
+    }
+
+    fn describe(&self) -> String {
+        let CacheSize { token, capacity } = self.size;
+        let TokenSize { kv_heads, head_dim, .. } = token;
+        let (layers, types) = (self.layers.len(), token.types());
+        format!("{layers} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {types}")
+    }
+
+    fn check_row(&self, row: usize) -> Result<(), AttentionError> {
+        let batch = self.batch();
+        if row < batch { Ok(()) } else { Err(AttentionError::NoSuchRow { row, batch }) }
+    }
+
+    fn check_rows(&self, what: &'static str, given: usize) -> Result<(), AttentionError> {
+        let batch = self.batch();
+        if given == batch { Ok(()) } else { Err(AttentionError::RowCount { what, given, batch }) }
+    }
+}

@@ -1,0 +1,73 @@
+//! Sizes and element types of a cache.
+
+use burn::tensor::{DType, backend::Backend};
+
+use super::stored::Stored;
+use crate::element::{CacheTypes, OfBackend, cache_dtypes, dtype, element_type};
+use crate::error::{AttentionError, ConfigError};
+use crate::spec::AttentionSpec;
+
+/// The size of one token of one layer in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TokenSize {
+    pub(super) kv_heads: usize,
+    pub(super) head_dim: usize,
+    /// Element types of keys and values.
+    pub(super) dtypes: [DType; 2],
+}
+
+impl TokenSize {
+    pub(super) fn types(&self) -> CacheTypes {
+        let [key, value] = self.dtypes.map(element_type);
+        CacheTypes { key, value }
+    }
+
+    /// Bytes of the key and the value of one token in one layer.
+    pub(super) fn bytes<B: Backend>(&self) -> usize {
+        self.kv_heads
+            * self.dtypes.into_iter().map(|dtype| Stored::<B>::token_bytes(self.head_dim, dtype)).sum::<usize>()
+    }
+
+    /// An error unless a layer of this specification, with activations of `activations`, can use a cache of this size.
+    pub(super) fn check(&self, spec: &AttentionSpec, activations: DType) -> Result<(), AttentionError> {
+        let layer = CacheSize::of_layer(spec, activations).token;
+        let (own, needed) = (self.types(), layer.types());
+        if self.kv_heads != layer.kv_heads {
+            return Err(AttentionError::cache_mismatch("key/value heads:", layer.kv_heads, self.kv_heads));
+        }
+        if self.head_dim != layer.head_dim {
+            return Err(AttentionError::cache_mismatch("a head size of", layer.head_dim, self.head_dim));
+        }
+        if own.key != needed.key {
+            return Err(AttentionError::cache_mismatch("keys of type", needed.key, own.key));
+        }
+        if own.value != needed.value {
+            return Err(AttentionError::cache_mismatch("values of type", needed.value, own.value));
+        }
+        Ok(())
+    }
+}
+
+/// The size of every layer of a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct CacheSize {
+    pub(super) token: TokenSize,
+    /// Tokens that a row can hold.
+    pub(super) capacity: usize,
+}
+
+impl CacheSize {
+    pub(super) fn new<B: Backend>(spec: &AttentionSpec, device: &B::Device) -> Result<Self, ConfigError> {
+        let activations = spec.dtype.of_backend::<B>(device)?;
+        cache_dtypes::<B>(spec.kv_cache_dtype, activations, device)?;
+        Ok(Self::of_layer(spec, activations))
+    }
+
+    /// The size for a layer whose activations have elements of `activations`.
+    pub(super) fn of_layer(spec: &AttentionSpec, activations: DType) -> Self {
+        let types = spec.kv_cache_dtype;
+        let dtypes = [types.key, types.value].map(|given| given.map_or(activations, dtype));
+        let token = TokenSize { kv_heads: spec.kv_heads(), head_dim: spec.head_dim, dtypes };
+        Self { token, capacity: spec.max_out_tokens }
+    }
+}

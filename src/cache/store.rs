@@ -1,0 +1,60 @@
+//! The tensors of one layer, and who owns them.
+
+use std::mem;
+
+use burn::tensor::backend::Backend;
+
+use super::size::CacheSize;
+use super::stored::Stored;
+use crate::error::AttentionError;
+
+/// The keys and values of one layer.
+#[derive(Debug)]
+pub(super) enum LayerStore<B: Backend> {
+    /// The cache owns them.
+    Held {
+        /// The keys.
+        key: Stored<B>,
+        /// The values.
+        value: Stored<B>,
+    },
+    /// A write owns them, so that nobody else holds a reference and the backend writes in place. A layer stays in this state
+    /// only if the write panicked.
+    Moved,
+}
+
+impl<B: Backend> LayerStore<B> {
+    /// Allocates the tensors of a layer, filled with zeros.
+    pub(super) fn zeros(batch: usize, size: &CacheSize, device: &B::Device) -> Self {
+        let shape = [batch, size.token.kv_heads, size.capacity, size.token.head_dim];
+        let [key, value] = size.token.dtypes.map(|dtype| Stored::zeros(shape, dtype, device));
+        Self::Held { key, value }
+    }
+
+    /// Keys and values.
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheLost`] if an earlier write panicked.
+    pub(super) fn held(&self) -> Result<(&Stored<B>, &Stored<B>), AttentionError> {
+        match self {
+            Self::Held { key, value } => Ok((key, value)),
+            Self::Moved => Err(AttentionError::CacheLost),
+        }
+    }
+
+    /// Moves keys and values out. The caller gives them back with [`put`](Self::put).
+    ///
+    /// # Errors
+    /// [`AttentionError::CacheLost`] if an earlier write panicked.
+    pub(super) fn take(&mut self) -> Result<(Stored<B>, Stored<B>), AttentionError> {
+        match mem::replace(self, Self::Moved) {
+            Self::Held { key, value } => Ok((key, value)),
+            Self::Moved => Err(AttentionError::CacheLost),
+        }
+    }
+
+    /// Gives back what [`take`](Self::take) moved out.
+    pub(super) fn put(&mut self, (key, value): (Stored<B>, Stored<B>)) {
+        *self = Self::Held { key, value };
+    }
+}

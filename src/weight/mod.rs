@@ -1,0 +1,15 @@
+//! The parameters of attention: projections whose matrix is dense or int8, and norms.
+
+mod dense;
+mod int8;
+mod norm;
+mod param;
+mod projection;
+mod qkv;
+
+pub use burn_deepspeed_core::layout::Orientation;
+pub use dense::{DenseMatrix, transposed};
+pub use int8::{Int8Blocks, Int8Matrix};
+pub use norm::FusedNorm;
+pub use projection::{Matrix, Weight};
+pub use qkv::{QkvWeight, SeparateQkv};

@@ -1,0 +1,234 @@
+//! A projection: a matrix, dense or int8, with its bias.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_deepspeed_core::layout::Orientation;
+
+use super::dense::DenseMatrix;
+use super::int8::{Int8Blocks, Int8Matrix};
+use super::param::{given, lazy};
+use crate::element::require_int8;
+use crate::error::{ConfigError, WeightError, check_shape};
+
+/// Number of outputs of an int8 matrix that the reference makes dense at a time: enough for an efficient product, with little
+/// extra memory.
+const DENSE_OUTPUTS: usize = 1024;
+
+/// A projection: `x · matrix + bias`.
+#[derive(Module, Debug)]
+pub struct Weight<B: Backend> {
+    matrix: Matrix<B>,
+    bias: Option<Param<Tensor<B, 1>>>,
+    #[module(skip)]
+    rounds_input: bool,
+}
+
+/// The matrix of a [`Weight`].
+#[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a module cannot be boxed, and a layer has few of them")]
+#[non_exhaustive]
+pub enum Matrix<B: Backend> {
+    /// Floats, `[in, out]` or `[out, in]`.
+    Dense(DenseMatrix<B>),
+    /// int8 with scales, always `[out, in]`.
+    Int8(Int8Matrix<B>),
+}
+
+impl<B: Backend> Weight<B> {
+    /// A fresh projection: normally distributed matrix, zero bias. Memory is allocated when a parameter is first read, so
+    /// loading a checkpoint into a fresh projection allocates once.
+    pub fn init(
+        input: usize,
+        output: usize,
+        bias: bool,
+        orientation: Orientation,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Self {
+        let matrix = Matrix::Dense(DenseMatrix::init(input, output, orientation, dtype, device));
+        Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false }
+    }
+
+    /// The same with an int8 matrix, `[out, in]`, which is never dense in memory; bias and activations are of `dtype`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] if the backend has no int8 arithmetic.
+    pub fn init_int8(
+        input: usize,
+        output: usize,
+        bias: bool,
+        blocks: Int8Blocks,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        require_int8::<B>(device)?;
+        let matrix = Matrix::Int8(Int8Matrix::init([output, input], blocks, dtype, device));
+        Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false })
+    }
+
+    /// A projection with these values.
+    ///
+    /// # Shapes
+    /// - matrix: `[in, out]` or `[out, in]`, as `orientation` says
+    /// - bias: `[out]`
+    ///
+    /// # Panics
+    /// If the length of the bias is not the number of outputs.
+    pub fn new(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Self {
+        let matrix = Matrix::Dense(DenseMatrix::new(matrix, orientation));
+        let weight = Self { matrix, bias: bias.map(given), rounds_input: false };
+        if let Some(bias) = &weight.bias {
+            check_shape("Weight::new", "bias", &[weight.output_size()], &bias.val().dims());
+        }
+        weight
+    }
+
+    /// A projection with an int8 matrix.
+    pub(crate) fn of_int8(matrix: Int8Matrix<B>, bias: Option<Tensor<B, 1>>) -> Self {
+        Self { matrix: Matrix::Int8(matrix), bias: bias.map(given), rounds_input: false }
+    }
+
+    /// The same with an int8 matrix, `[out, in]`; the bias stays as it is.
+    ///
+    /// # Errors
+    /// Those of [`Int8Matrix::quantize`].
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let inputs = self.input_size();
+        self.quantize_in(blocks.sizes(inputs))
+    }
+
+    /// The same in blocks of `[outputs, inputs]`.
+    pub(crate) fn quantize_in(self, blocks: [usize; 2]) -> Result<Self, WeightError> {
+        let matrix = Int8Matrix::quantize_in(self.input_output().transpose(), blocks)?;
+        Ok(Self { matrix: Matrix::Int8(matrix), ..self })
+    }
+
+    /// The same, rounding the input of an int8 matrix, or not. A rounded input is whole numbers of 14 bits times a step, the
+    /// largest magnitude of a token over 8191, so that the product is one of whole numbers (dynamic quantisation).
+    ///
+    /// A result is off by at most half a step times the sum of the magnitudes of its weights. That is much for a token with a
+    /// few features far larger than the others. Rounding is faster on the CPU kernels with AVX2; on other paths, and with a
+    /// dense matrix, nothing is rounded. Default: false.
+    pub fn with_rounded_input(self, rounds_input: bool) -> Self {
+        Self { rounds_input, ..self }
+    }
+
+    /// Whether the input may be rounded; see [`with_rounded_input`](Self::with_rounded_input).
+    pub fn rounds_input(&self) -> bool {
+        self.rounds_input
+    }
+
+    /// The matrix in the form in which it is stored.
+    pub fn stored(&self) -> &Matrix<B> {
+        &self.matrix
+    }
+
+    /// The matrix, if it is int8.
+    pub fn int8(&self) -> Option<&Int8Matrix<B>> {
+        match &self.matrix {
+            Matrix::Dense(_) => None,
+            Matrix::Int8(matrix) => Some(matrix),
+        }
+    }
+
+    /// The device of the parameters, whether or not they are allocated yet.
+    pub fn device(&self) -> B::Device {
+        match &self.matrix {
+            Matrix::Dense(matrix) => matrix.device(),
+            Matrix::Int8(matrix) => matrix.device(),
+        }
+    }
+
+    fn features(&self) -> [usize; 2] {
+        match &self.matrix {
+            Matrix::Dense(matrix) => matrix.features(),
+            Matrix::Int8(matrix) => {
+                let [outputs, inputs] = matrix.shape();
+                [inputs, outputs]
+            }
+        }
+    }
+
+    /// Number of input features.
+    pub fn input_size(&self) -> usize {
+        self.features()[0]
+    }
+
+    /// Number of output features.
+    pub fn output_size(&self) -> usize {
+        self.features()[1]
+    }
+
+    /// The element type of a dense matrix; for int8, that of the matrix before it was quantised.
+    pub fn dtype(&self) -> DType {
+        match &self.matrix {
+            Matrix::Dense(matrix) => matrix.values().dtype(),
+            Matrix::Int8(matrix) => matrix.dtype(),
+        }
+    }
+
+    /// The matrix as it is stored, see [`orientation`](Self::orientation); int8 is dequantised.
+    pub fn matrix(&self) -> Tensor<B, 2> {
+        match &self.matrix {
+            Matrix::Dense(matrix) => matrix.values(),
+            Matrix::Int8(matrix) => matrix.dense(),
+        }
+    }
+
+    /// The matrix in parts of its outputs, each `[in, part]` with elements of `dtype`. An int8 matrix is never dense as a
+    /// whole.
+    pub(crate) fn parts(&self, dtype: DType) -> impl Iterator<Item = Tensor<B, 2>> {
+        let outputs = self.output_size();
+        let most = match &self.matrix {
+            Matrix::Dense(_) => outputs,
+            Matrix::Int8(_) => DENSE_OUTPUTS.min(outputs),
+        };
+        (0..outputs.max(1)).step_by(most.max(1)).map(move |start| {
+            let part = match &self.matrix {
+                Matrix::Dense(_) => self.input_output(),
+                Matrix::Int8(matrix) => matrix.dense_outputs(start, most.min(outputs - start)).transpose(),
+            };
+            part.cast(dtype)
+        })
+    }
+
+    /// The matrix as `[in, out]`, whichever way it is stored.
+    pub fn input_output(&self) -> Tensor<B, 2> {
+        match self.orientation() {
+            Orientation::InputOutput => self.matrix(),
+            Orientation::OutputInput => self.matrix().transpose(),
+        }
+    }
+
+    /// The bias, `[out]`.
+    pub fn bias(&self) -> Option<Tensor<B, 1>> {
+        self.bias.as_ref().map(Param::val)
+    }
+
+    /// Whether there is a bias.
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    /// How the matrix is stored. int8 is always `[out, in]`.
+    pub fn orientation(&self) -> Orientation {
+        match &self.matrix {
+            Matrix::Dense(matrix) => matrix.orientation(),
+            Matrix::Int8(_) => Orientation::OutputInput,
+        }
+    }
+
+    /// The outputs `start..start + len` as a separate projection.
+    pub fn outputs(&self, start: usize, len: usize) -> Self {
+        let matrix = match &self.matrix {
+            Matrix::Dense(matrix) => Matrix::Dense(matrix.outputs(start, len)),
+            Matrix::Int8(matrix) => Matrix::Int8(matrix.outputs(start, len)),
+        };
+        let bias = self.bias().map(|bias| Param::initialized(ParamId::new(), bias.narrow(0, start, len)));
+        Self { matrix, bias, rounds_input: self.rounds_input }
+    }
+}
+
+fn zeros<B: Backend>(output: usize, bias: bool, dtype: DType, device: &B::Device) -> Option<Param<Tensor<B, 1>>> {
+    bias.then(|| lazy([output], dtype, device, move |device| Tensor::zeros([output], device)))
+}
