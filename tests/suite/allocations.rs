@@ -91,7 +91,7 @@ fn a_step_copies_no_history<B: InferenceBackend>() {
     let row = 2 * 8 * 4; // bytes of one token's keys, and of its values
     let mut step_at = |history: usize| {
         cache.reset();
-        // the content does not matter, only that the rows hold so many tokens
+        // the content does not matter, only the number of tokens in the rows
         for tokens in [history / 2, history - history / 2] {
             cache.step(tokens).unwrap().commit();
         }
@@ -191,7 +191,7 @@ fn a_rank_reads_and_holds_its_part<B: InferenceBackend>() {
             let split = (outputs + if int8 { outputs } else { 0 }) * float_bytes / 4; // QKV bias and scales
             let scales = if int8 { features * 4 } else { 0 }; // of the output projection
             let quarter = features * (outputs + width) * bytes / 4;
-            // Columns that lie less than a page apart are read through.
+            // Columns less than a page apart are read in one piece.
             let gaps = match orientation {
                 Orientation::OutputInput => [(features, width)],
                 Orientation::InputOutput => [(3 * features, width)],

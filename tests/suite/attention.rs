@@ -12,7 +12,7 @@ use burn_deepspeed::{
 
 use crate::common::{TOLERANCE, assert_near, golden, on_each_backend, seeded, values};
 
-/// Every float parameter drawn anew: fresh biases are zero and would hide what is done with them.
+/// Gives every float parameter random values: new biases are zero, which would hide mistakes.
 pub fn randomised<B: Backend, M: Module<B>>(module: M) -> M {
     struct Draw(u64);
     impl<B: Backend> ModuleMapper<B> for Draw {
@@ -59,7 +59,7 @@ fn the_record_of_outputs_is_consistent<B: InferenceBackend>() {
     let norm = attention.norm().unwrap();
     let expected = burn_deepspeed::ops::qkv_gemm::normalise(input.clone(), norm);
     assert_near(all.inp_norm.unwrap(), expected, TOLERANCE);
-    // the same step again, with nothing asked for: nothing is computed beside the output
+    // the same step again, with nothing requested: only the output is computed
     let keys = Keys::Cached(step.layer(0));
     let plain = attention.forward_detailed(input, AttentionMask::none(), keys, WantedOutputs::NONE).unwrap();
     assert!(plain.key.is_none() && plain.value.is_none() && plain.context.is_none() && plain.inp_norm.is_none());

@@ -1,4 +1,4 @@
-//! The KV cache: what fits, what is written where, and what nobody sees.
+//! The KV cache: capacity, where tokens are written, and which slots no query reads.
 
 use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_deepspeed::ops::Keys;
@@ -27,8 +27,8 @@ pub fn cache_of<B: Backend>(types: KvCacheType, batch: usize) -> KvCache<B> {
     llama().with_kv_cache_dtype(types).init_cache(batch, &Default::default()).unwrap()
 }
 
-/// Every kind of cache, and how far apart two ways to one result may be: a feature that lies between two whole numbers may go
-/// either way.
+/// Every kind of cache, and the difference allowed between two ways to compute one result: a feature halfway between two
+/// integers may be rounded either way.
 pub fn kinds<B: Backend>() -> Vec<(KvCacheType, f64)> {
     let int8 = Some(DataType::Int8);
     let mut kinds = vec![
@@ -283,7 +283,7 @@ fn memory_is_known_before_it_is_taken() {
     let bytes = config.cache_memory_bytes::<B>(3, &Default::default()).unwrap();
     assert_eq!(bytes, 2 * 5 * 3 * 2 * 8 * 32 * 4);
     assert_eq!(config.init_cache::<B>(3, &Default::default()).unwrap().memory_bytes(), bytes);
-    // beside int8 matrices a CPU keeps keys and values in f32
+    // with int8 matrices a CPU keeps keys and values in f32
     let int8 = config.clone().with_dtype(DataType::Int8);
     assert_eq!(int8.cache_memory_bytes::<B>(3, &Default::default()).unwrap(), bytes);
     assert_eq!(int8.init_cache::<B>(3, &Default::default()).unwrap().memory_bytes(), bytes);

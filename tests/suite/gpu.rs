@@ -68,7 +68,7 @@ fn layer() -> DeepSpeedInferenceConfig {
         .with_max_out_tokens(2048)
 }
 
-/// The kernels that the device runs for one decoding step behind 1100 tokens, in order.
+/// The kernels that the device runs for one decoding step after 1100 tokens, in order.
 fn launches_of_a_step<B: InferenceBackend>(log: &std::path::Path) -> Vec<String> {
     let device = Default::default();
     let attention = layer().init_self_attention::<B>(0, &device).unwrap();

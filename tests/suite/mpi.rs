@@ -19,7 +19,7 @@ const SHARED_MEMORY: &[&str] = &["--mca", "btl", "vader,self"];
 const TCP: &[&str] = &["--mca", "btl", "tcp,self", "--mca", "btl_tcp_if_include", "lo"];
 const SURVIVE: &[&str] = &["--enable-recovery"];
 
-/// Enough for processes to start beside everything else that a machine does.
+/// Long enough for processes to start on a busy machine.
 const START: Duration = Duration::from_secs(20);
 
 /// How long ranks wait for one that will not come.
@@ -39,7 +39,7 @@ struct Job {
 }
 
 impl Job {
-    /// Runs a scenario on so many processes, and ends it if it does not end.
+    /// Runs a scenario on several processes, and kills it if it does not end.
     #[track_caller]
     fn run(scenario: &str, ranks: usize, options: &[&[&str]]) -> Self {
         let _one = JOBS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -137,7 +137,7 @@ fn sums() {
         }
         say(rank, format_args!("{length} values: {bits:x}"));
     }
-    // Many in a row: nobody takes the values of another meeting.
+    // Many in a row: no rank takes the values of another sum.
     for round in 0..300 {
         let mut values = vec![(round * ranks + rank) as f32; if round % 50 == 0 { 40_000 } else { 3 }];
         world.all_reduce(&sum(values.len()), &mut values).unwrap();
@@ -197,7 +197,7 @@ fn groups() {
         world.all_reduce(&sum(1), &mut all).unwrap();
         assert_eq!(all, [6.0]);
     }
-    // A group of one of the groups, and of all again: nobody takes the values of another group.
+    // A group of one of the groups, and of all again: no rank takes the values of another group.
     let alone = if rank.is_multiple_of(2) { Some(group.split(rank as u32).unwrap()) } else { None };
     let turned = world.split(u32::from(rank == 3)).unwrap();
     let (mut all, mut own, mut one) = ([1.0], [1.0], [1.0]);

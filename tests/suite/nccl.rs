@@ -120,7 +120,7 @@ fn sums_in_a_row_do_not_mix() {
     });
 }
 
-/// The errors of every rank for a sum to which each brings what `partial` makes.
+/// The errors of every rank for a sum of what `partial` returns on each.
 fn errors<B: InferenceBackend>(
     limit: Duration,
     partial: impl Fn(usize) -> Tensor<B, 3> + Sync,

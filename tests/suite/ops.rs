@@ -119,7 +119,7 @@ fn hidden_nans_have_no_part_and_visible_ones_show<B: InferenceBackend>() {
 
 fn hidden_nans_have_no_part<B: InferenceBackend>(attend: fn(Attention<B>) -> Tensor<B, 4>) {
     let q = seeded::<B, 4>([1, 4, 3, 5], 1);
-    // As a projection gives them: heads beside each other in a token.
+    // As a projection stores them: the heads of a token are contiguous.
     let [k, v] = [2, 3].map(|seed| seeded::<B, 4>([1, 6, 2, 5], seed).swap_dims(1, 2));
     let clean = attend(plain(q.clone(), k.clone(), v.clone(), visibility(true, None, 2, 6)));
     // key 4 is visible to the last query only, key 5 to none

@@ -190,7 +190,7 @@ fn failing<B: InferenceBackend>(
 }
 
 fn a_rank_that_leaves_is_an_error_and_its_step_is_not_committed<B: InferenceBackend>() {
-    // rank 1 ends behind the prompt
+    // rank 1 ends after the prompt
     let ends = failing::<B>(|_, config| config, |rank, step| (rank == 0 || step == 0).then_some([5, 1, 1][step]));
     let gone = CommunicationError::Lost { rank: 1, ranks: 2, cause: "it was dropped".into() };
     assert_eq!(ends, [(Some(AttentionError::Communication(gone)), 5), (None, 5)]);
@@ -271,7 +271,7 @@ fn a_module_of_another_rank_is_refused() {
     assert_eq!(refused(other), ConfigError::OtherRank { rank: 0, ranks: 2, actual: 1, size: 2 });
 }
 
-/// What requires gradients is not added up behind autodiff's back.
+/// Tensors that require gradients are not summed without autodiff's knowledge.
 #[test]
 #[cfg(feature = "autodiff")]
 fn gradients_do_not_pass_between_ranks() {

@@ -102,7 +102,7 @@ fn an_int8_module_is_near_the_dense_one<B: InferenceBackend>() {
     }
 }
 
-/// A matrix that was f32 meets inputs of every float type that the backend has, a few rows and many of them.
+/// A matrix that was f32 multiplies inputs of every float type of the backend, with few rows and many.
 fn int8_meets_floats_of_every_type<B: InferenceBackend>() {
     let device = Default::default();
     let weight = |seed| Weight::new(seeded([37, 48], seed), Some(seeded([37], 2)), Orientation::OutputInput);
@@ -304,7 +304,7 @@ fn products_of_int8_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     }
 }
 
-/// A checkpoint is read into int8 where the module is int8 already, and that is what it becomes behind loading, too.
+/// Loading a checkpoint into an int8 module gives the same as quantising after loading.
 fn a_checkpoint_is_read_into_int8<B: InferenceBackend>() {
     let device = Default::default();
     for case in ["llama", "gpt2", "gpt_neox"] {

@@ -1,4 +1,4 @@
-//! Checkpoints of int8: the scales are those of DeepSpeed's `dequantize.cu`, and no byte is rounded anew.
+//! Checkpoints of int8: the scales are those of DeepSpeed's `dequantize.cu`, and no byte is rounded again.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ impl Matrix {
         (output * 89 + input * 57 + self.name.len() * 31) as u8 as i8
     }
 
-    /// Distinct, so that none can stand for another.
+    /// Distinct, so that a mix-up shows.
     pub fn scale(index: usize) -> f32 {
         0.001 + index as f32 * 0.0001
     }
@@ -37,7 +37,7 @@ impl Matrix {
         self.weight_of_parts(1 << self.merge_count, output, input)
     }
 
-    /// The same of so many parts, which need not be a power of two.
+    /// The same for `parts` parts, which need not be a power of two.
     pub fn weight_of_parts(&self, parts: usize, output: usize, input: usize) -> f64 {
         let partition = self.inputs / parts;
         let stride = partition * self.outputs / self.groups;
@@ -186,7 +186,7 @@ impl Layer {
             assert_eq!(module.output().int8().is_some(), int8);
             assert_weights(module.output(), |output, input| self.output.weight(output, 8 * shard.start + input));
             if let Some(matrix) = module.output().int8() {
-                // The bytes, too: had they been rounded anew, other pairs of element and scale could have the same product.
+                // The bytes, too: if they were rounded again, other pairs of element and scale could have the same product.
                 let elements: Vec<i64> = matrix.elements().into_data().iter().collect();
                 for (at, element) in elements.into_iter().enumerate() {
                     let [output, input] = [at / (8 * shard.len), at % (8 * shard.len)];
@@ -265,7 +265,7 @@ fn everywhere(names: WeightNames) -> AttentionNames {
     AttentionNames { norm: None, qkv, output: names, orientation: Orientation::OutputInput }
 }
 
-/// What `GroupQuantizer` leaves behind: a scale to each output, and those of two halves that nobody reads.
+/// What `GroupQuantizer` writes: a scale for each output, and those of two halves, which are not read.
 fn the_halves_of_the_group_quantizer_are_not_read<B: InferenceBackend>() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("layer.safetensors");

@@ -13,7 +13,7 @@ use crate::quantized_checkpoints::{Matrix, assert_weights, float};
 on_each_cpu_backend!(files_of_ranks_keep_their_scales);
 
 impl Matrix {
-    /// One of so many parts along the inputs, `[out, in / parts]`, and its own scales: what `merge_count` puts together.
+    /// One of several parts along the inputs, `[out, in / parts]`, with its own scales; `merge_count` joins such parts.
     fn part(&self, part: usize, parts: usize) -> [Entry; 2] {
         let inputs = self.inputs / parts;
         let element = |at: usize| self.element(at / inputs, part * inputs + at % inputs) as u8;

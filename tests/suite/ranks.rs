@@ -46,7 +46,7 @@ fn sums_are_those_of_plain_addition<B: InferenceBackend>() {
     }
 }
 
-/// Many sums in a row: nobody takes the values of another meeting.
+/// Many sums in a row: no rank takes the values of another sum.
 #[test]
 fn meetings_do_not_mix() {
     let ranks = 3;
@@ -171,7 +171,7 @@ fn ranks_that_do_different_things_add_nothing() {
     }
 }
 
-/// Whoever calls an engine by hand may say one thing and bring another.
+/// A caller that uses an engine directly may announce one thing and pass another.
 #[test]
 fn ranks_that_bring_other_than_as_many_values_add_nothing() {
     for [first, other] in [[40, 41], [40, 50_000], [50_000, 40]] {
@@ -186,7 +186,7 @@ fn ranks_that_bring_other_than_as_many_values_add_nothing() {
     }
 }
 
-/// Half types are added in f32: 256 ones behind 2048 are 2304 in f16, where each of them alone would be lost.
+/// Half types are added in f32: 2048 and 256 ones are 2304 in f16, where each one alone would be lost.
 #[test]
 #[cfg(feature = "flex")]
 fn half_types_are_rounded_once() {

@@ -101,7 +101,7 @@ fn assert_same_module<B: InferenceBackend>(read: &DeepSpeedSelfAttention<B>, exp
     }
 }
 
-/// A layer in one file and in the files of so many ranks; all of them are read on all of `targets`.
+/// A layer in one file, and in the files of several numbers of ranks. Each is read on every number in `targets`.
 struct Case<'a> {
     config: DeepSpeedInferenceConfig,
     names: AttentionNames,

@@ -15,7 +15,7 @@ const RANKS: &str = "BURN_DEEPSPEED_RESIDENT_RANKS";
 const HIDDEN: usize = 2048;
 const MIB: usize = 1 << 20;
 
-/// What loading needs beside the weights: threads, blocks to read into, and code, of which a build of every backend has most.
+/// What loading needs in addition to the weights: threads, read buffers, and code. A build of every backend has most code.
 const LOADER: usize = 24 * MIB;
 
 fn names() -> AttentionNames {

@@ -1,8 +1,8 @@
 //! A few rows through a matrix.
 
 use burn_deepspeed_core::layout::Orientation;
-use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, launch};
 use burn_deepspeed_kernels::cube::Machine;
+use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, launch};
 
 use crate::lab::{Element, Lab, lab};
 use crate::oracle::{assert_near, noise};
