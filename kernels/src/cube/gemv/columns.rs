@@ -151,7 +151,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, S: Size, N: Size>
     let slot = group * depth + neighbour;
     let strip = UNIT_POS / depth % tile.width;
     let columns = sizes.outputs / across as u32;
-    // Behind the last column its weights are read again, and the sums dropped.
+    // After the last column its weights are read again, and the sums dropped.
     let column = min(CUBE_POS_X * tile.width + strip, columns - 1);
 
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));

@@ -24,7 +24,7 @@ const UNEVEN_KEYS: u32 = 16;
 /// Features of which a head must have a multiple: columns of a product.
 const COLUMNS: usize = 8;
 
-/// Who multiplies.
+/// The units that multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
     /// Tensor cores, through fragments of `mma.m16n8k16`.

@@ -64,7 +64,7 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
     let width = comptime!(tile.layout().width);
     let key_head = key.head(CUBE_POS_Z, CUBE_POS_Y);
     let value_head = value.head(CUBE_POS_Z, CUBE_POS_Y);
-    // Places that change from step to step, and elements of int8 in flight, together take too many registers.
+    // Addresses that change from step to step, and elements of int8 in flight, together take too many registers.
     let unroll = comptime!(!tile.emulate && (tile.even() || !tile.int8));
     #[unroll(unroll)]
     for step in 0..comptime!(total.div_ceil(units)) {
