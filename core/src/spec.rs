@@ -7,6 +7,7 @@ use crate::position::PositionEncoding;
 /// What a layer's attention needs to know, derived and checked by `DeepSpeedInferenceConfig::resolve`. Sizes are those of one
 /// rank.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct AttentionSpec {
     /// Index of the layer, counted from 0.
     pub layer_id: usize,

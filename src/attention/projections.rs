@@ -51,7 +51,8 @@ impl<B: Backend> Projections<B> {
     }
 
     pub(super) fn with_kv_cache_dtype(self, kv_cache_dtype: KvCacheType) -> Self {
-        let spec = AttentionSpec { kv_cache_dtype, ..self.spec };
+        let mut spec = self.spec;
+        spec.kv_cache_dtype = kv_cache_dtype;
         let link = self.link.map(|link| Link { settings: spec.settings(), ..link });
         Self { spec, link, ..self }
     }

@@ -244,7 +244,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         let (device, dtype) = (self.output().device(), self.output().dtype());
         let most = tokens.iter().copied().max().unwrap_or(0);
         let capacity = self.spec().max_out_tokens.min(most + WARMUP_HISTORY);
-        let spec = AttentionSpec { max_out_tokens: capacity, ..self.spec().clone() };
+        let mut spec = self.spec().clone();
+        spec.max_out_tokens = capacity;
         for &new in tokens {
             let mut cache = KvCache::of_layer(&spec, dtype, batch, &device);
             for history in [0, capacity.saturating_sub(new)] {

@@ -182,3 +182,48 @@ fn cache_types(value: &serde_json::Value) -> Result<serde_json::Value, ConfigErr
     }
     Ok(Value::Object(sides))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layout::RotaryLayout;
+
+    fn read(text: &str) -> Result<DeepSpeedInferenceConfig, ConfigError> {
+        DeepSpeedInferenceConfig::from_json_str(text)
+    }
+
+    #[test]
+    fn a_file_without_dtype_means_fp16_and_null_means_the_default_of_the_backend() {
+        let plain = DeepSpeedInferenceConfig::new(64, 4);
+        assert_eq!(plain.dtype, None);
+        assert_eq!(read(r#"{ "hidden_size": 64, "heads": 4 }"#), Ok(plain.clone().with_dtype(DataType::Fp16)));
+        assert_eq!(read(r#"{ "hidden_size": 64, "heads": 4, "dtype": null }"#), Ok(plain.clone()));
+        for config in [plain.clone(), plain.with_dtype(DataType::Int8)] {
+            assert_eq!(read(&config.to_string()), Ok(config.clone()));
+            assert_eq!(serde_json::from_str::<DeepSpeedInferenceConfig>(&config.to_string()).ok(), Some(config));
+        }
+    }
+
+    #[test]
+    fn one_setter_sets_the_layout_and_the_width_of_rotary_positions() {
+        let rotary = |layout| {
+            let config = DeepSpeedInferenceConfig::new(64, 4).with_rotary(layout, 16);
+            (config.rotary_dim, config.rotate_half, config.rotate_every_two)
+        };
+        assert_eq!(rotary(RotaryLayout::Half), (Some(16), true, false));
+        assert_eq!(rotary(RotaryLayout::Interleaved), (Some(16), false, true));
+    }
+
+    #[test]
+    fn an_error_names_its_file_and_a_missing_setting_its_origin() {
+        let message = |error: ConfigError| error.to_string();
+        let missing = |origin| message(ConfigError::Missing { key: "heads", origin });
+        assert!(read(r#"{ "hidden_size": 64, "heads": -1 }"#).is_err_and(|e| message(e) == missing(Origin::DeepSpeed)));
+        assert!(missing(Origin::DeepSpeed).contains("-1 counts as not given"));
+        assert!(missing(Origin::HuggingFace).ends_with("copy it from the `config.json` of the model"));
+        assert!(!missing(Origin::Program).contains("-1"));
+        let in_file = ConfigError::GroupNorm.in_file(Path::new("a.json"));
+        assert_eq!(in_file, in_file.clone().in_file(Path::new("b.json")));
+        assert!(message(in_file).starts_with("in a.json: `norm_type` GroupNorm"));
+    }
+}

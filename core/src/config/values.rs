@@ -36,6 +36,7 @@ impl DataType {
 
 /// The norm before the QKV projection; DeepSpeed's `NormType`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum NormType {
     /// Mean and variance over the hidden size, <https://arxiv.org/abs/1607.06450>.
     LayerNorm,
@@ -48,6 +49,7 @@ pub enum NormType {
 
 /// Activation of the MLP that follows; DeepSpeed's `ActivationFuncType`. Attention does not read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub enum MlpActivation {
     /// Not known.
     UNKNOWN,

@@ -71,7 +71,7 @@ pub enum WeightError {
     /// The scales of an int8 matrix do not divide it into groups of equal length.
     #[error(
         "`{scales}` has {found} scales for the {outputs} outputs and {inputs} inputs of `{matrix}` in {parts} parts, which they \
-         do not divide into equal groups; each part takes as many scales, a divisor of its {} elements: check `merge_count`",
+         do not divide into equal groups; each part has the same number of scales, a divisor of its {} elements: check `merge_count`",
         .outputs * .inputs / .parts
     )]
     ScaleCount {
@@ -93,7 +93,7 @@ pub enum WeightError {
         "`{0}` is [1, 3], which is one scale and two of halves (DeepSpeed's `GroupQuantizer`) or three scales; save it as [1] or [3]"
     )]
     AmbiguousScales(String),
-    /// An int8 matrix cannot have been merged from that many parts.
+    /// An int8 matrix cannot have been merged from this number of parts.
     #[error(
         "`{matrix}` has {inputs} inputs, which cannot come from 2^{merge_count} parts; `merge_count` is the base-2 logarithm of \
          the partitions, here at most {}", .inputs.trailing_zeros()
@@ -106,12 +106,12 @@ pub enum WeightError {
         /// Base-2 logarithm of the parts.
         merge_count: u32,
     },
-    /// A split checkpoint of no files.
+    /// No file of a split checkpoint was named.
     #[error("no file was named; a split checkpoint has one for each rank that wrote it: name them in rank order")]
     NoFiles,
-    /// A split checkpoint of other than `training_mp_size` files.
+    /// The number of files of a split checkpoint is not `training_mp_size`.
     #[error(
-        "{files} files were named and `training_mp_size` says that {ranks} ranks wrote the checkpoint; name the file of every \
+        "{files} files were named and `training_mp_size` is {ranks}, the number of ranks that wrote the checkpoint; name the file of every \
          rank, in rank order, or set `training_mp_size` to {files}"
     )]
     FileCount {
@@ -120,7 +120,7 @@ pub enum WeightError {
         /// Ranks that wrote the checkpoint.
         ranks: usize,
     },
-    /// What is wrong with one of the files of a split checkpoint.
+    /// An error in one of the files of a split checkpoint.
     #[error("in {path}: {error}")]
     InFile {
         /// The file or folder.
@@ -150,7 +150,7 @@ pub enum WeightError {
     /// A weight that is to become int8 is infinite or NaN.
     #[error(
         "the weight from input {input} to output {output} is not finite, and int8 has no such number; \
-         mend the checkpoint, or keep the matrix dense"
+         correct the checkpoint, or keep the matrix dense"
     )]
     NotFinite {
         /// Output feature.
@@ -158,7 +158,7 @@ pub enum WeightError {
         /// Input feature.
         input: usize,
     },
-    /// The module has a norm in front and the names do not say where the checkpoint keeps it.
+    /// The module normalises its input, and the names do not name the norm in the checkpoint.
     #[error(
         "the module normalises its input and `AttentionNames::norm` is None; name the norm, or set `pre_layer_norm` to false"
     )]

@@ -4,6 +4,7 @@ use super::rotary::Rotary;
 
 /// The position encoding of a layer, after the configuration was checked.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum PositionEncoding {
     /// Attention sees no positions (GPT-2, OPT and BERT add them to the embedding).
     None,
