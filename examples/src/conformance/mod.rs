@@ -48,7 +48,8 @@ enum ExecutionPath {
 
 /// Runs the cases; the exit status is 1 if one fails, and 2 if they could not be run.
 pub fn conformance(arguments: &Arguments) -> ExitCode {
-    match on_backend!(arguments.backend, run, arguments) {
+    let failed: Result<usize, String> = on_backend!(arguments.backend, run, arguments);
+    match failed {
         Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(message) => {
