@@ -211,3 +211,24 @@ impl<B: Backend> KvCache<B> {
         if given == batch { Ok(()) } else { Err(AttentionError::RowCount { what, given, batch }) }
     }
 }
+
+#[cfg(all(test, feature = "ndarray"))]
+mod tests {
+    use super::*;
+    use crate::config::DeepSpeedInferenceConfig;
+    use burn_ndarray::NdArray;
+
+    #[test]
+    fn after_a_write_that_panicked_the_cache_says_so() -> Result<(), Box<dyn std::error::Error>> {
+        let (spec, device) = (DeepSpeedInferenceConfig::new(8, 2).resolve(0)?, Default::default());
+        let mut cache = KvCache::<NdArray>::new(&spec, 1, 2, &device)?;
+        let mut other = KvCache::<NdArray>::new(&spec, 1, 2, &device)?;
+        other.step(1)?.commit();
+        assert_eq!(cache.step(1)?.layer(0).check(&spec, DType::F32), Ok(()));
+        drop(cache.layers[0].take()?); // as a write does that never gives them back
+        assert_eq!(cache.step(1)?.layer(0).check(&spec, DType::F32), Err(AttentionError::CacheLost));
+        assert_eq!(cache.reorder(&[1, 0]), Err(AttentionError::CacheLost));
+        assert_eq!(cache.replace_row(0, &other, 0), Err(AttentionError::CacheLost));
+        Ok(())
+    }
+}
