@@ -2,42 +2,42 @@
 //!
 //! # What it needs
 //!
-//! One process, and a different CUDA device for each rank. CubeCL loads NCCL when the program runs, as `libnccl.so` (on Linux):
-//! packages without a `-dev` in their name and NVIDIA's wheel have `libnccl.so.2` alone, so add a symbolic link, and name its
-//! folder in `LD_LIBRARY_PATH`. A device belongs to one group at a time: CubeCL keeps one NCCL communicator for a set of devices
-//! as long as the process lives, and two groups would add to each other.
+//! One process, and a different CUDA device for each rank. CubeCL loads NCCL at run time as `libnccl.so` (on Linux). Packages
+//! without `-dev` in their name and NVIDIA's wheel contain only `libnccl.so.2`: add a symbolic link, and put its folder in
+//! `LD_LIBRARY_PATH`. A device belongs to one group at a time. CubeCL keeps one NCCL communicator per set of devices for the life
+//! of the process, so two groups on the same devices would add to each other.
 //!
-//! # What a sum is
+//! # How a sum works
 //!
-//! The ranks meet on the host first, like those of a [`LocalCommunicator`], with the same time limit and the same errors. Then
-//! each hands the sum to its device and goes on. NCCL runs on a stream of its own, behind what the device had to do before and
-//! ahead of whatever reads the sum; the sums of a group follow each other in the order of the calls. F16 and BF16 are turned into
-//! f32 for the sum, which [`Operations::all_reduce`] rounds once. In which order NCCL adds is its own affair, so the last
-//! bits may differ from those of the other engines, and with the number of devices.
+//! The ranks first agree on the host, like those of a [`LocalCommunicator`], with the same time limit and the same errors. Then
+//! each rank submits the sum to its device and continues. NCCL runs on its own stream, after the earlier work of the device and
+//! before anything that reads the sum. The sums of a group run in the order of the calls. F16 and BF16 are converted to f32 for
+//! the sum, which [`Operations::all_reduce`] rounds once. NCCL chooses the order of the additions, so the last bits may differ
+//! from those of the other engines, and with the number of devices.
 //!
 //! Tensors of other backends, and of other element types, are added on the host.
 //!
-//! # When something fails
+//! # Failures
 //!
-//! | what | is |
+//! | what happens | result |
 //! | --- | --- |
-//! | no driver, no NCCL, no such device, a device twice or of another group | [`CommunicationError::Unavailable`] from [`group`](NcclCommunicator::group) |
+//! | no driver, no NCCL, no such device, a device twice or in another group | [`CommunicationError::Unavailable`] from [`group`](NcclCommunicator::group) |
 //! | NCCL does not start, or adds wrongly | [`CommunicationError::Engine`] from `group`, which tries one sum |
-//! | a rank is late, gone, or about to do something else | the error of [`LocalCommunicator`] on every rank |
-//! | a kernel before the sum failed, or there is no memory for it | `Engine` on its rank, [`CommunicationError::Aborted`] on the others |
-//! | NCCL refuses a sum later | nothing: CubeCL 0.10 writes it to the log alone. The sum is NaN on that rank, and the others wait |
-//! | a device breaks inside a sum | what CUDA says of that device when it is read; the other devices may wait for ever |
-//! | memory ran out earlier, for what the partial result is made of | nothing, as on one device: CubeCL 0.10 leaves out the kernels |
+//! | a rank is late, lost, or about to do something else | the error of [`LocalCommunicator`] on every rank |
+//! | a kernel before the sum failed, or lacked memory | `Engine` on its rank, [`CommunicationError::Aborted`] on the others |
+//! | NCCL refuses a later sum | no error: CubeCL 0.10 only logs it. The sum is NaN on that rank, and the others wait |
+//! | a device fails during a sum | CUDA's error when that device is read; the other devices may wait forever |
+//! | memory ran out earlier, while the partial result was computed | no error, as on one device: CubeCL 0.10 skips the kernels |
 //!
-//! A rank asks its device for errors before the meeting, so devices begin a sum that all of them can end, and what NCCL refuses
-//! or breaks needs a fault behind that. No limit of ours reaches a device that waits in NCCL: end the process. That holds for an
-//! NCCL that did not start, too, as CubeCL does not start it on the same devices twice.
+//! A rank asks its device for errors before the agreement, so devices only start a sum that all of them can finish. Only a later
+//! fault can leave a device waiting in NCCL. The time limit does not reach such a device: end the process. The same holds if NCCL
+//! did not start, because CubeCL does not start it twice on the same devices.
 //!
 //! # What was run
 //!
-//! This engine has **never run on real GPUs**: there was no machine with two. What ran is everything of ours, of Burn's and of
-//! CubeCL's on a driver and an NCCL that live in host memory (`scripts/fake_cuda.c`, `scripts/fake_nccl.c`), where ranks really
-//! add and kernels do nothing; CI runs that, see `scripts/fake_gpus.py`.
+//! This engine has **never run on real GPUs**: no machine with two was available. Its code, Burn's and CubeCL's ran on stub CUDA
+//! and NCCL libraries in host memory (`scripts/fake_cuda.c`, `scripts/fake_nccl.c`), in which ranks really add and kernels do
+//! nothing. CI runs that; see `scripts/fake_gpus.py`.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -86,23 +86,23 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 
 /// One rank of a group of threads with a CUDA device each; see the [module](self).
 ///
-/// A rank that is dropped (its thread ended, or panicked) is gone, and the others hear of it at once.
+/// If a rank is dropped (its thread ended or panicked), the others get an error at once.
 #[derive(Debug)]
 pub struct NcclCommunicator {
-    /// Where the ranks meet before a device begins.
+    /// Agrees with the other ranks before a device starts a sum.
     host: LocalCommunicator,
     devices: Arc<Devices>,
 }
 
-/// The devices of a group in the order of its ranks, taken until the last of them is gone.
+/// The devices of a group in the order of its ranks, reserved until the last rank is dropped.
 #[derive(Debug)]
 struct Devices(Vec<DeviceNumber>);
 
 static TAKEN: Mutex<Vec<DeviceNumber>> = Mutex::new(Vec::new());
 
 impl NcclCommunicator {
-    /// A group with a rank for each device, in order; each goes to a thread of its own. NCCL starts here, and adds up one number
-    /// to show that it works, which takes seconds.
+    /// A group with a rank for each device, in order; move each to its own thread. NCCL starts here and adds one number as a
+    /// test, which takes seconds.
     ///
     /// # Errors
     /// [`CommunicationError::Unavailable`] without driver, NCCL, or as many free devices; [`CommunicationError::Engine`] if the
@@ -181,7 +181,7 @@ pub(crate) fn number(id: DeviceId) -> DeviceNumber {
     DeviceNumber { kind: id.type_id, index: id.index_id }
 }
 
-/// What CubeCL would panic about on a thread of its own, where nobody hears it.
+/// Checks what CubeCL would otherwise panic about on its own thread, where the panic is lost.
 fn look_for_libraries_and(devices: &[CudaDevice]) -> Result<(), String> {
     use cudarc::{driver, nccl};
 
@@ -212,7 +212,7 @@ fn look_for_libraries_and(devices: &[CudaDevice]) -> Result<(), String> {
     }
 }
 
-/// Starts NCCL on the devices and adds up the numbers of the ranks, from threads that may be left behind.
+/// Starts NCCL on the devices and adds the numbers of the ranks, on threads that may never end.
 fn try_one_sum(group: Vec<NcclCommunicator>, devices: &[CudaDevice]) -> Result<(), CommunicationError> {
     let failed = |cause: String| CommunicationError::Engine { engine: "NCCL", cause };
     let (report, reports) = channel();
