@@ -68,19 +68,21 @@ impl Sizes {
 
     /// The slot of a token.
     pub fn slot(&self, bounds: &ComptimeOption<Array<u32>>, place: Place) -> Slot {
-        let mut at = self.start + place.token;
+        let mut start = self.start;
         let mut end = self.end;
         #[comptime]
         match bounds {
             ComptimeOption::Some(bounds) => {
                 let row = place.batch * self.bounds.row;
-                at = bounds[row as usize] + place.token;
+                start = bounds[row as usize];
                 // The host has not seen these: no value may lead out of the cache.
                 end = min(bounds[(row + self.bounds.key) as usize], self.end);
             }
             ComptimeOption::None => {}
         }
-        Slot { at, taken: at < end }
+        let at = start + place.token;
+        // A sum that wraps is no slot.
+        Slot { at, taken: at >= start && at < end }
     }
 
     /// Where a vector of a query goes.

@@ -109,8 +109,9 @@ impl<R: Runtime> Rotation<R> {
         contract.require(half <= head_dim / 2, || {
             format!("`cos` has {half} pairs, expected at most half of the {head_dim} features of a head")
         });
+        let strides: [&[usize]; 2] = [cos.strides(), sin.strides()];
         contract.require(broadcast_strides::<R, 3>(cos) == broadcast_strides(sin), || {
-            format!("`sin` has strides {:?}, expected those of `cos`, {:?}", sin.strides(), cos.strides())
+            format!("`sin` has strides {:?}, expected those of `cos`, {:?}", strides[1], strides[0])
         });
         same_type("cos", &cos, f32_type())?;
         same_type("sin", &sin, f32_type())?;
