@@ -74,7 +74,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let started = Instant::now();
     let (model, report) = text::open(arguments.backend, &folder, &options)?;
     let (config, seconds) = (model.config(), started.elapsed().as_secs_f64());
-    eprintln!("{:?} with {} layers in {seconds:.2} s: {report}", config.architecture, config.layers);
+    eprintln!("{} with {} layers in {seconds:.2} s: {report}", config.family.name(), config.layers);
 
     if let Some(file) = &arguments.check {
         println!("{}", check::run(&*model, file, arguments.chunk)?);

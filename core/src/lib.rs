@@ -2,8 +2,10 @@
 //!
 //! This package names neither Burn nor CubeCL. The kernels and the layer for Burn both build on it.
 
+pub mod checkpoint;
 pub mod config;
 pub mod data_type;
+pub mod divisor;
 pub mod element;
 pub mod error;
 pub mod int8;

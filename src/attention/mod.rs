@@ -12,5 +12,4 @@ pub use bloom::BloomSelfAttention;
 pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
 pub use init::AttentionInit;
 pub use outputs::{AttentionOutput, WantedOutputs};
-pub(crate) use projections::Projections;
 pub use self_attention::DeepSpeedSelfAttention;

@@ -1,4 +1,4 @@
-//! Weights out of safetensors files: names, QKV layouts, conversion, and a strict report.
+//! Weights from safetensors files: names, QKV layouts, conversion, and a strict report.
 //!
 //! ```no_run
 //! use burn_deepspeed::AttentionInit;
@@ -9,6 +9,7 @@
 //! let device = Default::default();
 //! let model = HuggingFaceConfig::from_json_file("llama/config.json")?;
 //! let checkpoint = Checkpoint::open("llama")?;
+//! model.check(&checkpoint)?;
 //! for layer in 0..model.layers {
 //!     let names = model.attention_names(&checkpoint, layer);
 //!     let attention = model.attention_config(layer).init_self_attention::<NdArray>(layer, &device)?;
@@ -19,29 +20,24 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Matrices that a checkpoint keeps in int8 stay as they are in a module of int8, byte for byte, and become dense in a dense
-//! one; see [`ScaleNames`]. [`CheckpointWriter`] is the way back.
+//! Everything around attention is read with a [`ParameterReader`], single tensors with [`ReadTensors`].
+//!
+//! Matrices that a checkpoint keeps in int8 stay int8 in an int8 module, byte for byte, and become dense in a dense one; see
+//! [`ScaleNames`]. [`CheckpointWriter`] writes them again.
 //!
 //! A rank reads its part of each matrix and nothing else of the file. [`SplitCheckpoint`] is what several ranks wrote, a file
-//! each, for as many or as few ranks as there are now.
+//! each; it loads into any number of ranks.
 //!
 //! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
 
-mod checkpoint;
-mod fields;
-mod hugging_face;
-mod int8;
-mod layout;
-mod matrix;
-mod module;
-mod names;
-mod read;
-mod split;
-mod write;
+mod attention;
+mod parameters;
+mod tensors;
 
-pub use checkpoint::{Checkpoint, Conversion, LoadReport};
-pub use hugging_face::{Architecture, HuggingFaceConfig};
-pub use layout::QkvLayout;
-pub use names::{AttentionNames, NormNames, QkvNames, ScaleNames, WeightNames};
-pub use split::SplitCheckpoint;
-pub use write::CheckpointWriter;
+pub use burn_deepspeed_core::checkpoint::families::{self, Family};
+pub use burn_deepspeed_core::checkpoint::{
+    AttentionNames, Checkpoint, CheckpointWriter, Conversion, HuggingFaceConfig, LoadReport, NormNames, QkvLayout,
+    QkvNames, ScaleNames, SplitCheckpoint, WeightNames, WeightPart,
+};
+pub use parameters::ParameterReader;
+pub use tensors::{PackQkv, ReadTensors, WriteTensors};

@@ -3,7 +3,9 @@
 use std::num::NonZeroUsize;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames, WriteTensors,
+};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,

@@ -8,7 +8,9 @@ use burn::record::{
     JsonGzFileRecorder, NamedMpkFileRecorder, NamedMpkGzFileRecorder, PrettyJsonFileRecorder,
 };
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_deepspeed::load::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, WeightNames};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, NormNames, PackQkv, QkvLayout, QkvNames, ReadTensors, WeightNames,
+};
 use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{AttentionInit, AttentionMask, DeepSpeedSelfAttention, InferenceBackend, TpPlan, WeightError};
 use half::{bf16, f16};
@@ -159,6 +161,15 @@ mod errors {
         let (checkpoint, names) = case();
         let message = error(config().with_num_kv(Some(2)), &names, &checkpoint);
         assert!(message.contains("`weights.attn_qkvw` is [64, 192] and the module expects [64, 128]"), "{message}");
+    }
+
+    #[test]
+    fn heads_that_the_file_does_not_have_allocate_nothing() {
+        let (checkpoint, names) = case();
+        let mut config = config();
+        (config.heads, config.head_dim) = (1_000_000_000_000, Some(16));
+        let message = error(config, &names, &checkpoint);
+        assert!(message.contains("`weights.attn_qkvw` is [64, 192] and the module expects"), "{message}");
     }
 
     #[test]

@@ -309,7 +309,8 @@ fn a_checkpoint_is_read_into_int8<B: InferenceBackend>() {
     let device = Default::default();
     for case in ["llama", "gpt2", "gpt_neox"] {
         let folder = crate::common::golden("models").join(case);
-        let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap().with_dtype(DataType::Fp32);
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+        let config = config.with_attention(|attention| attention.with_dtype(DataType::Fp32));
         let checkpoint = Checkpoint::open(&folder).unwrap();
         let names = config.attention_names(&checkpoint, 0);
         let fresh = || config.attention_config(0).init_self_attention::<B>(0, &device).unwrap();

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed::load::{
-    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, SplitCheckpoint, WeightNames,
+    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, ReadTensors, SplitCheckpoint,
+    WeightNames,
 };
 use burn_deepspeed::weight::{Int8Blocks, Orientation, QkvWeight};
 use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend};

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use burn::tensor::DType;
-use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, QkvLayout, QkvNames, SplitCheckpoint};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, CheckpointWriter, QkvLayout, QkvNames, ReadTensors, SplitCheckpoint,
+};
 use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{ConfigError, DataType, WeightError};
 use safetensors::Dtype;

@@ -201,10 +201,13 @@ pub enum ConfigError {
         backend: String,
     },
     /// The model type of a Hugging Face configuration is not known.
-    #[error(
-        "`model_type` `{0}` is not supported; supported: bloom, gpt2, gpt_neo, gpt_neox, gptj, llama, mistral, opt, bert"
-    )]
-    UnknownModelType(String),
+    #[error("`model_type` `{model_type}` is not supported; supported: {}", .supported.join(", "))]
+    UnknownModelType {
+        /// The model type.
+        model_type: String,
+        /// The model families that are supported.
+        supported: Vec<&'static str>,
+    },
     /// The module does not fit the configuration.
     #[error("`{module}` cannot be built from this configuration: {fact}; {remedy}")]
     WrongModule {

@@ -55,6 +55,14 @@ pub enum WeightError {
         /// The type in the file.
         found: String,
     },
+    /// An integer does not fit the type that it is read into.
+    #[error("tensor `{name}` holds {value}, and integers are read as i64; the largest is {}", i64::MAX)]
+    IntegerTooLarge {
+        /// The tensor.
+        name: String,
+        /// The integer.
+        value: u64,
+    },
     /// A matrix of int8 without its scales.
     #[error(
         "the checkpoint has `{matrix}` in int8 and no scales `{scales}`{}; save them under this name, in f32, or name them in \

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout};
+use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout, ReadTensors};
 use burn_deepspeed::ops::{AdditiveMask, Softmax};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::position::alibi::slopes;

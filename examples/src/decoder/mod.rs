@@ -14,17 +14,15 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::activation::{gelu_approximate, relu, silu};
 use burn::tensor::{Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::load::HuggingFaceConfig;
+use burn_deepspeed::load::families::DecoderPaths;
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::parallel::{Communicator, Settings};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
     AttentionError, AttentionInit, AttentionMask, AttentionOutput, ConfigError, DataType, DeepSpeedSelfAttention,
-    InferenceBackend, KvCacheType, OfBackend, Operations, Positions, Step, WantedOutputs, WeightError,
+    InferenceBackend, KvCacheType, NormType, OfBackend, Operations, Positions, Step, WantedOutputs, WeightError,
 };
-
-/// OPT's table of positions starts with two rows that it does not use.
-const OPT_POSITION_OFFSET: usize = 2;
 
 /// A decoder-only language model.
 #[derive(Module, Debug)]
@@ -123,9 +121,8 @@ impl<B: Backend> Decoder<B> {
     /// A model with random weights.
     pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
         let hidden = config.attention_config(0).hidden_size;
-        let (family, flag) = (config.architecture, |key: &str| config.record[key].as_bool());
-        refuse(family == Architecture::Bert, "model_type", "bert", "a decoder; `embed` runs BERT")?;
-        let post_norm = family == Architecture::Opt && flag("do_layer_norm_before") == Some(false);
+        let (paths, flag) = (paths(config)?, |key: &str| config.record[key].as_bool());
+        let post_norm = !config.attention_config(0).pre_layer_norm;
         refuse(post_norm, "do_layer_norm_before", "false", "true: norms before attention and the MLP")?;
         let narrow = config.record["word_embed_proj_dim"].as_u64().is_some_and(|width| width != hidden as u64);
         refuse(narrow, "word_embed_proj_dim", "not the hidden size", "the hidden size")?;
@@ -135,16 +132,16 @@ impl<B: Backend> Decoder<B> {
         let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
         let embedding =
             |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
-        let position_offset = if family == Architecture::Opt { OPT_POSITION_OFFSET } else { 0 };
+        let position_offset = config.family.positions.map_or(0, |positions| positions.offset);
         let positions = config.learned_positions().map(|rows| embedding(rows + position_offset));
         let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
         Ok(Self {
             tokens: embedding(config.vocab_size),
             positions,
-            embedding_norm: (family == Architecture::Bloom).then(|| layer_norm(config, device)),
+            embedding_norm: paths.embedding_norm.map(|_| layer_norm(config, device)),
             blocks,
             final_norm: norm(config, device),
-            head: linear(config, [hidden, config.vocab_size], family == Architecture::GptJ, device)?,
+            head: linear(config, [hidden, config.vocab_size], paths.head_bias, device)?,
             position_offset,
         })
     }
@@ -178,6 +175,15 @@ impl<B: Backend> Decoder<B> {
     }
 }
 
+/// Where the family keeps the parts of its decoder, and how its blocks are built.
+fn paths(config: &HuggingFaceConfig) -> Result<DecoderPaths, ConfigError> {
+    config.family.decoder.ok_or_else(|| ConfigError::UnknownValue {
+        key: "model_type".into(),
+        value: config.family.name().into(),
+        accepted: "a decoder; `embed` runs BERT".into(),
+    })
+}
+
 fn refuse(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
     match condition {
         true => Err(ConfigError::UnknownValue { key: key.into(), value: value.into(), accepted: accepted.into() }),
@@ -192,8 +198,8 @@ fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Lay
 
 fn norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Norm<B> {
     let attention = config.attention_config(0);
-    match config.architecture {
-        Architecture::Llama | Architecture::Mistral => {
+    match attention.norm_type {
+        NormType::RMSNorm => {
             Norm::Rms(RmsNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device))
         }
         _ => Norm::Layer(layer_norm(config, device)),
@@ -221,25 +227,16 @@ impl<B: Backend> Block<B> {
         let attention_config = config.attention_config(layer);
         let attention = attention_config.init_self_attention(layer, device)?;
         let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
-        let gated = matches!(config.architecture, Architecture::Llama | Architecture::Mistral);
-        let bias = match config.architecture {
-            Architecture::Llama => config.record["mlp_bias"].as_bool().unwrap_or(false),
-            Architecture::Opt => config.record["enable_bias"].as_bool().unwrap_or(true),
-            _ => !gated,
-        };
+        let paths = paths(config)?;
+        let bias = paths.mlp_bias.of(&config.record);
         let linear = |input, output| linear(config, [input, output], bias, device);
-        let parallel = match config.architecture {
-            Architecture::GptJ => true,
-            Architecture::GptNeoX => config.record["use_parallel_residual"].as_bool().unwrap_or(true),
-            _ => false,
-        };
         Ok(Self {
             attention,
-            mlp_norm: (config.architecture != Architecture::GptJ).then(|| norm(config, device)),
-            gate: gated.then(|| linear(hidden, mlp)).transpose()?,
+            mlp_norm: paths.mlp_norm.map(|_| norm(config, device)),
+            gate: paths.gate.map(|_| linear(hidden, mlp)).transpose()?,
             up: linear(hidden, mlp)?,
             down: linear(mlp, hidden)?,
-            branch: if parallel { Branch::Parallel } else { Branch::Sequential },
+            branch: if paths.parallel.of(&config.record) { Branch::Parallel } else { Branch::Sequential },
             activation: Activation::parse(&config.activation)?,
             mlp_sum: None,
         })

@@ -7,7 +7,7 @@ use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use burn_deepspeed::error::Origin;
-use burn_deepspeed::load::{Architecture, HuggingFaceConfig};
+use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
@@ -40,7 +40,7 @@ impl<B: Backend> Encoder<B> {
     pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
         let text = |key: &str| config.record[key].as_str().unwrap_or_default();
         let remedy = "bert; `generate` runs the decoders";
-        accept(config.architecture == Architecture::Bert, "model_type", text("model_type"), remedy)?;
+        accept(config.family.name() == "bert", "model_type", text("model_type"), remedy)?;
         accept(config.activation == "gelu", "hidden_act", &config.activation, "gelu, the exact one")?;
         let relative = !matches!(text("position_embedding_type"), "" | "absolute");
         accept(!relative, "position_embedding_type", text("position_embedding_type"), "absolute")?;

@@ -84,12 +84,15 @@ impl<B: InferenceBackend> Embedder<B> {
             )
             .into());
         }
-        let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?.with_dtype(DataType::Fp32);
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?
+            .with_attention(|attention| attention.with_dtype(DataType::Fp32));
+        let checkpoint = Checkpoint::open(folder)?;
+        config.check(&checkpoint)?;
         let encoder = Encoder::init(&config, device)?;
         let max_positions = encoder.max_positions();
         let sentences = Sentences::open(folder, max_positions, config.vocab_size)?;
         check_pooling(folder)?;
-        let (encoder, report) = encoder.load(&config, &Checkpoint::open(folder)?, device)?;
+        let (encoder, report) = encoder.load(&config, &checkpoint, device)?;
         Ok((Self { sentences, encoder, device: device.clone() }, report))
     }
 

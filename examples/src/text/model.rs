@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::weight::Int8Blocks;
-use burn_deepspeed::{AttentionInit, DataType, InferenceBackend, KvCacheType};
+use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType};
 
 use super::{Batch, Session, TextSession};
 use crate::backend::BackendName;
@@ -32,6 +32,18 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self { dtype: DataType::Fp32, kv_cache: KvCacheType::default(), rank: None, uneven_heads: false }
+    }
+}
+
+impl Options {
+    /// The settings of attention under these options.
+    fn applied_to(&self, attention: DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
+        let attention =
+            attention.with_dtype(self.dtype).with_kv_cache_dtype(self.kv_cache).with_uneven_heads(self.uneven_heads);
+        match &self.rank {
+            Some(communicator) => attention.for_rank_of(&**communicator),
+            None => attention,
+        }
     }
 }
 
@@ -93,14 +105,9 @@ impl<B: InferenceBackend> Model<B> {
     /// Reads a folder in the Hugging Face layout; the report says what was read.
     pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?
-            .with_dtype(options.dtype)
-            .with_kv_cache_dtype(options.kv_cache)
-            .with_uneven_heads(options.uneven_heads);
-        let config = match &options.rank {
-            Some(communicator) => config.for_rank_of(&**communicator),
-            None => config,
-        };
+            .with_attention(|attention| options.applied_to(attention));
         let checkpoint = Checkpoint::open(folder)?;
+        config.check(&checkpoint)?;
         let (decoder, report) = Decoder::init(&config, device)?.load(&config, &checkpoint, device)?;
         let decoder = match &options.rank {
             Some(communicator) => decoder.with_communicator(communicator)?,
@@ -122,7 +129,7 @@ impl<B: InferenceBackend> TextModel for Model<B> {
     fn in_int8(&self, weights: bool, cache: KvCacheType) -> Result<Box<dyn TextModel>, Failure> {
         let decoder = self.decoder.clone().with_kv_cache_dtype(cache);
         Ok(Box::new(Self {
-            config: self.config.clone().with_kv_cache_dtype(cache),
+            config: self.config.clone().with_attention(|attention| attention.with_kv_cache_dtype(cache)),
             decoder: if weights { decoder.quantize(Int8Blocks::PerOutput)? } else { decoder },
             device: self.device.clone(),
         }))

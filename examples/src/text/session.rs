@@ -79,7 +79,7 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
             )
             .into());
         }
-        let attention = config.clone().with_max_out_tokens(capacity).attention_config(0);
+        let attention = config.attention_config(0).with_max_out_tokens(capacity);
         let cache = attention.init_cache(batch.ids.len(), &model.device)?;
         Ok(Self { model, cache, mask: vec![Vec::new(); batch.ids.len()] })
     }

@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::InferenceBackend;
-use burn_deepspeed::load::{HuggingFaceConfig, QkvLayout};
+use burn_deepspeed::load::{HuggingFaceConfig, PackQkv, QkvLayout};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::decoder::Decoder;
 use burn_deepspeed_examples::text::{Model, Options};

@@ -1,15 +1,16 @@
 //! The names under which a checkpoint keeps the parameters of one attention layer.
 
-use super::{Checkpoint, QkvLayout};
-use crate::weight::Orientation;
+use super::files::Checkpoint;
+use super::layout::QkvLayout;
+use crate::layout::Orientation;
 
 /// Where the parameters of one attention layer are in a checkpoint.
 ///
-/// Biases are looked up if the module has them; a bias that stands in the checkpoint and has no place in the module is an
-/// error. Scales are looked up where the matrix is int8.
+/// Biases are looked up if the module has them; a bias in the checkpoint that the module has no place for is an error. Scales
+/// are looked up where the matrix is int8.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttentionNames {
-    /// The norm in front; read if the module has one.
+    /// The norm before the projection; read if the module has one.
     pub norm: Option<NormNames>,
     /// The QKV projection.
     pub qkv: QkvNames,
@@ -41,20 +42,20 @@ pub struct WeightNames {
 
 /// Where the scales of an int8 matrix are, and which weights each belongs to; DeepSpeed's `dequantize.cu`.
 ///
-/// The matrix was put together along its inputs from 2^`merge_count` parts, `[out, in / 2^merge_count]` each. The elements of a
-/// part, counted output by output, are divided into as many groups of equal length as there are scales for each part.
-/// First come the scales of the first group of every part, then those of the second.
+/// The matrix was merged along its inputs from 2^`merge_count` parts, `[out, in / 2^merge_count]` each. The elements of a part,
+/// counted output by output, are divided into groups of equal length, one for each scale of the part. The scales of the first
+/// group of every part come first, then those of the second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScaleNames {
     /// The tensor, of floats and any shape. DeepSpeed's `GroupQuantizer` writes `[groups, 3]`, of which the first `groups`
-    /// numbers are the scales and the others those of two halves, which are not read.
+    /// numbers are the scales; the others are those of two halves and are not read.
     pub tensor: String,
-    /// Base-2 logarithm of the parts; DeepSpeed's `merge_count`, 0 for a matrix that is in one piece.
+    /// Base-2 logarithm of the parts; DeepSpeed's `merge_count`, 0 for a matrix that was not merged.
     pub merge_count: u32,
 }
 
 impl ScaleNames {
-    /// `matrix.scale`, of a matrix in one piece: the attribute of DeepSpeed's parameters.
+    /// `matrix.scale`, for a matrix that was not merged: the attribute of DeepSpeed's parameters.
     pub fn of(matrix: &str) -> Self {
         Self { tensor: format!("{matrix}.scale"), merge_count: 0 }
     }
@@ -66,7 +67,7 @@ impl WeightNames {
         Self::new(format!("{path}.weight"), format!("{path}.bias"))
     }
 
-    /// These names, and `matrix.scale`.
+    /// These names, with `matrix.scale` for the scales.
     pub fn new(matrix: String, bias: String) -> Self {
         Self { scales: ScaleNames::of(&matrix), matrix, bias }
     }
@@ -89,7 +90,7 @@ pub enum QkvNames {
         /// The order of its outputs.
         layout: QkvLayout,
     },
-    /// A matrix and a bias each.
+    /// A matrix and a bias for each.
     Separate {
         /// Queries.
         query: WeightNames,
@@ -98,7 +99,7 @@ pub enum QkvNames {
         /// Values.
         value: WeightNames,
     },
-    /// A matrix each, with scales by the name of [`ScaleNames::of`], and one bias `q | k | v`.
+    /// A matrix for each, with scales named as in [`ScaleNames::of`], and one bias `q | k | v`.
     SeparateWithFusedBias {
         /// Matrix of the queries.
         query: String,
@@ -126,13 +127,13 @@ impl QkvNames {
 
 impl AttentionNames {
     /// DeepSpeed's names: `attn_qkvw`, or `attn_qw`, `attn_kw` and `attn_vw` where the checkpoint has only those;
-    /// `attn_ow`, `norm_w` and their biases. The norm is looked up beside the projections and in the block around them,
-    /// where DeepSpeed keeps it (`h.0.norm_w` beside `h.0.attention.attn_qkvw`). The scales of an int8 matrix are the tensor
+    /// `attn_ow`, `norm_w` and their biases. The norm is looked up next to the projections and in the block around them, where
+    /// DeepSpeed keeps it (`h.0.norm_w` for `h.0.attention.attn_qkvw`). The scales of an int8 matrix are the tensor
     /// `attn_qkvw.scale` (and so on) of the checkpoint, since a file has no attributes.
     ///
     /// `layout` is that of `attn_qkvw`, which for BLOOM is [`QkvLayout::PerHead`]. `orientation` is
     /// [`Orientation::InputOutput`] for matrices that DeepSpeed injected, [`Orientation::OutputInput`] under its
-    /// `transposed_mode` and `set_empty_params`, and for int8. Shapes cannot tell either of them, so both must be said.
+    /// `transposed_mode` and `set_empty_params`, and for int8. Neither follows from shapes, so both must be stated.
     pub fn deepspeed(checkpoint: &Checkpoint, prefix: &str, layout: QkvLayout, orientation: Orientation) -> Self {
         let name = |stem: &str| format!("{prefix}{stem}");
         let weight = |stem: &str| WeightNames::new(name(&format!("attn_{stem}w")), name(&format!("attn_{stem}b")));
@@ -150,8 +151,8 @@ impl AttentionNames {
         };
         let block =
             prefix.trim_end_matches('.').rsplit_once('.').map_or(String::new(), |(block, _)| format!("{block}."));
-        let beside = checkpoint.contains(&name("norm_w")) || !checkpoint.contains(&format!("{block}norm_w"));
-        let norm = if beside { prefix } else { &block };
+        let adjacent = checkpoint.contains(&name("norm_w")) || !checkpoint.contains(&format!("{block}norm_w"));
+        let norm = if adjacent { prefix } else { &block };
         Self {
             norm: Some(NormNames { gamma: format!("{norm}norm_w"), beta: format!("{norm}norm_b") }),
             qkv,
@@ -160,9 +161,9 @@ impl AttentionNames {
         }
     }
 
-    /// The same names of an int8 checkpoint that was merged from 2^`merge_count` partitions; DeepSpeed's `merge_count`. The
-    /// output projection is cut along its inputs, so its scales alternate. The partitions of QKV lie along the outputs,
-    /// where the scales of one stand behind those of the other, as they do without merging.
+    /// The same names for an int8 checkpoint that was merged from 2^`merge_count` partitions; DeepSpeed's `merge_count`. The
+    /// output projection is cut along its inputs, so its scales alternate. QKV is cut along its outputs, so the scales of its
+    /// partitions follow each other, as they do without merging.
     pub fn with_merge_count(mut self, merge_count: u32) -> Self {
         self.output.scales.merge_count = merge_count;
         self

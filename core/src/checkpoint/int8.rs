@@ -1,13 +1,11 @@
 //! Matrices that a checkpoint keeps in int8, and the scales that DeepSpeed gives them.
 
-use burn::tensor::{DType, backend::Backend};
-
-use super::ScaleNames;
-use super::matrix::Piece;
-use super::read::{Kind, Run, Segment};
-use crate::error::{ConfigError, WeightError};
-use crate::weight::Int8Matrix;
-use burn_deepspeed_core::spelling::nearest;
+use super::names::ScaleNames;
+use super::piece::Piece;
+use super::runs::{Run, Segment};
+use crate::divisor::gcd;
+use crate::error::WeightError;
+use crate::spelling::nearest;
 
 /// Which scale a weight has: the index that DeepSpeed's `dequantize.cu` computes. See [`ScaleNames`].
 #[derive(Debug, Clone, Copy)]
@@ -16,12 +14,12 @@ pub(super) struct Groups {
     parts: usize,
     /// Inputs of a part.
     inputs: usize,
-    /// Elements of a part that share a scale, one behind the other.
+    /// Contiguous elements of a part that share a scale.
     length: usize,
 }
 
 impl Groups {
-    /// Groups of a matrix `[out, in]` with so many scales; `matrix` is its name.
+    /// Groups of a matrix `[out, in]` with this number of scales; `matrix` is its name.
     pub(super) fn new(
         matrix: &str,
         [outputs, inputs]: [usize; 2],
@@ -37,7 +35,7 @@ impl Groups {
         Ok(Self { parts, inputs: inputs / parts, length: elements / groups })
     }
 
-    /// Parts of a matrix with so many inputs.
+    /// Parts of a matrix with this number of inputs.
     pub(super) fn parts(matrix: &str, inputs: usize, merge_count: u32) -> Result<usize, WeightError> {
         let parts = 1usize.checked_shl(merge_count).filter(|&parts| inputs > 0 && inputs.is_multiple_of(parts));
         parts.ok_or_else(|| WeightError::MergeCount { matrix: matrix.into(), inputs, merge_count })
@@ -54,7 +52,7 @@ impl Groups {
     }
 }
 
-/// The groups of a matrix of int8 and how many scales it has.
+/// The groups of an int8 matrix and the number of its scales.
 struct Scaled<'a> {
     piece: &'a Piece<'a>,
     groups: Groups,
@@ -79,7 +77,7 @@ impl<'a> Scaled<'a> {
         Ok(Self { piece, groups, count })
     }
 
-    /// Where the scale changes along the inputs of what the pieces make.
+    /// Where the scale changes along the inputs of the assembled matrix.
     fn edges(&self) -> impl Iterator<Item = usize> {
         let width = self.groups.width();
         self.piece.inputs.iter().flat_map(move |&Segment { from, len, to }| {
@@ -89,23 +87,29 @@ impl<'a> Scaled<'a> {
     }
 }
 
-/// Elements `[out, in]` and the scales of their blocks, as [`Int8Matrix`] has them.
-pub(super) struct Blocks {
-    elements: Vec<i8>,
-    scales: Vec<f32>,
-    shape: [usize; 2],
-    blocks: [usize; 2],
+/// A matrix `[out, in]` of int8 in which regular blocks share a scale.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BlockedInt8 {
+    /// The elements, output by output.
+    pub elements: Vec<i8>,
+    /// A scale for each block, row by row: output `o` and input `i` have that of block `[o / blocks[0], i / blocks[1]]`.
+    pub scales: Vec<f32>,
+    /// Outputs and inputs.
+    pub shape: [usize; 2],
+    /// Outputs and inputs of a block.
+    pub blocks: [usize; 2],
 }
 
-impl Blocks {
-    /// A matrix that pieces make: the same elements, and the largest regular blocks in which every weight keeps its scale.
-    /// Blocks follow from the groups and not from the values of the scales.
+impl BlockedInt8 {
+    /// The matrix that these pieces make: the same elements, and the largest regular blocks in which every weight keeps its
+    /// scale. Blocks follow from the groups and not from the values of the scales.
     pub(super) fn read(pieces: &[Piece<'_>], shape: [usize; 2]) -> Result<Self, WeightError> {
+        pieces.iter().try_for_each(Piece::check)?;
         let [outputs, inputs] = shape;
         let mut elements = vec![0i8; outputs * inputs];
         for piece in pieces {
             let runs = (piece.runs([inputs, 1]), piece.stride([inputs, 1]));
-            piece.checkpoint.elements(Kind::Integers, (piece.matrix, &piece.stored_shape()), runs, &mut elements)?;
+            piece.checkpoint.read_int8((piece.matrix, &piece.stored_shape()), runs, &mut elements)?;
             piece.checkpoint.log_loaded(piece.matrix);
         }
         let scaled = pieces.iter().map(Scaled::new).collect::<Result<Vec<_>, _>>()?;
@@ -133,13 +137,8 @@ impl Blocks {
         Ok(Self { elements, scales: scales(&scaled, &ids)?, shape, blocks: [tall, wide] })
     }
 
-    /// The matrix; products with it are of `dtype`.
-    pub(super) fn int8<B: Backend>(self, dtype: DType, device: &B::Device) -> Result<Int8Matrix<B>, ConfigError> {
-        Int8Matrix::from_blocks(self.elements, self.scales, self.shape, self.blocks, dtype, device)
-    }
-
-    /// The elements of an output, and the weight that one at an input stands for.
-    pub(super) fn weights(&self, output: usize) -> impl Iterator<Item = f32> {
+    /// The dense weights of an output.
+    pub fn weights(&self, output: usize) -> impl Iterator<Item = f32> {
         let ([_, inputs], [tall, wide]) = (self.shape, self.blocks);
         let across = inputs.div_ceil(wide);
         let scales = &self.scales[output / tall * across..][..across];
@@ -158,15 +157,10 @@ fn scales(matrices: &[Scaled<'_>], ids: &[u32]) -> Result<Vec<f32>, WeightError>
         let own = [first, first + count].map(|id| needed.partition_point(|&needed| (needed as usize) < id));
         let runs = (own[0]..own[1]).map(|to| Run { start: needed[to] as usize - first, len: 1, to });
         let shape = checkpoint.shape(&scales.tensor).unwrap_or_default();
-        checkpoint.elements(Kind::Floats, (&scales.tensor, shape), (runs, 1), &mut values)?;
+        checkpoint.read_floats((&scales.tensor, shape), (runs, 1), &mut values)?;
         checkpoint.log_loaded(&scales.tensor);
         first += count;
     }
     let place = |id: &u32| needed.partition_point(|needed| needed < id);
     Ok(ids.iter().map(|id| values[place(id)]).collect())
-}
-
-/// The greatest common divisor; of 0 and a number, the number.
-pub(super) fn gcd(a: usize, b: usize) -> usize {
-    if b == 0 { a } else { gcd(b, a % b) }
 }

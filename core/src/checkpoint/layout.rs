@@ -1,12 +1,10 @@
 //! How a checkpoint packs queries, keys and values into one matrix.
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
-
-use super::read::Segment;
+use super::runs::Segment;
 use crate::error::ConfigError;
 use crate::parallel::{HeadShard, TpPlan};
 
-/// The order of the outputs of a fused QKV matrix. Shapes agree between layouts and values do not, so there is no default.
+/// The order of the outputs of a fused QKV matrix. The layouts differ in values and not in shapes, so there is no default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkvLayout {
     /// `q | k | v`: GPT-2, DeepSpeed's `attn_qkvw`, and what the modules hold.
@@ -15,61 +13,28 @@ pub enum QkvLayout {
     PerHead,
     /// For each key/value head the queries of its group, its key, its value: Falcon.
     PerGroup,
-    /// `q | k | v` of each of so many ranks, one behind the other: fused checkpoints that were saved by a
-    /// tensor-parallel training run. Where there are more ranks than key/value heads, each rank has a copy of its own.
+    /// `q | k | v` of each of this number of ranks in turn: fused checkpoints that were saved by a tensor-parallel training run.
+    /// Where there are more ranks than key/value heads, each rank has a copy of its own.
     PerRank(usize),
 }
 
 impl QkvLayout {
-    /// The fused outputs of whole queries, keys and values: the way back from [`split`](Self::split) with all heads.
-    ///
-    /// # Shapes
-    /// - parts: `[rows, all N·H, columns]` and twice `[rows, all K·H, columns]`
-    /// - output: `[rows, (all N + 2 all K)·H, columns]`; under [`PerRank`](Self::PerRank) more if key/value heads are replicated
-    ///
-    /// # Panics
-    /// As [`split`](Self::split).
-    pub fn merge<B: Backend>(self, parts: [Tensor<B, 3>; 3], head_dim: usize) -> Tensor<B, 3> {
-        let [heads, kv_heads] = [0, 1].map(|part: usize| parts[part].dims()[1] / head_dim);
-        let whole = whole(heads, kv_heads);
-        let rows = rows(&self.checked_heads(&whole), &Part::all(&whole), head_dim);
-        picked(Tensor::cat(parts.into(), 1), 1, &rows)
-    }
-
-    /// Queries, keys and values of the heads of `shard`, taken out of the fused outputs of the whole model.
-    ///
-    /// # Shapes
-    /// - fused: `[rows, (all N + 2 all K)·H, columns]`; under [`PerRank`](Self::PerRank) more if key/value heads are replicated
-    /// - output: `[rows, N·H, columns]` and twice `[rows, K·H, columns]`
-    ///
-    /// # Panics
-    /// If the heads do not fit the layout: [`PerHead`](Self::PerHead) needs a key/value head for every query head,
-    /// [`PerRank`](Self::PerRank) a rank count that the heads can be split over.
-    pub fn split<B: Backend>(self, fused: Tensor<B, 3>, shard: &HeadShard, head_dim: usize) -> [Tensor<B, 3>; 3] {
-        let heads = self.checked_heads(&whole(shard.total, shard.kv_total));
-        Part::ALL.map(|part| picked(fused.clone(), 1, &rows(&part.heads(shard), &heads, head_dim)))
-    }
-
-    fn checked_heads(self, shard: &HeadShard) -> Vec<Head> {
-        self.heads(shard).unwrap_or_else(|error| panic!("QkvLayout::{self:?}: {error}"))
-    }
-
     /// The heads of `shard` in the order that their features have in a fused matrix of this layout, which holds these heads
-    /// and no others. Those that several ranks wrote stand there several times.
+    /// and no others. Heads that several ranks wrote are listed several times.
     ///
     /// # Errors
-    /// [`ConfigError::Ranks`] if so many ranks as [`PerRank`](Self::PerRank) says cannot have written them.
+    /// [`ConfigError::Ranks`] if the ranks of [`PerRank`](Self::PerRank) cannot have written them.
     ///
     /// # Panics
     /// If [`PerHead`](Self::PerHead) does not find a key/value head for every query head.
-    pub(super) fn heads(self, shard: &HeadShard) -> Result<Vec<Head>, ConfigError> {
+    pub fn heads(self, shard: &HeadShard) -> Result<Vec<Head>, ConfigError> {
         let HeadShard { total, kv_total, start, kv_start, .. } = *shard;
         Ok(match self {
             Self::Concat => Part::all(shard),
             Self::PerHead => {
                 assert!(
                     total == kv_total,
-                    "QkvLayout::PerHead: {total} query heads and {kv_total} key/value heads, expected as many"
+                    "QkvLayout::PerHead: {total} query heads and {kv_total} key/value heads, expected equal numbers"
                 );
                 shard.queries().flat_map(|index| Part::ALL.map(|part| Head { part, index })).collect()
             }
@@ -93,8 +58,36 @@ impl QkvLayout {
         })
     }
 
-    /// The layout of a file that so many ranks wrote and `torch.cat` made one: `q | k | v` of each of them.
-    pub(super) fn concatenated(self, ranks: usize) -> Self {
+    /// The places of the features of one part of the heads `wanted` in the fused outputs of `model`, in order.
+    ///
+    /// # Errors
+    /// Those of [`heads`](Self::heads).
+    ///
+    /// # Panics
+    /// If the heads do not fit the layout; see [`heads`](Self::heads).
+    pub fn features(
+        self,
+        model: &HeadShard,
+        part: Part,
+        wanted: &HeadShard,
+        head_dim: usize,
+    ) -> Result<Vec<usize>, ConfigError> {
+        Ok(rows(&part.heads(wanted), &self.heads(model)?, head_dim))
+    }
+
+    /// The places in `q | k | v` of the features of this layout, in order: `shard` is all that either holds.
+    ///
+    /// # Errors
+    /// Those of [`heads`](Self::heads).
+    ///
+    /// # Panics
+    /// If the heads do not fit the layout; see [`heads`](Self::heads).
+    pub fn order(self, shard: &HeadShard, head_dim: usize) -> Result<Vec<usize>, ConfigError> {
+        Ok(rows(&self.heads(shard)?, &Part::all(shard), head_dim))
+    }
+
+    /// The layout of the files of several ranks after `torch.cat`: `q | k | v` of each of them.
+    pub fn concatenated(self, ranks: usize) -> Self {
         match self {
             Self::Concat if ranks > 1 => Self::PerRank(ranks),
             other => other,
@@ -102,7 +95,7 @@ impl QkvLayout {
     }
 }
 
-/// The heads of each of so many ranks, in their order. They need not be as many on each.
+/// The heads of each rank, in the order of the ranks. The numbers of heads may differ by one.
 ///
 /// # Errors
 /// [`ConfigError::Ranks`] for more ranks than heads, or none.
@@ -110,23 +103,28 @@ pub(super) fn shards(heads: usize, kv_heads: usize, ranks: usize) -> Result<Vec<
     Ok(TpPlan::uneven(heads, kv_heads, ranks)?.shards().collect())
 }
 
-fn whole(total: usize, kv_total: usize) -> HeadShard {
+/// All heads of a model on one rank.
+pub fn whole(total: usize, kv_total: usize) -> HeadShard {
     HeadShard { total, start: 0, len: total, kv_total, kv_start: 0, kv_len: kv_total }
 }
 
-/// What a projection computes of a head.
+/// What a projection computes for a head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub enum Part {
+    /// The query.
     Query,
+    /// The key.
     Key,
+    /// The value.
     Value,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+    /// In the order in which the modules hold them.
+    pub const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
 
     /// This part of the heads of `shard`.
-    pub(super) fn heads(self, shard: &HeadShard) -> Vec<Head> {
+    pub fn heads(self, shard: &HeadShard) -> Vec<Head> {
         let own = match self {
             Self::Query => shard.queries(),
             Self::Key | Self::Value => shard.keys(),
@@ -135,16 +133,18 @@ impl Part {
     }
 
     /// `q | k | v` of `shard`.
-    pub(super) fn all(shard: &HeadShard) -> Vec<Head> {
+    pub fn all(shard: &HeadShard) -> Vec<Head> {
         Self::ALL.into_iter().flat_map(|part| part.heads(shard)).collect()
     }
 }
 
 /// The query, key or value of a head; heads are counted in the whole model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Head {
-    part: Part,
-    index: usize,
+pub struct Head {
+    /// Query, key or value.
+    pub part: Part,
+    /// Index among the query heads, or among the key/value heads.
+    pub index: usize,
 }
 
 /// The first source that has a head, and the head's place there.
@@ -153,7 +153,7 @@ fn find(head: &Head, sources: &[&[Head]]) -> (usize, usize) {
     places.enumerate().find_map(|(source, place)| Some((source, place?))).expect("some rank has every head")
 }
 
-/// Of each source, where the features of its heads go if `wanted` lie one behind the other.
+/// For each source, where the features of its heads go if those of `wanted` are contiguous.
 pub(super) fn segments(wanted: &[Head], sources: &[&[Head]], head_dim: usize) -> Vec<Vec<Segment>> {
     let mut found: Vec<Vec<Segment>> = vec![Vec::new(); sources.len()];
     for (to, head) in wanted.iter().enumerate() {
@@ -172,17 +172,7 @@ pub(super) fn segments(wanted: &[Head], sources: &[&[Head]], head_dim: usize) ->
 }
 
 /// Which features of `source` those of `wanted` are, in order.
-pub(super) fn rows(wanted: &[Head], source: &[Head], head_dim: usize) -> Vec<usize> {
+fn rows(wanted: &[Head], source: &[Head], head_dim: usize) -> Vec<usize> {
     let first = wanted.iter().map(|head| find(head, &[source]).1 * head_dim);
     first.flat_map(|first| first..first + head_dim).collect()
-}
-
-/// These places of an axis, in this order.
-pub(super) fn picked<B: Backend, const D: usize>(tensor: Tensor<B, D>, axis: usize, places: &[usize]) -> Tensor<B, D> {
-    if let Some(&first) = places.first().filter(|&&first| places.iter().copied().eq(first..first + places.len())) {
-        return tensor.narrow(axis, first, places.len()); // a view, where the others are gathered
-    }
-    let index: Vec<i64> = places.iter().map(|&place| place as i64).collect();
-    let index = Tensor::from_data(TensorData::new(index, [places.len()]), &tensor.device());
-    tensor.select(axis, index)
 }

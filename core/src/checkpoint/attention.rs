@@ -1,0 +1,203 @@
+//! The projections of one attention layer on one rank, in the files of the ranks that wrote the checkpoint.
+
+use std::ops::Range;
+
+use super::files::Checkpoint;
+use super::layout::{Head, Part, segments, shards};
+use super::names::{AttentionNames, QkvNames, ScaleNames};
+use super::parts::{BiasParts, ProjectionParts};
+use super::piece::{BiasPiece, Piece};
+use super::runs::Segment;
+use crate::error::WeightError;
+use crate::layout::Orientation;
+use crate::parallel::HeadShard;
+use crate::spec::AttentionSpec;
+
+/// What the files hold of one attention layer. A single file of all heads is treated as written by one rank.
+#[derive(Debug)]
+pub struct AttentionFiles<'a> {
+    files: &'a [Checkpoint],
+    /// The heads of each file.
+    shards: Vec<HeadShard>,
+    names: &'a AttentionNames,
+    /// Ranks whose parts `torch.cat` concatenated in each file.
+    concatenated: usize,
+    spec: &'a AttentionSpec,
+}
+
+/// A projection in a file: its names, and the heads that its outputs are.
+#[derive(Debug)]
+struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    matrix: &'a str,
+    scales: ScaleNames,
+    heads: Vec<Head>,
+}
+
+/// A bias in a file, and the heads that its elements are.
+#[derive(Debug)]
+struct BiasSource<'a> {
+    checkpoint: &'a Checkpoint,
+    name: &'a str,
+    heads: Vec<Head>,
+}
+
+/// Where queries, keys and values are, whoever wrote them.
+#[derive(Debug)]
+pub struct QkvSources<'a> {
+    matrices: Vec<Source<'a>>,
+    biases: Vec<BiasSource<'a>>,
+    names: &'a AttentionNames,
+    head_dim: usize,
+}
+
+impl<'a> AttentionFiles<'a> {
+    /// The layer of `spec` in these files. `concatenated` is the number of ranks whose parts each file holds one after the other.
+    ///
+    /// # Errors
+    /// [`ConfigError::Ranks`](crate::error::ConfigError::Ranks) if the heads do not split over the files.
+    pub fn new(
+        files: &'a [Checkpoint],
+        concatenated: usize,
+        names: &'a AttentionNames,
+        spec: &'a AttentionSpec,
+    ) -> Result<Self, WeightError> {
+        let shards = shards(spec.shard.total, spec.shard.kv_total, files.len())?;
+        Ok(Self { files, shards, names, concatenated, spec })
+    }
+
+    /// The output projection, `[E, N·H]`.
+    ///
+    /// # Errors
+    /// A [`WeightError`] that names a matrix of another shape than the heads imply.
+    pub fn output(&self) -> Result<ProjectionParts<'a>, WeightError> {
+        let (hidden, head_dim, names) = (self.spec.hidden_size, self.spec.head_dim, &self.names.output);
+        let own: Vec<_> = self.own_files().collect();
+        for (checkpoint, shard) in &own {
+            let shape = self.names.orientation.shape(width(shard.len, head_dim), hidden);
+            checkpoint.check_shape(&names.matrix, &shape)?;
+        }
+        let heads: Vec<_> = own.iter().map(|(_, shard)| Part::Query.heads(shard)).collect();
+        let sources: Vec<&[Head]> = heads.iter().map(Vec::as_slice).collect();
+        let cuts = segments(&Part::Query.heads(&self.spec.shard), &sources, head_dim);
+        let pieces = own.iter().zip(&heads).zip(cuts).filter(|(_, inputs)| !inputs.is_empty());
+        let pieces = pieces.map(|(((checkpoint, _), heads), inputs)| Piece {
+            checkpoint,
+            matrix: &names.matrix,
+            scales: names.scales.clone(),
+            orientation: self.names.orientation,
+            shape: [hidden, heads.len() * head_dim],
+            outputs: vec![Segment::whole(hidden)],
+            inputs,
+        });
+        Ok(ProjectionParts {
+            matrix: pieces.collect(),
+            bias: BiasParts::Replicated(self.files, &names.bias),
+            bias_remedy: "set `output_bias` to true",
+        })
+    }
+
+    /// The queries, keys and values in every file that has some of this rank.
+    ///
+    /// # Errors
+    /// [`ConfigError::Ranks`](crate::error::ConfigError::Ranks) if the ranks of [`QkvLayout::PerRank`](super::layout::QkvLayout::PerRank) cannot have written them;
+    /// a [`WeightError`] that names a matrix with fewer outputs than the heads need.
+    pub fn qkv(&self) -> Result<QkvSources<'a>, WeightError> {
+        let (mut matrices, mut biases) = (Vec::new(), Vec::new());
+        for (checkpoint, shard) in self.own_files() {
+            let mut matrix = |matrix: &'a str, scales: &ScaleNames, heads: Vec<Head>| {
+                matrices.push(Source { checkpoint, matrix, scales: scales.clone(), heads });
+            };
+            let mut bias = |name: &'a str, heads| biases.push(BiasSource { checkpoint, name, heads });
+            let of_part = |part| if part == Part::Query { shard.len } else { shard.kv_len };
+            match &self.names.qkv {
+                QkvNames::Fused { names, layout } => {
+                    self.check_outputs(checkpoint, &names.matrix, shard.len + 2 * shard.kv_len)?;
+                    let heads = layout.concatenated(self.concatenated).heads(&shard)?;
+                    matrix(&names.matrix, &names.scales, heads.clone());
+                    bias(&names.bias, heads);
+                }
+                QkvNames::Separate { query, key, value } => {
+                    for (part, names) in Part::ALL.into_iter().zip([query, key, value]) {
+                        self.check_outputs(checkpoint, &names.matrix, of_part(part))?;
+                        matrix(&names.matrix, &names.scales, part.heads(&shard));
+                        bias(&names.bias, part.heads(&shard));
+                    }
+                }
+                QkvNames::SeparateWithFusedBias { query, key, value, bias: name } => {
+                    for (part, name) in Part::ALL.into_iter().zip([query, key, value]) {
+                        self.check_outputs(checkpoint, name, of_part(part))?;
+                        matrix(name, &ScaleNames::of(name), part.heads(&shard));
+                    }
+                    bias(name, Part::all(&shard));
+                }
+            }
+        }
+        Ok(QkvSources { matrices, biases, names: self.names, head_dim: self.spec.head_dim })
+    }
+
+    /// The files that have heads of this rank, and which heads they have.
+    fn own_files(&self) -> impl Iterator<Item = (&'a Checkpoint, HeadShard)> {
+        let own = self.spec.shard;
+        let files = self.files.iter().zip(self.shards.iter().copied());
+        files.filter(move |(_, shard)| overlap(&shard.queries(), &own.queries()) || overlap(&shard.keys(), &own.keys()))
+    }
+
+    /// An error if a matrix is missing or has too few outputs for this number of heads. It comes before the lists of heads are
+    /// built, since the number is only what a configuration states.
+    fn check_outputs(&self, checkpoint: &Checkpoint, matrix: &str, heads: usize) -> Result<(), WeightError> {
+        let outputs = width(heads, self.spec.head_dim);
+        let axis = match self.names.orientation {
+            Orientation::InputOutput => 1,
+            Orientation::OutputInput => 0,
+        };
+        match checkpoint.shape(matrix) {
+            Some(&[a, b]) if [a, b][axis] >= outputs => Ok(()),
+            found => {
+                let input = found.and_then(|shape| shape.get(1 - axis)).copied().unwrap_or(self.spec.hidden_size);
+                checkpoint.check_shape(matrix, &self.names.orientation.shape(input, outputs))
+            }
+        }
+    }
+}
+
+/// Features of this number of heads, or the largest number there is.
+fn width(heads: usize, head_dim: usize) -> usize {
+    heads.saturating_mul(head_dim)
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
+impl<'a> QkvSources<'a> {
+    /// The projection from `inputs` features to these parts of the heads of `shard`, in the order of `parts`.
+    pub fn projection(&self, parts: &[Part], shard: &HeadShard, inputs: usize) -> ProjectionParts<'a> {
+        let wanted: Vec<Head> = parts.iter().flat_map(|part| part.heads(shard)).collect();
+        let head_dim = self.head_dim;
+        let heads: Vec<&[Head]> = self.matrices.iter().map(|source| source.heads.as_slice()).collect();
+        let cuts = self.matrices.iter().zip(segments(&wanted, &heads, head_dim));
+        let matrix = cuts.filter(|(_, outputs)| !outputs.is_empty()).map(|(source, outputs)| Piece {
+            checkpoint: source.checkpoint,
+            matrix: source.matrix,
+            scales: source.scales.clone(),
+            orientation: self.names.orientation,
+            shape: [source.heads.len() * head_dim, inputs],
+            outputs,
+            inputs: vec![Segment::whole(inputs)],
+        });
+        let heads: Vec<&[Head]> = self.biases.iter().map(|source| source.heads.as_slice()).collect();
+        let cuts = self.biases.iter().zip(segments(&wanted, &heads, head_dim));
+        let bias = cuts.filter(|(_, segments)| !segments.is_empty()).map(|(source, segments)| BiasPiece {
+            checkpoint: source.checkpoint,
+            name: source.name,
+            size: source.heads.len() * head_dim,
+            segments,
+        });
+        ProjectionParts {
+            matrix: matrix.collect(),
+            bias: BiasParts::Cut(bias.collect()),
+            bias_remedy: "set `qkv_bias` to true",
+        }
+    }
+}

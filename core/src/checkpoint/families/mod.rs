@@ -1,0 +1,43 @@
+//! The model families whose configurations and checkpoints are known, one record each.
+//!
+//! To add a family, write its record in a file of its own and name it in [`ALL`].
+
+mod bert;
+mod bloom;
+mod gpt2;
+mod gpt_neo;
+mod gpt_neox;
+mod gptj;
+mod llama;
+mod mistral;
+mod opt;
+
+pub use super::family::{
+    DecoderPaths, Defaults, Family, FamilyAttention, Flag, LayerPaths, LocalLayers, PositionTable, QkvPaths,
+};
+pub use super::fields::Fields;
+use crate::error::ConfigError;
+
+/// Every family.
+pub const ALL: [&Family; 9] = [
+    &bloom::FAMILY,
+    &gpt2::FAMILY,
+    &gpt_neo::FAMILY,
+    &gpt_neox::FAMILY,
+    &gptj::FAMILY,
+    &llama::FAMILY,
+    &mistral::FAMILY,
+    &opt::FAMILY,
+    &bert::FAMILY,
+];
+
+/// The family of a `model_type`.
+///
+/// # Errors
+/// [`ConfigError::UnknownModelType`] with the names of [`ALL`].
+pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
+    ALL.into_iter().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
+        let supported = ALL.iter().map(|family| family.name()).collect();
+        ConfigError::UnknownModelType { model_type: model_type.into(), supported }
+    })
+}

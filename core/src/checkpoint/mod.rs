@@ -1,0 +1,37 @@
+//! Checkpoints on disk: safetensors files, the names and layouts of their tensors, and the `config.json` next to them.
+//!
+//! A [`Checkpoint`] reads what is asked for and nothing else of the file. [`AttentionFiles`] finds the projections of one layer
+//! in one file or in those of several ranks, and [`ProjectionParts`] assembles a matrix from its pieces. [`CheckpointWriter`]
+//! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says.
+
+mod attention;
+mod data_file;
+pub mod families;
+mod family;
+mod fields;
+mod files;
+mod float;
+mod hugging_face;
+mod int8;
+mod layout;
+mod matrix;
+mod names;
+mod parts;
+mod piece;
+pub mod replicated;
+mod report;
+mod runs;
+mod split;
+mod write;
+
+pub use attention::{AttentionFiles, QkvSources};
+pub use files::Checkpoint;
+pub use float::{Float, Floats};
+pub use hugging_face::HuggingFaceConfig;
+pub use int8::BlockedInt8;
+pub use layout::{Head, Part, QkvLayout, whole};
+pub use names::{AttentionNames, NormNames, QkvNames, ScaleNames, WeightNames};
+pub use parts::{ProjectionParts, WeightPart};
+pub use report::{Conversion, LoadReport};
+pub use split::SplitCheckpoint;
+pub use write::CheckpointWriter;

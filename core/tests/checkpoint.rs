@@ -1,0 +1,222 @@
+//! Checkpoints and the configurations next to them: what is read, and sizes that a file states and does not have.
+
+use std::path::PathBuf;
+
+use burn_deepspeed_core::checkpoint::families::{self, LocalLayers};
+use burn_deepspeed_core::checkpoint::{Checkpoint, CheckpointWriter, Floats, HuggingFaceConfig};
+use burn_deepspeed_core::element::ElementType;
+use burn_deepspeed_core::error::{ConfigError, WeightError};
+use serde_json::{Value, json};
+
+/// A number of anything that no machine has memory for.
+const HUGE: usize = 1_000_000_000_000;
+
+fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+fn header(text: &str, data: usize) -> Vec<u8> {
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(text.as_bytes());
+    bytes.extend(vec![0; data]);
+    bytes
+}
+
+fn with_tensors(tensors: &[(&str, ElementType, &[usize], &[u8])]) -> (tempfile::TempDir, Checkpoint) {
+    let mut writer = CheckpointWriter::default();
+    for (name, element, shape, bytes) in tensors {
+        writer.insert(name, *element, shape.to_vec(), bytes.to_vec());
+    }
+    let (folder, path) = file(&[]);
+    writer.save(&path).unwrap();
+    let checkpoint = Checkpoint::open(path).unwrap();
+    (folder, checkpoint)
+}
+
+fn model(change: impl FnOnce(&mut Value)) -> Result<HuggingFaceConfig, ConfigError> {
+    let mut record = json!({ "model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1 });
+    change(&mut record);
+    HuggingFaceConfig::from_json(record)
+}
+
+#[test]
+fn integers_of_every_width_are_read() {
+    let bytes = |values: &[i128], size: usize| -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()[..size].to_vec()).collect()
+    };
+    for (element, values) in [
+        (ElementType::Bool, [0, 1, 1]),
+        (ElementType::U8, [0, 7, 255]),
+        (ElementType::I8, [-128, 7, 127]),
+        (ElementType::U16, [0, 7, 65535]),
+        (ElementType::I16, [-32768, 7, 32767]),
+        (ElementType::U32, [0, 7, 4294967295]),
+        (ElementType::I32, [-2147483648, 7, 2147483647]),
+        (ElementType::U64, [0, 7, i64::MAX.into()]),
+        (ElementType::I64, [i64::MIN.into(), 7, i64::MAX.into()]),
+    ] {
+        let bytes = bytes(&values, element.size());
+        let (_folder, checkpoint) = with_tensors(&[("ids", element, &[3], &bytes)]);
+        let read: Vec<i128> = checkpoint.integers("ids", &[3]).unwrap().into_iter().map(i128::from).collect();
+        assert_eq!(read, values, "{element}");
+    }
+}
+
+#[test]
+fn an_integer_that_does_not_fit_is_an_error() {
+    let value = i64::MAX as u64 + 1;
+    let bytes = [7u64.to_le_bytes(), value.to_le_bytes()].concat();
+    let (_folder, checkpoint) = with_tensors(&[("ids", ElementType::U64, &[2], &bytes)]);
+    let error = checkpoint.integers("ids", &[2]).unwrap_err();
+    assert!(matches!(error, WeightError::IntegerTooLarge { value: found, .. } if found == value), "{error}");
+    assert!(error.to_string().contains("9223372036854775808"), "{error}");
+}
+
+#[test]
+fn floats_are_no_integers_and_integers_are_no_floats() {
+    let (_folder, checkpoint) =
+        with_tensors(&[("ids", ElementType::U32, &[1], &[0; 4]), ("weight", ElementType::F32, &[1], &[0; 4])]);
+    let all = std::slice::from_ref(&(0..1));
+    let error = checkpoint.floats("ids", &[1], all, ElementType::F32).unwrap_err();
+    assert!(matches!(error, WeightError::ElementType { .. }), "{error}");
+    let error = checkpoint.integers("weight", &[1]).unwrap_err();
+    assert!(matches!(error, WeightError::ElementType { .. }), "{error}");
+}
+
+#[test]
+fn a_scalar_is_one_element() {
+    let (_folder, checkpoint) = with_tensors(&[("scale", ElementType::F32, &[], &1.5f32.to_le_bytes())]);
+    assert_eq!(checkpoint.floats("scale", &[], &[], ElementType::F64).unwrap(), Floats::F64(vec![1.5]));
+}
+
+#[test]
+fn a_tensor_is_compared_with_the_file_before_memory_is_allocated() {
+    let (_folder, checkpoint) =
+        with_tensors(&[("ids", ElementType::I64, &[1], &[0; 8]), ("weight", ElementType::F32, &[1], &[0; 4])]);
+    for name in ["weight", "absent"] {
+        let error = checkpoint.floats(name, &[HUGE, 8], &[0..HUGE, 0..8], ElementType::F32).unwrap_err();
+        assert!(matches!(error, WeightError::Shape { .. } | WeightError::Missing { .. }), "{error}");
+    }
+    let error = checkpoint.integers("ids", &[HUGE]).unwrap_err();
+    assert!(matches!(error, WeightError::Shape { .. }), "{error}");
+}
+
+#[test]
+fn a_header_that_states_more_than_the_file_has_is_an_error() {
+    let mut long = header("{}", 0);
+    long[..8].copy_from_slice(&(HUGE as u64).to_le_bytes());
+    let tensor = |shape: &str, end: &str| {
+        header(&format!(r#"{{"w":{{"dtype":"F32","shape":[{shape}],"data_offsets":[0,{end}]}}}}"#), 4)
+    };
+    for (what, bytes) in [
+        ("the header", long),
+        ("the end", tensor("1000000000000", "4000000000000")),
+        ("the shape", tensor("1000000000000", "4")),
+        ("the number of elements", tensor("18446744073709551615,18446744073709551615", "4")),
+        ("the offset", tensor("1", "18446744073709551615")),
+    ] {
+        let (_folder, path) = file(&bytes);
+        let error = Checkpoint::open(&path).unwrap_err();
+        assert!(matches!(error, WeightError::File { .. }), "{what}: {error}");
+    }
+}
+
+#[test]
+fn a_configuration_may_state_any_number_of_layers() {
+    for family in families::ALL {
+        let config = HuggingFaceConfig::from_json(json!({
+            "model_type": family.name(), "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": HUGE,
+            "rotary_dim": 4, "sliding_window": 4, "partial_rotary_factor": 1.0
+        }));
+        let config = config.unwrap();
+        assert_eq!(config.layers, HUGE);
+        assert_eq!(config.attention_config(HUGE - 1).local_attention, ["mistral", "gpt_neo"].contains(&family.name()));
+    }
+    let repeated = json!({ "model_type": "gpt_neo", "hidden_size": 8, "num_heads": 2, "num_layers": HUGE,
+        "attention_types": [[["global", "local", "local"], HUGE]] });
+    let config = HuggingFaceConfig::from_json(repeated).unwrap();
+    let local: Vec<_> = (0..4).map(|layer| config.attention_config(layer).local_attention).collect();
+    assert_eq!(local, [false, true, true, false]);
+}
+
+#[test]
+fn layers_that_the_checkpoint_lacks_are_an_error_before_a_model_is_built() {
+    let (_folder, checkpoint) = with_tensors(&[("h.0.attn.c_proj.weight", ElementType::F32, &[8, 8], &[0; 256])]);
+    model(|_| ()).unwrap().check(&checkpoint).unwrap();
+
+    let layers = model(|record| record["n_layer"] = HUGE.into()).unwrap();
+    let error = layers.check(&checkpoint).unwrap_err();
+    assert!(matches!(&error, WeightError::Missing { name, .. } if name == "h.1.attn.c_proj.weight"), "{error}");
+
+    let wide = model(|record| record["n_embd"] = (2 * HUGE).into()).unwrap();
+    let error = wide.check(&checkpoint).unwrap_err();
+    assert!(matches!(error, WeightError::Shape { .. }), "{error}");
+}
+
+#[test]
+fn patterns_of_layers_repeat() {
+    let patterns = LocalLayers::Patterns(vec![(vec![false, true], 2), (vec![], 7), (vec![true], 1)]);
+    let local: Vec<_> = (0..7).map(|layer| patterns.contains(layer)).collect();
+    assert_eq!(local, [false, true, false, true, true, false, false]);
+}
+
+#[test]
+fn an_unknown_model_type_comes_with_the_families() {
+    let message = model(|record| record["model_type"] = "mamba".into()).unwrap_err().to_string();
+    assert!(message.starts_with("`model_type` `mamba` is not supported"), "{message}");
+    for family in families::ALL {
+        assert!(message.contains(family.name()), "{message}");
+    }
+}
+
+#[test]
+fn a_missing_key_is_said_to_miss_from_the_hugging_face_configuration() {
+    let error = model(|record| record["n_head"] = Value::Null).unwrap_err();
+    assert!(!error.to_string().contains("DeepSpeed"), "{error}");
+    assert!(error.to_string().contains("`heads` is missing"), "{error}");
+}
+
+#[test]
+fn families_have_names_of_their_own_and_list_no_key_twice() {
+    let names: Vec<_> = families::ALL.iter().flat_map(|family| family.model_types).collect();
+    for (at, family) in families::ALL.iter().enumerate() {
+        assert_eq!(families::of_model_type(family.name()).unwrap(), families::ALL[at]);
+        let lists = [families::Fields::SHARED, families::Fields::HARMLESS, family.reads, family.harmless]
+            .map(|list| list.iter());
+        let mut keys: Vec<_> = lists.into_iter().flatten().collect();
+        let all = keys.len();
+        keys.sort();
+        keys.dedup();
+        assert_eq!(keys.len(), all, "{family:?}");
+    }
+    let mut once = names.clone();
+    once.sort();
+    once.dedup();
+    assert_eq!(once.len(), names.len());
+}
+
+#[test]
+fn the_keys_of_the_golden_models_are_known() {
+    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models");
+    for entry in std::fs::read_dir(models).unwrap() {
+        let path = entry.unwrap().path().join("config.json");
+        let Ok(config) = HuggingFaceConfig::from_json_file(&path) else { continue };
+        let expected: &[&str] = match config.family.name() {
+            // They change the model, and loading fails where they do.
+            "opt" => &["_remove_final_layer_norm", "layer_norm_elementwise_affine"],
+            _ => &[],
+        };
+        assert_eq!(config.unread_keys(), expected, "{}", path.display());
+    }
+}
+
+#[test]
+fn any_setting_of_attention_can_be_changed() {
+    let config =
+        model(|_| ()).unwrap().with_attention(|attention| attention.with_max_out_tokens(17).with_use_mup(true));
+    let attention = config.attention_config(0);
+    assert_eq!((attention.max_out_tokens, attention.use_mup), (17, true));
+}
