@@ -2,9 +2,15 @@
 check:
     bash .ci/run
 
+# A quick check: format, lints, and every test on the CPU backend.
+quick:
+    cargo fmt --all --check
+    cargo clippy --all-targets -- -D warnings
+    cargo test
+
 # Tests on one backend: `just test flex`.
 test backend="ndarray":
-    cargo test --profile quick --no-default-features --features {{backend}},autodiff,local --test suite
+    cargo test --no-default-features --features {{backend}},autodiff,local --test suite
 
 # Kernels compared with what they replace.
 bench:

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compiles every CUDA kernel instance without a GPU, and reports its registers, spills and shared memory.
 
-A driver that computes nothing (fake_cuda.c) stands in for NVIDIA's; NVRTC, its headers and ptxas come from PyPI into a folder
-that is kept. The program `instances` asks for the kernels; whatever the unmodified CUDA runtime generates is compiled by NVRTC
-as on a real machine, and ptxas turns it into machine code for each architecture.
+A driver that computes nothing (fake_cuda.c) replaces NVIDIA's. NVRTC, its headers and ptxas are downloaded from PyPI into a folder
+that is kept. The program `instances` launches the kernels. The unmodified CUDA runtime generates their code, NVRTC compiles it
+as on a real machine, and ptxas assembles it for each architecture.
 
     python3 scripts/ptxas.py --cache ~/.cache/burn-deepspeed --instances target/release/examples/instances --write
     python3 scripts/ptxas.py ... --check      # fails if a tensor-core kernel spills; says if bench/results/ptxas.md is out of date
@@ -34,7 +34,7 @@ PACKAGES = [
 
 
 def toolkit(cache: pathlib.Path) -> pathlib.Path:
-    """The folder of the compiler, fetched if it is not there."""
+    """The folder of the compiler, fetched if it is missing."""
     home = cache / "cuda-13.0"
     ready = home / "ready"
     if not ready.exists():
@@ -123,7 +123,7 @@ def kernels(program: pathlib.Path, cache: pathlib.Path, architecture: int, only:
 
 
 def modules(program: pathlib.Path, cache: pathlib.Path) -> int:
-    """Runs the conformance cases through the modules and Burn's fusion, for what the compiler says; numbers are meaningless."""
+    """Runs the conformance cases through the modules and Burn's fusion, to see whether all kernels compile; numbers are meaningless."""
     cases, loads = ROOT / "tests/golden/cases", 0
     for dtype in ["fp32", "bf16"]:
         run = subprocess.run(
@@ -137,11 +137,11 @@ def modules(program: pathlib.Path, cache: pathlib.Path) -> int:
 
 def table(results: dict[int, list[Kernel]]) -> str:
     lines = [
-        "# What the CUDA kernels take",
+        "# Registers, spills and shared memory of the CUDA kernels",
         "",
-        "Every kernel instance that the modules can ask for, as CubeCL generates it, compiled by NVRTC 13.0.88 and assembled by",
-        "ptxas 13.0.88. Written by `scripts/ptxas.py`; CI fails when a tensor-core kernel",
-        "spills. The others may: ptxas gives up a few registers for more cubes on a multiprocessor.",
+        "Every kernel instance that the modules can use, as CubeCL generates it, compiled by NVRTC 13.0.88 and assembled by",
+        "ptxas 13.0.88. Written by `scripts/ptxas.py`; CI fails if a tensor-core kernel",
+        "spills. The others may: ptxas spills a few registers to fit more cubes on a multiprocessor.",
         "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones.",
         "",
         "| instance | kernel | block | sm_90a: registers | spills, bytes | shared, bytes | sm_80: registers | spills, bytes |",
@@ -165,9 +165,12 @@ def main():
     action.add_argument("--write", action="store_true", help="write bench/results/ptxas.md")
     action.add_argument("--print", action="store_true", help="print the table")
     action.add_argument("--check", action="store_true", help="compare with bench/results/ptxas.md")
+    action.add_argument("--fetch", action="store_true", help="fetch the compiler and do nothing else")
     arguments = parser.parse_args()
 
     toolkit(arguments.cache)
+    if arguments.fetch:
+        return
     driver(arguments.cache)
     # Each program compiles on one core.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:

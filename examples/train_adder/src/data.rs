@@ -28,10 +28,10 @@ pub fn examples(sums: &[Sum], tokenizer: &Tokenizer) -> Result<Vec<Example>, Fai
     sums.iter().map(example).collect()
 }
 
-/// Several sums, next to one another.
+/// A batch of sums.
 #[derive(Debug, Clone)]
 pub struct SumBatch<B: Backend> {
-    /// All tokens but the last of each sum, `[B, T]`. Padding follows a sum, where causal attention does not look.
+    /// All tokens but the last of each sum, `[B, T]`. Padding comes after a sum, so causal attention does not see it.
     pub ids: Tensor<B, 2, Int>,
     /// The positions that predict an answer's digits and its end, among `B·T`.
     pub positions: Tensor<B, 1, Int>,
@@ -39,7 +39,7 @@ pub struct SumBatch<B: Backend> {
     pub targets: Tensor<B, 1, Int>,
 }
 
-/// Puts sums next to one another.
+/// Makes batches of sums.
 #[derive(Debug, Clone)]
 pub struct SumBatcher;
 

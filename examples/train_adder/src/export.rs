@@ -80,7 +80,7 @@ fn recorder() -> NamedMpkFileRecorder<FullPrecisionSettings> {
 /// Collects every parameter under its Hugging Face name.
 struct Writer<'a> {
     sizes: &'a HuggingFaceConfig,
-    /// Where the visit is: field names, the outermost first.
+    /// The path of the visit: field names, the outermost first.
     path: Vec<String>,
     /// The types that have these fields.
     types: Vec<String>,
@@ -105,15 +105,15 @@ impl<B: Backend> ModuleVisitor<B> for Writer<'_> {
             self.failure = Some(format!("a BLOOM checkpoint has no name for the parameter {path}; add one"));
             return;
         };
-        // PyTorch stores `[out, in]`; what is no projection is stored the same way everywhere.
-        let turned = match self.types.last().map(String::as_str) {
+        // PyTorch stores projections `[out, in]`; all other parameters have one layout everywhere.
+        let transposed = match self.types.last().map(String::as_str) {
             Some("Struct:DenseMatrix") => !self.sizes.attention_config(0).transposed_mode,
             _ => false,
         };
         let first = param.dims()[0];
-        // A vector is a matrix of one column, so that both take one way.
+        // A vector becomes a matrix of one column, so that the code below handles both.
         let mut tensor: Tensor<B, 2> = param.val().reshape([first as i32, -1]);
-        if D == 2 && turned {
+        if D == 2 && transposed {
             tensor = tensor.transpose();
         }
         if name.contains("query_key_value") {

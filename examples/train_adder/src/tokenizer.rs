@@ -12,8 +12,8 @@ pub const END: u32 = 1;
 /// Tokens: padding, the end, ten digits, plus and equals.
 pub const VOCAB_SIZE: usize = 14;
 
-/// A tokenizer of the `tokenizers` library, one token a character. A character that is not in a sum is an error: there is
-/// no token for the unknown.
+/// A tokenizer of the `tokenizers` library, one token per character. A character that is not in a sum is an error: there is
+/// no token for unknown characters.
 pub fn tokenizer() -> Result<Tokenizer, Failure> {
     let special = |id: u32, content: &str| {
         json!({
