@@ -87,6 +87,8 @@ pub mod cache;
 pub mod element;
 pub mod load;
 pub mod mask;
+#[cfg(feature = "nccl")]
+pub mod nccl;
 pub mod ops;
 pub mod parallel;
 pub mod position;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use burn::tensor::{Tensor, TensorData};
 use burn_cuda::{Cuda, CudaDevice};
-use burn_deepspeed::parallel::nccl::NcclCommunicator;
+use burn_deepspeed::nccl::NcclCommunicator;
 use burn_deepspeed::parallel::{Communicator, Settings};
 use burn_deepspeed::{CommunicationError, CpuOps, CubeOps, InferenceBackend, Operations};
 use burn_ndarray::NdArray;
@@ -103,7 +103,7 @@ fn devices_add_up_without_fusion() {
     devices_add_up::<Raw>();
 }
 
-/// Sums are one by one what they should be, however the ranks race.
+/// Every sum is correct, in whichever order the ranks run.
 #[test]
 #[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
 fn sums_in_a_row_do_not_mix() {
@@ -225,7 +225,7 @@ fn a_device_belongs_to_one_group_at_a_time() {
     assert_eq!(group[0].devices().unwrap()[1].index, 1);
 }
 
-/// Runs itself in processes of their own: CubeCL starts NCCL once.
+/// Runs itself in separate processes: CubeCL starts NCCL once.
 #[test]
 #[ignore = "needs the NCCL of scripts/fake_gpus.py, which fails when asked to"]
 fn an_nccl_that_does_not_start_or_add_is_an_error() {

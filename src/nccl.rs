@@ -43,7 +43,7 @@
 //! use std::sync::Arc;
 //! use burn::tensor::Tensor;
 //! use burn_cuda::{Cuda, CudaDevice};
-//! use burn_deepspeed::parallel::nccl::NcclCommunicator;
+//! use burn_deepspeed::nccl::NcclCommunicator;
 //! use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {

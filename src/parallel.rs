@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | `local::LocalCommunicator` | threads of one process | `local` (default) |
 //! | `mpi::MpiCommunicator` | processes on any number of hosts | `mpi` |
-//! | `nccl::NcclCommunicator` | threads of one process with a GPU each | `nccl` |
+//! | `burn_deepspeed::nccl::NcclCommunicator` | threads of one process with a GPU each | `nccl` |
 //!
 //! ```
 //! # #[cfg(feature = "local")] fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -36,9 +36,6 @@
 //! # Ok(()) }
 //! # #[cfg(not(feature = "local"))] fn main() {}
 //! ```
-
-#[cfg(feature = "nccl")]
-pub mod nccl;
 
 #[cfg(feature = "local")]
 pub use burn_deepspeed_core::parallel::local;
