@@ -4,6 +4,7 @@
 mod common;
 
 mod allocations;
+mod architecture;
 mod attention;
 mod cache;
 mod cache_check;
