@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::Failure;
 use crate::text::{Batch, TextModel, likeliest};
 
-/// What is in int8.
+/// Which parts are int8.
 #[derive(Debug, Clone, Copy)]
 pub struct Kind {
     /// In words.

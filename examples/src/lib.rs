@@ -1,4 +1,4 @@
-//! What the example programs of burn-deepspeed share: models built from its attention, and checks of their results.
+//! Shared code of burn-deepspeed's example programs: models built from its attention, and checks of their results.
 //!
 //! Start with [`decoder`], a whole language model, and with [`text`], which generates with it.
 //!

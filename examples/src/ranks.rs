@@ -33,7 +33,7 @@ pub enum Engine {
     Mpi,
 }
 
-/// The only rank: its sums are what it has.
+/// The only rank: its sums are its own values.
 #[derive(Debug)]
 struct Alone;
 
@@ -103,7 +103,7 @@ impl Ranks {
         use burn_deepspeed::parallel::local::LocalCommunicator;
 
         let count = self.ranks.unwrap_or(NonZeroUsize::MIN);
-        // Each rank has cores of its own.
+        // Each rank has its own cores.
         let cores = NonZeroUsize::new(Parallelism::current().count() / count).unwrap_or(NonZeroUsize::MIN);
         std::thread::scope(|threads| {
             let mut ranks = Vec::new();

@@ -84,7 +84,7 @@ pub struct Machine {
     pub fixed: f64,
     /// Bytes per second that a device reads.
     pub bandwidth: f64,
-    /// Number of devices with a memory of their own. If there are more ranks, they share the devices.
+    /// Number of devices with separate memory. If there are more ranks, they share the devices.
     pub devices: usize,
     /// Between the devices of a host.
     pub inside: Link,

@@ -34,7 +34,7 @@ const WARMUP_HISTORY: usize = 1024;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let device = Default::default();
-/// // a LLaMA layer: RMSNorm, rotary halves, two query heads to a key/value head
+/// // a LLaMA layer: RMSNorm, half-split rotary pairs, two query heads per key/value head
 /// let attention = DeepSpeedInferenceConfig::new(64, 4)
 ///     .with_dtype(DataType::Fp32)
 ///     .with_norm_type(NormType::RMSNorm)
@@ -191,14 +191,17 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
+        let (tokens, cached) = (input.dims()[1], matches!(keys, Keys::Cached(_)));
+        self.projections.require("softmax_context", || self.explain(tokens, cached))?;
         let finish = |context| self.projections.finish(context);
         self.attend_and_project(input, mask, keys, wanted, finish)
     }
 
-    /// The output of this rank before the sum over ranks, without the bias of the output projection.
+    /// The output of this rank before the sum over ranks, without the bias of the output projection. It does not read
+    /// `require_fast`.
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward) that do not concern other ranks.
+    /// Those of [`forward`](Self::forward) that concern the cache.
     ///
     /// # Panics
     /// Those of [`forward`](Self::forward).
@@ -234,7 +237,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         B::Ops::plan_softmax_context(&problem, &self.output().device())
     }
 
-    /// Runs a step for each number of new tokens in `tokens`, in a batch of `batch` rows, on a cache of its own, both empty and
+    /// Runs a step for each number of new tokens in `tokens`, in a batch of `batch` rows, on a temporary cache, first empty and then
     /// with a long history. That compiles every kernel that these steps need before the first request. On a CPU backend there is
     /// nothing to compile.
     ///
@@ -281,8 +284,6 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
             let expected = [rows.new_tokens().len(), rows.width()];
             check_shape("DeepSpeedSelfAttention", "input, rows and tokens", &expected, &[batch, tokens]);
         }
-        let cached = matches!(keys, Keys::Cached(_));
-        self.projections.require("softmax_context", || self.explain(tokens, cached))?;
         let want_norm = wanted.inp_norm && self.norm.is_some();
         let projected = B::Ops::qkv_gemm(input, self.norm.as_ref(), self.qkv(), want_norm);
         let attended = B::Ops::softmax_context(SoftmaxContext {

@@ -61,10 +61,9 @@ pub fn conformance(arguments: &Arguments) -> ExitCode {
 
 fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<usize, String> {
     match arguments.path {
-        ExecutionPath::Fast if B::Ops::fast_operations().is_empty() => Err(format!(
-            "{} has no kernels of its own in this build; use `--path reference`",
-            B::name(&Default::default())
-        )),
+        ExecutionPath::Fast if B::Ops::fast_operations().is_empty() => {
+            Err(format!("{} has no kernels in this build; use `--path reference`", B::name(&Default::default())))
+        }
         ExecutionPath::Auto | ExecutionPath::Fast => run_all::<B>(arguments),
         #[cfg(feature = "autodiff")]
         ExecutionPath::Reference => run_all::<crate::backend::Autodiff<B>>(arguments),

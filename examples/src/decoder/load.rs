@@ -1,13 +1,13 @@
 //! Reads a Hugging Face checkpoint into the decoder: on several ranks, each its part of it.
 
 use burn::module::Module;
-use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::load::{
     Checkpoint, HuggingFaceConfig, LoadReport, NormNames, ParameterReader, WeightNames, WeightPart,
 };
-use burn_deepspeed::weight::{Orientation, Weight};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 
 use super::{Block, Decoder, Norm, paths};
 
@@ -68,11 +68,29 @@ impl<B: Backend> Decoder<B> {
         self.blocks = blocks;
 
         let untied = checkpoint.contains(&format!("{}.weight", paths.head)) || !config.tie_word_embeddings;
-        let head = if untied { WeightNames::of(paths.head) } else { WeightNames::of(&at(paths.tokens)) };
-        self.head = reader.projection(&self.head, &head, Orientation::OutputInput, &WeightPart::Whole)?;
+        self.head = match untied {
+            true => reader.projection(
+                &self.head,
+                &WeightNames::of(paths.head),
+                Orientation::OutputInput,
+                &WeightPart::Whole,
+            )?,
+            false => tied(&self.head, self.tokens.weight.val())?,
+        };
         let report = checkpoint.finish()?;
         Ok((self.no_grad(), report))
     }
+}
+
+/// The head of a model whose output embedding is its input embedding, in the form in which the module stores it. The tensor is
+/// shared where that form is the same.
+fn tied<B: Backend>(head: &Weight<B>, tokens: Tensor<B, 2>) -> Result<Weight<B>, WeightError> {
+    let matrix = match head.orientation() {
+        Orientation::OutputInput => tokens,
+        Orientation::InputOutput => transposed(tokens),
+    };
+    let weight = Weight::new(matrix, None, head.orientation());
+    if head.int8().is_some() { weight.quantize(Int8Blocks::PerOutput) } else { Ok(weight) }
 }
 
 impl<B: Backend> Norm<B> {

@@ -173,6 +173,11 @@ impl<B: Backend> Decoder<B> {
         let layers = self.blocks.into_iter().map(|block| block.quantize(blocks));
         Ok(Self { blocks: layers.collect::<Result<_, _>>()?, head: self.head.quantize(blocks)?, ..self })
     }
+
+    /// Whether the projections are int8.
+    pub fn is_int8(&self) -> bool {
+        self.head.int8().is_some()
+    }
 }
 
 /// Where the family keeps the parts of its decoder, and how its blocks are built.

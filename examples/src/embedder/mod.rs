@@ -171,7 +171,7 @@ fn unit_length<B: Backend>(vectors: Tensor<B, 2>) -> Tensor<B, 2> {
     vectors / length.clamp_min(SHORTEST)
 }
 
-/// Refuses a model that was trained with another pooling than the mean: its vectors would be wrong without a sign of it.
+/// Refuses a model that was trained with another pooling than the mean: its vectors would be silently wrong.
 fn check_pooling(folder: &Path) -> Result<(), Failure> {
     let file = folder.join("1_Pooling").join("config.json");
     let Some(Value::Object(settings)) = json(&file)? else { return Ok(()) };

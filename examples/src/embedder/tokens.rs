@@ -62,7 +62,7 @@ impl Sentences {
         let tokens: Vec<Tokens> = encodings
             .iter()
             .map(|encoding| {
-                // Each overflowing piece has a [CLS] and a [SEP] of its own, which were never in the sentence.
+                // Each overflowing piece has its own [CLS] and [SEP], which were never in the sentence.
                 let pieces = encoding.get_overflowing().iter().flat_map(|piece| piece.get_special_tokens_mask());
                 Tokens { ids: encoding.get_ids().to_vec(), cut: pieces.filter(|&&special| special == 0).count() }
             })

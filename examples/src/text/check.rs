@@ -1,4 +1,4 @@
-//! Compares a greedy run with what another program generated from the same checkpoint.
+//! Compares a greedy run with the output of another program for the same checkpoint.
 
 use std::num::NonZeroUsize;
 use std::path::Path;

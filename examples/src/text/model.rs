@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::weight::Int8Blocks;
-use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType};
+use burn_deepspeed::{AttentionInit, ConfigError, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType};
 
 use super::{Batch, Session, TextSession};
 use crate::backend::BackendName;
@@ -99,6 +99,7 @@ pub struct Model<B: Backend> {
     pub decoder: Decoder<B>,
     /// Where it runs.
     pub device: B::Device,
+    rank: Option<Arc<dyn Communicator>>,
 }
 
 impl<B: InferenceBackend> Model<B> {
@@ -109,11 +110,8 @@ impl<B: InferenceBackend> Model<B> {
         let checkpoint = Checkpoint::open(folder)?;
         config.check(&checkpoint)?;
         let (decoder, report) = Decoder::init(&config, device)?.load(&config, &checkpoint, device)?;
-        let decoder = match &options.rank {
-            Some(communicator) => decoder.with_communicator(communicator)?,
-            None => decoder,
-        };
-        Ok((Self { config, decoder, device: device.clone() }, report))
+        let rank = options.rank.clone();
+        Ok((Self { config, decoder: on_rank(decoder, rank.as_ref())?, device: device.clone(), rank }, report))
     }
 }
 
@@ -131,7 +129,7 @@ impl<B: InferenceBackend> TextModel for Model<B> {
         Ok(Box::new(Self {
             config: self.config.clone().with_attention(|attention| attention.with_kv_cache_dtype(cache)),
             decoder: if weights { decoder.quantize(Int8Blocks::PerOutput)? } else { decoder },
-            device: self.device.clone(),
+            ..self.clone()
         }))
     }
 
@@ -140,7 +138,13 @@ impl<B: InferenceBackend> TextModel for Model<B> {
     }
 
     fn with_record(&self, path: &Path) -> Result<Box<dyn TextModel>, Failure> {
-        let decoder = self.decoder.clone().load_file(path, &recorder(), &self.device)?;
+        // Built anew, so that every weight is the record's.
+        let fresh = Decoder::init(&self.config, &self.device)?;
+        let fresh = match self.decoder.is_int8() && !fresh.is_int8() {
+            true => fresh.quantize(Int8Blocks::PerOutput)?,
+            false => fresh,
+        };
+        let decoder = on_rank(fresh.load_file(path, &recorder(), &self.device)?, self.rank.as_ref())?;
         Ok(Box::new(Self { decoder, ..self.clone() }))
     }
 
@@ -152,6 +156,14 @@ impl<B: InferenceBackend> TextModel for Model<B> {
 
     fn cache_bytes(&self) -> Result<usize, Failure> {
         Ok(self.config.attention_config(0).cache_memory_bytes::<B>(1, &self.device)?)
+    }
+}
+
+/// The decoder of a rank, or the whole one.
+fn on_rank<B: Backend>(decoder: Decoder<B>, rank: Option<&Arc<dyn Communicator>>) -> Result<Decoder<B>, ConfigError> {
+    match rank {
+        Some(communicator) => decoder.with_communicator(communicator),
+        None => Ok(decoder),
     }
 }
 

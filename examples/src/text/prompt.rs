@@ -49,7 +49,7 @@ impl Source {
         self.model.clone().unwrap_or_else(adder)
     }
 
-    /// Reads the prompt with the tokenizer of the folder; the adder has one of its own.
+    /// Reads the prompt with the tokenizer of the folder; the adder has its own.
     pub fn read(&self, folder: &Path) -> Result<Prompt, Failure> {
         let tokenizer = folder.join("tokenizer.json");
         let tokenizer = match tokenizer.exists() {
