@@ -1,4 +1,4 @@
-//! One attention step against a filled cache: the kernel beside the reference composition that it replaces.
+//! One attention step against a filled cache: the kernel compared with the tensor operations that it replaces.
 //!
 //! ```text
 //! cargo bench --features autodiff --bench decode

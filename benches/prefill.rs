@@ -1,4 +1,4 @@
-//! Attention of many queries: the kernel beside the reference composition that it replaces.
+//! Attention of many queries: the kernel compared with the tensor operations that it replaces.
 //!
 //! ```text
 //! cargo bench --features autodiff --bench prefill
@@ -27,7 +27,7 @@ const WORKLOADS: [Workload; 7] = [
     Workload { name: "P5 prompt of 1024 with slopes", sizes: [1, 16, 16, 64, 1024, 1024], causal: true, window: None, alibi: true },
     Workload { name: "P6 prompt of 2048, window of 256", sizes: [1, 16, 16, 64, 2048, 2048], causal: true, window: Some(256), alibi: false },
     Workload { name: "X1 cross attention to 77 keys", sizes: [2, 8, 8, 40, 4096, 77], causal: false, window: None, alibi: false },
-    Workload { name: "five tokens behind 1024", sizes: [1, 12, 4, 64, 5, 1029], causal: true, window: None, alibi: false },
+    Workload { name: "five tokens after 1024", sizes: [1, 12, 4, 64, 5, 1029], causal: true, window: None, alibi: false },
 ];
 
 impl Workload {

@@ -1,4 +1,4 @@
-//! Norm and projection, 1024 features to 3072, in both orientations: the kernels beside the reference composition that they
+//! Norm and projection, 1024 features to 3072, in both orientations: the kernels compared with the tensor operations that they
 //! replace.
 //!
 //! ```text

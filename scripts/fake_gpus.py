@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs a program on several CUDA devices that are not there.
+"""Runs a program on several simulated CUDA devices.
 
-The driver (fake_cuda.c) and NCCL (fake_nccl.c) live in host memory: tensors are stored, read and added up over devices; kernels
-are compiled and not run. So a program may only ask for sums of what it wrote itself.
+The stub driver (fake_cuda.c) and NCCL (fake_nccl.c) work in host memory: tensors are stored, read and added up over devices.
+Kernels are compiled and not run, so a program can only add numbers that it wrote from the host.
 
     python3 scripts/fake_gpus.py --cache ~/.cache/burn-deepspeed --devices 3 cargo test --all-features --test suite nccl:: -- --include-ignored
 

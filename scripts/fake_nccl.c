@@ -6,7 +6,7 @@
 #include <string.h>
 enum { SUCCESS = 0, SYSTEM_ERROR = 2, INVALID_ARGUMENT = 4, FLOAT32 = 7, SUM = 0, RANKS = 16 };
 typedef struct { char bytes[128]; } Id;
-// A meeting of all ranks: each brings a buffer, the last adds them up, each takes the sum.
+// An exchange of all ranks: each provides a buffer, the last to arrive adds them up, and each receives the sum.
 typedef struct Group {
   long id; int ranks, here, failed; long meeting; size_t count;
   const float *from[RANKS]; float *to[RANKS]; struct Group *next;

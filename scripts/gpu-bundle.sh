@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Collects what gpu-check.sh needs on a machine with a CUDA device and without Rust: target/gpu-bundle, and the same packed for the way,
-# target/gpu-bundle.tar.xz. Arguments go to cargo.
+# Collects what gpu-check.sh needs on a machine with a CUDA device and without Rust: target/gpu-bundle, and the same packed for
+# transport, target/gpu-bundle.tar.xz. Arguments go to cargo.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 target=${CARGO_TARGET_DIR:-target}
 bundle=target/gpu-bundle
-# Bindings of CUDA 13.0: drivers from 580 on. A folder of its own, since the variable changes what other builds would use.
+# Bindings of CUDA 13.0: drivers from 580 on. A separate target folder, since the variable affects what other builds would reuse.
 export CUDARC_CUDA_VERSION=13000
 programs=$(cargo build --release --locked --target-dir "$target/gpu" --config 'profile.release.strip="symbols"' \
     --no-default-features --features cuda,autotune \

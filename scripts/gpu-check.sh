@@ -4,7 +4,7 @@
 #     just gpu-bundle                                          # where Rust is; writes target/gpu-bundle and target/gpu-bundle.tar.xz
 #     scripts/gpu-check.sh [conformance] [kernels] [bench]     # on the device, in the bundle or in a clone with either of both
 #
-# Every part runs, whatever the ones before it said; the exit status is 0 if all passed. The table and the JSON of the benchmark
+# Every part runs, even if an earlier one failed; the exit status is 0 if all passed. The table and the JSON of the benchmark
 # go to $OUT, else to bench/results; the logs to $OUT, else to a temporary folder. QUICK=1 tries everything on small tensors.
 set -u
 
@@ -18,7 +18,7 @@ results=${OUT:-bench/results}
 logs=${OUT:-$(mktemp -d)}
 mkdir -p "$results" "$logs"
 
-# The folders of NVIDIA's wheels, which PyTorch brings: one for each package, or one for all since CUDA 13.
+# The folders of NVIDIA's wheels, which come with PyTorch: one for each package, or one for all since CUDA 13.
 wheels() {
     python3 - "$1" <<'PYTHON' 2>/dev/null
 import importlib.util, pathlib, sys
@@ -69,7 +69,7 @@ wanted() { [ $# -eq 1 ] && return 0; local part=$1; shift; [[ " $* " == *" $part
 
 if wanted conformance "$@"; then
     for dtype in fp32 fp16 bf16; do
-        # Small products: what tuning saves is less than what it takes.
+        # The products are small: tuning takes longer than it saves.
         part "conformance $dtype" 180 env CUBECL_AUTOTUNE_LEVEL=minimal "$bundle/bin/gpu" conformance --backend cuda --path fast --dtype "$dtype" "$bundle/cases"
     done
 fi

@@ -2,7 +2,7 @@
 
 import time
 
-# What the calls of one measurement aim to take together, in seconds.
+# Target for the total time of the calls of one measurement, in seconds.
 SPAN = 0.01
 
 
@@ -49,7 +49,7 @@ class Stopwatch:
         count = 2 if self.quick else max(1, min(2000, int(SPAN / estimate)))
         device = wall = self.wall(lambda: several(count)) / count
         if wall < 200e-6:
-            # What the queue holds: about 1000 launches, each of which takes the host some 4 µs.
+            # The queue holds about 1000 launches, each of which takes the host about 4 µs.
             count = max(1, min(count, 256, int(4e-3 / wall)))
             device = self.events(lambda: several(count), int(1.3 * wall * count * self.cycles_per_second)) / count
         else:
@@ -58,7 +58,7 @@ class Stopwatch:
 
 
 def matmul_rate(torch, stopwatch: Stopwatch, quick: bool) -> float:
-    """Multiplications and additions a second, in a product of bf16 matrices of 8192 rows and columns; 0 if it fails."""
+    """Multiplications and additions per second, in a product of bf16 matrices of 8192 rows and columns; 0 if it fails."""
     size = 512 if quick else 8192
     try:
         left, right = (torch.empty(size, size, dtype=torch.bfloat16, device="cuda").uniform_(-1, 1) for _ in range(2))

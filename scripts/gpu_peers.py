@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Times the kernels and PyTorch in turns on the same CUDA device, and writes a table.
+"""Times the kernels and PyTorch alternately on the same CUDA device, and writes a table.
 
     python3 scripts/gpu_peers.py --bench target/gpu-bundle/bin/gpu_bench --layer target/gpu-bundle/bin/gpu --out bench/results
     python3 scripts/gpu_peers.py --self-test        # the arithmetic and the table, on made-up numbers, without a device
 
-The Rust programs answer one request at a time on standard input; between two of them every peer runs once, so that clocks and
-temperature are the same for all. Written are `<device>.json`, which holds every measurement, and `<device>.md`.
+The Rust programs answer one request at a time on standard input. Between two requests every peer runs once, so that clocks and
+temperature are the same for all. Writes `<device>.json`, which holds every measurement, and `<device>.md`.
 """
 
 import argparse
@@ -126,7 +126,7 @@ class Records:
 
 
 def merged(servers: dict[str, Server]) -> tuple[list[dict], list[str]]:
-    """The workloads, each with the engines of every server that has them, and what could not be asked."""
+    """The workloads, each with the engines of every server that has them, and the errors of servers that did not answer."""
     workloads, problems = {}, []
     for which, server in servers.items():
         try:
@@ -145,7 +145,7 @@ FACTS = "name,driver_version,clocks.max.sm,clocks.sm,clocks.mem,power.limit,powe
 
 
 def device_facts(fields: str = FACTS) -> dict:
-    """What `nvidia-smi` says; clocks in MHz, power in W, memory in MiB."""
+    """The output of `nvidia-smi`; clocks in MHz, power in W, memory in MiB."""
     try:
         run = subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits", "--id=0"],
@@ -278,7 +278,7 @@ def write(result: dict, folder: pathlib.Path):
 
 
 def self_test() -> int:
-    """The arithmetic, the table and the talk with a server, on made-up numbers."""
+    """The arithmetic, the table and the exchange with a server, on made-up numbers."""
     roofline = Roofline(bandwidth=4e12, matmul=800e12, exponentials=4e12)
     limit, kind = roofline.limit({"bytes": 4_000_000, "flops": 8_000_000, "exponentials": 0})
     assert (round(limit, 6), kind) == (1.0, "memory"), (limit, kind)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# What a workload aims at: `bandwidth` is a part of the measured one, `tflops` a rate, `beat` the peers that must be slower.
+# The target of a workload: `bandwidth` is a fraction of the measured one, `tflops` a rate, `beat` the peers that must be slower.
 TARGETS = {
     "decode-64x32x8x128-4096": {"bandwidth": 0.85},
     "decode-1x32x32x128-32768": {"bandwidth": 0.80},
@@ -21,14 +21,14 @@ TARGETS = {
 
 @dataclasses.dataclass
 class Roofline:
-    """Rates of the device: bytes, multiplications and additions, and exponentials, a second."""
+    """Rates of the device per second: bytes, multiplications and additions, and exponentials."""
 
     bandwidth: float
     matmul: float
     exponentials: float
 
     def limit(self, workload: dict) -> tuple[float, str]:
-        """The least time, in microseconds, and what sets it."""
+        """The least time, in microseconds, and the rate that limits it."""
         times = {
             "memory": workload["bytes"] / self.bandwidth if self.bandwidth else 0.0,
             "matmul": workload["flops"] / self.matmul if self.matmul else 0.0,
@@ -87,15 +87,15 @@ def markdown(result: dict) -> str:
         "",
         f"PyTorch {result['torch']}, CUDA {result['cuda']}, driver "
         f"{result['nvidia_smi_before'].get('driver_version', 'unknown')}; {result['seconds']} s, medians of "
-        f"{result['rounds']} rounds in which every program took its turn. Written by `scripts/gpu_peers.py`.",
+        f"{result['rounds']} rounds, in each of which every program ran. Written by `scripts/gpu_peers.py`.",
         "",
         f"Measured here: {roofline.bandwidth / 1e12:.2f} TB/s copied (read and written), {roofline.matmul / 1e12:.0f} TFLOP/s in a bf16 "
-        f"product of 8192³. From the clock: {roofline.exponentials / 1e12:.2f} T exponentials a second, 16 for each "
-        "multiprocessor and cycle. A limit is what the slowest of the three allows.",
+        f"product of 8192³. Computed from the clock: {roofline.exponentials / 1e12:.2f} T exponentials per second, 16 per "
+        "multiprocessor and cycle. The limit of a workload is the slowest of the three.",
         "",
-        "Times are microseconds of one call on the device, whose queue was full before the first one began. *Cold*: the tensors were not in "
-        "the L2 cache. *Warm*: they were there if they fit. Layers are timed with their host, as many calls one behind the other. "
-        "The ratio is the fastest peer over ours: above 1, ours is faster.",
+        "Times are microseconds of one call on the device, whose queue was full before the first call began. *Cold*: the tensors were not "
+        "in the L2 cache. *Warm*: they were there if they fit. Layers are timed with their host, as many calls back to back. "
+        "The ratio is the time of the fastest peer divided by ours: above 1, ours is faster.",
     ]
     if result["quick"]:
         lines += ["", "**A trial run on small tensors: the times mean nothing.**"]
@@ -124,7 +124,7 @@ def summary(result: dict, roofline: Roofline, dtype: str) -> list[str]:
             continue
         which, (limit, kind) = metric(workload), roofline.limit(workload)
         first = workload["l2"][0]
-        # Where one program knows no cold launches, its tensors are larger than the cache.
+        # A program without cold launches uses tensors that are larger than the cache.
         cold = [row for row in rows if row["l2"] == first]
         cold += [row for row in rows if row["l2"] != first and not any(row["engine"] == other["engine"] for other in cold)]
         ours, peer = best([row for row in cold if row["ours"]], which), best([row for row in cold if not row["ours"]], which)
@@ -154,7 +154,7 @@ def peer_cells(peer: dict | None, which: str, ours: float | None) -> str:
 
 
 def host(result: dict) -> list[str]:
-    """What a launch costs where there is nothing to compute."""
+    """The cost of a launch that computes nothing."""
     rows = [row for row in result["rows"] if row["name"] == "launch" and row["wall_us"] is not None]
     if not rows:
         return []
@@ -173,9 +173,9 @@ def details(result: dict) -> list[str]:
         "",
         "## Every program",
         "",
-        "*Behind each other*: the mean of many calls on an idle queue, in which the slower of host and device counts.",
+        "*Back to back*: the mean of many calls that start on an idle queue, which the slower of host and device limits.",
         "",
-        "| workload | element | program | cold | warm | behind each other, cold | warm |",
+        "| workload | element | program | cold | warm | back to back, cold | warm |",
         "| --- | --- | --- | --: | --: | --: | --: |",
     ]
     groups = {}
@@ -193,5 +193,5 @@ def details(result: dict) -> list[str]:
 
 
 def cell(text: str) -> str:
-    """Text that cannot end a cell of a table."""
+    """Text without the characters that end a cell of a table."""
     return " ".join(str(text).replace("|", "/").split())[:160]

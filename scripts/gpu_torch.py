@@ -1,4 +1,4 @@
-"""PyTorch's side of `gpu_peers.py`: the same problems by every way that PyTorch has, on the device at hand."""
+"""PyTorch's side of `gpu_peers.py`: the same problems, solved in every way that PyTorch offers, on the current device."""
 
 import contextlib
 import gc
@@ -8,9 +8,9 @@ import warnings
 
 from gpu_clock import Stopwatch
 
-# What the tensors that cold calls rotate over take together, as in `kernels/examples/gpu_bench`.
+# Total size of the tensors that cold calls rotate over, as in `kernels/examples/gpu_bench`.
 COLD_BYTES = 256 << 20
-# Where `torch.compile` is a peer, in bf16 alone: it takes seconds each.
+# Workloads for which `torch.compile` is a peer, in bf16 only: it takes seconds for each.
 COMPILED = ("decode-64", "softmax", "cache-write-1x", "norm-qkv-4096-12288-out-in", "norm-qkv-8x", "layer", "layernorm")
 
 
@@ -62,7 +62,7 @@ def simple(function) -> Way:
 
 
 class Peers:
-    """Builds problems from what `gpu_bench --list` says of them."""
+    """Builds problems from the descriptions of `gpu_bench --list`."""
 
     def __init__(self, torch, quick: bool, device: str = "cuda"):
         self.torch, self.quick, self.device = torch, quick, device
@@ -96,7 +96,7 @@ class Peers:
 
             return Prepared(self.torch, [None], {"PyTorch": Way(refuse)})
 
-    # What the problems are made of.
+    # Parts of the problems.
 
     def noise(self, *shape, dtype=None):
         return self.torch.empty(shape, dtype=dtype or self.dtype, device=self.device).uniform_(-1, 1)
@@ -190,13 +190,13 @@ class Peers:
         slopes = lambda: torch.tensor([2.0 ** (-8 * (at + 1) / heads) for at in range(heads)], device=self.device)
 
         def additive():
-            """What is added to the scores, `-inf` for what is hidden; none where a flag says it all."""
+            """The addend of the scores, `-inf` for hidden pairs; none if a flag expresses the whole mask."""
             if addend == "bias":
                 mask = self.noise(1, heads, tokens, tokens)
             elif addend == "alibi":
                 place = torch.arange(tokens, device=self.device, dtype=torch.float32)
                 distance = place[None, :] - place[:, None]
-                # Head by head: all of them in f32 take twice the memory.
+                # Head by head: all heads at once in f32 would take twice the memory.
                 mask = torch.stack([(slope * distance).to(self.dtype) for slope in slopes()])[None]
             elif causal:
                 mask = torch.zeros(1, 1, tokens, tokens, dtype=self.dtype, device=self.device)

@@ -1,4 +1,4 @@
-"""Times the CPU kernels and their peers in turns, and writes `bench/results/cpu.json` and the report.
+"""Times the CPU kernels and their peers alternately, and writes `bench/results/cpu.json` and the report.
 
     just bench-cpu                                             # builds what it needs and measures everything
     just bench-cpu --workloads P1,D1 --rounds 1 --out /tmp/trial
@@ -52,7 +52,7 @@ IMPLEMENTATIONS = {
     "read": ("array read, one run per thread", "ours"),
     "read-4": ("array read, four runs per thread", "ours"),
 }
-# How fast the machine reads: timed in the same rounds as each workload that memory bounds, on as many bytes as it reads.
+# How fast the machine reads: timed in the same rounds as each memory-bound workload, on the number of bytes that it reads.
 READS = ("read", "read-4")
 # The implementations that run each group of workloads.
 TAKE_PART = {

@@ -11,7 +11,7 @@ from plot import svg
 
 START, END = "<!-- measured -->", "<!-- end of what was measured -->"
 OURS = "ours-ndarray"
-# Reading an array: the limit of a workload that memory bounds, and no peer.
+# Reading an array: the limit of a memory-bound workload, and not a peer.
 READS = ("read", "read-4")
 # Other configurations of ours, and the headings of their columns.
 OTHERS = {

@@ -42,7 +42,7 @@ def slopes(heads: int) -> torch.Tensor:
 
 
 def additive(workload: dict) -> torch.Tensor | None:
-    """What is added to the scores, `[B or 1, N or 1, T or 1, S]`: the fastest form of a mask. One query sees everything."""
+    """The addend of the scores, `[B or 1, N or 1, T or 1, S]`: the fastest form of a mask. A single query sees everything."""
     _, heads, _, _, queries, keys = sizes(workload)
     query, key = torch.arange(queries)[:, None] + keys - queries, torch.arange(keys)[None]
     hidden = torch.zeros(1, 1, 1, keys, dtype=torch.bool)

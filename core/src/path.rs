@@ -70,7 +70,7 @@ impl ContextProblem {
         })
     }
 
-    /// A kernel reads a cache of its own element type, and of int8.
+    /// Kernels read caches of the projection's element type, and of int8.
     fn check_cache(&self) -> Result<(), Declined> {
         let Some(CacheTypes { key, value }) = self.cache else { return Ok(()) };
         match [key, value].into_iter().find(|cache| ![self.dtype, ElementType::I8].contains(cache)) {
@@ -185,7 +185,7 @@ pub enum Declined {
 impl fmt::Display for Declined {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoKernel => write!(f, "the backend has no kernel of its own for this operation"),
+            Self::NoKernel => write!(f, "the backend has no kernel for this operation"),
             Self::ElementType(dtype) => write!(f, "the kernel does not compute with elements of {dtype}"),
             Self::CacheType { dtype, cache } => {
                 write!(f, "the cache holds {cache} and the projection {dtype}; the kernel takes equal types, or int8")

@@ -1,4 +1,5 @@
-//! Checkpoints and the configurations next to them: what is read, and sizes that a file states and does not have.
+//! Checkpoints and the configurations next to them: what is read, and files that state sizes they do not contain.
+#![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
 
@@ -8,7 +9,7 @@ use burn_deepspeed_core::element::ElementType;
 use burn_deepspeed_core::error::{ConfigError, WeightError};
 use serde_json::{Value, json};
 
-/// A number of anything that no machine has memory for.
+/// A count that no machine has memory for.
 const HUGE: usize = 1_000_000_000_000;
 
 fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
@@ -205,7 +206,7 @@ fn the_keys_of_the_golden_models_are_known() {
         let path = entry.unwrap().path().join("config.json");
         let Ok(config) = HuggingFaceConfig::from_json_file(&path) else { continue };
         let expected: &[&str] = match config.family.name() {
-            // They change the model, and loading fails where they do.
+            // These keys may change the model; loading fails if they do.
             "opt" => &["_remove_final_layer_norm", "layer_norm_elementwise_affine"],
             _ => &[],
         };

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 
 type Device = <Cuda as burn::tensor::backend::BackendTypes>::Device;
 
-/// Duration that the calls of one measurement aim at together.
+/// Target for the total time of the calls of one measurement.
 const SPAN: Duration = Duration::from_millis(20);
 /// Features of a head, of which there are 32.
 const HEAD: usize = 128;

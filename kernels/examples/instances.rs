@@ -1,7 +1,7 @@
-//! Asks a CUDA device for every kernel instance that the modules can ask for, by launching each once on small tensors.
+//! Launches every kernel instance that the modules can use on a CUDA device, each once, on small tensors.
 //!
-//! `scripts/ptxas.py` runs this on a driver that computes nothing and keeps what the compiler makes of each kernel. Every
-//! launch is announced on standard error, so that what follows there can be told apart:
+//! `scripts/ptxas.py` runs this with a driver that computes nothing, and keeps the compiler's output for each kernel. Every launch
+//! is announced on standard error, so that the output after it can be assigned to it:
 //!
 //! ```text
 //! instance: decode f16 head 128 group 4 tokens 1 splits 4
@@ -82,7 +82,7 @@ impl Lab {
         self.tensor(shape, i8::as_type_native_unchecked().storage_type())
     }
 
-    /// Launches, and waits for what the compiler says. Panics where a kernel declines or does not compile.
+    /// Launches, and waits for the compiler. Panics if a kernel declines or does not compile.
     fn announce(&self, label: &str, launch: impl FnOnce() -> Result<(), Unsupported>) {
         if !label.contains(&self.only) {
             return;
@@ -135,8 +135,8 @@ impl Lab {
         }
     }
 
-    /// Launches on tensors of `[batch, heads, tokens, head]` with key heads for every `group`, and on a cache of int8 where
-    /// `int8` says so.
+    /// Launches on tensors of `[batch, heads, tokens, head]`, with a key head for every `group` query heads. If `int8` is set,
+    /// the cache is int8.
     #[allow(clippy::too_many_arguments, reason = "the parts of an instance")]
     fn attention(
         &self,

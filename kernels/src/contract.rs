@@ -1,5 +1,5 @@
-//! Arguments that do not fit together are a programming error: every kernel panics about them in the same words, on slices
-//! and on device buffers, before it does any work.
+//! Checks of arguments. Arguments that do not fit together are a programming error: every kernel panics with the same message,
+//! on slices and on device buffers, before it does any work.
 
 /// Panics unless a tensor has the expected shape.
 #[cfg(feature = "cubecl")]
@@ -8,7 +8,7 @@ pub(crate) fn check_shape(operation: &str, tensor: &str, expected: &[usize], act
     assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");
 }
 
-/// Panics unless each axis of a tensor has the expected size, or 1. Along the last axis, the keys, more than expected is fine.
+/// Panics unless each axis of a tensor has the expected size, or 1. The last axis, the keys, may be longer than expected.
 #[track_caller]
 pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
     let last = expected.len() - 1;
@@ -27,13 +27,12 @@ pub(crate) fn check_len(operation: &str, slice: &str, actual: usize, expected: u
     assert!(actual == expected, "{operation}: `{slice}` has {actual} elements, expected {expected}");
 }
 
-/// The product of sizes; `usize::MAX`, which no slice holds, where it does not fit.
+/// The product of sizes; on overflow `usize::MAX`, which is the length of no slice.
 pub(crate) fn product(sizes: &[usize]) -> usize {
     sizes.iter().fold(1, |product, size| product.saturating_mul(*size))
 }
 
-/// The elements that a tensor spans, from its first to its last one; 0 if an axis is empty, `usize::MAX` where the number does
-/// not fit.
+/// The number of elements that a tensor spans, from its first to its last; 0 if an axis is empty, `usize::MAX` on overflow.
 pub(crate) fn extent(shape: &[usize], strides: &[usize]) -> usize {
     if shape.contains(&0) {
         return 0;

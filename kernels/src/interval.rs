@@ -1,6 +1,6 @@
 //! A range of slots.
 
-/// The slots from `start` up to, and without, `end`; none where `end` is not above `start`. `std`'s range is not `Copy`.
+/// The slots from `start` up to `end`, which is excluded; none if `end` is not above `start`. `std`'s range is not `Copy`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Interval {
     pub start: usize,
@@ -20,12 +20,12 @@ impl Interval {
         self.end.saturating_sub(self.start)
     }
 
-    /// What both have.
+    /// The intersection.
     pub fn and(self, other: Self) -> Self {
         Self { start: self.start.max(other.start), end: self.end.min(other.end) }
     }
 
-    /// The smallest interval that holds every one of these; empty for none.
+    /// The smallest interval that contains all of these; empty if there are none.
     pub fn around(all: impl Iterator<Item = Self>) -> Self {
         all.fold(Self { start: usize::MAX, end: 0 }, |around, one| Self {
             start: around.start.min(one.start),

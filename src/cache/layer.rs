@@ -49,7 +49,7 @@ impl<B: Backend> LayerCache<'_, B> {
 
     /// Checks that a layer can use this cache. The modules call it before they compute or write anything.
     ///
-    /// `activations` is the element type of the layer's activations, which the cache has where `kv_cache_dtype` names no other.
+    /// `activations` is the element type of the layer's activations, which the cache uses unless `kv_cache_dtype` sets another.
     ///
     /// # Errors
     /// [`AttentionError::CacheMismatch`] if heads, head size or element types differ; [`AttentionError::CacheLost`] if an
@@ -130,7 +130,7 @@ fn append<B: Backend>(stored: Stored<B>, new: Tensor<B, 4>, rows: &StepRows, ass
     })
 }
 
-/// What kernels on a device need besides the tensors of a layer.
+/// What kernels on a device need in addition to the tensors of a layer.
 #[cfg(feature = "cubecl")]
 impl<B: Backend> LayerCache<'_, B> {
     /// First new slot and end of each row, `[B, 2]`, copied to the device once per step; `None` if all rows have the same bounds.

@@ -18,8 +18,8 @@ pub(super) enum LayerStore<B: Backend> {
         /// The values.
         value: Stored<B>,
     },
-    /// A write owns them, so that nobody else holds a reference and the backend writes in place. A layer stays in this state
-    /// only if the write panicked.
+    /// A write owns them and holds the only reference, so that the backend writes in place. A layer stays in this state only
+    /// if the write panicked.
     Moved,
 }
 

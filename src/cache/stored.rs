@@ -12,10 +12,10 @@ use burn_deepspeed_core::int8::LARGEST;
 pub enum Stored<B: Backend> {
     /// Floats, `[B, K, capacity, H]`.
     Dense(Tensor<B, 4>),
-    /// Whole numbers from -127 to 127, times a scale for each head of each token.
+    /// Integers from -127 to 127, times a scale for each head of each token.
     ///
-    /// A scale is the largest magnitude of its head over 127, after the rotation. Elements are rounded to the nearest, halves
-    /// to the even one, so none is off by more than half a scale. A head with an infinity or NaN has a scale of NaN.
+    /// A scale is the largest magnitude of its head over 127, after the rotation. Elements are rounded to nearest, ties to
+    /// even, so none is off by more than half a scale. A head with an infinity or NaN has a scale of NaN.
     Int8 {
         /// `[B, K, capacity, H]`, of type [`DType::I8`].
         elements: Tensor<B, 4, Int>,

@@ -22,8 +22,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its rank.
     /// Parameters do not require gradients; [`with_training`](Self::with_training) changes that.
     ///
-    /// An int8 module stays int8: int8 matrices of the checkpoint keep their bytes and [scales](super::ScaleNames), in blocks of
-    /// their own, and dense ones are rounded in the blocks of the module. In a dense module, int8 matrices become dense.
+    /// An int8 module stays int8: int8 matrices of the checkpoint keep their bytes, [scales](super::ScaleNames) and blocks, and
+    /// dense ones are rounded in the blocks of the module. In a dense module, int8 matrices become dense.
     ///
     /// Only the rank's part of each matrix is read. If `training_mp_size` is above 1, a QKV matrix in the layout
     /// [`Concat`](super::QkvLayout::Concat) is what `torch.cat` makes of the files of that many ranks:

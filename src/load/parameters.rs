@@ -143,7 +143,7 @@ pub(super) fn assembled<B: Backend>(
     }
 }
 
-/// A norm that every one of these files has whole.
+/// A norm that every one of these files holds in full.
 pub(super) fn norm<B: Backend>(
     module: &FusedNorm<B>,
     files: &[Checkpoint],

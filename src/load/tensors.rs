@@ -11,7 +11,7 @@ use crate::parallel::HeadShard;
 
 /// Reads tensors from a [`Checkpoint`].
 pub trait ReadTensors {
-    /// Reads a tensor of floats, converted to `dtype`.
+    /// Reads a float tensor, converted to `dtype`.
     ///
     /// # Errors
     /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], [`WeightError::ElementType`] if the tensor does
@@ -26,7 +26,7 @@ pub trait ReadTensors {
         self.slice(name, shape, shape.map(|size| 0..size), dtype, device)
     }
 
-    /// Reads a block of a tensor of floats and nothing else of the file, converted to `dtype`: the part of a matrix on one rank.
+    /// Reads a block of a float tensor, such as a rank's part of a matrix, and nothing else in the file. Converted to `dtype`.
     ///
     /// ```no_run
     /// # use burn::tensor::{DType, Tensor};
@@ -60,7 +60,7 @@ pub trait ReadTensors {
         device: &B::Device,
     ) -> Result<Tensor<B, D>, WeightError>;
 
-    /// Reads a tensor of integers of any width, or of truth values.
+    /// Reads a tensor of integers of any width, or of booleans.
     ///
     /// # Errors
     /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], [`WeightError::ElementType`] if the tensor does

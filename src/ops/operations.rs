@@ -17,7 +17,7 @@ use crate::weight::{FusedNorm, QkvWeight, Weight};
 /// | --- | --- | --- |
 /// | [`Reference`] | tensor operations of Burn | nothing |
 /// | `CpuOps` | the CPU kernels | [`InMemory`](crate::ops::cpu::InMemory) |
-/// | `CubeDevice` | the CubeCL kernels | [`CubeDevice`](crate::ops::cube::CubeDevice) |
+/// | `CubeOps` | the CubeCL kernels | [`CubeDevice`](crate::ops::cube::CubeDevice) |
 ///
 /// A backend joins in one line. This is a complete and correct port:
 ///

@@ -1,4 +1,4 @@
-//! A matrix of floats, and how it is stored.
+//! A float matrix, and how it is stored.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
@@ -6,7 +6,7 @@ use burn_deepspeed_core::layout::Orientation;
 
 use super::param::{INITIAL_DEVIATION, given, lazy};
 
-/// A matrix of floats, `[in, out]` or `[out, in]`.
+/// A float matrix, `[in, out]` or `[out, in]`.
 #[derive(Module, Debug)]
 pub struct DenseMatrix<B: Backend> {
     values: Param<Tensor<B, 2>>,

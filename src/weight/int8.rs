@@ -43,7 +43,7 @@ impl Int8Blocks {
     }
 }
 
-/// A matrix `[out, in]` of whole numbers from -127 to 127, each times the scale of its block. A matrix from a checkpoint may
+/// A matrix `[out, in]` of integers from -127 to 127, each times the scale of its block. A matrix from a checkpoint may
 /// contain -128.
 #[derive(Module, Debug)]
 pub struct Int8Matrix<B: Backend> {
@@ -55,7 +55,7 @@ pub struct Int8Matrix<B: Backend> {
 
 impl<B: Backend> Int8Matrix<B> {
     /// Quantises a dense matrix, `[out, in]`. A scale is the largest magnitude of its block over 127; elements are rounded to
-    /// the nearest whole number, halves to the even one. So no element is off by more than half a scale.
+    /// the nearest integer, ties to even. So no element is off by more than half a scale.
     ///
     /// # Errors
     /// [`WeightError::NotFinite`]; [`ConfigError::UnsupportedDataType`] if the backend has no int8 arithmetic.
@@ -131,7 +131,7 @@ impl<B: Backend> Int8Matrix<B> {
         Self { elements, scales: of_any_grid(given(scales)), dtype }
     }
 
-    /// The whole numbers, `[out, in]`, of type [`DType::I8`].
+    /// The integers, `[out, in]`, of type [`DType::I8`].
     pub fn elements(&self) -> Tensor<B, 2, Int> {
         self.elements.values.val()
     }
@@ -217,8 +217,8 @@ fn of_any_grid<B: Backend>(scales: Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>> {
     scales.load_mapper(|loaded: Tensor<B, 2>| loaded.cast(FloatDType::F32)).set_require_grad(false)
 }
 
-/// int8 elements, and the outputs and inputs of a block. They are a module of their own because the recorders of Burn 0.21
-/// widen whole numbers to 64 bits; this record keeps the bytes.
+/// int8 elements, and the outputs and inputs of a block. They are a separate module because the recorders of Burn 0.21
+/// widen integers to 64 bits; this record keeps the bytes.
 #[derive(Debug, Clone)]
 struct Elements<B: Backend> {
     values: Param<Tensor<B, 2, Int>>,

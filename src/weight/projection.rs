@@ -103,8 +103,8 @@ impl<B: Backend> Weight<B> {
         Ok(Self { matrix: Matrix::Int8(matrix), ..self })
     }
 
-    /// The same, rounding the input of an int8 matrix, or not. A rounded input is whole numbers of 14 bits times a step, the
-    /// largest magnitude of a token over 8191, so that the product is one of whole numbers (dynamic quantisation).
+    /// The same, rounding the input of an int8 matrix, or not. A rounded input consists of 14-bit integers times a step: the
+    /// largest magnitude of a token over 8191. The product is then one of integers (dynamic quantisation).
     ///
     /// A result is off by at most half a step times the sum of the magnitudes of its weights. That is much for a token with a
     /// few features far larger than the others. Rounding is faster on the CPU kernels with AVX2; on other paths, and with a

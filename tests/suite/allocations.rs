@@ -4,8 +4,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-/// The system's allocator, which counts the bytes that each thread asks for, and those that it gives back, and keeps the most
-/// that it held.
+/// The system's allocator, which counts for each thread the bytes that it allocates and frees, and the most that it held.
 struct Counting;
 
 thread_local! {
@@ -104,9 +103,9 @@ fn a_step_copies_no_history<B: InferenceBackend>() {
         assert_eq!(cache.lengths(), [history + 1]);
         bytes
     };
-    step_at(4090); // whatever is set up once, and the room that threads keep
+    step_at(4090); // one-time setup, and the scratch memory that threads keep
     let (short, long) = (step_at(100), step_at(4000));
-    assert!(long < short + 8 * row, "{short} bytes behind 100 tokens, {long} behind 4000");
+    assert!(long < short + 8 * row, "{short} bytes after 100 tokens, {long} after 4000");
     assert!(long < 4000 * row / 4, "{long} bytes, and the keys alone are {}", 4000 * row);
 }
 

@@ -78,8 +78,8 @@ fn storage_of_the_weights_does_not_matter<B: InferenceBackend>() {
         attention.forward_uncached(input.clone(), AttentionMask::none(), None).unwrap()
     };
     let expected = run(base.clone());
-    for (separate, turned) in [(true, false), (false, true), (true, true)] {
-        let config = base.clone().with_set_empty_params(separate).with_transposed_mode(turned);
+    for (separate, transposed) in [(true, false), (false, true), (true, true)] {
+        let config = base.clone().with_set_empty_params(separate).with_transposed_mode(transposed);
         assert_near(run(config), expected.clone(), TOLERANCE);
     }
 }

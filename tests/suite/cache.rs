@@ -62,7 +62,7 @@ fn a_full_cache_refuses_before_it_writes<B: InferenceBackend>() {
     let error = cache.step(3).err().unwrap();
     assert_eq!(error, AttentionError::CacheFull { row: 0, used: 30, requested: 3, capacity: 32 });
     assert!(error.to_string().contains("`max_out_tokens` to at least 33"), "{error}");
-    // the cache is as it was: going on gives what a cache that never overflowed gives
+    // the cache is as it was: the next step gives the same as with a cache that never overflowed
     let mut other = self::cache::<B>(2);
     feed(&module, &mut other, input.clone().narrow(1, 0, 30));
     let next = input.narrow(1, 30, 2);

@@ -1,4 +1,4 @@
-//! A cache is used only by the layer it was built for, and what does not fit writes nothing.
+//! A cache is used only by the layer that it was built for, and arguments that do not fit write nothing.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

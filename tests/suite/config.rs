@@ -41,7 +41,7 @@ fn json_of_deepspeed_is_read() {
     assert_eq!(config.mlp_act_func_type, MlpActivation::GatedSILU);
     assert_eq!((config.local_rank, config.rotary_dim, config.num_kv, config.rope_theta), (None, None, None, 500000.0));
     assert_eq!((config.num_hidden_layers, config.layer_norm_eps), (Some(2), 1e-6));
-    // a launcher's rank means nothing to a model on one rank
+    // a model on one rank ignores the launcher's rank
     assert!(config.with_local_rank(Some(3)).resolve(0).is_ok());
 }
 
@@ -177,8 +177,8 @@ fn what_a_backend_cannot_do_is_refused_at_init() {
         fp32.init_cache::<B>(1, &device).unwrap_err(),
         ConfigError::Missing { key: "num_hidden_layers", origin: Origin::Program }
     );
-    let halves = fp32.with_num_hidden_layers(Some(1)).with_kv_cache_dtype(DataType::Fp16.into());
-    let message = halves.init_cache::<B>(1, &device).unwrap_err().to_string();
+    let fp16_cache = fp32.with_num_hidden_layers(Some(1)).with_kv_cache_dtype(DataType::Fp16.into());
+    let message = fp16_cache.init_cache::<B>(1, &device).unwrap_err().to_string();
     assert!(message.contains("does not store fp16; leave it out of `kv_cache_dtype`"), "{message}");
 }
 

@@ -1,4 +1,4 @@
-//! What every backend promises: no tokens or rows give empty results, and tensors that do not fit are the same panic, before
+//! What every backend promises: no tokens or rows give empty results, and tensors that do not fit give the same panic before
 //! anything is written.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -80,7 +80,7 @@ fn relative_links_of_every_document_resolve() {
     assert!(broken.is_empty(), "links to nothing:\n{}", broken.join("\n"));
 }
 
-/// A visitor reads it in a minute.
+/// So that a visitor reads it in a minute.
 #[test]
 fn the_readme_is_short() {
     let lines = fs::read_to_string(repository().join("README.md")).unwrap().lines().count();

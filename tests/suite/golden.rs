@@ -48,7 +48,7 @@ fn every_case_passes_in_int8<B: InferenceBackend>() {
 
 on_each_cpu_backend!(every_case_passes_in_int8);
 
-/// 1 = 2 = 3 = 4 ranks. Heads are split unevenly where they do not divide; with more ranks than heads it is an error.
+/// 1, 2, 3 and 4 ranks give the same result. Heads that do not divide are split unevenly; more ranks than heads are an error.
 #[cfg(feature = "local")]
 fn every_case_passes_on_ranks<B: InferenceBackend>() {
     use burn_deepspeed::parallel::local::LocalCommunicator;

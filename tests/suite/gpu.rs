@@ -58,7 +58,7 @@ fn kernels_say_which_takes_a_step_and_why_they_decline() {
     }
 }
 
-/// A layer of which no part is skipped: norm with bias, QKV bias, rotary positions, grouped heads, output bias.
+/// A layer with every part: norm with bias, QKV bias, rotary positions, grouped heads, output bias.
 fn layer() -> DeepSpeedInferenceConfig {
     DeepSpeedInferenceConfig::new(64, 4)
         .with_dtype(DataType::Fp32)
@@ -84,7 +84,7 @@ fn launches_of_a_step<B: InferenceBackend>(log: &std::path::Path) -> Vec<String>
         step.commit();
         B::sync(&device).unwrap();
         drop(output);
-        // The log is written by a thread of its own.
+        // A separate thread writes the log.
         std::thread::sleep(std::time::Duration::from_millis(300));
         let text = std::fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<String> = text.lines().map(String::from).collect();
@@ -94,7 +94,7 @@ fn launches_of_a_step<B: InferenceBackend>(log: &std::path::Path) -> Vec<String>
     launches
 }
 
-/// Runs itself in a process of its own, where no other test launches kernels.
+/// Runs itself in a separate process, where no other test launches kernels.
 #[test]
 fn a_decoding_step_of_a_layer_is_five_launches() {
     const LOG: &str = "BURN_DEEPSPEED_TEST_LAUNCH_LOG";

@@ -16,7 +16,7 @@ type B = Autodiff<Inner>;
 const STEP: f32 = 1e-2;
 const TOLERANCE: f64 = 1e-2;
 
-/// Moves every parameter by `amount` along a direction of its own.
+/// Moves every parameter by `amount` along its own direction.
 struct Move {
     amount: f32,
     seed: u64,
@@ -44,7 +44,7 @@ struct Slope<'a> {
 impl ModuleVisitor<B> for Slope<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         self.seed += 1;
-        let gradient = param.val().grad(self.gradients).expect("every parameter takes part");
+        let gradient = param.val().grad(self.gradients).expect("every parameter has a gradient");
         let direction = seeded::<Inner, D>(gradient.dims(), self.seed);
         self.sum += f64::from((gradient * direction).sum().into_scalar());
         self.parameters += 1;
@@ -73,7 +73,7 @@ fn check<M: AutodiffModule<B>>(module: M, shape: [usize; 3], forward: impl Fn(&M
     assert!((slope.sum - finite).abs() <= TOLERANCE * finite.abs().max(1.0), "parameters: {} and {finite}", slope.sum);
 
     let direction = || seeded::<B, 3>(shape, 3);
-    let gradient = tracked.grad(&gradients).expect("the input takes part");
+    let gradient = tracked.grad(&gradients).expect("the input has a gradient");
     let analytic = f64::from((gradient * direction().inner()).sum().into_scalar());
     let at = |amount| scalar(loss(&module, input() + direction() * amount));
     let finite = (at(STEP) - at(-STEP)) / f64::from(2.0 * STEP);

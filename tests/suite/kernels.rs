@@ -15,7 +15,7 @@ use crate::attention::randomised;
 use crate::cache::{cache_of, feed, kinds, module_of};
 use crate::common::{on_each_cpu_backend, seeded};
 
-/// On `Autodiff` every operation is the reference: it judges the kernels, of whatever backend.
+/// On `Autodiff` every operation runs on the reference, with which the kernels of every backend are compared.
 #[cfg(feature = "autodiff")]
 pub fn steps_agree_with_the_reference<B: InferenceBackend>(
     heads: &[[usize; 3]],
@@ -52,7 +52,7 @@ pub fn steps_agree_with_the_reference<B: InferenceBackend>(
     }
 }
 
-/// A prompt and three steps with ragged rows, on a rotary module and on a BLOOM: what comes out for the real tokens.
+/// The outputs for the real tokens of a prompt and three steps with ragged rows, on a rotary module and on a BLOOM.
 #[cfg(feature = "autodiff")]
 fn steps<B: InferenceBackend>(config: &DeepSpeedInferenceConfig, padded: bool) -> Tensor<B, 3> {
     let (device, hidden) = (Default::default(), config.hidden_size);
@@ -112,8 +112,8 @@ fn a_padded_step_of_nothing_is_nothing<B: InferenceBackend>() {
     let bloom = config.init_bloom::<B>(0, &device).unwrap();
     let mut cache = config.init_cache::<B>(2, &device).unwrap();
     let mut step = cache.step(0).unwrap();
-    let nobody = Tensor::<B, 2, Bool>::from_data(TensorData::new(Vec::<bool>::new(), [2, 0]), &device);
-    let output = bloom.forward(seeded([2, 0, 48], 1), AttentionMask::keep(nobody), step.layer(0)).unwrap();
+    let no_keys = Tensor::<B, 2, Bool>::from_data(TensorData::new(Vec::<bool>::new(), [2, 0]), &device);
+    let output = bloom.forward(seeded([2, 0, 48], 1), AttentionMask::keep(no_keys), step.layer(0)).unwrap();
     assert_eq!(output.dims(), [2, 0, 48]);
 }
 

@@ -1,4 +1,4 @@
-//! Ranks that are processes: what they add up, and how they end, whatever happens to one of them.
+//! Ranks that are processes: what they add up, and how all of them end if something happens to one.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -12,7 +12,7 @@ use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operatio
 
 use crate::common::{AnyBackend, seeded, values};
 
-/// What the processes of a job play.
+/// The scenarios that the processes of a job run.
 const SCENARIO: &str = "BURN_DEEPSPEED_MPI_SCENARIO";
 
 const SHARED_MEMORY: &[&str] = &["--mca", "btl", "vader,self"];
@@ -31,7 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(40);
 /// One job at a time: the machine may have two cores.
 static JOBS: Mutex<()> = Mutex::new(());
 
-/// What a job left.
+/// The result of a job.
 struct Job {
     well: bool,
     took: Duration,
@@ -78,14 +78,14 @@ impl Job {
         Self { well: status.success(), took, output }
     }
 
-    /// What a rank said, in order.
+    /// The lines of a rank, in order.
     fn said(&self, rank: usize) -> Vec<&str> {
         let mark = format!("@{rank} ");
         self.output.lines().filter_map(|line| Some(line.split_once(&mark)?.1)).collect()
     }
 }
 
-/// Everything that comes, on a thread of its own.
+/// Reads a stream to its end, on a separate thread.
 fn all_of(mut stream: impl Read + Send + 'static) -> JoinHandle<String> {
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -199,9 +199,9 @@ fn groups() {
     }
     // A group of one of the groups, and of all again: no rank takes the values of another group.
     let alone = if rank.is_multiple_of(2) { Some(group.split(rank as u32).unwrap()) } else { None };
-    let turned = world.split(u32::from(rank == 3)).unwrap();
+    let regrouped = world.split(u32::from(rank == 3)).unwrap();
     let (mut all, mut own, mut one) = ([1.0], [1.0], [1.0]);
-    turned.all_reduce(&sum(1), &mut all).unwrap();
+    regrouped.all_reduce(&sum(1), &mut all).unwrap();
     group.all_reduce(&sum(1), &mut own).unwrap();
     if let Some(alone) = &alone {
         alone.all_reduce(&sum(1), &mut one).unwrap();
@@ -220,7 +220,7 @@ fn four_processes_are_two_groups() {
     }
 }
 
-/// Everything that ends a group and leaves its processes alive, each in a group of its own.
+/// Everything that ends a group and leaves its processes alive, each in a separate group.
 fn failures() {
     let world = world();
     let (rank, ranks) = (world.rank(), world.size());
@@ -256,10 +256,10 @@ fn failures() {
         assert_eq!(group.barrier(&Agreement::barrier()).unwrap_err(), error); // it stays over
     }
 
-    let meets = group();
+    let mixed = group();
     let error = match rank == last {
-        true => meets.barrier(&Agreement::barrier()).unwrap_err(),
-        false => meets.all_reduce(&first, &mut [1.0; 40]).unwrap_err(),
+        true => mixed.barrier(&Agreement::barrier()).unwrap_err(),
+        false => mixed.all_reduce(&first, &mut [1.0; 40]).unwrap_err(),
     };
     let difference = "rank 0 adds [1, 5, 8] of F32, that rank waits at a barrier".into();
     assert_eq!(error, CommunicationError::Differ { rank: last, difference });
@@ -275,17 +275,17 @@ fn failures() {
         assert_eq!(group.barrier(&Agreement::barrier()).unwrap_err(), error);
     }
 
-    // What a rank brought to the meetings that it finished still counts.
-    let behind = group();
+    // The contributions of a rank to the sums that it completed still count.
+    let late_abort = group();
     late(rank == 0);
-    let mut brought = [1.0];
-    behind.all_reduce(&sum(1), &mut brought).unwrap();
-    assert_eq!(brought, [ranks as f32]);
+    let mut values = [1.0];
+    late_abort.all_reduce(&sum(1), &mut values).unwrap();
+    assert_eq!(values, [ranks as f32]);
     if rank == 1 {
-        behind.abort(&"long ".repeat(1000));
+        late_abort.abort(&"long ".repeat(1000));
     }
     late(rank != 1);
-    let error = behind.all_reduce(&sum(1), &mut brought).unwrap_err().to_string();
+    let error = late_abort.all_reduce(&sum(1), &mut values).unwrap_err().to_string();
     assert!(error.starts_with("rank 1 gave up: long long ") && (rank == 1 || error.len() < 1200), "{error}");
 
     for length in [3, 40_000] {
@@ -308,7 +308,7 @@ fn failures() {
             "{error}"
         );
     }
-    world.barrier(&Agreement::barrier()).unwrap(); // none of this was about the world
+    world.barrier(&Agreement::barrier()).unwrap(); // none of this affects the world
     say(rank, "done");
     sleep(SHORT); // the launcher ends the job with the first process that leaves
 }

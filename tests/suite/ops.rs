@@ -112,12 +112,12 @@ fn a_query_that_sees_nothing_returns_zeros<B: InferenceBackend>() {
     }
 }
 
-fn hidden_nans_have_no_part_and_visible_ones_show<B: InferenceBackend>() {
-    hidden_nans_have_no_part(B::Ops::masked_attention);
-    hidden_nans_have_no_part::<B>(burn_deepspeed::ops::attention::reference);
+fn hidden_nans_never_matter_and_visible_ones_show<B: InferenceBackend>() {
+    hidden_nans_never_matter(B::Ops::masked_attention);
+    hidden_nans_never_matter::<B>(burn_deepspeed::ops::attention::reference);
 }
 
-fn hidden_nans_have_no_part<B: InferenceBackend>(attend: fn(Attention<B>) -> Tensor<B, 4>) {
+fn hidden_nans_never_matter<B: InferenceBackend>(attend: fn(Attention<B>) -> Tensor<B, 4>) {
     let q = seeded::<B, 4>([1, 4, 3, 5], 1);
     // As a projection stores them: the heads of a token are contiguous.
     let [k, v] = [2, 3].map(|seed| seeded::<B, 4>([1, 6, 2, 5], seed).swap_dims(1, 2));
@@ -207,7 +207,7 @@ fn norm_and_projection_agree_in_every_storage<B: InferenceBackend>() {
     let matrix = seeded::<B, 2>([hidden, heads_width + 2 * kv_width], 2);
     let bias = seeded::<B, 1>([heads_width + 2 * kv_width], 3);
     let fused = Weight::new(matrix.clone(), Some(bias.clone()), Orientation::InputOutput);
-    let turned = Weight::new(matrix.transpose(), Some(bias.clone()), Orientation::OutputInput);
+    let transposed = Weight::new(matrix.transpose(), Some(bias.clone()), Orientation::OutputInput);
     let whole = QkvWeight::Fused(fused.clone());
     let SeparateQkv { query, key, value } = whole.separate(heads_width).into_owned();
     assert_eq!(value.output_size(), kv_width);
@@ -233,7 +233,7 @@ fn norm_and_projection_agree_in_every_storage<B: InferenceBackend>() {
         let product = expected.matmul(fused.matrix().unsqueeze()) + bias.clone().unsqueeze();
         assert_near(result.qkv.clone(), product, 2e-5);
         for other in [
-            QkvWeight::Fused(turned.clone()),
+            QkvWeight::Fused(transposed.clone()),
             QkvWeight::Separate(SeparateQkv { query: query.clone(), key: key.clone(), value: value.clone() }),
         ] {
             let again = B::Ops::qkv_gemm(input.clone(), Some(&norm), &other, false);
@@ -255,7 +255,7 @@ fn the_bias_belongs_to_linear_and_not_to_vector_matmul<B: InferenceBackend>() {
     assert_near(B::Ops::linear(input, &weight), product + bias.unsqueeze(), TOLERANCE);
 }
 
-fn what_stands_between_projections_is_what_tensor_operations_compute<B: InferenceBackend>() {
+fn operations_between_projections_agree_with_tensor_operations<B: InferenceBackend>() {
     for shape in [[2, 3, 5], [1, 40, 300], [1, 0, 5]] {
         let (input, residual) = (seeded::<B, 3>(shape, 1), seeded::<B, 3>(shape, 2));
         let [gamma, beta] = [3, 4].map(|seed| seeded::<B, 1>([shape[2]], seed));
@@ -291,12 +291,12 @@ mod on_the_cpu {
 }
 on_each_backend!(
     a_query_that_sees_nothing_returns_zeros,
-    hidden_nans_have_no_part_and_visible_ones_show,
+    hidden_nans_never_matter_and_visible_ones_show,
     masks_of_one_head_do_not_leak_into_another,
     softmax_takes_every_mask_of_deepspeed,
     norm_and_projection_agree_in_every_storage,
     the_bias_belongs_to_linear_and_not_to_vector_matmul,
-    what_stands_between_projections_is_what_tensor_operations_compute,
+    operations_between_projections_agree_with_tensor_operations,
     attention_on_padded_heads_is_attention_on_the_heads,
 );
 

@@ -1,4 +1,4 @@
-//! What holds for every size, every split and every mask.
+//! Properties that hold for every size, every split and every mask.
 
 use burn::tensor::{Bool, Tensor, TensorData};
 use burn_deepspeed::ops::softmax::masked_softmax;

@@ -1,4 +1,4 @@
-//! Matrices of int8: what rounding costs, where scales go, and what is kept.
+//! int8 matrices: the error of rounding, the place of scales, and what is kept.
 
 use std::num::NonZeroUsize;
 
@@ -103,7 +103,7 @@ fn an_int8_module_is_near_the_dense_one<B: InferenceBackend>() {
 }
 
 /// A matrix that was f32 multiplies inputs of every float type of the backend, with few rows and many.
-fn int8_meets_floats_of_every_type<B: InferenceBackend>() {
+fn int8_multiplies_floats_of_every_type<B: InferenceBackend>() {
     let device = Default::default();
     let weight = |seed| Weight::new(seeded([37, 48], seed), Some(seeded([37], 2)), Orientation::OutputInput);
     let separate = SeparateQkv { query: weight(1), key: weight(3), value: weight(4) };
@@ -155,15 +155,15 @@ on_each_backend!(
     a_projection_is_off_by_no_more_than_its_scales_allow,
     a_part_of_the_outputs_keeps_its_scales,
     an_int8_module_is_near_the_dense_one,
-    int8_meets_floats_of_every_type,
+    int8_multiplies_floats_of_every_type,
     many_outputs_are_those_of_the_dense_matrix,
     a_weight_that_is_not_finite_is_named,
-    dtype_int8_builds_int8_matrices_beside_floats,
+    dtype_int8_builds_int8_matrices_and_keeps_the_rest_in_floats,
     the_qkv_projection_alone_may_be_int8,
     fresh_matrices_of_int8_are_distributed_like_dense_ones,
 );
 
-fn dtype_int8_builds_int8_matrices_beside_floats<B: InferenceBackend>() {
+fn dtype_int8_builds_int8_matrices_and_keeps_the_rest_in_floats<B: InferenceBackend>() {
     let device = Default::default();
     for (separate, groups) in [(false, None), (true, None), (false, Some(4)), (true, Some(8))] {
         let config = llama().with_dtype(DataType::Int8).with_set_empty_params(separate).with_quantize_groups(groups);
@@ -289,7 +289,7 @@ fn records_keep_every_byte<B: InferenceBackend>() {
     survives::<B, _>(JsonGzFileRecorder::<FullPrecisionSettings>::new(), None);
 }
 
-/// What a fast path computes is what the reference does.
+/// Fast paths agree with the reference.
 fn products_of_int8_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     for blocks in blocks() {
         for (inputs, outputs) in [(1, 1), (97, 131), (256, 40)] {
@@ -316,10 +316,10 @@ fn a_checkpoint_is_read_into_int8<B: InferenceBackend>() {
         let fresh = || config.attention_config(0).init_self_attention::<B>(0, &device).unwrap();
         for blocks in blocks() {
             let before = fresh().quantize(blocks).unwrap().load(&checkpoint, &names).unwrap();
-            let behind = fresh().load(&checkpoint, &names).unwrap().quantize(blocks).unwrap();
-            let [before, behind] = [before, behind].map(|module| module.output().int8().unwrap().clone());
-            assert_eq!(before.elements().into_data(), behind.elements().into_data());
-            assert_eq!(before.scales().into_data(), behind.scales().into_data());
+            let after = fresh().load(&checkpoint, &names).unwrap().quantize(blocks).unwrap();
+            let [before, after] = [before, after].map(|module| module.output().int8().unwrap().clone());
+            assert_eq!(before.elements().into_data(), after.elements().into_data());
+            assert_eq!(before.scales().into_data(), after.scales().into_data());
         }
     }
 }

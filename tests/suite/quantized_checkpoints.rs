@@ -13,7 +13,7 @@ use crate::attention::llama;
 use crate::common::{on_each_cpu_backend, values};
 use crate::load::{Entry, save};
 
-/// A matrix of int8 in a file: `outputs × inputs` elements and as many scales as it is told.
+/// An int8 matrix in a file: `outputs × inputs` elements and a given number of scales.
 pub struct Matrix {
     pub name: &'static str,
     pub outputs: usize,
@@ -265,7 +265,7 @@ fn everywhere(names: WeightNames) -> AttentionNames {
     AttentionNames { norm: None, qkv, output: names, orientation: Orientation::OutputInput }
 }
 
-/// What `GroupQuantizer` writes: a scale for each output, and those of two halves, which are not read.
+/// What `GroupQuantizer` writes: a scale for each output, and scales of the two halves of the matrix, which are not read.
 fn the_halves_of_the_group_quantizer_are_not_read<B: InferenceBackend>() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("layer.safetensors");

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use burn::tensor::DType;
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
 use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operations};
@@ -48,7 +47,7 @@ fn sums_are_those_of_plain_addition<B: InferenceBackend>() {
 
 /// Many sums in a row: no rank takes the values of another sum.
 #[test]
-fn meetings_do_not_mix() {
+fn sums_do_not_mix() {
     let ranks = 3;
     let totals = on_ranks(LocalCommunicator::group(ranks), |communicator| {
         let mut total = 0.0;
@@ -106,9 +105,9 @@ fn a_rank_that_panics_is_missed_at_once() {
     assert_eq!(error.to_string(), "rank 1 of 2 is gone: its thread panicked; this group is over, start it again");
 }
 
-/// What a rank brought before it left still counts.
+/// What a rank contributed before it left still counts.
 #[test]
-fn a_rank_may_leave_behind_its_last_sum() {
+fn a_rank_may_leave_after_its_last_sum() {
     for _ in 0..200 {
         let sums = on_ranks(LocalCommunicator::group(2), |communicator| {
             let mut values = [1.0];
@@ -120,7 +119,7 @@ fn a_rank_may_leave_behind_its_last_sum() {
 }
 
 #[test]
-fn an_abort_reaches_those_who_wait_and_those_who_come() {
+fn an_abort_reaches_waiting_and_arriving_ranks() {
     for early in [false, true] {
         let errors = on_ranks(LocalCommunicator::group(2), |communicator| {
             if communicator.rank() == 1 {
@@ -173,7 +172,7 @@ fn ranks_that_do_different_things_add_nothing() {
 
 /// A caller that uses an engine directly may announce one thing and pass another.
 #[test]
-fn ranks_that_bring_other_than_as_many_values_add_nothing() {
+fn ranks_with_different_numbers_of_values_add_nothing() {
     for [first, other] in [[40, 41], [40, 50_000], [50_000, 40]] {
         let errors = on_ranks(LocalCommunicator::group(2), |communicator| {
             let length = if communicator.rank() == 1 { other } else { first };
@@ -192,9 +191,12 @@ fn ranks_that_bring_other_than_as_many_values_add_nothing() {
 fn half_types_are_rounded_once() {
     let sums = on_ranks(LocalCommunicator::group(33), |communicator| {
         let value = if communicator.rank() == 0 { 2048.0 } else { 1.0 };
-        let partial = burn::tensor::Tensor::<burn_flex::Flex, 1>::from_data([value], (&Default::default(), DType::F16));
+        let partial = burn::tensor::Tensor::<burn_flex::Flex, 1>::from_data(
+            [value],
+            (&Default::default(), burn::tensor::DType::F16),
+        );
         let sum = burn_deepspeed::CpuOps::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
-        assert_eq!(sum.dtype(), DType::F16);
+        assert_eq!(sum.dtype(), burn::tensor::DType::F16);
         values(sum)
     });
     assert!(sums.iter().all(|sum| sum == &[2080.0]));

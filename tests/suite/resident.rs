@@ -1,4 +1,4 @@
-//! What a process that loads a rank's part has in memory, as the system counts it.
+//! The memory of a process that loads a rank's part, as the system counts it.
 
 use std::process::Command;
 

@@ -50,8 +50,8 @@ fn other_files_than_were_trained_are_counted() {
     let (_folder, paths, names) = files();
     assert_eq!(
         error(&paths, &names, 4).to_string(),
-        "2 files were named and `training_mp_size` says that 4 ranks wrote the checkpoint; name the file of every rank, in \
-         rank order, or set `training_mp_size` to 2"
+        "2 files were named and `training_mp_size` is 4, the number of ranks that wrote the checkpoint; name the file of every \
+         rank, in rank order, or set `training_mp_size` to 2"
     );
     let error = SplitCheckpoint::open(Vec::<PathBuf>::new()).unwrap_err();
     assert_eq!(

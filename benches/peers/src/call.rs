@@ -1,14 +1,14 @@
-//! What a program repeats, and how its time and memory are measured.
+//! The call that a program repeats, and how its time and memory are measured.
 
 use std::error::Error;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-/// What can go wrong: it is the answer then.
+/// Any error, which is then the answer.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-/// Reads the result of a call, row-major, outside of the time.
+/// Reads the result of a call, row-major, outside the measured time.
 pub type Output = Box<dyn FnOnce() -> Result<Vec<f32>, Failure>>;
 
 /// One solution of a problem whose inputs are prepared.

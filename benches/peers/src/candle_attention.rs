@@ -9,7 +9,7 @@ use crate::workload::{Dense, Heads, Workload};
 /// ALiBi's steepest slopes begin at 2^(-8 / heads).
 const ALIBI_MAX_BIAS: f32 = 8.0;
 
-/// `candle_nn`'s flash attention. Its inputs are `[B, T, N, H]`, laid out so before the time.
+/// `candle_nn`'s flash attention. Its inputs are `[B, T, N, H]`, and are laid out so before the measured time.
 pub fn flash(workload: &Workload) -> std::result::Result<Call, Failure> {
     let Workload::Attention(heads) = workload else { return Err("not attention alone".into()) };
     let [query, key, value] = inputs(heads)?;

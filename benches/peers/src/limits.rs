@@ -12,7 +12,7 @@ use crate::workload::{Workload, noise};
 const LANES: usize = 32;
 /// Blocks of [`LANES`] elements between the one that is added and the one that is prefetched.
 const AHEAD: usize = 8;
-/// Blocks read from one run before the next run's turn: 4 KiB.
+/// Blocks read from one run before the next run is read: 4 KiB.
 const TURN: usize = 32;
 
 /// The `gemm` crate on square matrices.
@@ -41,8 +41,8 @@ pub fn matmul(workload: &Workload) -> Result<Call, Failure> {
     }))
 }
 
-/// The sum of an array. Each thread reads an equal part of it, as `STREAMS` contiguous runs in turn: which number of runs reads
-/// fastest depends on the machine.
+/// The sum of an array. Each thread reads an equal part of it, as `STREAMS` interleaved contiguous runs; the fastest number of
+/// runs depends on the machine.
 pub fn read<const STREAMS: usize>(workload: &Workload) -> Result<Call, Failure> {
     let &Workload::Read { elements } = workload else { return Err("not an array to read".into()) };
     let array = vec![1f32; elements];

@@ -1,4 +1,4 @@
-//! burn-deepspeed, through what an application calls.
+//! burn-deepspeed, through the interface that applications use.
 
 use std::path::Path;
 
@@ -8,7 +8,8 @@ use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
-    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Operations, KvCacheType, NormType,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
+    KvCacheType, NormType, Operations,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
 
@@ -25,7 +26,7 @@ pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure
     }
 }
 
-/// What of a layer is int8.
+/// Which parts of a layer are int8.
 #[derive(Default)]
 pub struct Int8 {
     pub weights: bool,

@@ -1,4 +1,4 @@
-//! What is timed, as `measure.py` describes it, and its inputs.
+//! The problems that are timed, as `measure.py` describes them, and their inputs.
 
 use std::path::PathBuf;
 

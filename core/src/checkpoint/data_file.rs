@@ -19,10 +19,10 @@ use crate::error::WeightError;
 /// Bytes that are read and converted at a time: they fit the cache, and the cost of a call is small compared with the copy.
 const BLOCK: usize = 1 << 20;
 
-/// Bytes between two runs from which on they are read separately. Shorter gaps are read too: the system reads whole pages.
+/// Gap between two runs, in bytes, from which they are read separately. Shorter gaps are read too: the system reads whole pages.
 const PAGE: usize = 4096;
 
-/// Most runs of a block, so that the list of them stays short where runs are.
+/// Most runs of a block: keeps the list of runs short if the runs are short.
 const RUNS: usize = 4096;
 
 /// Longest header that is read, in bytes; the limit of the `safetensors` crate.
@@ -84,7 +84,7 @@ impl DataFile {
         Ok((Self { path: path.into(), file }, header.tensors, start))
     }
 
-    /// Reads runs of floats, which ascend, and converts each element once. Elements of a run are `stride` apart in `into`.
+    /// Reads ascending runs of floats and converts each element once. Elements of a run are `stride` apart in `into`.
     pub(super) fn floats<T: Float>(
         &self,
         (first, dtype): Stored,
@@ -100,7 +100,7 @@ impl DataFile {
         }
     }
 
-    /// Reads runs of 8-bit integers, which ascend. Elements of a run are `stride` apart in `into`.
+    /// Reads ascending runs of 8-bit integers. Elements of a run are `stride` apart in `into`.
     pub(super) fn int8(
         &self,
         (first, dtype): Stored,
@@ -113,7 +113,7 @@ impl DataFile {
         }
     }
 
-    /// Reads contiguous integers of any width, or truth values.
+    /// Reads contiguous integers of any width, or booleans.
     pub(super) fn integers(&self, (first, dtype): Stored, into: &mut [i64]) -> Result<(), Failure> {
         let all = [Run { start: 0, len: into.len(), to: 0 }];
         match dtype {
@@ -139,7 +139,7 @@ impl DataFile {
         }
     }
 
-    /// Reads runs of elements of `N` bytes, which ascend; the tensor starts at byte `first`.
+    /// Reads ascending runs of elements of `N` bytes; the tensor starts at byte `first`.
     fn read<const N: usize, T>(
         &self,
         first: u64,

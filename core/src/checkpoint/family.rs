@@ -73,7 +73,7 @@ impl From<DeepSpeedInferenceConfig> for FamilyAttention {
     }
 }
 
-/// Which layers see only a window. It is never a list of all layers, whose number a file may state at will.
+/// Which layers see only a window. Never a list of all layers, because a file may state any number of them.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum LocalLayers {
     /// No layer.
@@ -190,7 +190,7 @@ pub struct DecoderPaths {
     pub parallel: Flag,
 }
 
-/// A truth value of a family, fixed or given by `config.json`.
+/// A boolean of a family, fixed or given by `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flag {
     /// The same for every model of the family.

@@ -98,7 +98,7 @@ impl<'a> Fields<'a> {
         self.first(&[name])?.as_array().map(Vec::as_slice)
     }
 
-    /// A truth value.
+    /// A boolean.
     pub fn flag(&self, name: &str, default: bool) -> bool {
         self.first(&[name]).and_then(Value::as_bool).unwrap_or(default)
     }
@@ -122,7 +122,7 @@ impl<'a> Fields<'a> {
         inside.chain(self.0.get(name)).find_map(Value::as_f64)
     }
 
-    /// Rotary positions in halves, of this share of a head.
+    /// Rotary positions in the layout [`RotaryLayout::Half`], for this fraction of the features of a head.
     ///
     /// # Errors
     /// Those of [`RopeScaling::from_json`].

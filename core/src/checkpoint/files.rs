@@ -22,7 +22,7 @@ use crate::spelling::nearest;
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    /// Whether errors name the path: others belong to the same checkpoint.
+    /// Whether errors name the path, because other files belong to the same checkpoint.
     one_of_several: bool,
     files: Vec<DataFile>,
     tensors: BTreeMap<String, Location>,
@@ -43,7 +43,7 @@ impl Checkpoint {
     /// `model.safetensors.index.json` lists.
     ///
     /// # Errors
-    /// [`WeightError::File`] if a file is not there or is not safetensors.
+    /// [`WeightError::File`] if a file is missing or is not safetensors.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightError> {
         let path = path.as_ref();
         let files = match path.is_dir() {
@@ -93,8 +93,8 @@ impl Checkpoint {
         self.tensors.get(name).map(|location| location.shape.as_slice())
     }
 
-    /// Checks that a tensor is in the checkpoint and has this shape. Everything that reads a tensor does so before it allocates
-    /// memory, so a size that a configuration merely states never does.
+    /// Checks that a tensor is in the checkpoint and has this shape. Every read checks this before it allocates memory, so a size
+    /// that only a configuration states is never allocated.
     ///
     /// # Errors
     /// [`WeightError::Missing`] with the nearest name, or [`WeightError::Shape`].
@@ -102,7 +102,7 @@ impl Checkpoint {
         self.locate(name, shape).map(|_| ())
     }
 
-    /// Reads a block of a tensor of floats and nothing else of the file, converted to `element` (f32 where that is not a float).
+    /// Reads a block of a float tensor, and nothing else in the file. Elements become `element`, or f32 if that is not a float type.
     ///
     /// # Shapes
     /// - shape: that of the whole tensor
@@ -138,7 +138,7 @@ impl Checkpoint {
         Ok(values)
     }
 
-    /// Reads a tensor of integers of any width, or of truth values, as `i64`, row by row.
+    /// Reads a tensor of integers of any width, or of booleans, as `i64`, row by row.
     ///
     /// # Errors
     /// [`WeightError::Missing`] with the nearest name, [`WeightError::Shape`], [`WeightError::ElementType`] if the tensor does
@@ -157,7 +157,8 @@ impl Checkpoint {
         self.tensors.get(name).is_some_and(|location| location.dtype == Dtype::I8)
     }
 
-    /// Fills `into` with floats of a tensor of this shape. Runs ascend; elements of a run are placed that far apart.
+    /// Fills `into` with floats of a tensor of this shape. `runs` holds ascending runs, and the distance between the elements of
+    /// a run in `into`.
     pub(super) fn read_floats<T: Float>(
         &self,
         (name, shape): (&str, &[usize]),
@@ -168,7 +169,8 @@ impl Checkpoint {
         file.floats(stored, runs, into).map_err(|failure| self.failed(name, failure))
     }
 
-    /// Fills `into` with 8-bit integers of a tensor of this shape. Runs ascend; elements of a run are placed that far apart.
+    /// Fills `into` with 8-bit integers of a tensor of this shape. `runs` holds ascending runs, and the distance between the
+    /// elements of a run in `into`.
     pub(super) fn read_int8(
         &self,
         (name, shape): (&str, &[usize]),
@@ -222,7 +224,7 @@ impl Checkpoint {
         self.log.borrow_mut().convert(Conversion { name: name.into(), from, to });
     }
 
-    /// Marks tensors that are not wanted (buffers, heads that are not used), so that they are not reported as unexpected.
+    /// Marks tensors as not needed (buffers, unused heads), so that they are not reported as unexpected.
     pub fn ignore(&self, unwanted: impl Fn(&str) -> bool) {
         let names = self.tensors.keys().filter(|name| unwanted(name)).cloned();
         self.log.borrow_mut().ignored.extend(names);

@@ -1,11 +1,11 @@
-//! Vectors of floats of any element type.
+//! Vectors of any float type.
 
 use half::{bf16, f16};
 
 use crate::element::ElementType;
 
-/// A float that elements of a checkpoint are converted to. Narrowing rounds to the nearest; f64 reaches the half types by way
-/// of f32.
+/// A float type that elements of a checkpoint are converted to. Narrowing rounds to nearest; f64 is converted to the half
+/// types through f32.
 pub trait Float: Copy + Default {
     /// Its element type.
     const ELEMENT: ElementType;
@@ -83,7 +83,7 @@ impl Float for bf16 {
     }
 }
 
-/// The elements of a tensor of floats, row by row.
+/// The elements of a float tensor, row by row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Floats {
     /// 64-bit floats.
@@ -104,7 +104,7 @@ pub(super) trait Fill {
 }
 
 impl Floats {
-    /// `len` elements of type `element`, or of f32 where that is not a float, out of `source`.
+    /// `len` elements from `source`, of type `element`, or of f32 if that is not a float type.
     pub(super) fn filled<S: Fill>(source: S, len: usize, element: ElementType) -> Result<Self, S::Error> {
         fn of<T: Float, S: Fill>(source: S, len: usize) -> Result<Vec<T>, S::Error> {
             let mut values = vec![T::default(); len];

@@ -103,8 +103,7 @@ impl HuggingFaceConfig {
         keys.map(String::as_str).filter(|key| !known.iter().any(|known| known.contains(key))).collect()
     }
 
-    /// Rows of the table of positions that tokens may use, for the families that add one to the embedding: no sequence may be
-    /// longer.
+    /// Rows of the position table that tokens may use, for families that add one to the embedding. No sequence may be longer.
     pub fn learned_positions(&self) -> Option<usize> {
         self.max_positions.filter(|_| self.family.positions.is_some())
     }
@@ -138,7 +137,7 @@ impl HuggingFaceConfig {
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), WeightError> {
         let (heads, hidden) = (self.attention.heads, self.attention.hidden_size);
         let inputs = heads.saturating_mul(self.attention.head_size());
-        // The first layer that is not there ends this, so it takes no longer than the checkpoint has tensors.
+        // The first missing layer ends the loop, so its length is bounded by the number of tensors in the checkpoint.
         (0..self.layers).try_for_each(|layer| {
             let names = self.attention_names(checkpoint, layer);
             checkpoint.check_shape(&names.output.matrix, &names.orientation.shape(inputs, hidden))

@@ -147,7 +147,7 @@ impl BlockedInt8 {
     }
 }
 
-/// The scales of these numbers, which count through all matrices; only these are read.
+/// The scales with these indices, which count through all matrices. No others are read.
 fn scales(matrices: &[Scaled<'_>], ids: &[u32]) -> Result<Vec<f32>, WeightError> {
     let mut needed = ids.to_vec();
     needed.sort_unstable();

@@ -13,8 +13,8 @@ pub enum QkvLayout {
     PerHead,
     /// For each key/value head the queries of its group, its key, its value: Falcon.
     PerGroup,
-    /// `q | k | v` of each of this number of ranks in turn: fused checkpoints that were saved by a tensor-parallel training run.
-    /// Where there are more ranks than key/value heads, each rank has a copy of its own.
+    /// `q | k | v` of rank 0, then of rank 1, up to this number of ranks: fused checkpoints of a tensor-parallel training run.
+    /// If there are more ranks than key/value heads, each rank has its own copy.
     PerRank(usize),
 }
 
@@ -75,7 +75,7 @@ impl QkvLayout {
         Ok(rows(&part.heads(wanted), &self.heads(model)?, head_dim))
     }
 
-    /// The places in `q | k | v` of the features of this layout, in order: `shard` is all that either holds.
+    /// For each feature of this layout, in order, its place in `q | k | v`. Both contain the heads of `shard` and no others.
     ///
     /// # Errors
     /// Those of [`heads`](Self::heads).

@@ -47,8 +47,8 @@ pub struct WeightNames {
 /// group of every part come first, then those of the second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScaleNames {
-    /// The tensor, of floats and any shape. DeepSpeed's `GroupQuantizer` writes `[groups, 3]`, of which the first `groups`
-    /// numbers are the scales; the others are those of two halves and are not read.
+    /// The tensor, of a float type and any shape. DeepSpeed's `GroupQuantizer` writes `[groups, 3]`, of which the first
+    /// `groups` numbers are the scales. The others are scales of the two halves of the matrix, and are not read.
     pub tensor: String,
     /// Base-2 logarithm of the parts; DeepSpeed's `merge_count`, 0 for a matrix that was not merged.
     pub merge_count: u32,

@@ -51,7 +51,7 @@ impl Piece<'_> {
         }
     }
 
-    /// The same piece as a matrix of its own: its segments are contiguous and start at 0.
+    /// The same piece as a separate matrix: its segments are contiguous and start at 0.
     pub(super) fn alone(&self) -> (Self, [usize; 2]) {
         let packed = |segments: &[Segment]| {
             let mut end = 0;

@@ -1,4 +1,4 @@
-//! Vectors that every rank has whole: norms, and the bias of the output projection.
+//! Vectors that every rank holds in full: norms, and the bias of the output projection.
 
 use super::files::Checkpoint;
 use super::float::Floats;
@@ -6,7 +6,7 @@ use super::runs::Run;
 use crate::element::ElementType;
 use crate::error::WeightError;
 
-/// A vector that every file has whole. It is read from the first file, and the others must hold the same values.
+/// A vector that every file holds in full. It is read from the first file, and the others must hold the same values.
 ///
 /// # Errors
 /// A [`WeightError`] that names the tensor; [`WeightError::Replicas`] if two files differ.

@@ -1,4 +1,4 @@
-//! What became of the tensors of a checkpoint.
+//! Which tensors of a checkpoint were loaded, and which were not.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -16,7 +16,7 @@ pub struct Conversion {
     pub to: String,
 }
 
-/// What became of every tensor of a checkpoint.
+/// Which tensors of a checkpoint were loaded, missing or unexpected.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct LoadReport {
     /// Read into a module.
@@ -77,7 +77,7 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// What was asked of a checkpoint so far.
+/// The tensors that were requested from a checkpoint so far.
 #[derive(Debug, Default)]
 pub(super) struct Log {
     pub(super) loaded: BTreeSet<String>,

@@ -85,18 +85,18 @@ settings! {
         num_hidden_layers [with_num_hidden_layers]: Option<usize> = None;
         /// Added to the variance (LayerNorm) or mean square (RMSNorm) before its root.
         layer_norm_eps [with_layer_norm_eps]: f64 = 1e-12;
-        /// This process's rank in the tensor-parallel group; needed, and read, when `mp_size` is above 1.
+        /// This process's rank in the tensor-parallel group. Required if `mp_size` is above 1, otherwise not read.
         local_rank [with_local_rank]: Option<usize> = None;
         /// Ranks that the heads are split over.
         mp_size [with_mp_size]: usize = 1;
         /// Element type of weights, activations and cache. `None`, the default of [`new`](Self::new), takes the backend's default
         /// float: f32, unless the backend was given another type. A DeepSpeed file that names none means fp16, as in DeepSpeed.
-        /// Under int8 the matrices of QKV and output projection are int8, and everything else is of floats.
+        /// Under int8 the matrices of the QKV and output projections are int8, and everything else is float.
         dtype: Option<DataType> = None;
         /// *Extension.* Rounds the input of int8 projections to 14 bits where that makes them faster.
         round_activations [with_round_activations]: bool = false;
         /// *Extension.* Number of groups of outputs in an int8 matrix of this rank. Each group has one scale; `None` gives each
-        /// output a scale of its own. DeepSpeed's `q_groups`.
+        /// output its own scale. DeepSpeed's `q_groups`.
         quantize_groups [with_quantize_groups]: Option<usize> = None;
         /// Whether the input is normalised before the projection. Post-norm models (BERT) project it unchanged.
         pre_layer_norm [with_pre_layer_norm]: bool = true;
@@ -142,7 +142,7 @@ settings! {
         scale_attn_by_inverse_layer_idx [with_scale_attn_by_inverse_layer_idx]: bool = false;
         /// No effect: outputs are records, never tuples.
         return_single_tuple [with_return_single_tuple]: bool = false;
-        /// Query, key and value keep parameters of their own (`attn_qw`, `attn_kw`, `attn_vw`) instead of one fused matrix.
+        /// Query, key and value have separate parameters (`attn_qw`, `attn_kw`, `attn_vw`) instead of one fused matrix.
         set_empty_params [with_set_empty_params]: bool = false;
         /// Matrices are stored `[out, in]`, as PyTorch's `Linear` does, instead of `[in, out]`.
         transposed_mode [with_transposed_mode]: bool = false;

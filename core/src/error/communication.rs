@@ -9,13 +9,13 @@ use crate::spelling::list;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CommunicationError {
-    /// Not every rank came in time.
+    /// Not every rank arrived in time.
     #[error(
         "rank {} of {ranks} did not come within {limit:?}; look at what it is doing, or raise the time limit; this group is over",
         list(.missing)
     )]
     TimedOut {
-        /// The ranks that did not come, as far as they are known.
+        /// The ranks that did not arrive, as far as they are known.
         missing: Vec<usize>,
         /// Ranks of the group.
         ranks: usize,

@@ -6,7 +6,7 @@ pub fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[
     assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");
 }
 
-/// [`check_shape`], where a 1 in `actual` may stand for any size (broadcasting).
+/// [`check_shape`], but a 1 in `actual` matches any size (broadcasting).
 #[track_caller]
 pub fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
     let fits = expected.len() == actual.len() && expected.iter().zip(actual).all(|(e, a)| e == a || *a == 1);

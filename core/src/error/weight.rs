@@ -96,9 +96,10 @@ pub enum WeightError {
         /// Parts that it was merged from.
         parts: usize,
     },
-    /// Three numbers that may be three scales, or one scale and those of two halves.
+    /// Three numbers that may be three scales, or one scale and the scales of the two halves of the matrix.
     #[error(
-        "`{0}` is [1, 3], which is one scale and two of halves (DeepSpeed's `GroupQuantizer`) or three scales; save it as [1] or [3]"
+        "`{0}` is [1, 3]: three scales, or one scale and those of the two halves of the matrix (DeepSpeed's `GroupQuantizer`); \
+         save it as [1] or [3]"
     )]
     AmbiguousScales(String),
     /// An int8 matrix cannot have been merged from this number of parts.

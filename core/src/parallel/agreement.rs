@@ -7,8 +7,8 @@ use crate::error::CommunicationError;
 
 /// Settings that must be equal on every rank, as hashes: sixteen at most, so that they can be sent with each sum.
 ///
-/// Attention compares those of its layer. A model that adds something else over ranks, such as its MLP, names what shapes do
-/// not show:
+/// Attention compares those of its layer. A model that sums something else over ranks, such as its MLP, lists what shapes do
+/// not reveal:
 ///
 /// ```
 /// use burn_deepspeed_core::parallel::Settings;
@@ -70,7 +70,7 @@ impl Agreement {
     /// The length of an encoded agreement.
     pub const WORDS: usize = SETTINGS + Settings::MOST;
 
-    /// The sum of a tensor of floats.
+    /// The sum of a float tensor.
     ///
     /// # Panics
     /// If the tensor has more than five axes.

@@ -15,8 +15,8 @@ pub const DEFAULT_TIME_LIMIT: Duration = Duration::from_secs(30);
 /// an error within the engine's time limit, and every later call returns that error. No rank is left waiting, and none gets an
 /// incomplete sum.
 ///
-/// A rank that fails on its own and will not take part in the next sum calls [`abort`](Self::abort), so that the others do not
-/// wait for the time limit.
+/// A rank that fails by itself and will not join the next sum calls [`abort`](Self::abort), so that the others do not wait for
+/// the time limit.
 pub trait Communicator: Debug + Send + Sync {
     /// This rank in its group, counted from 0.
     fn rank(&self) -> usize;

@@ -72,7 +72,7 @@ impl LocalCommunicator {
     }
 
     /// Contributes an offer to the next exchange and returns the offers of all ranks, in their order.
-    fn meet(
+    fn exchange(
         &self,
         agreement: &Agreement,
         count: usize,
@@ -80,9 +80,9 @@ impl LocalCommunicator {
     ) -> Result<Arc<Vec<Offer>>, CommunicationError> {
         let Group { ranks, limit, ended, changed, .. } = &*self.group;
         let mut state = self.group.lock();
-        let meeting = ended.load(Ordering::Acquire);
+        let exchange = ended.load(Ordering::Acquire);
         state.arrived[self.rank] = Some(Offer { agreement: *agreement, count, values });
-        state.look_for_the_gone();
+        state.fail_if_a_rank_left();
         if let Some(offers) = state.complete() {
             let agreed = agreement.check(offers.iter().map(|offer| offer.agreement.words()));
             let counted = || Agreement::check_counts(offers.iter().map(|offer| offer.count));
@@ -91,11 +91,11 @@ impl LocalCommunicator {
         } else if state.failure.is_none() {
             drop(state);
             let start = Instant::now();
-            while ended.load(Ordering::Acquire) == meeting && start.elapsed() < AWAKE {
+            while ended.load(Ordering::Acquire) == exchange && start.elapsed() < AWAKE {
                 std::thread::yield_now();
             }
             state = self.group.lock();
-            while ended.load(Ordering::Acquire) == meeting && state.failure.is_none() {
+            while ended.load(Ordering::Acquire) == exchange && state.failure.is_none() {
                 let left = limit.saturating_sub(start.elapsed());
                 if left.is_zero() {
                     let missing = (0..*ranks).filter(|&rank| state.arrived[rank].is_none()).collect();
@@ -104,7 +104,7 @@ impl LocalCommunicator {
                 }
                 state = changed.wait_timeout(state, left).map_or_else(|poison| poison.into_inner().0, |woken| woken.0);
             }
-            if ended.load(Ordering::Acquire) != meeting {
+            if ended.load(Ordering::Acquire) != exchange {
                 // A rank that left or failed after this exchange does not withdraw its offer.
                 return Ok(state.last.clone());
             }
@@ -139,8 +139,8 @@ impl State {
         }
     }
 
-    /// An exchange fails if a rank that is missing has left.
-    fn look_for_the_gone(&mut self) {
+    /// Fails the exchange if a missing rank has left.
+    fn fail_if_a_rank_left(&mut self) {
         let ranks = self.gone.len();
         let absent = |rank: &usize| self.arrived[*rank].is_none();
         let gone = (0..ranks).filter(absent).find_map(|rank| self.gone[rank].map(|cause| (rank, cause)));
@@ -160,7 +160,7 @@ impl Communicator for LocalCommunicator {
     }
 
     fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError> {
-        let offers = self.meet(agreement, values.len(), Arc::new(values.to_vec()))?;
+        let offers = self.exchange(agreement, values.len(), Arc::new(values.to_vec()))?;
         if values.len() <= ADDED_BY_EACH {
             values.copy_from_slice(&sum(&offers, 0..values.len()));
             return Ok(());
@@ -170,7 +170,7 @@ impl Communicator for LocalCommunicator {
         let start = |rank: usize| values.len() * rank / ranks;
         let own = sum(&offers, start(self.rank)..start(self.rank + 1));
         drop(offers);
-        let parts = self.meet(agreement, values.len(), Arc::new(own))?;
+        let parts = self.exchange(agreement, values.len(), Arc::new(own))?;
         let mut rest = values;
         for part in parts.iter() {
             let (place, following) = rest.split_at_mut(part.values.len());
@@ -181,7 +181,7 @@ impl Communicator for LocalCommunicator {
     }
 
     fn barrier(&self, agreement: &Agreement) -> Result<(), CommunicationError> {
-        self.meet(agreement, 0, Arc::default()).map(drop)
+        self.exchange(agreement, 0, Arc::default()).map(drop)
     }
 
     fn abort(&self, reason: &str) {
@@ -211,7 +211,7 @@ impl Drop for LocalCommunicator {
             true => "its thread panicked",
             false => "it was dropped",
         });
-        state.look_for_the_gone();
+        state.fail_if_a_rank_left();
         self.group.changed.notify_all();
     }
 }

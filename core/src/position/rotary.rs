@@ -67,9 +67,9 @@ pub enum RopeScaling {
         factor: f64,
         /// Length the model was first trained for, in tokens.
         original_max_position_embeddings: usize,
-        /// Turns over the original length above which a frequency is kept. Default: 32.
+        /// Full rotations over the original length above which a frequency is kept. Default: 32.
         beta_fast: f64,
-        /// Turns over the original length below which a frequency is stretched. Default: 1.
+        /// Full rotations over the original length below which a frequency is stretched. Default: 1.
         beta_slow: f64,
         /// Factor on cosine and sine. Default: `0.1 ln(factor) + 1`.
         attention_factor: f64,

@@ -21,7 +21,7 @@ type Client = ComputeClient<CudaRuntime>;
 /// One launch of an engine, by its place in [`Workload::engines`].
 pub type Launch = Box<dyn Fn(usize) -> Result<(), Unsupported>>;
 
-/// What the tensors that cold launches rotate over take together: several times any L2 cache.
+/// Total size of the tensors that cold launches rotate over: several times any L2 cache.
 const COLD_BYTES: usize = 256 << 20;
 
 pub type Prefill = fn(&Client, &Machine, Attention<'_, CudaRuntime>) -> Result<(), Unsupported>;
@@ -52,7 +52,7 @@ impl Tensors {
         Ok(Self { client: client.clone(), machine, elements: elements.storage_type(), quick })
     }
 
-    /// Launches on tensors of their own, enough of them that each finds none of its data in the L2 cache.
+    /// Launches on separate tensors, enough of them that none finds its data in the L2 cache.
     pub fn prepare(&self, workload: &Workload) -> Vec<Launch> {
         let sets = match (workload.problem, workload.bytes()) {
             (Problem::Empty | Problem::Prefill { .. }, _) => 1,

@@ -93,7 +93,7 @@ fn main() -> ExitCode {
                 solved |= line.get("error").is_none();
                 println!("{line}");
             }
-            // An engine may decline; one of them must not.
+            // Some engines may decline, but not all.
             failed |= !solved;
         }
     }

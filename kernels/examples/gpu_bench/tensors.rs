@@ -1,4 +1,4 @@
-//! Noise, so that the device's power is that of real numbers, and the copy that gives the bandwidth of its memory.
+//! Noise, so that the device draws as much power as on real data, and the copy that measures the bandwidth of its memory.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -52,7 +52,7 @@ fn cubes(units: usize) -> CubeCount {
     CubeCount::Static(units.div_ceil(UNITS as usize) as u32, 1, 1)
 }
 
-/// Writes noise, other noise each time and the same in each run: between -1 and 1, or over what a byte holds.
+/// Writes noise between -1 and 1, or over the range of a byte. It differs from call to call and is the same in each run.
 pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRuntime>) {
     static CALLS: AtomicU32 = AtomicU32::new(1);
     let seed = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9);

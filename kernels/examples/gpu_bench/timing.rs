@@ -1,4 +1,4 @@
-//! What a launch takes: alone, on a busy host, and on the device.
+//! The time of a launch: alone, on a busy host, and on the device.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +7,7 @@ use cubecl::cuda::CudaRuntime;
 use cubecl::prelude::*;
 use cubecl::server::Handle;
 
-/// What the launches of one measurement aim to take together.
+/// Target for the total time of the launches of one measurement.
 const SPAN: Duration = Duration::from_millis(10);
 /// Most launches in the queue of the device, some of which are two kernels: it holds about 1000.
 const MOST_QUEUED: usize = 256;
@@ -23,12 +23,12 @@ pub struct Reading {
     pub wall_us: f64,
     /// From the call on an idle device until the host knows that it is done.
     pub latency_us: f64,
-    /// How many launches the mean is over.
+    /// Number of launches in the mean.
     pub launches: usize,
 }
 
-/// Measures by the host's clock, since CubeCL hides CUDA's events: a kernel that computes for a known time fills the queue's
-/// front while the host fills the rest.
+/// Measures by the host's clock, since CubeCL hides CUDA's events. A kernel of known duration occupies the device while the host
+/// fills the queue.
 pub struct Clock {
     client: ComputeClient<CudaRuntime>,
     cell: Handle,

@@ -1,4 +1,4 @@
-//! What is timed: the problems, and what they must move and compute.
+//! The problems that are timed, with the bytes and the operations that each needs.
 
 use burn_deepspeed_core::layout::Orientation;
 use serde_json::{Value, json};
@@ -39,7 +39,7 @@ pub enum Problem {
     Copy {
         megabytes: usize,
     },
-    /// A kernel that does nothing worth mentioning.
+    /// A kernel that does almost nothing: the cost of a launch.
     Empty,
     Decode {
         batch: usize,
@@ -115,7 +115,7 @@ const fn output(rows: usize, weights: Weights) -> Problem {
 const LLAMA: [usize; 3] = [1, 32, 128];
 const LONG: [usize; 3] = [4, 16, 64];
 
-/// In the order in which they are worth their time.
+/// The most informative ones first.
 #[rustfmt::skip]
 pub const WORKLOADS: [Workload; 33] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
@@ -230,12 +230,12 @@ impl Workload {
         if matches!(self.problem, Problem::Prefill { causal: true, .. }) { 2 } else { 1 }
     }
 
-    /// For whoever builds the same problem elsewhere.
+    /// The problem in JSON, for programs that build the same one.
     pub fn describe(&self) -> Value {
         let (kind, sizes) = match self.problem {
             Problem::Copy { megabytes } => ("copy", json!({ "megabytes": megabytes })),
             Problem::Empty => ("launch", json!({})),
-            // A cache of int8 is timed next to the same problem on one of floats.
+            // The description omits int8, so that the int8 cache is compared with the same problem on a float cache.
             Problem::Decode { batch, heads, kv_heads, head, keys, int8: _ } => {
                 ("decode", json!({ "batch": batch, "heads": heads, "kv_heads": kv_heads, "head": head, "keys": keys }))
             }

@@ -1,4 +1,4 @@
-//! Attention as a problem in memory: what every attention kernel is given.
+//! The arguments of every attention kernel: a problem in memory.
 
 use super::masks::Masks;
 use crate::contract::{check_len, extent, product};
@@ -43,7 +43,7 @@ pub enum Cached<'a> {
     F32(Heads<'a>),
     /// In int8, times a scale for each head of each token.
     Int8 {
-        /// Whole numbers.
+        /// The elements.
         elements: Heads<'a, i8>,
         /// `[batch, kv_heads, capacity]`.
         scales: &'a [f32],
@@ -81,7 +81,7 @@ pub struct Attention<'a> {
     pub kv_heads: usize,
     /// Queries of each row.
     pub tokens: usize,
-    /// Slots of each row for keys and values; the masks say how many of them hold one.
+    /// Slots of each row for keys and values; the masks give the number of used ones.
     pub capacity: usize,
     /// Features of queries and keys.
     pub head_dim: usize,
@@ -116,7 +116,7 @@ impl Attention<'_> {
         (batch * self.tokens + row / group) * self.heads + kv_head * group + row % group
     }
 
-    /// Panics unless the slices have the lengths that the sizes say.
+    /// Panics unless the slices have the lengths that the sizes imply.
     #[track_caller]
     pub(super) fn check(&self, kernel: &str, output: &[f32]) {
         let Attention { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *self;

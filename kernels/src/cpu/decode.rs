@@ -24,7 +24,7 @@ use super::scratch::with_scratch;
 use super::stream::{Columns, Element, add, add_rows, dot_rows};
 use crate::interval::Interval;
 
-/// Slots of a task: enough tasks for every thread where one row has a few key/value heads and a long history.
+/// Slots of a task. One row with a few key/value heads and a long history then has enough tasks for every thread.
 const CHUNK: usize = 1024;
 
 /// Keys whose scores are computed before their values are added.
@@ -48,7 +48,7 @@ const TASK: usize = 1 << 14;
 /// of each key/value head; [`flash`](super::flash::flash) does the same for many.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say.
+/// If a slice does not have the length that the sizes imply.
 pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
     problem.check("decode", output);
     if output.is_empty() {
@@ -261,7 +261,7 @@ impl Task<'_> {
         );
     }
 
-    /// Adds the weighted values to every context; to each those that it sees, unless every row sees `all`.
+    /// Adds the weighted values to every context. Unless every row sees `all` of them, a context gets only those that it sees.
     #[inline(always)]
     fn all_values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>, all: bool) {
         if !all {
@@ -294,7 +294,7 @@ impl Task<'_> {
         add_rows(simd, std::array::from_fn::<_, N, _>(|n| value(at + n)), self.scores, columns, contexts, Some(ahead));
     }
 
-    /// Adds the weighted values, to each context those that it sees.
+    /// Adds to each context the weighted values that it sees.
     #[inline(always)]
     fn seen_values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>) {
         let Attention { value_dim, masks, .. } = *self.problem;

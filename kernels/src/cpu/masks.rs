@@ -3,7 +3,7 @@
 use crate::contract::{check_broadcast, check_len, product};
 use crate::interval::Interval;
 
-/// What decides about a score apart from query and key. Lists by row have one entry for each row of the batch.
+/// Everything that affects a score apart from query and key. Lists by row have one entry for each row of the batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Masks<'a> {
     /// Whether a query sees only its own slot and those before it.
@@ -20,7 +20,7 @@ pub struct Masks<'a> {
     pub hidden: Option<&'a [bool]>,
     /// Slope of each query head; `slope · (key position - query position)` is added to a score.
     pub slopes: Option<&'a [f32]>,
-    /// Position of each slot for the slopes, `[batch, keys]`; its index without.
+    /// Position of each slot for the slopes, `[batch, keys]`. Default: the index of the slot.
     pub positions: Option<&'a [i32]>,
     /// Hidden pairs; true hides.
     pub pairs: Option<Broadcast<'a, bool>>,
@@ -116,7 +116,7 @@ pub struct Broadcast<'a, T> {
 }
 
 impl<'a, T> Broadcast<'a, T> {
-    /// The elements for all keys of a query, or the one for all of them.
+    /// The elements for the keys of a query: one for each key, or a single one for all of them.
     pub(super) fn keys(&self, row: usize, head: usize, token: usize) -> &'a [T] {
         let [rows, heads, tokens, keys] = self.shape;
         let index = ((row % rows) * heads + head % heads) * tokens + token % tokens;

@@ -30,7 +30,7 @@ pub struct Norm<'a> {
 /// `(x - mean) / sqrt(variance + epsilon) · gamma + beta` of each row `x = input + residual`, or without the mean.
 ///
 /// # Panics
-/// If a slice does not have the length that the others say.
+/// If a slice does not have the length that the others imply.
 pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
     let features = problem.gamma.len();
     let len = problem.input.len();

@@ -68,18 +68,18 @@ pub enum Places<'a> {
 /// Copies the heads to their places in `output`, rotated; the rest of it stays as it is.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say, or a token has no slot.
+/// If a slice does not have the length that the sizes imply, or a token has no slot.
 pub fn scatter(problem: &Scatter<'_>, output: &mut [f32]) {
     let heads = problem.check();
     check_len("scatter", "output", output.len(), product(&[heads, problem.head_dim]));
     run(problem, &F32 { elements: Disjoint::new(output), head_dim: problem.head_dim });
 }
 
-/// The same in int8: writes to `elements` what [`scatter`] writes, divided by a scale and rounded to whole numbers, and to `scales`
+/// The same in int8: writes to `elements` what [`scatter`] writes, divided by a scale and rounded to integers, and to `scales`
 /// the scale of each head of each place.
 ///
-/// A scale is the largest magnitude of its head over 127; elements are rounded to the nearest, halves to the even one. A head with
-/// an infinity or NaN has a scale of NaN.
+/// A scale is the largest magnitude of its head over 127; elements are rounded to nearest, ties to even. A head with an
+/// infinity or NaN has a scale of NaN.
 ///
 /// # Panics
 /// As [`scatter`].
@@ -118,7 +118,7 @@ impl Scatter<'_> {
             }
         }
         let Places::Slots { slots, starts, counts } = places else { return product(&[batch, tokens, heads]) };
-        // Of no tokens the input does not say how many rows there are.
+        // Without tokens, the length of the input does not give the number of rows.
         let batch = if tokens == 0 { starts.len() } else { batch };
         check_len("scatter", "starts", starts.len(), batch);
         check_len("scatter", "counts", counts.len(), batch);
@@ -210,7 +210,7 @@ struct Task<'a, K> {
 impl<K: Sink> WithSimd for Task<'_, K> {
     type Output = ();
 
-    // A closure would be compiled for the oldest of processors.
+    // A closure would be compiled for the baseline instruction set.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
         for index in self.tokens {
@@ -231,7 +231,7 @@ fn token(problem: &Scatter<'_>, index: usize, sink: &impl Sink, scratch: &mut [f
     };
     let features = input[index * width + first..][..heads * head_dim].chunks_exact(head_dim);
     for (head, features) in features.enumerate() {
-        // SAFETY: every head of every token has a place of its own.
+        // SAFETY: every head of every token has its own place.
         let place = unsafe { sink.place(start + head * stride, scratch) };
         match rotation {
             Some(rotation) => rotation.rotate(index, features, place),

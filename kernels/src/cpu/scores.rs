@@ -100,7 +100,7 @@ pub(super) struct Row<'a, S> {
 }
 
 impl<S: Simd> Row<'_, S> {
-    /// Applies to the products what comes next: softcap, slopes, bias, hidden pairs. Scores of other keys are unspecified.
+    /// Applies softcap, slopes, bias and hidden pairs to the products, in this order. Scores of other keys are unspecified.
     #[inline(always)]
     pub fn adjust(&self, keys: Interval, scores: &mut [f32]) {
         let (from, to) = (keys.start, keys.end);

@@ -1,12 +1,12 @@
-//! Powers of two and the hyperbolic tangent on vectors, and the way from floats to whole numbers.
+//! Powers of two, the hyperbolic tangent and the error function on vectors, and rounding of floats to integers.
 
 use pulp::Simd;
 
 /// Below this, `exp2` is less than the smallest normal number; hidden scores, which are `-inf`, are below it too.
 const SMALLEST: f32 = -126.0;
 
-/// The nearest whole numbers up to `±most`, halves to the even one; returns their scale, the largest magnitude over `most`. An
-/// infinity or NaN makes it NaN, and all numbers 0. A place takes every number up to `most`.
+/// Divides by a scale and rounds to nearest, ties to even. Returns the scale: the largest magnitude over `most`, so that the
+/// integers are within `±most`, all of which `whole` must accept. An infinity or NaN makes the scale NaN and all integers 0.
 #[inline(always)]
 pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole: impl Fn(i32) -> E) -> f32 {
     // The bits of magnitudes are ordered as they are, those of infinity and NaN after all others.
@@ -24,7 +24,7 @@ pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole
         return 0.0;
     }
     for (place, number) in places.iter_mut().zip(numbers) {
-        // The smallest scales have too few digits to keep to the range.
+        // The smallest scales are subnormal and have too few digits to stay in the range.
         let nearest = (number / scale).round_ties_even().clamp(-most, most);
         // SAFETY: it is no NaN and within the limits. A checked conversion is not vectorised.
         *place = whole(unsafe { nearest.to_int_unchecked() });
@@ -34,13 +34,13 @@ pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole
 
 /// `2^x` for an `x` that is not above 0, within two units in the last place; 0 below -126, NaN for NaN, 1 for 0.
 ///
-/// `x = n + f` with a whole `n` and `|f| ≤ 1/2`: a polynomial gives `2^f`, the exponent bits `2^n`.
+/// `x = n + f` with an integer `n` and `|f| ≤ 1/2`: a polynomial gives `2^f`, the exponent bits `2^n`.
 #[inline(always)]
 pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // Adding it leaves the nearest whole number in the lowest bits, 127 above what it is: an exponent.
+    // Adding it leaves the nearest integer plus 127 in the lowest bits: an exponent.
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    // Of the least largest relative error, 9e-8, among those with a last coefficient of 1.
-    #[allow(clippy::approx_constant, reason = "it is near ln 2, and not ln 2")]
+    // Minimises the largest relative error, 9e-8, for a last coefficient of 1.
+    #[allow(clippy::approx_constant, reason = "it is near ln 2, but not ln 2")]
     const POWERS: [f32; 5] = [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147];
     // By comparison: a NaN passes.
     let nothing = simd.less_than_f32s(x, simd.splat_f32s(SMALLEST));
@@ -81,8 +81,8 @@ pub(super) fn tanh<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 /// The error function, within 2e-7; NaN for NaN.
 #[inline(always)]
 pub(super) fn erf<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
-    // erf x / x by powers of x², for |x| ≤ 1, and log2 (1 - erf x) by powers of x, from there to 4; of the least largest error.
-    #[allow(clippy::approx_constant, reason = "it is near 2 / √π, and not that")]
+    // erf x / x in powers of x² for |x| ≤ 1, and log2 (1 - erf x) in powers of x from there to 4. Both minimise the largest error.
+    #[allow(clippy::approx_constant, reason = "it is near 2 / √π, but not 2 / √π")]
     const NEAR: [f32; 6] = [-5.631_42e-4, 4.917_551e-3, -2.671_131e-2, 0.112_801_8, -0.376_123_25, 1.128_379_1];
     const FAR: [f32; 7] =
         [2.677_267e-4, -4.240_957e-3, 3.145_842_6e-2, -0.148_651_51, -0.920_765_04, -1.625_975_1, -5.103_088e-4];

@@ -65,12 +65,12 @@ pub(super) struct Columns {
     pub first: usize,
 }
 
-/// Runs that are read soon: run `n` of the next `N`.
+/// The runs that are read next: run `n` of `N`.
 pub(super) trait Ahead<'a, E: 'a>: Fn(usize) -> &'a [E] {}
 
 impl<'a, E: 'a, F: Fn(usize) -> &'a [E]> Ahead<'a, E> for F {}
 
-/// The products of `runs` and every row of `rows`, which have their length, into columns of the rows of `sums`.
+/// Writes the products of `runs` and every row of `rows`, all of the same length, to columns of the rows of `sums`.
 #[inline(always)]
 pub(super) fn dot_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     simd: S,
@@ -98,8 +98,8 @@ pub(super) fn dot_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     }
 }
 
-/// Adds `runs`, each times its factor, to every row of `sums`, which have their length. The factors are columns of the rows of
-/// `factors`.
+/// Adds `runs`, each times its factor, to every row of `sums`; all have the same length. The factors are columns of the rows
+/// of `factors`.
 #[inline(always)]
 pub(super) fn add_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     simd: S,
@@ -125,7 +125,7 @@ pub(super) fn add_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     }
 }
 
-/// Prefetches a few runs with each pair of rows: all together they would wait for each other.
+/// Prefetches a few runs with each pair of rows. Requested all together, they would wait for each other.
 struct Fetch {
     runs: usize,
     pairs: usize,
@@ -147,7 +147,7 @@ impl Fetch {
     }
 }
 
-/// Adds `runs`, each times its factor, to each of `sums`, which have their length.
+/// Adds `runs`, each times its factor, to each of `sums`; all have the same length.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
 pub(super) fn add<S: Simd, E: Element, const N: usize, const M: usize>(

@@ -11,7 +11,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 /// use std::num::NonZeroUsize;
 /// use burn_deepspeed_kernels::cpu::threads::Parallelism;
 ///
-/// let two = Parallelism::threads(NonZeroUsize::new(2).unwrap())?; // keep it: each call starts threads of its own
+/// let two = Parallelism::threads(NonZeroUsize::new(2).unwrap())?; // keep it: each call starts new threads
 /// let sum = two.run(|| 1 + 2); // kernels in here have two threads
 /// assert_eq!((sum, two.count()), (3, 2));
 /// # Ok::<_, burn_deepspeed_kernels::cpu::threads::ThreadsError>(())
@@ -35,22 +35,22 @@ impl Parallelism {
         Self::default()
     }
 
-    /// Threads of their own, as many as are asked for.
+    /// A separate pool with this number of threads.
     ///
     /// # Errors
-    /// [`ThreadsError`] if the system does not give them.
+    /// [`ThreadsError`] if the system cannot start them.
     pub fn threads(count: NonZeroUsize) -> Result<Self, ThreadsError> {
         let count = count.get();
         let pool = ThreadPoolBuilder::new().num_threads(count).build();
         Ok(Self { pool: Some(Arc::new(pool.map_err(|cause| ThreadsError { count, cause })?)) })
     }
 
-    /// How many they are.
+    /// The number of threads.
     pub fn count(&self) -> usize {
         self.pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
     }
 
-    /// Does the work on one of these threads; the kernels in it run on all of them.
+    /// Runs `work` on one of these threads; the kernels in it run on all of them.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) => pool.install(work),

@@ -1,4 +1,4 @@
-//! What is added to given scores: a tensor that broadcasts to them, read as they are read.
+//! A tensor that is added to given scores. It broadcasts to them and is read the same way.
 
 use cubecl::prelude::*;
 
@@ -45,7 +45,7 @@ pub(crate) struct Addend<E: Float, W: Size> {
     token: u32,
     /// Stride along the keys, in elements.
     key: u32,
-    /// Whether a vector here goes with a vector of the scores.
+    /// Whether it is read in the same vectors as the scores.
     #[cube(comptime)]
     together: bool,
 }
@@ -57,7 +57,7 @@ impl<E: Float, W: Size> Addend<E, W> {
         self.first + batch * self.batch + head * self.head + token * self.token
     }
 
-    /// Vector `at` of the scores of a row with its part of this added.
+    /// Vector `at` of the scores of a row, plus the matching elements of this tensor.
     pub fn add<N: Size>(&self, scores: Vector<f32, N>, row: u32, at: u32) -> Vector<f32, N> {
         let mut sum = scores;
         #[comptime]

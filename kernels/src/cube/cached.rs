@@ -126,7 +126,7 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         self.elements[self.place(head, slot, part) as usize]
     }
 
-    /// `vectors` of them in memory, of elements that are known to be floats.
+    /// `vectors` contiguous vectors from there, of elements that are known to be floats.
     pub fn floats<F: Float>(&self, head: CachedHead, slot: u32, part: u32, vectors: u32) -> Slice<Vector<F, N>> {
         let from = self.place(head, slot, part);
         self.elements.slice(from as usize, (from + vectors) as usize).downcast::<Vector<F, N>>()
@@ -201,7 +201,7 @@ fn elements<C: Numeric, F: Float, N: Size>(features: Vector<F, N>, scale: f32) -
     for e in 0..N::value() {
         let ratio = f32::cast_from(features[e]) / divisor;
         let ratio = min(max(ratio, -LARGEST), LARGEST);
-        // By its bits, since a compiler may take the same number off again without rounding.
+        // From the bits of the sum, since a compiler may fold an addition and a subtraction of the same number.
         let integer = i32::reinterpret(ratio + INTEGERS) - comptime!(INTEGERS.to_bits() as i32);
         elements[e] = C::cast_from(select(some, integer, 0i32));
     }

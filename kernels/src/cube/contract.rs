@@ -1,4 +1,4 @@
-//! The contract between a caller and a launcher. A tensor reaches a kernel as a [`Checked`] one only.
+//! The contract between a caller and a launcher. Only [`Checked`] tensors reach a kernel.
 
 use std::ops::Deref;
 
@@ -134,7 +134,7 @@ pub(crate) fn same_type<R: Runtime>(
     }
 }
 
-/// Checks that elements are whole numbers of 4 bytes, with sign or without.
+/// Checks that elements are integers of 4 bytes, signed or unsigned.
 pub(crate) fn whole_numbers<R: Runtime>(name: &'static str, tensor: &TensorHandle<R>) -> Result<(), Unsupported> {
     let signed = i32::as_type_native_unchecked().storage_type();
     if tensor.dtype == signed {

@@ -39,7 +39,7 @@ pub type HiddenPairs<R> = TensorHandle<R>;
 /// What is added to the scores: `[B or 1, N or 1, T or 1, S or 1]`, floats. `-inf` hides.
 pub type Bias<R> = TensorHandle<R>;
 
-/// Everything that decides about a score apart from query and key.
+/// Everything that affects a score apart from query and key.
 #[derive(Debug, Clone)]
 pub struct MaskArguments<R: Runtime> {
     /// What the layer hides by itself.

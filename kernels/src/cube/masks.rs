@@ -74,7 +74,7 @@ impl<M: Int, E: Float> Masks<M, E> {
         }
     }
 
-    /// The keys that a row holds. The host has not seen those of `bounds`: no value may lead out of the tensors.
+    /// The keys that a row holds. The host has not checked those of `bounds`: no value may lead to a read outside the tensors.
     pub fn end(&self, batch: u32) -> u32 {
         #[comptime]
         match &self.bounds {
@@ -97,11 +97,11 @@ impl<M: Int, E: Float> Masks<M, E> {
 
     /// The end of the keys that a query at `slot` may see, of a row with `end` keys.
     pub fn last_end(&self, slot: u32, end: u32) -> u32 {
-        let mut behind = end;
+        let mut limit = end;
         if comptime!(self.flags.causal) {
-            behind = min(end, slot + 1);
+            limit = min(end, slot + 1);
         }
-        behind
+        limit
     }
 
     /// Whether no query sees a key.

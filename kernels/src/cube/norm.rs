@@ -13,7 +13,7 @@ use super::tensors::{array, vector_size};
 const FEWEST_UNITS: u32 = 32;
 /// Most units of a cube.
 const MOST_UNITS: u32 = 1024;
-/// Vectors of a unit that the number of units aims at.
+/// Target number of vectors of a unit, from which the number of units follows.
 const VECTORS: usize = 4;
 /// Most vectors that a unit keeps in registers; longer rows are read three times.
 const MOST_VECTORS: usize = 8;

@@ -16,23 +16,23 @@ const UNITS: u32 = 256;
 const VECTORS_OF_FEW: usize = 4;
 /// Most vectors that a unit keeps in registers; longer rows are read twice.
 const MOST_VECTORS: usize = 8;
-/// What a visible score of [`HIDDEN`] is taken for: the finite number next to it.
+/// Replaces a visible score that equals [`HIDDEN`]: the finite number next to it.
 const LOWEST_VISIBLE: f32 = f32::MIN.next_up();
 
 /// `softmax(scale · scores + alibi + mask)` over the last axis, in f32, written over the scores.
 ///
-/// `-inf` hides, a finite number is just added, NaN in sight makes the row NaN, and a row that sees nothing gets zeros.
+/// `-inf` hides, and a finite number is just added. A visible NaN makes the row NaN. A row without visible keys gets zeros.
 #[derive(Debug, Clone, Copy)]
 pub struct Softmax<'a, R: Runtime> {
     /// `[B, N, T, S]`, any strides but along S: read, and every element written. No two elements share a place.
     pub scores: &'a TensorHandle<R>,
     /// Plain factor on the scores.
     pub scale: f32,
-    /// `[all heads, T or 1, S or 1]` of floats, any strides: the bias of every head of the model.
+    /// `[all heads, T or 1, S or 1]`, floats, any strides: the bias of every head of the model.
     pub alibi: Option<&'a TensorHandle<R>>,
     /// First head of the scores in `alibi`.
     pub head_offset: usize,
-    /// `[B or 1, N or 1, T or 1, S or 1]` of floats, any strides.
+    /// `[B or 1, N or 1, T or 1, S or 1]`, floats, any strides.
     pub mask: Option<&'a TensorHandle<R>>,
     /// The position of the first query among the keys; keys after a query are hidden. `None` hides none of them.
     pub triangular: Option<usize>,
@@ -233,7 +233,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
     let token = index % sizes.tokens;
     let head = index / sizes.tokens % sizes.heads;
     let batch = index / (sizes.tokens * sizes.heads);
-    // A team without a row has one of no vectors, since all units must come to the sums.
+    // A team without a row gets an empty one, since all units must reach the sums.
     let vectors = select(index < sizes.rows, sizes.vectors, 0u32);
     let slot = sizes.start + token;
     let mut first = 0u32.runtime();
@@ -270,7 +270,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
             total += vector_sum::<N>(values[p as usize]);
         }
     } else {
-        // From a whole step of the team on, so that every unit keeps its own vectors.
+        // Begins at a multiple of the team, so that every unit keeps its own vectors.
         let begin = first / width / team * team;
         for go in range_stepped(begin, end.div_ceil(width), step) {
             read::<F, A, E, N, V, W>(scores, alibi, mask, &mut values, row, sizes.scale, go + unit, tile);
@@ -291,7 +291,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
         largest = row_largest;
     }
     total = cube_sum(total, &mut exchange, tile.team);
-    // Nothing in sight gives zeros.
+    // A row without visible keys gives zeros.
     let factor = select(total == 0.0f32, 0.0f32, 1.0f32 / total);
 
     if comptime!(tile.held) {

@@ -1,4 +1,4 @@
-//! What a kernel needs besides its result, a thread keeps: a step like the one before allocates nothing.
+//! Threads keep the scratch memory of kernels: a repeated step allocates nothing besides its result.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

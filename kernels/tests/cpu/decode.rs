@@ -34,7 +34,7 @@ fn every_head_size_agrees_with_plain_loops() {
 }
 
 #[test]
-fn many_tokens_are_as_right_as_a_few() {
+fn many_tokens_are_as_accurate_as_a_few() {
     check(&Problem::new([4, 2, 67, 500, 40], &[480, 67]));
 }
 
@@ -71,7 +71,7 @@ fn a_visible_nan_shows_and_a_hidden_one_does_not() {
 }
 
 #[test]
-fn a_token_does_not_see_what_is_broken_behind_it() {
+fn a_token_does_not_see_a_nan_after_it() {
     let problem = Problem::new([4, 2, 3, 40, 24], &[33]);
     let mut tensors = Tensors::new(&problem);
     let clean = tensors.expected(&problem);

@@ -54,7 +54,7 @@ fn a_query_that_sees_nothing_is_zero() {
 }
 
 #[test]
-fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
+fn infinities_and_nans_show_only_where_they_are_seen() {
     // The last key is seen by the last query alone.
     let problem = Problem::new([2, 1, 9, 30, 24], &[30]);
     let clean = Tensors::new(&problem).expected(&problem);
@@ -65,7 +65,7 @@ fn what_is_no_number_shows_where_it_is_seen_and_nowhere_else() {
             let output = tensors.solve(&problem, flash);
             let (before, last) = output.split_at(8 * 2 * 24);
             assert_near("the others", before, &clean[..before.len()], TOLERANCE);
-            // An infinite score or value of either sign: nothing finite comes of the first, or the key is left out.
+            // An infinite key may give a score of -inf, which leaves the key out. The other cases give nothing finite.
             if bad.is_nan() || side == 1 {
                 assert!(last.iter().all(|x| !x.is_finite()), "{bad}, side {side}: {last:?}");
             }

@@ -38,7 +38,7 @@ fn plain(row: &[f32], gamma: &[f32], beta: Option<&[f32]>, rms: bool) -> Vec<f64
 
 #[test]
 #[should_panic(expected = "norm: `input` has 7 elements, rows have 3")]
-fn an_input_that_is_no_whole_rows_is_named() {
+fn an_input_that_ends_within_a_row_is_named() {
     norm(
         &Norm { input: &[0.0; 7], residual: None, gamma: &[1.0; 3], beta: None, epsilon: 0.0, rms: true },
         &mut [0.0; 7],

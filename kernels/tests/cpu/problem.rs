@@ -15,7 +15,7 @@ pub struct Int8 {
 }
 
 impl Int8 {
-    /// Heads of `head_dim` features, which become what int8 holds of them.
+    /// Quantises heads of `head_dim` features, and replaces them by the dequantised values.
     fn of(dense: &mut [f32], head_dim: usize) -> Self {
         let (mut elements, mut scales) = (Vec::new(), Vec::new());
         for head in dense.chunks_mut(head_dim) {
@@ -47,7 +47,7 @@ pub struct Tensors {
     pub query: Vec<f32>,
     pub key: Vec<f32>,
     pub value: Vec<f32>,
-    /// Keys, and values, in int8, if that is how they are given.
+    /// Keys in int8, if the kernel reads them so; values likewise.
     pub key_int8: Option<Int8>,
     pub value_int8: Option<Int8>,
     hidden: Vec<bool>,
@@ -74,14 +74,14 @@ impl Tensors {
         }
     }
 
-    /// The same with keys, or values, in int8, and what they then are in f32.
+    /// The same with keys, or values, in int8; their f32 versions are replaced by the dequantised values.
     pub fn in_int8(mut self, problem: &Problem, [key, value]: [bool; 2]) -> Self {
         self.key_int8 = key.then(|| Int8::of(&mut self.key, problem.head_dim));
         self.value_int8 = value.then(|| Int8::of(&mut self.value, problem.head_dim));
         self
     }
 
-    /// What a kernel is given.
+    /// The arguments of a kernel.
     pub fn attention<'a>(&'a self, problem: &'a Problem) -> Attention<'a> {
         let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
         Attention {
@@ -100,7 +100,7 @@ impl Tensors {
         }
     }
 
-    /// What a kernel makes of it, `[batch, tokens, heads, head_dim]`.
+    /// The result of a kernel, `[batch, tokens, heads, head_dim]`.
     pub fn solve(&self, problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) -> Vec<f32> {
         let mut output = vec![f32::NAN; self.query.len()];
         kernel(&self.attention(problem), &mut output);
@@ -123,20 +123,20 @@ impl Tensors {
         }
     }
 
-    /// What it is, `[batch, tokens, heads, head_dim]`.
+    /// The result of plain loops, `[batch, tokens, heads, head_dim]`.
     pub fn expected(&self, problem: &Problem) -> Vec<f64> {
         problem.solve(&self.query, &self.key, &self.value)
     }
 }
 
-/// Judges a kernel by plain loops.
+/// Compares a kernel with plain loops.
 pub fn check(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     let tensors = Tensors::new(problem);
     let expected = tensors.expected(problem);
     assert_near(&format!("{problem:?}"), &tensors.solve(problem, kernel), &expected, TOLERANCE);
 }
 
-/// Judges a kernel that reads a cache of int8.
+/// The same for a kernel that reads an int8 cache.
 pub fn check_int8(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     for sides in [[true, true], [true, false], [false, true]] {
         let tensors = Tensors::new(problem).in_int8(problem, sides);

@@ -81,7 +81,7 @@ fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, i
 }
 
 #[test]
-fn the_largest_whole_numbers_do_not_overflow() {
+fn the_largest_integers_do_not_overflow() {
     if !has_rounded() {
         return;
     }

@@ -75,7 +75,7 @@ fn every_head_goes_to_its_place_and_nothing_else_changes() {
 }
 
 #[test]
-fn int8_shows_what_is_no_number_and_keeps_nothing_at_zero() {
+fn int8_shows_infinities_and_nans_and_keeps_zeros() {
     let places = Places::Slots { slots: 4, starts: &[0], counts: &[4] };
     let mut input = [0.0, 0.0, 1.0, -2.0, 5.0, f32::NAN, f32::NEG_INFINITY, 1.0];
     let (mut elements, mut scales) = ([9; 8], [9.0; 4]);
@@ -87,7 +87,7 @@ fn int8_shows_what_is_no_number_and_keeps_nothing_at_zero() {
     let (elements, scales) = run(&input);
     assert_eq!(elements, [0, 0, 64, -127, 0, 0, 0, 0]);
     assert!(scales[0] == 0.0 && scales[1] == 2.0 / 127.0 && scales[2].is_nan() && scales[3].is_nan());
-    // The smallest of all numbers over 127 has no digits left.
+    // The smallest positive f32 over 127 has no digits left.
     input[0] = f32::from_bits(1);
     input[1] = -f32::from_bits(200);
     let (elements, scales) = run(&input);

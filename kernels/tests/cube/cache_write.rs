@@ -16,7 +16,7 @@ struct Case {
     /// First new slot and end of each row.
     rows: Vec<[usize; 2]>,
     rotary: Option<(RotaryLayout, usize)>,
-    /// Whether each row has angles of its own.
+    /// Whether each row has its own angles.
     own_angles: bool,
     /// Whether keys are int8, and values.
     int8: [bool; 2],

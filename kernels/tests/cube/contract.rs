@@ -117,11 +117,11 @@ fn attention_names_the_tensor_that_does_not_fit() {
     all_refuse(lab, "`context` has shape [2, 4, 3, 8] and strides", Attention { context: &query, ..fits });
     all_refuse(lab, "`key` has shape [2, 2, 7, 8] and strides", Attention { key: CacheTensor::floats(&cache), ..fits });
 
-    let halves = lab.output(&[2, 4, 3, 8], Element::F16, 1);
-    for answer in kernels(lab, Attention { context: &halves, ..fits }) {
+    let in_f16 = lab.output(&[2, 4, 3, 8], Element::F16, 1);
+    for answer in kernels(lab, Attention { context: &in_f16, ..fits }) {
         assert!(matches!(answer, Err(Unsupported::MixedTypes { tensor: "context", .. })), "{answer:?}");
     }
-    let columns = TensorHandle::new(tensors.query.handle.clone(), vec![2, 4, 3, 8], vec![96, 24, 1, 3], halves.dtype);
+    let columns = TensorHandle::new(tensors.query.handle.clone(), vec![2, 4, 3, 8], vec![96, 24, 1, 3], in_f16.dtype);
     for answer in kernels(lab, Attention { query: &columns, ..fits }) {
         assert!(answer.is_err(), "{answer:?}");
     }

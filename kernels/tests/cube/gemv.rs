@@ -65,7 +65,7 @@ impl Problem {
         noise(len, seed).into_iter().map(|value| self.parameters.round(value)).collect()
     }
 
-    /// Rows far from 0, each with a mean and a deviation of its own.
+    /// Rows far from 0, each with its own mean and deviation.
     fn input(&self) -> Vec<f32> {
         let row = |at: usize| (at / self.inputs) as f32;
         let values = noise(self.rows * self.inputs, 1).into_iter().enumerate();

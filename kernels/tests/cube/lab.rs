@@ -1,4 +1,4 @@
-//! Buffers with canaries, and a device that does not keep errors to itself.
+//! Buffers with canaries, and a device that is asked for its errors.
 
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 use cubecl::prelude::*;
@@ -9,9 +9,9 @@ pub type Tensor<R = Gpu> = TensorHandle<R>;
 
 /// Elements after every buffer, which no kernel may write.
 const CANARIES: usize = 32;
-/// What no kernel makes of a number.
+/// A value that no kernel writes.
 const CANARY_8: i8 = i8::MIN;
-/// NaNs with a payload that no computation makes.
+/// NaNs with a payload that no computation produces.
 const CANARY_32: u32 = 0x7fc0_beef;
 const CANARY_16: u16 = 0x7e77;
 

@@ -152,14 +152,14 @@ fn what_does_not_fit_is_refused() {
         refused(Norm { residual: Some(&transposed), ..fits }),
         Err(Unsupported::Stride { tensor: "residual", stride: 2 })
     );
-    let halves = lab.output(&[2, 8], Element::F16, 1);
-    let answer = refused(Norm { residual: Some(&halves), ..fits });
+    let in_f16 = lab.output(&[2, 8], Element::F16, 1);
+    let answer = refused(Norm { residual: Some(&in_f16), ..fits });
     assert!(matches!(answer, Err(Unsupported::MixedTypes { tensor: "residual", .. })), "{answer:?}");
     // No Vulkan device of the tests computes with these.
     let brain = bf16::as_type_native_unchecked().storage_type();
-    let brains = TensorHandle::new(halves.handle.clone(), vec![2, 8], vec![8, 1], brain);
+    let in_bf16 = TensorHandle::new(in_f16.handle.clone(), vec![2, 8], vec![8, 1], brain);
     if !lab.client.properties().supports_type(brain) {
-        assert_eq!(refused(Norm { output: &brains, ..fits }), Err(Unsupported::ElementType(brain)));
+        assert_eq!(refused(Norm { output: &in_bf16, ..fits }), Err(Unsupported::ElementType(brain)));
     }
     let none = tensor(&[0, 8]);
     assert_eq!(refused(Norm { input: &none, output: &none, ..fits }), Ok(()));

@@ -104,7 +104,7 @@ mod cuda {
     const ENGINES: [Engine; 2] = [ASYNCHRONOUS, SYNCHRONOUS];
     const ASYNCHRONOUS: Engine = Engine::TensorCores { asynchronous: true };
     const SYNCHRONOUS: Engine = Engine::TensorCores { asynchronous: false };
-    const HALVES: [Element; 2] = [Element::F16, Element::Bf16];
+    const HALF_TYPES: [Element; 2] = [Element::F16, Element::Bf16];
 
     /// Head sizes with different tiles.
     fn problems() -> Vec<Problem> {
@@ -162,7 +162,7 @@ mod cuda {
                 problem.run(&lab, element, |attention| launch(&lab.client, &lab.machine, attention, engine));
             std::hint::black_box(context);
         };
-        for element in HALVES {
+        for element in HALF_TYPES {
             for problem in problems() {
                 compile(&problem, element, ENGINES[0]);
             }

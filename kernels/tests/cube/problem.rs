@@ -6,7 +6,7 @@ use cubecl::prelude::Runtime;
 use crate::lab::{Element, Lab, Tensor, by_head};
 use crate::oracle::{Problem, assert_near};
 
-/// What of the cache is int8.
+/// Which parts of the cache are int8.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Int8 {
     pub keys: bool,
@@ -22,7 +22,7 @@ impl Int8 {
     pub const ALL: [Self; 3] = [Self::KEYS, Self::VALUES, Self::BOTH];
 }
 
-/// The elements and the scale that int8 holds of a head.
+/// The int8 elements and the scale of a head.
 pub fn quantised(features: &[f32]) -> (Vec<i8>, f32) {
     if features.iter().any(|value| !value.is_finite()) {
         return (vec![0; features.len()], f32::NAN);
@@ -33,7 +33,7 @@ pub fn quantised(features: &[f32]) -> (Vec<i8>, f32) {
     (features.iter().map(element).collect(), scale)
 }
 
-/// Keys or values on the device, and what they are worth.
+/// Keys or values on the device, and the numbers that they represent.
 struct Side<R: Runtime> {
     worth: Vec<f32>,
     elements: Tensor<R>,
@@ -109,7 +109,7 @@ impl Problem {
         masks
     }
 
-    /// What a kernel makes of this problem, what it should make of it, and what its launch said.
+    /// The result of a kernel, the expected one, and what the launch returned.
     fn solved<R: Runtime, L>(
         &self,
         lab: &Lab<R>,
@@ -133,7 +133,7 @@ impl Problem {
         (lab.read(&context), self.solve(&query, &key.worth, &value.worth), launched.unwrap())
     }
 
-    /// What a kernel makes of this problem, and what its launch said.
+    /// The result of a kernel, and what the launch returned.
     pub fn run<R: Runtime, L>(
         &self,
         lab: &Lab<R>,
@@ -144,7 +144,7 @@ impl Problem {
         (context, launched)
     }
 
-    /// Compares what a kernel makes of this problem with plain loops; `how` names the kernel. Returns what its launch said.
+    /// Compares the result of a kernel with plain loops; `how` names the kernel. Returns what the launch returned.
     #[track_caller]
     pub fn check<R: Runtime, L>(
         &self,

@@ -19,7 +19,7 @@ struct Case {
     triangular: Option<usize>,
     window: Option<usize>,
     pitch: usize,
-    /// What some scores or elements of the mask are replaced by: every which one, and the number.
+    /// Replaces some scores, or elements of the mask: `(n, number)` puts the number at every `n`-th one.
     planted_scores: Option<(usize, f32)>,
     planted_mask: Option<(usize, f32)>,
 }
@@ -190,7 +190,7 @@ fn every_option_agrees_with_plain_loops() {
     for case in Case::new([2, 1, 2, 300], Element::F16).masked() {
         case.check(&lab(true));
     }
-    // Rows that are read twice, and the way without planes.
+    // Rows that are read twice, and the path without planes.
     for (element, planes) in [(Element::F32, true), (Element::F16, false)] {
         let together = Case::new([2, 2, 3, 8204], element).masked().pop().unwrap();
         together.check(&lab(planes));
@@ -213,7 +213,7 @@ fn a_row_that_sees_nothing_is_zero() {
 }
 
 #[test]
-fn the_lowest_number_is_no_infinity() {
+fn the_lowest_number_is_not_an_infinity() {
     // Equal scores, since so large a number rounds them; over whole rows, and over single keys.
     let case = Case { planted_scores: Some((1, 1.5)), ..Case::new([1, 1, 3, 9], Element::F32) };
     for lowest in [f32::MIN, -1e30, -10000.0] {
@@ -225,7 +225,7 @@ fn the_lowest_number_is_no_infinity() {
 }
 
 #[test]
-fn a_nan_in_sight_makes_its_row_nan() {
+fn a_visible_nan_makes_its_row_nan() {
     for (keys, planes) in [(17, true), (300, true), (8193, true), (300, false)] {
         // In the first row, and not in every other.
         let case = Case::new([1, 1, 4, keys], Element::F32);

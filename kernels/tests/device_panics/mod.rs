@@ -1,4 +1,4 @@
-//! A device that does not keep its panics to itself.
+//! Panics on the device's own thread end the run.
 
 use std::sync::Once;
 

@@ -8,7 +8,7 @@ thread_local! {
     static QUIET: RefCell<bool> = const { RefCell::new(false) };
 }
 
-/// What a call says when it panics, without a report on standard error.
+/// The message of a call that panics, without a report on standard error.
 #[track_caller]
 pub fn message<T>(call: impl FnOnce() -> T) -> String {
     static HOOK: Once = Once::new();
@@ -29,7 +29,7 @@ pub fn message<T>(call: impl FnOnce() -> T) -> String {
     }
 }
 
-/// Checks what a call says when it panics.
+/// Checks the message of a call that panics.
 #[track_caller]
 pub fn refuses<T>(expected: &str, call: impl FnOnce() -> T) {
     let said = message(call);

@@ -1,4 +1,4 @@
-//! What hides keys and changes scores, as part of a call's arguments.
+//! Masks and biases as part of a call's arguments.
 
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Int, IntDType, Tensor};

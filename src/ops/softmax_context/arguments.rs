@@ -1,4 +1,4 @@
-//! The arguments of an attention step, and what every path asks of them.
+//! The arguments of an attention step, and the checks that every path makes.
 
 use burn::tensor::{Tensor, backend::Backend};
 

@@ -1,6 +1,6 @@
 //! The model families whose configurations and checkpoints are known, one record each.
 //!
-//! To add a family, write its record in a file of its own and name it in [`ALL`].
+//! To add a family, write its record in a new file and add it to [`ALL`].
 
 mod bert;
 mod bloom;

@@ -1,4 +1,4 @@
-//! One rank of a group of processes: its group, its meetings, and how it gives up.
+//! One rank of a group of processes: its group, its exchanges, and how it gives up.
 
 use std::ffi::c_int;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,8 @@ pub(super) const HEADER: usize = 2 * Agreement::WORDS + 2;
 /// Words of a reason to give up, of four bytes each.
 const REASON: usize = 256;
 
-/// Words of a message that a rank gave up: how many meetings it had finished, and the length of the reason in bytes, go before.
+/// Words of the notice that a rank gave up: the number of exchanges that it completed (two words), the length of the reason in
+/// bytes, and the reason.
 const NOTICE: usize = 3 + REASON;
 
 /// One rank of a group of processes; see [the module](super).

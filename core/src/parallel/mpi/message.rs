@@ -44,7 +44,7 @@ impl Link {
         Ok(link)
     }
 
-    /// The process that sent a message with this tag which was not received yet.
+    /// The sender of a message with this tag that has not been received yet.
     pub fn sender(self, tag: c_int) -> Result<Option<c_int>, CommunicationError> {
         let (mut found, mut status) = (0, MaybeUninit::<ffi::MPI_Status>::zeroed());
         let _lock = lock();
@@ -55,7 +55,7 @@ impl Link {
     }
 }
 
-/// Words that MPI may read or write until the message is done. A message that is dropped before leaks its buffer, because
+/// Words that MPI may read or write until the message is done. A message that is dropped earlier leaks its buffer, because
 /// unfinished operations cannot be cancelled reliably.
 #[derive(Debug)]
 pub(super) struct Message<B> {
@@ -66,7 +66,7 @@ pub(super) struct Message<B> {
 }
 
 impl Message<Arc<Vec<u32>>> {
-    /// Sends a buffer, which nobody can change as long as it is shared.
+    /// Sends a buffer, which cannot change while it is shared.
     pub fn send(link: Link, buffer: Arc<Vec<u32>>, to: c_int, tag: c_int) -> Result<Self, CommunicationError> {
         let (count, from, mut request) = (count(&buffer)?, buffer.as_ptr().cast(), MaybeUninit::uninit());
         let _lock = lock();

@@ -58,7 +58,7 @@
 //! | what happens | the other ranks get |
 //! | --- | --- |
 //! | a process never calls `world` | `TimedOut` from `world`; Open MPI ends the job if that process ends |
-//! | a rank does not take part in a sum | `TimedOut` with its number, or `Aborted` by the first that gave up; so does the late rank |
+//! | a rank does not join a sum | `TimedOut` with its number, or `Aborted` by the first that gave up; so does the late rank |
 //! | ranks do different things | `Differ`, all of them |
 //! | [`abort`](crate::parallel::Communicator::abort), or a panic that drops the communicator | `Aborted` with the reason, at once |
 //! | MPI reports an error | `Engine` with its text on that rank, `Aborted` on the others |

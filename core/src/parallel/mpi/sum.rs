@@ -1,4 +1,4 @@
-//! The messages of a sum: what ranks show each other, and how they add.
+//! The messages of a sum: what ranks send each other, and how they add.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::parallel::agreement::Agreement;
 use crate::parallel::communicator::Communicator;
 
 /// Up to this number of values from all other ranks together, values are sent with the agreements and every rank computes the
-/// whole sum. For more it is faster that each rank adds a part and distributes it.
+/// whole sum. For more values it is faster if each rank adds a part and distributes it.
 const ADDED_BY_EACH: usize = 64 * 1024;
 
 /// Values of a long sum that are added at a time, so that they stay in the processor cache.

@@ -47,7 +47,7 @@ const MOST_KEYS: usize = 128;
 /// Rows of queries of a task: with fewer, keys and values are read more often; more do not fit into the second-level cache.
 const MOST_ROWS: usize = 256;
 
-/// Fewest rows of a task, where there are not enough for all threads.
+/// Fewest rows of a task, used if there are too few rows for all threads.
 const LEAST_ROWS: usize = 64;
 
 /// Computes `[batch, tokens, heads, value_dim]` into `output`. A query that sees no key gives zeros.
@@ -55,7 +55,7 @@ const LEAST_ROWS: usize = 64;
 /// Runs on the threads of the current `rayon` pool, with the widest vectors that the processor has.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say.
+/// If a slice does not have the length that the sizes imply.
 pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
     problem.check("flash", output);
     let Attention { batch, heads, kv_heads, tokens, .. } = *problem;

@@ -11,7 +11,7 @@ use crate::cpu::scores::{Slots, capped, sloped, weight};
 use crate::cpu::simd::exp2;
 use crate::interval::Interval;
 
-/// As many queries as `V` vectors of `S` have lanes, and a block of keys.
+/// A query for each lane of `V` vectors of `S`, and a block of keys.
 pub(super) struct Tile<'a, S, const V: usize> {
     pub simd: S,
     pub queries: &'a Queries<'a>,
@@ -120,7 +120,7 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         N
     }
 
-    /// Applies to the products what comes next: softcap, slopes, bias, hidden pairs.
+    /// Applies softcap, slopes, bias and hidden pairs to the products, in this order.
     #[inline(always)]
     fn adjust(&self, keys: Interval, scores: &mut [f32], bias: &mut [f32]) {
         let Queries { problem, batch, .. } = *self.queries;
@@ -193,7 +193,7 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
     #[inline(always)]
     fn hide(&self, keys: Interval, seen: &Seen, scores: &mut [f32]) {
         let simd = self.simd;
-        // Keys of a block are few enough for whole numbers.
+        // A block has so few keys that f32 holds their numbers exactly.
         let from = Self::by_lane(|lane| seen.by_lane[lane].start as f32);
         let to = Self::by_lane(|lane| seen.by_lane[lane].end as f32);
         let hidden = simd.splat_f32s(f32::NEG_INFINITY);
@@ -282,8 +282,8 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         N
     }
 
-    /// Scales the contexts of `N` features from `first` on, and adds the weighted values. If not all values are finite, one with a
-    /// weight of zero is left out.
+    /// Scales the contexts of `N` features from `first` on, and adds the weighted values. Unless all values are `FINITE`, those
+    /// with a weight of zero are left out.
     #[inline(always)]
     fn weigh<const N: usize, const FINITE: bool>(
         &self,

@@ -11,7 +11,7 @@ use super::tiles::tiles;
 use crate::contract::{check_len, product};
 use crate::cpu::stream::{rest_sums, vector_sums};
 
-/// Rows of a sequence up to which a matrix is streamed; beyond, blocks of it become f32 once for all rows.
+/// Most rows of a sequence for which a matrix is streamed. For more rows, its blocks are converted to f32 once for all of them.
 const FEW: usize = 8;
 
 /// Outputs that are computed together.

@@ -19,13 +19,13 @@ use crate::contract::extent;
 use crate::cpu::lanes::into_lanes;
 use crate::cpu::stream::{Columns, add_rows, dot_rows};
 
-/// Rows of a sequence up to which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
+/// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
 const FEW_ALONG_INPUTS: usize = 8;
 
 /// The same for `[in, out]`, which has to be transposed for a tile.
 const FEW_ALONG_OUTPUTS: usize = 24;
 
-/// Rows of a sequence up to which they are computed in tiles; beyond, the `gemm` crate packs the matrix.
+/// Most rows of a sequence that are computed in tiles. For more rows, the `gemm` crate packs the matrix.
 const MANY: usize = 128;
 
 /// Inputs whose weights are added together.

@@ -40,7 +40,7 @@ impl<W: Weights> AnyMatrix for W {}
 /// Computes `input · matrix + bias` into the features `first..first + outputs` of `output`, `[rows, width]`.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say.
+/// If a slice does not have the length that the sizes imply.
 pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
     let rows = check(problem, output);
     if rows * problem.matrix.outputs() == 0 {

@@ -1,4 +1,4 @@
-//! Rows times a matrix: the arguments, their checks, and what a matrix has to offer.
+//! Rows times a matrix: the arguments, their checks, and what a matrix must provide.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use pulp::Simd;
 
 use crate::contract::check_len;
 
-/// Outputs of a task are a multiple of it, whole vectors, so that an output is computed alike on any number of threads.
+/// The outputs of a task are a multiple of this, in whole vectors, so that the number of threads does not affect the result.
 pub(super) const MULTIPLE: usize = 16;
 
 /// The arguments of [`product`](super::product).
@@ -14,8 +14,8 @@ pub(super) const MULTIPLE: usize = 16;
 pub struct Product<'a, W> {
     /// `[rows, inputs]`.
     pub input: &'a [f32],
-    /// Rows of a sequence. How the product is computed depends on it and not on how many sequences there are, so that a
-    /// sequence by itself gives bitwise what it gives in a batch.
+    /// Rows of a sequence. The way the product is computed depends on this and not on the number of sequences, so the result
+    /// of a sequence is bitwise the same alone and in a batch.
     pub sequence: usize,
     /// The matrix.
     pub matrix: W,
@@ -41,7 +41,7 @@ pub(crate) trait Weights: Copy + Send + Sync {
 
     fn outputs(&self) -> usize;
 
-    /// Panics unless the slices have the lengths that the sizes say.
+    /// Panics unless the slices have the lengths that the sizes imply.
     #[track_caller]
     fn check(&self);
 
@@ -64,7 +64,7 @@ pub(crate) trait Weights: Copy + Send + Sync {
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]);
 }
 
-/// Panics unless the slices have the lengths that the sizes say; returns the rows.
+/// Panics unless the slices have the lengths that the sizes imply; returns the rows.
 #[track_caller]
 pub(super) fn check<W: Weights>(problem: &Product<'_, W>, output: &[f32]) -> usize {
     let Product { input, matrix, bias, width, first, .. } = *problem;

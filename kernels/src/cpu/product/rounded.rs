@@ -1,8 +1,8 @@
-//! Products of whole numbers: rows are rounded to 14 bits, with a scale for each, and multiplied with a matrix of int8 as integers.
+//! Integer products: rows are rounded to 14 bits, with a scale for each, and multiplied by an int8 matrix.
 //!
-//! Two elements at a time are multiplied and added in 32 bits, for 16 elements with one instruction where f32 takes two, and without
-//! converting weights to floats. A row is off by no more than half a step, its largest magnitude over 16382; an output by that
-//! times the sum of the magnitudes of its weights.
+//! One instruction multiplies 16 elements and adds them in pairs in 32 bits, where f32 takes two. Weights are not converted to
+//! floats. An element of a row is off by at most half a step, which is the largest magnitude of the row over 16382. An output
+//! is off by at most that times the sum of the magnitudes of its weights.
 //!
 //! ```text
 //!             4 runs of weights, widened once for all rows
@@ -46,7 +46,7 @@ pub fn has_rounded() -> bool {
 /// the other rows nor on the number of threads.
 ///
 /// # Panics
-/// If a slice does not have the length that the sizes say, or the processor [cannot](has_rounded).
+/// If a slice does not have the length that the sizes imply, or the processor [cannot](has_rounded).
 pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]) {
     assert!(has_rounded(), "rounded_product: the processor has no AVX2; call `product`");
     let rows = check(problem, output);
@@ -56,7 +56,7 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
     let Product { input, matrix, bias, width, first, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs, matrix.outputs);
     let each = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS);
-    // Two whole numbers in the place of each float.
+    // Two 16-bit integers in the place of each float.
     let words = inputs.div_ceil(2);
     let output = Disjoint::new(output);
     with_scratch(rows * (words + 1), |scratch| {
@@ -156,7 +156,7 @@ fn add_blocks<E: Whole>(
     }
 }
 
-/// Whole numbers that are read as 16 bits.
+/// Integers that are read as 16 bits.
 trait Whole: Copy + Into<i32> {
     /// The elements `at..at + 16`.
     ///
@@ -169,7 +169,7 @@ trait Whole: Copy + Into<i32> {
 /// The products of the runs and each of the rows, which have their length.
 fn dot<E: Whole, const N: usize, const M: usize>(runs: [&[E]; N], rows: [&[i16]; M]) -> [[i64; N]; M] {
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: the processor has AVX2, which `rounded_product` has asked for.
+    // SAFETY: the processor has AVX2: `rounded_product` has checked it.
     return unsafe { avx2::dot(runs, rows) };
     #[cfg(not(target_arch = "x86_64"))]
     rows.map(|row| runs.map(|run| rest(run, row)))

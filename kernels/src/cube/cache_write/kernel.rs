@@ -60,7 +60,7 @@ pub(super) struct Slot {
 
 #[cube]
 impl Sizes {
-    /// The head that comes at this place in the projection.
+    /// The head at this place in the projection.
     pub fn place(&self, at: u32) -> Place {
         let all_heads = self.heads + 2 * self.kv_heads;
         Place { batch: at / all_heads / self.tokens, token: at / all_heads % self.tokens, head: at % all_heads }
@@ -75,13 +75,13 @@ impl Sizes {
             ComptimeOption::Some(bounds) => {
                 let row = place.batch * self.bounds.row;
                 start = bounds[row as usize];
-                // The host has not seen these: no value may lead out of the cache.
+                // The host has not checked these: no value may lead to a write outside the cache.
                 end = min(bounds[(row + self.bounds.key) as usize], self.end);
             }
             ComptimeOption::None => {}
         }
         let at = start + place.token;
-        // A sum that wraps is no slot.
+        // A sum that wraps is not a slot.
         Slot { at, taken: at >= start && at < end }
     }
 
@@ -91,8 +91,8 @@ impl Sizes {
     }
 }
 
-/// A unit moves one vector of one head of one token; neighbouring units move neighbouring vectors of the projection. Of a
-/// half-split pair a unit reads both sides and writes its own, so nothing is exchanged; the second read is a cache hit.
+/// A unit moves one vector of one head of one token; neighbouring units move neighbouring vectors of the projection. In a
+/// half-split pair, a unit reads both sides and writes its own, so nothing is exchanged; the second read is a cache hit.
 #[cube(launch_unchecked)]
 pub(super) fn cache_write<F: Float, N: Size>(
     qkv: &Array<Vector<F, N>>,

@@ -121,7 +121,7 @@ impl<R: Runtime> Rotation<R> {
 
 /// One launch: reads the projection once, writes queries out and keys and values in place.
 ///
-/// The elements of int8 are rounded from what floats would have been stored: features rotated and rounded to the projection's
+/// int8 elements are rounded from the floats that would otherwise be stored: features rotated and rounded to the projection's
 /// type.
 ///
 /// # Errors

@@ -210,7 +210,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                 sum += probability;
                 let mut weight = probability;
                 if comptime!(tile.int8_values) {
-                    // Selected once more, since the scale of what this query does not see may be NaN.
+                    // Selected again, since the scale of a key that this query does not see may be NaN.
                     weight = select(score == HIDDEN, 0.0f32, probability * value_scales[u]);
                 }
                 if comptime!(tile.select) {

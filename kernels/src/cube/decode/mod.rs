@@ -64,7 +64,7 @@ pub fn launch<R: Runtime>(
     let int8 = [key.is_int8(), value.is_int8()];
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
     let unroll = if rows * per_lane * vector > 32 { 2 } else { 4 };
-    // Keys of int8 are half as long, or a quarter: twice as many are as many bytes in flight.
+    // int8 keys have half or a quarter of the bytes of floats, so twice as many may be in flight.
     let unroll = if int8 == [true; 2] && rows as u32 * unroll <= MOST_SCORES / 2 { 2 * unroll } else { unroll };
     let tile = Tile {
         units,

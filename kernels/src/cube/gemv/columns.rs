@@ -119,7 +119,7 @@ pub(super) fn launch<R: Runtime>(
 /// Tile: the cube holds `length` vectors of every row of the input in shared memory, normalised. A unit owns one vector
 /// of outputs; `width` neighbouring units read one segment of a row of the matrix. The others of a group of lanes, and
 /// the groups, read the same segment of further rows, `S` rows to a unit at once and `unroll` times as many ahead. The
-/// first are on their way before the input is normalised. Sums stay in registers until the lanes add them up, and then
+/// first loads start before the input is normalised. Sums stay in registers until the lanes add them up, and then
 /// the groups, through shared memory. The launch has `columns / width` cubes along x, rounded up; `width` divides
 /// `lanes`, `length` is a multiple of `slots · unroll`.
 #[cube(launch_unchecked)]
@@ -146,7 +146,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, S: Size, N: Size>
     let along = S::value();
     let across = N::value();
     let group = UNIT_POS / exchange.lanes;
-    // Units that add up are neighbours.
+    // Units whose sums are added are neighbours.
     let neighbour = UNIT_POS % depth;
     let slot = group * depth + neighbour;
     let strip = UNIT_POS / depth % tile.width;
@@ -157,7 +157,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, S: Size, N: Size>
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));
     let mut held = SharedMemory::<Vector<f32, S>>::new(comptime!(rows * length));
 
-    // The first weights are on their way while the input is normalised.
+    // The first weights are loaded while the input is normalised.
     let mut loaded = Array::<Vector<W, N>>::new(comptime!(unroll * along));
     load::<W, S, N>(&mut loaded, matrix, column, slot, activations.vectors, sizes, tile);
 
@@ -170,11 +170,11 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, S: Size, N: Size>
     }
     activations.fill::<S>(&mut held, normed, &statistics, 0u32, tile.length, exchange);
     sync_cube();
-    meet::<W, S, N>(&mut sums, &loaded, &held, slot, tile);
+    multiply::<W, S, N>(&mut sums, &loaded, &held, slot, tile);
     for first in range_stepped(0u32, activations.vectors, tile.length) {
         let mut start = comptime!(slots * tile.unroll).runtime();
         if first > 0 {
-            // The tile before has been read.
+            // The previous tile has been read.
             sync_cube();
             activations.fill::<S>(&mut held, normed, &statistics, first, tile.length, exchange);
             sync_cube();
@@ -183,7 +183,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, S: Size, N: Size>
         let span = min(activations.vectors - first, tile.length);
         for base in range_stepped(start, span, comptime!(slots * tile.unroll)) {
             load::<W, S, N>(&mut loaded, matrix, column, first + base + slot, activations.vectors, sizes, tile);
-            meet::<W, S, N>(&mut sums, &loaded, &held, base + slot, tile);
+            multiply::<W, S, N>(&mut sums, &loaded, &held, base + slot, tile);
         }
     }
 
@@ -247,7 +247,7 @@ fn load<W: Numeric, S: Size, N: Size>(
 
 /// Adds what was loaded times the vectors `first`, `first + slots`, .. of the tile to the sums.
 #[cube]
-fn meet<W: Numeric, S: Size, N: Size>(
+fn multiply<W: Numeric, S: Size, N: Size>(
     sums: &mut Array<Vector<f32, N>>,
     loaded: &Array<Vector<W, N>>,
     held: &SharedMemory<Vector<f32, S>>,

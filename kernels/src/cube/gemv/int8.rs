@@ -7,7 +7,7 @@ use crate::cube::contract::{Checked, Contract, f32_type, i8_type, same_type};
 use crate::cube::machine::Unsupported;
 use crate::cube::tensors::array;
 
-/// Whole numbers of one byte, each times the scale of its block.
+/// One-byte integers, each times the scale of its block.
 #[derive(Debug, Clone, Copy)]
 pub struct Int8<'a, R: Runtime> {
     /// `[out, in]`, of i8.
@@ -48,7 +48,7 @@ impl<'a, R: Runtime> Int8<'a, R> {
 /// How the weights of an output are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reading {
-    /// The type as which the elements are loaded.
+    /// The type with which the elements are loaded.
     pub elements: StorageType,
     /// Elements of a vector.
     pub vector: usize,
@@ -62,8 +62,8 @@ impl Reading {
         if self.words { 4 * self.vector } else { self.vector }
     }
 
-    /// Every way to read a matrix of int8, the widest first: words where rows and blocks consist of whole ones, so that a
-    /// load is one of 16 bytes at best, and bytes always.
+    /// Every way to read an int8 matrix, the widest first. Words, in loads of up to 16 bytes, require that rows and blocks
+    /// consist of whole loads. Single bytes are always possible.
     pub fn of_int8<R: Runtime>(client: &ComputeClient<R>, matrix: &CheckedInt8<'_, R>) -> Vec<Self> {
         let [outputs, inputs] = [matrix.elements.shape()[0], matrix.elements.shape()[1]];
         let [_, wide] = matrix.blocks;
@@ -90,7 +90,7 @@ pub(super) struct Scales {
     /// Vectors of the matrix that share a scale, where an output has several.
     #[cube(comptime)]
     pub wide: Option<u32>,
-    /// [`ZERO`]. An argument, because an instruction holds one constant, and that is the mask of the byte.
+    /// [`ZERO`]. It is an argument because an instruction holds only one constant, which is the mask of the byte.
     zero: u32,
 }
 

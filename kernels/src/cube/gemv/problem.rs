@@ -39,7 +39,7 @@ pub struct Gemv<'a, R: Runtime> {
 pub enum Matrix<'a, R: Runtime> {
     /// Floats, `[out, in]` or `[in, out]`, as the orientation says.
     Dense(&'a TensorHandle<R>, Orientation),
-    /// Whole numbers of one byte with scales, `[out, in]`.
+    /// One-byte integers with scales, `[out, in]`.
     Int8(Int8<'a, R>),
 }
 
@@ -110,7 +110,7 @@ impl<'a, R: Runtime> Gemv<'a, R> {
         let contract = Contract::new("gemv", client);
         let norm = self.norm.as_ref();
         let [rows, inputs] = contract.axes("input", self.input);
-        // Without any there is nothing that could be read ahead.
+        // Without features there is nothing to read ahead.
         contract.require(inputs > 0, || "`input` has no features, expected at least 1".to_owned());
         let elements = match self.matrix {
             Matrix::Dense(elements, _) => elements,

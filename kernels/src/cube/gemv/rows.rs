@@ -151,7 +151,7 @@ fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, U
 /// Tile: the cube holds `length` vectors of every row of the input in shared memory, normalised, and multiplies them with as
 /// many of each of its outputs, tile after tile. A group of lanes owns `outputs` neighbouring outputs; lane `l` reads
 /// the vectors `l`, `l + lanes`, .. of each, `unroll` of them ahead, so that a group reads unbroken lines of memory.
-/// The first vectors are on their way before the input is normalised. Sums stay in registers until the lanes add them
+/// The first loads start before the input is normalised. Sums stay in registers until the lanes add them
 /// up at the end. Weights of int8 become f32 in registers. Where an output has one scale, it multiplies the sum at
 /// the end; where it has several, each is loaded with its weights and multiplies what they add. The launch has
 /// `outputs / (groups · tile.outputs)` cubes along x, rounded up; `length` is a multiple of `lanes · unroll`.
@@ -194,7 +194,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
         begin[o] = at * sizes.matrix;
         first_scale[o] = scales.begin(at);
     }
-    // The first weights are on their way while the input is normalised.
+    // The first weights are loaded while the input is normalised.
     let mut loaded = Array::<Vector<W, M>>::new(comptime!(tile.loads()));
     let mut factors = Array::<f32>::new(comptime!(tile.loads()));
     load::<W, M>(&mut loaded, matrix, &begin, lane, vectors, tile);
@@ -213,7 +213,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     for first in range_stepped(0u32, vectors, tile.length) {
         let mut start = comptime!(exchange.lanes * tile.unroll).runtime();
         if first > 0 {
-            // The tile before has been read.
+            // The previous tile has been read.
             sync_cube();
             activations.fill::<S>(&mut held, normed, &statistics, first, tile.length, exchange);
             sync_cube();

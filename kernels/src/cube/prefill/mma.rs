@@ -17,11 +17,11 @@ use crate::cube::contract::f32_type;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::{array, head_strides, vector_size};
 
-/// Largest head of which a plane keeps 16 queries in registers.
+/// Largest head size for which a plane keeps 16 queries in registers.
 const RESIDENT_HEAD: usize = 128;
 /// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
 const UNEVEN_KEYS: u32 = 16;
-/// Features of which a head must have a multiple: columns of a product.
+/// A head size must be a multiple of this: the columns of a product.
 const COLUMNS: usize = 8;
 
 /// The units that multiply.
@@ -29,7 +29,7 @@ const COLUMNS: usize = 8;
 pub enum Engine {
     /// Tensor cores, through fragments of `mma.m16n8k16`.
     TensorCores {
-        /// Whether keys and values are copied while the ones before are multiplied, where their rows allow it.
+        /// Whether keys and values are copied while the previous ones are multiplied, if their rows allow it.
         asynchronous: bool,
     },
     /// Plain loops over the same fragments, for devices and element types without tensor cores: slow, and a check of

@@ -17,7 +17,7 @@ const SHARED_LIMIT: usize = 48 * 1024;
 const PATCHES: [(u32, u32); 6] = [(4, 4), (4, 2), (2, 4), (2, 2), (2, 1), (1, 1)];
 /// Results that a unit may hold, in f32.
 const MOST_RESULTS: u32 = 64;
-/// What a hidden pair has in place of its probability.
+/// Stored in place of the probability of a hidden pair.
 const LEFT_OUT: f32 = -1.0;
 
 /// What is compiled into the kernel.

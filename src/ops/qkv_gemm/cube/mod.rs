@@ -68,8 +68,8 @@ pub(crate) fn project<B: CubeDevice>(
     }
 }
 
-/// Burn's matmul, which accumulates halves in f32 and reads a transposed matrix in place. On devices with TF32 it would round
-/// f32 to that, so there the product is [`exact_matmul`]. Weights of int8 are rounded to the element type of the input.
+/// Burn's matmul, which accumulates half types in f32 and reads a transposed matrix in place. On devices with TF32 it would
+/// round f32 to that, so there the product is [`exact_matmul`]. int8 weights are rounded to the element type of the input.
 fn project_many<B: CubeDevice>(operation: &str, input: Tensor<B, 3>, weight: &Weight<B>, bias: bool) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, width]);

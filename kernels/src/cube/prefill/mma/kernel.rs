@@ -10,7 +10,7 @@ use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
 
-/// By how much a maximum may be outgrown: probabilities are up to `exp` of it, and f16 holds them.
+/// How far scores may exceed the running maximum before it is updated. Probabilities are up to `exp` of this, which f16 holds.
 const SLACK: f32 = 5.0;
 
 /// A tile of queries of one key head against all keys that they see.
@@ -75,7 +75,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let mut scratch = SharedMemory::<f32>::new(comptime!(tile.scratch() as usize));
     let half = comptime!(2 * tile.keys * layout.width);
 
-    // The first keys travel while the queries go to registers.
+    // The first keys are copied while the queries go to registers.
     let mut barriers = Sequence::<Shared<Barrier>>::new();
     if comptime!(tile.asynchronous) {
         barriers.push(Barrier::shared(CUBE_DIM, UNIT_POS == 0));
@@ -181,7 +181,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
             score::<M, E>(&mut scores, masks, own_row, first_key, start, end, sizes, tile);
         }
 
-        // P = exp(S - maximum); what was summed before shrinks to the new maximum.
+        // P = exp(S - maximum); earlier sums are rescaled to the new maximum.
         #[unroll(unroll)]
         for i in 0..2usize {
             let mut new_largest = largest[i];
@@ -191,7 +191,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
                 new_largest = max(new_largest, max(pair[0], pair[1]));
             }
             new_largest = lanes_max(new_largest, &mut scratch, 4u32, comptime!(!tile.emulate));
-            // Only a maximum that grows by much is worth shrinking what was summed before; the others cancel at the end.
+            // Earlier sums are rescaled only if a maximum grows by much; smaller differences cancel at the end.
             let mut grows = new_largest * factor > largest[i] * factor + SLACK;
             if comptime!(!tile.emulate) {
                 grows = plane_any(grows);
