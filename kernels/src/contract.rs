@@ -43,12 +43,3 @@ pub(crate) fn extent(shape: &[usize], strides: &[usize]) -> usize {
         .fold(0usize, |last, (size, stride)| last.saturating_add((size - 1).saturating_mul(*stride)));
     last.saturating_add(1)
 }
-
-/// The greatest common divisor; the other number if one is 0.
-#[cfg(feature = "cubecl")]
-pub(crate) fn gcd(mut a: usize, mut b: usize) -> usize {
-    while b > 0 {
-        (a, b) = (b, a % b);
-    }
-    a
-}

@@ -1,12 +1,12 @@
 //! Heads padded with zeros to the sizes that fused attention kernels are written for; DeepSpeed's `PadTransformOp`.
 
+use burn_deepspeed_core::divisor::gcd;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use super::contract::{Contract, same_type};
 use super::machine::{Machine, Unsupported};
 use super::tensors::{HeadStrides, array, head_strides, vector_size};
-use crate::contract::gcd;
 
 /// Units of a cube.
 const UNITS: u32 = 256;

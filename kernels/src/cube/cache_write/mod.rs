@@ -3,6 +3,7 @@
 mod int8;
 mod kernel;
 
+use burn_deepspeed_core::divisor::gcd;
 use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
@@ -14,7 +15,7 @@ use super::contract::{Checked, Contract, f32_type, same_type};
 use super::machine::{Machine, Unsupported, countable};
 use super::mask_arguments::{CheckedBounds, check_bounds, row_strides};
 use super::tensors::{array, broadcast_strides, head_strides, vector_size};
-use crate::contract::{gcd, product};
+use crate::contract::product;
 
 /// Rotary positions of the new tokens.
 #[derive(Debug, Clone)]
