@@ -20,7 +20,7 @@ use burn_deepspeed_examples::text::{self, Batch, Options, Sampler, Source, TextM
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Generates text with a decoder-only model: BLOOM, GPT-2, GPT-Neo, GPT-NeoX, GPT-J, LLaMA, Mistral or OPT.
+/// Generates text with a decoder-only model of a family that `docs/checkpoints.md` lists.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
@@ -102,22 +102,13 @@ fn generate(
     bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} tokens {per_sec}")?);
     let started = Instant::now();
     let mut session = model.session(batch, arguments.max_new_tokens)?;
-    let mut logits = session.prefill(batch, arguments.chunk)?;
+    let logits = session.prefill(batch, arguments.chunk)?.swap_remove(0);
     let prefilled = started.elapsed().as_secs_f64();
     let decoding = Instant::now();
-    let mut generated: Vec<u32> = Vec::new();
-    loop {
-        let next = sampler.draw(&logits[0]);
+    let generated = text::continuation(model, &mut *session, logits, arguments.max_new_tokens, |logits| {
         bar.inc(1);
-        if model.config().eos_token_ids.contains(&(next as usize)) {
-            break;
-        }
-        generated.push(next);
-        if generated.len() == arguments.max_new_tokens {
-            break;
-        }
-        logits = session.decode(&[next])?;
-    }
+        sampler.draw(logits)
+    })?;
     bar.finish_and_clear();
     let (tokens, steps) = (batch.width(), generated.len().saturating_sub(1));
     let rate = steps as f64 / decoding.elapsed().as_secs_f64().max(1e-9);

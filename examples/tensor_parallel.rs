@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use burn_deepspeed::Communicator;
-use burn_deepspeed::parallel::{Agreement, Settings};
+use burn_deepspeed::parallel::{AgreedSettings, Agreement};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
 use burn_deepspeed_examples::ranks::Ranks;
@@ -103,19 +103,12 @@ fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result
     let batch = Batch::single(&prompt.ids);
     let mut sampler = Sampler::new(arguments.temperature, 1.0, arguments.seed)?;
     let mut session = model.session(&batch, arguments.max_new_tokens)?;
-    let mut logits = session.prefill(&batch, None)?;
-    let mut generated: Vec<u32> = Vec::new();
-    while generated.len() < arguments.max_new_tokens {
-        // Every rank has the same bits, so every rank draws the same token.
-        let next = sampler.draw(&logits[0]);
-        if config.eos_token_ids.contains(&(next as usize)) {
-            break;
-        }
-        generated.push(next);
-        logits = session.decode(&[next])?;
-    }
+    let logits = session.prefill(&batch, None)?.swap_remove(0);
+    // Every rank has the same bits, so every rank draws the same token.
+    let draw = |logits: &[f32]| sampler.draw(logits);
+    let generated = text::continuation(&*model, &mut *session, logits, arguments.max_new_tokens, draw)?;
     // If the ranks generated different texts, this is an error.
-    let settings = Settings::new([("the text", &generated)]);
+    let settings = AgreedSettings::new([("the text", &generated)]);
     communicator.barrier(&Agreement::barrier().with_settings(&settings))?;
     let text = if arguments.print_ids { None } else { prompt.text(&generated)? };
     let text = text.unwrap_or_else(|| text::list(&generated));

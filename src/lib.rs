@@ -30,7 +30,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! The element type is the backend's default float unless `with_dtype` sets another. A LLaMA adds one line for its positions:
+//! The element type is the backend's default float unless `with_dtype` sets another. Rotary positions take one line:
 //! `.with_rotary(RotaryLayout::Half, 16)`.
 //!
 //! # Where to start
@@ -59,17 +59,17 @@
 //!
 //! # Guarantees
 //!
-//! - **Order.** Scores are `softmax(hide(softcap(scale · QKᵀ) + bias))`, computed in f32 for every element type.
-//! - **Causality.** Causal masks and windows follow the position of a token in its row, never the shapes: a prompt in pieces gives
-//!   the same result as the whole prompt.
+//! - **Order.** Attention weights are `softmax(hide(softcap(scale · QKᵀ) + bias))`, computed in f32 for every element type.
+//! - **Causality.** Causal masks and windows follow the slot of a token in its row, never the shapes: a prompt in pieces gives the
+//!   same result as the whole prompt.
 //! - **Masks.** Masked positions never affect the result, even if they hold NaN. Fully masked rows return zeros. A NaN that a
-//!   query sees reaches its result.
+//!   query sees reaches its result, and on tensor cores may reach other queries of its tile of 64.
 //! - **Errors.** An invalid configuration, a full cache and weights that do not fit are a `Result` that gives the fact, the limit
 //!   and the remedy. A tensor of the wrong shape is a panic that names the operation, the tensor and both shapes.
-//! - **No global state.** Cache, layer index and rank are values. Two exceptions are outside this crate: MPI exists once per
-//!   process, and a CUDA device can be in one NCCL group at a time.
+//! - **No global state.** Cache, layer index and rank are values. The exceptions: MPI exists once per process, a CUDA device can
+//!   be in one NCCL group at a time, and a module reads the environment variable `DS_KI_FALLBACK` when it is built.
 //! - **Reproducible rows.** On the CPU kernels, the result of a row does not depend on the rest of the batch or on the number of
-//!   threads, to the bit. They use the current `rayon` pool; [`Parallelism`] selects another.
+//!   threads, to the bit. Dynamic NTK scaling is the exception: it depends on the longest row. They use the current `rayon` pool; [`Parallelism`] selects another.
 //!
 //! # Cargo features
 //!
@@ -98,7 +98,7 @@ pub use attention::{
     AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
     DeepSpeedSelfAttention, WantedOutputs,
 };
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub use backend::CpuOps;
 #[cfg(feature = "cubecl")]
 pub use backend::CubeOps;

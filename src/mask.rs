@@ -22,8 +22,8 @@ use crate::error::{check_broadcast, check_shape};
 /// ```
 #[derive(Debug, Clone)]
 pub struct AttentionMask<B: Backend> {
-    keys: Option<Tensor<B, 2, Bool>>,
-    pairs: Option<Tensor<B, 4, Bool>>,
+    hidden_keys: Option<Tensor<B, 2, Bool>>,
+    hidden_pairs: Option<Tensor<B, 4, Bool>>,
     bias: Option<Tensor<B, 4>>,
 }
 
@@ -36,7 +36,7 @@ impl<B: Backend> Default for AttentionMask<B> {
 impl<B: Backend> AttentionMask<B> {
     /// Hides nothing.
     pub fn none() -> Self {
-        Self { keys: None, pairs: None, bias: None }
+        Self { hidden_keys: None, hidden_pairs: None, bias: None }
     }
 
     /// Hides the keys that are false. `[B, S]`, where S counts the cached keys too.
@@ -46,7 +46,7 @@ impl<B: Backend> AttentionMask<B> {
 
     /// Hides the keys that are true. `[B, S]`, where S counts the cached keys too.
     pub fn hide(keys: Tensor<B, 2, Bool>) -> Self {
-        Self { keys: Some(keys), ..Self::none() }
+        Self { hidden_keys: Some(keys), ..Self::none() }
     }
 
     /// Hides the keys that are 0 in a tokenizer's padding mask, `[B, S]`; any other value is a real token.
@@ -64,7 +64,7 @@ impl<B: Backend> AttentionMask<B> {
         };
         let hidden = mask.clone().lower_equal_elem(limit);
         let bias = mask.mask_fill(hidden.clone(), 0.0);
-        Self { pairs: Some(hidden), bias: Some(bias), keys: None }
+        Self { hidden_pairs: Some(hidden), bias: Some(bias), hidden_keys: None }
     }
 
     /// Also hides the pairs of query and key that are true. `[B or 1, N or 1, T or 1, S]`.
@@ -73,10 +73,10 @@ impl<B: Backend> AttentionMask<B> {
     /// If the mask already hides pairs.
     pub fn and_hide_pairs(mut self, pairs: Tensor<B, 4, Bool>) -> Self {
         assert!(
-            self.pairs.is_none(),
+            self.hidden_pairs.is_none(),
             "AttentionMask::and_hide_pairs: the mask already hides pairs; combine them first"
         );
-        self.pairs = Some(pairs);
+        self.hidden_pairs = Some(pairs);
         self
     }
 
@@ -99,12 +99,12 @@ impl<B: Backend> AttentionMask<B> {
 
     /// The hidden keys, `[B, S]`; true hides.
     pub fn hidden_keys(&self) -> Option<&Tensor<B, 2, Bool>> {
-        self.keys.as_ref()
+        self.hidden_keys.as_ref()
     }
 
     /// The hidden pairs, `[B or 1, N or 1, T or 1, S]`; true hides.
     pub fn hidden_pairs(&self) -> Option<&Tensor<B, 4, Bool>> {
-        self.pairs.as_ref()
+        self.hidden_pairs.as_ref()
     }
 
     /// Whether a bias is added to the scores.
@@ -120,10 +120,10 @@ impl<B: Backend> AttentionMask<B> {
     /// Panics unless every part broadcasts to scores of `[B, N, T, S]`.
     #[track_caller]
     pub(crate) fn check(&self, operation: &str, [batch, heads, tokens, keys]: [usize; 4]) {
-        if let Some(hidden) = &self.keys {
+        if let Some(hidden) = &self.hidden_keys {
             check_shape(operation, "mask over keys", &[batch, keys], &hidden.dims());
         }
-        if let Some(hidden) = &self.pairs {
+        if let Some(hidden) = &self.hidden_pairs {
             check_broadcast(operation, "mask over pairs", &[batch, heads, tokens, keys], &hidden.dims());
         }
         if let Some(bias) = &self.bias {

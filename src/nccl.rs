@@ -76,7 +76,7 @@ use burn::tensor::{Tensor, TensorData};
 use burn_cuda::{Cuda, CudaDevice};
 
 use burn_deepspeed_core::parallel::local::LocalCommunicator;
-use burn_deepspeed_core::parallel::{Agreement, Communicator, DEFAULT_TIME_LIMIT, DeviceNumber, Settings};
+use burn_deepspeed_core::parallel::{AgreedSettings, Agreement, Communicator, DEFAULT_TIME_LIMIT, DeviceNumber};
 
 use crate::error::CommunicationError;
 use crate::ops::{InferenceBackend, Operations};
@@ -106,7 +106,7 @@ impl NcclCommunicator {
     ///
     /// # Errors
     /// [`CommunicationError::Unavailable`] without driver, NCCL, or as many free devices; [`CommunicationError::Engine`] if the
-    /// number is wrong, or does not come within two minutes.
+    /// number is wrong, or does not arrive within two minutes.
     pub fn group(devices: &[CudaDevice]) -> Result<Vec<Self>, CommunicationError> {
         Self::group_with_time_limit(devices, DEFAULT_TIME_LIMIT)
     }
@@ -134,10 +134,7 @@ impl Devices {
         let ids: Vec<DeviceNumber> = devices.iter().map(|device| number(device.id())).collect();
         let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(device) = ids.iter().find(|id| taken.contains(id)) {
-            return Err(format!(
-                "device {} belongs to a group that is still there; drop its ranks first",
-                device.index
-            ));
+            return Err(format!("device {} belongs to a group that still exists; drop its ranks first", device.index));
         }
         taken.extend(&ids);
         Ok(Self(ids))
@@ -187,7 +184,7 @@ fn look_for_libraries_and(devices: &[CudaDevice]) -> Result<(), String> {
 
     if let Some((at, device)) = devices.iter().enumerate().find(|(at, device)| devices[..*at].contains(device)) {
         return Err(format!(
-            "rank {at} has device {} like a rank before it, and NCCL takes one rank on a device; name as many devices as ranks",
+            "two ranks have device {}, the second of them rank {at}; NCCL takes one rank on a device, so give each its own",
             device.index
         ));
     }
@@ -206,7 +203,7 @@ fn look_for_libraries_and(devices: &[CudaDevice]) -> Result<(), String> {
         .map_err(|error| format!("the CUDA driver does not start: {error:?}; see what `nvidia-smi` says"))?;
     match devices.iter().find(|device| device.index >= count as usize) {
         Some(device) => {
-            Err(format!("device {} was asked for and there are {count}, counted from 0; name those", device.index))
+            Err(format!("device {} was asked for and there are {count}; use 0 to {}", device.index, count - 1))
         }
         None => Ok(()),
     }
@@ -255,7 +252,7 @@ fn sum_of_ranks(communicator: &NcclCommunicator, device: &CudaDevice) -> Result<
     let sum = <Cuda<f32, i32> as InferenceBackend>::Ops::all_reduce(
         Tensor::<Cuda<f32, i32>, 1>::from_data(number, device),
         communicator,
-        &Settings::NONE,
+        &AgreedSettings::NONE,
     )?;
     let failed = |cause| CommunicationError::Engine { engine: "CUDA", cause };
     let data = sum.try_into_data().map_err(|error| failed(error.to_string()))?;

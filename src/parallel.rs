@@ -42,5 +42,5 @@ pub use burn_deepspeed_core::parallel::local;
 #[cfg(feature = "mpi")]
 pub use burn_deepspeed_core::parallel::mpi;
 pub use burn_deepspeed_core::parallel::{
-    Agreement, Communicator, DEFAULT_TIME_LIMIT, DeviceNumber, HeadShard, RankGroup, Settings, TpPlan,
+    AgreedSettings, Agreement, Communicator, DEFAULT_TIME_LIMIT, DeviceNumber, HeadShard, RankGroup, TpPlan,
 };

@@ -1,6 +1,6 @@
 //! Which kernel a step of attention runs on, and why it runs on none.
 //!
-//! The choice depends on sizes and element types alone. A kernel that was chosen must accept the step.
+//! The choice depends on sizes, element types and the device alone. A kernel that was chosen must accept the step.
 
 use std::fmt;
 

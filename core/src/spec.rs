@@ -1,7 +1,7 @@
 //! Every size of one layer on one rank, checked once.
 
 use crate::data_type::{DataType, KvCacheType};
-use crate::parallel::{HeadShard, RankGroup, Settings};
+use crate::parallel::{AgreedSettings, HeadShard, RankGroup};
 use crate::position::PositionEncoding;
 
 /// What a layer's attention needs to know, derived and checked by `DeepSpeedInferenceConfig::resolve`. Sizes are those of one
@@ -74,9 +74,9 @@ impl AttentionSpec {
     }
 
     /// Settings that must be equal on every rank of the group; otherwise the sum over the ranks is meaningless.
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> AgreedSettings {
         let heads = (self.shard.total, self.shard.kv_total);
-        Settings::new([
+        AgreedSettings::new([
             ("`hidden_size`", &self.hidden_size),
             ("`heads` or `num_kv`", &heads),
             ("`head_dim`", &self.head_dim),

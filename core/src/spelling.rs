@@ -14,12 +14,23 @@ pub fn nearest_hint(nearest: &Option<String>) -> String {
     nearest.as_ref().map(|name| format!(" (nearest: `{name}`)")).unwrap_or_default()
 }
 
+/// Items of a list that are shown.
+const SHOWN: usize = 12;
+
 /// The first twelve items, and the number of the others.
 pub fn list<T: std::fmt::Display>(items: &[T]) -> String {
-    const SHOWN: usize = 12;
-    let mut text = items.iter().take(SHOWN).map(T::to_string).collect::<Vec<_>>().join(", ");
-    if items.len() > SHOWN {
-        text.push_str(&format!(", and {} more", items.len() - SHOWN));
+    first(items.iter(), items.len())
+}
+
+/// The numbers from 1 to `last`, as [`list`] shows them.
+pub(crate) fn up_to(last: usize) -> String {
+    first(1..=last, last)
+}
+
+fn first(items: impl Iterator<Item: std::fmt::Display>, number: usize) -> String {
+    let mut text = items.take(SHOWN).map(|item| item.to_string()).collect::<Vec<_>>().join(", ");
+    if number > SHOWN {
+        text.push_str(&format!(", and {} more", number - SHOWN));
     }
     text
 }

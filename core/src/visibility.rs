@@ -46,8 +46,8 @@ impl Visibility {
         self.window.map_or(0, |window| (at + 1).saturating_sub(window))..end
     }
 
-    /// For every row (one if all are alike), query and key, whether the key is hidden, and the number of rows; `None` if
-    /// every query sees every key.
+    /// The number of rows (1 if all are alike), and for each row, query and key whether the key is hidden; `None` if every query
+    /// sees every key.
     pub fn hidden_pairs(&self, tokens: usize, keys: usize) -> Option<(usize, Vec<bool>)> {
         let same = |list: &[usize]| list.windows(2).all(|pair| pair[0] == pair[1]);
         let rows = if same(&self.starts) && same(&self.ends) { 1 } else { self.starts.len() };

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, exit};
 use burn_deepspeed_examples::int8::KINDS;
-use burn_deepspeed_examples::text::{self, Batch, Options, Prompt, Source, TextModel, likeliest, list};
+use burn_deepspeed_examples::text::{self, Batch, Options, Prompt, Source, TextModel, continuation, likeliest, list};
 use clap::Parser;
 
 /// Bytes of a KiB.
@@ -84,17 +84,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn generate(model: &dyn TextModel, prompt: &Prompt, new_tokens: usize) -> Result<(Vec<f32>, String), Failure> {
     let batch = Batch::single(&prompt.ids);
     let mut session = model.session(&batch, new_tokens)?;
-    let mut logits = session.prefill(&batch, None)?;
-    let first = logits[0].clone();
-    let mut generated = Vec::new();
-    for _ in 0..new_tokens {
-        let next = likeliest(&logits[0]);
-        if model.config().eos_token_ids.contains(&(next as usize)) {
-            break;
-        }
-        generated.push(next);
-        logits = session.decode(&[next])?;
-    }
+    let first = session.prefill(&batch, None)?.swap_remove(0);
+    let generated = continuation(model, &mut *session, first.clone(), new_tokens, likeliest)?;
     let text = prompt.text(&generated)?.unwrap_or_else(|| list(&[&prompt.ids[..], &generated].concat()));
     Ok((first, text))
 }

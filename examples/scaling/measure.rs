@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use burn_deepspeed::parallel::{Agreement, Settings};
+use burn_deepspeed::parallel::{AgreedSettings, Agreement};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, CommunicationError, Communicator, DataType, DeepSpeedInferenceConfig,
     DeepSpeedSelfAttention, ElementType, InferenceBackend, KvCache, Parallelism,
@@ -148,7 +148,7 @@ pub fn measure<B: InferenceBackend>(
     }
     let mut links = [0.0; 2];
     for (link, count) in links.iter_mut().zip(SUMS) {
-        let agreement = Agreement::sum(&[count], ElementType::F32, &Settings::NONE);
+        let agreement = Agreement::sum(&[count], ElementType::F32, &AgreedSettings::NONE);
         let mut values = vec![0.0; count];
         let mut taken = Vec::new();
         for _ in 0..rounds * STEPS {

@@ -160,7 +160,7 @@ pub fn layers_of_70b() -> [(&'static str, Layer); 4] {
 
 /// Hosts of eight H200: three quarters of 4.8 TB/s, 10 µs of launches, NVLink at the 370 GB/s and 6 µs per round
 /// that others measured (<https://github.com/NVIDIA/nccl/issues/1442>, <https://github.com/NVIDIA/nccl/issues/1259>), and
-/// between hosts 400 Gb/s per GPU and 15 µs per round. None of these numbers was measured here.
+/// between hosts 90 % of 400 Gb/s per GPU and 15 µs per round. None of these numbers was measured here.
 pub fn h200(hosts: usize) -> Machine {
     Machine {
         fixed: 10e-6,

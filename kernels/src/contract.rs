@@ -1,13 +1,6 @@
 //! Checks of arguments. Arguments that do not fit together are a programming error: every kernel panics with the same message,
 //! on slices and on device buffers, before it does any work.
 
-/// Panics unless a tensor has the expected shape.
-#[cfg(feature = "cubecl")]
-#[track_caller]
-pub(crate) fn check_shape(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
-    assert!(expected == actual, "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}");
-}
-
 /// Panics unless each axis of a tensor has the expected size, or 1. The last axis, the keys, may be longer than expected.
 #[track_caller]
 pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize], actual: &[usize]) {
@@ -17,7 +10,7 @@ pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize],
     };
     assert!(
         expected.len() == actual.len() && expected.iter().zip(actual).enumerate().all(fits),
-        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them"
+        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}, or 1 in place of any of them; the last may be longer"
     );
 }
 

@@ -8,4 +8,3 @@ mod contract;
 pub mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;
-mod interval;

@@ -61,8 +61,9 @@ pub trait AttentionInit: sealed::Sealed {
     ///
     /// # Errors
     /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
-    /// store `dtype`; [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary
-    /// positions, ALiBi or a window.
+    /// store `dtype`; [`ConfigError::NoFusedKernels`] for `use_triton` on a backend without GPU kernels;
+    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary positions, ALiBi or a
+    /// window.
     fn init_diffusers<B: Backend>(
         &self,
         layer_id: usize,

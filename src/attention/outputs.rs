@@ -28,17 +28,17 @@ impl WantedOutputs {
     /// All outputs.
     pub const ALL: Self = Self { keys: true, context: true, inp_norm: true };
 
-    /// Whether the visible keys and values are wanted.
+    /// Sets whether the visible keys and values are wanted.
     pub const fn with_keys(self, keys: bool) -> Self {
         Self { keys, ..self }
     }
 
-    /// Whether the input of the output projection is wanted.
+    /// Sets whether the input of the output projection is wanted.
     pub const fn with_context(self, context: bool) -> Self {
         Self { context, ..self }
     }
 
-    /// Whether the normalised input is wanted.
+    /// Sets whether the normalised input is wanted.
     pub const fn with_inp_norm(self, inp_norm: bool) -> Self {
         Self { inp_norm, ..self }
     }

@@ -8,7 +8,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::config::KvCacheType;
 use crate::error::{AttentionError, ConfigError, WeightError};
 use crate::ops::{InferenceBackend, Operations, Plan};
-use crate::parallel::{Communicator, Settings};
+use crate::parallel::{AgreedSettings, Communicator};
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, QkvWeight, Weight};
 
@@ -29,7 +29,7 @@ pub struct Projections<B: Backend> {
 #[derive(Debug, Clone)]
 struct Link {
     communicator: Arc<dyn Communicator>,
-    settings: Settings,
+    settings: AgreedSettings,
 }
 
 impl<B: Backend> Projections<B> {

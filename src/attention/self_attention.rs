@@ -29,7 +29,7 @@ const WARMUP_HISTORY: usize = 1024;
 ///
 /// ```
 /// use burn::tensor::Tensor;
-/// use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, NormType};
+/// use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, NormType, RotaryLayout};
 /// use burn_ndarray::NdArray;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -38,10 +38,11 @@ const WARMUP_HISTORY: usize = 1024;
 /// let attention = DeepSpeedInferenceConfig::new(64, 4)
 ///     .with_dtype(DataType::Fp32)
 ///     .with_norm_type(NormType::RMSNorm)
+///     .with_layer_norm_eps(1e-5)
+///     .with_qkv_bias(false)
+///     .with_output_bias(false)
 ///     .with_num_kv(Some(2))
-///     .with_rotary_dim(Some(16))
-///     .with_rotate_half(true)
-///     .with_rotate_every_two(false)
+///     .with_rotary(RotaryLayout::Half, 16)
 ///     .init_self_attention::<NdArray>(0, &device)?;
 /// let output = attention.forward_uncached(Tensor::ones([2, 5, 64], &device), AttentionMask::none(), None)?;
 /// assert_eq!(output.dims(), [2, 5, 64]);
@@ -80,7 +81,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         self.projections.output.bias()
     }
 
-    /// The same with int8 matrices: a quarter of the memory, and of the bytes that a step reads. It stays int8 when a
+    /// This layer with int8 matrices: a quarter of the memory, and of the bytes that a step reads. It stays int8 when a
     /// checkpoint is loaded. To load an int8 record, build the module with int8 matrices first (quantised in any blocks, or with
     /// `dtype` int8); it takes the blocks of the record.
     ///
@@ -102,13 +103,13 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         Ok(Self { projections: self.projections.quantize(blocks)?, ..self })
     }
 
-    /// Whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
+    /// Sets whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
     /// [`Weight::with_rounded_input`].
     pub fn with_rounded_activations(self, rounds: bool) -> Self {
         Self { projections: self.projections.with_rounded_input(rounds), ..self }
     }
 
-    /// The same for caches of other element types; see `kv_cache_dtype` of the configuration. The weights stay as they are.
+    /// This layer for caches of other element types; see `kv_cache_dtype` of the configuration. The weights stay as they are.
     pub fn with_kv_cache_dtype(self, types: impl Into<KvCacheType>) -> Self {
         Self { projections: self.projections.with_kv_cache_dtype(types.into()), ..self }
     }
@@ -122,7 +123,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         Ok(Self { projections: self.projections.with_communicator(communicator)?, ..self })
     }
 
-    /// Whether the parameters require gradients: true after `init`, false after loading.
+    /// Sets whether the parameters require gradients: true after `init`, false after loading.
     pub fn with_training(self, training: bool) -> Self {
         set_require_grad(self, training)
     }

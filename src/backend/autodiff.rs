@@ -5,7 +5,7 @@ use burn_autodiff::{Autodiff, checkpoint::strategy::CheckpointStrategy};
 
 use crate::error::CommunicationError;
 use crate::ops::{InferenceBackend, Operations};
-use crate::parallel::{Communicator, Settings};
+use crate::parallel::{AgreedSettings, Communicator};
 
 /// Every operation on its reference, which Burn differentiates.
 #[derive(Debug, Clone, Copy)]
@@ -20,7 +20,7 @@ impl<B: InferenceBackend, C: CheckpointStrategy> Operations<Autodiff<B, C>> for 
     fn all_reduce<const D: usize>(
         partial: Tensor<Autodiff<B, C>, D>,
         communicator: &dyn Communicator,
-        settings: &Settings,
+        settings: &AgreedSettings,
     ) -> Result<Tensor<Autodiff<B, C>, D>, CommunicationError> {
         if !partial.clone().into_primitive().tensor().node.requirement.is_none() {
             return Err(CommunicationError::Gradients);

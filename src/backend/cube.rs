@@ -12,7 +12,7 @@ use crate::weight::{FusedNorm, QkvWeight, Weight};
 use crate::{
     error::CommunicationError,
     ops::all_reduce,
-    parallel::{Communicator, Settings},
+    parallel::{AgreedSettings, Communicator},
 };
 
 /// Every operation that the CubeCL kernels have, for a backend that is a [`CubeDevice`]; the others on the reference.
@@ -74,7 +74,7 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
     fn all_reduce<const D: usize>(
         partial: Tensor<B, D>,
         communicator: &dyn Communicator,
-        settings: &Settings,
+        settings: &AgreedSettings,
     ) -> Result<Tensor<B, D>, CommunicationError> {
         all_reduce::cube::all_reduce(partial, communicator, settings)
     }

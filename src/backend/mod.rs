@@ -1,10 +1,10 @@
-//! The backends that the modules run on: one line each, and what the kernels need to know about their tensors.
+//! The backends that the modules run on: the operations of each, and what the kernels need to know about its tensors.
 //!
 //! Each backend is enabled by its Cargo feature. On `Autodiff` every operation is the reference, so modules train.
 
 #[cfg(feature = "autodiff")]
 mod autodiff;
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 mod cpu;
 #[cfg(feature = "cubecl")]
 mod cube;
@@ -19,7 +19,7 @@ mod ndarray;
 
 #[cfg(feature = "autodiff")]
 pub use autodiff::Differentiable;
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub use cpu::CpuOps;
 #[cfg(feature = "cubecl")]
 pub use cube::CubeOps;

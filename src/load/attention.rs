@@ -48,12 +48,9 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let folder = tempfile::tempdir()?;
     /// # let device = Default::default();
-    /// # let names = AttentionNames {
-    /// #     norm: Some(NormNames::of("norm")),
-    /// #     qkv: QkvNames::fused("qkv", QkvLayout::Concat),
-    /// #     output: WeightNames::of("output"),
-    /// #     orientation: Orientation::OutputInput,
-    /// # };
+    /// # let qkv = QkvNames::fused("qkv", QkvLayout::Concat);
+    /// # let names = AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput);
+    /// # let names = names.with_norm(NormNames::of("norm"));
     /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
     /// let paths = [0, 1].map(|rank| folder.path().join(format!("mp_rank_0{rank}.safetensors")));
     /// for (rank, path) in paths.iter().enumerate() {
@@ -106,12 +103,9 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Int8);
     /// let attention = config.init_self_attention::<NdArray>(0, &device)?;
     /// let mut writer = CheckpointWriter::default();
-    /// let names = AttentionNames {
-    ///     norm: Some(NormNames::of("norm")),
-    ///     qkv: QkvNames::fused("qkv", QkvLayout::Concat),
-    ///     output: WeightNames::of("output"),
-    ///     orientation: Orientation::OutputInput,
-    /// };
+    /// let qkv = QkvNames::fused("qkv", QkvLayout::Concat);
+    /// let names = AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput);
+    /// let names = names.with_norm(NormNames::of("norm"));
     /// attention.write(&mut writer, &names)?;
     /// writer.save(&path)?;
     ///

@@ -8,7 +8,7 @@ pub fn reference<B: Backend>(input: Tensor<B, 3>) -> Tensor<B, 3> {
 }
 
 /// [`Operations::gelu`](crate::ops::Operations::gelu) for backends on the CPU.
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub(crate) fn on_cpu<B: super::cpu::InMemory>(input: Tensor<B, 3>) -> Tensor<B, 3> {
     match input.dtype() {
         burn::tensor::DType::F32 => B::update(input, burn_deepspeed_kernels::cpu::gelu::gelu),

@@ -15,7 +15,7 @@
 
 pub mod all_reduce;
 pub mod attention;
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;

@@ -8,7 +8,7 @@ use super::softmax::{self, Softmax};
 use super::softmax_context::{self, ContextProblem, Declined, Plan, SoftmaxContext, SoftmaxContextOutput};
 use super::{all_reduce, gelu, linear, pad_transform, residual_norm, vector_matmul};
 use crate::error::CommunicationError;
-use crate::parallel::{Communicator, Settings};
+use crate::parallel::{AgreedSettings, Communicator};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
 /// A Burn backend that the modules run on. It names the type of its operations:
@@ -131,7 +131,7 @@ pub trait Operations<B: Backend> {
     fn all_reduce<const D: usize>(
         partial: Tensor<B, D>,
         communicator: &dyn Communicator,
-        settings: &Settings,
+        settings: &AgreedSettings,
     ) -> Result<Tensor<B, D>, CommunicationError> {
         all_reduce::on_the_host(partial, communicator, settings)
     }

@@ -15,7 +15,7 @@ pub fn reference<B: Backend>(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: 
 }
 
 /// [`Operations::residual_norm`](crate::ops::Operations::residual_norm) for backends on the CPU.
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub(crate) fn on_cpu<B: super::cpu::InMemory>(
     input: Tensor<B, 3>,
     residual: Tensor<B, 3>,

@@ -136,12 +136,9 @@ fn a_layer_of_int8_holds_its_bytes<B: InferenceBackend>() {
         (DataType::Int8, Orientation::OutputInput),
         (DataType::Int8, Orientation::InputOutput),
     ] {
-        let names = AttentionNames {
-            norm: Some(NormNames::of("norm")),
-            qkv: QkvNames::fused("qkv", QkvLayout::PerHead),
-            output: WeightNames::of("out"),
-            orientation,
-        };
+        let names =
+            AttentionNames::new(QkvNames::fused("qkv", QkvLayout::PerHead), WeightNames::of("out"), orientation)
+                .with_norm(NormNames::of("norm"));
         let path = folder.path().join("layer.safetensors");
         let mut writer = CheckpointWriter::default();
         fresh(dtype).write(&mut writer, &names).unwrap();
@@ -161,12 +158,9 @@ fn a_rank_reads_and_holds_its_part<B: InferenceBackend>() {
     let (features, width, outputs) = (1024, 16 * 128, 3 * 16 * 128);
     for (dtype, bytes) in [(Dtype::F32, 4), (Dtype::BF16, 2), (Dtype::I8, 1)] {
         for orientation in [Orientation::OutputInput, Orientation::InputOutput] {
-            let names = AttentionNames {
-                norm: Some(NormNames::of("norm")),
-                qkv: QkvNames::fused("qkv", QkvLayout::Concat),
-                output: WeightNames::of("out"),
-                orientation,
-            };
+            let names =
+                AttentionNames::new(QkvNames::fused("qkv", QkvLayout::Concat), WeightNames::of("out"), orientation)
+                    .with_norm(NormNames::of("norm"));
             let int8 = dtype == Dtype::I8;
             let (floats, float_bytes) = if int8 { (Dtype::F32, 4) } else { (dtype, bytes) };
             let filled = |name: &str, dtype, size, shape: &[usize]| {

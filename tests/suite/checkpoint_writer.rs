@@ -50,12 +50,8 @@ fn what_is_written_is_read_back_bit_for_bit<B: InferenceBackend>() {
             for (merge_count, orientation) in
                 [(0, Orientation::OutputInput), (0, Orientation::InputOutput), (2, Orientation::InputOutput)]
             {
-                let names = AttentionNames {
-                    norm: Some(NormNames::of("norm")),
-                    qkv: qkv.clone(),
-                    output: WeightNames::of("out"),
-                    orientation,
-                };
+                let names = AttentionNames::new(qkv.clone(), WeightNames::of("out"), orientation)
+                    .with_norm(NormNames::of("norm"));
                 let names = names.with_merge_count(merge_count);
                 let config = llama().with_num_kv(Some(kv_heads)).with_set_empty_params(separate);
                 let fresh = || config.init_self_attention::<B>(0, &device).unwrap();
@@ -117,12 +113,12 @@ fn diffusion_and_bloom_are_written_too<B: InferenceBackend>() {
 
     let config = config.clone().with_bigscience_bloom(true);
     let fresh = || config.init_bloom::<B>(0, &device).unwrap();
-    let names = AttentionNames {
-        norm: Some(NormNames::of("norm")),
-        qkv: QkvNames::fused("qkv", QkvLayout::PerHead),
-        output: WeightNames::of("out"),
-        orientation: Orientation::OutputInput,
-    };
+    let names = AttentionNames::new(
+        QkvNames::fused("qkv", QkvLayout::PerHead),
+        WeightNames::of("out"),
+        Orientation::OutputInput,
+    )
+    .with_norm(NormNames::of("norm"));
     let (module, mut writer) = (randomised(fresh()), CheckpointWriter::default());
     module.write(&mut writer, &names).unwrap();
     let read = fresh().load(&reopened(writer), &names).unwrap();

@@ -47,6 +47,16 @@ pub fn golden(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }
 
+/// Name and folder of every checkpoint in `tests/golden/models`.
+pub fn golden_models() -> Vec<(String, PathBuf)> {
+    let folders = std::fs::read_dir(golden("models")).unwrap().map(|entry| entry.unwrap().path());
+    let mut models: Vec<_> =
+        folders.map(|path| (path.file_name().unwrap().to_str().unwrap().to_string(), path)).collect();
+    models.sort();
+    assert!(!models.is_empty(), "there are no checkpoints");
+    models
+}
+
 /// Values in -1..1, the same for the same seed on every backend.
 pub fn seeded<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B, D> {
     let mut random = StdRng::seed_from_u64(seed);

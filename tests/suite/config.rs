@@ -9,7 +9,7 @@ use burn_deepspeed::{
 };
 use serde_json::json;
 
-use crate::common::golden;
+use crate::common::golden_models;
 
 fn base() -> DeepSpeedInferenceConfig {
     DeepSpeedInferenceConfig::new(64, 4)
@@ -86,6 +86,7 @@ fn a_saved_configuration_is_read_back_equal() {
 #[test]
 fn each_mistake_has_its_own_error() {
     let message = |config: DeepSpeedInferenceConfig| config.resolve(0).unwrap_err().to_string();
+    let many_heads = || base().with_hidden_size(1 << 40).with_heads(1 << 40);
     let all = [
         (base().with_heads(5), "`hidden_size` 64 is not a multiple of `heads` 5"),
         (base().with_num_kv(Some(3)), "`heads` 4 is not a multiple of `num_kv` 3"),
@@ -115,6 +116,15 @@ fn each_mistake_has_its_own_error() {
         (
             base().with_uneven_heads(true).with_mp_size(5).with_local_rank(Some(0)),
             "4 query heads over 5 ranks; valid: 1, 2, 3, 4; set `mp_size` to one of them",
+        ),
+        // Numbers that a file may hold and no list should.
+        (
+            many_heads().with_mp_size(3).with_local_rank(Some(0)),
+            "over 3 ranks; valid: 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, and 29 more",
+        ),
+        (
+            many_heads().with_uneven_heads(true).with_mp_size(2 << 40).with_local_rank(Some(0)),
+            "valid: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, and 1099511627764 more",
         ),
         (base().with_mp_size(0), "`mp_size` is 0"),
     ];
@@ -219,9 +229,9 @@ fn rotary_angles_stay_exact_at_long_range() {
 
 #[test]
 fn checkpoints_of_hugging_face_have_presets() {
-    for name in ["bloom", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt"] {
-        let config = HuggingFaceConfig::from_json_file(golden(&format!("models/{name}/config.json"))).unwrap();
-        assert_eq!((config.family.name(), config.layers, config.vocab_size), (name, 3, 160));
+    for (name, folder) in golden_models() {
+        let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+        assert_eq!((config.family.name(), config.layers, config.vocab_size), (name.as_str(), 3, 160));
         assert_eq!(config.attention_config(0).dtype, Some(DataType::Fp32));
     }
 }

@@ -6,13 +6,10 @@ use burn_deepspeed::InferenceBackend;
 use burn_deepspeed_examples::text::{Batch, Model, Options, Sampler, TextModel, check};
 use burn_deepspeed_examples::{int8, sums};
 
-use crate::common::{golden, on_each_cpu_backend};
-
-const MODELS: [&str; 7] = ["bloom", "gpt2", "gpt_neox", "gptj", "llama", "mistral", "opt"];
+use crate::common::{golden, golden_models, on_each_cpu_backend};
 
 fn check_all<B: InferenceBackend>(chunk: Option<NonZeroUsize>) {
-    for name in MODELS {
-        let folder = golden("models").join(name);
+    for (name, folder) in golden_models() {
         let (model, report) = Model::<B>::open(&folder, &Options::default(), &Default::default()).unwrap();
         assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{name}: {report}");
         check::run(&model, &folder.join("expected.json"), chunk).unwrap_or_else(|e| panic!("{name}: {e}"));
@@ -26,9 +23,8 @@ fn every_architecture_generates_the_same_ids_on_ranks<B: InferenceBackend>() {
     use burn_deepspeed::parallel::local::LocalCommunicator;
     use std::sync::Arc;
 
-    for name in MODELS {
+    for (name, folder) in golden_models() {
         for ranks in [2, 3] {
-            let folder = golden("models").join(name);
             crate::ranks::on_ranks(LocalCommunicator::group(ranks), |communicator| {
                 let communicator: Arc<dyn Communicator> = communicator;
                 let options = Options { rank: Some(communicator), uneven_heads: true, ..Options::default() };
@@ -126,12 +122,12 @@ fn int8_costs_no_more_than_is_documented<B: InferenceBackend>() {
             _ => (0.03, 0.94),
         };
         let mut right = 0.0;
-        for name in MODELS {
-            let folder = golden("models").join(name);
-            let model = open(&folder).in_int8(kind.weights, kind.cache).unwrap();
+        let models = golden_models();
+        for (name, folder) in &models {
+            let model = open(folder).in_int8(kind.weights, kind.cache).unwrap();
             let found = int8::distance(&*model, &folder.join("expected.json")).unwrap();
             assert!(found.logits <= logits, "{name}, {}: {}", kind.name, found.logits);
-            right += found.tokens / MODELS.len() as f64;
+            right += found.tokens / models.len() as f64;
         }
         assert!(right >= tokens, "{}: {right}", kind.name);
         if !matches!(kind.name, "keys" | "values") {

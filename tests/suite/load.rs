@@ -85,12 +85,9 @@ fn every_layout_loads_the_same_module<B: InferenceBackend>() {
                 write("norm.weight", &[48], values(seeded::<B, 1>([48], 10))),
             ],
         );
-        let names = AttentionNames {
-            norm: Some(NormNames::of("norm")),
-            qkv: QkvNames::fused("qkv", layout),
-            output: WeightNames::of("out"),
-            orientation: Orientation::OutputInput,
-        };
+        let names =
+            AttentionNames::new(QkvNames::fused("qkv", layout), WeightNames::of("out"), Orientation::OutputInput)
+                .with_norm(NormNames::of("norm"));
         let checkpoint = Checkpoint::open(&path).unwrap();
         let attention = config.init_self_attention::<B>(0, &device).unwrap().load(&checkpoint, &names).unwrap();
         checkpoint.finish().unwrap();

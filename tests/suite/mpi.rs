@@ -7,7 +7,7 @@ use std::thread::{JoinHandle, sleep};
 use std::time::{Duration, Instant};
 
 use burn_deepspeed::parallel::mpi::MpiCommunicator;
-use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
+use burn_deepspeed::parallel::{AgreedSettings, Agreement, Communicator};
 use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operations};
 
 use crate::common::{AnyBackend, seeded, values};
@@ -100,7 +100,7 @@ fn say(rank: usize, what: impl std::fmt::Display) {
 }
 
 fn sum(length: usize) -> Agreement {
-    Agreement::sum(&[length], ElementType::F32, &Settings::NONE)
+    Agreement::sum(&[length], ElementType::F32, &AgreedSettings::NONE)
 }
 
 fn world() -> MpiCommunicator {
@@ -148,7 +148,8 @@ fn sums() {
         }
     }
     let part = |rank: usize| seeded::<AnyBackend, 2>([2, 65], 10 + rank as u64);
-    let total = values(<AnyBackend as InferenceBackend>::Ops::all_reduce(part(rank), &world, &Settings::NONE).unwrap());
+    let total =
+        values(<AnyBackend as InferenceBackend>::Ops::all_reduce(part(rank), &world, &AgreedSettings::NONE).unwrap());
     let expected = (1..ranks).fold(part(0), |sum, rank| sum + part(rank));
     assert_eq!(total, values(expected));
     say(rank, "done");
@@ -215,7 +216,7 @@ fn four_processes_are_two_groups() {
     let job = Job::run("groups", 4, &[SHARED_MEMORY]);
     assert!(job.well, "MPI did not end");
     for rank in 0..4 {
-        let again = "MPI cannot be used: it begins once in a process; share or `split` the communicator that there is";
+        let again = "MPI cannot be used: it was initialised in this process before; share or `split` that communicator";
         assert_eq!(job.said(rank), [again]);
     }
 }
@@ -232,8 +233,8 @@ fn failures() {
         }
     };
 
-    let settings = |layer: usize| Settings::new([("the layer", &layer)]);
-    let adds = |shape: &[usize], dtype, settings: &Settings| Agreement::sum(shape, dtype, settings);
+    let settings = |layer: usize| AgreedSettings::new([("the layer", &layer)]);
+    let adds = |shape: &[usize], dtype, settings: &AgreedSettings| Agreement::sum(shape, dtype, settings);
     let first = adds(&[1, 5, 8], ElementType::F32, &settings(3));
     for (other, length, difference) in [
         (
@@ -301,7 +302,7 @@ fn failures() {
         let missing = CommunicationError::TimedOut { missing: vec![1], ranks, limit: SHORT };
         let told = |rank: usize| CommunicationError::Aborted {
             rank,
-            reason: format!("rank 1 of {ranks} did not come within 1s"),
+            reason: format!("rank 1 of {ranks} did not arrive within 1s"),
         };
         assert!(
             error == missing && rank != 1 || (0..ranks).any(|other| other != rank && error == told(other)),
@@ -337,8 +338,7 @@ fn absent() {
 #[test]
 fn a_process_that_never_begins_is_not_waited_for() {
     let job = Job::run("absent", 2, &[TCP]);
-    let missing =
-        "rank 1 of 2 did not come within 1s; look at what it is doing, or raise the time limit; this group is over";
+    let missing = "rank 1 of 2 did not arrive within 1s; check what it is doing, or raise the time limit; this group can no longer be used";
     assert_eq!(job.said(0), [missing, "true"]);
     assert!(job.took < START);
 }
@@ -370,7 +370,7 @@ fn a_killed_process_is_an_error_on_those_that_survive() {
         let job = Job::run("killed", ranks, &[transport, SURVIVE]);
         for rank in (0..ranks).filter(|&rank| rank != 1) {
             let said = job.said(rank);
-            let fact = format!("rank 1 of {ranks} did not come within 1s");
+            let fact = format!("rank 1 of {ranks} did not arrive within 1s");
             assert!(said.len() == 2 && (said[0].contains(&fact) || said[0].starts_with("MPI failed: ")), "{said:?}");
             assert_eq!(said[1], "true");
         }
@@ -402,7 +402,7 @@ fn a_process_that_panics_is_missed_at_once() {
     let job = Job::run("panicked", 3, &[SHARED_MEMORY]);
     assert!(!job.well);
     for rank in [0, 2] {
-        let gone = "rank 1 gave up: its thread panicked; this group is over, start it again";
+        let gone = "rank 1 gave up: its thread panicked; this group can no longer be used: build a new one";
         assert_eq!(job.said(rank), [gone, "true"]);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use burn::tensor::{Tensor, TensorData};
 use burn_cuda::{Cuda, CudaDevice};
 use burn_deepspeed::nccl::NcclCommunicator;
-use burn_deepspeed::parallel::{Communicator, Settings};
+use burn_deepspeed::parallel::{AgreedSettings, Communicator};
 use burn_deepspeed::{CommunicationError, CpuOps, CubeOps, InferenceBackend, Operations};
 use burn_ndarray::NdArray;
 
@@ -45,8 +45,8 @@ fn a_device_twice_is_refused() {
     let error = NcclCommunicator::group(&[CudaDevice::new(1), CudaDevice::new(0), CudaDevice::new(1)]).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "NCCL cannot be used: rank 2 has device 1 like a rank before it, and NCCL takes one rank on a device; name as many \
-         devices as ranks"
+        "NCCL cannot be used: two ranks have device 1, the second of them rank 2; NCCL takes one rank on a device, so give each \
+         its own"
     );
 }
 
@@ -69,7 +69,7 @@ fn devices_add_up<B: InferenceBackend<Device = CudaDevice>>() {
             for (round, shape) in [[1, 1, 64], [2, 3, 128], [1, 5, 4096], [1, 1, 1]].into_iter().enumerate() {
                 let partial = Tensor::<B, 3>::from_data(part(communicator.rank(), round, shape), &device);
                 let held = (round % 2 == 0).then(|| partial.clone());
-                let sum = B::Ops::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
+                let sum = B::Ops::all_reduce(partial, &*communicator, &AgreedSettings::NONE).unwrap();
                 assert_eq!(sum.device(), device);
                 if let Some(held) = held {
                     held.into_data().assert_eq(&part(communicator.rank(), round, shape), true);
@@ -112,7 +112,7 @@ fn sums_in_a_row_do_not_mix() {
         for round in 0..200 {
             let value = (3 * round + communicator.rank()) as f32;
             let partial = Tensor::<Cuda, 2>::from_data([[value; 32]; 2], &device);
-            let sum = CubeOps::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
+            let sum = CubeOps::all_reduce(partial, &*communicator, &AgreedSettings::NONE).unwrap();
             if round % 3 == communicator.rank() {
                 sum.into_data().assert_eq(&TensorData::from([[(9 * round + 3) as f32; 32]; 2]), true);
             }
@@ -126,7 +126,7 @@ fn errors<B: InferenceBackend>(
     partial: impl Fn(usize) -> Tensor<B, 3> + Sync,
 ) -> Vec<CommunicationError> {
     on_devices(3, limit, |communicator| {
-        B::Ops::all_reduce(partial(communicator.rank()), &*communicator, &Settings::NONE).unwrap_err()
+        B::Ops::all_reduce(partial(communicator.rank()), &*communicator, &AgreedSettings::NONE).unwrap_err()
     })
 }
 
@@ -165,7 +165,7 @@ fn no_device_waits_for_a_rank_that_is_late_or_different() {
 fn tensors_of_the_cpu_are_added_on_the_host() {
     let sums = on_devices(3, LONG, |communicator| {
         let partial = Tensor::<NdArray, 3>::from_data(part(communicator.rank(), 0, [1, 2, 7]), &Default::default());
-        CpuOps::all_reduce(partial, &*communicator, &Settings::NONE).unwrap().into_data()
+        CpuOps::all_reduce(partial, &*communicator, &AgreedSettings::NONE).unwrap().into_data()
     });
     let expected: Vec<f32> = (0..14).map(|at| (6 * at) as f32).collect();
     assert!(sums.iter().all(|sum| sum.as_slice::<f32>().unwrap() == expected));
@@ -217,7 +217,7 @@ fn a_device_belongs_to_one_group_at_a_time() {
     first.pop();
     let error = NcclCommunicator::group(&[CudaDevice::new(2), CudaDevice::new(1)]).unwrap_err();
     assert!(
-        error.to_string().contains("device 1 belongs to a group that is still there; drop its ranks first"),
+        error.to_string().contains("device 1 belongs to a group that still exists; drop its ranks first"),
         "{error}"
     );
     drop(first);

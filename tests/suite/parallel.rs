@@ -20,12 +20,8 @@ use crate::common::{AnyBackend, on_each_cpu_backend, seeded, values};
 use crate::ranks::on_ranks;
 
 fn names() -> AttentionNames {
-    AttentionNames {
-        norm: Some(NormNames::of("norm")),
-        qkv: QkvNames::fused("qkv", QkvLayout::PerGroup),
-        output: WeightNames::of("output"),
-        orientation: Orientation::OutputInput,
-    }
+    let qkv = QkvNames::fused("qkv", QkvLayout::PerGroup);
+    AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput).with_norm(NormNames::of("norm"))
 }
 
 /// One of the two modules.

@@ -125,12 +125,7 @@ impl Layer {
             [query, key, value] => QkvNames::Separate { query: query.names(), key: key.names(), value: value.names() },
             _ => unreachable!(),
         };
-        AttentionNames {
-            norm: Some(NormNames::of("norm")),
-            qkv,
-            output: self.output.names(),
-            orientation: self.orientation,
-        }
+        AttentionNames::new(qkv, self.output.names(), self.orientation).with_norm(NormNames::of("norm"))
     }
 
     fn save(&self, path: &Path) {
@@ -262,7 +257,7 @@ fn separate_projections_may_differ_in_their_scales<B: InferenceBackend>() {
 fn everywhere(names: WeightNames) -> AttentionNames {
     let [query, key, value] = [names.clone(), names.clone(), names.clone()];
     let qkv = QkvNames::Separate { query, key, value };
-    AttentionNames { norm: None, qkv, output: names, orientation: Orientation::OutputInput }
+    AttentionNames::new(qkv, names, Orientation::OutputInput)
 }
 
 /// What `GroupQuantizer` writes: a scale for each output, and scales of the two halves of the matrix, which are not read.
@@ -315,12 +310,12 @@ fn matrices_of_both_kinds_make_one<B: InferenceBackend>() {
     entries.push(float("norm.weight", 48));
     save(&path, &entries);
     let [key, value, out] = matrices.each_ref().map(Matrix::names);
-    let names = AttentionNames {
-        norm: Some(NormNames::of("norm")),
-        qkv: QkvNames::Separate { query: WeightNames::new("q".into(), "q.bias".into()), key, value },
-        output: out,
-        orientation: Orientation::OutputInput,
-    };
+    let names = AttentionNames::new(
+        QkvNames::Separate { query: WeightNames::new("q".into(), "q.bias".into()), key, value },
+        out,
+        Orientation::OutputInput,
+    )
+    .with_norm(NormNames::of("norm"));
     let weight = |output: usize, input: usize| match output {
         0..48 => (output * 48 + input) as f64 / 64.0,
         48..64 => matrices[0].weight(output - 48, input),

@@ -57,12 +57,12 @@ fn files_of_ranks_keep_their_scales<B: InferenceBackend>() {
                 let element = (qkv.element(output, input) as u8 ^ file as u8) as i8;
                 f64::from((Matrix::scale(index) + file as f32) * f32::from(element))
             };
-            let names = AttentionNames {
-                norm: Some(NormNames::of("norm")),
-                qkv: QkvNames::Fused { names: qkv.names(), layout: QkvLayout::Concat },
-                output: out.names(),
-                orientation: Orientation::OutputInput,
-            };
+            let names = AttentionNames::new(
+                QkvNames::Fused { names: qkv.names(), layout: QkvLayout::Concat },
+                out.names(),
+                Orientation::OutputInput,
+            )
+            .with_norm(NormNames::of("norm"));
             for (rank, ranks) in [(0, 1), (1, 2), (2, 6)]
                 .into_iter()
                 .filter(|(_, ranks)| TpPlan::valid_ranks(heads, kv_heads).any(|valid| valid == *ranks))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn_deepspeed::parallel::local::LocalCommunicator;
-use burn_deepspeed::parallel::{Agreement, Communicator, Settings};
+use burn_deepspeed::parallel::{AgreedSettings, Agreement, Communicator};
 use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operations};
 
 use crate::common::{on_each_cpu_backend, seeded, values};
@@ -19,7 +19,7 @@ pub fn on_ranks<C: Communicator, T: Send>(group: Vec<C>, work: impl Fn(Arc<C>) -
 }
 
 fn sum(shape: &[usize]) -> Agreement {
-    Agreement::sum(shape, ElementType::F32, &Settings::NONE)
+    Agreement::sum(shape, ElementType::F32, &AgreedSettings::NONE)
 }
 
 /// Short and long sums, which go two ways.
@@ -35,7 +35,7 @@ fn sums_are_those_of_plain_addition<B: InferenceBackend>() {
             }
             let sums = on_ranks(LocalCommunicator::group(ranks), |communicator| {
                 let partial = part(communicator.rank());
-                let sum = B::Ops::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
+                let sum = B::Ops::all_reduce(partial, &*communicator, &AgreedSettings::NONE).unwrap();
                 sum.into_data().to_vec::<f32>().unwrap()
             });
             for sum in sums {
@@ -102,7 +102,10 @@ fn a_rank_that_panics_is_missed_at_once() {
     assert!(start.elapsed() < Duration::from_secs(5));
     assert!(errors[1].is_err());
     let error = errors[0].as_ref().unwrap();
-    assert_eq!(error.to_string(), "rank 1 of 2 is gone: its thread panicked; this group is over, start it again");
+    assert_eq!(
+        error.to_string(),
+        "rank 1 of 2 is gone: its thread panicked; this group can no longer be used: build a new one"
+    );
 }
 
 /// What a rank contributed before it left still counts.
@@ -134,20 +137,23 @@ fn an_abort_reaches_waiting_and_arriving_ranks() {
         });
         for error in errors {
             assert_eq!(error, CommunicationError::Aborted { rank: 1, reason: "the disk is full".into() });
-            assert_eq!(error.to_string(), "rank 1 gave up: the disk is full; this group is over, start it again");
+            assert_eq!(
+                error.to_string(),
+                "rank 1 gave up: the disk is full; this group can no longer be used: build a new one"
+            );
         }
     }
 }
 
 #[test]
 fn ranks_that_do_different_things_add_nothing() {
-    let settings = |layer: usize| Settings::new([("the layer", &layer)]);
+    let settings = |layer: usize| AgreedSettings::new([("the layer", &layer)]);
     let cases: [(Agreement, Agreement, &str); 5] = [
         (sum(&[1, 5, 8]), sum(&[1, 4, 8]), "rank 0 adds [1, 5, 8] of F32, that rank adds [1, 4, 8] of F32"),
         (sum(&[8]), sum(&[8, 1]), "rank 0 adds [8] of F32, that rank adds [8, 1] of F32"),
         (
             sum(&[8]),
-            Agreement::sum(&[8], ElementType::BF16, &Settings::NONE),
+            Agreement::sum(&[8], ElementType::BF16, &AgreedSettings::NONE),
             "rank 0 adds [8] of F32, that rank adds [8] of BF16",
         ),
         (sum(&[8]), Agreement::barrier(), "rank 0 adds [8] of F32, that rank waits at a barrier"),
@@ -195,7 +201,7 @@ fn half_types_are_rounded_once() {
             [value],
             (&Default::default(), burn::tensor::DType::F16),
         );
-        let sum = burn_deepspeed::CpuOps::all_reduce(partial, &*communicator, &Settings::NONE).unwrap();
+        let sum = burn_deepspeed::CpuOps::all_reduce(partial, &*communicator, &AgreedSettings::NONE).unwrap();
         assert_eq!(sum.dtype(), burn::tensor::DType::F16);
         values(sum)
     });

@@ -36,7 +36,7 @@ pub fn on_rank(config: &DeepSpeedInferenceConfig, rank: usize, ranks: usize) -> 
 }
 
 pub fn names(qkv: QkvNames, orientation: Orientation) -> AttentionNames {
-    AttentionNames { norm: Some(NormNames::of("norm")), qkv, output: WeightNames::of("out"), orientation }
+    AttentionNames::new(qkv, WeightNames::of("out"), orientation).with_norm(NormNames::of("norm"))
 }
 
 pub fn fresh<B: InferenceBackend>(config: &DeepSpeedInferenceConfig) -> DeepSpeedSelfAttention<B> {

@@ -19,12 +19,8 @@ const MIB: usize = 1 << 20;
 const LOADER: usize = 24 * MIB;
 
 fn names() -> AttentionNames {
-    AttentionNames {
-        norm: Some(NormNames::of("norm")),
-        qkv: QkvNames::fused("qkv", QkvLayout::PerHead),
-        output: WeightNames::of("output"),
-        orientation: Orientation::OutputInput,
-    }
+    let qkv = QkvNames::fused("qkv", QkvLayout::PerHead);
+    AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput).with_norm(NormNames::of("norm"))
 }
 
 fn fresh(ranks: usize) -> DeepSpeedSelfAttention<AnyBackend> {

@@ -84,7 +84,7 @@ fn ranks_that_cannot_have_written_the_heads_are_refused() {
     let message = error(&many, &names, 1).to_string();
     assert!(message.contains("12 query heads and 4 key/value heads over 13 ranks; valid: 1, 2, 3, "), "{message}");
     let refused = |layout| {
-        let names = AttentionNames { qkv: QkvNames::fused("qkv", layout), ..names.clone() };
+        let names = names.clone().with_qkv(QkvNames::fused("qkv", layout));
         let module = fresh::<B>(&config(4, DataType::Fp32));
         module.load(&Checkpoint::open(&paths[0]).unwrap(), &names).unwrap_err()
     };
@@ -96,7 +96,7 @@ fn ranks_that_cannot_have_written_the_heads_are_refused() {
     }
     // a rank's file in the layout of more ranks than it has heads for
     let module = fresh::<B>(&on_rank(&config(4, DataType::Fp32), 0, 4));
-    let names = AttentionNames { qkv: QkvNames::fused("qkv", QkvLayout::PerRank(4)), ..names.clone() };
+    let names = names.clone().with_qkv(QkvNames::fused("qkv", QkvLayout::PerRank(4)));
     let error = module.write(&mut CheckpointWriter::default(), &names).unwrap_err();
     assert!(matches!(error, WeightError::Config(ConfigError::Ranks { heads: 3, kv_heads: 1, ranks: 4, .. })));
     let error = config(4, DataType::Fp32).with_training_mp_size(0).resolve(0).unwrap_err();

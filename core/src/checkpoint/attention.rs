@@ -141,7 +141,9 @@ impl<'a> AttentionFiles<'a> {
     fn own_files(&self) -> impl Iterator<Item = (&'a Checkpoint, HeadShard)> {
         let own = self.spec.shard;
         let files = self.files.iter().zip(self.shards.iter().copied());
-        files.filter(move |(_, shard)| overlap(&shard.queries(), &own.queries()) || overlap(&shard.keys(), &own.keys()))
+        files.filter(move |(_, shard)| {
+            overlap(&shard.queries(), &own.queries()) || overlap(&shard.kv_heads(), &own.kv_heads())
+        })
     }
 
     /// An error if a matrix is missing or has too few outputs for this number of heads. It comes before the lists of heads are

@@ -139,18 +139,26 @@ impl QkvPaths {
 }
 
 impl LayerPaths {
+    /// What a family has unless it says otherwise: no norm before attention, and matrices `[out, in]` as PyTorch's `Linear` has
+    /// them. A record names its paths and takes the rest from here.
+    pub(super) const SHARED: Self = Self {
+        layers: "",
+        prefixes: &[],
+        norm: None,
+        qkv: QkvPaths::projections(""),
+        output: "",
+        orientation: Orientation::OutputInput,
+    };
+
     /// The names of the attention in the layer at `path`.
     pub fn attention(&self, path: &str) -> AttentionNames {
         let at = |rest: &str| format!("{path}.{rest}");
-        AttentionNames {
-            norm: self.norm.map(|norm| NormNames::of(&at(norm))),
-            qkv: match self.qkv {
-                QkvPaths::Fused(path, layout) => QkvNames::fused(&at(path), layout),
-                QkvPaths::Separate(path, names) => QkvNames::separate(&at(path), names),
-            },
-            output: WeightNames::of(&at(self.output)),
-            orientation: self.orientation,
-        }
+        let qkv = match self.qkv {
+            QkvPaths::Fused(path, layout) => QkvNames::fused(&at(path), layout),
+            QkvPaths::Separate(path, names) => QkvNames::separate(&at(path), names),
+        };
+        let names = AttentionNames::new(qkv, WeightNames::of(&at(self.output)), self.orientation);
+        AttentionNames { norm: self.norm.map(|norm| NormNames::of(&at(norm))), ..names }
     }
 }
 
@@ -188,6 +196,24 @@ pub struct DecoderPaths {
     pub mlp_bias: Flag,
     /// Whether the MLP reads the input of the block instead of its sum with attention.
     pub parallel: Flag,
+}
+
+impl DecoderPaths {
+    /// What a decoder has unless its family says otherwise: an output embedding `lm_head` without a bias, and an MLP with biases
+    /// and without a gate, after attention. A record names its paths and takes the rest from here.
+    pub(super) const SHARED: Self = Self {
+        tokens: "",
+        embedding_norm: None,
+        final_norm: "",
+        head: "lm_head",
+        head_bias: false,
+        mlp_norm: None,
+        gate: None,
+        up: "",
+        down: "",
+        mlp_bias: Flag::Fixed(true),
+        parallel: Flag::Fixed(false),
+    };
 }
 
 /// A boolean of a family, fixed or given by `config.json`.

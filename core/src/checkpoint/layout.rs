@@ -44,7 +44,7 @@ impl QkvLayout {
                     let pair = [Part::Key, Part::Value].map(|part| Head { part, index: group });
                     Part::Query.heads(shard).into_iter().filter(is_of).chain(pair)
                 };
-                shard.keys().flat_map(of_group).collect()
+                shard.kv_heads().flat_map(of_group).collect()
             }
             Self::PerRank(ranks) => {
                 let parts = shards(shard.len, shard.kv_len, ranks)?;
@@ -127,7 +127,7 @@ impl Part {
     pub fn heads(self, shard: &HeadShard) -> Vec<Head> {
         let own = match self {
             Self::Query => shard.queries(),
-            Self::Key | Self::Value => shard.keys(),
+            Self::Key | Self::Value => shard.kv_heads(),
         };
         own.map(|index| Head { part: self, index }).collect()
     }

@@ -8,7 +8,10 @@ use crate::layout::Orientation;
 ///
 /// Biases are looked up if the module has them; a bias in the checkpoint that the module has no place for is an error. Scales
 /// are looked up where the matrix is int8.
+///
+/// [`new`](Self::new) takes what every layer has; the methods `with_…` add the rest.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionNames {
     /// The norm before the projection; read if the module has one.
     pub norm: Option<NormNames>,
@@ -126,6 +129,21 @@ impl QkvNames {
 }
 
 impl AttentionNames {
+    /// A layer without a norm of its own.
+    pub fn new(qkv: QkvNames, output: WeightNames, orientation: Orientation) -> Self {
+        Self { norm: None, qkv, output, orientation }
+    }
+
+    /// These names, with those of the norm before the projection.
+    pub fn with_norm(self, norm: NormNames) -> Self {
+        Self { norm: Some(norm), ..self }
+    }
+
+    /// These names, with others for the QKV projection.
+    pub fn with_qkv(self, qkv: QkvNames) -> Self {
+        Self { qkv, ..self }
+    }
+
     /// DeepSpeed's names: `attn_qkvw`, or `attn_qw`, `attn_kw` and `attn_vw` where the checkpoint has only those;
     /// `attn_ow`, `norm_w` and their biases. The norm is looked up next to the projections and in the block around them, where
     /// DeepSpeed keeps it (`h.0.norm_w` for `h.0.attention.attn_qkvw`). The scales of an int8 matrix are the tensor
@@ -153,12 +171,8 @@ impl AttentionNames {
             prefix.trim_end_matches('.').rsplit_once('.').map_or(String::new(), |(block, _)| format!("{block}."));
         let adjacent = checkpoint.contains(&name("norm_w")) || !checkpoint.contains(&format!("{block}norm_w"));
         let norm = if adjacent { prefix } else { &block };
-        Self {
-            norm: Some(NormNames { gamma: format!("{norm}norm_w"), beta: format!("{norm}norm_b") }),
-            qkv,
-            output: weight("o"),
-            orientation,
-        }
+        let norm = NormNames { gamma: format!("{norm}norm_w"), beta: format!("{norm}norm_b") };
+        Self::new(qkv, weight("o"), orientation).with_norm(norm)
     }
 
     /// The same names for an int8 checkpoint that was merged from 2^`merge_count` partitions; DeepSpeed's `merge_count`. The
@@ -171,11 +185,7 @@ impl AttentionNames {
 
     /// The names of an attention block of the `diffusers` library at `path`: `to_q`, `to_k`, `to_v`, `to_out.0`.
     pub fn diffusers(path: &str) -> Self {
-        Self {
-            norm: None,
-            qkv: QkvNames::separate(path, ["to_q", "to_k", "to_v"]),
-            output: WeightNames::of(&format!("{path}.to_out.0")),
-            orientation: Orientation::OutputInput,
-        }
+        let qkv = QkvNames::separate(path, ["to_q", "to_k", "to_v"]);
+        Self::new(qkv, WeightNames::of(&format!("{path}.to_out.0")), Orientation::OutputInput)
     }
 }

@@ -18,7 +18,12 @@ macro_rules! settings {
         $(#[$of_record])*
         pub struct $name {
             $($(#[$of_required])* pub $required: $required_type,)*
-            $($(#[$of_field])* pub $field: $type,)*
+            $(
+                $(#[$of_field])*
+                #[doc = ""]
+                #[doc = concat!("Default: `", stringify!($default), "`.")]
+                pub $field: $type,
+            )*
         }
 
         impl $name {
@@ -146,7 +151,7 @@ settings! {
         set_empty_params [with_set_empty_params]: bool = false;
         /// Matrices are stored `[out, in]`, as PyTorch's `Linear` does, instead of `[in, out]`.
         transposed_mode [with_transposed_mode]: bool = false;
-        /// Requires fused GPU kernels; an error on a build that has none.
+        /// Requires fused GPU kernels: an error on a backend that has none, and for attention that no kernel supports.
         use_triton [with_use_triton]: bool = false;
         /// No effect: fixed rules choose the kernels, and `explain` reports the choice. Burn tunes its own products with the Cargo
         /// feature `autotune`.
@@ -177,16 +182,16 @@ settings! {
         /// *Extension.* Whether ranks may hold different numbers of heads, so that any `mp_size` up to `heads` works; see
         /// [`TpPlan::uneven`](crate::parallel::TpPlan::uneven).
         uneven_heads [with_uneven_heads]: bool = false;
-        /// *Extension.* Whether a step that no kernel takes is an error instead of running on the reference. DeepSpeed's
-        /// environment variable `DS_KI_FALLBACK=False` has the same effect.
+        /// *Extension.* Whether attention that no kernel takes is an error instead of running on the reference. DeepSpeed's
+        /// environment variable `DS_KI_FALLBACK=False`, read when a module is built, has the same effect.
         require_fast [with_require_fast]: bool = false;
     }
 }
 
 impl DeepSpeedInferenceConfig {
     /// Sets [`dtype`](Self::dtype).
-    pub fn with_dtype(mut self, dtype: DataType) -> Self {
-        self.dtype = Some(dtype);
+    pub fn with_dtype(mut self, dtype: impl Into<Option<DataType>>) -> Self {
+        self.dtype = dtype.into();
         self
     }
 

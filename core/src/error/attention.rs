@@ -121,7 +121,7 @@ pub enum AttentionError {
 }
 
 impl AttentionError {
-    /// A cache that differs from the layer that uses it; for example in `"key/value heads:"`.
+    /// A cache that differs from the layer that uses it. `what` completes "the layer has", for example `"key/value heads:"`.
     pub fn cache_mismatch(what: &'static str, layer: impl ToString, cache: impl ToString) -> Self {
         Self::CacheMismatch { what, layer: layer.to_string(), cache: cache.to_string() }
     }

@@ -1,5 +1,6 @@
 //! Errors between ranks.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::spelling::list;
@@ -10,10 +11,6 @@ use crate::spelling::list;
 #[non_exhaustive]
 pub enum CommunicationError {
     /// Not every rank arrived in time.
-    #[error(
-        "rank {} of {ranks} did not come within {limit:?}; look at what it is doing, or raise the time limit; this group is over",
-        list(.missing)
-    )]
     TimedOut {
         /// The ranks that did not arrive, as far as they are known.
         missing: Vec<usize>,
@@ -23,7 +20,6 @@ pub enum CommunicationError {
         limit: Duration,
     },
     /// A rank left: its thread or process ended.
-    #[error("rank {rank} of {ranks} is gone: {cause}; this group is over, start it again")]
     Lost {
         /// The rank.
         rank: usize,
@@ -33,7 +29,6 @@ pub enum CommunicationError {
         cause: String,
     },
     /// A rank is about to do something else.
-    #[error("rank {rank} does not do what rank 0 does: {difference}; start every rank with the same model and input")]
     Differ {
         /// The first rank that differs.
         rank: usize,
@@ -41,7 +36,6 @@ pub enum CommunicationError {
         difference: String,
     },
     /// A rank gave up.
-    #[error("rank {rank} gave up: {reason}; this group is over, start it again")]
     Aborted {
         /// The rank.
         rank: usize,
@@ -49,7 +43,6 @@ pub enum CommunicationError {
         reason: String,
     },
     /// The engine failed.
-    #[error("{engine} failed: {cause}; this group is over, start it again")]
     Engine {
         /// The engine.
         engine: &'static str,
@@ -57,7 +50,6 @@ pub enum CommunicationError {
         cause: String,
     },
     /// The engine cannot be used here.
-    #[error("{engine} cannot be used: {cause}")]
     Unavailable {
         /// The engine.
         engine: &'static str,
@@ -65,9 +57,42 @@ pub enum CommunicationError {
         cause: String,
     },
     /// Gradients do not pass through a sum over ranks.
-    #[error(
-        "the tensor to add over ranks requires gradients, and they do not pass from rank to rank; train on one rank, or load the \
-         weights (`with_training(false)`)"
-    )]
     Gradients,
+}
+
+impl CommunicationError {
+    /// What happened, without the advice at the end of the message.
+    pub fn fact(&self) -> String {
+        match self {
+            Self::TimedOut { missing, ranks, limit } => {
+                let noun = if missing.len() == 1 { "rank" } else { "ranks" };
+                format!("{noun} {} of {ranks} did not arrive within {limit:?}", list(missing))
+            }
+            Self::Lost { rank, ranks, cause } => format!("rank {rank} of {ranks} is gone: {cause}"),
+            Self::Differ { rank, difference } => format!("rank {rank} does not do what rank 0 does: {difference}"),
+            Self::Aborted { rank, reason } => format!("rank {rank} gave up: {reason}"),
+            Self::Engine { engine, cause } => format!("{engine} failed: {cause}"),
+            Self::Unavailable { engine, cause } => format!("{engine} cannot be used: {cause}"),
+            Self::Gradients => {
+                "the tensor to add over ranks requires gradients, and they do not pass from rank to rank".into()
+            }
+        }
+    }
+}
+
+impl fmt::Display for CommunicationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let remedy = match self {
+            Self::TimedOut { .. } => {
+                "; check what it is doing, or raise the time limit; this group can no longer be used"
+            }
+            Self::Lost { .. } | Self::Aborted { .. } | Self::Engine { .. } => {
+                "; this group can no longer be used: build a new one"
+            }
+            Self::Differ { .. } => "; start every rank with the same model and input",
+            Self::Unavailable { .. } => "", // the cause says what to do
+            Self::Gradients => "; train on one rank, or load the weights (`with_training(false)`)",
+        };
+        write!(f, "{}{remedy}", self.fact())
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::data_type::DataType;
-use crate::spelling::{list, nearest_hint};
+use crate::spelling::{list, nearest_hint, up_to};
 
 /// What can be wrong with a configuration. Each message gives the fact, the limit and the remedy.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -89,7 +89,9 @@ pub enum ConfigError {
     /// The heads cannot be split over this number of ranks.
     #[error(
         "{heads} query heads{} over {ranks} ranks; valid: {}; set `mp_size` to one of them{}",
-        key_heads(.heads, .kv_heads), list(.valid), if *.even { ", or `uneven_heads` to true" } else { "" }
+        key_heads(.heads, .kv_heads),
+        if *.even { list(.valid) } else { up_to(*.heads) },
+        if *.even { ", or `uneven_heads` to true" } else { "" }
     )]
     Ranks {
         /// Query heads.
@@ -98,7 +100,7 @@ pub enum ConfigError {
         kv_heads: usize,
         /// The ranks that were requested.
         ranks: usize,
-        /// The rank counts that work.
+        /// The rank counts that work; empty if the heads need not be split evenly, where every count up to `heads` works.
         valid: Vec<usize>,
         /// Whether each rank had to have the same number of heads.
         even: bool,

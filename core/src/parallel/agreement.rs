@@ -11,18 +11,18 @@ use crate::error::CommunicationError;
 /// not reveal:
 ///
 /// ```
-/// use burn_deepspeed_core::parallel::Settings;
+/// use burn_deepspeed_core::parallel::AgreedSettings;
 ///
 /// let (layer, activation) = (3, "gelu");
-/// let settings = Settings::new([("the layer of the MLP", &layer), ("its activation", &activation)]);
+/// let settings = AgreedSettings::new([("the layer of the MLP", &layer), ("its activation", &activation)]);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Settings {
+pub struct AgreedSettings {
     names: [&'static str; Self::MOST],
     hashes: [u64; Self::MOST],
 }
 
-impl Settings {
+impl AgreedSettings {
     /// The largest number of settings.
     pub const MOST: usize = 16;
 
@@ -51,7 +51,7 @@ fn hash(text: &str) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Agreement {
     words: [u64; Self::WORDS],
-    names: [&'static str; Settings::MOST],
+    names: [&'static str; AgreedSettings::MOST],
 }
 
 const OPERATION: usize = 0;
@@ -68,13 +68,13 @@ impl Agreement {
     pub const AXES: usize = 5;
 
     /// The length of an encoded agreement.
-    pub const WORDS: usize = SETTINGS + Settings::MOST;
+    pub const WORDS: usize = SETTINGS + AgreedSettings::MOST;
 
     /// The sum of a float tensor.
     ///
     /// # Panics
     /// If the tensor has more than five axes.
-    pub fn sum(shape: &[usize], dtype: ElementType, settings: &Settings) -> Self {
+    pub fn sum(shape: &[usize], dtype: ElementType, settings: &AgreedSettings) -> Self {
         assert!(shape.len() <= Self::AXES, "Agreement::sum: shape {shape:?}, expected {} axes at most", Self::AXES);
         let mut words = [0; Self::WORDS];
         words[OPERATION] = 1;
@@ -83,16 +83,16 @@ impl Agreement {
         for (word, &length) in words[SHAPE..].iter_mut().zip(shape) {
             *word = length as u64;
         }
-        Self { words, names: Settings::NONE.names }.with_settings(settings)
+        Self { words, names: AgreedSettings::NONE.names }.with_settings(settings)
     }
 
     /// Adds nothing: the ranks wait for each other.
     pub fn barrier() -> Self {
-        Self { words: [0; Self::WORDS], names: Settings::NONE.names }
+        Self { words: [0; Self::WORDS], names: AgreedSettings::NONE.names }
     }
 
     /// The same, and these settings must be equal too.
-    pub fn with_settings(mut self, settings: &Settings) -> Self {
+    pub fn with_settings(mut self, settings: &AgreedSettings) -> Self {
         self.words[SETTINGS..].copy_from_slice(&settings.hashes);
         Self { names: settings.names, ..self }
     }
@@ -132,7 +132,7 @@ impl Agreement {
     fn difference(&self, first: &[u64; Self::WORDS], other: &[u64; Self::WORDS]) -> String {
         let (first, other) = (Seen(first), Seen(other));
         let differs = |at: usize| first.0[at] != other.0[at];
-        if let Some(name) = (0..Settings::MOST).find(|&at| differs(SETTINGS + at)).map(|at| self.names[at])
+        if let Some(name) = (0..AgreedSettings::MOST).find(|&at| differs(SETTINGS + at)).map(|at| self.names[at])
             && first.0[OPERATION] == other.0[OPERATION]
             && !name.is_empty()
         {

@@ -18,7 +18,7 @@ pub mod mpi;
 mod plan;
 mod rank;
 
-pub use agreement::{Agreement, Settings};
+pub use agreement::{AgreedSettings, Agreement};
 pub use communicator::{Communicator, DEFAULT_TIME_LIMIT, DeviceNumber};
 pub use plan::{HeadShard, TpPlan};
 pub use rank::RankGroup;

@@ -15,7 +15,7 @@ use crate::error::ConfigError;
 ///
 /// let plan = TpPlan::new(8, 2, 4)?; // query heads, key/value heads, ranks
 /// let shard = plan.shard(3);
-/// assert_eq!((shard.queries(), shard.keys()), (6..8, 1..2));
+/// assert_eq!((shard.queries(), shard.kv_heads()), (6..8, 1..2));
 ///
 /// let error = TpPlan::new(52, 52, 8).unwrap_err();
 /// assert!(error.to_string().starts_with("52 query heads over 8 ranks; valid: 1, 2, 4, 13, 26, 52"));
@@ -52,7 +52,7 @@ impl TpPlan {
         let plan = Self::grouped(heads, kv_heads, ranks)?;
         match (1..=heads).contains(&ranks) {
             true => Ok(plan),
-            false => Err(plan.refused((1..=heads).collect(), false)),
+            false => Err(plan.refused(Vec::new(), false)),
         }
     }
 
@@ -68,9 +68,12 @@ impl TpPlan {
         ConfigError::Ranks { heads, kv_heads, ranks, valid, even }
     }
 
-    /// Every number of ranks that gives each the same number of heads.
+    /// Every number of ranks that gives each the same number of heads, in ascending order.
     pub fn valid_ranks(heads: usize, kv_heads: usize) -> impl Iterator<Item = usize> {
-        (1..=heads).filter(move |&ranks| Self::splits(heads, kv_heads, ranks))
+        let small: Vec<_> = (1..=heads.isqrt()).filter(|&ranks| heads.is_multiple_of(ranks)).collect();
+        let large: Vec<_> =
+            small.iter().rev().map(|ranks| heads / ranks).filter(|ranks| !small.contains(ranks)).collect();
+        small.into_iter().chain(large).filter(move |&ranks| Self::splits(heads, kv_heads, ranks))
     }
 
     fn splits(heads: usize, kv_heads: usize, ranks: usize) -> bool {
@@ -145,7 +148,7 @@ impl HeadShard {
     }
 
     /// The key/value heads of this rank, counted in the whole model.
-    pub fn keys(&self) -> Range<usize> {
+    pub fn kv_heads(&self) -> Range<usize> {
         self.kv_start..self.kv_start + self.kv_len
     }
 

@@ -1,5 +1,5 @@
-//! A small decoder-only language model, composed from this crate's attention and `burn::nn`: BLOOM, GPT-2, GPT-Neo,
-//! GPT-NeoX, GPT-J, LLaMA, Mistral and OPT.
+//! A small decoder-only language model, composed from this crate's attention and `burn::nn`. It runs every family whose record
+//! has [`DecoderPaths`](burn_deepspeed::load::families::DecoderPaths).
 //!
 //! The blocks of the families differ in three things: the norm, the input of the MLP, and how positions enter.
 //!
@@ -17,7 +17,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::load::families::DecoderPaths;
 use burn_deepspeed::ops::Keys;
-use burn_deepspeed::parallel::{Communicator, Settings};
+use burn_deepspeed::parallel::{AgreedSettings, Communicator};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{
     AttentionError, AttentionInit, AttentionMask, AttentionOutput, ConfigError, DataType, DeepSpeedSelfAttention,
@@ -57,7 +57,7 @@ struct Block<B: Backend> {
 #[derive(Debug, Clone)]
 struct Sum {
     communicator: Arc<dyn Communicator>,
-    settings: Settings,
+    settings: AgreedSettings,
 }
 
 /// The input of the MLP.
@@ -149,7 +149,8 @@ impl<B: Backend> Decoder<B> {
     /// The model of one rank, which adds its attention and MLP to those of the others.
     pub fn with_communicator(self, communicator: &Arc<dyn Communicator>) -> Result<Self, ConfigError> {
         let linked = |(layer, block): (usize, Block<B>)| {
-            let settings = Settings::new([("the layer of the MLP", &layer), ("its activation", &block.activation)]);
+            let settings =
+                AgreedSettings::new([("the layer of the MLP", &layer), ("its activation", &block.activation)]);
             Ok(Block {
                 attention: block.attention.with_communicator(communicator.clone())?,
                 mlp_sum: (communicator.size() > 1).then(|| Sum { communicator: communicator.clone(), settings }),

@@ -42,8 +42,6 @@ impl<B: Backend> Encoder<B> {
         let remedy = "bert; `generate` runs the decoders";
         accept(config.family.name() == "bert", "model_type", text("model_type"), remedy)?;
         accept(config.activation == "gelu", "hidden_act", &config.activation, "gelu, the exact one")?;
-        let relative = !matches!(text("position_embedding_type"), "" | "absolute");
-        accept(!relative, "position_embedding_type", text("position_embedding_type"), "absolute")?;
         let decoder = config.record["is_decoder"] == true;
         accept(!decoder, "is_decoder", "true", "false: an encoder has no causal mask")?;
 

@@ -1,11 +1,13 @@
 //! Text from a decoder: prompts, a model with its cache, the choice of the next token, and a check against other programs.
 
 pub mod check;
+mod continuation;
 mod model;
 mod prompt;
 mod sampling;
 mod session;
 
+pub use continuation::continuation;
 pub use model::{Model, Options, TextModel, open};
 pub use prompt::{Prompt, Source, list};
 pub use sampling::{Sampler, likeliest};

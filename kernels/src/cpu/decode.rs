@@ -22,7 +22,7 @@ use super::attention::{Attention, Cached, Heads};
 use super::scores::{Row, Running, Slots, share, soften};
 use super::scratch::with_scratch;
 use super::stream::{Columns, Element, add, add_rows, dot_rows};
-use crate::interval::Interval;
+use crate::cpu::interval::Interval;
 
 /// Slots of a task. One row with a few key/value heads and a long history then has enough tasks for every thread.
 const CHUNK: usize = 1024;

@@ -1,7 +1,7 @@
 //! Which keys a query sees and what is added to its scores: one definition for every attention kernel.
 
 use crate::contract::{check_broadcast, check_len, product};
-use crate::interval::Interval;
+use crate::cpu::interval::Interval;
 
 /// Everything that affects a score apart from query and key. Lists by row have one entry for each row of the batch.
 #[derive(Debug, Clone, Copy)]

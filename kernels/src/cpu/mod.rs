@@ -4,6 +4,7 @@ pub mod attention;
 pub mod decode;
 pub mod flash;
 pub mod gelu;
+mod interval;
 mod lanes;
 pub mod masks;
 pub mod norm;

@@ -9,10 +9,10 @@ use pulp::Simd;
 
 use super::masks::Masks;
 use super::simd::{exp2, tanh};
-use crate::interval::Interval;
+use crate::cpu::interval::Interval;
 
-/// Running maximum and sum of one query (arXiv:1805.02867). Weights are powers of two, `2^(score · log2 e - max)`: an `exp2`
-/// needs no rounding of its argument.
+/// Running maximum and sum of one query (arXiv:1805.02867). Weights are powers of two, `2^(score · log2 e - max)`: `exp2`
+/// needs no reduction by ln 2.
 #[derive(Clone, Copy)]
 pub(super) struct Running {
     /// Of the scores times log2 e.

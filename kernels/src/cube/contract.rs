@@ -2,11 +2,12 @@
 
 use std::ops::Deref;
 
+use burn_deepspeed_core::error::check_shape;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use super::machine::Unsupported;
-use crate::contract::{check_broadcast, check_shape, extent};
+use crate::contract::{check_broadcast, extent};
 
 /// The checks of one launch. A wrong shape panics; a layout or type that the kernel does not take is [`Unsupported`].
 pub(crate) struct Contract<'c, R: Runtime> {

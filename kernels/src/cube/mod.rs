@@ -5,7 +5,7 @@
 //! | [`cache_write`] | splits a packed projection, rotates, writes queries out and keys and values into the cache |
 //! | [`decode`] | a few new tokens against a cache, split over its keys, and the sum of the splits |
 //! | [`prefill`] | many new tokens against a cache, or without one, on tensor cores or without |
-//! | [`norm`] | LayerNorm and RMSNorm of a row, of a sum with a residual too |
+//! | [`norm`] | LayerNorm and RMSNorm of a row, optionally of its sum with a residual |
 //! | [`pad_transform`] | heads with zeros after their features |
 //! | [`softmax`] | the masked softmax of given scores, in place |
 //! | [`gemv`] | norm, matrix and bias for a few rows |

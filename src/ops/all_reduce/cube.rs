@@ -21,7 +21,7 @@ use super::on_the_host;
 use crate::element::element_type;
 use crate::error::CommunicationError;
 use crate::ops::cube::{CubeCall, CubeDevice, TensorKind, TensorLike, float, from_float, is_float};
-use crate::parallel::{Agreement, Communicator, Settings};
+use crate::parallel::{AgreedSettings, Agreement, Communicator};
 
 /// The sum of `partial` over all ranks: between the devices of the communicator if it names any, else on the host.
 ///
@@ -32,7 +32,7 @@ use crate::parallel::{Agreement, Communicator, Settings};
 pub fn all_reduce<B: CubeDevice, const D: usize>(
     partial: Tensor<B, D>,
     communicator: &dyn Communicator,
-    settings: &Settings,
+    settings: &AgreedSettings,
 ) -> Result<Tensor<B, D>, CommunicationError> {
     let (dtype, device) = (partial.dtype(), partial.device());
     let devices = match communicator.devices() {

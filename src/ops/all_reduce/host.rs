@@ -4,7 +4,7 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::element::element_type;
 use crate::error::CommunicationError;
-use crate::parallel::{Agreement, Communicator, Settings};
+use crate::parallel::{AgreedSettings, Agreement, Communicator};
 
 /// The sum of `partial` over all ranks, computed on the host in f32, whatever the device.
 ///
@@ -16,7 +16,7 @@ use crate::parallel::{Agreement, Communicator, Settings};
 pub fn on_the_host<B: Backend, const D: usize>(
     partial: Tensor<B, D>,
     communicator: &dyn Communicator,
-    settings: &Settings,
+    settings: &AgreedSettings,
 ) -> Result<Tensor<B, D>, CommunicationError> {
     let (shape, dtype, device) = (partial.dims(), partial.dtype(), partial.device());
     let data = partial.into_data().convert_dtype(DType::F32);

@@ -3,13 +3,13 @@
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::visibility::Visibility;
-#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+#[cfg(any(feature = "cpu", feature = "cubecl"))]
 use crate::cache::CacheTypes;
-#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+#[cfg(any(feature = "cpu", feature = "cubecl"))]
 use crate::element::element_type;
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
-#[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+#[cfg(any(feature = "cpu", feature = "cubecl"))]
 use burn_deepspeed_core::path::ContextProblem;
 
 /// The arguments of [`Operations::masked_attention`](crate::ops::Operations::masked_attention).
@@ -35,7 +35,7 @@ pub struct Attention<B: Backend> {
 
 impl<B: Backend> Attention<B> {
     /// What the choice of the kernel depends on.
-    #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+    #[cfg(any(feature = "cpu", feature = "cubecl"))]
     pub(super) fn problem(&self) -> ContextProblem {
         let [_, _, tokens, head_dim] = self.query.dims();
         let types = CacheTypes { key: element_type(self.key.dtype()), value: element_type(self.value.dtype()) };
@@ -44,7 +44,7 @@ impl<B: Backend> Attention<B> {
     }
 
     /// Whether there is nothing to attend from or to, so that the result is empty or zero.
-    #[cfg(any(feature = "ndarray", feature = "flex", feature = "cubecl"))]
+    #[cfg(any(feature = "cpu", feature = "cubecl"))]
     pub(super) fn is_empty(&self) -> bool {
         self.query.shape().num_elements() == 0 || self.value.shape().num_elements() == 0
     }

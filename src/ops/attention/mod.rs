@@ -1,7 +1,7 @@
 //! Scaled dot-product attention, equation 1 of <https://arxiv.org/abs/1706.03762>, under every mask of this crate.
 
 mod arguments;
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;

@@ -1,6 +1,6 @@
 //! Norm and QKV projection; DeepSpeed's `QKVGemmOp`, whose fallbacks lack the bias of RMSNorm and int8.
 
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;

@@ -54,8 +54,8 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
             let queries = rotated.part(0, heads);
             let new_keys = rotated.part(spec.query_width(), kv_heads);
             let new_values = plain.part(spec.query_width() + spec.kv_width(), kv_heads);
-            let mut room = Vec::new();
-            let query = queries.rotated(&mut room);
+            let mut scratch = Vec::new();
+            let query = queries.rotated(&mut scratch);
             match keys {
                 Keys::Cached(mut cache) => {
                     let (key, value) = cache.take_storage();
@@ -68,8 +68,8 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
                     SoftmaxContextOutput { context, keys: want_keys.then(|| cache.visible()) }
                 }
                 Keys::Fresh(_) => {
-                    let mut room = Vec::new();
-                    let key = new_keys.rotated(&mut room);
+                    let mut scratch = Vec::new();
+                    let key = new_keys.rotated(&mut scratch);
                     let context = attend(query, key.into(), new_values.in_place().into(), tokens);
                     let returned = |part: &Part<'_>| {
                         let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
@@ -129,8 +129,8 @@ impl<'a> Part<'a> {
         Heads { elements, batch: tokens * width, head: head_dim, token: width }
     }
 
-    /// The heads, rotated into `room`; in place if the layer does not rotate.
-    fn rotated<'b>(&self, room: &'b mut Vec<f32>) -> Heads<'b>
+    /// The heads, rotated into `scratch`; in place if the layer does not rotate.
+    fn rotated<'b>(&self, scratch: &'b mut Vec<f32>) -> Heads<'b>
     where
         'a: 'b,
     {
@@ -139,9 +139,9 @@ impl<'a> Part<'a> {
             return self.in_place();
         }
         let token = self.heads * head_dim;
-        room.resize(batch * tokens * token, 0.0);
-        self.put(Places::Packed, room);
-        Heads { elements: room, batch: tokens * token, head: head_dim, token }
+        scratch.resize(batch * tokens * token, 0.0);
+        self.put(Places::Packed, scratch);
+        Heads { elements: scratch, batch: tokens * token, head: head_dim, token }
     }
 
     /// What rotates the heads and copies them to their places.

@@ -1,7 +1,7 @@
 //! Rotate, append to the cache, attend; DeepSpeed's `SoftmaxContextOp`, whose fallback covers only part of it.
 
 mod arguments;
-#[cfg(any(feature = "ndarray", feature = "flex"))]
+#[cfg(feature = "cpu")]
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;

@@ -2,7 +2,6 @@
 
 use crate::checkpoint::family::{Defaults, Family, LayerPaths, PositionTable, QkvPaths};
 use crate::error::ConfigError;
-use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["bert"],
@@ -34,10 +33,9 @@ pub(super) static FAMILY: Family = Family {
     layer: LayerPaths {
         layers: "encoder.layer",
         prefixes: &["bert."],
-        norm: None,
         qkv: QkvPaths::Separate("attention.self", ["query", "key", "value"]),
         output: "attention.output.dense",
-        orientation: Orientation::OutputInput,
+        ..LayerPaths::SHARED
     },
     positions: Some(PositionTable { path: "embeddings.position_embeddings", offset: 0 }),
     decoder: None,

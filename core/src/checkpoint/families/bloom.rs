@@ -1,8 +1,7 @@
 //! BLOOM.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::family::{DecoderPaths, Defaults, Family, LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
-use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["bloom"],
@@ -29,20 +28,16 @@ pub(super) static FAMILY: Family = Family {
         norm: Some("input_layernorm"),
         qkv: QkvPaths::Fused("self_attention.query_key_value", QkvLayout::PerHead),
         output: "self_attention.dense",
-        orientation: Orientation::OutputInput,
+        ..LayerPaths::SHARED
     },
     positions: None,
     decoder: Some(DecoderPaths {
         tokens: "word_embeddings",
         embedding_norm: Some("word_embeddings_layernorm"),
         final_norm: "ln_f",
-        head: "lm_head",
-        head_bias: false,
         mlp_norm: Some("post_attention_layernorm"),
-        gate: None,
         up: "mlp.dense_h_to_4h",
         down: "mlp.dense_4h_to_h",
-        mlp_bias: Flag::Fixed(true),
-        parallel: Flag::Fixed(false),
+        ..DecoderPaths::SHARED
     }),
 };

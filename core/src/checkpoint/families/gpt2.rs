@@ -1,6 +1,6 @@
 //! GPT-2.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, PositionTable, QkvPaths};
+use crate::checkpoint::family::{DecoderPaths, Defaults, Family, LayerPaths, PositionTable, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
 use crate::layout::Orientation;
 
@@ -39,15 +39,10 @@ pub(super) static FAMILY: Family = Family {
     positions: Some(PositionTable { path: "wpe", offset: 0 }),
     decoder: Some(DecoderPaths {
         tokens: "wte",
-        embedding_norm: None,
         final_norm: "ln_f",
-        head: "lm_head",
-        head_bias: false,
         mlp_norm: Some("ln_2"),
-        gate: None,
         up: "mlp.c_fc",
         down: "mlp.c_proj",
-        mlp_bias: Flag::Fixed(true),
-        parallel: Flag::Fixed(false),
+        ..DecoderPaths::SHARED
     }),
 };

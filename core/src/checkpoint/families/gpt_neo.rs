@@ -3,10 +3,9 @@
 use serde_json::Value;
 
 use crate::checkpoint::family::{
-    DecoderPaths, Defaults, Family, FamilyAttention, Flag, LayerPaths, LocalLayers, PositionTable, QkvPaths,
+    DecoderPaths, Defaults, Family, FamilyAttention, LayerPaths, LocalLayers, PositionTable, QkvPaths,
 };
 use crate::checkpoint::fields::Fields;
-use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["gpt_neo"],
@@ -34,21 +33,16 @@ pub(super) static FAMILY: Family = Family {
         norm: Some("ln_1"),
         qkv: QkvPaths::projections("attn.attention"),
         output: "attn.attention.out_proj",
-        orientation: Orientation::OutputInput,
+        ..LayerPaths::SHARED
     },
     positions: Some(PositionTable { path: "wpe", offset: 0 }),
     decoder: Some(DecoderPaths {
         tokens: "wte",
-        embedding_norm: None,
         final_norm: "ln_f",
-        head: "lm_head",
-        head_bias: false,
         mlp_norm: Some("ln_2"),
-        gate: None,
         up: "mlp.c_fc",
         down: "mlp.c_proj",
-        mlp_bias: Flag::Fixed(true),
-        parallel: Flag::Fixed(false),
+        ..DecoderPaths::SHARED
     }),
 };
 

@@ -2,7 +2,6 @@
 
 use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
-use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["gpt_neox"],
@@ -29,20 +28,17 @@ pub(super) static FAMILY: Family = Family {
         norm: Some("input_layernorm"),
         qkv: QkvPaths::Fused("attention.query_key_value", QkvLayout::PerHead),
         output: "attention.dense",
-        orientation: Orientation::OutputInput,
+        ..LayerPaths::SHARED
     },
     positions: None,
     decoder: Some(DecoderPaths {
         tokens: "embed_in",
-        embedding_norm: None,
         final_norm: "final_layer_norm",
         head: "embed_out",
-        head_bias: false,
         mlp_norm: Some("post_attention_layernorm"),
-        gate: None,
         up: "mlp.dense_h_to_4h",
         down: "mlp.dense_4h_to_h",
-        mlp_bias: Flag::Fixed(true),
         parallel: Flag::Key("use_parallel_residual", true),
+        ..DecoderPaths::SHARED
     }),
 };

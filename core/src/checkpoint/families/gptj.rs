@@ -1,7 +1,7 @@
 //! GPT-J.
 
 use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, QkvPaths};
-use crate::layout::{Orientation, RotaryLayout};
+use crate::layout::RotaryLayout;
 
 /// Features of a head that rotate, if `rotary_dim` is not given.
 const ROTARY_DIM: usize = 64;
@@ -35,20 +35,16 @@ pub(super) static FAMILY: Family = Family {
         norm: Some("ln_1"),
         qkv: QkvPaths::projections("attn"),
         output: "attn.out_proj",
-        orientation: Orientation::OutputInput,
+        ..LayerPaths::SHARED
     },
     positions: None,
     decoder: Some(DecoderPaths {
         tokens: "wte",
-        embedding_norm: None,
         final_norm: "ln_f",
-        head: "lm_head",
         head_bias: true,
-        mlp_norm: None,
-        gate: None,
         up: "mlp.fc_in",
         down: "mlp.fc_out",
-        mlp_bias: Flag::Fixed(true),
         parallel: Flag::Fixed(true),
+        ..DecoderPaths::SHARED
     }),
 };

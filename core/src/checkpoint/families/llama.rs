@@ -4,7 +4,6 @@ use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths
 use crate::checkpoint::fields::Fields;
 use crate::config::{DeepSpeedInferenceConfig, NormType};
 use crate::error::ConfigError;
-use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["llama"],
@@ -49,19 +48,16 @@ pub(super) const LAYER: LayerPaths = LayerPaths {
     norm: Some("input_layernorm"),
     qkv: QkvPaths::projections("self_attn"),
     output: "self_attn.o_proj",
-    orientation: Orientation::OutputInput,
+    ..LayerPaths::SHARED
 };
 
 pub(super) const DECODER: DecoderPaths = DecoderPaths {
     tokens: "embed_tokens",
-    embedding_norm: None,
     final_norm: "norm",
-    head: "lm_head",
-    head_bias: false,
     mlp_norm: Some("post_attention_layernorm"),
     gate: Some("mlp.gate_proj"),
     up: "mlp.up_proj",
     down: "mlp.down_proj",
     mlp_bias: Flag::Fixed(false),
-    parallel: Flag::Fixed(false),
+    ..DecoderPaths::SHARED
 };

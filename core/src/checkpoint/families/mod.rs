@@ -19,7 +19,7 @@ pub use super::fields::Fields;
 use crate::error::ConfigError;
 
 /// Every family.
-pub const ALL: [&Family; 9] = [
+pub const ALL: &[&Family] = &[
     &bloom::FAMILY,
     &gpt2::FAMILY,
     &gpt_neo::FAMILY,
@@ -36,7 +36,7 @@ pub const ALL: [&Family; 9] = [
 /// # Errors
 /// [`ConfigError::UnknownModelType`] with the names of [`ALL`].
 pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
-    ALL.into_iter().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
+    ALL.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
         let supported = ALL.iter().map(|family| family.name()).collect();
         ConfigError::UnknownModelType { model_type: model_type.into(), supported }
     })

@@ -1,7 +1,6 @@
 //! OPT.
 
 use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, PositionTable, QkvPaths};
-use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["opt"],
@@ -20,20 +19,16 @@ pub(super) static FAMILY: Family = Family {
         norm: Some("self_attn_layer_norm"),
         qkv: QkvPaths::projections("self_attn"),
         output: "self_attn.out_proj",
-        orientation: Orientation::OutputInput,
+        ..LayerPaths::SHARED
     },
     positions: Some(PositionTable { path: "embed_positions", offset: 2 }),
     decoder: Some(DecoderPaths {
         tokens: "embed_tokens",
-        embedding_norm: None,
         final_norm: "final_layer_norm",
-        head: "lm_head",
-        head_bias: false,
         mlp_norm: Some("final_layer_norm"),
-        gate: None,
         up: "fc1",
         down: "fc2",
         mlp_bias: Flag::Key("enable_bias", true),
-        parallel: Flag::Fixed(false),
+        ..DecoderPaths::SHARED
     }),
 };

@@ -9,7 +9,7 @@ use super::message::Message;
 use super::process::{Process, WORLD};
 use crate::element::ElementType;
 use crate::error::CommunicationError;
-use crate::parallel::agreement::{Agreement, Settings};
+use crate::parallel::agreement::{AgreedSettings, Agreement};
 use crate::parallel::communicator::{Communicator, DEFAULT_TIME_LIMIT};
 
 /// Words before the values: the agreement, and the number of values.
@@ -35,15 +35,15 @@ pub struct MpiCommunicator {
     /// The number of this group. No process is in two groups of the same number.
     number: c_int,
     /// Exchanges that this rank has completed.
-    met: AtomicU64,
+    completed: AtomicU64,
     pub(super) limit: Duration,
     failure: OnceLock<CommunicationError>,
-    meeting: Mutex<Meeting>,
+    state: Mutex<ExchangeState>,
 }
 
 /// State that one exchange leaves for the next.
 #[derive(Debug, Default)]
-pub(super) struct Meeting {
+pub(super) struct ExchangeState {
     /// The error of a rank that gave up, and the number of exchanges it had completed.
     gave_up: Option<(u64, CommunicationError)>,
     /// Memory of the blocks that ranks send each other.
@@ -88,10 +88,10 @@ impl MpiCommunicator {
     /// A [`CommunicationError`].
     pub fn split(&self, group: u32) -> Result<Self, CommunicationError> {
         let what =
-            Agreement::sum(&[2], ElementType::F32, &Settings::new([("what splits ranks into groups", &"split")]));
+            Agreement::sum(&[2], ElementType::F32, &AgreedSettings::new([("what splits ranks into groups", &"split")]));
         let mut youngest = self.process.youngest.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = self.meet(|meeting| {
-            let blocks = self.show(meeting, &what, &[group, *youngest as u32].map(f32::from_bits))?;
+        let shown = self.exchange(|state| {
+            let blocks = self.show(state, &what, &[group, *youngest as u32].map(f32::from_bits))?;
             Ok(blocks.iter().map(|block| (block[HEADER], block[HEADER + 1] as c_int)).collect::<Vec<_>>())
         })?;
         *youngest = 1 + shown.iter().fold(*youngest, |youngest, shown| youngest.max(shown.1));
@@ -101,18 +101,18 @@ impl MpiCommunicator {
     }
 
     fn group(process: Arc<Process>, members: Vec<c_int>, rank: usize, number: c_int) -> Self {
-        let (met, failure, meeting) = Default::default();
+        let (completed, failure, state) = Default::default();
         let limit = process.limit;
-        Self { process, members, rank, number, met, limit, failure, meeting }
+        Self { process, members, rank, number, completed, limit, failure, state }
     }
 
     /// Tag of blocks and parts of sums.
-    pub(super) fn values(&self) -> c_int {
+    pub(super) fn values_tag(&self) -> c_int {
         2 * self.number
     }
 
     /// Tag of the notice that a rank gave up.
-    fn notice(&self) -> c_int {
+    fn notice_tag(&self) -> c_int {
         2 * self.number + 1
     }
 
@@ -122,19 +122,19 @@ impl MpiCommunicator {
     }
 
     /// One exchange of all ranks. If it fails, so does the group.
-    fn meet<T>(
+    fn exchange<T>(
         &self,
-        work: impl FnOnce(&mut Meeting) -> Result<T, CommunicationError>,
+        work: impl FnOnce(&mut ExchangeState) -> Result<T, CommunicationError>,
     ) -> Result<T, CommunicationError> {
-        let mut meeting = self.meeting.lock().unwrap_or_else(PoisonError::into_inner);
-        let met = self.check(&meeting).and_then(|()| work(&mut meeting)).and_then(|result| {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = self.check(&state).and_then(|()| work(&mut state)).and_then(|result| {
             // A late rank receives first what the others had sent before they gave up, then the notice that they did.
-            self.look(&mut meeting)?;
+            self.receive_notices(&mut state)?;
             Ok(result)
         });
-        match met {
+        match result {
             Ok(result) => {
-                self.met.fetch_add(1, Ordering::Release);
+                self.completed.fetch_add(1, Ordering::Release);
                 Ok(result)
             }
             Err(error) => Err(self.fail(error)),
@@ -142,29 +142,31 @@ impl MpiCommunicator {
     }
 
     /// Receives the notices of ranks that gave up.
-    pub(super) fn look(&self, meeting: &mut Meeting) -> Result<(), CommunicationError> {
-        while let Some(process) = self.process.link.sender(self.notice())? {
-            let mut message = Message::receive(self.process.link, vec![0; NOTICE], process, self.notice())?;
+    pub(super) fn receive_notices(&self, state: &mut ExchangeState) -> Result<(), CommunicationError> {
+        while let Some(process) = self.process.link.sender(self.notice_tag())? {
+            let mut message = Message::receive(self.process.link, vec![0; NOTICE], process, self.notice_tag())?;
             message.is_done_soon();
             let notice = message.into_buffer().unwrap_or_else(|| vec![0; NOTICE]);
-            let met = u64::from(notice[0]) | u64::from(notice[1]) << 32;
+            let completed = u64::from(notice[0]) | u64::from(notice[1]) << 32;
             let text: Vec<u8> =
                 notice[3..].iter().flat_map(|word| word.to_le_bytes()).take(notice[2] as usize).collect();
             let rank = self.members.iter().take_while(|&&member| member != process).count();
             let error = CommunicationError::Aborted { rank, reason: String::from_utf8_lossy(&text).into_owned() };
-            if meeting.gave_up.as_ref().is_none_or(|(earlier, _)| met < *earlier) {
-                meeting.gave_up = Some((met, error));
+            if state.gave_up.as_ref().is_none_or(|(earlier, _)| completed < *earlier) {
+                state.gave_up = Some((completed, error));
             }
         }
-        self.check(meeting)
+        self.check(state)
     }
 
     /// The error of the group, as far as this rank knows.
-    fn check(&self, meeting: &Meeting) -> Result<(), CommunicationError> {
-        match (self.failure.get(), &meeting.gave_up) {
+    fn check(&self, state: &ExchangeState) -> Result<(), CommunicationError> {
+        match (self.failure.get(), &state.gave_up) {
             (Some(failure), _) => Err(failure.clone()),
             // The contributions of a rank to exchanges that it completed still count.
-            (None, Some((met, error))) if *met <= self.met.load(Ordering::Acquire) => Err(error.clone()),
+            (None, Some((completed, error))) if *completed <= self.completed.load(Ordering::Acquire) => {
+                Err(error.clone())
+            }
             _ => Ok(()),
         }
     }
@@ -172,9 +174,8 @@ impl MpiCommunicator {
     /// Ends the group with its first error, and notifies the others unless they know it already.
     fn fail(&self, error: CommunicationError) -> CommunicationError {
         let known = matches!(error, CommunicationError::Differ { .. } | CommunicationError::Aborted { .. });
-        let text = error.to_string();
-        let fact = text.split(';').next().unwrap_or_default();
-        self.end(error, (!known).then_some(fact))
+        let fact = error.fact();
+        self.end(error, (!known).then_some(&fact))
     }
 
     fn end(&self, error: CommunicationError, reason: Option<&str>) -> CommunicationError {
@@ -190,8 +191,8 @@ impl MpiCommunicator {
     /// Sends every rank a reason to give up. It is short enough that MPI does not wait for the receiver.
     fn tell(&self, reason: &str) {
         let reason = &reason.as_bytes()[..reason.floor_char_boundary(4 * REASON)];
-        let met = self.met.load(Ordering::Acquire);
-        let mut notice = vec![met as u32, (met >> 32) as u32, reason.len() as u32];
+        let completed = self.completed.load(Ordering::Acquire);
+        let mut notice = vec![completed as u32, (completed >> 32) as u32, reason.len() as u32];
         notice.extend(reason.chunks(4).map(|bytes| {
             let mut word = [0; 4];
             word[..bytes.len()].copy_from_slice(bytes);
@@ -199,7 +200,7 @@ impl MpiCommunicator {
         }));
         let notice = Arc::new(notice);
         let send =
-            |rank: usize| Message::send(self.process.link, notice.clone(), self.members[rank], self.notice()).ok();
+            |rank: usize| Message::send(self.process.link, notice.clone(), self.members[rank], self.notice_tag()).ok();
         let sent: Vec<_> = self.others().filter_map(send).collect();
         for mut message in sent {
             message.is_done_soon();
@@ -217,12 +218,12 @@ impl Communicator for MpiCommunicator {
     }
 
     fn all_reduce(&self, agreement: &Agreement, values: &mut [f32]) -> Result<(), CommunicationError> {
-        self.meet(|meeting| self.sum(meeting, agreement, values))
+        self.exchange(|state| self.sum(state, agreement, values))
     }
 
     fn barrier(&self, agreement: &Agreement) -> Result<(), CommunicationError> {
-        self.meet(|meeting| {
-            meeting.blocks = self.show(meeting, agreement, &[])?;
+        self.exchange(|state| {
+            state.blocks = self.show(state, agreement, &[])?;
             Ok(())
         })
     }

@@ -46,7 +46,7 @@ impl Process {
     /// Initialises MPI, which waits for all processes.
     pub fn begin(limit: Duration) -> Result<Self, CommunicationError> {
         if BEGUN.swap(true, Ordering::Relaxed) {
-            return Err(unavailable("it begins once in a process; share or `split` the communicator that there is"));
+            return Err(unavailable("it was initialised in this process before; share or `split` that communicator"));
         }
         let (tell, begun) = channel();
         let (end, asked_to_end) = channel();

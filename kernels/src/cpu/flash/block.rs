@@ -1,8 +1,8 @@
 //! A block of keys and values with contiguous rows.
 
 use crate::cpu::attention::{Attention, Cached};
+use crate::cpu::interval::Interval;
 use crate::cpu::scores::Slots;
-use crate::interval::Interval;
 
 /// The slots of a block.
 pub(super) struct Keys<'a> {

@@ -30,7 +30,7 @@ use rayon::prelude::*;
 use super::attention::Attention;
 use super::lanes::{Lanes, WithLanes};
 use super::scratch::Disjoint;
-use crate::interval::Interval;
+use crate::cpu::interval::Interval;
 use block::{BlockBuffer, Keys};
 use queries::{Queries, Row};
 use tile::{Tile, TileBuffer};

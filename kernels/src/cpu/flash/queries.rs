@@ -1,11 +1,11 @@
 //! The queries of a task: from rows of the problem to lanes of a tile, and back.
 
 use crate::cpu::attention::Attention;
+use crate::cpu::interval::Interval;
 use crate::cpu::lanes::{MOST_LANES, into_lanes, out_of_lanes};
 use crate::cpu::scores::share;
 use crate::cpu::scratch::Disjoint;
 use crate::cpu::stream::prefetch;
-use crate::interval::Interval;
 
 /// A query.
 #[derive(Clone, Copy)]

@@ -46,7 +46,7 @@ pub enum Matrix<'a, R: Runtime> {
 /// A norm over the features of a row: `gamma · (x - mean) / sqrt(variance + epsilon) + beta`.
 #[derive(Debug, Clone, Copy)]
 pub struct Norm<'a, R: Runtime> {
-    /// What is normalised.
+    /// LayerNorm or RMSNorm.
     pub kind: NormKind,
     /// `[in]`.
     pub gamma: &'a TensorHandle<R>,
