@@ -1,5 +1,5 @@
 //! A small decoder-only language model, composed from this crate's attention and `burn::nn`. It runs every family whose record
-//! has [`DecoderPaths`](burn_deepspeed::load::families::DecoderPaths).
+//! has [`DecoderPaths`].
 //!
 //! The blocks of the families differ in three things: the norm, the input of the MLP, and how positions enter.
 //!
