@@ -1,4 +1,4 @@
-// Minimal fake NCCL for the devices of fake_cuda.c: ranks are threads, memory is host memory, sums are right and in f32.
+// Minimal fake NCCL for emulated devices (`emulator/`): ranks are threads, memory is host memory, sums are right and in f32.
 // A call waits on the host until every rank is there, where the real one waits on the device.
 #include <pthread.h>
 #include <stdio.h>

@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Compiles every CUDA kernel instance without a GPU, and reports its registers, spills and shared memory.
 
-A driver that computes nothing (fake_cuda.c) replaces NVIDIA's. NVRTC, its headers and ptxas are downloaded from PyPI into a folder
-that is kept. The program `instances` launches the kernels. The unmodified CUDA runtime generates their code, NVRTC compiles it
-as on a real machine, and ptxas assembles it for each architecture.
+The program `instances` launches the kernels on the driver of the package `emulator`, which executes nothing here. The unmodified
+CUDA runtime generates their code, NVRTC compiles it as on a real machine, and ptxas assembles it for each architecture.
 
-    python3 scripts/ptxas.py --cache ~/.cache/burn-deepspeed --instances target/release/examples/instances --write
+    cargo build --release --features cuda -p burn-deepspeed-kernels --example instances -p burn-deepspeed-emulator
+    python3 scripts/ptxas.py --cache ~/.cache/burn-deepspeed --driver target/release/libcuda.so \\
+        --instances target/release/examples/instances --write
     python3 scripts/ptxas.py ... --check      # fails if a tensor-core kernel spills; says if bench/results/ptxas.md is out of date
 
-Needs Linux on x86-64, a C compiler and pip.
+Needs what cuda.py needs.
 """
 
 import argparse
@@ -17,66 +18,21 @@ import os
 import pathlib
 import re
 import subprocess
-import sys
 import tempfile
+
+import cuda
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "bench/results/ptxas.md"
 ARCHITECTURES = {90: "sm_90a", 80: "sm_80"}
-PACKAGES = [
-    "nvidia-cuda-nvrtc==13.0.88",
-    "nvidia-cuda-runtime==13.0.96",
-    "nvidia-cuda-nvcc==13.0.88",
-    "nvidia-nvvm==13.0.88",
-    "nvidia-cuda-crt==13.0.88",
-    "nvidia-cuda-cccl==13.0.85",
-]
-
-
-def toolkit(cache: pathlib.Path) -> pathlib.Path:
-    """The folder of the compiler, fetched if it is missing."""
-    home = cache / "cuda-13.0"
-    ready = home / "ready"
-    if not ready.exists():
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", home, *PACKAGES],
-            check=True,
-            env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_BREAK_SYSTEM_PACKAGES": "1"},
-        )
-        ready.touch()
-    return home / "nvidia/cu13"
-
-
-def driver(cache: pathlib.Path) -> pathlib.Path:
-    """The folder of the fake driver, which is compiled here."""
-    folder = cache / "fake-driver"
-    folder.mkdir(parents=True, exist_ok=True)
-    source = ROOT / "scripts/fake_cuda.c"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", folder / "libcuda.so", source], check=True)
-    return folder
-
-
-def environment(cache: pathlib.Path, architecture: int, dump: str | None = None) -> dict[str, str]:
-    """What a program needs to run on the fake driver."""
-    home = toolkit(cache)
-    variables = {
-        **os.environ,
-        "CUDA_PATH": str(home),
-        "LD_LIBRARY_PATH": f"{cache / 'fake-driver'}:{home / 'lib'}",
-        "STUB_SM": str(architecture),
-        "STUB_VERBOSE": "1",
-    }
-    if dump:
-        variables["STUB_DUMP"] = dump
-    return variables
 
 
 class Kernel:
     """A kernel of an instance, as it was loaded, launched and assembled."""
 
-    def __init__(self, instance: str, ptx: pathlib.Path):
+    def __init__(self, instance: str, name: str, ptx: pathlib.Path):
         self.instance, self.ptx = instance, ptx
-        self.name = re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32).*", "", ptx.stem[4:])
+        self.name = re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32).*", "", name)
         self.grid = self.block = "-"
         self.dynamic = 0
 
@@ -93,12 +49,14 @@ class Kernel:
         return self
 
 
-def kernels(program: pathlib.Path, cache: pathlib.Path, architecture: int, only: str) -> list[Kernel]:
+def kernels(arguments: argparse.Namespace, architecture: int) -> list[Kernel]:
     """Runs the program and assembles every kernel that it makes the runtime compile."""
+    program, cache = arguments.instances, arguments.cache.resolve()
     with tempfile.TemporaryDirectory() as dump:
-        run = subprocess.run(
-            [program, only], capture_output=True, text=True, env=environment(cache, architecture, dump)
+        variables = cuda.environment(
+            cache, arguments.driver, architecture=architecture, execute=0, dump=dump, log="/dev/stderr"
         )
+        run = subprocess.run([program, arguments.only], capture_output=True, text=True, env=variables)
         if run.returncode or "panicked" in run.stderr:
             raise SystemExit(f"{program} failed on sm_{architecture}:\n{run.stderr[-6000:]}")
         found, loaded, instance = [], {}, "-"
@@ -106,33 +64,17 @@ def kernels(program: pathlib.Path, cache: pathlib.Path, architecture: int, only:
         for line in run.stderr.splitlines():
             if line.startswith("instance: "):
                 instance = line.removeprefix("instance: ")
-            elif match := re.match(r"\[stub\] load (\S+)", line):
-                kernel = Kernel(instance, files[len(found)])
+            elif match := re.match(r"load (\d+) (\S+)", line):
+                kernel = Kernel(instance, match[2], files[int(match[1])])
                 found.append(kernel)
-                loaded[match[1]] = kernel
-            elif match := re.match(r"\[stub\] (\S+) dynamic smem (\d+)", line):
-                if match[1] in loaded:
-                    loaded[match[1]].dynamic = int(match[2])
-            elif match := re.match(r"\[stub\] launch (\S+) grid (\d+) (\d+) (\d+) block (\d+) (\d+) (\d+)", line):
+                loaded[match[2]] = kernel
+            elif match := re.match(r"launch (\S+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+) (\d+)", line):
                 if match[1] in loaded:
                     kernel = loaded[match[1]]
-                    kernel.grid, kernel.block = "×".join(match.groups()[1:4]), match[5]
-        assembler = toolkit(cache) / "bin/ptxas"
+                    kernel.grid, kernel.block, kernel.dynamic = "×".join(match.groups()[1:4]), match[5], int(match[8])
+        assembler = cuda.toolkit(cache) / "bin/ptxas"
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             return list(pool.map(lambda kernel: kernel.assemble(assembler, ARCHITECTURES[architecture]), found))
-
-
-def modules(program: pathlib.Path, cache: pathlib.Path) -> int:
-    """Runs the conformance cases through the modules and Burn's fusion, to see whether all kernels compile; numbers are meaningless."""
-    cases, loads = ROOT / "tests/golden/cases", 0
-    for dtype in ["fp32", "bf16"]:
-        run = subprocess.run(
-            [program, "--backend", "cuda", "--dtype", dtype, cases], capture_output=True, text=True, env=environment(cache, 90)
-        )
-        if "panicked" in run.stderr or "error:" in run.stderr or " failed" not in run.stdout:
-            raise SystemExit(f"{program} --dtype {dtype} failed:\n{run.stderr[-6000:]}")
-        loads += run.stderr.count("[stub] load ")
-    return loads
 
 
 def table(results: dict[int, list[Kernel]]) -> str:
@@ -158,8 +100,8 @@ def table(results: dict[int, list[Kernel]]) -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=pathlib.Path, required=True, help="folder that keeps the compiler")
+    parser.add_argument("--driver", type=pathlib.Path, default=ROOT / "target/release/libcuda.so", help="of the package `emulator`")
     parser.add_argument("--instances", type=pathlib.Path, default=ROOT / "target/release/examples/instances")
-    parser.add_argument("--conformance", type=pathlib.Path, help="run the modules too: target/release/examples/conformance")
     parser.add_argument("--only", default="", help="instances whose name contains this")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="write bench/results/ptxas.md")
@@ -168,16 +110,12 @@ def main():
     action.add_argument("--fetch", action="store_true", help="fetch the compiler and do nothing else")
     arguments = parser.parse_args()
 
-    toolkit(arguments.cache)
+    cuda.toolkit(arguments.cache)
     if arguments.fetch:
         return
-    driver(arguments.cache)
     # Each program compiles on one core.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        loads = pool.submit(modules, arguments.conformance, arguments.cache) if arguments.conformance else None
-        found = [pool.submit(kernels, arguments.instances, arguments.cache, number, arguments.only) for number in ARCHITECTURES]
-        if loads:
-            print(f"{loads.result()} kernels compiled for the modules, Burn's own among them")
+        found = [pool.submit(kernels, arguments, number) for number in ARCHITECTURES]
         results = {number: result.result() for number, result in zip(ARCHITECTURES, found)}
     spilling = [
         f"{ARCHITECTURES[number]}: {kernel.instance} ({kernel.name}) spills {kernel.spills} bytes"

@@ -35,9 +35,9 @@
 //!
 //! # What was run
 //!
-//! This engine has **never run on real GPUs**: no machine with two was available. Its code, Burn's and CubeCL's ran on stub CUDA
-//! and NCCL libraries in host memory (`scripts/fake_cuda.c`, `scripts/fake_nccl.c`), in which ranks really add and kernels do
-//! nothing. CI runs that; see `scripts/fake_gpus.py`.
+//! This engine has **never run on real GPUs**: no machine with two was available. Its code, Burn's and CubeCL's run on emulated
+//! devices (the package `emulator`), whose kernels are executed on the CPU, and on a stub of NCCL in host memory
+//! (`scripts/fake_nccl.c`). CI runs that; see `scripts/cuda.py`.
 //!
 //! ```no_run
 //! use std::sync::Arc;

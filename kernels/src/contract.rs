@@ -10,7 +10,7 @@ pub(crate) fn check_broadcast(operation: &str, tensor: &str, expected: &[usize],
     };
     assert!(
         expected.len() == actual.len() && expected.iter().zip(actual).enumerate().all(fits),
-        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?}, or 1 in place of any of them; the last may be longer"
+        "{operation}: `{tensor}` has shape {actual:?}, expected {expected:?} or 1 in place of any of them; the last may be longer"
     );
 }
 

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use syn::visit::{self, Visit};
 
-const PACKAGES: [(&str, &str); 3] = [("core", "core/src"), ("kernels", "kernels/src"), ("src", "src")];
+const PACKAGES: [(&str, &str); 4] =
+    [("core", "core/src"), ("kernels", "kernels/src"), ("src", "src"), ("emulator", "emulator/src")];
 
 /// The root of the repository.
 fn root() -> PathBuf {

@@ -1,5 +1,4 @@
-//! Ranks that are CUDA devices: what they add up, and how they end. Most need three devices; `scripts/fake_gpus.py` has them
-//! without a GPU, where kernels do nothing, so everything that is added here was written from the host.
+//! Ranks that are CUDA devices: what they add up, and how they end. Most need three devices; `scripts/cuda.py` emulates them.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -92,20 +91,20 @@ fn devices_add_up<B: InferenceBackend<Device = CudaDevice>>() {
 }
 
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn devices_add_up_with_fusion() {
     devices_add_up::<Cuda>();
 }
 
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn devices_add_up_without_fusion() {
     devices_add_up::<Raw>();
 }
 
 /// Every sum is correct, in whichever order the ranks run.
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn sums_in_a_row_do_not_mix() {
     on_devices(3, LONG, |communicator| {
         let device = CudaDevice::new(communicator.rank());
@@ -131,7 +130,7 @@ fn errors<B: InferenceBackend>(
 }
 
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn no_device_waits_for_a_rank_that_is_late_or_different() {
     fn late_and_different<B: InferenceBackend>(device: impl Fn(usize) -> B::Device + Sync) {
         let all = errors::<B>(SHORT, |rank| {
@@ -161,7 +160,7 @@ fn no_device_waits_for_a_rank_that_is_late_or_different() {
 
 /// A backend that NCCL does not reach adds on the host.
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn tensors_of_the_cpu_are_added_on_the_host() {
     let sums = on_devices(3, LONG, |communicator| {
         let partial = Tensor::<NdArray, 3>::from_data(part(communicator.rank(), 0, [1, 2, 7]), &Default::default());
@@ -172,7 +171,7 @@ fn tensors_of_the_cpu_are_added_on_the_host() {
 }
 
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn a_tensor_on_another_device_is_refused_on_every_rank() {
     let errors =
         errors::<Cuda>(LONG, |rank| Tensor::from_data(part(rank, 0, [1, 2, 64]), &CudaDevice::new(rank.min(1))));
@@ -186,7 +185,7 @@ fn a_tensor_on_another_device_is_refused_on_every_rank() {
 
 /// What has failed on a device before the sum is found before the others begin.
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn a_device_that_has_failed_does_not_keep_the_others_waiting() {
     fn check<B: InferenceBackend<Device = CudaDevice>>(of_rank_1: impl Fn(&CudaDevice) -> Tensor<B, 3> + Sync) {
         let errors = errors::<B>(LONG, |rank| match rank {
@@ -210,7 +209,7 @@ fn a_device_that_has_failed_does_not_keep_the_others_waiting() {
 }
 
 #[test]
-#[ignore = "needs three CUDA devices: scripts/fake_gpus.py"]
+#[ignore = "needs three CUDA devices: scripts/cuda.py"]
 fn a_device_belongs_to_one_group_at_a_time() {
     let _devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
     let mut first = NcclCommunicator::group(&devices(2)).unwrap();
@@ -227,7 +226,7 @@ fn a_device_belongs_to_one_group_at_a_time() {
 
 /// Runs itself in separate processes: CubeCL starts NCCL once.
 #[test]
-#[ignore = "needs the NCCL of scripts/fake_gpus.py, which fails when asked to"]
+#[ignore = "needs the NCCL of scripts/cuda.py, which fails when asked to"]
 fn an_nccl_that_does_not_start_or_add_is_an_error() {
     const FAIL: &str = "STUB_NCCL_FAIL";
     if std::env::var_os(FAIL).is_some() {

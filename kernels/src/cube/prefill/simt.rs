@@ -189,6 +189,10 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
     let mut shared_probability = SharedMemory::<f32>::new(comptime!((tile_queries * (tile_keys + 1)) as usize));
     let mut exchange = SharedMemory::<f32>::new(comptime!(units as usize));
 
+    // Compilers join reads of neighbouring probabilities, and a read that results may cover the padding of a row.
+    for row in range_stepped(UNIT_POS, tile_queries, units) {
+        shared_probability[(row * (tile_keys + 1) + tile_keys) as usize] = 0.0f32;
+    }
     for at in range_stepped(UNIT_POS, comptime!(tile_queries * tile.vectors), units) {
         let row = first_row + at / tile.vectors;
         let part = at % tile.vectors;

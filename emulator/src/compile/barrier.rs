@@ -1,0 +1,85 @@
+//! Instructions on mbarriers. PTX ISA, section 9.7.13.15.
+
+use super::builder::Builder;
+use super::instruction::Action;
+use crate::block::{Block, of_lane};
+use crate::memory::INSIDE;
+use crate::ptx::Operand;
+use crate::registers::{WARP, each};
+
+pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
+    for hint in ["relaxed", "acquire", "release", "cta", "b64"] {
+        b.flag(hint);
+    }
+    b.space();
+    let operation = b.one_of(&["init", "inval", "arrive", "try_wait", "test_wait"]);
+    match operation.ok_or("the operation is not supported")? {
+        "init" => initialise(b),
+        "inval" => {
+            b.address(0)?;
+            Ok(Action::Compute(Box::new(|_, _| {})))
+        }
+        "arrive" => arrive(b),
+        _ => wait(b),
+    }
+}
+
+fn initialise(b: &mut Builder<'_>) -> Result<Action, String> {
+    let (base, _) = b.address(0)?;
+    let count = b.source(1, 32)?;
+    Ok(Action::Execute(Box::new(move |warp, block, lanes| {
+        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let counts = warp.registers.get::<u64>(count);
+        for lane in each(lanes) {
+            let Block { shared, clocks, barriers, .. } = block;
+            of_lane(lane, shared.store(addresses[lane], 8, &[0; 16], warp.index, clocks))?;
+            of_lane(lane, barriers.initialise(shared, addresses[lane], counts[lane]))?;
+        }
+        Ok(())
+    })))
+}
+
+fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
+    let at = b.operands().iter().position(|operand| matches!(operand, Operand::Address(..)));
+    let at = at.ok_or("an address is missing")?;
+    let to = if at == 1 { Some(b.destination(0)?) } else { None };
+    let (base, _) = b.address(at)?;
+    let count = if b.operands().len() > at + 1 { Some(b.source(at + 1, 32)?) } else { None };
+    Ok(Action::Execute(Box::new(move |warp, block, lanes| {
+        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let counts = count.map_or([1; WARP], |count| warp.registers.get::<u64>(count));
+        let mut states = [0u64; WARP];
+        for lane in each(lanes) {
+            let Block { shared, clocks, barriers, .. } = block;
+            let arrived = barriers.arrive(shared, clocks, addresses[lane], counts[lane], warp.index);
+            states[lane] = of_lane(lane, arrived)?;
+        }
+        if let Some(to) = to {
+            warp.registers.set(to, &states, lanes);
+        }
+        Ok(())
+    })))
+}
+
+/// `try_wait` and `test_wait`: whether the phase of a state, or of a parity, is complete.
+fn wait(b: &mut Builder<'_>) -> Result<Action, String> {
+    let by_parity = b.flag("parity");
+    let operands = b.operands();
+    let to = b.predicate(&operands[0])?;
+    let (base, _) = b.address(1)?;
+    let state = b.source(2, if by_parity { 32 } else { 64 })?;
+    Ok(Action::Test(Box::new(move |warp, block, lanes| {
+        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let states = warp.registers.get::<u64>(state);
+        let mut complete = 0;
+        for lane in each(lanes) {
+            let parity = if by_parity { states[lane] & 1 } else { states[lane] >> 63 };
+            let Block { shared, clocks, barriers, .. } = block;
+            let done = of_lane(lane, barriers.is_complete(shared, clocks, addresses[lane], parity, warp.index))?;
+            complete |= u32::from(done) << lane;
+        }
+        warp.registers.set_predicate(to, complete, lanes);
+        warp.waits = complete != lanes;
+        Ok(())
+    })))
+}

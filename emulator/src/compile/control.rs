@@ -1,0 +1,42 @@
+//! Branches, barriers and ends. PTX ISA, sections 9.7.12 and 9.7.13.
+
+use super::builder::Builder;
+use super::instruction::Action;
+use crate::ptx::Operand;
+
+pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
+    match b.opcode() {
+        "bra" => {
+            b.flag("uni");
+            Ok(Action::Branch(b.label(0)?))
+        }
+        "ret" | "exit" => {
+            b.flag("uni");
+            Ok(Action::Exit)
+        }
+        "trap" => Ok(Action::Trap),
+        "bar" | "barrier" => barrier(b),
+        // Accesses of one block become visible in the order of its barriers, and blocks do not see each other.
+        _ => {
+            while b.starting("").is_some() {}
+            Ok(Action::Compute(Box::new(|_, _| {})))
+        }
+    }
+}
+
+fn barrier(b: &mut Builder<'_>) -> Result<Action, String> {
+    b.flag("cta");
+    if b.flag("warp") {
+        b.flag("sync");
+        let members = b.source(0, 32)?;
+        return Ok(Action::Together(Some(members), Box::new(|_, _, _| Ok(()))));
+    }
+    if !b.flag("sync") {
+        return Err("only `.sync` barriers are supported".into());
+    }
+    b.flag("aligned");
+    match b.operands() {
+        [Operand::Number(number)] if *number < 16 => Ok(Action::Barrier(*number as u32)),
+        _ => Err("a barrier needs a constant number below 16, and is for all threads of the block".into()),
+    }
+}

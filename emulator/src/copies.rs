@@ -1,0 +1,98 @@
+//! How a block begins asynchronous copies, and how they land.
+
+use crate::asynchronous::{Flight, What};
+use crate::block::{Access, Block};
+use crate::error::Misuse;
+use crate::ptx::Space;
+use crate::registers::Lanes;
+use crate::warp::Warp;
+
+impl Block<'_> {
+    /// Begins a copy of `bytes` bytes, of which `read` come from memory and the others are 0.
+    pub fn begin_copy(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        [from, to]: [u64; 2],
+        bytes: u64,
+        read: u64,
+    ) -> Result<(), Misuse> {
+        if read > bytes {
+            return Err(Misuse::Invalid(format!("a copy of {bytes} bytes that reads {read}")));
+        }
+        if !from.is_multiple_of(bytes) {
+            return Err(Misuse::Misaligned { address: from, bytes });
+        }
+        // Checks what is read; it is read again when the copy lands.
+        self.source(warp, from, read, lane)?;
+        self.shared.begin_copy(to, bytes, warp.index, &self.clocks)?;
+        let group = self.flights.open[warp.index][lane];
+        let what = What::Copy { from, to, bytes, read };
+        self.flights.flights.push_back(Flight { warp: warp.index, lane, group, what });
+        Ok(())
+    }
+
+    /// `cp.async.mbarrier.arrive`: arrives once all copies of the thread so far have landed.
+    pub fn arrive_after_copies(&mut self, warp: &Warp, lane: usize, address: u64) {
+        let group = self.flights.open[warp.index][lane];
+        let what = What::Arrival { address };
+        self.flights.flights.push_back(Flight { warp: warp.index, lane, group, what });
+    }
+
+    /// Lands the copies of these lanes except for their last `groups` groups; all of them, also those of no group, with `None`.
+    pub fn wait_for_copies(&mut self, warp: &Warp, lanes: Lanes, groups: Option<u32>) -> Result<(), Misuse> {
+        let open = self.flights.open[warp.index];
+        let lands = |flight: &Flight| {
+            flight.warp == warp.index
+                && lanes >> flight.lane & 1 == 1
+                && groups.is_none_or(|groups| flight.group.saturating_add(groups) < open[flight.lane])
+        };
+        let (landing, staying): (Vec<Flight>, Vec<Flight>) = self.flights.flights.drain(..).partition(lands);
+        self.flights.flights.extend(staying);
+        landing.into_iter().try_for_each(|flight| self.land(warp, flight))
+    }
+
+    /// Lands the oldest copies up to the first arrival, because every warp waits. Whether there was anything to land.
+    pub fn land_oldest(&mut self, warps: &[Warp]) -> Result<bool, Misuse> {
+        let mut landed = false;
+        while let Some(flight) = self.flights.flights.pop_front() {
+            landed = true;
+            self.land(&warps[flight.warp], flight)?;
+            if matches!(flight.what, What::Arrival { .. }) {
+                break;
+            }
+        }
+        Ok(landed)
+    }
+
+    fn land(&mut self, warp: &Warp, flight: Flight) -> Result<(), Misuse> {
+        match flight.what {
+            What::Copy { from, to, bytes, read } => {
+                let value = self.source(warp, from, read, flight.lane)?;
+                self.shared.end_copy(to, bytes, &value, warp.index, &self.clocks);
+                Ok(())
+            }
+            What::Arrival { address } => {
+                let Self { barriers, shared, clocks, .. } = self;
+                barriers.arrive(shared, clocks, address, 1, warp.index).map(|_| ())
+            }
+        }
+    }
+
+    /// The bytes that a copy reads, and zeros after them.
+    fn source(&mut self, warp: &Warp, from: u64, read: u64, lane: usize) -> Result<[u8; 16], Misuse> {
+        let mut value = [0; 16];
+        // Powers of two, because accesses are aligned.
+        let (mut done, mut piece) = (0, 16);
+        while done < read {
+            while piece > read - done {
+                piece /= 2;
+            }
+            let access = Access { address: from + done, each: piece.min(8), count: piece.div_ceil(8) as usize };
+            let found = self.load(warp, Space::Global, access, lane)?;
+            value[done as usize..(done + piece) as usize].copy_from_slice(&found[..piece as usize]);
+            done += piece;
+        }
+        Ok(value)
+    }
+}

@@ -1,0 +1,25 @@
+//! The driver API: the entry points that CubeCL uses, and the state behind them.
+//!
+//! Streams do everything at once: a launch returns when the kernel has ended. So events and waits have nothing to do, and a fault
+//! is the result of the launch and of every later synchronisation.
+//!
+//! | variable | meaning | default |
+//! | --- | --- | --- |
+//! | `EMULATOR_ARCHITECTURE` | compute capability that the device states: 80 or 90 | 90 |
+//! | `EMULATOR_DEVICES` | number of devices | 1 |
+//! | `EMULATOR_THREADS` | threads of the host that run blocks | one for each core |
+//! | `EMULATOR_SEED` | decides in which order the warps of a block run | 0 |
+//! | `EMULATOR_EXECUTE` | `0` loads modules and launches nothing | 1 |
+//! | `EMULATOR_STRICT` | kernels, by the start of their names, that may neither read global memory that nothing has written nor race there | all |
+//! | `EMULATOR_LOG` | file to which a line is appended for each load and launch | none |
+//! | `EMULATOR_COUNTS` | file to which a line of JSON is appended for each launch: what it counted | none |
+//! | `EMULATOR_DUMP` | folder that receives the PTX of every module | none |
+//! | `EMULATOR_NVRTC`, `EMULATOR_NVRTC_CACHE` | see [`nvrtc`] | none |
+
+mod api;
+mod counts;
+mod host_memory;
+mod log;
+pub mod nvrtc;
+mod settings;
+mod state;

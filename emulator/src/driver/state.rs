@@ -1,0 +1,114 @@
+//! What the driver holds: memory, modules and the first fault.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::host_memory::HostMemory;
+use super::settings::Settings;
+use super::{counts, log};
+use crate::Module;
+use crate::compile::Kernel;
+use crate::launch::launch;
+use crate::memory::Device;
+use crate::shape::Launch;
+
+/// Results of the driver API.
+pub mod result {
+    pub const SUCCESS: i32 = 0;
+    pub const INVALID_VALUE: i32 = 1;
+    pub const OUT_OF_MEMORY: i32 = 2;
+    pub const INVALID_PTX: i32 = 218;
+    pub const NOT_FOUND: i32 = 500;
+    pub const LAUNCH_FAILED: i32 = 719;
+    pub const NOT_SUPPORTED: i32 = 801;
+}
+
+/// The driver of this process.
+#[derive(Default)]
+pub struct Driver {
+    pub memory: Device,
+    pub host: HostMemory,
+    /// The fault after which the devices no longer work.
+    fault: Mutex<Option<String>>,
+    /// Launches run one after the other, each on all threads.
+    running: Mutex<()>,
+    launches: AtomicU64,
+    modules: AtomicUsize,
+    handles: AtomicUsize,
+}
+
+impl Driver {
+    /// The driver of this process.
+    pub fn get() -> &'static Self {
+        static DRIVER: OnceLock<Driver> = OnceLock::new();
+        DRIVER.get_or_init(Driver::default)
+    }
+
+    /// Whether a fault happened.
+    pub fn status(&self) -> i32 {
+        match *self.fault.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(_) => result::LAUNCH_FAILED,
+            None => result::SUCCESS,
+        }
+    }
+
+    /// A number for a stream or an event.
+    pub fn handle(&self) -> usize {
+        0x1_0000 + self.handles.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Loads a module.
+    pub fn load(&self, text: &str) -> Result<Box<Module>, i32> {
+        let number = self.modules.fetch_add(1, Ordering::Relaxed);
+        if let Some(folder) = &Settings::get().dump {
+            let path = folder.join(format!("{number:04}.ptx"));
+            if let Err(error) = std::fs::write(&path, text) {
+                eprintln!("emulator: {}: {error}", path.display());
+            }
+        }
+        match Module::load(text, &self.memory) {
+            Ok(module) => {
+                for kernel in &module.kernels {
+                    log::line(format_args!("load {number:04} {}", kernel.name));
+                }
+                Ok(Box::new(module))
+            }
+            Err(error) => {
+                eprintln!("emulator: {error}");
+                Err(result::INVALID_PTX)
+            }
+        }
+    }
+
+    /// Runs a kernel.
+    pub fn launch(&self, kernel: &Kernel, shape: &Launch, arguments: &[u8]) -> i32 {
+        let Launch { grid: [gx, gy, gz], block: [bx, by, bz], dynamic_shared, .. } = shape;
+        log::line(format_args!("launch {} {gx} {gy} {gz} {bx} {by} {bz} {dynamic_shared}", kernel.name));
+        if let Err(reason) = shape.check() {
+            eprintln!("emulator: {}: {reason}", kernel.name);
+            return result::INVALID_VALUE;
+        }
+        let settings = Settings::get();
+        if !settings.execute {
+            return result::SUCCESS;
+        }
+        let _running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let status = self.status();
+        if status != result::SUCCESS {
+            return status;
+        }
+        let number = self.launches.fetch_add(1, Ordering::Relaxed);
+        let global = self.memory.snapshot(number);
+        match launch(kernel, shape, arguments, &global, settings.threads) {
+            Ok(found) => {
+                counts::write(kernel, shape, &found);
+                result::SUCCESS
+            }
+            Err(fault) => {
+                eprintln!("emulator: {fault}");
+                *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault.to_string());
+                result::LAUNCH_FAILED
+            }
+        }
+    }
+}

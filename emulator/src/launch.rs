@@ -1,0 +1,116 @@
+//! A launch: the blocks of a grid over the threads of the host.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::block::{Block, Trap};
+use crate::compile::Kernel;
+use crate::count::Count;
+use crate::error::Fault;
+use crate::memory::{Shared, Snapshot};
+use crate::registers::{ALL, Register, Registers, Value, WARP};
+use crate::run::run_block;
+use crate::shape::Launch;
+use crate::warp::Warp;
+
+/// Runs a kernel; what each of its instructions did.
+///
+/// # Errors
+/// The fault of the first block, in the order of the grid, that has one.
+pub fn launch(
+    kernel: &Kernel,
+    launch: &Launch,
+    arguments: &[u8],
+    global: &Snapshot,
+    threads: usize,
+) -> Result<Vec<Count>, Box<Fault>> {
+    let next = AtomicU64::new(0);
+    let first_fault: Mutex<Option<(u64, Box<Fault>)>> = Mutex::new(None);
+    let blocks = launch.blocks();
+    let work = || {
+        let mut machine = Machine::new(kernel, launch, arguments, global);
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= blocks {
+                return machine.block.counts;
+            }
+            if let Err(fault) = machine.run(number) {
+                let mut first = first_fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                if first.as_ref().is_none_or(|(other, _)| number < *other) {
+                    *first = Some((number, fault));
+                }
+                // Blocks with lower numbers have begun and may still find a fault; later ones need not start.
+                next.store(blocks, Ordering::Relaxed);
+            }
+        }
+    };
+    let threads = threads.clamp(1, blocks.min(64) as usize);
+    let mut counts = vec![Count::default(); kernel.instructions.len()];
+    let mut add = |more: Vec<Count>| counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+    if threads == 1 {
+        add(work());
+    } else {
+        std::thread::scope(|scope| {
+            let started: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            for thread in started {
+                match thread.join() {
+                    Ok(counts) => add(counts),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+    }
+    match first_fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        Some((_, fault)) => Err(fault),
+        None => Ok(counts),
+    }
+}
+
+/// What runs one block after the other.
+struct Machine<'l> {
+    kernel: &'l Kernel,
+    launch: &'l Launch,
+    warps: Vec<Warp>,
+    block: Block<'l>,
+}
+
+impl<'l> Machine<'l> {
+    fn new(kernel: &'l Kernel, launch: &'l Launch, arguments: &'l [u8], global: &'l Snapshot) -> Self {
+        let warps = launch.warps();
+        let shared = Shared::new(kernel.shared_bytes + launch.dynamic_shared, warps);
+        let block = Block::new(shared, launch, kernel.instructions.len(), arguments, global);
+        let warp = |index| Warp::new(index, Registers::new(kernel.sizes), kernel.local_bytes);
+        Self { kernel, launch, warps: (0..warps).map(warp).collect(), block }
+    }
+
+    fn run(&mut self, number: u64) -> Result<(), Box<Fault>> {
+        let Self { kernel, launch, warps, block } = self;
+        let position = launch.position(number);
+        block.begin(number as u32);
+        for warp in warps.iter_mut() {
+            let threads = (launch.threads() as usize - warp.index * WARP).min(WARP);
+            warp.begin(if threads == WARP { ALL } else { (1 << threads) - 1 });
+            warp.registers.clear();
+            for (register, value) in &kernel.constants {
+                fill(&mut warp.registers, *register, |_| *value);
+            }
+            let index = warp.index;
+            for (register, special) in &kernel.specials {
+                fill(&mut warp.registers, *register, |lane| special.value(launch, position, index, lane).into());
+            }
+        }
+        run_block(kernel, warps, block, launch.seed ^ number).map_err(|(warp, trap)| {
+            let Trap { misuse, lane } = *trap;
+            let instruction = warps[warp].at;
+            let instruction = &kernel.instructions[instruction];
+            let (kernel, statement) = (kernel.name.clone(), instruction.text.clone());
+            Box::new(Fault { misuse, kernel, statement, line: instruction.line, block: position, warp, lane })
+        })
+    }
+}
+
+fn fill(registers: &mut Registers, register: Register, value: impl Fn(usize) -> u64) {
+    let values: [u64; WARP] = std::array::from_fn(value);
+    u64::set(registers, register, &values, ALL);
+    registers.mark(register, ALL);
+}

@@ -1,0 +1,12 @@
+//! PTX text to statements. The grammar is that of the [PTX ISA](https://docs.nvidia.com/cuda/parallel-thread-execution/), of which
+//! this reads what NVRTC writes.
+
+mod declaration;
+mod lexer;
+mod parser;
+mod tokens;
+mod types;
+
+pub use declaration::{Space, Variable};
+pub use parser::{KernelSource, ModuleSource, Operand, Statement, parse};
+pub use types::{Kind, Type};

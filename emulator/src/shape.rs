@@ -1,0 +1,62 @@
+//! The shape of a launch.
+
+use crate::memory::MOST_BLOCKS;
+use crate::registers::WARP;
+
+/// The shape of a launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks of the grid, by axis.
+    pub grid: [u32; 3],
+    /// Threads of a block, by axis.
+    pub block: [u32; 3],
+    /// Bytes of shared memory in addition to those that the kernel declares.
+    pub dynamic_shared: usize,
+    /// Decides in which order the warps of a block run.
+    pub seed: u64,
+    /// Whether the kernel may read global memory that nothing has written, and its blocks may race with each other there.
+    pub lenient: bool,
+}
+
+/// Most threads of a block.
+const MOST_THREADS: u32 = 1024;
+
+impl Launch {
+    /// Threads of a block.
+    pub fn threads(&self) -> u32 {
+        self.block.iter().product()
+    }
+
+    /// Warps of a block.
+    pub fn warps(&self) -> usize {
+        (self.threads() as usize).div_ceil(WARP)
+    }
+
+    /// Blocks of the grid.
+    pub fn blocks(&self) -> u64 {
+        self.grid.iter().map(|size| u64::from(*size)).product()
+    }
+
+    /// Whether a device would accept it.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub fn check(&self) -> Result<(), String> {
+        if self.threads() == 0 || self.blocks() == 0 {
+            return Err(format!("a grid of {:?} blocks of {:?} threads is empty", self.grid, self.block));
+        }
+        if self.threads() > MOST_THREADS {
+            return Err(format!("{} threads in a block; {MOST_THREADS} are possible", self.threads()));
+        }
+        if self.blocks() > MOST_BLOCKS {
+            return Err(format!("{} blocks; {MOST_BLOCKS} are possible", self.blocks()));
+        }
+        Ok(())
+    }
+
+    /// Position of a block in the grid.
+    pub(crate) fn position(&self, number: u64) -> [u32; 3] {
+        let [width, height, _] = self.grid.map(u64::from);
+        [number % width, number / width % height, number / width / height].map(|axis| axis as u32)
+    }
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Runs a program on emulated CUDA devices: kernels are executed on the CPU, and every access is checked.
+
+NVRTC and its headers are downloaded from PyPI into a folder that is kept, with the PTX of every kernel that was compiled. The
+package `emulator` replaces the driver, and `fake_nccl.c` NCCL.
+
+    cargo build --release -p burn-deepspeed-emulator
+    python3 scripts/cuda.py --cache ~/.cache/burn-deepspeed --driver target/release/libcuda.so \\
+        cargo run --release --features cuda --example conformance -- --backend cuda tests/golden/cases
+
+Needs Linux on x86-64, a C compiler and pip. `emulator/src/driver/mod.rs` explains the variables that set up the devices.
+"""
+
+import argparse
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = [
+    "nvidia-cuda-nvrtc==13.0.88",
+    "nvidia-cuda-runtime==13.0.96",
+    "nvidia-cuda-nvcc==13.0.88",
+    "nvidia-nvvm==13.0.88",
+    "nvidia-cuda-crt==13.0.88",
+    "nvidia-cuda-cccl==13.0.85",
+]
+# The kernels of this repository. Burn's read whole vectors, whether or not all of them was written, and leave out the rest; blocks
+# of its reductions write the same number to the same place.
+STRICT = "attend,cache_write,combine,decode,norm,pad,prefill,product,softmax"
+
+
+def toolkit(cache: pathlib.Path) -> pathlib.Path:
+    """The folder of the compiler, fetched if it is missing."""
+    home = cache / "cuda-13.0"
+    ready = home / "ready"
+    if not ready.exists():
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", home, *PACKAGES],
+            check=True,
+            env={**os.environ, "PIP_ROOT_USER_ACTION": "ignore", "PIP_BREAK_SYSTEM_PACKAGES": "1"},
+        )
+        ready.touch()
+    return home / "nvidia/cu13"
+
+
+def environment(cache: pathlib.Path, driver: pathlib.Path, **settings: object) -> dict[str, str]:
+    """The variables of a program that runs on the emulator; `settings` are those of the driver, without `EMULATOR_`."""
+    home, folder = toolkit(cache), cache / "emulator"
+    (folder / "ptx").mkdir(parents=True, exist_ok=True)
+    # Without a version: NVRTC looks for `libcuda.so.1` itself and expects more of it.
+    for name in ["libcuda.so", "libnvrtc.so"]:
+        link = folder / f"{name}.{os.getpid()}"
+        link.symlink_to(driver.resolve())
+        link.replace(folder / name)
+    library = folder / f"libnccl.so.{os.getpid()}"
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, ROOT / "scripts/fake_nccl.c", "-lpthread"], check=True)
+    library.replace(folder / "libnccl.so")
+    variables = {
+        **os.environ,
+        "CUDA_PATH": str(home),
+        "LD_LIBRARY_PATH": f"{folder}:{home / 'lib'}",
+        # Burn tunes its own products by time, which says nothing here.
+        "CUBECL_AUTOTUNE_LEVEL": "minimal",
+        "EMULATOR_STRICT": STRICT,
+        "EMULATOR_NVRTC": str(home / "lib/libnvrtc.so.13"),
+        "EMULATOR_NVRTC_CACHE": str(folder / "ptx"),
+    }
+    return variables | {f"EMULATOR_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=pathlib.Path, required=True, help="folder that keeps the compiler and what it compiled")
+    parser.add_argument("--driver", type=pathlib.Path, required=True, help="`libcuda.so` of the package `emulator`")
+    parser.add_argument("--devices", type=int, default=1, help="how many (default: 1)")
+    parser.add_argument("--architecture", type=int, choices=[80, 90], default=90, help="compute capability (default: 90)")
+    parser.add_argument("--seed", type=int, default=0, help="decides in which order warps run (default: 0)")
+    parser.add_argument("command", nargs=argparse.REMAINDER)
+    arguments = parser.parse_args()
+    if not arguments.command:
+        parser.error("a command is missing")
+    variables = environment(
+        arguments.cache.resolve(), arguments.driver, devices=arguments.devices, architecture=arguments.architecture, seed=arguments.seed
+    )
+    raise SystemExit(subprocess.run(arguments.command, env=variables).returncode)
+
+
+if __name__ == "__main__":
+    main()
