@@ -1,4 +1,4 @@
-//! Asynchronous copies from global to shared memory: `cp.async`. PTX ISA, section 9.7.9.25.
+//! Asynchronous copies from global to shared memory: `cp.async`. PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 //!
 //! A copy lands as late as it may: when its thread waits for it, or, if it only counts at an mbarrier, when every warp waits.
 

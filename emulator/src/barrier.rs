@@ -1,4 +1,4 @@
-//! mbarriers: objects in shared memory on which threads arrive and wait. PTX ISA, section 9.7.13.15.
+//! mbarriers: objects in shared memory on which threads arrive and wait. PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
 //!
 //! The 8 bytes of an mbarrier are opaque to a kernel. Here the lower 20 bits count pending arrivals, the next 20 those of each
 //! phase, and the highest bit changes with each phase.

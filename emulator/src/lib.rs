@@ -19,7 +19,7 @@
 //! | `memory` | device, shared and local memory, and what is known of each byte |
 //! | [`driver`] | the entry points, and the variables that set them up |
 //!
-//! Sections of the [PTX ISA](https://docs.nvidia.com/cuda/parallel-thread-execution/) are those of version 9.0.
+//! Comments quote headings of the [PTX ISA](https://docs.nvidia.com/cuda/parallel-thread-execution/).
 
 #![allow(clippy::needless_range_loop, reason = "a lane indexes several arrays")]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

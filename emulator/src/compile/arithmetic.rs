@@ -1,4 +1,5 @@
-//! Arithmetic. PTX ISA, sections 9.7.1 (integers), 9.7.3 (f32, f64) and 9.7.4 (f16, bf16).
+//! Arithmetic. PTX ISA, "Integer Arithmetic Instructions", "Floating Point Instructions" and "Half Precision Floating Point
+//! Instructions".
 
 use super::builder::Builder;
 use super::instruction::{Action, Compute};

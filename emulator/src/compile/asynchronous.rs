@@ -1,4 +1,4 @@
-//! Asynchronous copies. PTX ISA, section 9.7.9.25.
+//! Asynchronous copies. PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 
 use super::builder::Builder;
 use super::instruction::Action;

@@ -1,4 +1,4 @@
-//! Atomic updates. PTX ISA, sections 9.7.13.5 and 9.7.13.7.
+//! Atomic updates. PTX ISA, "Parallel Synchronization and Communication Instructions: atom, red".
 
 use super::builder::Builder;
 use super::instruction::Action;

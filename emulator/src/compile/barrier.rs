@@ -1,4 +1,4 @@
-//! Instructions on mbarriers. PTX ISA, section 9.7.13.15.
+//! Instructions on mbarriers. PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
 
 use super::builder::Builder;
 use super::instruction::Action;

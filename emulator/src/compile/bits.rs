@@ -1,4 +1,4 @@
-//! Bits. PTX ISA, sections 9.7.1 (fields, counts) and 9.7.8 (logic, shifts).
+//! Bits. PTX ISA, "Integer Arithmetic Instructions" and "Logic and Shift Instructions".
 
 use super::builder::Builder;
 use super::instruction::Action;

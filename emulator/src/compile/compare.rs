@@ -1,4 +1,4 @@
-//! Comparisons and selection. PTX ISA, section 9.7.6.
+//! Comparisons and selection. PTX ISA, "Comparison and Selection Instructions".
 
 use std::cmp::Ordering;
 

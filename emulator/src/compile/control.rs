@@ -1,4 +1,4 @@
-//! Branches, barriers and ends. PTX ISA, sections 9.7.12 and 9.7.13.
+//! Branches, barriers and ends. PTX ISA, "Control Flow Instructions" and "Parallel Synchronization and Communication Instructions".
 
 use super::builder::Builder;
 use super::instruction::Action;

@@ -1,4 +1,4 @@
-//! Conversions. PTX ISA, section 9.7.9.22.
+//! Conversions. PTX ISA, "Data Movement and Conversion Instructions: cvt".
 
 use super::builder::Builder;
 use super::instruction::Action;

@@ -1,4 +1,4 @@
-//! Tensor cores: `mma.m16n8k*`, `ldmatrix` and `stmatrix`. PTX ISA, sections 9.7.14.5.8 and 9.7.14.5.15.
+//! Tensor cores: `mma.m16n8k*`, `ldmatrix` and `stmatrix`. PTX ISA, "Warp-level Matrix Instructions".
 
 use super::builder::Builder;
 use super::instruction::Action;

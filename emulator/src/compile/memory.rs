@@ -1,4 +1,4 @@
-//! Loads and stores. PTX ISA, sections 9.7.9.8 to 9.7.9.11.
+//! Loads and stores. PTX ISA, "Data Movement and Conversion Instructions: ld, st".
 
 use super::builder::Builder;
 use super::instruction::Action;

@@ -1,4 +1,4 @@
-//! Moves, and conversions of addresses. PTX ISA, sections 9.7.9.5 and 9.7.9.21.
+//! Moves, and conversions of addresses. PTX ISA, "Data Movement and Conversion Instructions: mov, cvta".
 
 use super::builder::Builder;
 use super::instruction::Action;

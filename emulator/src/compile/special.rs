@@ -1,4 +1,4 @@
-//! Special registers: what a thread is. PTX ISA, section 10.
+//! Special registers: what a thread is. PTX ISA, "Special Registers".
 
 /// A special register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

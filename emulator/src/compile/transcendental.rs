@@ -1,4 +1,4 @@
-//! Roots, exponentials and other functions. PTX ISA, sections 9.7.3 and 9.7.4.
+//! Roots, exponentials and other functions. PTX ISA, "Floating Point Instructions" and "Half Precision Floating Point Instructions".
 //!
 //! `.approx` may be off by some units in the last place on a GPU, differently on each. Here results are rounded from f64.
 

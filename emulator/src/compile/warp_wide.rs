@@ -1,4 +1,5 @@
-//! Exchanges between the lanes of a warp. PTX ISA, section 9.7.9.6 (`shfl`) and 9.7.13 (`vote`, `redux`, `elect`).
+//! Exchanges between the lanes of a warp. PTX ISA, "Data Movement and Conversion Instructions: shfl.sync" and
+//! "Parallel Synchronization and Communication Instructions: vote.sync, redux.sync, elect.sync".
 
 use super::builder::Builder;
 use super::instruction::Action;

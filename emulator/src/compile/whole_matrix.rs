@@ -1,4 +1,4 @@
-//! `wmma`: tensor cores with fragments whose layout the machine chooses. PTX ISA, section 9.7.14.4.
+//! `wmma`: tensor cores with fragments whose layout the machine chooses. PTX ISA, "Warp-level Matrix Instructions: wmma".
 //!
 //! Here the elements of a matrix are in the lanes one after the other, row by row: the first lane has the first ones.
 

@@ -1,10 +1,10 @@
-//! Variables and parameters. PTX ISA, section 5.4.
+//! Variables and parameters. PTX ISA, "Variables".
 
 use super::lexer::Token;
 use super::tokens::Tokens;
 use super::types::Type;
 
-/// Where a variable is stored. PTX ISA, section 5.1.
+/// Where a variable is stored. PTX ISA, "State Spaces".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Space {
     /// Memory of the device.

@@ -1,4 +1,4 @@
-//! PTX text to tokens. PTX ISA, section 4.
+//! PTX text to tokens. PTX ISA, "Syntax".
 
 /// A part of the text.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -68,7 +68,7 @@ impl Opcode {
     }
 }
 
-/// An operand. PTX ISA, section 6.
+/// An operand. PTX ISA, "Instruction Operands".
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operand {
     /// A register, a special register, a variable or a label.

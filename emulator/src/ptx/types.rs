@@ -1,4 +1,4 @@
-//! Types of values. PTX ISA, section 5.2.
+//! Types of values. PTX ISA, "Types".
 
 /// How the bits of an element are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -31,7 +31,16 @@ pub(crate) fn addend<E: Float, W: Size, R: Runtime>(
     let Places { first, strides } = places.unwrap_or(Places { first: 0, strides: [0; 4] });
     let [batch, head, token] = std::array::from_fn(|axis| (strides[axis] / width) as u32);
     let together = width == vector && strides[3] == 1;
-    AddendLaunch::new(tensor.map(array).into(), (first / width) as u32, batch, head, token, strides[3] as u32, together)
+    AddendLaunch::new(
+        tensor.map(array).into(),
+        (first / width) as u32,
+        batch,
+        head,
+        token,
+        strides[3] as u32,
+        together,
+        tensor.is_some(),
+    )
 }
 
 /// What is added to the scores, in vectors of `W`.
@@ -48,6 +57,10 @@ pub(crate) struct Addend<E: Float, W: Size> {
     /// Whether it is read in the same vectors as the scores.
     #[cube(comptime)]
     together: bool,
+    /// Whether there is one. A kernel has several addends; see [`presence`](super::tensors::presence).
+    #[cube(comptime)]
+    #[allow(dead_code, reason = "it is part of the key of the kernel")]
+    present: bool,
 }
 
 #[cube]

@@ -6,7 +6,7 @@ use cubecl::std::tensor::TensorHandle;
 use super::contract::{Checked, Contract, f32_type, same_type, whole_numbers};
 use super::machine::Unsupported;
 use super::masks::{MasksLaunch, PairStridesLaunch, RowStridesLaunch, RuleFlags};
-use super::tensors::{array, broadcast_strides};
+use super::tensors::{array, broadcast_strides, presence};
 
 /// What a layer hides by itself.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -175,6 +175,8 @@ impl<R: Runtime> CheckedMasks<'_, R> {
     /// The argument of a kernel.
     pub fn launch<M: Int, E: Float>(&self) -> MasksLaunch<M, E, R> {
         let Rules { causal, window, softcap, start, end } = self.rules;
+        let tensors = [self.bounds, self.hidden_keys, self.positions, self.hidden_pairs, self.bias, self.slopes];
+        let present = presence(&tensors.map(|tensor| tensor.is_some()));
         MasksLaunch::new(
             start,
             end,
@@ -191,7 +193,7 @@ impl<R: Runtime> CheckedMasks<'_, R> {
             self.bias.map(array).into(),
             pair_strides(self.bias),
             self.slopes.map(array).into(),
-            RuleFlags { causal, window: window.is_some(), softcap: softcap.is_some() },
+            RuleFlags { causal, window: window.is_some(), softcap: softcap.is_some(), present },
         )
     }
 }

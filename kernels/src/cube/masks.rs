@@ -14,6 +14,8 @@ pub(crate) struct RuleFlags {
     pub causal: bool,
     pub window: bool,
     pub softcap: bool,
+    /// Which tensors are there; see [`presence`](super::tensors::presence).
+    pub present: u32,
 }
 
 #[derive(CubeType, CubeLaunch)]

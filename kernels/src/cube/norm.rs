@@ -7,7 +7,7 @@ use cubecl::std::tensor::TensorHandle;
 use super::contract::{Checked, Contract, same_type};
 use super::lanes::{Team, cube_sum, vector_sum};
 use super::machine::{Machine, Unsupported, countable};
-use super::tensors::{array, vector_size};
+use super::tensors::{array, presence, vector_size};
 
 /// Fewest units of a cube.
 const FEWEST_UNITS: u32 = 32;
@@ -49,6 +49,8 @@ struct Tile {
     /// Whether one go reads the row.
     held: bool,
     rms: bool,
+    /// Which tensors are there; see [`presence`].
+    present: u32,
 }
 
 /// Scalar sizes. Strides count vectors.
@@ -88,7 +90,8 @@ pub fn launch<R: Runtime>(
     let team = Team::new(machine, machine.even_units(wanted));
     let per_unit = vectors.div_ceil(team.units as usize);
     let held = per_unit <= MOST_VECTORS;
-    let tile = Tile { team, per_unit: if held { per_unit } else { VECTORS } as u32, held, rms };
+    let present = presence(&[residual.is_some(), beta.is_some()]);
+    let tile = Tile { team, per_unit: if held { per_unit } else { VECTORS } as u32, held, rms, present };
     let stride = |tensor: Option<Checked<'_, R>>| tensor.map_or(0, |tensor| (tensor.strides()[0] / vector) as u32);
     let sizes = SizesLaunch::new(
         rows as u32,

@@ -12,6 +12,12 @@ pub(crate) fn array<R: Runtime>(tensor: Checked<'_, R>) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), elements) }
 }
 
+/// Which of the optional tensors of a kernel are there, a bit for each. It is a compile-time argument of every kernel that has
+/// several: CubeCL 0.10 can keep compiled kernels on disk, and the keys there do not tell one option from another.
+pub(crate) fn presence(options: &[bool]) -> u32 {
+    options.iter().rev().fold(0, |bits, present| bits << 1 | u32::from(*present))
+}
+
 /// The widest vectors that rows of all tensors can be read in: each divides every stride, and `unit`.
 pub(crate) fn vector_size<R: Runtime>(client: &ComputeClient<R>, tensors: &[Checked<'_, R>], unit: usize) -> usize {
     let bytes = tensors.iter().map(|tensor| tensor.dtype.size()).max().unwrap_or(4);

@@ -28,6 +28,10 @@ pub(super) struct Sizes {
     pub start: u32,
     /// The end of the new slots, or with bounds the slots of the cache.
     pub end: u32,
+    /// Which tensors are there; see [`presence`](crate::cube::tensors::presence).
+    #[cube(comptime)]
+    #[allow(dead_code, reason = "it is part of the key of the kernel")]
+    pub present: u32,
 }
 
 /// Cosines and sines.

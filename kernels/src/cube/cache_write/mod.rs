@@ -14,7 +14,7 @@ use super::cached::{CacheTensor, CheckedCache};
 use super::contract::{Checked, Contract, f32_type, same_type};
 use super::machine::{Machine, Unsupported, countable};
 use super::mask_arguments::{CheckedBounds, check_bounds, row_strides};
-use super::tensors::{array, broadcast_strides, head_strides, vector_size};
+use super::tensors::{array, broadcast_strides, head_strides, presence, vector_size};
 use crate::contract::product;
 
 /// Rotary positions of the new tokens.
@@ -169,6 +169,7 @@ pub fn launch<R: Runtime>(
         row_strides(bounds.by_row),
         arguments.start,
         bounds.end,
+        presence(&[rotation.is_some(), bounds.by_row.is_some()]),
     );
     if int8 {
         let tile = Tile::new(machine, parts);

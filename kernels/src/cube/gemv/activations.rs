@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::problem::{CheckedGemv, NormKind};
 use crate::cube::contract::Checked;
 use crate::cube::lanes::{lanes_sum, vector_sum};
-use crate::cube::tensors::array;
+use crate::cube::tensors::{array, presence};
 
 /// How the units of a cube exchange values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,6 +47,10 @@ pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
     /// Vectors that a vector of the matrix is multiplied with.
     #[cube(comptime)]
     fold: u32,
+    /// Which tensors of the problem are there; see [`presence`].
+    #[cube(comptime)]
+    #[allow(dead_code, reason = "it is part of the key of the kernel")]
+    present: u32,
 }
 
 /// The activations of a problem, read in vectors of `vector` elements; a vector of the matrix is multiplied with `fold` of
@@ -69,6 +73,7 @@ pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
         problem.norm.map_or(0.0, |(_, epsilon)| epsilon),
         problem.norm.map(|(kind, _)| kind),
         fold as u32,
+        presence(&[problem.gamma, problem.beta, problem.bias, problem.normed].map(|tensor| tensor.is_some())),
     )
 }
 
