@@ -16,6 +16,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = [
@@ -49,14 +50,15 @@ def environment(cache: pathlib.Path, driver: pathlib.Path, **settings: object) -
     """The variables of a program that runs on the emulator; `settings` are those of the driver, without `EMULATOR_`."""
     home, folder = toolkit(cache), cache / "emulator"
     (folder / "ptx").mkdir(parents=True, exist_ok=True)
-    # Without a version: NVRTC looks for `libcuda.so.1` itself and expects more of it.
-    for name in ["libcuda.so", "libnvrtc.so"]:
-        link = folder / f"{name}.{os.getpid()}"
-        link.symlink_to(driver.resolve())
-        link.replace(folder / name)
-    library = folder / f"libnccl.so.{os.getpid()}"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, ROOT / "scripts/fake_nccl.c", "-lpthread"], check=True)
-    library.replace(folder / "libnccl.so")
+    # Written elsewhere and moved: other programs may be running on them. Without a version, since NVRTC looks for `libcuda.so.1`
+    # itself and expects more of it.
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        for name in ["libcuda.so", "libnvrtc.so"]:
+            (pathlib.Path(made) / name).symlink_to(driver.resolve())
+        library = pathlib.Path(made) / "libnccl.so"
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", library, ROOT / "scripts/fake_nccl.c", "-lpthread"], check=True)
+        for file in pathlib.Path(made).iterdir():
+            file.replace(folder / file.name)
     variables = {
         **os.environ,
         "CUDA_PATH": str(home),
