@@ -57,6 +57,12 @@ fn rounded_to_odd(value: f64) -> f32 {
     f32::from_bits(towards_zero.to_bits() | 1)
 }
 
+/// The number whose bytes these are, the lowest first; eight at most.
+#[inline(always)]
+pub fn little_endian(bytes: &[u8]) -> u64 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
 /// The lower bits as a signed integer.
 #[inline(always)]
 pub fn signed(value: u64, bits: u32) -> i64 {

@@ -61,24 +61,7 @@ pub fn maximum(a: f32, b: f32) -> f32 {
 
 /// PTX's `min`.
 pub fn minimum(a: f32, b: f32) -> f32 {
-    match (a.is_nan(), b.is_nan()) {
-        (true, _) => b,
-        (_, true) => a,
-        _ if a == b => {
-            if a.is_sign_negative() {
-                a
-            } else {
-                b
-            }
-        }
-        _ => {
-            if a < b {
-                a
-            } else {
-                b
-            }
-        }
-    }
+    -maximum(-a, -b)
 }
 
 /// A NaN if one of the two is one: `.NaN`.

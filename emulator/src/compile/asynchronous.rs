@@ -3,7 +3,6 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{of_lane, of_warp};
-use crate::memory::INSIDE;
 use crate::ptx::{Operand, Space};
 use crate::registers::{WARP, each};
 
@@ -46,7 +45,7 @@ fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
     b.type_()?;
     let (base, _) = b.address(0)?;
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
-        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let addresses = base.in_shared(&warp.registers);
         for lane in each(lanes) {
             if !noinc {
                 of_lane(lane, block.barriers.expect_one(&mut block.shared, addresses[lane]))?;
@@ -70,8 +69,8 @@ fn copy(b: &mut Builder<'_>) -> Result<Action, String> {
     };
     let read = if b.operands().len() > 3 { Some(b.source(3, 32)?) } else { None };
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
-        let to = warp.registers.get::<u64>(to.register).map(|address| to.address(address) & INSIDE);
-        let from = warp.registers.get::<u64>(from.register).map(|address| from.address(address));
+        let to = to.in_shared(&warp.registers);
+        let from = from.addresses(&warp.registers);
         let read = read.map_or([bytes; WARP], |read| warp.registers.get::<u64>(read));
         let mut some = 0;
         for lane in each(lanes) {

@@ -25,7 +25,7 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
     let change = change(operation, of)?;
     let size = of.bytes() as u64;
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
-        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address));
+        let addresses = base.addresses(&warp.registers);
         let values = warp.registers.get::<u64>(value);
         let replacements = replacement.map_or([0; WARP], |register| warp.registers.get::<u64>(register));
         let mut before = [0u64; WARP];

@@ -3,7 +3,6 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Block, of_lane};
-use crate::memory::INSIDE;
 use crate::ptx::Operand;
 use crate::registers::{WARP, each};
 
@@ -28,7 +27,7 @@ fn initialise(b: &mut Builder<'_>) -> Result<Action, String> {
     let (base, _) = b.address(0)?;
     let count = b.source(1, 32)?;
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
-        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let addresses = base.in_shared(&warp.registers);
         let counts = warp.registers.get::<u64>(count);
         for lane in each(lanes) {
             let Block { shared, clocks, barriers, .. } = block;
@@ -46,7 +45,7 @@ fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
     let (base, _) = b.address(at)?;
     let count = if b.operands().len() > at + 1 { Some(b.source(at + 1, 32)?) } else { None };
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
-        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let addresses = base.in_shared(&warp.registers);
         let counts = count.map_or([1; WARP], |count| warp.registers.get::<u64>(count));
         let mut states = [0u64; WARP];
         for lane in each(lanes) {
@@ -69,7 +68,7 @@ fn wait(b: &mut Builder<'_>) -> Result<Action, String> {
     let (base, _) = b.address(1)?;
     let state = b.source(2, if by_parity { 32 } else { 64 })?;
     Ok(Action::Test(Box::new(move |warp, block, lanes| {
-        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+        let addresses = base.in_shared(&warp.registers);
         let states = warp.registers.get::<u64>(state);
         let mut complete = 0;
         for lane in each(lanes) {

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use super::instruction::{Instruction, Kernel};
 use super::special::Special;
 use crate::error::LoadError;
+use crate::memory::INSIDE;
 use crate::ptx::{KernelSource, Kind, ModuleSource, Operand, Space, Statement, Type, Variable};
-use crate::registers::{Bank, Condition, Register, Sizes, WARP};
+use crate::registers::{Bank, Condition, Register, Registers, Sizes, WARP};
 
 /// An address: a register or a constant, and what is added to it.
 #[derive(Debug, Clone, Copy)]
@@ -16,11 +17,16 @@ pub struct Base {
 }
 
 impl Base {
-    /// The address, from the value of the register. A register of 32 bits wraps around at 32 bits.
+    /// The address of every lane. A register of 32 bits wraps around at 32 bits.
     #[inline(always)]
-    pub fn address(self, value: u64) -> u64 {
-        let address = value.wrapping_add(self.offset);
-        if self.register.bank == Bank::Word { address & u64::from(u32::MAX) } else { address }
+    pub fn addresses(self, registers: &Registers) -> [u64; WARP] {
+        let bits = if self.register.bank == Bank::Word { u32::MAX.into() } else { u64::MAX };
+        registers.get::<u64>(self.register).map(|value| value.wrapping_add(self.offset) & bits)
+    }
+
+    /// The addresses in shared memory, whether or not they are generic.
+    pub fn in_shared(self, registers: &Registers) -> [u64; WARP] {
+        self.addresses(registers).map(|address| address & INSIDE)
     }
 }
 

@@ -3,7 +3,6 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, of_lane};
-use crate::memory::INSIDE;
 use crate::numbers::{bf16_of, f16_of, f32_of, to_f16};
 use crate::ptx::Space;
 use crate::registers::{ALL, Lanes, Register, WARP};
@@ -160,7 +159,7 @@ fn move_matrices(b: &mut Builder<'_>) -> Result<Action, String> {
     Ok(Action::Together(
         None,
         Box::new(move |warp, block, lanes| {
-            let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address) & INSIDE);
+            let addresses = base.in_shared(&warp.registers);
             let access = |lane: usize| Access { address: addresses[lane], each: 16, count: 1 };
             let mut elements = [[0u16; 8]; WARP];
             if load {

@@ -4,7 +4,7 @@ use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, Block, of_lane};
 use crate::memory::INSIDE;
-use crate::numbers::{low, signed};
+use crate::numbers::{little_endian, low, signed};
 use crate::ptx::Space;
 use crate::registers::{Lanes, WARP, each};
 
@@ -41,7 +41,7 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
         return Err("an access of more than 16 bytes".into());
     }
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
-        let addresses = warp.registers.get::<u64>(base.register).map(|address| base.address(address));
+        let addresses = base.addresses(&warp.registers);
         let mut values = [[0u64; WARP]; 4];
         if !load {
             for (values, register) in values.iter_mut().zip(&registers) {
@@ -53,7 +53,7 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
             if load {
                 let bytes = of_lane(lane, block.load(warp, space, access, lane))?;
                 for (values, bytes) in values.iter_mut().zip(bytes.chunks_exact(size as usize)).take(elements) {
-                    let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+                    let value = little_endian(bytes);
                     values[lane] = if is_signed { signed(value, bits) as u64 } else { value };
                 }
             } else {

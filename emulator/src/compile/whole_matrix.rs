@@ -97,7 +97,7 @@ fn transfer(b: &mut Builder<'_>, load: bool) -> Result<Action, String> {
     Ok(Action::Together(
         None,
         Box::new(move |warp, block, lanes| {
-            let start = base.address(warp.registers.get::<u64>(base.register)[0]);
+            let start = base.addresses(&warp.registers)[0];
             let default = if by_rows { columns } else { rows } as u64;
             let stride = stride.map_or(default, |stride| warp.registers.get::<u32>(stride)[0].into());
             let address = |element: usize| {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Rel
 use super::Bytes;
 use super::race::{Accesses, Accessor};
 use crate::error::Misuse;
+use crate::numbers::little_endian;
 
 /// Alignment of allocations in bytes; that of CUDA is at least this.
 const ALIGN: usize = 512;
@@ -48,8 +49,13 @@ impl Allocation {
         self.start + self.bytes as u64
     }
 
-    /// Notes that bytes were written by the host or by a copy.
-    pub fn mark_written(&self, address: u64, bytes: usize) {
+    /// Whether all these bytes are in it.
+    pub fn holds(&self, address: u64, bytes: u64) -> bool {
+        self.start <= address && address.checked_add(bytes).is_some_and(|end| end <= self.end())
+    }
+
+    /// Notes that the host wrote bytes.
+    fn mark_written(&self, address: u64, bytes: usize) {
         let (first, end) = ((address - self.start) as usize, (address - self.start) as usize + bytes);
         for group in first / 16..end.div_ceil(16) {
             let (from, to) = (first.saturating_sub(group * 16), (end - group * 16).min(16));
@@ -112,7 +118,7 @@ impl Allocation {
         self.written[group].fetch_or(bits, Relaxed);
         for (element, bytes) in bytes.chunks_exact(each as usize).take(count).enumerate() {
             let at = address + element as u64 * each;
-            let value = bytes.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+            let value = little_endian(bytes);
             // SAFETY: as in `load`.
             unsafe {
                 match each {

@@ -32,40 +32,25 @@ impl Device {
         self.allocations.write().unwrap_or_else(PoisonError::into_inner).remove(&start).is_some()
     }
 
-    /// Notes that the host wrote bytes. Addresses outside of every allocation are memory of the host.
-    pub fn mark_written(&self, address: u64, bytes: usize) {
-        let allocations = self.allocations.read().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, allocation)) = allocations.range(..=address).next_back() else { return };
-        if address < allocation.end() {
-            allocation.mark_written(address, bytes.min((allocation.end() - address) as usize));
-        }
-    }
-
     /// Writes bytes from the host; whether all of them are in one allocation.
     pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
-        let allocations = self.allocations.read().unwrap_or_else(PoisonError::into_inner);
-        let found = allocations.range(..=address).next_back();
-        let inside = |allocation: &Allocation| {
-            address.checked_add(bytes.len() as u64).is_some_and(|end| end <= allocation.end())
-        };
-        let Some((_, allocation)) = found.filter(|(_, allocation)| inside(allocation)) else { return false };
-        allocation.write(address, bytes);
-        true
+        let found = self.find(address, bytes.len());
+        found.is_some_and(|allocation| {
+            allocation.write(address, bytes);
+            true
+        })
     }
 
     /// Reads bytes for the host, whether or not they were written; `None` if they are not all in one allocation.
     pub fn read(&self, address: u64, bytes: usize) -> Option<Vec<u8>> {
-        let allocations = self.allocations.read().unwrap_or_else(PoisonError::into_inner);
-        let (_, allocation) = allocations.range(..=address).next_back()?;
-        let inside = address.checked_add(bytes as u64).is_some_and(|end| end <= allocation.end());
-        inside.then(|| allocation.read(address, bytes))
+        self.find(address, bytes).map(|allocation| allocation.read(address, bytes))
     }
 
-    /// Whether all these bytes are in one allocation.
-    pub fn holds(&self, address: u64, bytes: usize) -> bool {
+    /// The allocation that holds these bytes.
+    fn find(&self, address: u64, bytes: usize) -> Option<Arc<Allocation>> {
         let allocations = self.allocations.read().unwrap_or_else(PoisonError::into_inner);
-        let found = allocations.range(..=address).next_back();
-        found.is_some_and(|(_, allocation)| address + bytes as u64 <= allocation.end())
+        let (_, below) = allocations.range(..=address).next_back()?;
+        below.holds(address, bytes as u64).then(|| below.clone())
     }
 
     /// The allocations as a launch sees them. `epoch` counts launches.
@@ -91,17 +76,14 @@ pub struct Snapshot {
 impl Snapshot {
     /// The allocation that holds these bytes. `last` is where the one before was found.
     pub fn find(&self, address: u64, bytes: u64, last: &mut usize) -> Result<&Allocation, Misuse> {
-        let inside = |allocation: &Allocation| {
-            allocation.start() <= address && address.checked_add(bytes).is_some_and(|end| end <= allocation.end())
-        };
         if let Some(allocation) = self.allocations.get(*last)
-            && inside(allocation)
+            && allocation.holds(address, bytes)
         {
             return Ok(allocation);
         }
         let before = self.allocations.partition_point(|allocation| allocation.start() <= address);
         match before.checked_sub(1).map(|index| (index, &self.allocations[index])) {
-            Some((index, allocation)) if inside(allocation) => {
+            Some((index, allocation)) if allocation.holds(address, bytes) => {
                 *last = index;
                 Ok(allocation)
             }

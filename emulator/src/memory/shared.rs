@@ -5,6 +5,7 @@
 
 use super::Bytes;
 use crate::error::Misuse;
+use crate::numbers::little_endian;
 
 /// What a warp knows of the progress of every warp.
 pub type Clock = Vec<u32>;
@@ -192,7 +193,7 @@ impl Shared {
             return Err(Misuse::Uninitialised { what: format!("byte {at} of shared memory") });
         }
         let element = &mut self.bytes[at..at + bytes as usize];
-        let before = element.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte));
+        let before = little_endian(element);
         element.copy_from_slice(&change(before).to_le_bytes()[..bytes as usize]);
         let write = Write { block: self.block, warp: warp as u16, time: warps.knows(warp, warp) };
         self.writes[at..at + bytes as usize].fill(write);
@@ -205,7 +206,7 @@ impl Shared {
         if self.writes[at..at + 8].iter().any(|write| write.block != self.block) {
             return Err(Misuse::Uninitialised { what: format!("the mbarrier at {address:#x} of shared memory") });
         }
-        Ok(self.bytes[at..at + 8].iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+        Ok(little_endian(&self.bytes[at..at + 8]))
     }
 
     /// Changes an mbarrier.
