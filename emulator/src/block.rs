@@ -9,6 +9,7 @@ use crate::memory::{
 };
 use crate::ptx::Space;
 use crate::shape::Launch;
+use crate::traffic::Traffic;
 use crate::warp::Warp;
 
 /// What a block shares, and what it counts.
@@ -20,6 +21,10 @@ pub struct Block<'l> {
     pub flights: Flights,
     /// What was counted, for each instruction.
     pub counts: Vec<Count>,
+    /// The sectors that were touched, if the launch asks for them.
+    pub traffic: Option<Traffic>,
+    /// The slice of the grid that it belongs to.
+    pub slice: u64,
     parameters: &'l [u8],
     global: &'l Snapshot,
     lenient: bool,
@@ -94,6 +99,8 @@ impl<'l> Block<'l> {
             barriers: Barriers::default(),
             flights: Flights::new(warps),
             counts: vec![Count::default(); instructions],
+            traffic: launch.sample.map(|_| Traffic::default()),
+            slice: 0,
             parameters,
             global,
             number: 0,
@@ -102,8 +109,9 @@ impl<'l> Block<'l> {
     }
 
     /// Begins with a block.
-    pub fn begin(&mut self, number: u32) {
+    pub fn begin(&mut self, number: u32, slice: u64) {
         self.number = number;
+        self.slice = slice;
         self.clocks.join_all();
         self.shared.next_block();
         self.barriers.clear();

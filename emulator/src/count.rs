@@ -15,6 +15,8 @@ pub struct Count {
     pub bytes: u64,
     /// Sectors of 32 bytes of global memory that were moved.
     pub sectors: u64,
+    /// The sectors that as many bytes fill, if every lane with its own address has its own bytes.
+    pub ideal_sectors: u64,
     /// Passes through shared memory, each of which serves every bank once.
     pub passes: u64,
     /// The passes that as many bytes need without conflicts.
@@ -27,6 +29,7 @@ impl AddAssign for Count {
         self.lanes += other.lanes;
         self.bytes += other.bytes;
         self.sectors += other.sectors;
+        self.ideal_sectors += other.ideal_sectors;
         self.passes += other.passes;
         self.ideal_passes += other.ideal_passes;
     }
@@ -37,21 +40,48 @@ const SECTOR: u64 = 32;
 /// Banks of shared memory, each of which gives 4 bytes in a pass.
 const BANKS: u64 = 32;
 
-impl Count {
-    /// Counts an access to global memory: the sectors that the lanes touch together. An aligned access of at most 16 bytes is in
-    /// one sector.
-    pub fn global(&mut self, addresses: &[u64; WARP], lanes: Lanes, bytes: u64) {
-        let (mut sectors, mut count) = ([0; WARP], 0);
+/// Different numbers among those of some lanes, in the order of the lanes.
+#[derive(Debug)]
+pub struct Different {
+    numbers: [u64; WARP],
+    count: usize,
+}
+
+impl Different {
+    /// Those that `what` makes of each lane's number.
+    pub fn of(numbers: &[u64; WARP], lanes: Lanes, what: impl Fn(u64) -> u64) -> Self {
+        let mut found = Self { numbers: [0; WARP], count: 0 };
         for lane in each(lanes) {
-            let sector = addresses[lane] / SECTOR;
-            // Lanes mostly follow each other, so the last sectors are the likely ones.
-            if !sectors[..count].iter().rev().any(|other| *other == sector) {
-                sectors[count] = sector;
-                count += 1;
+            let number = what(numbers[lane]);
+            // Lanes mostly follow each other, so the last numbers are the likely ones.
+            if !found.all().iter().rev().any(|other| *other == number) {
+                found.numbers[found.count] = number;
+                found.count += 1;
             }
         }
+        found
+    }
+
+    /// The sectors that an aligned access of at most 16 bytes touches: one for each lane.
+    pub fn sectors(addresses: &[u64; WARP], lanes: Lanes) -> Self {
+        Self::of(addresses, lanes, |address| address / SECTOR)
+    }
+
+    /// Each of them once.
+    pub fn all(&self) -> &[u64] {
+        &self.numbers[..self.count]
+    }
+}
+
+impl Count {
+    /// Counts an access to global memory that touched these sectors.
+    pub fn global(&mut self, addresses: &[u64; WARP], lanes: Lanes, bytes: u64, sectors: &[u64]) {
         self.bytes += bytes * u64::from(lanes.count_ones());
-        self.sectors += count as u64;
+        self.sectors += sectors.len() as u64;
+        // As many as sectors, if lanes have an address each and fill them.
+        let full = sectors.len() as u64 * SECTOR == bytes * u64::from(lanes.count_ones());
+        let asked = if full { lanes.count_ones() as usize } else { Different::of(addresses, lanes, |at| at).count };
+        self.ideal_sectors += (asked as u64 * bytes).div_ceil(SECTOR);
     }
 
     /// Counts an access to shared memory. Lanes are served in groups of 128 bytes: all of them, halves or quarters. A pass serves
@@ -88,13 +118,15 @@ mod tests {
 
     #[test]
     fn sectors_are_counted_once_for_a_warp() {
-        let mut count = Count::default();
-        count.global(&std::array::from_fn(|lane| 4 * lane as u64), ALL, 4);
-        assert_eq!((count.bytes, count.sectors), (128, 4));
-        count.global(&std::array::from_fn(|lane| 256 * lane as u64), ALL, 4);
-        assert_eq!(count.sectors, 4 + 32);
-        count.global(&[64; WARP], 0b101, 16);
-        assert_eq!(count.sectors, 4 + 32 + 1);
+        let count = |stride: u64, lanes: Lanes, bytes: u64| {
+            let (mut count, addresses) = (Count::default(), std::array::from_fn(|lane| stride * lane as u64));
+            count.global(&addresses, lanes, bytes, Different::sectors(&addresses, lanes).all());
+            (count.bytes, count.sectors, count.ideal_sectors)
+        };
+        assert_eq!(count(4, ALL, 4), (128, 4, 4));
+        assert_eq!(count(256, ALL, 4), (128, 32, 4));
+        assert_eq!(count(8, ALL, 4), (128, 8, 4), "every other word");
+        assert_eq!(count(0, 0b101, 16), (32, 1, 1), "one address");
     }
 
     #[test]

@@ -10,10 +10,12 @@ use crate::error::Fault;
 use crate::memory::{Shared, Snapshot};
 use crate::registers::{ALL, Register, Registers, Value, WARP};
 use crate::run::run_block;
+use crate::sample::Sample;
 use crate::shape::Launch;
+use crate::traffic::{Distinct, Traffic};
 use crate::warp::Warp;
 
-/// Runs a kernel; what each of its instructions did.
+/// Runs a kernel; what it did.
 ///
 /// # Errors
 /// The fault of the first block, in the order of the grid, that has one.
@@ -23,18 +25,20 @@ pub fn launch(
     arguments: &[u8],
     global: &Snapshot,
     threads: usize,
-) -> Result<Vec<Count>, Box<Fault>> {
+) -> Result<Counts, Box<Fault>> {
+    let sample = Sample::new(launch);
     let next = AtomicU64::new(0);
     let first_fault: Mutex<Option<(u64, Box<Fault>)>> = Mutex::new(None);
-    let blocks = launch.blocks();
+    let blocks = sample.count();
     let work = || {
         let mut machine = Machine::new(kernel, launch, arguments, global);
         loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= blocks {
-                return machine.block.counts;
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= blocks {
+                return (machine.block.counts, machine.block.traffic);
             }
-            if let Err(fault) = machine.run(number) {
+            let (number, slice) = sample.block(at);
+            if let Err(fault) = machine.run(number, slice) {
                 let mut first = first_fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if first.as_ref().is_none_or(|(other, _)| number < *other) {
                     *first = Some((number, fault));
@@ -46,7 +50,11 @@ pub fn launch(
     };
     let threads = threads.clamp(1, blocks.min(64) as usize);
     let mut counts = vec![Count::default(); kernel.instructions.len()];
-    let mut add = |more: Vec<Count>| counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+    let mut traffic = Traffic::default();
+    let mut add = |(more, touched): (Vec<Count>, Option<Traffic>)| {
+        counts.iter_mut().zip(more).for_each(|(count, more)| *count += more);
+        traffic.merge(touched.unwrap_or_default());
+    };
     if threads == 1 {
         add(work());
     } else {
@@ -62,8 +70,22 @@ pub fn launch(
     }
     match first_fault.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         Some((_, fault)) => Err(fault),
-        None => Ok(counts),
+        None => {
+            let distinct = (launch.sample.is_some() && sample.has_whole_slices()).then(|| traffic.distinct());
+            Ok(Counts { instructions: counts, blocks, distinct })
+        }
     }
+}
+
+/// What a launch did.
+#[derive(Debug)]
+pub struct Counts {
+    /// What each instruction did.
+    pub instructions: Vec<Count>,
+    /// Blocks that ran.
+    pub blocks: u64,
+    /// Sectors of global memory that were read and that were written, for a launch with a sample of whole slices.
+    pub distinct: Option<[Distinct; 2]>,
 }
 
 /// What runs one block after the other.
@@ -83,10 +105,10 @@ impl<'l> Machine<'l> {
         Self { kernel, launch, warps: (0..warps).map(warp).collect(), block }
     }
 
-    fn run(&mut self, number: u64) -> Result<(), Box<Fault>> {
+    fn run(&mut self, number: u64, slice: u64) -> Result<(), Box<Fault>> {
         let Self { kernel, launch, warps, block } = self;
         let position = launch.position(number);
-        block.begin(number as u32);
+        block.begin(number as u32, slice);
         for warp in warps.iter_mut() {
             let threads = (launch.threads() as usize - warp.index * WARP).min(WARP);
             warp.begin(if threads == WARP { ALL } else { (1 << threads) - 1 });

@@ -39,11 +39,14 @@ mod numbers;
 mod ptx;
 mod registers;
 mod run;
+mod sample;
 mod shape;
+mod traffic;
 mod warp;
 
 pub use compile::Kernel;
-pub use launch::launch;
+pub use launch::{Counts, launch};
 pub use memory::{Device, Snapshot};
 pub use module::Module;
 pub use shape::Launch;
+pub use traffic::Distinct;

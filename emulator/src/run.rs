@@ -4,7 +4,7 @@ use crate::block::{Block, Trap, of_warp};
 use crate::compile::{Action, Instruction, Kernel};
 use crate::error::Misuse;
 use crate::registers::{ALL, Bank, Lanes, Register};
-use crate::warp::{Group, Warp};
+use crate::warp::{Group, Tested, Warp};
 
 /// Rounds in which every warp tests in vain and nothing lands, before that is a deadlock. A warp may count its tests and go on.
 const MOST_VAIN_ROUNDS: usize = 10_000;
@@ -210,13 +210,22 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
             }
             Action::Test(execute) => {
                 check_reads(warp, lanes, instruction)?;
-                warp.waits = false;
                 execute(warp, block, lanes)?;
                 mark_writes(warp, lanes, instruction);
-                at += 1;
-                if warp.waits {
-                    warp.groups[index].at = at;
-                    return Ok(Some(Stop::Waits));
+                match warp.tested {
+                    Tested::Complete => at += 1,
+                    Tested::Pending(_) => {
+                        warp.groups[index].at = at + 1;
+                        return Ok(Some(Stop::Waits));
+                    }
+                    Tested::Sleeps => {
+                        // It is executed again, and counts once.
+                        let count = &mut block.counts[at];
+                        count.warps -= 1;
+                        count.lanes -= u64::from(lanes.count_ones());
+                        warp.groups[index].at = at;
+                        return Ok(Some(Stop::Waits));
+                    }
                 }
             }
             Action::Compute(compute) => {

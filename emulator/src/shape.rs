@@ -16,6 +16,8 @@ pub struct Launch {
     pub seed: u64,
     /// Whether the kernel may read global memory that nothing has written, and its blocks may race with each other there.
     pub lenient: bool,
+    /// Runs about as many blocks, spread over the grid, and counts sectors that blocks share; runs all if `None`.
+    pub sample: Option<u64>,
 }
 
 /// Most threads of a block.

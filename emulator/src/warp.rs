@@ -15,6 +15,16 @@ pub struct Group {
     pub waits: bool,
 }
 
+/// What a test of an mbarrier found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tested {
+    Complete,
+    /// The phase is not complete, and the test says so. The instruction is this one.
+    Pending(usize),
+    /// The phase is not complete, and the warp sleeps until it is.
+    Sleeps,
+}
+
 /// A warp.
 #[derive(Debug)]
 pub struct Warp {
@@ -27,8 +37,8 @@ pub struct Warp {
     pub groups: Vec<Group>,
     /// The barrier at which all of its lanes wait.
     pub barrier: Option<u32>,
-    /// Whether the last test found that it must wait.
-    pub waits: bool,
+    /// What the last test found.
+    pub tested: Tested,
     /// The instruction that was executed last.
     pub at: usize,
     local: Local,
@@ -38,7 +48,7 @@ impl Warp {
     /// A warp whose threads have `local` bytes of memory each.
     pub fn new(index: usize, registers: Registers, local: usize) -> Self {
         let local = Local { bytes: vec![0xff; local * WARP], written: vec![false; local * WARP], each: local };
-        Self { index, registers, alive: 0, groups: Vec::new(), barrier: None, waits: false, at: 0, local }
+        Self { index, registers, alive: 0, groups: Vec::new(), barrier: None, tested: Tested::Complete, at: 0, local }
     }
 
     /// Begins a kernel with these lanes.
@@ -47,6 +57,7 @@ impl Warp {
         self.groups.clear();
         self.groups.push(Group { at: 0, lanes, waits: false });
         self.barrier = None;
+        self.tested = Tested::Complete;
         self.local.written.fill(false);
     }
 

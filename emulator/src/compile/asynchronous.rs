@@ -2,6 +2,7 @@
 
 use super::builder::Builder;
 use super::instruction::Action;
+use super::memory::{Transfer, tally};
 use crate::block::{of_lane, of_warp};
 use crate::ptx::{Operand, Space};
 use crate::registers::{WARP, each};
@@ -77,7 +78,8 @@ fn copy(b: &mut Builder<'_>) -> Result<Action, String> {
             of_lane(lane, block.begin_copy(warp, lane, [from[lane], to[lane]], bytes, read[lane]))?;
             some |= u32::from(read[lane] > 0) << lane;
         }
-        super::memory::tally(block, warp.at, Space::Global, &from, some, bytes);
+        tally(block, warp.at, Space::Global, &from, some, Transfer { bytes, writes: false });
+        tally(block, warp.at, Space::Shared, &to, lanes, Transfer { bytes, writes: true });
         Ok(())
     })))
 }

@@ -2,6 +2,7 @@
 
 use super::builder::Builder;
 use super::instruction::Action;
+use super::memory::{Transfer, tally};
 use crate::block::{Access, of_lane};
 use crate::numbers::{bf16_of, f16_of, f32_of, low, signed, to_bf16, to_f16};
 use crate::ptx::{Kind, Space, Type};
@@ -37,7 +38,7 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
         if let Some(to) = to {
             warp.registers.set(to, &before, lanes);
         }
-        super::memory::tally(block, warp.at, space, &addresses, lanes, size);
+        tally(block, warp.at, space, &addresses, lanes, Transfer { bytes: size, writes: true });
         Ok(())
     })))
 }

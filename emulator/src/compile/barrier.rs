@@ -5,6 +5,7 @@ use super::instruction::Action;
 use crate::block::{Block, of_lane};
 use crate::ptx::Operand;
 use crate::registers::{WARP, each};
+use crate::warp::Tested;
 
 pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
     for hint in ["relaxed", "acquire", "release", "cta", "b64"] {
@@ -19,7 +20,8 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
             Ok(Action::Compute(Box::new(|_, _| {})))
         }
         "arrive" => arrive(b),
-        _ => wait(b),
+        "try_wait" => wait(b, true),
+        _ => wait(b, false),
     }
 }
 
@@ -61,7 +63,10 @@ fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
 }
 
 /// `try_wait` and `test_wait`: whether the phase of a state, or of a parity, is complete.
-fn wait(b: &mut Builder<'_>) -> Result<Action, String> {
+///
+/// `try_wait` may put the thread to sleep until then, or return before. Here it returns once, so that a kernel that does not try again
+/// is noticed, and then sleeps. While instructions are counted it sleeps at once, as a device does.
+fn wait(b: &mut Builder<'_>, sleeps: bool) -> Result<Action, String> {
     let by_parity = b.flag("parity");
     let operands = b.operands();
     let to = b.predicate(&operands[0])?;
@@ -78,7 +83,13 @@ fn wait(b: &mut Builder<'_>) -> Result<Action, String> {
             complete |= u32::from(done) << lane;
         }
         warp.registers.set_predicate(to, complete, lanes);
-        warp.waits = complete != lanes;
+        warp.tested = match warp.tested {
+            _ if complete == lanes => Tested::Complete,
+            Tested::Complete | Tested::Pending(_) if !sleeps => Tested::Pending(warp.at),
+            Tested::Complete if block.traffic.is_none() => Tested::Pending(warp.at),
+            Tested::Pending(at) if at != warp.at => Tested::Pending(warp.at),
+            _ => Tested::Sleeps,
+        };
         Ok(())
     })))
 }

@@ -3,6 +3,7 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, Block, of_lane};
+use crate::count::Different;
 use crate::memory::INSIDE;
 use crate::numbers::{little_endian, low, signed};
 use crate::ptx::Space;
@@ -69,9 +70,16 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
                 warp.registers.set(*register, values, lanes);
             }
         }
-        tally(block, warp.at, space, &addresses, lanes, total);
+        tally(block, warp.at, space, &addresses, lanes, Transfer { bytes: total, writes: !load });
         Ok(())
     })))
+}
+
+/// What each lane of an access moves.
+#[derive(Debug, Clone, Copy)]
+pub struct Transfer {
+    pub bytes: u64,
+    pub writes: bool,
 }
 
 /// Counts an access of a warp to global or shared memory.
@@ -81,12 +89,18 @@ pub fn tally(
     space: Space,
     addresses: &[u64; WARP],
     lanes: Lanes,
-    bytes: u64,
+    Transfer { bytes, writes }: Transfer,
 ) {
     let Some(first) = each(lanes).next() else { return };
     let (space, _) = Access { address: addresses[first], each: bytes, count: 1 }.resolve(space);
     match space {
-        Space::Global => block.counts[instruction].global(addresses, lanes, bytes),
+        Space::Global => {
+            let sectors = Different::sectors(addresses, lanes);
+            block.counts[instruction].global(addresses, lanes, bytes, sectors.all());
+            if let Some(traffic) = &mut block.traffic {
+                traffic.touch(sectors.all(), writes, block.slice);
+            }
+        }
         Space::Shared => block.counts[instruction].shared(&addresses.map(|address| address & INSIDE), lanes, bytes),
         _ => {}
     }

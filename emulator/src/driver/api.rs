@@ -117,6 +117,7 @@ entry_points! {
             dynamic_shared: shared as usize,
             seed: Settings::get().seed,
             lenient: Settings::get().is_lenient(&kernel.name),
+            sample: Settings::get().sample,
         };
         Driver::get().launch(kernel, &launch, &arguments)
     }

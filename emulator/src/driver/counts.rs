@@ -7,13 +7,14 @@ use super::log::append;
 use super::settings::Settings;
 use crate::compile::Kernel;
 use crate::count::Count;
+use crate::launch::Counts;
 use crate::shape::Launch;
 
-/// Appends the counts of a launch to the file that asks for them. `counts` has one for each instruction.
-pub fn write(kernel: &Kernel, launch: &Launch, counts: &[Count]) {
+/// Appends the counts of a launch to the file that asks for them: sums over the blocks that ran.
+pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
     let Some(path) = &Settings::get().counts else { return };
     let (mut total, mut global_bytes, mut by_opcode) = (Count::default(), 0, BTreeMap::<&str, u64>::new());
-    for (instruction, count) in kernel.instructions.iter().zip(counts) {
+    for (instruction, count) in kernel.instructions.iter().zip(&counts.instructions) {
         total += *count;
         if count.sectors > 0 {
             global_bytes += count.bytes;
@@ -28,17 +29,26 @@ pub fn write(kernel: &Kernel, launch: &Launch, counts: &[Count]) {
         // Writing to a string cannot fail.
         let _ = write!(opcodes, "{separator}\"{opcode}\":{warps}");
     }
+    let distinct = counts.distinct.map_or(String::new(), |[read, written]| {
+        format!(
+            "\"distinct\":{{\"read\":[{},{}],\"written\":[{},{}]}},",
+            read.private, read.shared, written.private, written.shared
+        )
+    });
     let Launch { grid, block, .. } = launch;
     append(
         path,
         format_args!(
-            "{{\"kernel\":\"{}\",\"grid\":{grid:?},\"block\":{block:?},\"shared\":{},\"instructions\":{},\"lanes\":{},\
-             \"global_bytes\":{global_bytes},\"sectors\":{},\"passes\":{},\"ideal_passes\":{},\"opcodes\":{{{opcodes}}}}}",
+            "{{\"kernel\":\"{}\",\"grid\":{grid:?},\"block\":{block:?},\"blocks\":{},\"shared\":{},\"instructions\":{},\
+             \"lanes\":{},\"global_bytes\":{global_bytes},\"sectors\":{},\"ideal_sectors\":{},{distinct}\"passes\":{},\
+             \"ideal_passes\":{},\"opcodes\":{{{opcodes}}}}}",
             kernel.name,
+            counts.blocks,
             kernel.shared_bytes + launch.dynamic_shared,
             total.warps,
             total.lanes,
             total.sectors,
+            total.ideal_sectors,
             total.passes,
             total.ideal_passes,
         ),

@@ -13,6 +13,7 @@
 //! | `EMULATOR_STRICT` | kernels, by the start of their names, that may neither read global memory that nothing has written nor race there | all |
 //! | `EMULATOR_LOG` | file to which a line is appended for each load and launch | none |
 //! | `EMULATOR_COUNTS` | file to which a line of JSON is appended for each launch: what it counted | none |
+//! | `EMULATOR_SAMPLE` | runs about so many blocks of a launch, spread over its grid, for counts; results are incomplete | all |
 //! | `EMULATOR_DUMP` | folder that receives the PTX of every module | none |
 //! | `EMULATOR_NVRTC`, `EMULATOR_NVRTC_CACHE` | see [`nvrtc`] | none |
 

@@ -16,6 +16,8 @@ pub struct Settings {
     strict: Option<Vec<String>>,
     pub log: Option<PathBuf>,
     pub counts: Option<PathBuf>,
+    /// Blocks of a launch that run.
+    pub sample: Option<u64>,
     pub dump: Option<PathBuf>,
 }
 
@@ -48,6 +50,7 @@ impl Settings {
                 strict: std::env::var("EMULATOR_STRICT").ok().map(|list| list.split(',').map(str::to_string).collect()),
                 log: path("EMULATOR_LOG"),
                 counts: path("EMULATOR_COUNTS"),
+                sample: Some(number("EMULATOR_SAMPLE", 0)).filter(|blocks| *blocks > 0),
                 dump: path("EMULATOR_DUMP"),
             }
         })

@@ -54,6 +54,7 @@ impl Run {
             dynamic_shared: self.dynamic_shared,
             seed: self.seed,
             lenient: false,
+            sample: None,
         };
         launch(module.kernel("k").unwrap(), &shape, &arguments, &device.snapshot(0), self.threads)?;
         Ok(starts.iter().zip(sizes).map(|(start, size)| device.read(*start, size).unwrap()).collect())

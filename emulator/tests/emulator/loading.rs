@@ -77,7 +77,7 @@ fn parameters_are_records_too() {
     arguments[..8].copy_from_slice(&out.to_le_bytes());
     arguments[20] = 40;
     arguments[24] = 2;
-    let shape = cuda::Launch { grid: [1; 3], block: [1; 3], dynamic_shared: 0, seed: 0, lenient: false };
+    let shape = cuda::Launch { grid: [1; 3], block: [1; 3], dynamic_shared: 0, seed: 0, lenient: false, sample: None };
     cuda::launch(kernel, &shape, &arguments, &device.snapshot(0), 1).unwrap();
     assert_eq!(words(&device.read(out, 4).unwrap()), [42]);
 }

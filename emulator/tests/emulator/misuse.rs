@@ -138,7 +138,8 @@ fn a_fault_says_where_it_happened() {
 
 #[test]
 fn a_launch_that_no_device_accepts_is_refused() {
-    let shape = |grid, block| cuda::Launch { grid, block, dynamic_shared: 0, seed: 0, lenient: false }.check();
+    let shape =
+        |grid, block| cuda::Launch { grid, block, dynamic_shared: 0, seed: 0, lenient: false, sample: None }.check();
     assert!(shape([1, 1, 1], [32, 32, 1]).is_ok());
     assert!(shape([1, 1, 1], [32, 33, 1]).unwrap_err().contains("1056 threads"));
     assert!(shape([1, 0, 1], [32, 1, 1]).unwrap_err().contains("is empty"));

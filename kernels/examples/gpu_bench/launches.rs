@@ -3,16 +3,17 @@
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
+use burn_deepspeed_kernels::cube::pad_transform::PadTransform;
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
-    Attention, CacheTensor, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm, prefill,
-    softmax,
+    Attention, CacheTensor, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm,
+    pad_transform, prefill, softmax,
 };
 use cubecl::cuda::CudaRuntime;
 use cubecl::prelude::*;
 use half::{bf16, f16};
 
-use crate::tensors::{copy, fill};
+use crate::tensors::{copy, fill, upload};
 use crate::workloads::{Addend, HALF, Problem, Weights, Workload};
 
 type Tensor = TensorHandle<CudaRuntime>;
@@ -34,33 +35,46 @@ fn tensor_cores(client: &Client, machine: &Machine, problem: Attention<'_, CudaR
     mma::launch(client, machine, problem, engine)
 }
 
+/// What the launches are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Times on a device.
+    Timing,
+    /// Showing that everything runs: small tensors.
+    Trial,
+    /// Counts: each is launched once, on a device that is slower than the host.
+    Counting,
+}
+
 /// Makes tensors of noise, and the launches that own them.
 pub struct Tensors {
     client: Client,
     machine: Machine,
     elements: StorageType,
-    quick: bool,
+    purpose: Use,
 }
 
 impl Tensors {
-    pub fn new(client: &Client, machine: Machine, dtype: &str, quick: bool) -> Result<Self, String> {
+    pub fn new(client: &Client, machine: Machine, dtype: &str, purpose: Use) -> Result<Self, String> {
         let elements = match dtype {
             "bf16" => bf16::as_type_native_unchecked(),
             "f16" => f16::as_type_native_unchecked(),
             other => return Err(format!("no element type {other}: bf16 or f16")),
         };
-        Ok(Self { client: client.clone(), machine, elements: elements.storage_type(), quick })
+        Ok(Self { client: client.clone(), machine, elements: elements.storage_type(), purpose })
     }
 
     /// Launches on separate tensors, enough of them that none finds its data in the L2 cache.
     pub fn prepare(&self, workload: &Workload) -> Vec<Launch> {
+        let trial = self.purpose == Use::Trial;
         let sets = match (workload.problem, workload.bytes()) {
             (Problem::Empty | Problem::Prefill { .. }, _) => 1,
-            _ if self.quick => 2,
+            _ if self.purpose == Use::Counting => 1,
+            _ if trial => 2,
             // One more, since softmax counts its scores twice.
             (_, bytes) => (1 + COLD_BYTES.div_ceil(bytes)).min(256),
         };
-        let problem = if self.quick { workload.problem.small() } else { workload.problem };
+        let problem = if trial { workload.problem.small() } else { workload.problem };
         (0..sets).map(|_| self.launch(problem)).collect()
     }
 
@@ -75,6 +89,9 @@ impl Tensors {
     /// A tensor as the runtime lays it out, its rows pitched.
     fn noise_of(&self, shape: &[usize], elements: StorageType) -> Tensor {
         let tensor = Tensor::empty(&self.client, shape.to_vec(), elements);
+        if self.purpose == Use::Counting {
+            return upload(&self.client, tensor);
+        }
         fill(&self.client, &tensor);
         tensor
     }
@@ -180,6 +197,10 @@ impl Tensors {
                     };
                     cache_write::launch(&client, &machine, arguments)
                 })
+            }
+            Problem::Pad { batch, heads, tokens, head, size } => {
+                let (from, to) = (self.noise(&[batch, heads, tokens, head]), self.noise(&[batch, heads, tokens, size]));
+                Box::new(move |_| pad_transform::launch(&client, &machine, PadTransform { heads: &from, padded: &to }))
             }
             Problem::Norm { rows, features, rms } => {
                 let [input, output] = [(); 2].map(|()| self.noise(&[rows, features]));

@@ -4,10 +4,12 @@
 //! gpu_bench                      every workload, a line of JSON each
 //! gpu_bench --only decode        those whose name contains a word
 //! gpu_bench --list               what there is, with bytes, operations and exponentials of each
+//! gpu_bench --once               launches each engine of each workload once and announces it on standard error
 //! gpu_bench --serve              reads `<workload> <engine> <f16|bf16> <cold|warm>` and answers with one measurement
 //! ```
 //!
-//! `scripts/gpu_peers.py` uses the last two to alternate with other programs on the same device.
+//! `scripts/gpu_peers.py` uses `--list` and `--serve` to alternate with other programs on the same device, `scripts/counts.py`
+//! `--once` with a driver that counts.
 
 mod launches;
 mod tensors;
@@ -23,7 +25,7 @@ use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::prelude::*;
 use serde_json::{Value, json};
 
-use launches::{Launch, Tensors};
+use launches::{Launch, Tensors, Use};
 use timing::{Clock, Reading};
 use workloads::{ELEMENTS, WORKLOADS, Workload};
 
@@ -45,6 +47,9 @@ struct Arguments {
     /// Small tensors and few launches: shows that everything runs.
     #[arg(long)]
     quick: bool,
+    /// Launches each engine of each workload once, measures nothing, and announces it on standard error.
+    #[arg(long, conflicts_with_all = ["list", "serve", "quick"])]
+    once: bool,
 }
 
 /// One requested measurement.
@@ -72,6 +77,15 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let client = CudaRuntime::client(&CudaDevice::default());
+    if arguments.once {
+        return match chosen.into_iter().try_for_each(|workload| launch_once(&client, workload)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("error: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let clock = match Clock::new(&client, arguments.quick) {
         Ok(clock) => clock,
         Err(error) => {
@@ -98,6 +112,22 @@ fn main() -> ExitCode {
         }
     }
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// Launches each engine once, with bf16: kernels for f16 differ in conversions alone.
+fn launch_once(client: &ComputeClient<CudaRuntime>, workload: &Workload) -> Result<(), String> {
+    let dtype = "bf16";
+    client.memory_cleanup();
+    let launches = Tensors::new(client, Machine::new(client), dtype, Use::Counting)?.prepare(workload);
+    for (number, engine) in workload.counted_engines() {
+        eprintln!("workload: {} {engine} {dtype}", workload.name);
+        match launches[0](number) {
+            Ok(()) => cubecl::future::block_on(client.sync()).map_err(|error| error.to_string())?,
+            // Some engines may decline.
+            Err(reason) => eprintln!("declined: {reason}"),
+        }
+    }
+    Ok(())
 }
 
 /// One answer for each line, flushed at once: the other side waits for it.
@@ -149,7 +179,8 @@ impl Bench {
         if self.prepared.as_ref().is_none_or(|(last, _)| *last != key) {
             self.prepared = None;
             self.client.memory_cleanup();
-            let tensors = Tensors::new(&self.client, Machine::new(&self.client), dtype, self.quick)?;
+            let purpose = if self.quick { Use::Trial } else { Use::Timing };
+            let tensors = Tensors::new(&self.client, Machine::new(&self.client), dtype, purpose)?;
             self.prepared = Some((key, tensors.prepare(workload)));
         }
         let sets = self.prepared.as_ref().map_or(&[][..], |(_, sets)| sets);

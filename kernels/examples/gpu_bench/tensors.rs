@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use burn_deepspeed_kernels::cube::TensorHandle;
 use cubecl::cuda::CudaRuntime;
+use cubecl::ir::Type;
 use cubecl::prelude::*;
+use half::{bf16, f16};
 
 /// Units of a cube.
 const UNITS: u32 = 256;
@@ -69,6 +71,31 @@ pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRunti
             tensor.dtype,
         );
     }
+}
+
+/// Elements of the noise of the host before it repeats: odd, so that rows differ.
+const PERIOD: usize = 65_537;
+
+/// A tensor like this one, of noise that the host makes: on a device that is slower than the host.
+pub fn upload(client: &ComputeClient<CudaRuntime>, tensor: TensorHandle<CudaRuntime>) -> TensorHandle<CudaRuntime> {
+    let mut state = 1u64;
+    let mut number = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    let is = |elements: Type| tensor.dtype == elements.storage_type();
+    let period: Vec<u8> = if is(bf16::as_type_native_unchecked()) {
+        (0..PERIOD).flat_map(|_| bf16::from_f32(number()).to_le_bytes()).collect()
+    } else if is(f16::as_type_native_unchecked()) {
+        (0..PERIOD).flat_map(|_| f16::from_f32(number()).to_le_bytes()).collect()
+    } else if is(f32::as_type_native_unchecked()) {
+        (0..PERIOD).flat_map(|_| number().to_le_bytes()).collect()
+    } else {
+        (0..PERIOD).map(|_| (number() * 127.0) as i8 as u8).collect()
+    };
+    let bytes: Vec<u8> = period.into_iter().cycle().take(extent(&tensor) * tensor.dtype.size()).collect();
+    let (shape, strides) = (tensor.shape().clone(), tensor.strides().clone());
+    TensorHandle::new(client.create_from_slice(&bytes), shape, strides, tensor.dtype)
 }
 
 /// Copies a tensor whose number of elements is a multiple of 8.

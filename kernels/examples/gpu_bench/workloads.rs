@@ -74,6 +74,13 @@ pub enum Problem {
         /// Whether the cache is int8.
         int8: bool,
     },
+    Pad {
+        batch: usize,
+        heads: usize,
+        tokens: usize,
+        head: usize,
+        size: usize,
+    },
     Norm {
         rows: usize,
         features: usize,
@@ -117,7 +124,7 @@ const LONG: [usize; 3] = [4, 16, 64];
 
 /// The most informative ones first.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 33] = [
+pub const WORKLOADS: [Workload; 35] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
     Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
@@ -128,6 +135,7 @@ pub const WORKLOADS: [Workload; 33] = [
     Workload { name: "prefill-1x32x128-4096-causal", problem: prompt(LLAMA, 4096, true, Addend::Nothing) },
     Workload { name: "prefill-4x16x64-8192-full", problem: prompt(LONG, 8192, false, Addend::Nothing) },
     Workload { name: "prefill-2x8x40-4096-diffusers", problem: prompt([2, 8, 40], 4096, false, Addend::Nothing) },
+    Workload { name: "prefill-1x8x64-512-causal", problem: prompt([1, 8, 64], 512, true, Addend::Nothing) },
     Workload { name: "softmax-32x2048x2048-plain", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: false, triangular: false } },
     Workload { name: "softmax-32x2048x2048-triangular", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: false, triangular: true } },
     Workload { name: "softmax-32x2048x2048-masked", problem: Problem::Softmax { heads: 32, tokens: 2048, masked: true, triangular: false } },
@@ -147,6 +155,7 @@ pub const WORKLOADS: [Workload; 33] = [
     Workload { name: "cache-write-1x4096x32x32x128-int8", problem: appending([1, 4096], 4096, true) },
     Workload { name: "cache-write-64x1x32x32x128", problem: appending([64, 1], 16, false) },
     Workload { name: "cache-write-64x1x32x32x128-int8", problem: appending([64, 1], 16, true) },
+    Workload { name: "pad-2x8x4096x40-64", problem: Problem::Pad { batch: 2, heads: 8, tokens: 4096, head: 40, size: 64 } },
     Workload { name: "prefill-1x32x128-4096-causal-alibi", problem: prompt(LLAMA, 4096, true, Addend::Slopes) },
     Workload { name: "prefill-1x32x128-4096-causal-bias", problem: prompt(LLAMA, 4096, true, Addend::Bias) },
     Workload { name: "prefill-4x16x64-8192-full-alibi", problem: prompt(LONG, 8192, false, Addend::Slopes) },
@@ -171,6 +180,12 @@ impl Workload {
         names.into_iter()
     }
 
+    /// The engines that an emulated device finishes in seconds.
+    pub fn counted_engines(&self) -> impl Iterator<Item = (usize, &'static str)> {
+        let long = matches!(self.problem, Problem::Prefill { tokens, .. } if tokens > 512);
+        self.engines().enumerate().filter(move |(_, engine)| !(long && *engine == "simt"))
+    }
+
     /// What must reach or leave memory at least, in bytes.
     pub fn bytes(&self) -> usize {
         match self.problem {
@@ -184,14 +199,16 @@ impl Workload {
                 (4 * batch * heads * tokens * head + bias / self.triangle()) * HALF
             }
             // Both halves of a triangle are written, one is read.
-            Problem::Softmax { heads, tokens, triangular, .. } => {
+            Problem::Softmax { heads, tokens, masked, triangular } => {
                 let matrix = heads * tokens * tokens * HALF;
-                if triangular { matrix + matrix / 2 } else { 2 * matrix }
+                let mask = if masked { tokens * tokens * HALF } else { 0 };
+                mask + if triangular { matrix + matrix / 2 } else { 2 * matrix }
             }
             Problem::CacheWrite { batch, tokens, heads, kv_heads, head, int8, .. } => {
                 let read = (heads + 2 * kv_heads) * head * HALF;
                 batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
             }
+            Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (head + size) * HALF,
             Problem::Norm { rows, features, .. } => 2 * rows * features * HALF,
             Problem::Gemv { rows, inputs, outputs, weights, .. } => {
                 let scales = outputs * size_of::<f32>();
@@ -259,6 +276,9 @@ impl Workload {
                     "capacity": capacity,
                 });
                 ("cache-write", sizes)
+            }
+            Problem::Pad { batch, heads, tokens, head, size } => {
+                ("pad", json!({ "batch": batch, "heads": heads, "tokens": tokens, "head": head, "size": size }))
             }
             Problem::Norm { rows, features, rms } => {
                 ("norm", json!({ "rows": rows, "features": features, "rms": rms }))

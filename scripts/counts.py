@@ -1,0 +1,319 @@
+#!/usr/bin/env python3
+"""Counts what the CUDA kernels do on the workloads of the benchmark, without a GPU, and what bounds on their time follow.
+
+The driver of the package `emulator` runs some blocks of each launch, spread over the full grid, and counts: instructions of warps,
+sectors of global memory, passes through shared memory. ptxas says how many registers a kernel has. Nothing is timed.
+
+    cargo build --release --features cuda -p burn-deepspeed-kernels --example gpu_bench -p burn-deepspeed-emulator
+    python3 scripts/counts.py --cache ~/.cache/burn-deepspeed --driver target/release/libcuda.so \\
+        --bench target/release/examples/gpu_bench --write
+    python3 scripts/counts.py ... --check      # fails if a kernel does more than bench/results/cuda-counts.json says
+
+Needs what cuda.py needs.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+
+import cuda
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TABLE = ROOT / "bench/results/cuda-counts.md"
+NUMBERS = ROOT / "bench/results/cuda-counts.json"
+# Blocks of a launch that run at least; about as many as one problem of a batch has.
+SAMPLE = 16
+SECTOR = 32
+# More than the committed number by this factor is worse. NVRTC orders instructions by the order of declarations, which CubeCL
+# does not keep from run to run.
+SLACK = 1.02
+
+# An SXM module: 132 multiprocessors, each of which issues an instruction to 4 warps and makes one pass through shared memory in a
+# clock. The clock is the one behind NVIDIA's 989 Tflop/s for bf16: 132 · 4096 flop in a clock.
+PROCESSORS, ISSUES, CLOCK_GHZ, TENSOR_FLOPS = 132, 4, 1.83, 4096
+MEMORY_TB = {"H100": 3.35, "H200": 4.8}
+# Limits of a multiprocessor of sm_90 (CUDA C++ Programming Guide, "Compute Capabilities").
+REGISTERS, SHARED, WARPS, BLOCKS = 65536, 228 * 1024, 64, 32
+# Shared memory that the system takes for a block.
+RESERVED = 1024
+
+# What the assembler turns into nothing: names of values, and addresses of arguments.
+FREE = re.compile(r"(mov|cvta|ld\.param)\b")
+KINDS = {
+    "tensor": r"(mma|wgmma)\b",
+    "global": r"(ld|st)\.global|cp\.async\.c|atom|red\.",
+    "shared": r"(ld|st)\.shared|ldmatrix|stmatrix",
+    "f32": r"(fma|add|mul|sub|max|min|neg|abs)\.(\w+\.)*f(32|16|64)|(fma|add|mul|max|min)\.(\w+\.)*(f16|bf16)(x2)?",
+    "special": r"(ex2|lg2|rcp|sqrt|rsqrt|sin|cos|tanh|div)\.(\w+\.)*f",
+    "convert": r"cvt\b",
+    "exchange": r"shfl|vote|redux|bar|mbarrier|fence|cp\.async",
+}
+
+
+@dataclasses.dataclass
+class Kernel:
+    """A kernel of a workload. Numbers are those of the whole grid."""
+
+    workload: str
+    engine: str
+    dtype: str
+    name: str
+    grid: list[int]
+    block: int
+    shared: int
+    instructions: float
+    lanes: float
+    kinds: dict[str, float]
+    sectors: float
+    ideal_sectors: float
+    distinct: float | None
+    passes: float
+    ideal_passes: float
+    registers: int = 0
+    spills: int = 0
+
+    @property
+    def key(self) -> str:
+        return " ".join([self.workload, self.engine, self.dtype, self.name])
+
+    @property
+    def resident(self) -> int:
+        """Blocks that fit on a multiprocessor."""
+        warps = math.ceil(self.block / 32)
+        # Registers come in pieces of 256 for a warp.
+        registers = warps * math.ceil(self.registers * 32 / 256) * 256
+        return min(BLOCKS, WARPS // warps, REGISTERS // max(registers, 1), SHARED // (self.shared + RESERVED))
+
+    @property
+    def occupancy(self) -> float:
+        return self.resident * math.ceil(self.block / 32) / WARPS
+
+    @property
+    def issue_us(self) -> float:
+        return self.instructions / (PROCESSORS * ISSUES * CLOCK_GHZ * 1e3)
+
+    @property
+    def shared_us(self) -> float:
+        return self.passes / (PROCESSORS * CLOCK_GHZ * 1e3)
+
+    def gated(self) -> dict[str, float]:
+        """What may not grow."""
+        return {
+            name: round(getattr(self, name), 1)
+            for name in ["instructions", "sectors", "passes", "registers", "spills"]
+        }
+
+
+def count(arguments: argparse.Namespace) -> tuple[list[Kernel], dict[str, dict]]:
+    """Runs the benchmark; its kernels in order, and the descriptions of its workloads."""
+    cache = arguments.cache.resolve()
+    with tempfile.TemporaryDirectory() as dump:
+        variables = cuda.environment(
+            cache, arguments.driver, counts="/dev/stderr", log="/dev/stderr", dump=dump, sample=SAMPLE, strict="none"
+        )
+        listed = subprocess.run([arguments.bench, "--list"], capture_output=True, text=True, check=True).stdout
+        workloads = {line["name"]: line for line in map(json.loads, listed.splitlines())}
+        run = subprocess.run(
+            [arguments.bench, "--once", "--only", arguments.only], capture_output=True, text=True, env=variables
+        )
+        if run.returncode:
+            raise SystemExit(f"{arguments.bench} failed:\n{run.stderr[-6000:]}")
+        files = sorted(pathlib.Path(dump).glob("*.ptx"))
+        found, loaded, current = [], {}, None
+        for line in run.stderr.splitlines():
+            if line.startswith("workload: "):
+                current = line.split()[1:]
+            elif match := re.match(r"load (\d+) (\S+)", line):
+                loaded[match[2]] = files[int(match[1])]
+            elif line.startswith("{") and current:
+                found.append((kernel(current, json.loads(line)), loaded[json.loads(line)["kernel"]]))
+        # Each module once: some workloads share theirs.
+        assembler = cuda.toolkit(cache) / "bin/ptxas"
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            modules = sorted({path for _, path in found})
+            assembled = dict(zip(modules, pool.map(lambda path: assemble(assembler, path), modules)))
+    for one, path in found:
+        one.registers, one.spills = assembled[path]
+    return [one for one, _ in found], workloads
+
+
+def kernel(current: list[str], line: dict) -> Kernel:
+    blocks = math.prod(line["grid"])
+    scale = blocks / line["blocks"]
+    opcodes = {name: number * scale for name, number in line["opcodes"].items() if not FREE.match(name)}
+    instructions = sum(opcodes.values())
+    kinds = {kind: sum(number for name, number in opcodes.items() if re.match(of, name)) for kind, of in KINDS.items()}
+    kinds["other"] = instructions - sum(kinds.values())
+    # Sectors of several slices of the grid are counted once.
+    distinct = line.get("distinct")
+    distinct = distinct and sum(private * scale + shared for private, shared in distinct.values())
+    return Kernel(
+        *current,
+        name=re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32|i8).*", "", line["kernel"]),
+        grid=line["grid"],
+        block=math.prod(line["block"]),
+        shared=line["shared"],
+        instructions=instructions,
+        lanes=line["lanes"] / max(line["instructions"] * 32, 1),
+        kinds=kinds,
+        sectors=line["sectors"] * scale,
+        ideal_sectors=line["ideal_sectors"] * scale,
+        distinct=distinct,
+        passes=line["passes"] * scale,
+        ideal_passes=line["ideal_passes"] * scale,
+    )
+
+
+def assemble(ptxas: pathlib.Path, path: pathlib.Path) -> tuple[int, int]:
+    """Registers of a thread, and bytes of spills."""
+    run = subprocess.run([ptxas, "-v", "-arch=sm_90a", path, "-o", "/dev/null"], capture_output=True, text=True, check=True)
+    number = lambda pattern: sum(int(found) for found in re.findall(pattern, run.stderr))
+    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    return number(r"Used (\d+) registers"), spills
+
+
+def bounds(one: Kernel, workload: dict) -> dict[str, float]:
+    """Microseconds below which the kernel cannot end, by what it needs. A kernel that helps another has no workload of its own."""
+    least = one.distinct * SECTOR if one.distinct is not None else workload["bytes"]
+    helps = one.name == "combine"
+    found = {f"memory, {name}": least / (speed * 1e6) for name, speed in MEMORY_TB.items()}
+    found["issue"], found["shared"] = one.issue_us, one.shared_us
+    # Only where the kernel uses tensor cores.
+    tensor = 0 if helps or not one.kinds["tensor"] else workload["flops"] / (PROCESSORS * TENSOR_FLOPS * CLOCK_GHZ * 1e3)
+    return found | {"tensor": tensor}
+
+
+def ratio(part: float | None, whole: float) -> str:
+    return f"{part / whole:.3f}" if part is not None and whole else "-"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    line = lambda cells: "| " + " | ".join(cells) + " |"
+    return ["", line(head), line(["---"] * len(head)), *map(line, rows)]
+
+
+def document(kernels: list[Kernel], workloads: dict[str, dict]) -> str:
+    number = lambda value: f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+    name = lambda one: [one.workload, f"`{one.name}`" + ("" if one.engine == "cube" else f" ({one.engine})")]
+    lines = [
+        "# Counts of the CUDA kernels, and bounds on their time",
+        "",
+        "**Nothing here is a time.** The driver of `emulator/` ran a sample of the blocks of each launch, with bf16, and counted what they",
+        "did; the counts of the sample are scaled to the grid. `scripts/counts.py` writes this page. CI fails if a kernel needs more than it",
+        f"says (more than {SLACK - 1:.0%}, since NVRTC orders instructions a little differently from run to run).",
+        "",
+        "## Bounds, in microseconds",
+        "",
+        "No launch can end before the largest of these.",
+        "",
+        "- **memory**: sectors that were touched, each once, over the bandwidth (H100 3.35 TB/s, H200 4.8 TB/s).",
+        f"- **issue**: instructions of warps, over {PROCESSORS} multiprocessors that issue {ISSUES} in each clock of {CLOCK_GHZ} GHz. These are",
+        "  instructions of PTX, without moves and loads of arguments, which the assembler removes. Those of the device differ.",
+        "- **shared**: passes through shared memory, one in each clock of a multiprocessor.",
+        f"- **tensor**: the products of the problem, over {TENSOR_FLOPS} operations in each clock of a multiprocessor.",
+    ]
+    rows = []
+    for one in kernels:
+        found = bounds(one, workloads[one.workload])
+        least = max(found, key=lambda which: found[which] if which != "memory, H200" else 0)
+        rows.append([*name(one), *map(number, found.values()), least.removesuffix(", H100")])
+    lines += table(["workload", "kernel", "memory, H100", "memory, H200", "issue", "shared", "tensor", "largest, H100"], rows)
+    lines += [
+        "",
+        "## Memory",
+        "",
+        "- **least**: what the problem must read and write. **touched**: sectors of 32 bytes, each once. **moved**: once for each instruction",
+        "  that touches it; what is moved more often comes from a cache.",
+        "- **sectors / ideal**: sectors of an instruction over those that its bytes fill. **passes / ideal**: the same for passes through",
+        "  shared memory, of which bank conflicts need more.",
+    ]
+    rows = []
+    for one in kernels:
+        least = workloads[one.workload]["bytes"] if one.name != "combine" else 0
+        rows.append([
+            *name(one),
+            number(least / 1e6) if least else "-",
+            ratio(one.distinct and one.distinct * SECTOR, least),
+            ratio(one.sectors * SECTOR, least),
+            ratio(one.sectors, one.ideal_sectors),
+            number(one.passes / 1e3),
+            ratio(one.passes, one.ideal_passes),
+        ])
+    head = ["workload", "kernel", "least, MB", "touched / least", "moved / least", "sectors / ideal", "passes, thousands", "passes / ideal"]
+    lines += table(head, rows)
+    lines += ["", "## Instructions", "", "Of a warp, in millions for the grid, and shares by kind. **lanes**: the part of the lanes that took part."]
+    rows = [
+        [*name(one), number(one.instructions / 1e6), f"{one.lanes:.2f}"]
+        + [f"{share / one.instructions:.0%}" for share in one.kinds.values()]
+        for one in kernels
+    ]
+    lines += table(["workload", "kernel", "instructions, millions", "lanes", *KINDS, "other"], rows)
+    lines += [
+        "",
+        "## Occupancy",
+        "",
+        "Registers and spills as ptxas says for sm_90a; blocks that fit on a multiprocessor with them and with the shared memory, and",
+        "their warps over the 64 that there may be.",
+    ]
+    rows = [
+        [*name(one), "×".join(map(str, one.grid)), str(one.block), str(one.registers), str(one.spills), str(one.shared)]
+        + [str(one.resident), f"{one.occupancy:.2f}"]
+        for one in kernels
+    ]
+    head = ["workload", "kernel", "grid", "threads", "registers", "spills, bytes", "shared, bytes", "blocks", "occupancy"]
+    lines += table(head, rows)
+    return "\n".join(lines) + "\n"
+
+
+def worse(kernels: list[Kernel], committed: dict[str, dict], partly: bool) -> list[str]:
+    """What needs more than the committed numbers say, or is not among them."""
+    found = []
+    for one in kernels:
+        before = committed.get(one.key)
+        if before is None:
+            found.append(f"{one.key}: not in {NUMBERS.name}")
+            continue
+        for name, value in one.gated().items():
+            limit = before[name] if name == "spills" else before[name] * SLACK
+            if value > limit:
+                found.append(f"{one.key}: {name} {value}, committed {before[name]}")
+    missing = [] if partly else sorted(committed.keys() - {one.key for one in kernels})
+    return found + [f"{key}: not counted any more" for key in missing]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=pathlib.Path, required=True, help="folder that keeps the compiler")
+    parser.add_argument("--driver", type=pathlib.Path, default=ROOT / "target/release/libcuda.so", help="of the package `emulator`")
+    parser.add_argument("--bench", type=pathlib.Path, default=ROOT / "target/release/examples/gpu_bench")
+    parser.add_argument("--only", default="", help="workloads whose name contains this")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", action="store_true", help="write bench/results/cuda-counts.md and .json")
+    action.add_argument("--print", action="store_true", help="print the page")
+    action.add_argument("--check", action="store_true", help="compare with bench/results/cuda-counts.json")
+    arguments = parser.parse_args()
+    if arguments.write and arguments.only:
+        parser.error("--write needs every workload")
+
+    kernels, workloads = count(arguments)
+    if arguments.write:
+        TABLE.write_text(document(kernels, workloads))
+        NUMBERS.write_text(json.dumps({one.key: one.gated() for one in kernels}, indent=1) + "\n")
+    if arguments.print:
+        print(document(kernels, workloads))
+    print(f"{len(kernels)} kernels counted")
+    if arguments.check:
+        found = worse(kernels, json.loads(NUMBERS.read_text()), bool(arguments.only))
+        if found:
+            raise SystemExit("\n".join([*found, f"if that is meant, write {NUMBERS.name} anew with --write"]))
+
+
+if __name__ == "__main__":
+    main()
