@@ -1,34 +1,17 @@
-//! One split of the keys, and the sum of the splits.
+//! One split of the keys.
 
 use cubecl::prelude::*;
 
+use super::tile::{Tile, divide_sums, key_of, of_part, row_max, row_sum};
 use crate::cube::cached::Cached;
-use crate::cube::lanes::{lanes_sum, vector_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
 use crate::cube::tensors::HeadStrides;
 
-/// What is compiled into the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Tile {
-    pub units: u32,
-    /// Units that share one key.
-    pub lanes: u32,
-    /// Vectors of a key that a lane holds.
-    pub per_lane: u32,
-    /// Vectors of a key.
-    pub vectors: u32,
-    /// Queries of a cube, all of one key head.
-    pub rows: u32,
-    /// Keys that a group of lanes has in flight.
-    pub unroll: u32,
-    /// Whether the result is whole, or one split of several.
-    pub whole: bool,
-    /// Whether the queries may see different keys.
-    pub select: bool,
-    pub int8_keys: bool,
-    pub int8_values: bool,
-    pub planes: bool,
-}
+/// The weight of a value that a query does not see; those of others are not negative.
+const UNSEEN: f32 = -1.0;
+
+/// Banks of shared memory, of which each holds an f32.
+const BANKS: u32 = 32;
 
 /// Scalar sizes. Strides count vectors, those of the context elements.
 #[derive(CubeType, CubeLaunch)]
@@ -44,10 +27,11 @@ pub(super) struct Sizes {
 /// One split of the keys of one key head, for a few of its queries.
 ///
 /// Tile: the cube's units form groups of `lanes`; a group reads whole keys, a vector to a lane, `unroll` of them ahead.
-/// Neighbouring groups read neighbouring keys. Queries, running maxima, sums and results stay in registers; the results of the
-/// groups are added in shared memory only at the end. Keys and values of int8 become f32 in registers; the scale of a key
-/// multiplies its score, that of a value its weight. The launch has `splits · tiles` cubes along x, the key heads along y, the batch
-/// along z. Row `r` of a key head is token `r / group` of its query head `r % group`.
+/// Queries and results stay in registers, and the scores of a step are divided over the
+/// lanes of the group ([`Shares`](super::tile::Shares)), with the running maxima and sums; the results of the groups are added in
+/// shared memory only at the end. Keys and values of int8 become f32 in registers; the scale of a key multiplies its score, that of a
+/// value its weight. The launch has `splits · tiles` cubes along x, the key heads along y, the batch along z. Row `r` of a key head is
+/// token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked)]
 pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Float, N: Size>(
     query: &Array<Vector<F, N>>,
@@ -70,7 +54,8 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     let unroll = comptime!(tile.unroll as usize);
     let slots = comptime!(tile.units / tile.lanes);
     let vector = query[0].size();
-    let head_dim = comptime!(tile.vectors * vector as u32);
+    let width = comptime!(vector as u32);
+    let head_dim = comptime!(tile.vectors * width);
 
     let split = CUBE_POS_X % sizes.splits;
     let first_row = CUBE_POS_X / sizes.splits * tile.rows;
@@ -82,15 +67,31 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
 
     let mut exchange = SharedMemory::<f32>::new(comptime!(tile.units as usize));
 
-    // The queries, their ranges, and the range of all.
+    // This lane's part of the scores: from which row and key on.
+    let shares = comptime!(tile.shares());
+    let part = lane / shares.spread;
+    let held_row = part * shares.held / tile.unroll;
+    let held_key = part * shares.held % tile.unroll;
+
     let start = masks.start(batch);
     let end = masks.end(batch);
+    let mut from = Array::<u32>::new(comptime!(shares.rows as usize));
+    let mut to = Array::<u32>::new(comptime!(shares.rows as usize));
+    let mut largest = Array::<f32>::new(comptime!(shares.rows as usize));
+    let mut total = Array::<f32>::new(comptime!(shares.rows as usize));
+    #[unroll]
+    for r in 0..comptime!(shares.rows as usize) {
+        let row = first_row + held_row + r as u32;
+        let token = min(row, all_rows - 1) / sizes.group;
+        from[r] = masks.first(start + token);
+        to[r] = select(row < all_rows, masks.last_end(start + token, end), 0u32);
+        largest[r] = HIDDEN;
+        total[r] = 0.0f32;
+    }
+
+    // The queries, and the range of all.
     let mut queries = Array::<Vector<f32, N>>::new(comptime!(rows * per_lane));
     let mut result = Array::<Vector<f32, N>>::new(comptime!(rows * per_lane));
-    let mut largest = Array::<f32>::new(rows);
-    let mut total = Array::<f32>::new(rows);
-    let mut from = Array::<u32>::new(rows);
-    let mut to = Array::<u32>::new(rows);
     let mut all_from = u32::MAX.runtime();
     let mut all_to = 0u32.runtime();
     #[unroll]
@@ -98,12 +99,8 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
         let row = first_row + r as u32;
         let token = min(row, all_rows - 1) / sizes.group;
         let head = kv_head * sizes.group + min(row, all_rows - 1) % sizes.group;
-        from[r] = masks.first(start + token);
-        to[r] = select(row < all_rows, masks.last_end(start + token, end), 0u32);
-        all_from = min(all_from, from[r]);
-        all_to = max(all_to, to[r]);
-        largest[r] = HIDDEN;
-        total[r] = 0.0f32;
+        all_from = min(all_from, masks.first(start + token));
+        all_to = max(all_to, select(row < all_rows, masks.last_end(start + token, end), 0u32));
         let base = sizes.query.head(batch, head) + token * sizes.query.token;
         #[unroll]
         for p in 0..per_lane {
@@ -128,30 +125,20 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     let value_head = value.head(batch, kv_head);
     let mut keys = Array::<Vector<K, N>>::new(comptime!(unroll * per_lane));
     let mut values = Array::<Vector<V, N>>::new(comptime!(unroll * per_lane));
-    let mut key_scales = Array::<f32>::new(unroll);
-    let mut value_scales = Array::<f32>::new(unroll);
-    let mut scores = Array::<f32>::new(comptime!(unroll * rows));
-    let mut kept = Array::<u32>::new(unroll);
+    let mut key_scales = Array::<f32>::new(comptime!(shares.keys as usize));
+    let mut value_scales = Array::<f32>::new(comptime!(shares.keys as usize));
+    let mut kept = Array::<u32>::new(comptime!(shares.keys as usize));
+    let mut scores = Array::<f32>::new(comptime!(shares.scores as usize));
+    let mut weights = Array::<f32>::new(rows);
 
     for base in range_stepped(begin, stop, step) {
         // All loads first, so that they are in flight together. Hidden keys are not read.
         #[unroll]
         for u in 0..unroll {
-            let at = base + u as u32 * slots + slot;
+            let at = base + key_of(u as u32, slot, tile);
             let mut keep = at < stop;
             if keep {
                 keep = !masks.hides_key(batch, at);
-            }
-            kept[u] = u32::cast_from(keep);
-            key_scales[u] = 0.0f32;
-            value_scales[u] = 0.0f32;
-            if keep {
-                if comptime!(tile.int8_keys) {
-                    key_scales[u] = key.scale(key_head, at);
-                }
-                if comptime!(tile.int8_values) {
-                    value_scales[u] = value.scale(value_head, at);
-                }
             }
             #[unroll]
             for p in 0..per_lane {
@@ -165,72 +152,135 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             }
         }
         #[unroll]
-        for u in 0..unroll {
-            let at = base + u as u32 * slots + slot;
-            #[unroll]
-            for r in 0..rows {
-                let mut product = Vector::<f32, N>::new(0.0f32);
-                #[unroll]
-                for p in 0..per_lane {
-                    product += queries[r * per_lane + p] * Vector::<f32, N>::cast_from(keys[u * per_lane + p]);
-                }
-                let mut raw = lanes_sum(vector_sum::<N>(product), &mut exchange, tile.lanes, tile.planes);
+        for k in 0..comptime!(shares.keys as usize) {
+            let at = base + key_of(held_key + k as u32, slot, tile);
+            let mut keep = at < stop;
+            if keep {
+                keep = !masks.hides_key(batch, at);
+            }
+            kept[k] = u32::cast_from(keep);
+            key_scales[k] = 0.0f32;
+            value_scales[k] = 0.0f32;
+            if keep {
                 if comptime!(tile.int8_keys) {
-                    raw *= key_scales[u];
+                    key_scales[k] = key.scale(key_head, at);
                 }
-                let mut score = HIDDEN.runtime();
-                if kept[u] != 0 && at >= from[r] && at < to[r] {
-                    let row = first_row + r as u32;
-                    let token = row / sizes.group;
-                    let head = kv_head * sizes.group + row % sizes.group;
-                    score = masks.score(raw, Query { batch, head, token, slot: start + token }, at);
+                if comptime!(tile.int8_values) {
+                    value_scales[k] = value.scale(value_head, at);
                 }
-                scores[u * rows + r] = score;
             }
         }
+
         #[unroll]
-        for r in 0..rows {
-            let mut new_largest = largest[r];
+        for u in 0..unroll {
             #[unroll]
-            for u in 0..unroll {
-                new_largest = max(new_largest, scores[u * rows + r]);
+            for r in 0..rows {
+                scores[r * unroll + u] = 0.0f32;
             }
-            let shrink = (largest[r] - new_largest).exp();
-            largest[r] = new_largest;
-            let mut sum = total[r] * shrink;
             #[unroll]
             for p in 0..per_lane {
-                result[r * per_lane + p] = result[r * per_lane + p] * Vector::<f32, N>::new(shrink);
+                let features = Vector::<f32, N>::cast_from(keys[u * per_lane + p]);
+                #[unroll]
+                for r in 0..rows {
+                    let query = queries[r * per_lane + p];
+                    let mut sum = scores[r * unroll + u];
+                    #[unroll]
+                    for e in 0..vector {
+                        sum += query[e] * features[e];
+                    }
+                    scores[r * unroll + u] = sum;
+                }
             }
+        }
+        divide_sums(&mut scores, lane, &mut exchange, tile);
+
+        // The softmax of this lane's part.
+        let mut shrink = Array::<f32>::new(comptime!(shares.rows as usize));
+        let mut grows = false.runtime();
+        #[unroll]
+        for r in 0..comptime!(shares.rows as usize) {
+            let row = first_row + held_row + r as u32;
+            let token = row / sizes.group;
+            let head = kv_head * sizes.group + row % sizes.group;
+            let query = Query { batch, head, token, slot: start + token };
+            let mut new_largest = largest[r];
             #[unroll]
-            for u in 0..unroll {
-                let score = scores[u * rows + r];
+            for k in 0..comptime!(shares.keys as usize) {
+                let at = base + key_of(held_key + k as u32, slot, tile);
+                let mut raw = scores[r * comptime!(shares.keys as usize) + k];
+                if comptime!(tile.int8_keys) {
+                    raw *= key_scales[k];
+                }
+                let mut score = HIDDEN.runtime();
+                if kept[k] != 0 && at >= from[r] && at < to[r] {
+                    score = masks.score(raw, query, at);
+                }
+                scores[r * comptime!(shares.keys as usize) + k] = score;
+                new_largest = max(new_largest, score);
+            }
+            new_largest = row_max(new_largest, tile);
+            grows = grows || new_largest > largest[r];
+            shrink[r] = (largest[r] - new_largest).exp();
+            largest[r] = new_largest;
+            let mut sum = total[r] * shrink[r];
+            #[unroll]
+            for k in 0..comptime!(shares.keys as usize) {
+                let at = r * comptime!(shares.keys as usize) + k;
                 // A NaN compares unequal, so it is not hidden and reaches the result.
-                let probability = select(score == HIDDEN, 0.0f32, (score - new_largest).exp());
+                let hidden = scores[at] == HIDDEN;
+                let probability = select(hidden, 0.0f32, (scores[at] - new_largest).exp());
                 sum += probability;
                 let mut weight = probability;
                 if comptime!(tile.int8_values) {
                     // Selected again, since the scale of a key that this query does not see may be NaN.
-                    weight = select(score == HIDDEN, 0.0f32, probability * value_scales[u]);
+                    weight = select(hidden, 0.0f32, probability * value_scales[k]);
                 }
                 if comptime!(tile.select) {
-                    // A value that this query does not see may be anything: it is left out, not multiplied by 0.
-                    if score != HIDDEN {
-                        #[unroll]
-                        for p in 0..per_lane {
-                            result[r * per_lane + p] +=
-                                Vector::<f32, N>::new(weight) * Vector::<f32, N>::cast_from(values[u * per_lane + p]);
+                    weight = select(hidden, UNSEEN, weight);
+                }
+                scores[at] = weight;
+            }
+            total[r] = sum;
+        }
+
+        // The results shrink where a maximum grew, which happens less and less.
+        if comptime!(tile.planes) {
+            grows = plane_any(grows);
+        }
+        if grows {
+            #[unroll]
+            for r in 0..rows {
+                let holder = comptime!(r as u32 * tile.unroll / shares.held);
+                let factor = of_part(shrink[comptime!(r % shares.rows as usize)], lane, holder, tile);
+                #[unroll]
+                for p in 0..per_lane {
+                    result[r * per_lane + p] = result[r * per_lane + p] * Vector::<f32, N>::new(factor);
+                }
+            }
+        }
+        #[unroll]
+        for u in 0..unroll {
+            #[unroll]
+            for r in 0..rows {
+                let at = comptime!(r as u32 * tile.unroll + u as u32);
+                let weight = scores[comptime!((at % shares.held) as usize)];
+                weights[r] = of_part(weight, lane, comptime!(at / shares.held), tile);
+            }
+            #[unroll]
+            for p in 0..per_lane {
+                let features = Vector::<f32, N>::cast_from(values[u * per_lane + p]);
+                #[unroll]
+                for r in 0..rows {
+                    if comptime!(tile.select) {
+                        // A value that this query does not see may be anything: it is left out, not multiplied by 0.
+                        if weights[r] != UNSEEN {
+                            result[r * per_lane + p] += Vector::<f32, N>::new(weights[r]) * features;
                         }
-                    }
-                } else {
-                    #[unroll]
-                    for p in 0..per_lane {
-                        result[r * per_lane + p] +=
-                            Vector::<f32, N>::new(weight) * Vector::<f32, N>::cast_from(values[u * per_lane + p]);
+                    } else {
+                        result[r * per_lane + p] += Vector::<f32, N>::new(weights[r]) * features;
                     }
                 }
             }
-            total[r] = sum;
         }
     }
 
@@ -238,11 +288,13 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     let mut group_largest = SharedMemory::<f32>::new(comptime!(slots as usize * rows));
     let mut group_total = SharedMemory::<f32>::new(comptime!(slots as usize * rows));
     let mut group_result = SharedMemory::<f32>::new(comptime!((slots * head_dim) as usize));
-    if lane == 0 {
-        #[unroll]
-        for r in 0..rows {
-            group_largest[slot as usize * rows + r] = largest[r];
-            group_total[slot as usize * rows + r] = total[r];
+    #[unroll]
+    for r in 0..comptime!(shares.rows as usize) {
+        total[r] = row_sum(total[r], tile);
+        if held_key == 0 && lane % shares.spread == 0 {
+            let at = slot as usize * rows + held_row as usize + r;
+            group_largest[at] = largest[r];
+            group_total[at] = total[r];
         }
     }
     sync_cube();
@@ -257,7 +309,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             let at = s as usize * rows + r;
             cube_total += group_total[at] * (group_largest[at] - cube_largest).exp();
         }
-        let factor = (largest[r] - cube_largest).exp();
+        let factor = (group_largest[slot as usize * rows + r] - cube_largest).exp();
         #[unroll]
         for p in 0..per_lane {
             let part = lane + p as u32 * tile.lanes;
@@ -265,7 +317,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                 let scaled = result[r * per_lane + p] * Vector::<f32, N>::new(factor);
                 #[unroll]
                 for e in 0..vector {
-                    group_result[(slot * head_dim + part * vector as u32) as usize + e] = scaled[e];
+                    group_result[place(slot * tile.vectors + part, e as u32, width) as usize] = scaled[e];
                 }
             }
         }
@@ -277,7 +329,8 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             for feature in range_stepped(UNIT_POS, head_dim, tile.units) {
                 let mut sum = 0.0f32.runtime();
                 for s in 0..slots {
-                    sum += group_result[(s * head_dim + feature) as usize];
+                    let part = s * tile.vectors + feature / width;
+                    sum += group_result[place(part, feature % width, width) as usize];
                 }
                 if comptime!(tile.whole) {
                     // Nothing visible gives zeros.
@@ -299,50 +352,9 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     }
 }
 
-/// Scalar sizes of [`combine`].
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct CombineSizes {
-    pub rows: u32,
-    pub kv_heads: u32,
-    pub group: u32,
-    pub tokens: u32,
-    pub splits: u32,
-    pub context: HeadStrides,
-}
-
-/// The sum of the splits of each row, weighted by their maxima. A unit sums one feature of one row.
-#[cube(launch_unchecked)]
-pub(super) fn combine<F: Float>(
-    partial: &Array<f32>,
-    stats: &Array<f32>,
-    context: &mut Array<F>,
-    sizes: &CombineSizes,
-    #[comptime] head_dim: u32,
-    #[define(F)] _elements: StorageType,
-) {
-    let width = comptime!(head_dim.next_power_of_two());
-    let row = CUBE_POS_X * (CUBE_DIM / width) + UNIT_POS / width;
-    let feature = UNIT_POS % width;
-    if row < sizes.rows && feature < head_dim {
-        let first = row * sizes.splits;
-        let mut largest = HIDDEN.runtime();
-        for split in 0..sizes.splits {
-            largest = max(largest, stats[((first + split) * 2) as usize]);
-        }
-        let mut total = 0.0f32.runtime();
-        let mut sum = 0.0f32.runtime();
-        for split in 0..sizes.splits {
-            let at = first + split;
-            let weight = (stats[(at * 2) as usize] - largest).exp();
-            total += weight * stats[(at * 2 + 1) as usize];
-            sum += weight * partial[(at * head_dim + feature) as usize];
-        }
-        let group_rows = sizes.group * sizes.tokens;
-        let batch = row / (sizes.kv_heads * group_rows);
-        let kv_head = row / group_rows % sizes.kv_heads;
-        let head = kv_head * sizes.group + row % group_rows % sizes.group;
-        let token = row % group_rows / sizes.group;
-        let at = sizes.context.head(batch, head) + token * sizes.context.token + feature;
-        context[at as usize] = F::cast_from(select(total == 0.0f32, 0.0f32, sum / total));
-    }
+/// Where element `e` of a vector of results is in shared memory. Elements of a vector change places, differently every `BANKS` elements,
+/// so that neighbouring lanes use different banks when each writes the same element of its vector.
+#[cube]
+fn place(vector: u32, e: u32, #[comptime] size: u32) -> u32 {
+    vector * size + (e ^ (vector / comptime!(BANKS / size) % size))
 }

@@ -1,10 +1,14 @@
 //! A few new tokens against a cache: flash decoding (<https://pytorch.org/blog/flash-decoding/>), and the sum of its splits.
 
 mod kernel;
+mod sum;
+mod tile;
 
 use cubecl::prelude::*;
 
-use self::kernel::{CombineSizesLaunch, SizesLaunch, Tile, combine, decode};
+use self::kernel::{SizesLaunch, decode};
+use self::sum::{CombineSizesLaunch, combine};
+use self::tile::Tile;
 use super::attention::{Attention, AttentionSizes, CheckedAttention};
 use super::machine::{Machine, Unsupported, countable};
 use super::tensors::{array, head_strides, vector_size};
@@ -18,6 +22,8 @@ const CUBES_PER_PROCESSOR: usize = 3;
 const SPLIT_KEYS: usize = 256;
 /// Largest number of splits.
 const MOST_SPLITS: usize = 64;
+/// Bytes that memory moves together.
+const SECTOR: usize = 32;
 /// Scores that a group of lanes may have in flight in addition to elements of int8, which take a register each.
 const MOST_SCORES: u32 = 16;
 
@@ -73,6 +79,7 @@ pub fn launch<R: Runtime>(
         vectors: vectors as u32,
         rows: rows as u32,
         unroll,
+        runs: [key.elements, value.elements].iter().all(|part| (head_dim * part.dtype.size()).is_multiple_of(SECTOR)),
         whole: splits == 1,
         // Elements of int8 are finite, and a weight of 0 hides them.
         select: masks.differs_by_row(tokens) && !int8[1],
