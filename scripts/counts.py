@@ -44,8 +44,8 @@ REGISTERS, SHARED, WARPS, BLOCKS = 65536, 228 * 1024, 64, 32
 # Shared memory that the system takes for a block.
 RESERVED = 1024
 
-# What the assembler turns into nothing: names of values, and addresses of arguments.
-FREE = re.compile(r"(mov|cvta|ld\.param)\b")
+# What the assembler turns into nothing: names of values, addresses of arguments, and constants that become f16 or bf16.
+FREE = re.compile(r"(mov|cvta|ld\.param)\b|cvt\.rn\.b?f16\.f64")
 KINDS = {
     "tensor": r"(mma|wgmma)\b",
     "global": r"(ld|st)\.global|cp\.async\.c|atom|red\.",
@@ -73,6 +73,7 @@ class Kernel:
     kinds: dict[str, float]
     sectors: float
     ideal_sectors: float
+    moved: float
     distinct: float | None
     passes: float
     ideal_passes: float
@@ -107,7 +108,7 @@ class Kernel:
         """What may not grow."""
         return {
             name: round(getattr(self, name), 1)
-            for name in ["instructions", "sectors", "passes", "registers", "spills"]
+            for name in ["instructions", "sectors", "moved", "passes", "registers", "spills"]
         }
 
 
@@ -165,6 +166,7 @@ def kernel(current: list[str], line: dict) -> Kernel:
         kinds=kinds,
         sectors=line["sectors"] * scale,
         ideal_sectors=line["ideal_sectors"] * scale,
+        moved=line["sectors_by_blocks"] * scale,
         distinct=distinct,
         passes=line["passes"] * scale,
         ideal_passes=line["ideal_passes"] * scale,
@@ -215,7 +217,7 @@ def document(kernels: list[Kernel], workloads: dict[str, dict]) -> str:
         "",
         "- **memory**: sectors that were touched, each once, over the bandwidth (H100 3.35 TB/s, H200 4.8 TB/s).",
         f"- **issue**: instructions of warps, over {PROCESSORS} multiprocessors that issue {ISSUES} in each clock of {CLOCK_GHZ} GHz. These are",
-        "  instructions of PTX, without moves and loads of arguments, which the assembler removes. Those of the device differ.",
+        "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes. Those of the device differ.",
         "- **shared**: passes through shared memory, one in each clock of a multiprocessor.",
         f"- **tensor**: the products of the problem, over {TENSOR_FLOPS} operations in each clock of a multiprocessor.",
     ]
@@ -229,8 +231,8 @@ def document(kernels: list[Kernel], workloads: dict[str, dict]) -> str:
         "",
         "## Memory",
         "",
-        "- **least**: what the problem must read and write. **touched**: sectors of 32 bytes, each once. **moved**: once for each instruction",
-        "  that touches it; what is moved more often comes from a cache.",
+        "- **least**: what the problem must read and write. **touched**: sectors of 32 bytes, each once; - where only some blocks of a",
+        "  problem ran. **moved**: once for each block that touches it; what several blocks touch may come from the L2 cache.",
         "- **sectors / ideal**: sectors of an instruction over those that its bytes fill. **passes / ideal**: the same for passes through",
         "  shared memory, of which bank conflicts need more.",
     ]
@@ -241,7 +243,7 @@ def document(kernels: list[Kernel], workloads: dict[str, dict]) -> str:
             *name(one),
             number(least / 1e6) if least else "-",
             ratio(one.distinct and one.distinct * SECTOR, least),
-            ratio(one.sectors * SECTOR, least),
+            ratio(one.moved * SECTOR, least),
             ratio(one.sectors, one.ideal_sectors),
             number(one.passes / 1e3),
             ratio(one.passes, one.ideal_passes),

@@ -23,8 +23,6 @@ pub struct Block<'l> {
     pub counts: Vec<Count>,
     /// The sectors that were touched, if the launch asks for them.
     pub traffic: Option<Traffic>,
-    /// The slice of the grid that it belongs to.
-    pub slice: u64,
     parameters: &'l [u8],
     global: &'l Snapshot,
     lenient: bool,
@@ -100,7 +98,6 @@ impl<'l> Block<'l> {
             flights: Flights::new(warps),
             counts: vec![Count::default(); instructions],
             traffic: launch.sample.map(|_| Traffic::default()),
-            slice: 0,
             parameters,
             global,
             number: 0,
@@ -109,9 +106,8 @@ impl<'l> Block<'l> {
     }
 
     /// Begins with a block.
-    pub fn begin(&mut self, number: u32, slice: u64) {
+    pub fn begin(&mut self, number: u32) {
         self.number = number;
-        self.slice = slice;
         self.clocks.join_all();
         self.shared.next_block();
         self.barriers.clear();

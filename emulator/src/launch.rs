@@ -38,7 +38,11 @@ pub fn launch(
                 return (machine.block.counts, machine.block.traffic);
             }
             let (number, slice) = sample.block(at);
-            if let Err(fault) = machine.run(number, slice) {
+            let ended = machine.run(number);
+            if let Some(traffic) = &mut machine.block.traffic {
+                traffic.end_block(slice);
+            }
+            if let Err(fault) = ended {
                 let mut first = first_fault.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if first.as_ref().is_none_or(|(other, _)| number < *other) {
                     *first = Some((number, fault));
@@ -72,7 +76,7 @@ pub fn launch(
         Some((_, fault)) => Err(fault),
         None => {
             let distinct = (launch.sample.is_some() && sample.has_whole_slices()).then(|| traffic.distinct());
-            Ok(Counts { instructions: counts, blocks, distinct })
+            Ok(Counts { instructions: counts, blocks, sectors_by_blocks: traffic.by_blocks(), distinct })
         }
     }
 }
@@ -84,6 +88,8 @@ pub struct Counts {
     pub instructions: Vec<Count>,
     /// Blocks that ran.
     pub blocks: u64,
+    /// Sectors of global memory, each once for each block that touches it; 0 for a launch without a sample.
+    pub sectors_by_blocks: u64,
     /// Sectors of global memory that were read and that were written, for a launch with a sample of whole slices.
     pub distinct: Option<[Distinct; 2]>,
 }
@@ -105,10 +111,10 @@ impl<'l> Machine<'l> {
         Self { kernel, launch, warps: (0..warps).map(warp).collect(), block }
     }
 
-    fn run(&mut self, number: u64, slice: u64) -> Result<(), Box<Fault>> {
+    fn run(&mut self, number: u64) -> Result<(), Box<Fault>> {
         let Self { kernel, launch, warps, block } = self;
         let position = launch.position(number);
-        block.begin(number as u32, slice);
+        block.begin(number as u32);
         for warp in warps.iter_mut() {
             let threads = (launch.threads() as usize - warp.index * WARP).min(WARP);
             warp.begin(if threads == WARP { ALL } else { (1 << threads) - 1 });

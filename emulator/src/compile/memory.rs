@@ -98,7 +98,7 @@ pub fn tally(
             let sectors = Different::sectors(addresses, lanes);
             block.counts[instruction].global(addresses, lanes, bytes, sectors.all());
             if let Some(traffic) = &mut block.traffic {
-                traffic.touch(sectors.all(), writes, block.slice);
+                traffic.touch(sectors.all(), writes);
             }
         }
         Space::Shared => block.counts[instruction].shared(&addresses.map(|address| address & INSIDE), lanes, bytes),

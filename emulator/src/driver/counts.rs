@@ -40,7 +40,7 @@ pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
         path,
         format_args!(
             "{{\"kernel\":\"{}\",\"grid\":{grid:?},\"block\":{block:?},\"blocks\":{},\"shared\":{},\"instructions\":{},\
-             \"lanes\":{},\"global_bytes\":{global_bytes},\"sectors\":{},\"ideal_sectors\":{},{distinct}\"passes\":{},\
+             \"lanes\":{},\"global_bytes\":{global_bytes},\"sectors\":{},\"sectors_by_blocks\":{},\"ideal_sectors\":{},{distinct}\"passes\":{},\
              \"ideal_passes\":{},\"opcodes\":{{{opcodes}}}}}",
             kernel.name,
             counts.blocks,
@@ -48,6 +48,7 @@ pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
             total.warps,
             total.lanes,
             total.sectors,
+            counts.sectors_by_blocks,
             total.ideal_sectors,
             total.passes,
             total.ideal_passes,

@@ -206,7 +206,8 @@ impl Workload {
             }
             Problem::CacheWrite { batch, tokens, heads, kv_heads, head, int8, .. } => {
                 let read = (heads + 2 * kv_heads) * head * HALF;
-                batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
+                let angles = tokens * head * size_of::<f32>();
+                angles + batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
             }
             Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (head + size) * HALF,
             Problem::Norm { rows, features, .. } => 2 * rows * features * HALF,

@@ -3,7 +3,7 @@
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_kernels::cube::cache_write::{CacheWrite, Rotation, launch};
 
-use burn_deepspeed_kernels::cube::{CacheTensor, TensorHandle, Unsupported};
+use burn_deepspeed_kernels::cube::{CacheTensor, Machine, TensorHandle, Unsupported};
 use cubecl::prelude::*;
 
 use crate::lab::{Element, Lab, Tensor, elements_and_planes, lab};
@@ -80,8 +80,14 @@ impl Case {
         self.check_with(element, true);
     }
 
+    /// On the device as it is, and as if it had one multiprocessor: that is filled if a unit moves several heads.
     fn check_with(&self, element: Element, planes: bool) {
         let lab = lab(planes);
+        self.check_on(&lab, lab.machine, element);
+        self.check_on(&lab, Machine { processors: 1, ..lab.machine }, element);
+    }
+
+    fn check_on(&self, lab: &Lab, machine: Machine, element: Element) {
         let [heads, kv_heads, tokens, capacity, head_dim] = self.sizes;
         let batch = self.rows.len();
         let all_heads = heads + 2 * kv_heads;
@@ -98,8 +104,8 @@ impl Case {
         });
         let query = lab.output(&[batch, heads, tokens, head_dim], element, 16);
         let shape = [batch, kv_heads, capacity, head_dim];
-        let key = Side::new(&lab, shape, element, self.int8[0], 2, 32);
-        let value = Side::new(&lab, shape, element, self.int8[1], 3, 64);
+        let key = Side::new(lab, shape, element, self.int8[0], 2, 32);
+        let value = Side::new(lab, shape, element, self.int8[1], 3, 64);
         let uniform = self.rows.windows(2).all(|pair| pair[0] == pair[1]);
         let bounds: Vec<u32> = self.rows.iter().flatten().map(|bound| *bound as u32).collect();
         let bounds = lab.integers(&bounds, &[batch, 2]);
@@ -113,7 +119,7 @@ impl Case {
             start: self.rows[0][0] as u32,
             end: self.rows[0][1] as u32,
         };
-        assert_eq!(launch(&lab.client, &lab.machine, arguments), Ok(()));
+        assert_eq!(launch(&lab.client, &machine, arguments), Ok(()));
 
         let feature = |b: usize, t: usize, head: usize, d: usize| {
             f64::from(qkv[((b * tokens + t) * all_heads + head) * head_dim + d])
@@ -150,8 +156,8 @@ impl Case {
             |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| feature(b, t, heads + kv_heads + head, d)).collect());
         let what = format!("{element:?} {:?} {:?} {:?} int8 {:?}", self.sizes, self.rows, self.rotary, self.int8);
         assert_near(&format!("query, {what}"), &lab.read(&query), &expected_query, element.tolerance());
-        key.check(&lab, &format!("key, {what}"), new_key, element.tolerance());
-        value.check(&lab, &format!("value, {what}"), new_value, 0.0);
+        key.check(lab, &format!("key, {what}"), new_key, element.tolerance());
+        value.check(lab, &format!("value, {what}"), new_value, 0.0);
     }
 }
 

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::kernel::{Sizes, Table, UNITS, read};
+use super::kernel::{Place, Sizes, UNITS};
+use super::rotation::{Angles, Table};
 use crate::cube::cached::{Cached, magnitude, scale_of};
 use crate::cube::lanes::lanes_max;
 use crate::cube::machine::Machine;
@@ -18,16 +19,18 @@ pub(super) struct Tile {
     lanes: u32,
     /// Vectors of a head.
     parts: u32,
+    /// Heads of a token that a team moves.
+    each: u32,
     planes: bool,
 }
 
 impl Tile {
-    /// The tile for heads of `parts` vectors.
-    pub fn new(machine: &Machine, parts: usize) -> Self {
+    /// The tile for heads of `parts` vectors, `each` of them to a team.
+    pub fn new(machine: &Machine, parts: usize, each: u32) -> Self {
         let units = machine.even_units(UNITS);
         let widest = if machine.plane_operations { machine.plane_size } else { units.min(LANES_WITHOUT_PLANES) };
         let lanes = (parts.next_power_of_two() as u32).min(widest);
-        Self { units, lanes, parts: parts as u32, planes: machine.plane_operations }
+        Self { units, lanes, parts: parts as u32, each, planes: machine.plane_operations }
     }
 
     /// Heads of a cube.
@@ -38,17 +41,17 @@ impl Tile {
 
 /// Moves a projection as `cache_write` does, where keys, values or both become int8.
 ///
-/// Tile: `lanes` neighbouring units own one head of one token. Lane `l` reads its vectors `l`, `l + lanes`, .. once and
-/// keeps them in registers, until the team knows its largest magnitude; then each writes its own, and the first the scale.
-/// The launch has a team for each head, in the order of `CUBE_POS`; teams after the last head repeat it and write nothing,
-/// since every unit must reach the exchange.
+/// Tile: `lanes` neighbouring units own `each` heads of one token, one after the other, with the same angles. Lane `l` reads its vectors
+/// `l`, `l + lanes`, .. of a head once and keeps them in registers, until the team knows its largest magnitude; then each writes its own,
+/// and the first the scale. The launch has a team for each few heads, in the order of `CUBE_POS`; teams after the last repeat it and
+/// write nothing, since every unit must reach the exchange.
 #[cube(launch_unchecked)]
-pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size>(
+pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Size>(
     qkv: &Array<Vector<F, N>>,
     query: &mut Array<Vector<F, N>>,
     key: &mut Cached<K, N>,
     value: &mut Cached<V, N>,
-    table: &ComptimeOption<Table>,
+    table: &ComptimeOption<Table<T>>,
     bounds: &ComptimeOption<Array<u32>>,
     sizes: &Sizes,
     #[comptime] tile: Tile,
@@ -59,40 +62,50 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size>(
     let per_lane = comptime!(tile.parts.div_ceil(tile.lanes) as usize);
     let lane = UNIT_POS % tile.lanes;
     let at = CUBE_POS as u32 * comptime!(tile.teams()) + UNIT_POS / tile.lanes;
-    let place = sizes.place(min(at, sizes.count - 1));
+    let first = sizes.place(min(at, sizes.count - 1), tile.each);
+    let all_heads = sizes.heads + 2 * sizes.kv_heads;
+    let slot = sizes.slot(bounds, first);
+    let source = sizes.source(first);
 
     let mut exchange = SharedMemory::<u32>::new(comptime!(tile.units as usize));
-    let mut moved = Array::<Vector<F, N>>::new(per_lane);
-    let mut largest = 0u32.runtime();
+    let mut angles = Sequence::<Angles<N>>::new();
     #[unroll]
     for p in 0..per_lane {
-        let part = lane + p as u32 * tile.lanes;
-        moved[p] = Vector::<F, N>::new(F::from_int(0));
-        if part < tile.parts {
-            moved[p] = read::<F, N>(qkv, place, part, table, sizes, tile.parts);
-        }
-        largest = max(largest, magnitude::<F, N>(moved[p]));
+        angles.push(Angles::<N>::new::<T>(table, sizes, first, lane + p as u32 * tile.lanes));
     }
-    let scale = scale_of(lanes_max(largest, &mut exchange, tile.lanes, tile.planes));
-
-    if at < sizes.count {
-        if place.head < sizes.heads {
-            #[unroll]
-            for p in 0..per_lane {
-                let part = lane + p as u32 * tile.lanes;
-                if part < tile.parts {
-                    query[sizes.query(place, part)] = moved[p];
-                }
+    #[unroll]
+    for h in 0..comptime!(tile.each as usize) {
+        let head = first.head + h as u32;
+        let mut moved = Array::<Vector<F, N>>::new(per_lane);
+        let mut largest = 0u32.runtime();
+        #[unroll]
+        for p in 0..per_lane {
+            let part = lane + p as u32 * tile.lanes;
+            moved[p] = Vector::<F, N>::new(F::from_int(0));
+            if part < tile.parts && head < all_heads {
+                moved[p] = angles[p].read::<F, T>(qkv, table, source + head * tile.parts, part, sizes.rotates(head));
             }
-        } else {
-            let slot = sizes.slot(bounds, place);
-            if slot.taken {
-                let head = place.head - sizes.heads;
+            largest = max(largest, magnitude::<F, N>(moved[p]));
+        }
+        let scale = scale_of(lanes_max(largest, &mut exchange, tile.lanes, tile.planes));
+
+        if at < sizes.count {
+            if head < sizes.heads {
+                let place = Place { batch: first.batch, token: first.token, head };
+                #[unroll]
+                for p in 0..per_lane {
+                    let part = lane + p as u32 * tile.lanes;
+                    if part < tile.parts {
+                        query[sizes.query(place, part)] = moved[p];
+                    }
+                }
+            } else if slot.taken && head < all_heads {
+                let head = head - sizes.heads;
                 if head >= sizes.kv_heads {
                     let head = head - sizes.kv_heads;
-                    write::<F, V, N>(&moved, value, place.batch, head, slot.at, scale, lane, tile);
+                    write::<F, V, N>(&moved, value, first.batch, head, slot.at, scale, lane, tile);
                 } else {
-                    write::<F, K, N>(&moved, key, place.batch, head, slot.at, scale, lane, tile);
+                    write::<F, K, N>(&moved, key, first.batch, head, slot.at, scale, lane, tile);
                 }
             }
         }

@@ -1,8 +1,8 @@
-//! A unit for each vector, where keys and values are floats; and what a unit does with its vector on both paths.
+//! Keys and values in floats; and what both kernels know of a projection.
 
-use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
 
+use super::rotation::{Angles, Table};
 use crate::cube::cached::Cached;
 use crate::cube::masks::RowStrides;
 use crate::cube::tensors::HeadStrides;
@@ -13,7 +13,7 @@ pub(super) const UNITS: u32 = 256;
 /// Scalar sizes. Strides count vectors, those of the table elements.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Sizes {
-    /// What the kernel counts: vectors, or heads.
+    /// What the kernel counts: vectors of a few heads, or few heads.
     pub count: u32,
     pub tokens: u32,
     pub heads: u32,
@@ -34,18 +34,6 @@ pub(super) struct Sizes {
     pub present: u32,
 }
 
-/// Cosines and sines.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Table {
-    pub cos: Array<f32>,
-    pub sin: Array<f32>,
-    /// Pairs of a head.
-    #[cube(comptime)]
-    pub half: u32,
-    #[cube(comptime)]
-    pub layout: RotaryLayout,
-}
-
 /// Which head of which token; queries come first, then keys, then values.
 #[derive(CubeType, Clone, Copy)]
 pub(super) struct Place {
@@ -64,10 +52,21 @@ pub(super) struct Slot {
 
 #[cube]
 impl Sizes {
-    /// The head at this place in the projection.
-    pub fn place(&self, at: u32) -> Place {
-        let all_heads = self.heads + 2 * self.kv_heads;
-        Place { batch: at / all_heads / self.tokens, token: at / all_heads % self.tokens, head: at % all_heads }
+    /// The first head at this place, where each place has `each` heads of a token.
+    pub fn place(&self, at: u32, #[comptime] each: u32) -> Place {
+        let places = (self.heads + 2 * self.kv_heads).div_ceil(each);
+        let token = at / places;
+        Place { batch: token / self.tokens, token: token % self.tokens, head: at % places * each }
+    }
+
+    /// Where the projection of a token begins.
+    pub fn source(&self, place: Place) -> u32 {
+        place.batch * self.qkv_batch + place.token * self.qkv_token
+    }
+
+    /// Whether the head is one of those that are rotated: queries and keys.
+    pub fn rotates(&self, head: u32) -> bool {
+        head < self.heads + self.kv_heads
     }
 
     /// The slot of a token.
@@ -95,18 +94,20 @@ impl Sizes {
     }
 }
 
-/// A unit moves one vector of one head of one token; neighbouring units move neighbouring vectors of the projection. In a
-/// half-split pair, a unit reads both sides and writes its own, so nothing is exchanged; the second read is a cache hit.
+/// A unit moves the same vector of `each` heads of one token, with the same angles; neighbouring units move neighbouring vectors of the
+/// projection. In a half-split pair, a unit reads both sides and writes its own, so nothing is exchanged; the second read is a cache
+/// hit.
 #[cube(launch_unchecked)]
-pub(super) fn cache_write<F: Float, N: Size>(
+pub(super) fn cache_write<F: Float, N: Size, T: Size>(
     qkv: &Array<Vector<F, N>>,
     query: &mut Array<Vector<F, N>>,
     key: &mut Cached<F, N>,
     value: &mut Cached<F, N>,
-    table: &ComptimeOption<Table>,
+    table: &ComptimeOption<Table<T>>,
     bounds: &ComptimeOption<Array<u32>>,
     sizes: &Sizes,
     #[comptime] parts: u32,
+    #[comptime] each: u32,
     #[define(F)] _elements: StorageType,
 ) {
     let at = (CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X) * CUBE_DIM + UNIT_POS;
@@ -114,99 +115,34 @@ pub(super) fn cache_write<F: Float, N: Size>(
         terminate!();
     }
     let part = at % parts;
-    let place = sizes.place(at / parts);
-    let moved = read::<F, N>(qkv, place, part, table, sizes, parts);
-    if place.head < sizes.heads {
-        query[sizes.query(place, part)] = moved;
-    } else {
-        let slot = sizes.slot(bounds, place);
-        if slot.taken {
+    let first = sizes.place(at / parts, each);
+    let slot = sizes.slot(bounds, first);
+    let source = sizes.source(first);
+    let angles = Angles::<N>::new::<T>(table, sizes, first, part);
+    // All loads first, so that they are in flight together.
+    let mut moved = Array::<Vector<F, N>>::new(comptime!(each as usize));
+    #[unroll]
+    for h in 0..comptime!(each as usize) {
+        let head = first.head + h as u32;
+        moved[h] = Vector::<F, N>::new(F::from_int(0));
+        if head < sizes.heads + 2 * sizes.kv_heads {
+            moved[h] = angles.read::<F, T>(qkv, table, source + head * parts, part, sizes.rotates(head));
+        }
+    }
+    #[unroll]
+    for h in 0..comptime!(each as usize) {
+        let place = Place { batch: first.batch, token: first.token, head: first.head + h as u32 };
+        if place.head < sizes.heads {
+            query[sizes.query(place, part)] = moved[h];
+        } else if slot.taken {
             let head = place.head - sizes.heads;
-            if head >= sizes.kv_heads {
-                let head = value.head(place.batch, head - sizes.kv_heads);
-                value.put::<F>(head, slot.at, part, moved, 1.0f32);
-            } else {
+            if head < sizes.kv_heads {
                 let head = key.head(place.batch, head);
-                key.put::<F>(head, slot.at, part, moved, 1.0f32);
+                key.put::<F>(head, slot.at, part, moved[h], 1.0f32);
+            } else if head < 2 * sizes.kv_heads {
+                let head = value.head(place.batch, head - sizes.kv_heads);
+                value.put::<F>(head, slot.at, part, moved[h], 1.0f32);
             }
         }
     }
-}
-
-/// The vector `part` of a head, rotated if it belongs to a query or a key.
-#[cube]
-pub(super) fn read<F: Float, N: Size>(
-    qkv: &Array<Vector<F, N>>,
-    place: Place,
-    part: u32,
-    table: &ComptimeOption<Table>,
-    sizes: &Sizes,
-    #[comptime] parts: u32,
-) -> Vector<F, N> {
-    let source = place.batch * sizes.qkv_batch + place.token * sizes.qkv_token + place.head * parts;
-    let mut moved = qkv[(source + part) as usize];
-    #[comptime]
-    match table {
-        ComptimeOption::Some(table) => {
-            if place.head < sizes.heads + sizes.kv_heads {
-                let row = place.batch * sizes.table_batch + place.token * sizes.table_token;
-                moved = rotated::<F, N>(moved, qkv, source, part, table, row);
-            }
-        }
-        ComptimeOption::None => {}
-    }
-    moved
-}
-
-/// The vector `part` of a head, rotated; `row` is where the angles of its token begin.
-#[cube]
-fn rotated<F: Float, N: Size>(
-    own: Vector<F, N>,
-    qkv: &Array<Vector<F, N>>,
-    source: u32,
-    part: u32,
-    table: &Table,
-    row: u32,
-) -> Vector<F, N> {
-    let vector = own.size();
-    let half = comptime!(table.half);
-    let mut result = own;
-    let feature = part * vector as u32;
-    if feature < 2 * half {
-        match comptime!(table.layout) {
-            RotaryLayout::Half => {
-                let second = feature >= half;
-                let reach = comptime!(half / vector as u32);
-                let partner = qkv[(source + select(second, part - reach, part + reach)) as usize];
-                let first_angle = row + select(second, feature - half, feature);
-                let sign = select(second, 1.0f32, -1.0f32);
-                #[unroll]
-                for e in 0..vector {
-                    let angle = first_angle as usize + e;
-                    let side = f32::cast_from(partner[e]) * table.sin[angle] * sign;
-                    result[e] = F::cast_from(f32::cast_from(own[e]) * table.cos[angle] + side);
-                }
-            }
-            RotaryLayout::Interleaved => {
-                if comptime!(vector == 1) {
-                    let odd = feature % 2 == 1;
-                    let partner = qkv[(source + select(odd, part - 1, part + 1)) as usize];
-                    let angle = (row + feature / 2) as usize;
-                    let sign = select(odd, 1.0f32, -1.0f32);
-                    let side = f32::cast_from(partner[0]) * table.sin[angle] * sign;
-                    result[0] = F::cast_from(f32::cast_from(own[0]) * table.cos[angle] + side);
-                } else {
-                    #[unroll]
-                    for pair in 0..comptime!(vector / 2) {
-                        let angle = (row + feature / 2) as usize + pair;
-                        let a = f32::cast_from(own[2 * pair]);
-                        let b = f32::cast_from(own[2 * pair + 1]);
-                        result[2 * pair] = F::cast_from(a * table.cos[angle] - b * table.sin[angle]);
-                        result[2 * pair + 1] = F::cast_from(b * table.cos[angle] + a * table.sin[angle]);
-                    }
-                }
-            }
-        }
-    }
-    result
 }

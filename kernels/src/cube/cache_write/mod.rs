@@ -2,6 +2,7 @@
 
 mod int8;
 mod kernel;
+mod rotation;
 
 use burn_deepspeed_core::divisor::gcd;
 use burn_deepspeed_core::layout::RotaryLayout;
@@ -9,13 +10,17 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use self::int8::{Tile, cache_write_int8};
-use self::kernel::{SizesLaunch, TableLaunch, UNITS, cache_write};
+use self::kernel::{SizesLaunch, UNITS, cache_write};
+use self::rotation::TableLaunch;
 use super::cached::{CacheTensor, CheckedCache};
 use super::contract::{Checked, Contract, f32_type, same_type};
 use super::machine::{Machine, Unsupported, countable};
 use super::mask_arguments::{CheckedBounds, check_bounds, row_strides};
 use super::tensors::{array, broadcast_strides, head_strides, presence, vector_size};
 use crate::contract::product;
+
+/// Units of a multiprocessor, with a few vectors in flight each, that keep its memory busy.
+const UNITS_PER_PROCESSOR: usize = 128;
 
 /// Rotary positions of the new tokens.
 #[derive(Debug, Clone)]
@@ -147,17 +152,22 @@ pub fn launch<R: Runtime>(
     };
     let vector = vector_size(client, &[qkv, query, key.elements, value.elements], unit);
     let parts = head_dim / vector;
-    let all_heads = batch * tokens * (heads + 2 * kv_heads);
-    let elements = all_heads * parts;
-    if elements == 0 {
+    let all_heads = heads + 2 * kv_heads;
+    if batch * tokens * all_heads * parts == 0 {
         return Ok(());
     }
+    let each = heads_of_unit(machine, batch * tokens, all_heads, parts);
+    let places = batch * tokens * all_heads.div_ceil(each as usize);
+    let units = places * parts;
     let int8 = key.is_int8() || value.is_int8();
+    let angles = rotation.map_or(1, |(layout, [cos, sin])| {
+        let angles = if layout == RotaryLayout::Interleaved { vector.div_ceil(2) } else { vector };
+        vector_size(client, &[cos, sin], angles)
+    });
     let [table_batch, table_token, _] =
-        rotation.map_or([0; 3], |(_, [cos, _])| broadcast_strides(cos)).map(|stride| stride as u32);
-    let table = rotation.map(|(layout, [cos, sin])| TableLaunch::new(array(cos), array(sin), half as u32, layout));
+        rotation.map_or([0; 3], |(_, [cos, _])| broadcast_strides(cos)).map(|stride| (stride / angles) as u32);
     let sizes = SizesLaunch::new(
-        if int8 { all_heads } else { elements } as u32,
+        if int8 { places } else { units } as u32,
         tokens as u32,
         heads as u32,
         kv_heads as u32,
@@ -172,8 +182,8 @@ pub fn launch<R: Runtime>(
         presence(&[rotation.is_some(), bounds.by_row.is_some()]),
     );
     if int8 {
-        let tile = Tile::new(machine, parts);
-        let cubes = machine.folded(all_heads, tile.teams() as usize)?;
+        let tile = Tile::new(machine, parts, each);
+        let cubes = machine.folded(places, tile.teams() as usize)?;
         // SAFETY: the tensors were checked against each other, so every head that `Sizes` counts is in all of them. The kernel
         // repeats the last head instead of going on after it, and writes no slot from `Sizes::end` on, which is at most the
         // capacity.
@@ -183,11 +193,12 @@ pub fn launch<R: Runtime>(
                 cubes,
                 CubeDim::new_1d(tile.units),
                 vector,
+                angles,
                 array(qkv),
                 array(query),
                 key.launch(vector),
                 value.launch(vector),
-                table.into(),
+                table(rotation).into(),
                 bounds.by_row.map(array).into(),
                 sizes,
                 tile,
@@ -198,8 +209,8 @@ pub fn launch<R: Runtime>(
         }
         return Ok(());
     }
-    let units = machine.units(UNITS);
-    let cubes = elements.div_ceil(units as usize);
+    let cube = machine.units(UNITS);
+    let cubes = units.div_ceil(cube as usize);
     let across = cubes.min(machine.max_cubes[0] as usize);
     // SAFETY: the tensors were checked against each other, so every vector that `Sizes` counts is in all of them. The kernel
     // leaves before a vector that is not counted, and writes no slot from `Sizes::end` on, which is at most the capacity.
@@ -207,18 +218,33 @@ pub fn launch<R: Runtime>(
         cache_write::launch_unchecked::<R>(
             client,
             machine.cubes([across, cubes.div_ceil(across), 1])?,
-            CubeDim::new_1d(units),
+            CubeDim::new_1d(cube),
             vector,
+            angles,
             array(qkv),
             array(query),
             key.launch(vector),
             value.launch(vector),
-            table.into(),
+            table(rotation).into(),
             bounds.by_row.map(array).into(),
             sizes,
             parts as u32,
+            each,
             qkv.dtype,
         );
     }
     Ok(())
+}
+
+/// Cosines and sines as the kernels take them.
+fn table<T: Size, R: Runtime>(rotation: Option<(RotaryLayout, [Checked<'_, R>; 2])>) -> Option<TableLaunch<T, R>> {
+    let (layout, [cos, sin]) = rotation?;
+    Some(TableLaunch::new(array(cos), array(sin), cos.shape()[2] as u32, layout))
+}
+
+/// Heads of a token that share the angles of a unit: several, as long as the units fill the device.
+fn heads_of_unit(machine: &Machine, tokens: usize, heads: usize, parts: usize) -> u32 {
+    let fills =
+        |each: usize| tokens * heads.div_ceil(each) * parts >= machine.processors as usize * UNITS_PER_PROCESSOR;
+    [4, 2].into_iter().find(|each| fills(*each)).unwrap_or(1) as u32
 }
