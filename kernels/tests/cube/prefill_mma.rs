@@ -112,6 +112,32 @@ mod cuda {
         sizes.map(|head_dim| Problem::new([6, 2, 147, 320, head_dim], &[310, 147])).to_vec()
     }
 
+    // Small problems of several tiles of queries and several steps of keys, one instance of the kernel to a test: emulated devices run
+    // them, and `scripts/mutants.py` runs them on kernels with mistakes.
+    #[test]
+    fn a_small_problem_in_bf16_agrees_with_plain_loops() {
+        check_on(&cuda(), &small(64), Element::Bf16, Int8::default(), ASYNCHRONOUS);
+    }
+
+    #[test]
+    fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+        check_on(&cuda(), small(40).masked().last().unwrap(), Element::F16, Int8::default(), ASYNCHRONOUS);
+    }
+
+    #[test]
+    fn a_small_problem_of_large_heads_agrees_without_asynchronous_copies() {
+        check_on(&cuda(), &small(160), Element::F16, Int8::default(), SYNCHRONOUS);
+    }
+
+    #[test]
+    fn a_small_problem_of_int8_agrees_with_plain_loops() {
+        check_on(&cuda(), &small(64), Element::Bf16, Int8::BOTH, ASYNCHRONOUS);
+    }
+
+    fn small(head_dim: usize) -> Problem {
+        Problem::new([2, 1, 37, 200, head_dim], &[190, 70])
+    }
+
     // One test for each engine and element type: each compiles and checks for more than a minute, so they run in parallel.
     #[test]
     #[ignore = "needs a CUDA device"]
