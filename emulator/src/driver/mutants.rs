@@ -1,7 +1,5 @@
 //! Modules with a mistake, if one is wanted.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use super::log;
 use super::settings::Settings;
 use crate::error::LoadError;
@@ -44,9 +42,18 @@ pub fn parse(text: &str) -> Result<ModuleSource, LoadError> {
     Ok(source)
 }
 
-/// The name of a module: a hash of its text.
+/// The name of a module: the CRC-32 of its text, which scripts compute as well.
 fn key(text: &str) -> String {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    format!("{:016x}", hasher.finish())
+    let step = |sum: u32, byte: &u8| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| if sum & 1 == 1 { sum >> 1 ^ 0xedb8_8320 } else { sum >> 1 })
+    };
+    format!("{:08x}", !text.as_bytes().iter().fold(!0, step))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_module_has_the_crc_of_its_text() {
+        assert_eq!(super::key("123456789"), "cbf43926");
+    }
 }

@@ -188,8 +188,9 @@ fn exchanges(statement: &Statement, registers: &Registers<'_>) -> Vec<Statement>
         }
     };
     if statement.opcode.name() == "shfl" {
-        replace(2, |lane| lane ^ 1);
-        replace(3, |clamp| clamp ^ 16);
+        // Twice the same step of a butterfly, so that lanes miss each other, and no step at all.
+        replace(2, |lane| if lane > 1 { lane / 2 } else { lane + 1 });
+        replace(3, |clamp| clamp & !31);
     }
     replace(statement.operands.len() - 1, |members| members & 0x7fff_ffff);
     for (at, part) in statement.opcode.parts.iter().enumerate() {

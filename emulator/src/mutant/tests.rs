@@ -108,8 +108,8 @@ fn exchanges_take_other_lanes() {
         "shfl.sync.bfly.b32 %r1, %r2, 16, 31, -1;",
         Kind::Shuffle,
         &[
-            "shfl.sync.bfly.b32 %r1, %r2, 17, 31, -1;",
-            "shfl.sync.bfly.b32 %r1, %r2, 16, 15, -1;",
+            "shfl.sync.bfly.b32 %r1, %r2, 8, 31, -1;",
+            "shfl.sync.bfly.b32 %r1, %r2, 16, 0, -1;",
             "shfl.sync.bfly.b32 %r1, %r2, 16, 31, 2147483647;",
         ],
     );

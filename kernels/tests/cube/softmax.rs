@@ -198,6 +198,24 @@ fn every_option_agrees_with_plain_loops() {
     }
 }
 
+// One instance of the kernel to a test; `scripts/mutants.py` runs them on kernels with mistakes.
+#[test]
+fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+    for pitch in [1, 4] {
+        Case { pitch, ..Case::new([2, 2, 3, 300], Element::F32).masked().pop().unwrap() }.check(&lab(true));
+    }
+}
+
+#[test]
+fn long_rows_with_every_mask_agree_with_plain_loops() {
+    Case::new([1, 2, 3, 8204], Element::F32).masked().pop().unwrap().check(&lab(true));
+}
+
+#[test]
+fn long_rows_with_every_mask_agree_without_planes() {
+    Case::new([1, 2, 3, 8204], Element::F32).masked().pop().unwrap().check(&lab(false));
+}
+
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
     for keys in [5, 300, 8193] {
