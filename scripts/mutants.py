@@ -102,7 +102,7 @@ class Mutant:
     kind: str
     before: str
     after: str
-    # The line of CUDA.
+    # The line of CUDA; of a barrier, which one it is.
     source: str
     found: str = ""
     why: str = ""
@@ -181,8 +181,12 @@ def choose(laboratory: Laboratory, arguments: argparse.Namespace) -> list[Mutant
         instance.module, name = names[instance.index]
         instance.seconds = seconds
         seen, ranked = collections.Counter(), collections.defaultdict(list)
+        barriers = sum(kind == "barrier" for _, kind, *_ in found[instance.module, name])
         for number, kind, line, before, after in found[instance.module, name]:
-            mutant = Mutant(instance, int(number), kind, before, after, laboratory.source(instance.module, int(line)))
+            source = laboratory.source(instance.module, int(line))
+            if kind == "barrier":
+                source = f"barrier {len(ranked[kind]) + 1} of {barriers}"
+            mutant = Mutant(instance, int(number), kind, before, after, source)
             seen[mutant.key()] += 1
             rank = zlib.crc32(f"{SEED} {seen[mutant.key()]} {mutant.key()}".encode())
             ranked[kind].append((rank, mutant.number, mutant))
