@@ -283,7 +283,7 @@ fn a_small_problem_by_rows_without_planes_agrees_with_plain_loops() {
 
 #[test]
 fn a_small_problem_of_int8_agrees_with_plain_loops() {
-    LAST_OUTPUTS.into_iter().for_each(|outputs| int8([8, 1504, outputs], [1, 48]).check(&small(true)));
+    LAST_OUTPUTS.into_iter().for_each(|outputs| int8([8, 2032, outputs], [1, 48]).check(&small(true)));
 }
 
 #[test]

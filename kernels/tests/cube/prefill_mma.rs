@@ -145,9 +145,10 @@ mod cuda {
         check_on(&cuda(), &small(64), Element::Bf16, Int8::BOTH, ASYNCHRONOUS);
     }
 
-    /// Three steps of keys in one row of the batch. In the other, and in the last step, every copy has keys that no query sees.
+    /// Three steps of keys in one row of the batch, and a query for each place in a step. In the other row, and in the last step, every copy
+    /// has keys that no query sees.
     fn small(head_dim: usize) -> Problem {
-        Problem::new([2, 1, 37, 140, head_dim], &[133, 5])
+        Problem::new([2, 1, 69, 140, head_dim], &[133, 5])
     }
 
     fn check_small(problem: &Problem, element: Element, engine: Engine) {

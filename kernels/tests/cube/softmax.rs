@@ -198,22 +198,25 @@ fn every_option_agrees_with_plain_loops() {
     }
 }
 
-// One instance of the kernel to a test; `scripts/mutants.py` runs them on kernels with mistakes.
+// One instance of the kernel to a test; `scripts/mutants.py` runs them on kernels with mistakes. Few keys are outside the window, so that
+// every unit has some that count.
+fn nearly_all_keys(sizes: [usize; 4]) -> Case {
+    Case { window: Some(sizes[3] - 20), ..Case::new(sizes, Element::F32).masked().pop().unwrap() }
+}
+
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
-    for pitch in [1, 4] {
-        Case { pitch, ..Case::new([2, 2, 3, 300], Element::F32).masked().pop().unwrap() }.check(&lab(true));
-    }
+    nearly_all_keys([2, 2, 3, 500]).check(&lab(true));
 }
 
 #[test]
 fn long_rows_with_every_mask_agree_with_plain_loops() {
-    Case::new([1, 2, 3, 8204], Element::F32).masked().pop().unwrap().check(&lab(true));
+    nearly_all_keys([1, 2, 3, 8204]).check(&lab(true));
 }
 
 #[test]
 fn long_rows_with_every_mask_agree_without_planes() {
-    Case::new([1, 2, 3, 8204], Element::F32).masked().pop().unwrap().check(&lab(false));
+    nearly_all_keys([1, 2, 3, 8204]).check(&lab(false));
 }
 
 #[test]
