@@ -256,7 +256,8 @@ def explain(mutants: list[Mutant]):
     for mutant in mutants:
         for reason in reasons if not mutant.found else []:
             fits = re.match(reason["kernel"], mutant.instance.label) and mutant.kind in reason["kinds"]
-            if fits and re.search(reason["change"], mutant.key()):
+            changes = [mutant.key(), f"{mutant.before} → {mutant.after}"]
+            if fits and any(re.search(reason["change"], change) for change in changes):
                 mutant.why = reason["why"]
                 break
 

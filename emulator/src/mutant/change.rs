@@ -236,13 +236,12 @@ fn addresses(statement: &Statement, registers: &Registers<'_>) -> Vec<Statement>
             }
         }
     }
-    if let ("add" | "mad", Some(Operand::Name(to))) = (statement.opcode.name(), statement.operands.first()) {
-        if let (Some(bytes), Some(Operand::Number(value))) =
-            (registers.bases.get(to.as_str()), statement.operands.last())
-        {
-            let last = statement.operands.len() - 1;
-            all.push(with_operand(statement, last, Operand::Number(value.wrapping_add(*bytes))));
-        }
+    if let ("add" | "mad", Some(Operand::Name(to))) = (statement.opcode.name(), statement.operands.first())
+        && let Some(bytes) = registers.bases.get(to.as_str())
+        && let Some(Operand::Number(value)) = statement.operands.last()
+    {
+        let last = statement.operands.len() - 1;
+        all.push(with_operand(statement, last, Operand::Number(value.wrapping_add(*bytes))));
     }
     all
 }
