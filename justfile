@@ -29,6 +29,11 @@ locks:
 gpu-bundle:
     bash scripts/gpu-bundle.sh
 
+# Makes mistakes in the CUDA kernels and writes which of them tests and emulator find; `--check` in place of `--write` only fails if one
+# survives without a reason. `just mutants ~/.cache/burn-deepspeed target/debug/deps/libcuda.so target/debug/deps/cube_cuda-<hash>`
+mutants cache driver tests action="--write":
+    python3 scripts/mutants.py --cache {{cache}} --driver {{driver}} --tests {{tests}} {{action}}
+
 # Rewrites the golden cases; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
 golden:
     python3 tests/golden/generate.py --out tests/golden/cases

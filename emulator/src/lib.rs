@@ -14,6 +14,7 @@
 //! | module | contents |
 //! | --- | --- |
 //! | `ptx` | PTX text to statements |
+//! | `mutant` | kernels with one mistake, for tests of tests |
 //! | `compile` | statements to closures over the lanes of a warp |
 //! | [`launch`](launch()) | a grid over the threads of the host, and each block over its warps |
 //! | `memory` | device, shared and local memory, and what is known of each byte |
@@ -35,6 +36,7 @@ pub mod error;
 mod launch;
 mod memory;
 mod module;
+mod mutant;
 mod numbers;
 mod ptx;
 mod registers;

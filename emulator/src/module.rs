@@ -3,7 +3,7 @@
 use crate::compile::{self, Kernel};
 use crate::error::LoadError;
 use crate::memory::Device;
-use crate::ptx;
+use crate::ptx::{self, ModuleSource};
 
 /// Kernels that can run, and the variables that they share, which are in the memory of the device.
 pub struct Module {
@@ -18,9 +18,13 @@ impl Module {
     /// # Errors
     /// [`LoadError`] for what is not understood.
     pub fn load(text: &str, device: &Device) -> Result<Self, LoadError> {
-        let source = ptx::parse(text)?;
+        Self::of(&ptx::parse(text)?, device)
+    }
+
+    /// Loads what was parsed.
+    pub(crate) fn of(source: &ModuleSource, device: &Device) -> Result<Self, LoadError> {
         let mut variables = Vec::new();
-        let kernels = compile::compile(&source, &mut |variable| {
+        let kernels = compile::compile(source, &mut |variable| {
             let refuse = || LoadError::of_module(format!("no memory for the variable `{}`", variable.name));
             let address = device.allocate(variable.bytes).ok_or_else(refuse)?;
             // What is not initialised is zero.

@@ -8,6 +8,12 @@ pub fn f32_of(bits: u32) -> f32 {
     f32::from_bits(bits)
 }
 
+/// The bits of a result. Arithmetic on f32 has one NaN.
+#[inline(always)]
+pub fn bits_of(value: f32) -> u32 {
+    if value.is_nan() { 0x7fff_ffff } else { value.to_bits() }
+}
+
 /// Zero, with its sign, in place of a subnormal number; `.ftz`.
 #[inline(always)]
 pub fn flush(value: f32) -> f32 {
@@ -79,6 +85,13 @@ pub fn low(value: u64, bits: u32) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn arithmetic_has_one_nan() {
+        let nan = f32::from_bits(0x7fc0_beef);
+        assert_eq!([bits_of(nan), bits_of(-nan), bits_of(nan + 1.0)], [0x7fff_ffff; 3]);
+        assert_eq!(bits_of(-0.0), 1 << 31);
+    }
 
     #[test]
     fn halves_are_rounded_once() {

@@ -1,9 +1,9 @@
 //! The execution of a block: which warp runs, which of its lanes, and where they wait.
 
-use crate::block::{Block, Trap, of_warp};
+use crate::block::{Block, Trap, of_lane, of_warp};
 use crate::compile::{Action, Instruction, Kernel};
 use crate::error::Misuse;
-use crate::registers::{ALL, Bank, Lanes, Register};
+use crate::registers::{ALL, Bank, Lanes, Register, each};
 use crate::warp::{Group, Tested, Warp};
 
 /// Rounds in which every warp tests in vain and nothing lands, before that is a deadlock. A warp may count its tests and go on.
@@ -192,8 +192,12 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
                     None => warp.alive,
                     Some(members) => {
                         check_written(warp, *members, lanes, instruction)?;
-                        let first = lanes.trailing_zeros() as usize;
-                        warp.registers.get::<u32>(*members).get(first).copied().unwrap_or(0) & warp.alive
+                        let named = warp.registers.get::<u32>(*members);
+                        if let Some(lane) = each(lanes).find(|lane| named[*lane] >> lane & 1 == 0) {
+                            let fact = "is not among the lanes that the instruction names".into();
+                            return of_lane(lane, Err(Misuse::Invalid(fact)));
+                        }
+                        named.get(lanes.trailing_zeros() as usize).copied().unwrap_or(0) & warp.alive
                     }
                 };
                 if lanes & needed != needed {

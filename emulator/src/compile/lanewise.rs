@@ -1,7 +1,7 @@
 //! Functions of one lane as instructions.
 
 use super::instruction::{Action, Compute};
-use crate::numbers::{f32_of, flush};
+use crate::numbers::{bits_of, f32_of, flush};
 use crate::registers::{Register, Value, WARP};
 
 /// `to = f(a)` in every lane.
@@ -51,8 +51,8 @@ pub fn map3<A: Value, B: Value, C: Value, D: Value>(
 /// A function of one f32; with `ftz`, subnormal inputs and results are zeros.
 pub fn float1(to: Register, a: Register, ftz: bool, f: impl Fn(f32) -> f32 + Send + Sync + 'static) -> Action {
     Action::Compute(match ftz {
-        true => map1(to, a, move |a: u32| flush(f(flush(f32_of(a)))).to_bits()),
-        false => map1(to, a, move |a: u32| f(f32_of(a)).to_bits()),
+        true => map1(to, a, move |a: u32| bits_of(flush(f(flush(f32_of(a)))))),
+        false => map1(to, a, move |a: u32| bits_of(f(f32_of(a)))),
     })
 }
 
@@ -64,8 +64,8 @@ pub fn float2(
     f: impl Fn(f32, f32) -> f32 + Send + Sync + 'static,
 ) -> Action {
     Action::Compute(match ftz {
-        true => map2(to, from, move |a: u32, b: u32| flush(f(flush(f32_of(a)), flush(f32_of(b)))).to_bits()),
-        false => map2(to, from, move |a: u32, b: u32| f(f32_of(a), f32_of(b)).to_bits()),
+        true => map2(to, from, move |a: u32, b: u32| bits_of(flush(f(flush(f32_of(a)), flush(f32_of(b)))))),
+        false => map2(to, from, move |a: u32, b: u32| bits_of(f(f32_of(a), f32_of(b)))),
     })
 }
 
@@ -78,8 +78,8 @@ pub fn float3(
 ) -> Action {
     Action::Compute(match ftz {
         true => map3(to, from, move |a: u32, b: u32, c: u32| {
-            flush(f(flush(f32_of(a)), flush(f32_of(b)), flush(f32_of(c)))).to_bits()
+            bits_of(flush(f(flush(f32_of(a)), flush(f32_of(b)), flush(f32_of(c)))))
         }),
-        false => map3(to, from, move |a: u32, b: u32, c: u32| f(f32_of(a), f32_of(b), f32_of(c)).to_bits()),
+        false => map3(to, from, move |a: u32, b: u32, c: u32| bits_of(f(f32_of(a), f32_of(b), f32_of(c)))),
     })
 }

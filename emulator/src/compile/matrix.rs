@@ -3,7 +3,7 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, of_lane};
-use crate::numbers::{bf16_of, f16_of, f32_of, to_f16};
+use crate::numbers::{bf16_of, bits_of, f16_of, f32_of, to_f16};
 use crate::ptx::Space;
 use crate::registers::{ALL, Lanes, Register, WARP};
 
@@ -124,7 +124,7 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
                     };
                     match half_sums {
                         true => to_f16(at(2 * index).into()) | to_f16(at(2 * index + 1).into()) << 16,
-                        false => at(index).to_bits(),
+                        false => bits_of(at(index)),
                     }
                 });
                 registers.set(*register, &values, lanes);

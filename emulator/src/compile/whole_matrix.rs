@@ -5,7 +5,7 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, of_lane};
-use crate::numbers::{bf16_of, f16_of, f32_of, to_f16};
+use crate::numbers::{bf16_of, bits_of, f16_of, f32_of, to_f16};
 use crate::ptx::{Kind, Type};
 use crate::registers::{Lanes, Register, Registers, WARP};
 
@@ -163,7 +163,7 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
             }
             let bits = |element: usize| match to.of.kind {
                 Kind::Half => to_f16(sums[element].into()),
-                _ => sums[element].to_bits(),
+                _ => bits_of(sums[element]),
             };
             to.write(&mut warp.registers, bits, lanes);
             Ok(())

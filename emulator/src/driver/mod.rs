@@ -15,12 +15,15 @@
 //! | `EMULATOR_COUNTS` | file to which a line of JSON is appended for each launch: what it counted | none |
 //! | `EMULATOR_SAMPLE` | runs about so many blocks of a launch, spread over its grid, for counts; results are incomplete | all |
 //! | `EMULATOR_DUMP` | folder that receives the PTX of every module | none |
+//! | `EMULATOR_MUTANTS` | file to which a line is appended for each mistake that can be made in a kernel that is loaded: module, kernel, number, kind, line of the source, statement, and what takes its place, with tabs between them | none |
+//! | `EMULATOR_MUTANT` | `<kernel>:<number>` makes the mistake of that number in each kernel whose name starts so; `<kernel>@<module>:<number>` in one module only | none |
 //! | `EMULATOR_NVRTC`, `EMULATOR_NVRTC_CACHE` | see [`nvrtc`] | none |
 
 mod api;
 mod counts;
 mod host_memory;
 mod log;
+mod mutants;
 pub mod nvrtc;
 mod settings;
 mod state;

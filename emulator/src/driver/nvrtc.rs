@@ -110,7 +110,7 @@ impl Program {
     fn key(&self, options: &[CString]) -> u64 {
         let source = self.source.to_string_lossy();
         let (mut declarations, mut code) = (HashMap::<&str, usize>::new(), Vec::new());
-        const SHARED: &str = "&dynamic_shared_mem[";
+        const SHARED: &str = "dynamic_shared_mem[";
         let mut in_kernel = false;
         for line in source.lines() {
             in_kernel |= line.contains("__global__");

@@ -19,6 +19,32 @@ pub struct Settings {
     /// Blocks of a launch that run.
     pub sample: Option<u64>,
     pub dump: Option<PathBuf>,
+    /// The file for candidates.
+    pub mutants: Option<PathBuf>,
+    pub mutant: Option<Chosen>,
+}
+
+/// The mutant that is wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// The start of the names of its kernels.
+    pub kernel: String,
+    /// The module; `None` for all.
+    pub module: Option<String>,
+    /// The number among the candidates of a kernel.
+    pub number: usize,
+}
+
+impl Chosen {
+    /// Reads `<start of the kernel's name>[@<module>]:<number>`.
+    fn parse(text: &str) -> Option<Self> {
+        let (name, number) = text.rsplit_once(':')?;
+        let (kernel, module) = match name.split_once('@') {
+            Some((kernel, module)) => (kernel, Some(module.to_string())),
+            None => (name, None),
+        };
+        Some(Self { kernel: kernel.into(), module, number: number.parse().ok()? })
+    }
 }
 
 impl Settings {
@@ -52,7 +78,30 @@ impl Settings {
                 counts: path("EMULATOR_COUNTS"),
                 sample: Some(number("EMULATOR_SAMPLE", 0)).filter(|blocks| *blocks > 0),
                 dump: path("EMULATOR_DUMP"),
+                mutants: path("EMULATOR_MUTANTS"),
+                mutant: std::env::var("EMULATOR_MUTANT").ok().and_then(|text| {
+                    let chosen = Chosen::parse(&text);
+                    if chosen.is_none() {
+                        eprintln!("emulator: `EMULATOR_MUTANT` is `{text}`, expected `kernel:number` or `kernel@module:number`");
+                    }
+                    chosen
+                }),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mutant_is_chosen_by_kernel_number_and_module() {
+        let chosen =
+            |module: Option<&str>| Chosen { kernel: "decode".into(), module: module.map(Into::into), number: 7 };
+        assert_eq!(Chosen::parse("decode:7"), Some(chosen(None)));
+        assert_eq!(Chosen::parse("decode@00ff:7"), Some(chosen(Some("00ff"))));
+        assert_eq!(Chosen::parse("decode"), None);
+        assert_eq!(Chosen::parse("decode:all"), None);
     }
 }

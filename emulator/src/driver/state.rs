@@ -5,7 +5,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::host_memory::HostMemory;
 use super::settings::Settings;
-use super::{counts, log};
+use super::{counts, log, mutants};
 use crate::Module;
 use crate::compile::Kernel;
 use crate::launch::launch;
@@ -66,7 +66,7 @@ impl Driver {
                 eprintln!("emulator: {}: {error}", path.display());
             }
         }
-        match Module::load(text, &self.memory) {
+        match mutants::parse(text).and_then(|source| Module::of(&source, &self.memory)) {
             Ok(module) => {
                 for kernel in &module.kernels {
                     log::line(format_args!("load {number:04} {}", kernel.name));

@@ -8,5 +8,5 @@ mod tokens;
 mod types;
 
 pub use declaration::{Space, Variable};
-pub use parser::{KernelSource, ModuleSource, Operand, Statement, parse};
+pub use parser::{KernelSource, ModuleSource, Opcode, Operand, Statement, parse};
 pub use types::{Kind, Type};

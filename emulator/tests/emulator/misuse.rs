@@ -144,3 +144,11 @@ fn a_launch_that_no_device_accepts_is_refused() {
     assert!(shape([1, 1, 1], [32, 33, 1]).unwrap_err().contains("1056 threads"));
     assert!(shape([1, 0, 1], [32, 1, 1]).unwrap_err().contains("is empty"));
 }
+
+#[test]
+fn a_lane_that_does_not_name_itself_is_found() {
+    for body in ["shfl.sync.bfly.b32 %r1, %t, 1, 31, 0x7fffffff;", "vote.sync.any.pred %q1, %q2, 0x7fffffff;"] {
+        let found = misuse("", &format!("setp.eq.u32 %q2, %t, 0; {body}"));
+        assert!(matches!(&found, Misuse::Invalid(fact) if fact.contains("not among the lanes")), "{found:?}");
+    }
+}

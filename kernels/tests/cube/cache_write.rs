@@ -223,10 +223,10 @@ fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) 
     let head_dim = features.len();
     let key = lab.int8(&vec![1; head_dim], &[1, 1, 1, head_dim], 1);
     let scales = lab.floats(&[5.0], &[1, 1, 1], Element::F32, 1);
-    let value = lab.output(&[1, 1, 1, head_dim], element, 1);
+    let [query, value] = [(); 2].map(|()| lab.output(&[1, 1, 1, head_dim], element, 1));
     let arguments = CacheWrite {
         qkv: &lab.floats(&features.repeat(3), &[1, 1, 3 * head_dim], element, 1),
-        query: &lab.output(&[1, 1, 1, head_dim], element, 1),
+        query: &query,
         key: CacheTensor::int8(&key, &scales),
         value: CacheTensor::floats(&value),
         rotation: None,
@@ -235,6 +235,10 @@ fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) 
         end: 1,
     };
     assert_eq!(launch(&lab.client, &lab.machine, arguments), Ok(()));
+    for copied in [lab.read(&query), lab.read(&value)] {
+        let same = |(found, given): (f32, &f32)| found == element.round(*given) || found.is_nan() && given.is_nan();
+        assert!(copied.into_iter().zip(features).all(same), "{features:?}");
+    }
     (lab.read(&key), lab.read(&scales)[0])
 }
 
@@ -245,6 +249,8 @@ fn int8_rounds_ties_to_even_and_shows_what_is_not_finite() {
         vec![0.0; 12],
         vec![-0.0; 12],
         vec![254.0, -1.0, 3.0, 5.0],
+        vec![1.0, -254.0, 3.0, 5.0, -1.0, -3.0, -5.0, 253.0, -251.0, 0.98, 6.0, -7.0],
+        (0..20).map(|at| at as f32 - 8.0).collect(),
     ];
     for strange in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut head: Vec<f32> = (0..20).map(|at| at as f32).collect();

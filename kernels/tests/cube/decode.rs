@@ -81,7 +81,7 @@ fn int8_agrees_with_plain_loops_on_what_it_holds() {
 
 #[test]
 fn splits_of_int8_add_up_even_where_some_are_empty() {
-    for given in [1, 2, 3, 7] {
+    for given in [1, 2, 3, 4, 7] {
         check_int8(&Problem::new([2, 1, 1, 300, 80], &[300, 5]), Element::F32, Int8::BOTH, true, Some(given));
         check_int8(&Problem::new([2, 1, 1, 300, 128], &[299, 0]), Element::F16, Int8::VALUES, true, Some(given));
     }
@@ -98,6 +98,22 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
         for slot in 60..65 {
             check_int8(&pairs, Element::F16, Int8 { strange: Some(slot), ..int8 }, true, None);
         }
+    }
+}
+
+// Small problems with the least that makes each part of the kernel count; `scripts/mutants.py` runs them on kernels with mistakes.
+#[test]
+fn a_small_problem_agrees_with_plain_loops() {
+    for problem in Problem::new([6, 2, 3, 203, 40], &[190, 31]).slanted(0.25) {
+        check(&problem, Element::F32, true, None);
+    }
+}
+
+#[test]
+fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+    let masked = Problem::new([6, 2, 3, 203, 40], &[190, 31]).masked().pop().unwrap();
+    for problem in (Problem { window: Some(150), softcap: Some(30.0), ..masked }).slanted(0.25) {
+        check(&problem, Element::F32, true, None);
     }
 }
 

@@ -256,6 +256,36 @@ fn wide_tiles_and_several_of_them_agree_with_plain_loops() {
     }
 }
 
+// Small problems of several tiles whose last is not whole; `scripts/mutants.py` runs them on kernels with mistakes. The last output is
+// in each place of its group.
+const LAST_OUTPUTS: [usize; 4] = [37, 38, 39, 40];
+
+#[test]
+fn a_small_problem_by_rows_agrees_with_plain_loops() {
+    LAST_OUTPUTS
+        .into_iter()
+        .for_each(|outputs| problem([8, 1500, outputs], Orientation::OutputInput).check(&small(true)));
+}
+
+#[test]
+fn a_small_problem_by_columns_agrees_with_plain_loops() {
+    LAST_OUTPUTS
+        .into_iter()
+        .for_each(|outputs| problem([8, 1500, outputs], Orientation::InputOutput).check(&small(true)));
+}
+
+#[test]
+fn a_small_problem_by_rows_without_planes_agrees_with_plain_loops() {
+    LAST_OUTPUTS
+        .into_iter()
+        .for_each(|outputs| problem([8, 1500, outputs], Orientation::OutputInput).check(&small(false)));
+}
+
+#[test]
+fn a_small_problem_of_int8_agrees_with_plain_loops() {
+    LAST_OUTPUTS.into_iter().for_each(|outputs| int8([8, 2032, outputs], [1, 48]).check(&small(true)));
+}
+
 #[test]
 fn long_rows_agree_with_plain_loops() {
     for orientation in ORIENTATIONS {

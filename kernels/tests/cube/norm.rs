@@ -97,9 +97,13 @@ fn rows_of_every_length_agree_with_plain_loops() {
 
 #[test]
 fn rows_too_long_for_registers_agree_with_plain_loops() {
-    let case = Case { residual: true, ..Case::new(2, 10007, Element::F16) };
-    case.check(&lab(true));
-    Case { element: Element::F32, gamma: Element::F32, output: Element::F32, rms: true, ..case }.check(&lab(false));
+    // The last feature is in each of the reads that follow each other. An output in f32 shows one feature too many in a mean of thousands.
+    for features in [8201, 9301, 10007, 11301] {
+        let case = Case { residual: true, output: Element::F32, ..Case::new(2, features, Element::F16) };
+        case.check(&lab(true));
+        Case { element: Element::F32, gamma: Element::F32, rms: true, ..case }.check(&lab(false));
+    }
+    Case { residual: true, ..Case::new(2, 10007, Element::F16) }.check(&lab(true));
 }
 
 #[test]

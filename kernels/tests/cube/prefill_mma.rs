@@ -88,6 +88,14 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
 }
 
 #[test]
+fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+    let masked = Problem::new([4, 2, 37, 143, 16], &[130, 37]).masked().pop().unwrap();
+    for problem in (Problem { window: Some(100), softcap: Some(30.0), ..masked }).slanted(0.25) {
+        check(&problem, Element::F32);
+    }
+}
+
+#[test]
 fn a_device_without_tensor_cores_is_told_so() {
     // Without plane operations a CUDA device counts as one.
     let lab = lab(false);
@@ -110,6 +118,43 @@ mod cuda {
     fn problems() -> Vec<Problem> {
         let sizes = [8, 40, 64, 80, 96, 128, 160, 256];
         sizes.map(|head_dim| Problem::new([6, 2, 147, 320, head_dim], &[310, 147])).to_vec()
+    }
+
+    // Small problems of several tiles of queries and several steps of keys, one instance of the kernel to a test: emulated devices run
+    // them, and `scripts/mutants.py` runs them on kernels with mistakes.
+    #[test]
+    fn a_small_problem_in_bf16_agrees_with_plain_loops() {
+        check_small(&small(64), Element::Bf16, ASYNCHRONOUS);
+    }
+
+    #[test]
+    fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+        let masked = small(40).masked().pop().unwrap();
+        let masked = Problem { window: Some(100), softcap: Some(30.0), ..masked };
+        check_small(&masked, Element::F16, ASYNCHRONOUS);
+    }
+
+    #[test]
+    fn a_small_problem_of_large_heads_agrees_without_asynchronous_copies() {
+        check_small(&small(160), Element::F16, SYNCHRONOUS);
+    }
+
+    #[test]
+    fn a_small_problem_of_int8_agrees_with_plain_loops() {
+        // Not with large scores: what int8 stands for is rounded to bf16.
+        check_on(&cuda(), &small(64), Element::Bf16, Int8::BOTH, ASYNCHRONOUS);
+    }
+
+    /// Three steps of keys in one row of the batch, and a query for each place in a step. In the other row, and in the last step, every copy
+    /// has keys that no query sees.
+    fn small(head_dim: usize) -> Problem {
+        Problem::new([2, 1, 69, 140, head_dim], &[133, 5])
+    }
+
+    fn check_small(problem: &Problem, element: Element, engine: Engine) {
+        for problem in problem.slanted(1.0) {
+            check_on(&cuda(), &problem, element, Int8::default(), engine);
+        }
     }
 
     // One test for each engine and element type: each compiles and checks for more than a minute, so they run in parallel.

@@ -67,3 +67,26 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
         }
     }
 }
+
+// Small problems with the least that makes each part of the kernel count; `scripts/mutants.py` runs them on kernels with mistakes.
+#[test]
+fn a_small_problem_agrees_with_plain_loops() {
+    for problem in Problem::new([6, 2, 37, 83, 40], &[70, 43]).slanted(0.25) {
+        check(&problem, Element::F32, true);
+    }
+}
+
+#[test]
+fn a_small_problem_of_int8_agrees_with_plain_loops() {
+    for problem in Problem::new([6, 2, 37, 83, 40], &[70, 43]).slanted(0.25) {
+        check_int8(&problem, Element::F32, Int8::BOTH, true);
+    }
+}
+
+#[test]
+fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+    let masked = Problem::new([6, 2, 37, 203, 40], &[190, 43]).masked().pop().unwrap();
+    for problem in (Problem { window: Some(150), softcap: Some(30.0), ..masked }).slanted(0.25) {
+        check(&problem, Element::F32, true);
+    }
+}

@@ -198,6 +198,27 @@ fn every_option_agrees_with_plain_loops() {
     }
 }
 
+// One instance of the kernel to a test; `scripts/mutants.py` runs them on kernels with mistakes. Few keys are outside the window, so that
+// every unit has some that count.
+fn nearly_all_keys(sizes: [usize; 4]) -> Case {
+    Case { window: Some(sizes[3] - 20), ..Case::new(sizes, Element::F32).masked().pop().unwrap() }
+}
+
+#[test]
+fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
+    nearly_all_keys([2, 2, 3, 500]).check(&lab(true));
+}
+
+#[test]
+fn long_rows_with_every_mask_agree_with_plain_loops() {
+    nearly_all_keys([1, 2, 3, 8204]).check(&lab(true));
+}
+
+#[test]
+fn long_rows_with_every_mask_agree_without_planes() {
+    nearly_all_keys([1, 2, 3, 8204]).check(&lab(false));
+}
+
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
     for keys in [5, 300, 8193] {

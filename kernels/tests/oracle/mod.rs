@@ -20,6 +20,10 @@ pub struct Problem {
     pub hidden_pairs: bool,
     pub bias: bool,
     pub slopes: bool,
+    /// Every fifth query sees scores that differ by much more than others.
+    pub steep: bool,
+    /// How much more the score of each key is than that of the key before. With 0, one key more or less changes little.
+    pub slant: f32,
 }
 
 impl Problem {
@@ -41,6 +45,8 @@ impl Problem {
             hidden_pairs: false,
             bias: false,
             slopes: false,
+            steep: false,
+            slant: 0.0,
         }
     }
 
@@ -54,12 +60,22 @@ impl Problem {
 
     pub fn query(&self, round: impl Fn(f32) -> f32) -> Vec<f32> {
         let len = self.batch * self.heads * self.tokens * self.head_dim;
-        noise(len, 1).iter().map(|value| round(value * 2.0)).collect()
+        let factor = |row: usize| if self.steep && row.is_multiple_of(5) { 400.0 } else { 2.0 };
+        let mut query = noise(len, 1);
+        query.iter_mut().enumerate().for_each(|(at, value)| *value *= factor(at / self.head_dim));
+        if self.slant != 0.0 {
+            query.iter_mut().step_by(self.head_dim).for_each(|value| *value = 16.0 * self.slant / self.scale());
+        }
+        query.into_iter().map(round).collect()
     }
 
     /// Keys (seed 2) or values (seed 3); NaN in every slot after the end of its row and in every hidden one.
     pub fn cache(&self, round: impl Fn(f32) -> f32, seed: u64) -> Vec<f32> {
         let mut cache = noise(self.batch * self.kv_heads * self.capacity * self.head_dim, seed);
+        if self.slant != 0.0 && seed == 2 {
+            let first = cache.iter_mut().step_by(self.head_dim).enumerate();
+            first.for_each(|(slot, value)| *value = (slot % self.capacity) as f32 / 16.0);
+        }
         let hidden = self.hidden();
         for (slot, features) in cache.chunks_mut(self.head_dim).enumerate() {
             let (row, key) = (slot / self.capacity / self.kv_heads, slot % self.capacity);
@@ -157,6 +173,12 @@ impl Problem {
             }
         }
         context
+    }
+
+    /// This problem, with much larger scores in some rows, and with scores that grow and fall from key to key.
+    pub fn slanted(&self, slant: f32) -> [Self; 4] {
+        let with = |slant| Self { slant, ..self.clone() };
+        [self.clone(), Self { steep: true, ..self.clone() }, with(slant), with(-slant)]
     }
 
     /// Every mask by itself and all together.

@@ -1,0 +1,266 @@
+//! Mutants: kernels with one mistake each, which tests should find.
+//!
+//! [`candidates`] lists what can be changed in a kernel, in the order of its statements, and [`Mutant::apply`] makes one of these
+//! changes. Equal PTX has equal lists.
+
+mod change;
+
+use std::fmt;
+
+use crate::ptx::{KernelSource, Operand, Statement};
+
+/// What is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A barrier of the block or of a warp is removed.
+    Barrier,
+    /// A copy, its commit, its wait or an arrival is removed, or waits for less; an mbarrier expects another count.
+    Copy,
+    /// A fence is removed. The emulator does not see the difference.
+    Fence,
+    /// A guard is negated or dropped; a branch is taken always or never.
+    Guard,
+    /// A comparison includes or excludes equality, or becomes its opposite.
+    Compare,
+    /// A selection takes the other value; `and` of predicates becomes `or`, and the other way around.
+    Select,
+    /// An address moves by the size of the access.
+    Address,
+    /// Registers of a tensor core's factor change places, or its sum starts from zero.
+    Product,
+    /// An exchange between lanes takes another lane, leaves out one, or asks for any instead of all.
+    Shuffle,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Barrier => "barrier",
+            Self::Copy => "copy",
+            Self::Fence => "fence",
+            Self::Guard => "guard",
+            Self::Compare => "compare",
+            Self::Select => "select",
+            Self::Address => "address",
+            Self::Product => "product",
+            Self::Shuffle => "shuffle",
+        })
+    }
+}
+
+/// One change of a kernel.
+#[derive(Debug, Clone)]
+pub struct Mutant {
+    pub kind: Kind,
+    /// The index of the statement in its kernel.
+    at: usize,
+    /// The text before.
+    pub before: String,
+    /// The line of the CUDA source; 0 if unknown.
+    pub line: u32,
+    /// What takes its place.
+    after: Statement,
+}
+
+impl Mutant {
+    /// Makes the change.
+    pub fn apply(self, kernel: &mut KernelSource) {
+        kernel.statements[self.at] = self.after;
+    }
+
+    /// What takes the place of the statement.
+    pub fn after(&self) -> &str {
+        &self.after.text
+    }
+}
+
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, before, line, after, .. } = self;
+        write!(f, "{kind}\t{line}\t{before}\t{}", after.text)
+    }
+}
+
+/// Every change of a kernel, in the order of its statements.
+pub fn candidates(kernel: &KernelSource) -> Vec<Mutant> {
+    let registers = change::Registers::of(kernel);
+    let mut all = Vec::new();
+    for (at, statement) in kernel.statements.iter().enumerate() {
+        for (kind, mut after) in change::of(statement, &registers) {
+            if after.text == statement.text {
+                after.text = text(&after);
+            }
+            all.push(Mutant { kind, at, before: statement.text.clone(), line: statement.line, after });
+        }
+    }
+    all
+}
+
+/// A statement as PTX.
+fn text(statement: &Statement) -> String {
+    let guard = match &statement.predicate {
+        Some((register, negated)) => format!("@{}{register} ", if *negated { "!" } else { "" }),
+        None => String::new(),
+    };
+    let operands: Vec<String> = statement.operands.iter().map(operand).collect();
+    format!("{guard}{} {}", statement.opcode.text(), operands.join(", "))
+}
+
+fn operand(of: &Operand) -> String {
+    match of {
+        Operand::Name(name) => name.clone(),
+        Operand::Number(value) => (*value as i64).to_string(),
+        Operand::Vector(list) => format!("{{{}}}", list.iter().map(operand).collect::<Vec<_>>().join(", ")),
+        Operand::Address(base, 0) => format!("[{}]", operand(base)),
+        Operand::Address(base, offset) => format!("[{}+{offset}]", operand(base)),
+        Operand::Not(inner) => format!("!{}", operand(inner)),
+        Operand::Pair(first, second) => format!("{}|{}", operand(first), operand(second)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Device;
+    use crate::{Module, ptx};
+
+    /// The changes of a kernel of these statements: kind, and what takes the place of the statement.
+    fn changes(body: &str) -> Vec<(Kind, String)> {
+        let kernel = kernel(body);
+        candidates(&kernel).iter().map(|one| (one.kind, one.after().to_string())).collect()
+    }
+
+    fn source(body: &str) -> ptx::ModuleSource {
+        let text = format!(
+            ".version 9.0\n.target sm_90a\n.address_size 64\n.visible .entry k(.param .u64 a)\n{{\n.reg .pred %p<4>; .reg .b32 %r<32>; \
+             .reg .f32 %f<8>; .reg .b64 %x<4>;\nL: {body}\nret;\n}}\n"
+        );
+        ptx::parse(&text).unwrap()
+    }
+
+    fn kernel(body: &str) -> KernelSource {
+        source(body).kernels.remove(0)
+    }
+
+    /// Checks kind and replacement of every change of a statement.
+    fn check(body: &str, kind: Kind, expected: &[&str]) {
+        let expected: Vec<_> = expected.iter().map(|after| (kind, after.trim_end_matches(';').to_string())).collect();
+        assert_eq!(changes(body), expected, "{body}");
+    }
+
+    #[test]
+    fn barriers_fences_and_copies_are_removed() {
+        check("bar.sync 0;", Kind::Barrier, &["(removed)"]);
+        check("bar.warp.sync -1;", Kind::Barrier, &["(removed)"]);
+        check("fence.proxy.async;", Kind::Fence, &["(removed)"]);
+        check("cp.async.commit_group;", Kind::Copy, &["(removed)"]);
+        check("cp.async.wait_all;", Kind::Copy, &["(removed)"]);
+        check("cp.async.wait_group 1;", Kind::Copy, &["(removed)", "cp.async.wait_group 2;"]);
+    }
+
+    #[test]
+    fn mbarriers_lose_arrivals_and_waits() {
+        let of_kind = |body: &str| -> Vec<String> {
+            changes(body).into_iter().filter(|(kind, _)| *kind == Kind::Copy).map(|(_, after)| after).collect()
+        };
+        assert_eq!(of_kind("mbarrier.init.shared::cta.b64 [%r1], 128;"), ["mbarrier.init.shared::cta.b64 [%r1], 129"]);
+        assert_eq!(of_kind("mbarrier.arrive.shared::cta.b64 %x1, [%r1];"), ["(removed)"]);
+        assert_eq!(of_kind("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r1];"), ["(removed)"]);
+        assert_eq!(
+            of_kind("mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r2;"),
+            ["setp.eq.u32 %p1, 0, 0"] // always complete
+        );
+        let copy = "cp.async.cg.shared.global [%r1], [%x1], 16, %r2;";
+        assert_eq!(of_kind(copy), ["(removed)", "cp.async.cg.shared.global [%r1], [%x1], 16"]);
+    }
+
+    #[test]
+    fn guards_are_negated_and_dropped() {
+        check("@%p1 mov.u32 %r1, 0;", Kind::Guard, &["@!%p1 mov.u32 %r1, 0;", "mov.u32 %r1, 0;"]);
+        check("@!%p1 bra L;", Kind::Guard, &["@%p1 bra L;", "bra L;", "(removed)"]);
+    }
+
+    #[test]
+    fn comparisons_and_selections_become_others() {
+        check("setp.lt.u32 %p1, %r1, 5;", Kind::Compare, &["setp.le.u32 %p1, %r1, 5;"]);
+        check("setp.geu.f32 %p1, %f1, %f2;", Kind::Compare, &["setp.gtu.f32 %p1, %f1, %f2;"]);
+        check("setp.eq.s32 %p1, %r1, 0;", Kind::Compare, &["setp.ne.s32 %p1, %r1, 0;"]);
+        check("selp.b32 %r1, 1, 2, %p1;", Kind::Select, &["selp.b32 %r1, 2, 1, %p1;"]);
+        check("and.pred %p1, %p2, %p3;", Kind::Select, &["or.pred %p1, %p2, %p3;"]);
+        check("and.b32 %r1, %r2, %r3;", Kind::Select, &[]);
+    }
+
+    #[test]
+    fn addresses_move_by_the_size_of_the_access() {
+        check(
+            "ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%x1+-16];",
+            Kind::Address,
+            &["ld.global.v4.f32 {%f1, %f2, %f3, %f4}, [%x1];"],
+        );
+        check("st.shared.u16 [%r1], %r2;", Kind::Address, &["st.shared.u16 [%r1+2], %r2;"]);
+        check("ld.param.u64 %x1, [a];", Kind::Address, &[]);
+        let ldmatrix = "ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r1}, [%r2];";
+        check(ldmatrix, Kind::Address, &["ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r1}, [%r2+16];"]);
+        // A sum that is an address.
+        check(
+            "add.s64 %x2, %x1, 8; ld.global.u32 %r1, [%x2];",
+            Kind::Address,
+            &["add.s64 %x2, %x1, 12;", "ld.global.u32 %r1, [%x2+4];"],
+        );
+    }
+
+    #[test]
+    fn products_take_other_registers() {
+        let start = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0, %f1, %f2, %f3}";
+        let sums = "{%f0, %f1, %f2, %f3}";
+        check(
+            &format!("{start}, {{%r0, %r1, %r2, %r3}}, {{%r4, %r5}}, {sums};"),
+            Kind::Product,
+            &[
+                &format!("{start}, {{%r1, %r0, %r2, %r3}}, {{%r4, %r5}}, {sums};"),
+                &format!("{start}, {{%r0, %r1, %r2, %r3}}, {{%r5, %r4}}, {sums};"),
+                &format!("{start}, {{%r0, %r1, %r2, %r3}}, {{%r4, %r5}}, {{0, 0, 0, 0}};"),
+            ],
+        );
+    }
+
+    #[test]
+    fn exchanges_take_other_lanes() {
+        check(
+            "shfl.sync.bfly.b32 %r1, %r2, 16, 31, -1;",
+            Kind::Shuffle,
+            &[
+                "shfl.sync.bfly.b32 %r1, %r2, 8, 31, -1;",
+                "shfl.sync.bfly.b32 %r1, %r2, 16, 0, -1;",
+                "shfl.sync.bfly.b32 %r1, %r2, 16, 31, 2147483647;",
+            ],
+        );
+        check(
+            "vote.sync.any.pred %p1, %p2, -1;",
+            Kind::Shuffle,
+            &["vote.sync.any.pred %p1, %p2, 2147483647;", "vote.sync.all.pred %p1, %p2, -1;"],
+        );
+    }
+
+    #[test]
+    fn every_mutant_can_be_loaded_and_differs_in_one_statement() {
+        let body = "mov.u32 %r1, 0; setp.lt.u32 %p1, %r1, 5; @%p1 bra L; bar.sync 0; shfl.sync.bfly.b32 %r1, %r1, 16, 31, -1;\n\
+                    cp.async.wait_group 1; mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r1; @%p1 st.shared.u32 [%r1+4], %r1;\n\
+                    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, {%f0, %f1, %f2, %f3};";
+        let original = kernel(body);
+        let count = candidates(&original).len();
+        assert_eq!(count, 18);
+        for number in 0..count {
+            let mut changed = source(body);
+            let one = candidates(&changed.kernels[0]).swap_remove(number);
+            let (before, after) = (one.before.clone(), one.after().to_string());
+            assert_ne!(before, after);
+            one.apply(&mut changed.kernels[0]);
+            let statements = original.statements.iter().zip(&changed.kernels[0].statements);
+            let found: Vec<_> =
+                statements.map(|(old, new)| (&old.text, &new.text)).filter(|(old, new)| old != new).collect();
+            assert_eq!(found, [(&before, &after)]);
+            assert!(Module::of(&changed, &Device::new()).is_ok(), "{after}");
+        }
+    }
+}

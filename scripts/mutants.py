@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""Makes mistakes in the CUDA kernels, one at a time, and shows that tests and the emulator's checks find them.
+
+A mutant is a kernel with one mistake in its PTX: a barrier or a wait is missing, a guard is negated, an address moves. The driver of
+the package `emulator` makes it (`EMULATOR_MUTANT`), and a test of `cube_cuda` runs on it, in a process of its own. A mutant is found
+by wrong values, by a check of the emulator, or because it does not end. One that survives a short test runs through every other test
+that uses the same compiled kernel. One that survives those needs a reason in `mutants.toml`.
+
+    cargo test --workspace --all-features --no-run --test cube_cuda --test emulator
+    python3 scripts/mutants.py --cache ~/.cache/burn-deepspeed --driver target/debug/deps/libcuda.so \\
+        --tests target/debug/deps/cube_cuda-<hash> --write
+    python3 scripts/mutants.py ... --check     # fails if one survives without a reason
+    python3 scripts/mutants.py ... --quick     # the same with few mutants
+
+Needs what cuda.py needs.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import pathlib
+import random
+import re
+import resource
+import signal
+import subprocess
+import tempfile
+import time
+import tomllib
+import zlib
+
+import cuda
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TABLE = ROOT / "bench/results/mutants.md"
+REASONS = ROOT / "scripts/mutants.toml"
+KINDS = ["barrier", "copy", "fence", "product", "shuffle", "guard", "compare", "select", "address"]
+# Kinds of which every mutant runs.
+ALL = ["barrier", "copy", "fence", "product"]
+QUICK = ["barrier", "copy"]
+SEED = 1
+# Seconds of processor time beyond ten times those of the kernel without a mistake.
+PATIENCE = 2
+
+
+@dataclasses.dataclass
+class Instance:
+    """A compiled kernel, and a short test that runs it."""
+
+    label: str
+    # The start of its name.
+    kernel: str
+    test: str
+    # Which of the kernels with this name that the test loads, in this order.
+    index: int = 0
+    module: str = ""
+    # Of each kind.
+    candidates: dict[str, int] = dataclasses.field(default_factory=dict)
+    # Processor time of the test.
+    seconds: float = 0
+
+
+def instances() -> list[Instance]:
+    mma = "prefill_mma::cuda::a_small_problem"
+    return [
+        Instance("attend, bf16, copies in the background", "attend", f"{mma}_in_bf16_agrees_with_plain_loops"),
+        Instance("attend, f16, every mask", "attend", f"{mma}_with_every_mask_agrees_with_plain_loops"),
+        Instance("attend, f16, heads of 160, no copies", "attend", f"{mma}_of_large_heads_agrees_without_asynchronous_copies"),
+        Instance("attend, bf16, int8", "attend", f"{mma}_of_int8_agrees_with_plain_loops"),
+        Instance("attend, plain loops, f32", "attend", "prefill_mma::a_small_problem_with_every_mask_agrees_with_plain_loops"),
+        Instance("prefill, f32", "prefill", "prefill_simt::a_small_problem_agrees_with_plain_loops"),
+        Instance("prefill, f32, every mask", "prefill", "prefill_simt::a_small_problem_with_every_mask_agrees_with_plain_loops"),
+        Instance("prefill, int8", "prefill", "prefill_simt::a_small_problem_of_int8_agrees_with_plain_loops"),
+        Instance("decode, f32", "decode", "decode::a_small_problem_agrees_with_plain_loops"),
+        Instance("decode, f32, every mask", "decode", "decode::a_small_problem_with_every_mask_agrees_with_plain_loops"),
+        Instance("decode, int8", "decode", "decode::splits_of_int8_add_up_even_where_some_are_empty", 2),
+        Instance("combine, f32", "combine", "decode::splits_of_int8_add_up_even_where_some_are_empty"),
+        Instance("cache_write, f32", "cache_write_f", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots"),
+        Instance("cache_write_int8, f32", "cache_write_int8", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots_in_int8", 2),
+        Instance("cache_write_int8, zeros and ties", "cache_write_int8", "cache_write::int8_rounds_ties_to_even_and_shows_what_is_not_finite"),
+        Instance("cache_write_int8, infinities", "cache_write_int8", "cache_write::int8_rounds_ties_to_even_and_shows_what_is_not_finite", 2),
+        Instance("product by rows, f32", "product", "gemv::a_small_problem_by_rows_agrees_with_plain_loops"),
+        Instance("product by rows, no planes", "product", "gemv::a_small_problem_by_rows_without_planes_agrees_with_plain_loops"),
+        Instance("product by rows, int8", "product", "gemv::a_small_problem_of_int8_agrees_with_plain_loops"),
+        Instance("product by columns, f32", "product", "gemv::a_small_problem_by_columns_agrees_with_plain_loops"),
+        Instance("norm, f32", "norm", "norm::many_rows_are_folded_over_the_axes_of_the_grid"),
+        Instance("norm, long rows, f16", "norm", "norm::rows_too_long_for_registers_agree_with_plain_loops", 0),
+        Instance("norm, long rows, no planes", "norm", "norm::rows_too_long_for_registers_agree_with_plain_loops", 1),
+        Instance("pad, f32", "pad", "pad_transform::many_heads_are_folded_over_the_axes_of_the_grid"),
+        Instance("softmax, f32, every mask", "softmax", "softmax::a_small_problem_with_every_mask_agrees_with_plain_loops"),
+        Instance("softmax, long rows", "softmax", "softmax::long_rows_with_every_mask_agree_with_plain_loops"),
+        Instance("softmax, no planes", "softmax", "softmax::long_rows_with_every_mask_agree_without_planes"),
+    ]
+
+
+@dataclasses.dataclass
+class Mutant:
+    """A mistake in an instance, and what came of it."""
+
+    instance: Instance
+    number: int
+    kind: str
+    before: str
+    after: str
+    # The line of CUDA; of a barrier, which one it is.
+    source: str
+    found: str = ""
+    why: str = ""
+
+    def key(self) -> str:
+        """What it changes, without the numbers of registers, labels and variables."""
+        return plain(f"{self.before} → {self.after} | {self.source}")
+
+
+def plain(text: str) -> str:
+    text = re.sub(r"%([a-z]+)\d+", r"%\1", re.sub(r"\$L__BB\w+", "L", text))
+    return re.sub(r"\b(l_mut|l|shared_memory|buffer|[su]info|a)_\d+", r"\1", text)
+
+
+class Laboratory:
+    """Runs tests of `cube_cuda` on the driver."""
+
+    def __init__(self, arguments: argparse.Namespace):
+        self.cache, self.driver, self.program = arguments.cache.resolve(), arguments.driver, arguments.tests
+        # One block at a time: mutants run next to each other.
+        self.base = cuda.environment(self.cache, self.driver, threads=1)
+        self.lines: dict[str, list[str]] = {}
+
+    def run(self, tests: list[str], options: list[str] = [], limit: int = 600, **settings: object) -> tuple[int, str, float]:
+        """Status, what it printed, and seconds of processor time. Beyond the limit the process is killed."""
+        variables = self.base | {f"EMULATOR_{name.upper()}": str(value) for name, value in settings.items()}
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process = subprocess.run(
+            [self.program, "--exact", *tests, "--test-threads", "1", *options],
+            env=variables | {"RUST_BACKTRACE": "0"},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit)),
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return process.returncode, process.stdout + process.stderr, seconds
+
+    def candidates(self, test: str) -> tuple[dict[tuple[str, str], list[list[str]]], float]:
+        """The candidates of every kernel that a test loads, by module and name in the order of loading, and what the test takes."""
+        self.run([test])  # compiles what is missing
+        with tempfile.NamedTemporaryFile("r") as file:
+            status, printed, seconds = self.run([test], mutants=file.name)
+            if status:
+                raise SystemExit(f"{test} fails without a mistake:\n{printed[-3000:]}")
+            found = collections.defaultdict(list)
+            for line in file:
+                module, kernel, *rest = line.rstrip("\n").split("\t")
+                # A module may be loaded twice.
+                if not found[module, kernel] or int(rest[0]) > int(found[module, kernel][-1][0]):
+                    found[module, kernel].append(rest)
+        return found, seconds
+
+    def source(self, module: str, line: int) -> str:
+        """A line of the CUDA source of a module."""
+        if not self.lines:
+            for path in (self.cache / "emulator/ptx").glob("*.ptx"):
+                name = f"{zlib.crc32(path.read_bytes().rstrip(bytes(1))):08x}"
+                if path.with_suffix(".cu").exists():
+                    self.lines[name] = path.with_suffix(".cu").read_text().splitlines()
+        lines = self.lines.get(module, [])
+        return lines[line - 1].strip() if 0 < line <= len(lines) else ""
+
+
+def choose(laboratory: Laboratory, arguments: argparse.Namespace) -> list[Mutant]:
+    """The mutants that run. Those of some kinds are a sample: which ones, a hash of what they change decides."""
+    chosen, loaded = [], {}
+    for instance in instances():
+        if arguments.only not in instance.label:
+            continue
+        if instance.test not in loaded:
+            loaded[instance.test] = laboratory.candidates(instance.test)
+        found, seconds = loaded[instance.test]
+        names = [(module, name) for module, name in found if name.startswith(instance.kernel)]
+        instance.module, name = names[instance.index]
+        instance.seconds = seconds
+        seen, ranked = collections.Counter(), collections.defaultdict(list)
+        barriers = sum(kind == "barrier" for _, kind, *_ in found[instance.module, name])
+        for number, kind, line, before, after in found[instance.module, name]:
+            source = laboratory.source(instance.module, int(line))
+            if kind == "barrier":
+                source = f"barrier {len(ranked[kind]) + 1} of {barriers}"
+            mutant = Mutant(instance, int(number), kind, before, after, source)
+            seen[mutant.key()] += 1
+            rank = zlib.crc32(f"{SEED} {seen[mutant.key()]} {mutant.key()}".encode())
+            ranked[kind].append((rank, mutant.number, mutant))
+        instance.candidates = {kind: len(mutants) for kind, mutants in ranked.items()}
+        for kind, mutants in sorted(ranked.items(), key=lambda item: KINDS.index(item[0])):
+            most = len(mutants)
+            if arguments.quick:
+                most = most if kind in QUICK else 1
+            elif kind not in ALL:
+                most = arguments.sample
+            chosen += [mutant for _, _, mutant in sorted(mutants)[:most]]
+    return chosen
+
+
+def found_by(laboratory: Laboratory, mutant: Mutant, tests: list[str], seconds: float) -> str:
+    """Runs tests on a mutant: what finds it, or nothing."""
+    limit = int(10 * seconds) + PATIENCE
+    status, printed, _ = laboratory.run(tests, limit=limit, mutant=f"{mutant.instance.kernel}@{mutant.instance.module}:{mutant.number}")
+    if "emulator: mutant " not in printed:
+        raise SystemExit(f"mutant {mutant.number} of {mutant.instance.label} was not made:\n{printed[-3000:]}")
+    if re.search(r"^emulator: kernel `\w+`, `", printed, re.MULTILINE):
+        raise SystemExit(f"mutant {mutant.number} of {mutant.instance.label} cannot be loaded:\n{printed[-3000:]}")
+    if re.search(r"^emulator: kernel `\w+`, block", printed, re.MULTILINE):
+        return "check"
+    if -status in [signal.SIGXCPU, signal.SIGKILL]:
+        return "limit"
+    return "values" if status else ""
+
+
+def users(laboratory: Laboratory) -> dict[str, list[tuple[float, str]]]:
+    """The tests that load each module and what they take, the shortest first."""
+    names = [
+        set(re.findall(r"^(\S+): test$", laboratory.run([], ["--list", "--format", "terse", *more])[1], re.MULTILINE))
+        for more in [[], ["--ignored"]]
+    ]
+    found = collections.defaultdict(list)
+    for name in names[0] - names[1]:
+        kernels, seconds = laboratory.candidates(name)
+        for module, _ in kernels:
+            found[module].append((seconds, name))
+    return {module: sorted(tests) for module, tests in found.items()}
+
+
+def run(laboratory: Laboratory, mutants: list[Mutant], arguments: argparse.Namespace):
+    """Runs every mutant, and those that survive through the other tests of their module."""
+
+    def first(mutant: Mutant):
+        mutant.found = found_by(laboratory, mutant, [mutant.instance.test], mutant.instance.seconds)
+
+    def again(mutant: Mutant):
+        for seconds, name in known.get(mutant.instance.module, []):
+            if name != mutant.instance.test and not mutant.found:
+                mutant.found = found_by(laboratory, mutant, [name], seconds)
+
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(first, mutants))
+        left = [mutant for mutant in mutants if not mutant.found]
+        if left and not arguments.quick:
+            known = users(laboratory)
+            list(pool.map(again, left))
+
+
+def explain(mutants: list[Mutant]):
+    """Finds the reasons of those that survive."""
+    reasons = tomllib.loads(REASONS.read_text())["survivor"]
+    for mutant in mutants:
+        for reason in reasons if not mutant.found else []:
+            fits = re.match(reason["kernel"], mutant.instance.label) and mutant.kind in reason["kinds"]
+            changes = [mutant.key(), f"{mutant.before} → {mutant.after}"]
+            if fits and any(re.search(reason["change"], change) for change in changes):
+                mutant.why = reason["why"]
+                break
+
+
+def table(mutants: list[Mutant]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "# Mutants of the CUDA kernels",
+        "",
+        "Mistakes made in the PTX of the kernels, one at a time, and what finds them: wrong values in a test, a check of the emulator, or",
+        "that the kernel does not end. Written by `scripts/mutants.py`, which says how. Barriers, copies and tensor-core products are",
+        f"changed one and all; of the other kinds a hash with seed {SEED} chooses some. The number of a mutant is its place",
+        "among the candidates of its kernel, of the module that was compiled here.",
+        "",
+        "| kernel | kind | candidates | mutants | found by values | by a check | by the limit | survive |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    groups = collections.defaultdict(list)
+    for mutant in mutants:
+        groups[mutant.instance.label, KINDS.index(mutant.kind)].append(mutant)
+    total = collections.Counter()
+    for (label, kind), group in groups.items():
+        found = collections.Counter(mutant.found for mutant in group)
+        total += found
+        counts = " | ".join(str(found[how]) for how in ["values", "check", "limit", ""])
+        lines.append(f"| {label} | {KINDS[kind]} | {group[0].instance.candidates[KINDS[kind]]} | {len(group)} | {counts} |")
+    counts = " | ".join(str(total[how]) for how in ["values", "check", "limit", ""])
+    lines += [f"| all | | | {len(mutants)} | {counts} |", "", "## Survivors", ""]
+    by_reason = collections.defaultdict(list)
+    for mutant in mutants:
+        if not mutant.found:
+            by_reason[mutant.why or "**No reason is known.**"].append(mutant)
+    for why, group in sorted(by_reason.items()):
+        lines += [f"### {len(group)}: {why}", "", "| kernel | number | kind | statement | becomes | CUDA |", "| --- | --- | --- | --- | --- | --- |"]
+        for mutant in group:
+            cells = [f"`{text}`".replace("|", "\\|") if text else "" for text in [mutant.before, mutant.after, mutant.source]]
+            lines.append(f"| {mutant.instance.label} | {mutant.number} | {mutant.kind} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=pathlib.Path, required=True, help="folder that keeps the compiler and what it compiled")
+    parser.add_argument("--driver", type=pathlib.Path, required=True, help="`libcuda.so` of the package `emulator`")
+    parser.add_argument("--tests", type=pathlib.Path, required=True, help="the program of the tests `cube_cuda`")
+    parser.add_argument("--only", default="", help="kernels whose label contains this")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants that run at the same time (default: 2)")
+    parser.add_argument("--sample", type=int, default=8, help="mutants of a kind that is not run whole (default: 8)")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--write", action="store_true", help="write bench/results/mutants.md")
+    action.add_argument("--print", action="store_true", help="print the table")
+    action.add_argument("--check", action="store_true", help="fail if a mutant survives without a reason")
+    action.add_argument("--quick", action="store_true", help="the same with all barriers and copies, one of every other kind, and short tests")
+    arguments = parser.parse_args()
+
+    laboratory = Laboratory(arguments)
+    mutants = choose(laboratory, arguments)
+    run(laboratory, mutants, arguments)
+    explain(mutants)
+    text = table(mutants)
+    if arguments.write:
+        TABLE.write_text(text)
+    if arguments.print:
+        print(text)
+    left = [mutant for mutant in mutants if not mutant.found]
+    print(f"{len(mutants)} mutants, of which {len(left)} survive")
+    unknown = [mutant for mutant in left if not mutant.why]
+    for mutant in unknown:
+        print(f"{mutant.instance.label}, {mutant.kind} {mutant.number}: {mutant.key()}")
+    if unknown:
+        raise SystemExit(f"{len(unknown)} mutants survive without a reason in {REASONS.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
