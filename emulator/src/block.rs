@@ -120,7 +120,7 @@ impl<'l> Block<'l> {
         let Access { address, each, count } = access;
         let bytes = access.bytes();
         match space {
-            Space::Shared => self.shared.load(address, bytes, warp.index, &self.clocks),
+            Space::Shared => self.shared.load(address, bytes, warp.thread(lane), &self.clocks),
             Space::Local => warp.load_local(address, bytes, lane),
             Space::Parameter => self.parameter(address, bytes),
             _ => {
@@ -146,7 +146,7 @@ impl<'l> Block<'l> {
         let Access { address, each, count } = access;
         let bytes = access.bytes();
         match space {
-            Space::Shared => self.shared.store(address, bytes, value, warp.index, &self.clocks),
+            Space::Shared => self.shared.store(address, bytes, value, warp.thread(lane), &self.clocks),
             Space::Local => warp.store_local(address, bytes, value, lane),
             Space::Parameter => Err(Misuse::Invalid("writes to an argument of the kernel".into())),
             _ => {
@@ -162,12 +162,13 @@ impl<'l> Block<'l> {
         warp: &Warp,
         space: Space,
         access: Access,
+        lane: usize,
         change: impl Fn(u64) -> u64,
     ) -> Result<u64, Misuse> {
         let (space, access) = access.resolve(space);
         let Access { address, each, .. } = access;
         match space {
-            Space::Shared => self.shared.update(address, each, warp.index, &self.clocks, change),
+            Space::Shared => self.shared.update(address, each, warp.thread(lane), &self.clocks, change),
             Space::Local | Space::Parameter => Err(Misuse::Invalid("an atomic update of memory of one thread".into())),
             _ => {
                 let allocation = self.aligned(address, each)?;

@@ -25,7 +25,7 @@ impl Block<'_> {
         }
         // Checks what is read; it is read again when the copy lands.
         self.source(warp, from, read, lane)?;
-        self.shared.begin_copy(to, bytes, warp.index, &self.clocks)?;
+        self.shared.begin_copy(to, bytes, warp.thread(lane), &self.clocks)?;
         let group = self.flights.open[warp.index][lane];
         let what = What::Copy { from, to, bytes, read };
         self.flights.flights.push_back(Flight { warp: warp.index, lane, group, what });
@@ -69,7 +69,7 @@ impl Block<'_> {
         match flight.what {
             What::Copy { from, to, bytes, read } => {
                 let value = self.source(warp, from, read, flight.lane)?;
-                self.shared.end_copy(to, bytes, &value, warp.index, &self.clocks);
+                self.shared.end_copy(to, bytes, &value, warp.thread(flight.lane), &self.clocks);
                 Ok(())
             }
             What::Arrival { address } => {

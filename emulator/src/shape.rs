@@ -14,7 +14,8 @@ pub struct Launch {
     pub dynamic_shared: usize,
     /// Decides in which order the warps of a block run.
     pub seed: u64,
-    /// Whether the kernel may read global memory that nothing has written, and its blocks may race with each other there.
+    /// Whether the kernel may read global memory that nothing has written, its blocks may race with each other there, and lanes of a
+    /// warp in shared memory.
     pub lenient: bool,
     /// Runs about as many blocks, spread over the grid, and counts sectors that blocks share; runs all if `None`.
     pub sample: Option<u64>,

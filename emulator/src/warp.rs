@@ -1,7 +1,7 @@
 //! A warp: its registers, the memory of its threads, and where its lanes are.
 
 use crate::error::Misuse;
-use crate::memory::Bytes;
+use crate::memory::{Bytes, Thread};
 use crate::registers::{Lanes, Registers, WARP};
 
 /// Lanes at one instruction.
@@ -49,6 +49,11 @@ impl Warp {
     pub fn new(index: usize, registers: Registers, local: usize) -> Self {
         let local = Local { bytes: vec![0xff; local * WARP], written: vec![false; local * WARP], each: local };
         Self { index, registers, alive: 0, groups: Vec::new(), barrier: None, tested: Tested::Complete, at: 0, local }
+    }
+
+    /// One of its lanes.
+    pub fn thread(&self, lane: usize) -> Thread {
+        Thread { warp: self.index, lane }
     }
 
     /// Begins a kernel with these lanes.

@@ -32,7 +32,7 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
         let mut before = [0u64; WARP];
         for lane in each(lanes) {
             let access = Access { address: addresses[lane], each: size, count: 1 };
-            let result = block.update(warp, space, access, |old| change(old, values[lane], replacements[lane]));
+            let result = block.update(warp, space, access, lane, |old| change(old, values[lane], replacements[lane]));
             before[lane] = of_lane(lane, result)?;
         }
         if let Some(to) = to {

@@ -33,7 +33,7 @@ fn initialise(b: &mut Builder<'_>) -> Result<Action, String> {
         let counts = warp.registers.get::<u64>(count);
         for lane in each(lanes) {
             let Block { shared, clocks, barriers, .. } = block;
-            of_lane(lane, shared.store(addresses[lane], 8, &[0; 16], warp.index, clocks))?;
+            of_lane(lane, shared.store(addresses[lane], 8, &[0; 16], warp.thread(lane), clocks))?;
             of_lane(lane, barriers.initialise(shared, addresses[lane], counts[lane]))?;
         }
         Ok(())

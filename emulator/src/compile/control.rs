@@ -29,7 +29,13 @@ fn barrier(b: &mut Builder<'_>) -> Result<Action, String> {
     if b.flag("warp") {
         b.flag("sync");
         let members = b.source(0, 32)?;
-        return Ok(Action::Together(Some(members), Box::new(|_, _, _| Ok(()))));
+        return Ok(Action::Together(
+            Some(members),
+            Box::new(|warp, block, _| {
+                block.clocks.join_lanes(warp.index);
+                Ok(())
+            }),
+        ));
     }
     if !b.flag("sync") {
         return Err("only `.sync` barriers are supported".into());

@@ -48,7 +48,7 @@ impl Chosen {
 }
 
 impl Settings {
-    /// Whether a kernel may read global memory that nothing has written, and race there.
+    /// Whether a kernel may read global memory that nothing has written, and race there or between lanes of a warp.
     pub fn is_lenient(&self, kernel: &str) -> bool {
         self.strict.as_ref().is_some_and(|strict| !strict.iter().any(|start| kernel.starts_with(start)))
     }

@@ -8,7 +8,7 @@ mod shared;
 pub use allocation::Allocation;
 pub use device::{Device, Snapshot};
 pub use race::{Accessor, MOST_BLOCKS};
-pub use shared::{Clock, Shared, Warps, raise};
+pub use shared::{Clock, Shared, Thread, Warps, raise};
 
 /// Where generic addresses of shared memory begin. Addresses of the device are those of the host, which are lower.
 pub const SHARED_WINDOW: u64 = 0x4000_0000_0000_0000;

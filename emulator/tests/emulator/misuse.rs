@@ -88,6 +88,39 @@ fn warps_that_race_on_shared_memory_are_found_in_every_order() {
     run.on(&kernel(declarations, &format!("{place}{fine}")), &[]).unwrap();
 }
 
+/// `%r1` is the word of a lane, `%r2` that of its neighbour.
+#[test]
+fn lanes_of_a_warp_race_without_a_barrier() {
+    let (declarations, place) = (
+        ".shared .align 4 .b8 s[256];",
+        "mov.u32 %r3, s; shl.b32 %r1, %t, 2; add.u32 %r2, %r1, 4; add.u32 %r1, %r1, %r3; add.u32 %r2, %r2, %r3;\n\
+         st.shared.u32 [%r1], 1;",
+    );
+    let exchange = "shfl.sync.bfly.b32 %r5, %t, 1, 31, -1;";
+    let run = |body: &str| Run::default().on(&kernel(declarations, &format!("{place}{body}")), &[]);
+    let last = "setp.lt.u32 %q1, %t, 31;";
+    for (what, body) in [
+        ("a read of what another lane wrote", format!("{last} {exchange} @%q1 ld.shared.u32 %r4, [%r2];")),
+        ("a write of what another lane wrote", format!("{last} @%q1 st.shared.u32 [%r2], 2;")),
+        (
+            "a write of what another lane read",
+            format!("{last} bar.warp.sync -1; @%q1 ld.shared.u32 %r4, [%r2]; st.shared.u32 [%r1], 2;"),
+        ),
+        ("one place for all", "st.shared.u32 [%r3+128], 1;".to_string()),
+    ] {
+        let found = run(&body).expect_err(what).misuse;
+        assert!(
+            matches!(&found, Misuse::Race { space: "shared", other, .. } if other.contains("of this warp")),
+            "{found:?}"
+        );
+    }
+    let ordered = format!(
+        "{last} bar.warp.sync -1; @%q1 ld.shared.u32 %r4, [%r2]; bar.warp.sync -1; st.shared.u32 [%r1], 2;\n\
+         bar.sync 0; @%q1 ld.shared.u32 %r4, [%r2];"
+    );
+    assert!(run(&ordered).is_ok());
+}
+
 #[test]
 fn blocks_that_race_on_global_memory_are_found() {
     let block = "mov.u32 %r1, %ctaid.x; mul.wide.u32 %x1, %r1, 4; add.s64 %x1, %p0, %x1;\n";
