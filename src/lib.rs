@@ -93,6 +93,7 @@ pub mod ops;
 pub mod parallel;
 pub mod position;
 pub mod weight;
+mod zeros;
 
 pub use attention::{
     AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,

@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, DType, FloatDType, Int, Tensor, backend::Backend};
 
 use crate::error::{check_broadcast, check_shape};
+use crate::zeros::flags;
 
 /// What is hidden in addition to the causal triangle and the window, which a layer applies itself, and what is added to the
 /// scores.
@@ -41,7 +42,7 @@ impl<B: Backend> AttentionMask<B> {
 
     /// Hides the keys that are false. `[B, S]`, where S counts the cached keys too.
     pub fn keep(keys: Tensor<B, 2, Bool>) -> Self {
-        Self::hide(keys.bool_not())
+        Self::hide(flags(keys, Tensor::bool_not))
     }
 
     /// Hides the keys that are true. `[B, S]`, where S counts the cached keys too.
@@ -51,7 +52,7 @@ impl<B: Backend> AttentionMask<B> {
 
     /// Hides the keys that are 0 in a tokenizer's padding mask, `[B, S]`; any other value is a real token.
     pub fn from_padding(mask: Tensor<B, 2, Int>) -> Self {
-        Self::hide(mask.equal_elem(0))
+        Self::hide(flags(mask, |mask| mask.equal_elem(0)))
     }
 
     /// An additive mask as `transformers` and DeepSpeed build them, `[B or 1, N or 1, T or 1, S]`. Values at or below half of
@@ -62,8 +63,8 @@ impl<B: Backend> AttentionMask<B> {
             DType::F16 => f64::from(half::f16::MIN) / 2.0,
             _ => f64::from(f32::MIN) / 2.0,
         };
-        let hidden = mask.clone().lower_equal_elem(limit);
-        let bias = mask.mask_fill(hidden.clone(), 0.0);
+        let hidden = flags(mask.clone(), |mask| mask.lower_equal_elem(limit));
+        let bias = if mask.shape().num_elements() == 0 { mask } else { mask.mask_fill(hidden.clone(), 0.0) };
         Self { hidden_pairs: Some(hidden), bias: Some(bias), hidden_keys: None }
     }
 
@@ -85,7 +86,7 @@ impl<B: Backend> AttentionMask<B> {
     /// # Panics
     /// If the mask already hides pairs.
     pub fn and_keep_pairs(self, pairs: Tensor<B, 4, Bool>) -> Self {
-        self.and_hide_pairs(pairs.bool_not())
+        self.and_hide_pairs(flags(pairs, Tensor::bool_not))
     }
 
     /// Adds `bias` to the scaled scores. `[B or 1, N or 1, T or 1, S]`; `-inf` hides.

@@ -11,6 +11,7 @@ use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::{AgreedSettings, Communicator};
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, QkvWeight, Weight};
+use crate::zeros::zeros;
 
 /// The projections of an attention module, the sizes of its layer, and its connection to the other ranks.
 #[derive(Module, Debug)]
@@ -69,7 +70,7 @@ impl<B: Backend> Projections<B> {
     /// `[B, T, N·H]` of zeros: the context of queries that see no keys.
     pub(super) fn no_context(&self, input: &Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, _] = input.dims();
-        Tensor::zeros([batch, tokens, self.spec.query_width()], (&input.device(), input.dtype()))
+        zeros([batch, tokens, self.spec.query_width()], (&input.device(), input.dtype()))
     }
 
     /// An error if the plan is the reference and the layer requires a kernel.
@@ -104,7 +105,7 @@ impl<B: InferenceBackend> Projections<B> {
             }
             None => return Err(AttentionError::NoCommunicator { rank, ranks }),
         };
-        Ok(match self.output.bias().filter(|_| !self.defer_output_bias) {
+        Ok(match self.output.bias().filter(|_| !self.defer_output_bias && sum.shape().num_elements() > 0) {
             Some(bias) => sum + bias.unsqueeze(),
             None => sum,
         })

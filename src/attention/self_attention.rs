@@ -17,6 +17,7 @@ use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, Weight};
+use crate::zeros::zeros;
 
 /// Number of cached tokens with which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
 const WARMUP_HISTORY: usize = 1024;
@@ -258,7 +259,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
                     cache.step(history)?.commit();
                 }
                 let mut step = cache.step(new)?;
-                let input = Tensor::zeros([batch, new, spec.hidden_size], (&device, dtype));
+                let input = zeros([batch, new, spec.hidden_size], (&device, dtype));
                 let keys = Keys::Cached(step.layer(0));
                 self.forward_partial(input, AttentionMask::none(), keys, WantedOutputs::NONE)?;
             }

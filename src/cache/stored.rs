@@ -6,6 +6,8 @@ use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor, backend::Backend};
 
 use burn_deepspeed_core::int8::LARGEST;
 
+use crate::zeros::zeros;
+
 /// The preallocated keys, or values, of a layer.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -29,10 +31,10 @@ impl<B: Backend> Stored<B> {
         let [batch, heads, slots, _] = shape;
         match dtype {
             DType::I8 => Self::Int8 {
-                elements: Tensor::zeros(shape, (device, DType::I8)),
-                scales: Tensor::zeros([batch, heads, slots], (device, DType::F32)),
+                elements: zeros(shape, (device, DType::I8)),
+                scales: zeros([batch, heads, slots], (device, DType::F32)),
             },
-            dtype => Self::Dense(Tensor::zeros(shape, (device, dtype))),
+            dtype => Self::Dense(zeros(shape, (device, dtype))),
         }
     }
 

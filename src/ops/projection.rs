@@ -4,6 +4,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::error::check_shape;
 use crate::weight::Weight;
+use crate::zeros::zeros;
 
 /// `input · matrix + bias` over the last axis, rounded once to `dtype`. Half types are accumulated in f32.
 pub(super) fn project<B: Backend>(
@@ -18,7 +19,7 @@ pub(super) fn project<B: Backend>(
     check_types(operation, dtype, weight);
     if batch * tokens == 0 {
         // Burn's reshape reads 0 as an axis to keep.
-        return Tensor::zeros([batch, tokens, weight.output_size()], (&input.device(), dtype));
+        return zeros([batch, tokens, weight.output_size()], (&input.device(), dtype));
     }
     let accumulated = match dtype {
         DType::F16 | DType::BF16 => DType::F32,

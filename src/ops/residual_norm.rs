@@ -10,6 +10,9 @@ use crate::weight::FusedNorm;
 pub fn reference<B: Backend>(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
     check_shape("residual_norm", "residual", &input.dims(), &residual.dims());
     let dtype = input.dtype();
+    if input.shape().num_elements() == 0 {
+        return input;
+    }
     let sum = input.cast(FloatDType::F32) + residual.cast(FloatDType::F32);
     normalise_for("residual_norm", sum, norm).cast(dtype)
 }

@@ -30,13 +30,18 @@ macro_rules! on_each_cpu_backend {
 }
 pub(crate) use on_each_cpu_backend;
 
-/// Runs each generic test on every CPU backend of the build, and through fusion on a Vulkan device.
+/// Runs each generic test on every CPU backend of the build, and through fusion on a Vulkan device. On a CUDA device each runs if it
+/// is asked for: `scripts/cuda.py` emulates one.
 macro_rules! on_each_backend {
     ($($test:ident),* $(,)?) => {
         $crate::common::on_each_cpu_backend!($($test),*);
         #[cfg(feature = "vulkan")]
         mod wgpu {
             $(#[test] fn $test() { $crate::gpu::checked::<$crate::gpu::Fused>(super::$test::<$crate::gpu::Fused>); })*
+        }
+        #[cfg(feature = "cuda")]
+        mod cuda {
+            $(#[test] #[ignore = "needs a CUDA device"] fn $test() { super::$test::<burn_cuda::Cuda>(); })*
         }
     };
 }
@@ -60,12 +65,31 @@ pub fn golden_models() -> Vec<(String, PathBuf)> {
 /// Values in -1..1, the same for the same seed on every backend.
 pub fn seeded<B: Backend, const D: usize>(shape: [usize; D], seed: u64) -> Tensor<B, D> {
     let mut random = StdRng::seed_from_u64(seed);
+    if shape.contains(&0) {
+        // Burn cannot send a CUDA device no data.
+        return Tensor::empty(shape, &B::Device::default());
+    }
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| random.random_range(-1.0..1.0)).collect();
     Tensor::from_data(TensorData::new(values, shape), &B::Device::default())
 }
 
 pub fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
     tensor.into_data().iter().collect()
+}
+
+/// The product of rows and a matrix in plain loops, in f64. Burn's own rounds f32 to TF32 on CUDA devices.
+pub fn exact_product<B: Backend>(rows: Tensor<B, 3>, matrix: Tensor<B, 2>) -> Tensor<B, 3> {
+    let ([batch, tokens, inputs], [_, outputs], device) = (rows.dims(), matrix.dims(), rows.device());
+    let (rows, matrix) = (values(rows), values(matrix));
+    let sum = |row: &[f64], output: usize| row.iter().enumerate().map(|(i, x)| x * matrix[i * outputs + output]).sum();
+    let sums = rows.chunks(inputs).flat_map(|row| (0..outputs).map(move |output| sum(row, output)));
+    let sums: Vec<f32> = sums.map(|sum: f64| sum as f32).collect();
+    Tensor::from_data(TensorData::new(sums, [batch, tokens, outputs]), &device)
+}
+
+/// Whether Burn's own products round f32 to TF32, as on CUDA devices.
+pub fn rounds_to_tf32<B: Backend>() -> bool {
+    B::name(&Default::default()).contains("cuda")
 }
 
 /// Equal shapes, no NaN, and no difference above `tolerance`.

@@ -100,6 +100,7 @@ fn write(value: f64, into: Type, ftz: bool) -> u64 {
     match (into.kind, into.bits) {
         (Kind::Half, _) => to_f16(value).into(),
         (Kind::Brain, _) => to_bf16(value).into(),
+        (Kind::TensorFloat, _) if value.is_nan() => 0x7fff_ffff,
         // To nearest, ties away from zero.
         (Kind::TensorFloat, _) => u64::from((value as f32).to_bits().wrapping_add(0x1000) & !0x1fff),
         (_, 64) => value.to_bits(),

@@ -56,6 +56,15 @@ fn halves_become_floats_and_back() {
 }
 
 #[test]
+fn tf32_keeps_ten_bits_of_the_fraction_and_nan() {
+    of_floats("cvt.rna.tf32.f32", 32, |value| match value {
+        value if value.is_nan() => 0x7fff_ffff,
+        // To nearest, ties away from zero.
+        value => u64::from(value.to_bits().wrapping_add(0x1000) & !0x1fff),
+    });
+}
+
+#[test]
 fn comparisons_know_a_nan() {
     let floats = interesting_floats();
     let values: Vec<Vec<u64>> = floats.iter().flat_map(|a| floats.iter().map(|b| vec![*a, *b])).collect();

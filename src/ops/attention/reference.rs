@@ -6,6 +6,7 @@ use super::arguments::Attention;
 use super::visibility::{Visibility, hidden_pairs};
 use crate::mask::AttentionMask;
 use crate::ops::masked_softmax::{expand_bool, masked_softmax};
+use crate::zeros::zeros;
 
 /// The definition of [`Operations::masked_attention`](crate::ops::Operations::masked_attention).
 pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
@@ -15,7 +16,7 @@ pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
     let [_, kv_heads, keys, value_dim] = value.dims();
     let (dtype, device) = (query.dtype(), query.device());
     if tokens == 0 || keys == 0 || batch == 0 {
-        return Tensor::zeros([batch, heads, tokens, value_dim], (&device, dtype));
+        return zeros([batch, heads, tokens, value_dim], (&device, dtype));
     }
 
     let shape = [batch, heads, tokens, keys];

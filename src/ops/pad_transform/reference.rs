@@ -3,6 +3,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
 use crate::error::check_shape;
+use crate::zeros::zeros;
 
 /// The size that a head of `head_dim` features is padded to: 32, 64, 128, and multiples of 64 above (DeepSpeed truncates
 /// longer heads to 128).
@@ -26,7 +27,7 @@ pub fn reference<B: Backend>(heads: Tensor<B, 4>, size: usize) -> Tensor<B, 4> {
         return heads;
     }
     if batch * count * tokens * head_dim == 0 {
-        return Tensor::zeros([batch, count, tokens, size], (&heads.device(), heads.dtype()));
+        return zeros([batch, count, tokens, size], (&heads.device(), heads.dtype()));
     }
     let zeros = Tensor::zeros([batch, count, tokens, size - head_dim], (&heads.device(), heads.dtype()));
     Tensor::cat(vec![heads, zeros], 3)

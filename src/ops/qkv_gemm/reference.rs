@@ -1,10 +1,11 @@
 //! The definition of norm and QKV projection, in tensor operations.
 
-use burn::tensor::{FloatDType, Tensor, backend::Backend};
+use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
 
 use crate::error::check_shape;
 use crate::ops::projection::project;
 use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
+use crate::zeros::{cast, zeros};
 
 /// What [`Operations::qkv_gemm`](crate::ops::Operations::qkv_gemm) returns.
 #[derive(Debug, Clone)]
@@ -27,12 +28,19 @@ pub fn reference<B: Backend>(
         Some(norm) => normalise(input, norm),
         None => input,
     };
-    let inp_norm = want_norm.then(|| normed.clone().cast(dtype));
+    let inp_norm = want_norm.then(|| cast(normed.clone(), dtype));
     let projected = |weight: &Weight<B>| project("qkv_gemm", normed.clone(), weight, weight.bias(), dtype);
     let qkv = match qkv {
         QkvWeight::Fused(weight) => projected(weight),
         QkvWeight::Separate(SeparateQkv { query, key, value }) => {
-            Tensor::cat([query, key, value].map(projected).into(), 2)
+            let parts = [query, key, value].map(projected);
+            if normed.shape().num_elements() == 0 {
+                let [batch, tokens, _] = normed.dims();
+                let width = parts.iter().map(|part| part.dims()[2]).sum();
+                zeros([batch, tokens, width], (&normed.device(), dtype))
+            } else {
+                Tensor::cat(parts.into(), 2)
+            }
         }
     };
     QkvGemmOutput { qkv, inp_norm }
@@ -54,10 +62,10 @@ pub(in crate::ops) fn normalise_for<B: Backend>(
 ) -> Tensor<B, 3> {
     let [batch, tokens, _] = input.dims();
     check_shape(operation, "input", &[batch, tokens, norm.size()], &input.dims());
-    let input = input.cast(FloatDType::F32);
     if input.shape().num_elements() == 0 {
-        return input;
+        return zeros(input.dims(), (&input.device(), DType::F32));
     }
+    let input = input.cast(FloatDType::F32);
     let spec = norm.spec();
     let centred = match spec.rms {
         true => input,

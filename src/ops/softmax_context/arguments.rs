@@ -10,6 +10,7 @@ use crate::ops::attention::Visibility;
 use crate::position::rotary::RotaryTable;
 use crate::position::{PositionEncoding, Positions};
 use crate::spec::AttentionSpec;
+use crate::zeros::zeros;
 use burn_deepspeed_core::path::ContextProblem;
 
 /// Where the keys and values of earlier tokens are.
@@ -100,11 +101,11 @@ impl<B: Backend> SoftmaxContext<'_, B> {
                 (key.cast(options.1), value.cast(options.1))
             }
             _ => {
-                let none = Tensor::zeros([batch, spec.kv_heads(), seen, spec.head_dim], options);
+                let none = zeros([batch, spec.kv_heads(), seen, spec.head_dim], options);
                 (none.clone(), none)
             }
         });
-        SoftmaxContextOutput { context: Tensor::zeros([batch, tokens, spec.query_width()], options), keys }
+        SoftmaxContextOutput { context: zeros([batch, tokens, spec.query_width()], options), keys }
     }
 }
 
