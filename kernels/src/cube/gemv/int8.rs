@@ -160,11 +160,11 @@ impl Scales {
     pub fn load_blocks(
         &self,
         factors: &mut Array<f32>,
-        #[comptime] to: usize,
+        to: u32,
         begin: &Array<u32>,
         at: u32,
         vectors: u32,
-        #[comptime] count: usize,
+        #[comptime] count: u32,
     ) {
         #[comptime]
         match &self.scales {
@@ -173,7 +173,7 @@ impl Scales {
                     let at = min(at, vectors - 1) / comptime!(self.wide.unwrap_or(1));
                     #[unroll]
                     for o in 0..count {
-                        factors[to + o] = scales[(begin[o] + at) as usize];
+                        factors[(to + o) as usize] = scales[(begin[o as usize] + at) as usize];
                     }
                 }
             }

@@ -74,7 +74,7 @@ pub(super) struct Right<F: Float> {
 impl<G: Float, E: Float> Factors<G, E> {
     /// Vectors of the matrix that a row is multiplied with.
     pub fn products(&self, #[comptime] tile: Tile) -> u32 {
-        self.vectors / comptime!(tile.inputs() as u32)
+        self.vectors / comptime!(tile.inputs())
     }
 
     /// Whether what a lane multiplies has a part in `low`: the norm's result is not rounded.
@@ -89,17 +89,17 @@ impl<G: Float, E: Float> Factors<G, E> {
 
     /// The vectors of this lane's row that belong to vector `at` of the matrix, to `to` and the places after it; zeros after the
     /// last.
-    pub fn load(&self, loaded: &mut Array<Vector<u32, Quad>>, #[comptime] to: usize, at: u32, #[comptime] tile: Tile) {
+    pub fn load(&self, loaded: &mut Array<Vector<u32, Quad>>, to: u32, at: u32, #[comptime] tile: Tile) {
         let count = comptime!(tile.inputs());
-        let from = self.own_row(tile) * self.row + at * count as u32;
+        let from = self.own_row(tile) * self.row + at * count;
         let inside = at < self.products(tile);
         #[unroll]
         for i in 0..count {
             if comptime!(tile.emulate || !tile.even) {
-                loaded[to + i] = Vector::<u32, Quad>::new(0u32);
+                loaded[(to + i) as usize] = Vector::<u32, Quad>::new(0u32);
             }
             if inside {
-                loaded[to + i] = self.input[(from + i as u32) as usize];
+                loaded[(to + i) as usize] = self.input[(from + i) as usize];
             }
         }
     }
@@ -113,7 +113,7 @@ impl<G: Float, E: Float> Factors<G, E> {
             let mut factors = SharedMemory::<f32>::new(MOST_ROWS);
             let mut shared = SharedMemory::<f32>::new(comptime!(if tile.emulate { tile.units() as usize } else { 1 }));
             let planes = comptime!(!tile.emulate);
-            #[unroll]
+            #[unroll(!tile.emulate)]
             for round in 0..comptime!(tile.rows.div_ceil(tile.planes)) {
                 let row = round * tile.planes + UNIT_POS / LANES;
                 // Planes without a row of their own wait, or read the last one again where lanes exchange through the cube.
@@ -178,22 +178,23 @@ impl<G: Float, E: Float> Factors<G, E> {
     pub fn right<F: Float>(
         &self,
         loaded: &Array<Vector<u32, Quad>>,
-        #[comptime] from: usize,
+        from: u32,
         at: u32,
         moments: &Moments,
         normed: &mut ComptimeOption<Array<Vector<F, Quad>>>,
         #[comptime] tile: Tile,
     ) -> Right<F> {
         let parts = comptime!(tile.parts());
-        let mut high = Array::<Vector<F, Pair>>::new(comptime!(2 * parts));
-        let mut low = Array::<Vector<F, Pair>>::new(comptime!(2 * parts));
+        let mut high = Array::<Vector<F, Pair>>::new(comptime!(2 * parts as usize));
+        let mut low = Array::<Vector<F, Pair>>::new(comptime!(2 * parts as usize));
         let inside = at < self.products(tile);
-        #[unroll]
+        #[unroll(!tile.emulate)]
         for part in 0..parts {
-            let words = loaded[comptime!(from + part / 2)];
-            let first = Vector::<F, Pair>::reinterpret(words[comptime!(part % 2 * 2)]);
-            let second = Vector::<F, Pair>::reinterpret(words[comptime!(part % 2 * 2 + 1)]);
-            let column = at * parts as u32 + part as u32;
+            let words = loaded[(from + part / 2) as usize];
+            let first = Vector::<F, Pair>::reinterpret(words[(part % 2 * 2) as usize]);
+            let second = Vector::<F, Pair>::reinterpret(words[(part % 2 * 2 + 1) as usize]);
+            let column = at * parts + part;
+            let to = (part * 2) as usize;
             // The place of each element among those of its part.
             let places = comptime!(if tile.int8 { [0usize, 2, 1, 3] } else { [0, 1, 2, 3] });
             if comptime!(self.norm.is_some()) {
@@ -217,8 +218,8 @@ impl<G: Float, E: Float> Factors<G, E> {
                         held[e] = max(min(element, limit), -limit);
                     }
                     let rounded = Vector::<F, Pair>::cast_from(held);
-                    high[part * 2 + p] = rounded;
-                    low[part * 2 + p] = Vector::cast_from(pair - Vector::<f32, Pair>::cast_from(rounded));
+                    high[to + p] = rounded;
+                    low[to + p] = Vector::cast_from(pair - Vector::<f32, Pair>::cast_from(rounded));
                 }
             } else {
                 let mut value = Vector::<F, Quad>::empty();
@@ -233,11 +234,11 @@ impl<G: Float, E: Float> Factors<G, E> {
                         let mut pair = Vector::<F, Pair>::empty();
                         pair[0] = value[comptime!(places[p * 2])];
                         pair[1] = value[comptime!(places[p * 2 + 1])];
-                        high[part * 2 + p] = pair;
+                        high[to + p] = pair;
                     }
                 } else {
-                    high[part * 2] = first;
-                    high[part * 2 + 1] = second;
+                    high[to] = first;
+                    high[to + 1] = second;
                 }
             }
         }

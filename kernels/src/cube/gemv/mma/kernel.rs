@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::factors::Factors;
+use super::factors::{Factors, Right};
 use super::tile::{FRAGMENT, SHARERS, Tile};
 use super::weights::{Quad, left};
 use crate::cube::fragment::{LANES, Pair, mma};
@@ -45,6 +45,8 @@ pub(super) fn product<F: Float, G: Float, E: Float, B: Float>(
 ) {
     let loads = comptime!(tile.loads());
     let inputs = comptime!(tile.inputs());
+    // Registers can only be indexed by constants; emulated ones need not, and a rolled kernel compiles in time.
+    let unroll = comptime!(!tile.emulate);
     let vectors = factors.products(tile);
     let lane = UNIT_POS % LANES;
     let plane = UNIT_POS / LANES;
@@ -54,92 +56,74 @@ pub(super) fn product<F: Float, G: Float, E: Float, B: Float>(
     let mut partial = SharedMemory::<f32>::new(comptime!(tile.partial() as usize));
 
     // After the last output its weights are read again, and the sums dropped.
-    let mut begin = Array::<u32>::new(loads);
-    let mut first_scale = Array::<u32>::new(loads);
-    #[unroll]
+    let mut begin = Array::<u32>::new(comptime!(loads as usize));
+    let mut first_scale = Array::<u32>::new(comptime!(loads as usize));
+    #[unroll(unroll)]
     for o in 0..loads {
-        let at = min(first_output + lane / SHARERS + o as u32 * 8, sizes.outputs - 1);
-        begin[o] = at * sizes.matrix;
-        first_scale[o] = scales.begin(at);
+        let at = min(first_output + lane / SHARERS + o * 8, sizes.outputs - 1);
+        begin[o as usize] = at * sizes.matrix;
+        first_scale[o as usize] = scales.begin(at);
     }
 
-    let mut weights = Array::<Vector<u32, Quad>>::new(comptime!(tile.stages as usize * loads));
-    let mut values = Array::<Vector<u32, Quad>>::new(comptime!(tile.stages as usize * inputs));
-    let mut factor = Array::<f32>::new(comptime!(tile.stages as usize * loads));
-    #[unroll]
-    for stage in 0..comptime!(tile.stages as usize) {
-        let at = (plane + stage as u32 * tile.planes) * SHARERS + lane % SHARERS;
-        load(&mut weights, matrix, &begin, stage, at, vectors, tile);
-        factors.load(&mut values, comptime!(stage * inputs), at, tile);
-        scales.load_blocks(&mut factor, comptime!(stage * loads), &first_scale, at, vectors, loads);
+    let mut weights = Array::<Vector<u32, Quad>>::new(comptime!((tile.stages * loads) as usize));
+    let mut values = Array::<Vector<u32, Quad>>::new(comptime!((tile.stages * inputs) as usize));
+    let mut factor = Array::<f32>::new(comptime!((tile.stages * loads) as usize));
+    #[unroll(unroll)]
+    for stage in 0..tile.stages {
+        let at = (plane + stage * tile.planes) * SHARERS + lane % SHARERS;
+        load(&mut weights, matrix, &begin, stage * loads, at, vectors, tile);
+        factors.load(&mut values, stage * inputs, at, tile);
+        scales.load_blocks(&mut factor, stage * loads, &first_scale, at, vectors, loads);
     }
 
     let moments = factors.moments::<F>(tile);
 
-    let mut sums = Array::<Vector<f32, Pair>>::new(loads);
-    #[unroll]
+    let mut sums = Array::<Vector<f32, Pair>>::new(comptime!(loads as usize));
+    let mut own = Array::<Vector<f32, Pair>>::new(comptime!(loads as usize));
+    #[unroll(unroll)]
     for s in 0..loads {
-        sums[s] = Vector::<f32, Pair>::new(0.0f32);
+        sums[s as usize] = Vector::<f32, Pair>::new(0.0f32);
     }
     // Vectors of a row that the cube multiplies in a round.
     let round = comptime!(tile.stages * tile.planes * SHARERS);
     for first in range_stepped(0u32, vectors, round) {
-        #[unroll]
-        for stage in 0..comptime!(tile.stages as usize) {
-            let step = first + (plane + stage as u32 * tile.planes) * SHARERS;
+        #[unroll(unroll)]
+        for stage in 0..tile.stages {
+            let step = first + (plane + stage * tile.planes) * SHARERS;
             // Emulated lanes exchange through the cube, of which none may be missing.
             if comptime!(tile.emulate) || step < vectors {
                 let at = step + lane % SHARERS;
-                let right = factors.right::<F>(&values, comptime!(stage * inputs), at, &moments, normed, tile);
-                let mut own = Array::<Vector<f32, Pair>>::new(loads);
+                let right = factors.right::<F>(&values, stage * inputs, at, &moments, normed, tile);
+                // Where an output has several scales, those of the step multiply what it adds.
                 if comptime!(scales.wide.is_some()) {
-                    #[unroll]
+                    #[unroll(unroll)]
                     for s in 0..loads {
-                        own[s] = Vector::<f32, Pair>::new(0.0f32);
+                        own[s as usize] = Vector::<f32, Pair>::new(0.0f32);
                     }
-                }
-                #[unroll]
-                for part in 0..comptime!(tile.parts()) {
-                    #[unroll]
-                    for block in 0..comptime!(tile.blocks as usize) {
-                        let from = comptime!(stage * loads + 2 * block);
-                        let left = left::<F>(weights[from], weights[from + 1], part, tile);
-                        let b = comptime!(2 * part as u32);
-                        let c = comptime!(2 * block as u32);
-                        if comptime!(scales.wide.is_some()) {
-                            mma::<F>(&left, 0u32, &right.high, b, &mut own, c, &mut scratch, tile.emulate);
-                            if factors.is_split() {
-                                mma::<F>(&left, 0u32, &right.low, b, &mut own, c, &mut scratch, tile.emulate);
-                            }
-                        } else {
-                            mma::<F>(&left, 0u32, &right.high, b, &mut sums, c, &mut scratch, tile.emulate);
-                            if factors.is_split() {
-                                mma::<F>(&left, 0u32, &right.low, b, &mut sums, c, &mut scratch, tile.emulate);
-                            }
-                        }
-                    }
-                }
-                if comptime!(scales.wide.is_some()) {
-                    #[unroll]
+                    multiply::<F>(&mut own, &weights, stage * loads, &right, factors.is_split(), &mut scratch, tile);
+                    #[unroll(unroll)]
                     for s in 0..loads {
-                        sums[s] += own[s] * Vector::<f32, Pair>::new(factor[stage * loads + s]);
+                        let factor = Vector::<f32, Pair>::new(factor[(stage * loads + s) as usize]);
+                        sums[s as usize] += own[s as usize] * factor;
                     }
+                } else {
+                    multiply::<F>(&mut sums, &weights, stage * loads, &right, factors.is_split(), &mut scratch, tile);
                 }
                 let next = at + round;
-                load(&mut weights, matrix, &begin, stage, next, vectors, tile);
-                factors.load(&mut values, comptime!(stage * inputs), next, tile);
-                scales.load_blocks(&mut factor, comptime!(stage * loads), &first_scale, next, vectors, loads);
+                load(&mut weights, matrix, &begin, stage * loads, next, vectors, tile);
+                factors.load(&mut values, stage * inputs, next, tile);
+                scales.load_blocks(&mut factor, stage * loads, &first_scale, next, vectors, loads);
             }
         }
     }
 
     let (all, row) = comptime!((tile.sums(), tile.sums_row()));
-    #[unroll]
+    #[unroll(unroll)]
     for s in 0..loads {
-        let block = plane * tile.blocks + comptime!(s as u32 / 2);
-        let to = block * all + lane % SHARERS * 2 * row + comptime!(s as u32 % 2 * 8) + lane / SHARERS;
-        partial[to as usize] = sums[s][0];
-        partial[(to + row) as usize] = sums[s][1];
+        let to = (plane * tile.blocks + s / 2) * all + lane % SHARERS * 2 * row + s % 2 * 8 + lane / SHARERS;
+        let pair = sums[s as usize];
+        partial[to as usize] = pair[0];
+        partial[(to + row) as usize] = pair[1];
     }
     sync_cube();
     // Neighbouring units have neighbouring outputs; the two rows of a plane are on different banks.
@@ -158,28 +142,53 @@ pub(super) fn product<F: Float, G: Float, E: Float, B: Float>(
     }
 }
 
-/// Vector `at` of each output of the lane, to a stage; zeros after the last.
+/// Multiplies the weights from `from` on with all rows, and adds to the sums.
+#[cube]
+fn multiply<F: Float>(
+    sums: &mut Array<Vector<f32, Pair>>,
+    weights: &Array<Vector<u32, Quad>>,
+    from: u32,
+    right: &Right<F>,
+    #[comptime] split: bool,
+    scratch: &mut SharedMemory<f32>,
+    #[comptime] tile: Tile,
+) {
+    #[unroll(!tile.emulate)]
+    for part in 0..tile.parts() {
+        #[unroll(!tile.emulate)]
+        for block in 0..tile.blocks {
+            let at = (from + 2 * block) as usize;
+            let left = left::<F>(weights[at], weights[at + 1], part, tile);
+            mma::<F>(&left, 0u32, &right.high, 2 * part, sums, 2 * block, scratch, tile.emulate);
+            if comptime!(split) {
+                mma::<F>(&left, 0u32, &right.low, 2 * part, sums, 2 * block, scratch, tile.emulate);
+            }
+        }
+    }
+}
+
+/// Vector `at` of each output of the lane, to `to` and the places after it; zeros after the last.
 #[cube]
 fn load(
     loaded: &mut Array<Vector<u32, Quad>>,
     matrix: &Array<Vector<u32, Quad>>,
     begin: &Array<u32>,
-    #[comptime] stage: usize,
+    to: u32,
     at: u32,
     vectors: u32,
     #[comptime] tile: Tile,
 ) {
     let loads = comptime!(tile.loads());
     if comptime!(tile.emulate || !tile.even) {
-        #[unroll]
+        #[unroll(!tile.emulate)]
         for o in 0..loads {
-            loaded[stage * loads + o] = Vector::<u32, Quad>::new(0u32);
+            loaded[(to + o) as usize] = Vector::<u32, Quad>::new(0u32);
         }
     }
     if at < vectors {
-        #[unroll]
+        #[unroll(!tile.emulate)]
         for o in 0..loads {
-            loaded[stage * loads + o] = matrix[(begin[o] + at) as usize];
+            loaded[(to + o) as usize] = matrix[(begin[o as usize] + at) as usize];
         }
     }
 }

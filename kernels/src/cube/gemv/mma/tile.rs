@@ -68,18 +68,18 @@ impl Tile {
     }
 
     /// Parts of 4 weights of a vector: a product each.
-    pub fn parts(&self) -> usize {
+    pub fn parts(&self) -> u32 {
         if self.int8 { 4 } else { 2 }
     }
 
     /// Vectors of the input that belong to one of the matrix.
-    pub fn inputs(&self) -> usize {
+    pub fn inputs(&self) -> u32 {
         self.parts() / 2
     }
 
     /// Vectors of the matrix that a lane loads in a step.
-    pub fn loads(&self) -> usize {
-        2 * self.blocks as usize
+    pub fn loads(&self) -> u32 {
+        2 * self.blocks
     }
 
     /// Where the partial sum of a plane for an output of a block and a row begins: output 0 of row 0.

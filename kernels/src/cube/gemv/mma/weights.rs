@@ -16,10 +16,11 @@ pub(super) type Quad = Const<4>;
 pub(super) fn left<F: Float>(
     upper: Vector<u32, Quad>,
     lower: Vector<u32, Quad>,
-    #[comptime] part: usize,
+    part: u32,
     #[comptime] tile: Tile,
 ) -> Array<Vector<F, Pair>> {
     let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
+    let part = part as usize;
     if comptime!(tile.int8) {
         fragment[0] = bytes::<F>(upper[part], tile.brain);
         fragment[1] = bytes::<F>(lower[part], tile.brain);
