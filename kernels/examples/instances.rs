@@ -351,11 +351,13 @@ impl Lab {
             for kind in [None, Some(NormKind::LayerNorm)] {
                 let sizes = [8, inputs, outputs];
                 let matrix = Matrix::Dense(&weights, Orientation::OutputInput);
-                self.gemv(&format!("gemv {name} {inputs} to {outputs}"), elements, matrix, sizes, kind);
+                let kernel = if inputs % 16 == 0 { "gemv mma" } else { "gemv" };
+                self.gemv(&format!("{kernel} {name} {inputs} to {outputs}"), elements, matrix, sizes, kind);
                 for wide in if inputs == 4096 { vec![4096, 64, 32] } else { vec![inputs] } {
                     let scales = self.tensor(&[outputs, inputs / wide], f32_type());
                     let matrix = Matrix::Int8(Int8 { elements: &bytes, scales: &scales, blocks: [1, wide] });
-                    let label = format!("gemv {name} int8 of {inputs} to {outputs} in blocks of {wide}");
+                    let kernel = if wide == 32 { "gemv" } else { kernel };
+                    let label = format!("{kernel} {name} int8 of {inputs} to {outputs} in blocks of {wide}");
                     self.gemv(&label, elements, matrix, sizes, kind);
                 }
             }

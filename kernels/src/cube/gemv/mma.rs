@@ -11,7 +11,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use self::factors::{ELEMENTS, factors};
-use self::kernel::product;
+use self::kernel::product_mma;
 use self::tile::{SHARERS, Tile};
 use super::int8::scales;
 use super::output::sizes;
@@ -144,11 +144,11 @@ pub(super) fn multiply<R: Runtime>(
     // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
     // `Factors` count. `plan` checked that rows begin at, and consist of, whole vectors.
     unsafe {
-        product::launch_unchecked::<R>(
+        product_mma::launch_unchecked::<R>(
             client,
             cubes,
             CubeDim::new_1d(tile.units()),
-            factors(problem),
+            factors(problem, tile),
             array(problem.matrix.elements()),
             scales(int8, weights),
             problem.bias_array(),

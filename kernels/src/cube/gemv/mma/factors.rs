@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::tile::{SHARERS, Tile};
-use super::weights::Quad;
+use super::weights::{Quad, raised};
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::problem::{CheckedGemv, MOST_ROWS, NormKind};
 use crate::cube::lanes::lanes_sum;
@@ -29,6 +29,8 @@ pub(super) struct Factors<G: Float, E: Float> {
     /// 1 / features.
     share: f32,
     epsilon: f32,
+    /// See [`raised`].
+    pub raised: u32,
     #[cube(comptime)]
     norm: Option<NormKind>,
     /// Which tensors of the problem are there; see [`presence`].
@@ -38,7 +40,10 @@ pub(super) struct Factors<G: Float, E: Float> {
 }
 
 /// The factors of a problem.
-pub(super) fn factors<R: Runtime, G: Float, E: Float>(problem: &CheckedGemv<'_, R>) -> FactorsLaunch<G, E, R> {
+pub(super) fn factors<R: Runtime, G: Float, E: Float>(
+    problem: &CheckedGemv<'_, R>,
+    tile: Tile,
+) -> FactorsLaunch<G, E, R> {
     let inputs = problem.extents.inputs;
     FactorsLaunch::new(
         array(problem.input),
@@ -49,6 +54,7 @@ pub(super) fn factors<R: Runtime, G: Float, E: Float>(problem: &CheckedGemv<'_, 
         (inputs / ELEMENTS) as u32,
         1.0 / inputs as f32,
         problem.norm.map_or(0.0, |(_, epsilon)| epsilon),
+        raised(tile),
         problem.norm.map(|(kind, _)| kind),
         presence(&[problem.gamma, problem.beta, problem.bias, problem.normed].map(|tensor| tensor.is_some())),
     )

@@ -29,7 +29,7 @@ use crate::cube::gemv::output::{Sizes, write};
 ///
 /// The launch has `outputs / (16 · blocks)` cubes along x, rounded up.
 #[cube(launch_unchecked)]
-pub(super) fn product<F: Float, G: Float, E: Float, B: Float>(
+pub(super) fn product_mma<F: Float, G: Float, E: Float, B: Float>(
     factors: &Factors<G, E>,
     matrix: &Array<Vector<u32, Quad>>,
     scales: &Scales,
@@ -100,14 +100,14 @@ pub(super) fn product<F: Float, G: Float, E: Float, B: Float>(
                     for s in 0..loads {
                         own[s as usize] = Vector::<f32, Pair>::new(0.0f32);
                     }
-                    multiply::<F>(&mut own, &weights, stage * loads, &right, factors.is_split(), &mut scratch, tile);
+                    multiply::<F, G, E>(&mut own, &weights, stage * loads, &right, factors, &mut scratch, tile);
                     #[unroll(unroll)]
                     for s in 0..loads {
                         let factor = Vector::<f32, Pair>::new(factor[(stage * loads + s) as usize]);
                         sums[s as usize] += own[s as usize] * factor;
                     }
                 } else {
-                    multiply::<F>(&mut sums, &weights, stage * loads, &right, factors.is_split(), &mut scratch, tile);
+                    multiply::<F, G, E>(&mut sums, &weights, stage * loads, &right, factors, &mut scratch, tile);
                 }
                 let next = at + round;
                 load(&mut weights, matrix, &begin, stage * loads, next, vectors, tile);
@@ -144,12 +144,12 @@ pub(super) fn product<F: Float, G: Float, E: Float, B: Float>(
 
 /// Multiplies the weights from `from` on with all rows, and adds to the sums.
 #[cube]
-fn multiply<F: Float>(
+fn multiply<F: Float, G: Float, E: Float>(
     sums: &mut Array<Vector<f32, Pair>>,
     weights: &Array<Vector<u32, Quad>>,
     from: u32,
     right: &Right<F>,
-    #[comptime] split: bool,
+    factors: &Factors<G, E>,
     scratch: &mut SharedMemory<f32>,
     #[comptime] tile: Tile,
 ) {
@@ -158,9 +158,9 @@ fn multiply<F: Float>(
         #[unroll(!tile.emulate)]
         for block in 0..tile.blocks {
             let at = (from + 2 * block) as usize;
-            let left = left::<F>(weights[at], weights[at + 1], part, tile);
+            let left = left::<F>(weights[at], weights[at + 1], part, factors.raised, tile);
             mma::<F>(&left, 0u32, &right.high, 2 * part, sums, 2 * block, scratch, tile.emulate);
-            if comptime!(split) {
+            if factors.is_split() {
                 mma::<F>(&left, 0u32, &right.low, 2 * part, sums, 2 * block, scratch, tile.emulate);
             }
         }

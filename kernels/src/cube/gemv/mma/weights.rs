@@ -8,6 +8,12 @@ use crate::cube::fragment::Pair;
 /// 16 bytes.
 pub(super) type Quad = Const<4>;
 
+/// What [`bytes`] puts bytes into: two times 1024 in f16, whose sign bits of the bytes are inverted, or two times 128 in bf16. It is an
+/// argument of the kernel because an instruction holds only one constant, which is the mask of the bytes.
+pub(super) fn raised(tile: Tile) -> u32 {
+    if tile.brain { 0x4300_4300 } else { 0x6480_6480 }
+}
+
 /// Part `part` of two vectors of the matrix, 8 outputs apart, as an A: 4 weights of each.
 ///
 /// The depth of a product may be in any order that both operands have. A lane holds the weights that are next to each other in
@@ -17,15 +23,16 @@ pub(super) fn left<F: Float>(
     upper: Vector<u32, Quad>,
     lower: Vector<u32, Quad>,
     part: u32,
+    raised: u32,
     #[comptime] tile: Tile,
 ) -> Array<Vector<F, Pair>> {
     let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
     let part = part as usize;
     if comptime!(tile.int8) {
-        fragment[0] = bytes::<F>(upper[part], tile.brain);
-        fragment[1] = bytes::<F>(lower[part], tile.brain);
-        fragment[2] = bytes::<F>(upper[part] >> 8u32, tile.brain);
-        fragment[3] = bytes::<F>(lower[part] >> 8u32, tile.brain);
+        fragment[0] = bytes::<F>(upper[part], raised, tile.brain);
+        fragment[1] = bytes::<F>(lower[part], raised, tile.brain);
+        fragment[2] = bytes::<F>(upper[part] >> 8u32, raised, tile.brain);
+        fragment[3] = bytes::<F>(lower[part] >> 8u32, raised, tile.brain);
     } else {
         fragment[0] = Vector::reinterpret(upper[2 * part]);
         fragment[1] = Vector::reinterpret(lower[2 * part]);
@@ -41,13 +48,13 @@ pub(super) fn left<F: Float>(
 /// counts by 1 from 128 on, which leaves room for 7 bits. They become the end of 128. The sign bit becomes that of the exponent,
 /// which makes it 128 or 256, and is subtracted.
 #[cube]
-fn bytes<F: Float>(word: u32, #[comptime] brain: bool) -> Vector<F, Pair> {
+fn bytes<F: Float>(word: u32, raised: u32, #[comptime] brain: bool) -> Vector<F, Pair> {
     if comptime!(brain) {
-        let rest = Vector::<F, Pair>::reinterpret((word & 0x007f_007fu32) | 0x4300_4300u32);
-        let sign = Vector::<F, Pair>::reinterpret((word & 0x0080_0080u32) | 0x4300_4300u32);
+        let rest = Vector::<F, Pair>::reinterpret((word & 0x007f_007fu32) | raised);
+        let sign = Vector::<F, Pair>::reinterpret((word & 0x0080_0080u32) | raised);
         rest - sign
     } else {
-        let raised = Vector::<F, Pair>::reinterpret((word & 0x00ff_00ffu32) ^ 0x6480_6480u32);
-        raised - Vector::<F, Pair>::new(F::new(1152.0))
+        let sum = Vector::<F, Pair>::reinterpret((word & 0x00ff_00ffu32) ^ raised);
+        sum - Vector::<F, Pair>::new(F::new(1152.0))
     }
 }
