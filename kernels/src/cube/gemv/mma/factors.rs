@@ -131,7 +131,8 @@ impl<G: Float, E: Float> Factors<G, E> {
                     }
                     let sum = self.sum::<F>(begin, mean, true);
                     let variance = lanes_sum(sum, &mut shared, LANES, planes) * self.share;
-                    if UNIT_POS % LANES == 0 && row < tile.rows {
+                    let lane = UNIT_POS % LANES;
+                    if lane == 0 && row < tile.rows {
                         means[row as usize] = mean;
                         factors[row as usize] = (variance + self.epsilon).inverse_sqrt();
                     }

@@ -8,8 +8,8 @@ use crate::cube::fragment::Pair;
 /// 16 bytes.
 pub(super) type Quad = Const<4>;
 
-/// What [`bytes`] puts bytes into: two times 1024 in f16, whose sign bits of the bytes are inverted, or two times 128 in bf16. It is an
-/// argument of the kernel because an instruction holds only one constant, which is the mask of the bytes.
+/// The two halves that [`bytes`] puts bytes into: 128 in bf16, and 1024 in f16, with a bit that inverts the sign bit of the byte. They
+/// are an argument of the kernel because an instruction holds only one constant, which is the mask of the bytes.
 pub(super) fn raised(tile: Tile) -> u32 {
     if tile.brain { 0x4300_4300 } else { 0x6480_6480 }
 }
