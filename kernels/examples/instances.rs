@@ -60,6 +60,7 @@ fn main() {
         lab.softmaxes(element);
         lab.gemvs(element);
         lab.int8_gemvs(element);
+        lab.tensor_core_gemvs(element);
         let (heads, padded) = (lab.tensor(&[1, 2, 3, 40], element.0), lab.tensor(&[1, 2, 3, 64], element.0));
         let arguments = pad_transform::PadTransform { heads: &heads, padded: &padded };
         lab.announce(&format!("pad_transform {}", element.1), || {
@@ -332,6 +333,32 @@ impl Lab {
                     let matrix = Matrix::Int8(Int8 { elements: &bytes, scales: &scales, blocks: [1, wide] });
                     let label = format!("gemv {name} int8 of {inputs} in blocks of {wide}");
                     self.gemv(&label, elements, matrix, [*rows, inputs, outputs], kind);
+                }
+            }
+        }
+    }
+
+    /// What tensor cores take: cubes of 1, 2 and 6 blocks of outputs besides the 3 of the other products, rows that are no whole
+    /// steps. Then what they decline, on the other kernel.
+    fn tensor_core_gemvs(&self, Element(elements, name): Element) {
+        if elements.size() != 2 {
+            return;
+        }
+        let i8_type = i8::as_type_native_unchecked().storage_type();
+        for (inputs, outputs) in [(4096, 2048), (4096, 4096), (4096, 12288), (4112, 12288), (4100, 6144)] {
+            let (weights, bytes) =
+                (self.tensor(&[outputs, inputs], elements), self.tensor(&[outputs, inputs], i8_type));
+            for kind in [None, Some(NormKind::LayerNorm)] {
+                let sizes = [8, inputs, outputs];
+                let matrix = Matrix::Dense(&weights, Orientation::OutputInput);
+                let kernel = if inputs % 16 == 0 { "gemv mma" } else { "gemv" };
+                self.gemv(&format!("{kernel} {name} {inputs} to {outputs}"), elements, matrix, sizes, kind);
+                for wide in if inputs == 4096 { vec![4096, 64, 32] } else { vec![inputs] } {
+                    let scales = self.tensor(&[outputs, inputs / wide], f32_type());
+                    let matrix = Matrix::Int8(Int8 { elements: &bytes, scales: &scales, blocks: [1, wide] });
+                    let kernel = if wide == 32 { "gemv" } else { kernel };
+                    let label = format!("{kernel} {name} int8 of {inputs} to {outputs} in blocks of {wide}");
+                    self.gemv(&label, elements, matrix, sizes, kind);
                 }
             }
         }

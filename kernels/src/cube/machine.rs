@@ -150,6 +150,27 @@ pub enum Unsupported {
         /// The most that the kernel takes.
         limit: usize,
     },
+    /// There are too few rows for the kernel to be worth it.
+    #[error("{rows} rows; the kernel takes at least {least}")]
+    FewRows {
+        /// Rows of the input.
+        rows: usize,
+        /// The fewest that the kernel takes.
+        least: usize,
+    },
+    /// The outputs of a matrix are contiguous, and the kernel reads along the inputs.
+    #[error("the matrix is [in, out]; the kernel takes [out, in]")]
+    Orientation,
+    /// A size does not consist of whole loads.
+    #[error("{what}: {size}; the kernel takes multiples of {multiple}")]
+    Multiple {
+        /// What has the size.
+        what: &'static str,
+        /// The size, in elements.
+        size: usize,
+        /// Of which it must be a multiple.
+        multiple: usize,
+    },
     /// Two tensors that need the same element type have different ones.
     #[error("the elements of `{tensor}` are {given:?}, expected {expected:?}")]
     MixedTypes {

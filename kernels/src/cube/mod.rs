@@ -25,6 +25,7 @@ pub mod cache_write;
 mod cached;
 mod contract;
 pub mod decode;
+mod fragment;
 pub mod gemv;
 mod lanes;
 mod machine;

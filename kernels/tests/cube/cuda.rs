@@ -18,6 +18,7 @@ mod decode;
 mod device_panics;
 mod gemv;
 mod gemv_contract;
+mod gemv_mma;
 mod lab;
 mod norm;
 #[path = "../oracle/mod.rs"]

@@ -2,6 +2,7 @@
 
 use burn_deepspeed_core::layout::Orientation;
 use burn_deepspeed_kernels::cube::Machine;
+use burn_deepspeed_kernels::cube::gemv::mma::{self, Engine};
 use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, launch};
 
 use crate::lab::{Element, Lab, lab};
@@ -12,7 +13,7 @@ const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::I
 
 /// How the weights are kept.
 #[derive(Debug, Clone, Copy)]
-enum Kept {
+pub enum Kept {
     Dense(Orientation),
     /// In blocks of this many outputs and inputs.
     Int8([usize; 2]),
@@ -20,26 +21,29 @@ enum Kept {
 
 /// One product, with everything that may be around it.
 #[derive(Debug, Clone, Copy)]
-struct Problem {
-    rows: usize,
-    inputs: usize,
-    outputs: usize,
-    kept: Kept,
-    element: Element,
+pub struct Problem {
+    /// What multiplies, if the launcher is not to choose.
+    pub engine: Option<Engine>,
+    pub rows: usize,
+    pub inputs: usize,
+    pub outputs: usize,
+    pub kept: Kept,
+    pub element: Element,
     /// Of bias, gamma and beta.
-    parameters: Element,
-    norm: Option<NormKind>,
-    beta: bool,
-    bias: bool,
-    normed: bool,
+    pub parameters: Element,
+    pub norm: Option<NormKind>,
+    pub beta: bool,
+    pub bias: bool,
+    pub normed: bool,
     /// Columns of the output before those that are written, and after them.
-    around: [usize; 2],
-    pitch: usize,
+    pub around: [usize; 2],
+    pub pitch: usize,
 }
 
 /// LayerNorm with everything, in f32, in rows padded to 64 elements.
-fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) -> Problem {
+pub fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) -> Problem {
     Problem {
+        engine: None,
         rows,
         inputs,
         outputs,
@@ -56,7 +60,7 @@ fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) -> Pro
 }
 
 /// The same with a matrix of int8.
-fn int8(sizes: [usize; 3], blocks: [usize; 2]) -> Problem {
+pub fn int8(sizes: [usize; 3], blocks: [usize; 2]) -> Problem {
     Problem { kept: Kept::Int8(blocks), ..problem(sizes, Orientation::OutputInput) }
 }
 
@@ -66,7 +70,7 @@ impl Problem {
     }
 
     /// Rows far from 0, each with its own mean and deviation.
-    fn input(&self) -> Vec<f32> {
+    pub fn input(&self) -> Vec<f32> {
         let row = |at: usize| (at / self.inputs) as f32;
         let values = noise(self.rows * self.inputs, 1).into_iter().enumerate();
         values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect()
@@ -137,7 +141,12 @@ impl Problem {
         [normed, output]
     }
 
-    fn check(&self, lab: &Lab) {
+    pub fn check(&self, lab: &Lab) {
+        self.check_input(lab, &self.input(), None);
+    }
+
+    /// The same with other values in the input. Nothing is known of the row `spoilt`, and every other row is what it is without it.
+    pub fn check_input(&self, lab: &Lab, input: &[f32], spoilt: Option<usize>) {
         let Self { rows, inputs, outputs, element, parameters, pitch, .. } = *self;
         let vector = |len: usize, seed: u64| lab.floats(&self.parameter(len, seed), &[len], parameters, 1);
         let output = lab.output(&[rows, self.around.iter().sum::<usize>() + outputs], element, 8);
@@ -161,26 +170,31 @@ impl Problem {
             (Kept::Dense(orientation), _) => Matrix::Dense(&elements, orientation),
             _ => unreachable!("a matrix of int8 has scales"),
         };
-        let launched = launch(
-            &lab.client,
-            &lab.machine,
-            Gemv {
-                input: &lab.floats(&self.input(), &[rows, inputs], element, pitch),
-                norm: self.norm.map(|kind| Norm {
-                    kind,
-                    gamma: &gamma,
-                    beta: self.beta.then_some(&beta),
-                    epsilon: EPSILON,
-                }),
-                matrix,
-                bias: self.bias.then_some(&bias),
-                output: &output,
-                offset: self.around[0],
-                normed: self.normed.then_some(&normed),
-            },
-        );
+        let arguments = Gemv {
+            input: &lab.floats(input, &[rows, inputs], element, pitch),
+            norm: self.norm.map(|kind| Norm {
+                kind,
+                gamma: &gamma,
+                beta: self.beta.then_some(&beta),
+                epsilon: EPSILON,
+            }),
+            matrix,
+            bias: self.bias.then_some(&bias),
+            output: &output,
+            offset: self.around[0],
+            normed: self.normed.then_some(&normed),
+        };
+        let launched = match self.engine {
+            Some(engine) => mma::launch(&lab.client, &lab.machine, arguments, engine),
+            None => launch(&lab.client, &lab.machine, arguments),
+        };
         assert_eq!(launched, Ok(()));
-        let [expected_normed, expected] = self.solve();
+        let [mut expected_normed, mut expected] = self.solve();
+        if let Some(row) = spoilt {
+            let (first, width) = (self.around[0], outputs + self.around.iter().sum::<usize>());
+            expected[row * width + first..][..outputs].fill(f64::NAN);
+            expected_normed[row * inputs..][..inputs].fill(f64::NAN);
+        }
         let what = format!("planes {}, {self:?}", lab.machine.plane_operations);
         // A sum of many terms has an error of its largest partial sums, not of what is left of them.
         let tolerance = element.tolerance() * (inputs as f64 / 64.0).sqrt().max(1.0);

@@ -21,6 +21,7 @@ mod decode;
 mod device_panics;
 mod gemv;
 mod gemv_contract;
+mod gemv_mma;
 mod lab;
 mod norm;
 #[path = "../oracle/mod.rs"]

@@ -77,6 +77,12 @@ pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
     )
 }
 
+/// Parts from one line of a tile of `length` vectors to the next, where `fold` units write each vector. 8 parts of 4 floats fill the
+/// banks: lines that begin 2 parts apart let the units of a vector write at once.
+pub(super) fn line(length: u32, fold: u32) -> u32 {
+    if fold > 1 { length + 2 } else { length }
+}
+
 /// What the norm needs to know of each row.
 #[derive(CubeType)]
 pub(super) struct Statistics {
@@ -141,7 +147,8 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
     /// last.
     ///
     /// The factors of vector `at` in row `r` are stored in parts of at most 4 elements, part `p` in
-    /// `(r · parts + p) · length + at`: neighbouring units use different banks. The first cube also writes `normed`.
+    /// `(r · parts + p) · line + at`: neighbouring units use different banks. A line is `length` and some unused parts where
+    /// a vector has several units; see [`line`]. The first cube also writes `normed`.
     pub fn fill<S: Size>(
         &self,
         tile: &mut SharedMemory<Vector<f32, S>>,
@@ -156,6 +163,7 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         let parts = comptime!(vector / width);
         let rows = comptime!(exchange.rows as usize);
         let fold = comptime!(self.fold);
+        let line = comptime!(line(length, fold));
         let mut values = Array::<Vector<F, N>>::new(rows);
         for at in range_stepped(UNIT_POS, comptime!(length * fold), exchange.units) {
             let from = first * fold + at;
@@ -214,7 +222,7 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
                         part[e] = value[p * width + e];
                     }
                     let row = comptime!((r as u32 * fold) * parts as u32 + p as u32);
-                    tile[((row + which * parts as u32) * length + factor_of) as usize] = part;
+                    tile[((row + which * parts as u32) * line + factor_of) as usize] = part;
                 }
             }
         }

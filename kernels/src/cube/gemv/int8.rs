@@ -45,6 +45,14 @@ impl<'a, R: Runtime> Int8<'a, R> {
     }
 }
 
+impl<R: Runtime> CheckedInt8<'_, R> {
+    /// Inputs of a block, where an output has several.
+    pub fn wide(&self) -> Option<usize> {
+        let [_, wide] = self.blocks;
+        (wide < self.elements.shape()[1]).then_some(wide)
+    }
+}
+
 /// How the weights of an output are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Reading {
@@ -112,14 +120,15 @@ pub(super) struct Loads {
 
 /// The scales of a matrix that is read in vectors of `weights`; none for a dense one.
 pub(super) fn scales<R: Runtime>(matrix: Option<&CheckedInt8<'_, R>>, weights: usize) -> ScalesLaunch<R> {
-    let Some(CheckedInt8 { elements, scales, blocks: [tall, wide] }) = matrix else {
+    let Some(matrix) = matrix else {
         return ScalesLaunch::new(None.into(), 0, 1, None, ZERO);
     };
+    let [tall, _] = matrix.blocks;
     ScalesLaunch::new(
-        Some(array(*scales)).into(),
-        scales.strides()[0] as u32,
-        (*tall).min(u32::MAX as usize) as u32,
-        (*wide < elements.shape()[1]).then_some((wide / weights) as u32),
+        Some(array(matrix.scales)).into(),
+        matrix.scales.strides()[0] as u32,
+        tall.min(u32::MAX as usize) as u32,
+        matrix.wide().map(|wide| (wide / weights) as u32),
         ZERO,
     )
 }
@@ -144,6 +153,32 @@ impl Scales {
             ComptimeOption::None => {}
         }
         scaled
+    }
+
+    /// The scale of vector `at` of each of `count` outputs, where they have several, to `to` and the places after it; unspecified
+    /// after the last vector.
+    pub fn load_blocks(
+        &self,
+        factors: &mut Array<f32>,
+        to: u32,
+        begin: &Array<u32>,
+        at: u32,
+        vectors: u32,
+        #[comptime] count: u32,
+    ) {
+        #[comptime]
+        match &self.scales {
+            ComptimeOption::Some(scales) => {
+                if comptime!(self.wide.is_some()) {
+                    let at = min(at, vectors - 1) / comptime!(self.wide.unwrap_or(1));
+                    #[unroll]
+                    for o in 0..count {
+                        factors[(to + o) as usize] = scales[(begin[o as usize] + at) as usize];
+                    }
+                }
+            }
+            ComptimeOption::None => {}
+        }
     }
 
     /// The scales of the vectors `first`, `first + lanes`, .. of each output, where it has several; unspecified after the last.

@@ -3,6 +3,7 @@
 mod activations;
 mod columns;
 mod int8;
+pub mod mma;
 mod output;
 mod plan;
 mod problem;
@@ -16,7 +17,7 @@ use super::machine::{Machine, Unsupported};
 pub use int8::Int8;
 pub use problem::{Gemv, MOST_ROWS, Matrix, Norm, NormKind};
 
-/// Multiplies: one launch, on the kernel for the orientation.
+/// Multiplies: one launch, on the kernel for the orientation, and on tensor cores where [`mma`] takes the problem.
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
@@ -35,6 +36,9 @@ pub fn launch<R: Runtime>(
     }
     match problem.matrix {
         CheckedMatrix::Dense(_, Orientation::InputOutput) => columns::launch(client, machine, &problem),
-        _ => rows::launch(client, machine, &problem),
+        _ => match mma::plan(client, machine, &problem, mma::Engine::TensorCores) {
+            Ok(tile) => mma::multiply(client, machine, &problem, tile),
+            Err(_) => rows::launch(client, machine, &problem),
+        },
     }
 }

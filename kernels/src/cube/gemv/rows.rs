@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::activations::{Activations, Exchange, activations};
+use super::activations::{Activations, Exchange, activations, line};
 use super::int8::{Loads, Reading, Scales, scales, weights};
 use super::output::{Sizes, sizes, write};
 use super::plan::{fills, lanes, loads, tile_length};
@@ -27,6 +27,8 @@ struct Tile {
     unroll: u32,
     /// Vectors of a row that shared memory holds.
     length: u32,
+    /// Parts of a row from one line of shared memory to the next.
+    line: u32,
     /// Whether the last step of a row is whole.
     even: bool,
     /// Whether an element of the matrix is a word of 4 weights.
@@ -84,6 +86,7 @@ pub(super) fn launch<R: Runtime>(
     };
     let weights = reading.weights();
     let vector = vector_size(client, &problem.activations(), weights);
+    let tile = Tile { line: line(tile.length, (weights / vector) as u32), ..tile };
     let cubes = machine.cubes([extents.outputs.div_ceil((tile.exchange.groups() * tile.outputs) as usize), 1, 1])?;
     let [gamma, beta, bias] = problem.parameter_types();
     // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
@@ -130,8 +133,10 @@ fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, U
         .find(|each| *each * rows <= MOST_SUMS && *each <= most && fills(machine, cubes(*each)))
         .unwrap_or(1);
     let mut unroll = (loads(rows) / each).min(vectors.div_ceil(lanes as usize).next_power_of_two()).max(1);
+    // What `line` adds, at most.
+    let unused = if reading.words { 2 * reading.weights() * rows * size_of::<f32>() } else { 0 };
     let length = loop {
-        match tile_length(machine, exchange, 0, vectors, lanes as usize * unroll, reading.weights()) {
+        match tile_length(machine, exchange, unused, vectors, lanes as usize * unroll, reading.weights()) {
             Err(_) if unroll > 1 => unroll /= 2,
             length => break length?,
         }
@@ -141,6 +146,7 @@ fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, U
         outputs: each as u32,
         unroll: unroll as u32,
         length: length as u32,
+        line: length as u32,
         even: vectors.is_multiple_of(lanes as usize * unroll),
         words: reading.words,
     })
@@ -174,7 +180,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     let exchange = comptime!(tile.exchange);
     let rows = comptime!(exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
-    let length = comptime!(tile.length as usize);
+    let line = comptime!(tile.line as usize);
     let (elements, width) = (M::value(), S::value());
     let parts = comptime!(tile.parts(elements, width));
     let vectors = activations.products();
@@ -183,7 +189,7 @@ fn product<F: Float, W: Numeric, G: Float, E: Float, B: Float, N: Size, S: Size,
     let first_output = (CUBE_POS_X * comptime!(exchange.groups()) + group) * tile.outputs;
 
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));
-    let mut held = SharedMemory::<Vector<f32, S>>::new(comptime!(rows * parts * length));
+    let mut held = SharedMemory::<Vector<f32, S>>::new(comptime!(rows * parts * line));
 
     // After the last output its weights are read again, and the sums dropped.
     let mut begin = Array::<u32>::new(outputs);
@@ -324,7 +330,7 @@ fn add<W: Numeric, M: Size, S: Size>(
         }
         #[unroll]
         for r in 0..rows {
-            let part = held[(r * parts + p) * tile.length as usize + at as usize];
+            let part = held[(r * parts + p) * tile.line as usize + at as usize];
             #[unroll]
             for o in 0..outputs {
                 let weight = weight[o];

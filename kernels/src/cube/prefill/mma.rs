@@ -1,6 +1,5 @@
 //! Flash attention (<https://arxiv.org/abs/2307.08691>) on tensor cores.
 
-mod fragment;
 mod kernel;
 mod stage;
 mod tile;
@@ -9,11 +8,11 @@ use burn_deepspeed_core::path::LARGEST_CUBE_HEAD;
 use cubecl::ir::features::MmaConfig;
 use cubecl::prelude::*;
 
-use self::fragment::LANES;
 use self::kernel::attend;
 use self::tile::{SizesLaunch, Tile};
 use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::contract::f32_type;
+use crate::cube::fragment::LANES;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::{array, head_strides, vector_size};
 

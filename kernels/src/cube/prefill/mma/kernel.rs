@@ -3,10 +3,10 @@
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::fragment::{LANES, Order, Pair, as_left, exponential, load, mma};
 use super::stage::{pad, stage_keys, stage_queries};
 use super::tile::{Sizes, Tile};
 use crate::cube::cached::Cached;
+use crate::cube::fragment::{LANES, Order, Pair, as_left, exponential, load, mma};
 use crate::cube::lanes::{lanes_max, lanes_sum};
 use crate::cube::masks::{HIDDEN, Masks, Query};
 

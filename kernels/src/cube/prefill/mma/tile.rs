@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::fragment::{EXCHANGED, LANES, Layout};
+use crate::cube::fragment::{EXCHANGED, LANES, Layout};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::HeadStrides;
 

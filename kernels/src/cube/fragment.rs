@@ -17,16 +17,16 @@ use cubecl::ir::{FastMath, MatrixIdent};
 use cubecl::prelude::*;
 
 /// Two neighbours: a register of 16-bit elements.
-pub(super) type Pair = Const<2>;
+pub(crate) type Pair = Const<2>;
 
 /// Lanes that hold a fragment together.
-pub(super) const LANES: u32 = 32;
+pub(crate) const LANES: u32 = 32;
 /// Floats of one A and one B, exchanged by the lanes where there are no tensor cores.
-pub(super) const EXCHANGED: u32 = 16 * 16 + 16 * 8;
+pub(crate) const EXCHANGED: u32 = 16 * 16 + 16 * 8;
 
 /// Which 8x8 matrices four groups of 8 lanes address, for a load of four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Order {
+pub(crate) enum Order {
     /// Rows 0-7 and 8-15, then the same rows 8 features on: an A, or transposed two B of neighbouring columns.
     Rows,
     /// The first 8 features and the next 8, then the same features 8 rows on: two B whose columns are rows of memory.
@@ -35,7 +35,7 @@ pub(super) enum Order {
 
 /// The layout of tiles in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     /// Vectors of a row, with those that keep the rows of a load on different banks.
     pub width: u32,
     /// Vectors of 8 elements.
@@ -57,7 +57,7 @@ fn place(lane: u32, #[comptime] order: Order, #[comptime] layout: Layout) -> u32
 
 /// Four 8x8 matrices of the tile at vector `origin + offset`: `ldmatrix.x4`.
 #[cube]
-pub(super) fn load<F: Float, N: Size>(
+pub(crate) fn load<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
     origin: u32,
     offset: u32,
@@ -91,7 +91,7 @@ pub(super) fn load<F: Float, N: Size>(
 
 /// `c += a · b`. The fragments begin at register `a_at` of `a`, `b_at` of `b` and `c_at` of `c`.
 #[cube]
-pub(super) fn mma<F: Float>(
+pub(crate) fn mma<F: Float>(
     a: &Array<Vector<F, Pair>>,
     a_at: u32,
     b: &Array<Vector<F, Pair>>,
@@ -154,7 +154,7 @@ pub(super) fn mma<F: Float>(
 
 /// Two neighbouring C fragments, from register `at` on, as an A.
 #[cube]
-pub(super) fn as_left<F: Float>(c: &Array<Vector<f32, Pair>>, at: u32) -> Array<Vector<F, Pair>> {
+pub(crate) fn as_left<F: Float>(c: &Array<Vector<f32, Pair>>, at: u32) -> Array<Vector<F, Pair>> {
     let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
     #[unroll]
     for i in 0..4usize {
@@ -165,7 +165,7 @@ pub(super) fn as_left<F: Float>(c: &Array<Vector<f32, Pair>>, at: u32) -> Array<
 
 /// `exp(x)`; with tensor cores in two instructions, which keep a NaN.
 #[cube]
-pub(super) fn exponential(x: f32, #[comptime] emulate: bool) -> f32 {
+pub(crate) fn exponential(x: f32, #[comptime] emulate: bool) -> f32 {
     if comptime!(emulate) { x.exp() } else { fast_exponential(x) }
 }
 

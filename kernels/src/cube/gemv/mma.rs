@@ -1,0 +1,166 @@
+//! The product with an `[out, in]` matrix on tensor cores: the weights are the left operand, the rows of the input the right one.
+
+mod factors;
+mod kernel;
+mod tile;
+mod weights;
+
+use burn_deepspeed_core::layout::Orientation;
+use cubecl::ir::features::MmaConfig;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+use self::factors::{ELEMENTS, factors};
+use self::kernel::product_mma;
+use self::tile::{SHARERS, Tile};
+use super::int8::scales;
+use super::output::sizes;
+use super::problem::{CheckedGemv, CheckedMatrix, Gemv};
+use crate::cube::contract::f32_type;
+use crate::cube::fragment::LANES;
+use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::tensors::array;
+
+/// Fewest rows of the input for which tensor cores are worth it.
+const FEWEST_ROWS: usize = 2;
+
+/// The units that multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Engine {
+    /// Tensor cores, through fragments of `mma.m16n8k16`.
+    TensorCores,
+    /// Plain loops over the same fragments, for devices without tensor cores: slow, and a check of everything but the
+    /// instructions.
+    Emulated,
+}
+
+impl Engine {
+    /// Tensor cores if the device has them for these elements.
+    ///
+    /// # Errors
+    /// [`Unsupported::TensorCores`].
+    pub fn tensor_cores<R: Runtime>(
+        client: &ComputeClient<R>,
+        machine: &Machine,
+        elements: StorageType,
+    ) -> Result<Self, Unsupported> {
+        let config = MmaConfig { a_type: elements, b_type: elements, cd_type: f32_type(), m: 16, n: 8, k: 16 };
+        let whole = machine.plane_size == LANES && machine.plane_operations;
+        match whole && client.features().matmul.mma.contains(&config) {
+            true => Ok(Self::TensorCores),
+            false => Err(Unsupported::TensorCores(elements)),
+        }
+    }
+}
+
+/// Multiplies with this engine: one launch. [`launch`](super::launch) chooses between this and the other kernels.
+///
+/// # Errors
+/// [`Unsupported`]; nothing was launched.
+///
+/// # Panics
+/// If shapes do not fit together, with the tensor, the expected and the actual shape; nothing was launched.
+#[track_caller]
+pub fn launch<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    arguments: Gemv<'_, R>,
+    engine: Engine,
+) -> Result<(), Unsupported> {
+    let problem = arguments.check(client)?;
+    if problem.extents.rows == 0 || problem.extents.outputs == 0 {
+        return Ok(());
+    }
+    let tile = plan(client, machine, &problem, engine)?;
+    multiply(client, machine, &problem, tile)
+}
+
+/// The tile for a problem, or why the kernel does not take it.
+pub(super) fn plan<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    problem: &CheckedGemv<'_, R>,
+    engine: Engine,
+) -> Result<Tile, Unsupported> {
+    let elements = problem.input.dtype;
+    if elements.size() != 2 {
+        return Err(Unsupported::TensorCores(elements));
+    }
+    if engine == Engine::TensorCores {
+        Engine::tensor_cores(client, machine, elements)?;
+    }
+    let rows = problem.extents.rows;
+    if rows < FEWEST_ROWS {
+        return Err(Unsupported::FewRows { rows, least: FEWEST_ROWS });
+    }
+    let int8 = match &problem.matrix {
+        CheckedMatrix::Dense(_, Orientation::InputOutput) => return Err(Unsupported::Orientation),
+        CheckedMatrix::Dense(..) => None,
+        CheckedMatrix::Int8(matrix) => Some(matrix),
+    };
+    let weights = Tile::weights(int8.is_some());
+    let multiple = |what, size: usize, multiple| match size.is_multiple_of(multiple) {
+        true => Ok(()),
+        false => Err(Unsupported::Multiple { what, size, multiple }),
+    };
+    multiple("features of `input`", problem.extents.inputs, weights)?;
+    if let Some(wide) = int8.and_then(|matrix| matrix.wide()) {
+        multiple("inputs of a block of `matrix`", wide, weights * SHARERS as usize)?;
+    }
+    let matrix = problem.matrix.elements();
+    let strides = [
+        ("the stride of `input`", Some(problem.input), ELEMENTS),
+        ("the stride of `matrix`", Some(matrix), weights),
+        ("the stride of `normed`", problem.normed, 4),
+    ];
+    for (what, tensor, unit) in strides {
+        if let Some(tensor) = tensor.filter(|tensor| tensor.shape()[0] > 1) {
+            multiple(what, tensor.strides()[0], unit)?;
+        }
+    }
+    let brain = elements == StorageType::Scalar(ElemType::Float(FloatKind::BF16));
+    let tile = Tile::new(machine, problem.extents, engine == Engine::Emulated, int8.is_some(), brain);
+    if machine.units(tile.units()) < tile.units() {
+        return Err(Unsupported::TensorCores(elements));
+    }
+    tile.check(machine)?;
+    Ok(tile)
+}
+
+/// Launches the kernel.
+pub(super) fn multiply<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    problem: &CheckedGemv<'_, R>,
+    tile: Tile,
+) -> Result<(), Unsupported> {
+    let int8 = match &problem.matrix {
+        CheckedMatrix::Dense(..) => None,
+        CheckedMatrix::Int8(matrix) => Some(matrix),
+    };
+    let weights = Tile::weights(tile.int8);
+    let cubes = machine.cubes([problem.extents.outputs.div_ceil(tile.outputs() as usize), 1, 1])?;
+    let [gamma, beta, bias] = problem.parameter_types();
+    // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
+    // `Factors` count. `plan` checked that rows begin at, and consist of, whole vectors.
+    unsafe {
+        product_mma::launch_unchecked::<R>(
+            client,
+            cubes,
+            CubeDim::new_1d(tile.units()),
+            factors(problem, tile),
+            array(problem.matrix.elements()),
+            scales(int8, weights),
+            problem.bias_array(),
+            array(problem.output),
+            problem.normed_array(),
+            sizes(problem, weights),
+            tile,
+            problem.input.dtype,
+            gamma,
+            beta,
+            bias,
+        );
+    }
+    Ok(())
+}

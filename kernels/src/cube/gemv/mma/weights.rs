@@ -1,0 +1,60 @@
+//! Fragments of weights, without shared memory.
+
+use cubecl::prelude::*;
+
+use super::tile::Tile;
+use crate::cube::fragment::Pair;
+
+/// 16 bytes.
+pub(super) type Quad = Const<4>;
+
+/// The two halves that [`bytes`] puts bytes into: 128 in bf16, and 1024 in f16, with a bit that inverts the sign bit of the byte. They
+/// are an argument of the kernel because an instruction holds only one constant, which is the mask of the bytes.
+pub(super) fn raised(tile: Tile) -> u32 {
+    if tile.brain { 0x4300_4300 } else { 0x6480_6480 }
+}
+
+/// Part `part` of two vectors of the matrix, 8 outputs apart, as an A: 4 weights of each.
+///
+/// The depth of a product may be in any order that both operands have. A lane holds the weights that are next to each other in
+/// memory; see [`right`](super::factors::Factors::right) for the other operand.
+#[cube]
+pub(super) fn left<F: Float>(
+    upper: Vector<u32, Quad>,
+    lower: Vector<u32, Quad>,
+    part: u32,
+    raised: u32,
+    #[comptime] tile: Tile,
+) -> Array<Vector<F, Pair>> {
+    let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
+    let part = part as usize;
+    if comptime!(tile.int8) {
+        fragment[0] = bytes::<F>(upper[part], raised, tile.brain);
+        fragment[1] = bytes::<F>(lower[part], raised, tile.brain);
+        fragment[2] = bytes::<F>(upper[part] >> 8u32, raised, tile.brain);
+        fragment[3] = bytes::<F>(lower[part] >> 8u32, raised, tile.brain);
+    } else {
+        fragment[0] = Vector::reinterpret(upper[2 * part]);
+        fragment[1] = Vector::reinterpret(lower[2 * part]);
+        fragment[2] = Vector::reinterpret(upper[2 * part + 1]);
+        fragment[3] = Vector::reinterpret(lower[2 * part + 1]);
+    }
+    fragment
+}
+
+/// Bytes 0 and 2 of a word, signed numbers, without a conversion. Every step is exact.
+///
+/// f16 counts by 1 from 1024 on: the byte, its sign bit inverted, becomes the end of 1024, and 1024 + 128 is subtracted. bf16
+/// counts by 1 from 128 on, which leaves room for 7 bits. They become the end of 128. The sign bit becomes that of the exponent,
+/// which makes it 128 or 256, and is subtracted.
+#[cube]
+fn bytes<F: Float>(word: u32, raised: u32, #[comptime] brain: bool) -> Vector<F, Pair> {
+    if comptime!(brain) {
+        let rest = Vector::<F, Pair>::reinterpret((word & 0x007f_007fu32) | raised);
+        let sign = Vector::<F, Pair>::reinterpret((word & 0x0080_0080u32) | raised);
+        rest - sign
+    } else {
+        let sum = Vector::<F, Pair>::reinterpret((word & 0x00ff_00ffu32) ^ raised);
+        sum - Vector::<F, Pair>::new(F::new(1152.0))
+    }
+}
