@@ -106,7 +106,8 @@ impl Program {
     }
 
     /// The same for sources that differ in the order of declarations only. Lines outside of a kernel, and declarations of shared
-    /// memory and of variables without a value, are counted; the others are in order.
+    /// memory and of variables without a value, are counted; the others are in order. Places in shared memory leave gaps of different
+    /// sizes, and a launch has as many bytes as its own source needs: that number counts, too.
     fn key(&self, options: &[CString]) -> u64 {
         let source = self.source.to_string_lossy();
         let (mut declarations, mut code) = (HashMap::<&str, usize>::new(), Vec::new());
@@ -126,7 +127,7 @@ impl Program {
         let mut declarations: Vec<_> = declarations.into_iter().collect();
         declarations.sort_unstable();
         let mut hasher = DefaultHasher::new();
-        (declarations, code, options).hash(&mut hasher);
+        (declarations, code, shared_bytes(&source), options).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -181,6 +182,22 @@ impl Program {
     }
 }
 
+/// Bytes of shared memory that a source of CubeCL's needs: it says the size of each array in the line before its place.
+fn shared_bytes(source: &str) -> usize {
+    let number =
+        |text: &str| text.split(|c: char| !c.is_ascii_digit()).next_back().and_then(|digits| digits.parse().ok());
+    let (mut bytes, mut end) = (0, 0);
+    for line in source.lines() {
+        if let Some(size) = line.strip_prefix("// Shared").and_then(|line| line.strip_suffix(" bytes")) {
+            bytes = number(size).unwrap_or(0);
+        } else if let Some((_, place)) = line.split_once("dynamic_shared_mem[") {
+            let place: Option<usize> = place.split_once(']').and_then(|(place, _)| place.parse().ok());
+            end = end.max(place.map_or(0, |place| place + bytes));
+        }
+    }
+    end
+}
+
 /// The real library.
 fn library() -> Result<&'static Library, String> {
     static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
@@ -191,4 +208,26 @@ fn library() -> Result<&'static Library, String> {
         unsafe { Library::new(&path) }.map_err(|error| format!("{}: {error}", path.display()))
     };
     LIBRARY.get_or_init(open).as_ref().map_err(String::clone)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(declarations: &str) -> u64 {
+        let source = format!("extern \"C\" __global__ void k() {{\n{declarations}\nfloat l_1;\nl_1 = 2.0;\n}}");
+        Program { source: CString::new(source).unwrap(), ptx: Vec::new(), log: Vec::new() }.key(&[])
+    }
+
+    #[test]
+    fn the_order_of_arrays_does_not_count_but_their_bytes_do() {
+        let array =
+            |place: usize| format!("// Shared array size: 8, 128 bytes\nfloat *a_1 = &dynamic_shared_mem[{place}];\n");
+        let barrier =
+            |place: usize| format!("// Shared value size: 8 bytes\nbarrier &a_2 = dynamic_shared_mem[{place}];\n");
+        let last = format!("{}{}", array(0), barrier(128));
+        assert_eq!(key(&last), key(&format!("{}{}", barrier(128), array(0))));
+        assert_ne!(key(&last), key(&format!("{}{}", barrier(0), array(128))), "a gap of 120 bytes");
+        assert_eq!(shared_bytes(&last), 136);
+    }
 }
