@@ -20,11 +20,11 @@ use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::mask_arguments::Adds;
 use crate::cube::tensors::{array, head_strides, vector_size};
 
-/// Most features that a plane keeps in registers for each of 16 rows and of 16 more.
+/// Largest head size, times the pieces of 16 rows, for which a plane keeps its queries in registers.
 const RESIDENT_FEATURES: usize = 128;
 /// Largest head size for which emulated planes take 32 rows, in 32 KiB of shared memory.
 const TALL_EMULATED_HEAD: usize = 40;
-/// Cubes of 32 rows a plane for each multiprocessor, of which two are resident: with fewer, there are more cubes of 16.
+/// Least cubes for each multiprocessor, which holds two at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
 const TALL_CUBES: usize = 2;
 /// Scales from here on divide the slopes of ALiBi without overflow.
 const SMALLEST_SCALE: f32 = 1e-6;
