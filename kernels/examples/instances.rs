@@ -244,20 +244,31 @@ impl Lab {
             simt(128, 4, &masks, &format!(", {label}"));
         }
         let engine = |head| mma::Engine::tensor_cores(&self.client, &self.machine, elements, head);
-        let mma_on = |int8, head, group, masks: &_, more: &str| {
-            let Ok(engine) = engine(head) else { return };
-            let label = format!("prefill mma {name} head {head} group {group}{more}");
-            self.attention(&label, elements, [head, group, 65, 512], masks, int8, |problem| {
-                mma::launch(&self.client, &self.machine, problem, engine)
-            });
-        };
-        let mma = |head, group, masks: &_, more: &str| mma_on(false, head, group, masks, more);
-        for head in HEAD_SIZES {
-            mma(head, 1, &causal, "");
-            mma_on(true, head, 1, &causal, ", int8 cache");
-        }
-        for (label, masks) in self.masks(65, 512) {
-            mma(128, 4, &masks, &format!(", {label}"));
+        // Planes take 32 rows where that fills the device.
+        for (rows, processors) in [(16, u32::MAX), (32, 0)] {
+            let machine = Machine { processors, ..self.machine };
+            let mma_on = |int8, head, group, masks: &_, more: &str| {
+                let Ok(engine) = engine(head) else { return };
+                let label = format!("prefill mma {name} head {head} group {group}, {rows} rows{more}");
+                self.attention(&label, elements, [head, group, 65, 512], masks, int8, |problem| {
+                    mma::launch(&self.client, &machine, problem, engine)
+                });
+            };
+            let mma = |head, group, masks: &_, more: &str| mma_on(false, head, group, masks, more);
+            // Larger heads have planes of 16 rows only, and so have masks that hide some of what is in range.
+            for head in HEAD_SIZES.into_iter().filter(|head| rows == 16 || *head <= 128) {
+                mma(head, 1, &causal, "");
+                mma_on(true, head, 1, &causal, ", int8 cache");
+            }
+            let hides = |label: &str| label.contains("pad") || label.contains("pairs") || label == "every mask";
+            for (label, masks) in self.masks(65, 512) {
+                if rows == 16 || !hides(label) {
+                    mma(128, 4, &masks, &format!(", {label}"));
+                }
+                if rows == 32 && ["softcap", "bias", "alibi", "every mask"].contains(&label) {
+                    mma(64, 4, &masks, &format!(", {label}"));
+                }
+            }
         }
     }
 

@@ -117,8 +117,19 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         CachedHead { elements: self.strides.head(batch, head), scales: self.scale_strides.head(batch, head) }
     }
 
-    fn place(&self, head: CachedHead, slot: u32, part: u32) -> u32 {
+    /// The index of a vector of the head at a slot.
+    pub fn place(&self, head: CachedHead, slot: u32, part: u32) -> u32 {
         head.elements + slot * self.strides.token + part
+    }
+
+    /// Vectors from a slot to the next.
+    pub fn stride(&self) -> u32 {
+        self.strides.token
+    }
+
+    /// The index of the scale of the head at a slot.
+    pub fn scale_place(&self, head: CachedHead, slot: u32) -> u32 {
+        head.scales + slot * self.scale_strides.token
     }
 
     /// A vector of the head at a slot, as it is stored.
@@ -126,26 +137,34 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         self.elements[self.place(head, slot, part) as usize]
     }
 
-    /// `vectors` contiguous vectors from there, of elements that are known to be floats.
-    pub fn floats<F: Float>(&self, head: CachedHead, slot: u32, part: u32, vectors: u32) -> Slice<Vector<F, N>> {
-        let from = self.place(head, slot, part);
-        self.elements.slice(from as usize, (from + vectors) as usize).downcast::<Vector<F, N>>()
+    /// `vectors` contiguous vectors from an index on, of elements that are known to be floats.
+    pub fn floats<F: Float>(&self, at: u32, vectors: u32) -> Slice<Vector<F, N>> {
+        self.elements.slice(at as usize, (at + vectors) as usize).downcast::<Vector<F, N>>()
     }
 
     /// The scale of the head at a slot; 1 for floats.
     pub fn scale(&self, head: CachedHead, slot: u32) -> f32 {
+        self.scale_at(self.scale_place(head, slot))
+    }
+
+    fn scale_at(&self, at: u32) -> f32 {
         #[comptime]
         match &self.scales {
-            ComptimeOption::Some(scales) => scales[(head.scales + slot * self.scale_strides.token) as usize],
+            ComptimeOption::Some(scales) => scales[at as usize],
             ComptimeOption::None => 1.0f32.runtime(),
         }
     }
 
     /// A vector of the head at a slot, scaled.
     pub fn features<F: Float>(&self, head: CachedHead, slot: u32, part: u32) -> Vector<F, N> {
-        let elements = self.part(head, slot, part);
+        self.features_at::<F>(self.place(head, slot, part), self.scale_place(head, slot))
+    }
+
+    /// The vector of an index, scaled by the scale of another index.
+    pub fn features_at<F: Float>(&self, at: u32, scale_at: u32) -> Vector<F, N> {
+        let elements = self.elements[at as usize];
         if comptime!(self.scales.is_some()) {
-            let scale = Vector::<f32, N>::new(self.scale(head, slot));
+            let scale = Vector::<f32, N>::new(self.scale_at(scale_at));
             Vector::cast_from(Vector::<f32, N>::cast_from(elements) * scale)
         } else {
             Vector::cast_from(elements)
@@ -164,7 +183,7 @@ impl<C: Numeric, N: Size> Cached<C, N> {
 
     /// Writes the scale of the head at a slot, where the elements are int8.
     pub fn put_scale(&mut self, head: CachedHead, slot: u32, scale: f32) {
-        let at = (head.scales + slot * self.scale_strides.token) as usize;
+        let at = self.scale_place(head, slot) as usize;
         #[comptime]
         match &mut self.scales {
             ComptimeOption::Some(scales) => scales[at] = scale,

@@ -55,37 +55,41 @@ fn place(lane: u32, #[comptime] order: Order, #[comptime] layout: Layout) -> u32
     }
 }
 
-/// Four 8x8 matrices of the tile at vector `origin + offset`: `ldmatrix.x4`.
+/// 8x8 matrices of the tile at vector `origin + offset`: four of them, or the first two of [`Order::Rows`]. `ldmatrix`.
 #[cube]
 pub(crate) fn load<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
-    origin: u32,
+    origin: usize,
     offset: u32,
+    #[comptime] matrices: u32,
     #[comptime] order: Order,
     #[comptime] transpose: bool,
     #[comptime] layout: Layout,
 ) -> Array<Vector<F, Pair>> {
     let lane = UNIT_POS % LANES;
     if comptime!(layout.emulate) {
-        let mut registers = Array::<Vector<F, Pair>>::new(4usize);
-        for matrix in 0..4u32 {
+        let mut registers = Array::<Vector<F, Pair>>::new(comptime!(matrices as usize));
+        for matrix in 0..matrices {
             let mut pair = Vector::<F, Pair>::empty();
             #[unroll]
             for e in 0..2u32 {
                 let across = lane / 4;
                 let along = lane % 4 * 2 + e;
                 let (row, column) = if comptime!(transpose) { (along, across) } else { (across, along) };
-                let start = origin + place(matrix * 8 + row, order, layout) + offset;
-                let from = stage[(start + column / layout.vector) as usize];
+                let start = place(matrix * 8 + row, order, layout) + offset + column / layout.vector;
+                let from = stage[origin + start as usize];
                 pair[e as usize] = from[(column % layout.vector) as usize];
             }
             registers[matrix as usize] = pair;
         }
         registers
     } else {
-        let at = (origin + place(lane, order, layout)) as usize + offset as usize;
+        // Of two matrices the lanes of the first two groups give the addresses.
+        let lane = if comptime!(matrices == 2) { lane % 16 } else { lane };
+        let at = origin + place(lane, order, layout) as usize + offset as usize;
         let definition = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
-        definition.load_matrix::<_, Pair>(&stage.slice(at, at + 1), MatrixIdent::A, 4usize, transpose)
+        let matrices = comptime!(matrices as usize);
+        definition.load_matrix::<_, Pair>(&stage.slice(at, at + 1), MatrixIdent::A, matrices, transpose)
     }
 }
 
@@ -152,24 +156,38 @@ pub(crate) fn mma<F: Float>(
     }
 }
 
-/// Two neighbouring C fragments, from register `at` on, as an A.
+/// Two neighbouring C fragments, from register `from` on, as the A from register `to` on.
 #[cube]
-pub(crate) fn as_left<F: Float>(c: &Array<Vector<f32, Pair>>, at: u32) -> Array<Vector<F, Pair>> {
-    let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
+pub(crate) fn as_left<F: Float>(
+    c: &Array<Vector<f32, Pair>>,
+    from: u32,
+    fragment: &mut Array<Vector<F, Pair>>,
+    to: u32,
+) {
     #[unroll]
     for i in 0..4usize {
-        fragment[i] = Vector::cast_from(c[at as usize + i]);
+        fragment[to as usize + i] = Vector::cast_from(c[from as usize + i]);
     }
-    fragment
 }
 
-/// `exp(x)`; with tensor cores in two instructions, which keep a NaN.
+/// Zeros. Cast from f32, since a constant of another type would be converted from f64.
+#[cube]
+pub(crate) fn zeros<F: Float, N: Size>() -> Vector<F, N> {
+    Vector::<F, N>::new(F::cast_from(0.0f32))
+}
+
+/// What a number is multiplied by before [`exponential`].
+pub(crate) fn exponent(emulate: bool) -> f32 {
+    if emulate { 1.0 } else { std::f32::consts::LOG2_E }
+}
+
+/// `exp(x / exponent)`; with tensor cores in one instruction, which keeps a NaN and makes 0 of `-inf`.
 #[cube]
 pub(crate) fn exponential(x: f32, #[comptime] emulate: bool) -> f32 {
-    if comptime!(emulate) { x.exp() } else { fast_exponential(x) }
+    if comptime!(emulate) { x.exp() } else { power_of_two(x) }
 }
 
 #[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
-fn fast_exponential(x: f32) -> f32 {
-    x.exp()
+fn power_of_two(x: f32) -> f32 {
+    f32::powf(2.0f32, x)
 }

@@ -137,6 +137,16 @@ pub(crate) fn check_bounds<'a, R: Runtime>(
     Ok(CheckedBounds { by_row: None, end })
 }
 
+/// What is done to products in the range of a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Adds {
+    Nothing,
+    /// ALiBi.
+    Slopes,
+    /// Other rules too.
+    More,
+}
+
 /// Masks that were checked.
 #[derive(Debug)]
 pub(crate) struct CheckedMasks<'a, R: Runtime> {
@@ -155,10 +165,26 @@ impl<R: Runtime> CheckedMasks<'_, R> {
         self.hidden_pairs.is_some() || tokens > 1 && (self.rules.causal || self.rules.window.is_some())
     }
 
-    /// Whether a query sees a range of keys with their plain scores.
-    pub fn is_range(&self) -> bool {
-        let pairs = self.hidden_pairs.is_some() || self.bias.is_some() || self.slopes.is_some();
-        !pairs && self.hidden_keys.is_none() && self.rules.softcap.is_none()
+    /// What scores of keys in a query's range are, apart from products.
+    pub fn adds(&self) -> Adds {
+        match self.bias.is_some() || self.rules.softcap.is_some() || self.hides_some() {
+            true => Adds::More,
+            false if self.slopes.is_some() => Adds::Slopes,
+            false => Adds::Nothing,
+        }
+    }
+
+    /// Whether keys in a query's range may be hidden, other than by a bias.
+    pub fn hides_some(&self) -> bool {
+        self.hidden_keys.is_some() || self.hidden_pairs.is_some()
+    }
+
+    /// Whether there is a bias for each key, and every `size` of a query can be read as a vector.
+    pub fn has_bias_vectors(&self, size: usize) -> bool {
+        self.bias.is_some_and(|bias| {
+            let [outer @ .., key]: [usize; 4] = broadcast_strides(bias);
+            key == 1 && outer.iter().all(|stride| stride.is_multiple_of(size))
+        })
     }
 
     /// Element type of the masks.

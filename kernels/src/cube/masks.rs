@@ -117,9 +117,8 @@ impl<M: Int, E: Float> Masks<M, E> {
         }
     }
 
-    /// The score of a key that is in the query's range and not hidden from every query: softcap, ALiBi, bias, and
-    /// [`HIDDEN`] for a hidden pair.
-    pub fn score(&self, raw: f32, query: Query, key: u32) -> f32 {
+    /// A score after the softcap.
+    pub fn capped(&self, raw: f32) -> f32 {
         let mut score = raw;
         if comptime!(self.flags.softcap) {
             let ratio = score / self.softcap;
@@ -128,6 +127,72 @@ impl<M: Int, E: Float> Masks<M, E> {
             let ratio = select(ratio < -TANH_IS_ONE, -TANH_IS_ONE, ratio);
             score = ratio.tanh() * self.softcap;
         }
+        score
+    }
+
+    /// The ALiBi slope of a head; 0 without ALiBi.
+    pub fn slope(&self, head: u32) -> f32 {
+        #[comptime]
+        match &self.slopes {
+            ComptimeOption::Some(slopes) => slopes[head as usize],
+            ComptimeOption::None => 0.0f32.runtime(),
+        }
+    }
+
+    /// A scaled product with everything that is added to it, by a slope and a bias that were read before.
+    pub fn add(&self, raw: f32, slope: f32, distance: f32, bias: f32) -> f32 {
+        let mut score = self.capped(raw);
+        #[comptime]
+        match &self.slopes {
+            ComptimeOption::Some(_) => {
+                score = fma(slope, distance, score);
+            }
+            ComptimeOption::None => {}
+        }
+        #[comptime]
+        match &self.bias {
+            ComptimeOption::Some(_) => {
+                score += bias;
+            }
+            ComptimeOption::None => {}
+        }
+        score
+    }
+
+    /// Where the biases of a query begin.
+    pub fn bias_place(&self, query: Query) -> u32 {
+        let strides = &self.bias_strides;
+        query.batch * strides.batch + query.head * strides.head + query.token * strides.query
+    }
+
+    /// The biases of four keys of a query whose biases begin at `place`; zeros without a bias. If `quads`, the keys from `key` on,
+    /// and these are a whole vector; otherwise `key` and the next one, and those 8 keys on.
+    pub fn biases(&self, place: u32, key: u32, #[comptime] quads: bool) -> Vector<f32, Const<4>> {
+        let mut biases = Vector::<f32, Const<4>>::new(0.0f32);
+        #[comptime]
+        match &self.bias {
+            ComptimeOption::Some(bias) => {
+                if comptime!(quads) {
+                    let at = ((place + key) / 4) as usize * 4;
+                    let four = bias.slice(at, at + 4).into_vectorized().with_vector_size::<Const<4>>();
+                    biases = Vector::cast_from(four[0usize]);
+                } else {
+                    #[unroll]
+                    for e in 0..4u32 {
+                        let at = place + (key + e / 2 * 8 + e % 2) * self.bias_strides.key;
+                        biases[e as usize] = f32::cast_from(bias[at as usize]);
+                    }
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        biases
+    }
+
+    /// The score of a key that is in the query's range and not hidden from every query: softcap, ALiBi, bias, and
+    /// [`HIDDEN`] for a hidden pair.
+    pub fn score(&self, raw: f32, query: Query, key: u32) -> f32 {
+        let mut score = self.capped(raw);
         #[comptime]
         match &self.slopes {
             ComptimeOption::Some(slopes) => {
@@ -138,11 +203,7 @@ impl<M: Int, E: Float> Masks<M, E> {
         #[comptime]
         match &self.bias {
             ComptimeOption::Some(bias) => {
-                let strides = &self.bias_strides;
-                let at = query.batch * strides.batch
-                    + query.head * strides.head
-                    + query.token * strides.query
-                    + key * strides.key;
+                let at = self.bias_place(query) + key * self.bias_strides.key;
                 score += f32::cast_from(bias[at as usize]);
                 score = select(score < HIDDEN, HIDDEN, score);
             }

@@ -1,16 +1,27 @@
 //! Prompts through the fragments of tensor cores, which plain loops emulate here.
 
-use burn_deepspeed_kernels::cube::Unsupported;
 use burn_deepspeed_kernels::cube::prefill::mma::{Engine, launch};
+use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 use cubecl::prelude::Runtime;
 
 use crate::lab::{Element, Lab, lab};
 use crate::oracle::Problem;
 use crate::problem::Int8;
 
-fn check_on<R: Runtime>(lab: &Lab<R>, problem: &Problem, element: Element, int8: Int8, engine: Engine) {
-    let how = format!("{engine:?}");
-    problem.check(lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention, engine));
+/// Multiprocessors of a device that cubes of 32 rows a plane never fill, and of one that they always fill.
+const PROCESSORS: [u32; 2] = [u32::MAX, 0];
+
+fn check_on<R: Runtime>(
+    lab: &Lab<R>,
+    processors: u32,
+    problem: &Problem,
+    element: Element,
+    int8: Int8,
+    engine: Engine,
+) {
+    let how = format!("{engine:?}, {processors} multiprocessors");
+    let machine = Machine { processors, ..lab.machine };
+    problem.check(lab, element, int8, &how, |attention| launch(&lab.client, &machine, attention, engine));
 }
 
 fn check(problem: &Problem, element: Element) {
@@ -18,7 +29,7 @@ fn check(problem: &Problem, element: Element) {
 }
 
 fn check_int8(problem: &Problem, element: Element, int8: Int8) {
-    check_on(&lab(false), problem, element, int8, Engine::Emulated);
+    check_on(&lab(false), PROCESSORS[1], problem, element, int8, Engine::Emulated);
 }
 
 #[test]
@@ -28,6 +39,15 @@ fn every_mask_agrees_with_plain_loops() {
         check(&masked, Element::F32);
     }
     check(problem.masked().last().unwrap(), Element::F16);
+    for added in added(&problem) {
+        check(&added, Element::F32);
+    }
+}
+
+/// Several rules that add to scores, and none that hides a pair.
+fn added(problem: &Problem) -> [Problem; 2] {
+    let biased = Problem { bias: true, slopes: true, ..problem.clone() };
+    [Problem { softcap: Some(0.7), window: Some(53), ..biased.clone() }, Problem { causal: false, ..biased }]
 }
 
 #[test]
@@ -49,6 +69,21 @@ fn every_length_agrees_with_plain_loops() {
             check(&problem, Element::F32);
             (problem.window, problem.causal) = (None, false);
             check(&problem, Element::F32);
+        }
+    }
+}
+
+/// Around the rows of a piece, of a plane and of a cube.
+const TOKENS: [usize; 12] = [15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129];
+
+#[test]
+fn every_number_of_rows_agrees_with_plain_loops() {
+    for tokens in TOKENS {
+        for processors in PROCESSORS {
+            let mut problem = Problem::new([2, 2, tokens, tokens + 9, 40], &[tokens + 7]);
+            check_on(&lab(false), processors, &problem, Element::F32, Int8::default(), Engine::Emulated);
+            problem.window = Some(21);
+            check_on(&lab(false), processors, &problem, Element::F32, Int8::default(), Engine::Emulated);
         }
     }
 }
@@ -161,39 +196,69 @@ mod cuda {
     #[test]
     #[ignore = "needs a CUDA device"]
     fn every_problem_in_f16_agrees_with_plain_loops() {
-        check_every_problem(ASYNCHRONOUS, Element::F16);
+        check_every_problem(ASYNCHRONOUS, Element::F16, PROCESSORS[1]);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
     fn every_problem_in_bf16_agrees_with_plain_loops() {
-        check_every_problem(ASYNCHRONOUS, Element::Bf16);
+        check_every_problem(ASYNCHRONOUS, Element::Bf16, PROCESSORS[1]);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn every_problem_agrees_with_few_rows_in_a_plane() {
+        check_every_problem(ASYNCHRONOUS, Element::F16, PROCESSORS[0]);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
     fn every_problem_in_f16_agrees_without_asynchronous_copies() {
-        check_every_problem(SYNCHRONOUS, Element::F16);
+        check_every_problem(SYNCHRONOUS, Element::F16, PROCESSORS[1]);
     }
 
     #[test]
     #[ignore = "needs a CUDA device"]
     fn every_problem_in_bf16_agrees_without_asynchronous_copies() {
-        check_every_problem(SYNCHRONOUS, Element::Bf16);
+        check_every_problem(SYNCHRONOUS, Element::Bf16, PROCESSORS[0]);
     }
 
-    fn check_every_problem(engine: Engine, element: Element) {
+    fn check_every_problem(engine: Engine, element: Element, processors: u32) {
         let lab = cuda();
+        let check = |problem: &Problem, int8: Int8| check_on(&lab, processors, problem, element, int8, engine);
         for problem in problems() {
-            check_on(&lab, &problem, element, Int8::default(), engine);
-            check_on(&lab, &problem, element, Int8::BOTH, engine);
+            check(&problem, Int8::default());
+            check(&problem, Int8::BOTH);
         }
-        for masked in Problem::new([4, 2, 147, 320, 128], &[310, 147]).masked() {
-            check_on(&lab, &masked, element, Int8::default(), engine);
-            check_on(&lab, &masked, element, Int8::BOTH, engine);
+        let masked = Problem::new([4, 2, 147, 320, 128], &[310, 147]);
+        for masked in masked.masked() {
+            check(&masked, Int8::default());
+            check(&masked, Int8::BOTH);
+        }
+        for added in added(&masked) {
+            check(&added, Int8::default());
         }
         for (tokens, end) in [(1, 1), (1, 300), (65, 65), (64, 128), (257, 320), (3, 1)] {
-            check_on(&lab, &Problem::new([3, 1, tokens, 321, 64], &[end]), element, Int8::default(), engine);
+            check(&Problem::new([3, 1, tokens, 321, 64], &[end]), Int8::default());
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn every_number_of_rows_agrees() {
+        let lab = cuda();
+        for processors in PROCESSORS {
+            for tokens in TOKENS {
+                let mut problem = Problem::new([2, 2, tokens, tokens + 9, 40], &[tokens + 7]);
+                check_on(&lab, processors, &problem, Element::Bf16, Int8::default(), ASYNCHRONOUS);
+                problem.slopes = true;
+                check_on(&lab, processors, &problem, Element::Bf16, Int8::default(), ASYNCHRONOUS);
+            }
+            // With biases that are whole vectors, and that are not.
+            for keys in [200, 203] {
+                let problem = Problem { bias: true, ..Problem::new([4, 2, 147, keys, 64], &[keys, 147]) };
+                check_on(&lab, processors, &problem, Element::F16, Int8::default(), ASYNCHRONOUS);
+            }
         }
     }
 

@@ -1,7 +1,9 @@
 //! Flash attention (<https://arxiv.org/abs/2307.08691>) on tensor cores.
 
 mod kernel;
+mod scores;
 mod stage;
+mod step;
 mod tile;
 
 use burn_deepspeed_core::path::LARGEST_CUBE_HEAD;
@@ -9,15 +11,22 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::prelude::*;
 
 use self::kernel::attend;
-use self::tile::{SizesLaunch, Tile};
+use self::tile::{Scoring, SizesLaunch, Tile};
 use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::contract::f32_type;
 use crate::cube::fragment::LANES;
 use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::mask_arguments::Adds;
 use crate::cube::tensors::{array, head_strides, vector_size};
 
-/// Largest head size for which a plane keeps 16 queries in registers.
-const RESIDENT_HEAD: usize = 128;
+/// Largest head size, times the pieces of 16 rows, for which a plane keeps its queries in registers.
+const RESIDENT_FEATURES: usize = 128;
+/// Largest head size for which emulated planes take 32 rows, in 32 KiB of shared memory.
+const TALL_EMULATED_HEAD: usize = 40;
+/// Least cubes for each multiprocessor, which holds two at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
+const TALL_CUBES: usize = 2;
+/// Scales from here on divide the slopes of ALiBi without overflow.
+const SMALLEST_SCALE: f32 = 1e-6;
 /// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
 const UNEVEN_KEYS: u32 = 16;
 /// A head size must be a multiple of this: the columns of a product.
@@ -56,32 +65,70 @@ impl Engine {
             return Err(Unsupported::TensorCores(elements));
         }
         let one_stage = Self::TensorCores { asynchronous: false };
-        one_stage.tile(head_dim, COLUMNS).check(machine, elements.size())?;
+        one_stage.tile(head_dim, COLUMNS, 1).check(machine, elements.size())?;
         Ok(Self::TensorCores { asynchronous: features.copy_async })
     }
 
-    /// The tile for heads of this size, read in vectors of `vector` elements.
-    fn tile(self, head_dim: usize, vector: usize) -> Tile {
+    /// The tile for heads of this size, read in vectors of `vector` elements, with planes of `pieces` times 16 rows.
+    fn tile(self, head_dim: usize, vector: usize, pieces: usize) -> Tile {
         let asynchronous = self == Self::TensorCores { asynchronous: true };
         let (planes, keys, stages) = match self {
             Self::TensorCores { .. } => (4, if head_dim <= 128 { 64 } else { 32 }, if asynchronous { 2 } else { 1 }),
             // Small enough for 32 KiB of shared memory in f32.
-            Self::Emulated if head_dim <= 40 => (2, 32, 2),
+            Self::Emulated if head_dim <= TALL_EMULATED_HEAD => (2, 32, 2),
             Self::Emulated => (1, 16, 1),
         };
         Tile {
             emulate: self == Self::Emulated,
             asynchronous,
             planes,
+            pieces: pieces as u32,
             keys,
             stages,
             head_dim: head_dim as u32,
             vector: vector as u32,
-            resident: head_dim <= RESIDENT_HEAD,
-            plain: false,
+            resident: head_dim * pieces <= RESIDENT_FEATURES,
+            scoring: Scoring::Range,
+            quads: false,
             pairs: false,
             int8: false,
         }
+    }
+
+    /// The same with planes of 32 rows, if there are registers for them: steps have fewer keys where the context of a head, and
+    /// what is added to scores, leave few.
+    fn tall_tile(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool) -> Option<Tile> {
+        let tile = self.tile(head_dim, vector, 2);
+        let keys = match (scoring, head_dim) {
+            _ if self == Self::Emulated => (head_dim <= TALL_EMULATED_HEAD).then_some(tile.keys)?,
+            (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
+            (Scoring::Range, ..=96) | (_, ..=40) => 64,
+            (Scoring::Range, _) if !int8 => 48,
+            (_, ..=64) => 48,
+            _ => 32,
+        };
+        Some(Tile { keys, ..tile })
+    }
+
+    /// The tile for `heads` that have `rows` of queries each. Planes take 32 rows if these fit, fill the device and are not mostly
+    /// beyond the last row.
+    fn tile_for(
+        self,
+        machine: &Machine,
+        element: usize,
+        [head_dim, vector]: [usize; 2],
+        [heads, rows]: [usize; 2],
+        scoring: Scoring,
+        int8: bool,
+    ) -> Tile {
+        let short = self.tile(head_dim, vector, 1);
+        let cubes = |tile: &Tile| rows.div_ceil(tile.rows() as usize);
+        let tall = self.tall_tile(head_dim, vector, scoring, int8).filter(|tall| {
+            let fills = heads * cubes(tall) >= TALL_CUBES * machine.processors as usize;
+            let full = cubes(tall) * 8 <= cubes(&short) * 5;
+            fills && full && tall.check(machine, element).is_ok()
+        });
+        Tile { scoring, int8, ..tall.unwrap_or(short) }
     }
 }
 
@@ -124,22 +171,32 @@ pub fn launch<R: Runtime>(
             Engine::tensor_cores(client, machine, query.dtype, head_dim)?;
             // Asynchronous copies move 16 bytes as they are, and need room for two steps.
             let copies = asynchronous && client.features().copy_async && vector * element == 16 && !int8;
-            let two_stages = Engine::TensorCores { asynchronous: true }.tile(head_dim, vector);
+            let two_stages = Engine::TensorCores { asynchronous: true }.tile(head_dim, vector, 1);
             Engine::TensorCores { asynchronous: copies && two_stages.check(machine, element).is_ok() }
         }
         Engine::Emulated => Engine::Emulated,
     };
-    let plain = masks.is_range() && scale > 0.0;
-    let tile = Tile { plain, pairs: context_vector == 2, int8, ..engine.tile(head_dim, vector) };
+    let scoring = match masks.adds() {
+        Adds::Nothing if scale > 0.0 => Scoring::Range,
+        Adds::Slopes if scale >= SMALLEST_SCALE => Scoring::Slopes,
+        _ => Scoring::Masked { interior: !masks.hides_some() },
+    };
+    let quads = engine != Engine::Emulated && masks.has_bias_vectors(4);
+    let rows = group * tokens;
+    let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, rows], scoring, int8);
+    let tile = Tile { quads, pairs: context_vector == 2, ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
-    let tiles = (group * tokens).div_ceil(tile.rows() as usize);
+    let tiles = rows.div_ceil(tile.rows() as usize);
+    // With 64 bits the compiler adds what it knows of an index to the address, in the instruction that reads: see `step_vectors`.
+    let addresses = if tile.asynchronous { AddressType::U64 } else { AddressType::U32 };
     let cubes = machine.cubes([tiles, kv_heads, batch])?;
     let sizes = SizesLaunch::new(
         tiles as u32,
         tokens as u32,
         group as u32,
         scale,
+        tile.step_vectors(),
         head_strides(query, vector),
         head_strides(context, context_vector),
     );
@@ -151,6 +208,7 @@ pub fn launch<R: Runtime>(
             client,
             cubes,
             CubeDim::new_1d(tile.units()),
+            addresses,
             vector,
             context_vector,
             array(query),

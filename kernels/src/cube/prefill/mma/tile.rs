@@ -6,13 +6,26 @@ use crate::cube::fragment::{EXCHANGED, LANES, Layout};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::HeadStrides;
 
+/// How products become scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Scoring {
+    /// Products in the range of their row, scaled in the exponential.
+    Range,
+    /// The same, with ALiBi.
+    Slopes,
+    /// Every rule. If `interior`, a tile that is in the range of all its rows has nothing hidden.
+    Masked { interior: bool },
+}
+
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
     pub emulate: bool,
     pub asynchronous: bool,
-    /// Planes of a cube, 16 rows each.
+    /// Planes of a cube.
     pub planes: u32,
+    /// Pieces of 16 rows that a plane takes. Each fragment of keys or values serves all of them.
+    pub pieces: u32,
     /// Keys of a step.
     pub keys: u32,
     /// Steps in shared memory: 1, or 2 if one is filled while the other is read.
@@ -22,8 +35,9 @@ pub(super) struct Tile {
     pub vector: u32,
     /// Whether the queries stay in registers, and their shared memory goes to keys.
     pub resident: bool,
-    /// Whether only ranges of keys are hidden and nothing is added to the scores.
-    pub plain: bool,
+    pub scoring: Scoring,
+    /// Whether a unit has four neighbouring keys of every 16, whose biases it reads as one vector.
+    pub quads: bool,
     /// Whether the context is written in pairs.
     pub pairs: bool,
     /// Whether keys or values become floats on their way to shared memory.
@@ -31,8 +45,18 @@ pub(super) struct Tile {
 }
 
 impl Tile {
+    /// Rows of a plane.
+    pub fn plane_rows(&self) -> u32 {
+        self.pieces * 16
+    }
+
     pub fn rows(&self) -> u32 {
-        self.planes * 16
+        self.planes * self.plane_rows()
+    }
+
+    /// Rows that a unit has a part of.
+    pub fn unit_rows(&self) -> usize {
+        self.pieces as usize * 2
     }
 
     pub fn units(&self) -> u32 {
@@ -49,25 +73,43 @@ impl Tile {
         self.units().is_multiple_of(self.vectors())
     }
 
-    /// Features with the zeros after them.
-    pub fn padded(&self) -> u32 {
-        self.head_dim.next_multiple_of(16)
+    /// Depths of a product, of which the last may be half zeros.
+    pub fn depths(&self) -> u32 {
+        self.head_dim.div_ceil(16)
+    }
+
+    /// Columns of the context, in eights.
+    pub fn columns(&self) -> u32 {
+        self.head_dim / 8
+    }
+
+    /// Whether the features are an odd number of eights.
+    pub fn odd(&self) -> bool {
+        !self.columns().is_multiple_of(2)
     }
 
     /// Rows are an odd number of 16 bytes, in 16-bit elements: eight of them are on different banks.
     pub fn layout(&self) -> Layout {
         let chunk = 8 / self.vector;
-        Layout { width: (self.padded() / 8 + 1) * chunk, chunk, vector: self.vector, emulate: self.emulate }
+        Layout { width: (self.columns() | 1) * chunk, chunk, vector: self.vector, emulate: self.emulate }
     }
 
-    /// Registers of the queries, all of them or those of one product.
+    /// Registers of the queries, all of them or those of one depth.
     pub fn query_registers(&self) -> usize {
-        if self.resident { self.padded() as usize / 4 } else { 4 }
+        (self.pieces * if self.resident { self.depths() } else { 1 } * 4) as usize
     }
 
-    /// Registers of the context, with those of the padding.
+    pub fn score_registers(&self) -> usize {
+        (self.pieces * self.keys / 4) as usize
+    }
+
     pub fn result_registers(&self) -> usize {
-        self.padded() as usize / 4
+        (self.pieces * self.columns() * 2) as usize
+    }
+
+    /// Vectors of the keys and values of a step.
+    pub fn step_vectors(&self) -> u32 {
+        2 * self.keys * self.layout().width
     }
 
     pub fn stage_rows(&self) -> u32 {
@@ -112,6 +154,9 @@ pub(super) struct Sizes {
     pub tokens: u32,
     pub group: u32,
     pub scale: f32,
+    /// [`Tile::step_vectors`], where the compiler cannot see it: it would compute the address of every fragment by itself, instead
+    /// of adding a constant to one of them.
+    pub step_vectors: u32,
     pub query: HeadStrides,
     pub context: HeadStrides,
 }

@@ -1,0 +1,243 @@
+//! What a plane does with the keys and values of a step.
+
+use cubecl::prelude::*;
+
+use super::tile::{Scoring, Tile};
+use crate::cube::fragment::{Order, Pair, as_left, exponent, exponential, load, mma, zeros};
+use crate::cube::lanes::lanes_max;
+use crate::cube::masks::HIDDEN;
+
+/// How far scores may exceed the running maximum before it is updated. Probabilities are up to `exp` of this, which f16 holds.
+const SLACK: f32 = 5.0;
+
+/// `S = Q Kᵀ`.
+#[cube]
+pub(super) fn products<F: Float, N: Size>(
+    stage: &SharedMemory<Vector<F, N>>,
+    origin: usize,
+    query_origin: usize,
+    queries: &mut Array<Vector<F, Pair>>,
+    scores: &mut Array<Vector<f32, Pair>>,
+    scratch: &mut SharedMemory<f32>,
+    #[comptime] tile: Tile,
+) {
+    let unroll = comptime!(!tile.emulate);
+    #[unroll(unroll)]
+    for at in 0..comptime!(tile.score_registers()) {
+        scores[at] = Vector::<f32, Pair>::new(0.0f32);
+    }
+    #[unroll(unroll)]
+    for depth in 0..comptime!(tile.head_dim / 16) {
+        products_of::<F, N>(stage, origin, query_origin, depth, queries, scores, scratch, true, tile);
+    }
+    if comptime!(tile.odd()) {
+        let depth = comptime!(tile.head_dim / 16).runtime();
+        products_of::<F, N>(stage, origin, query_origin, depth, queries, scores, scratch, false, tile);
+    }
+}
+
+/// The part of 16 features, or of the last 8 if not `whole`.
+#[cube]
+fn products_of<F: Float, N: Size>(
+    stage: &SharedMemory<Vector<F, N>>,
+    origin: usize,
+    query_origin: usize,
+    depth: u32,
+    queries: &mut Array<Vector<F, Pair>>,
+    scores: &mut Array<Vector<f32, Pair>>,
+    scratch: &mut SharedMemory<f32>,
+    #[comptime] whole: bool,
+    #[comptime] tile: Tile,
+) {
+    let unroll = comptime!(!tile.emulate);
+    let layout = comptime!(tile.layout());
+    let blocks = comptime!(tile.keys / 16);
+    let offset = depth * comptime!(2 * layout.chunk);
+    if comptime!(!tile.resident) {
+        load_queries::<F, N>(stage, query_origin, depth, 0u32, queries, whole, tile);
+    }
+    #[unroll(unroll)]
+    for block in 0..blocks {
+        let offset = offset + block * comptime!(16 * layout.width);
+        let mut right = Array::<Vector<F, Pair>>::new(4usize);
+        if comptime!(whole) {
+            let found = load::<F, N>(stage, origin, offset, 4u32, Order::Features, false, layout);
+            #[unroll]
+            for i in 0..4usize {
+                right[i] = found[i];
+            }
+        } else {
+            let found = load::<F, N>(stage, origin, offset, 2u32, Order::Rows, false, layout);
+            #[unroll]
+            for i in 0..2usize {
+                right[i * 2] = found[i];
+                right[i * 2 + 1] = zeros::<F, Pair>();
+            }
+        }
+        #[unroll(unroll)]
+        for half in 0..2u32 {
+            #[unroll(unroll)]
+            for piece in 0..comptime!(tile.pieces) {
+                let left = query_register(piece, depth, tile);
+                let to = ((piece * blocks + block) * 2 + half) * 2;
+                mma::<F>(queries, left, &right, half * 2, scores, to, scratch, tile.emulate);
+            }
+        }
+    }
+}
+
+/// The first register of the queries of a piece at a depth.
+#[cube]
+fn query_register(piece: u32, depth: u32, #[comptime] tile: Tile) -> u32 {
+    if comptime!(tile.resident) { (piece * comptime!(tile.depths()) + depth) * 4 } else { piece * 4 }
+}
+
+/// The queries of a depth, to the registers of depth `to`.
+#[cube]
+pub(super) fn load_queries<F: Float, N: Size>(
+    stage: &SharedMemory<Vector<F, N>>,
+    query_origin: usize,
+    depth: u32,
+    to: u32,
+    queries: &mut Array<Vector<F, Pair>>,
+    #[comptime] whole: bool,
+    #[comptime] tile: Tile,
+) {
+    let layout = comptime!(tile.layout());
+    let matrices = if comptime!(whole) { 4u32 } else { 2u32 };
+    #[unroll(!tile.emulate)]
+    for piece in 0..comptime!(tile.pieces) {
+        let offset = piece * comptime!(16 * layout.width) + depth * comptime!(2 * layout.chunk);
+        let left = load::<F, N>(stage, query_origin, offset, matrices, Order::Rows, false, layout);
+        let register = query_register(piece, to, tile);
+        #[unroll]
+        for i in 0..4u32 {
+            queries[(register + i) as usize] =
+                if comptime!(i < matrices) { left[i as usize] } else { zeros::<F, Pair>() };
+        }
+    }
+}
+
+/// `P = exp(S - maximum)`; earlier sums are rescaled to the new maximum. Differences are multiplied by `factor`.
+/// With ALiBi, `shifts` are what the scores of each row lack.
+#[cube]
+pub(super) fn probabilities(
+    scores: &mut Array<Vector<f32, Pair>>,
+    shifts: &Array<f32>,
+    result: &mut Array<Vector<f32, Pair>>,
+    largest: &mut Array<f32>,
+    total: &mut Array<f32>,
+    scratch: &mut SharedMemory<f32>,
+    factor: f32,
+    #[comptime] tile: Tile,
+) {
+    let emulate = comptime!(tile.emulate);
+    let unroll = comptime!(!tile.emulate);
+    let eights = comptime!(tile.keys as usize / 8);
+    let columns = comptime!(tile.columns() as usize);
+    let shifted = comptime!(tile.scoring == Scoring::Slopes);
+    let slack = comptime!(SLACK * exponent(tile.emulate));
+
+    let mut new_largest = Array::<f32>::new(comptime!(tile.unit_rows()));
+    let mut grows = false.runtime();
+    #[unroll(unroll)]
+    for r in 0..comptime!(tile.unit_rows()) {
+        let mut new = if comptime!(shifted) { HIDDEN.runtime() } else { largest[r] };
+        #[unroll(unroll)]
+        for eight in 0..eights {
+            let pair = scores[(r / 2 * eights + eight) * 2 + r % 2];
+            new = max(new, max(pair[0], pair[1]));
+        }
+        if comptime!(shifted) {
+            // That of a hidden key does not change by so little.
+            new = max(largest[r], new + shifts[r]);
+        }
+        new = lanes_max(new, scratch, 4u32, comptime!(!tile.emulate));
+        new_largest[r] = new;
+        // Earlier sums are rescaled only if a maximum grows by much; smaller differences cancel at the end.
+        grows = grows || (new - largest[r]) * factor > slack;
+    }
+    if comptime!(!tile.emulate) {
+        grows = plane_any(grows);
+    }
+    if grows {
+        #[unroll(unroll)]
+        for r in 0..comptime!(tile.unit_rows()) {
+            let shrink = exponential((largest[r] - new_largest[r]) * factor, emulate);
+            largest[r] = new_largest[r];
+            total[r] = total[r] * shrink;
+            #[unroll(unroll)]
+            for column in 0..columns {
+                let at = (r / 2 * columns + column) * 2 + r % 2;
+                result[at] = result[at] * Vector::<f32, Pair>::new(shrink);
+            }
+        }
+    }
+    #[unroll(unroll)]
+    for r in 0..comptime!(tile.unit_rows()) {
+        // Where nothing was visible yet, hidden scores must not come out as exp(0).
+        let mut reference = select(largest[r] == HIDDEN, 0.0f32, largest[r] * factor);
+        if comptime!(shifted) {
+            reference -= shifts[r] * factor;
+        }
+        let mut sum = total[r];
+        #[unroll(unroll)]
+        for eight in 0..eights {
+            let at = (r / 2 * eights + eight) * 2 + r % 2;
+            let mut pair = scores[at];
+            pair[0] = exponential(fma(pair[0], factor, -reference), emulate);
+            pair[1] = exponential(fma(pair[1], factor, -reference), emulate);
+            sum += pair[0] + pair[1];
+            scores[at] = pair;
+        }
+        total[r] = sum;
+    }
+}
+
+/// `O += P V`.
+#[cube]
+pub(super) fn accumulate<F: Float, N: Size>(
+    stage: &SharedMemory<Vector<F, N>>,
+    origin: usize,
+    scores: &Array<Vector<f32, Pair>>,
+    result: &mut Array<Vector<f32, Pair>>,
+    scratch: &mut SharedMemory<f32>,
+    #[comptime] tile: Tile,
+) {
+    let unroll = comptime!(!tile.emulate);
+    let layout = comptime!(tile.layout());
+    let columns = comptime!(tile.columns());
+    let pieces = comptime!(tile.pieces);
+    let blocks = comptime!(tile.keys / 16);
+    #[unroll(unroll)]
+    for block in 0..blocks {
+        let mut left = Array::<Vector<F, Pair>>::new(comptime!(pieces as usize * 4));
+        #[unroll(unroll)]
+        for piece in 0..pieces {
+            as_left::<F>(scores, (piece * blocks + block) * 4, &mut left, piece * 4);
+        }
+        let row = block * comptime!(16 * layout.width) + comptime!(tile.keys * layout.width);
+        #[unroll(unroll)]
+        for sixteen in 0..comptime!(columns / 2) {
+            let offset = row + sixteen * comptime!(2 * layout.chunk);
+            let right = load::<F, N>(stage, origin, offset, 4u32, Order::Rows, true, layout);
+            #[unroll(unroll)]
+            for half in 0..2u32 {
+                #[unroll(unroll)]
+                for piece in 0..pieces {
+                    let to = (piece * columns + sixteen * 2 + half) * 2;
+                    mma::<F>(&left, piece * 4, &right, half * 2, result, to, scratch, tile.emulate);
+                }
+            }
+        }
+        if comptime!(tile.odd()) {
+            let offset = row + comptime!((columns - 1) * layout.chunk);
+            let right = load::<F, N>(stage, origin, offset, 2u32, Order::Rows, true, layout);
+            #[unroll(unroll)]
+            for piece in 0..pieces {
+                let to = (piece * columns + comptime!(columns - 1)) * 2;
+                mma::<F>(&left, piece * 4, &right, 0u32, result, to, scratch, tile.emulate);
+            }
+        }
+    }
+}
