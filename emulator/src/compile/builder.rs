@@ -116,6 +116,7 @@ impl<'a> Builder<'a> {
             constants: self.constants.into_iter().map(|((_, value), register)| (register, value)).collect(),
             specials: self.specials,
             shared_bytes: self.shared_bytes,
+            least_dynamic_shared: 0,
             local_bytes: self.local_bytes,
         }
     }

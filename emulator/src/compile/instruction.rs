@@ -59,6 +59,8 @@ pub struct Kernel {
     pub(crate) specials: Vec<(Register, Special)>,
     /// Bytes of shared memory, without those that the launch adds.
     pub shared_bytes: usize,
+    /// Bytes of shared memory that a launch must give at least; 0 if that is not known.
+    pub least_dynamic_shared: usize,
     /// Bytes of a thread's own memory.
     pub local_bytes: usize,
 }

@@ -114,7 +114,7 @@ entry_points! {
         let launch = Launch {
             grid: [grid_x, grid_y, grid_z],
             block: [block_x, block_y, block_z],
-            dynamic_shared: shared as usize,
+            dynamic_shared: (shared as usize).max(kernel.least_dynamic_shared),
             seed: Settings::get().seed,
             lenient: Settings::get().is_lenient(&kernel.name),
             sample: Settings::get().sample,

@@ -2,8 +2,10 @@
 
 use super::log;
 use super::settings::Settings;
+use crate::compile::Kernel;
 use crate::error::LoadError;
-use crate::mutant::candidates;
+use crate::launch::Counts;
+use crate::mutant::{MARK, candidates};
 use crate::ptx::{self, ModuleSource};
 
 /// Reads a module. Lists the candidates of its kernels, and changes those that the environment names.
@@ -40,6 +42,14 @@ pub fn parse(text: &str) -> Result<ModuleSource, LoadError> {
         }
     }
     Ok(source)
+}
+
+/// Says so if a launch executed a changed statement: a mistake that nothing executes changes nothing.
+pub fn report(kernel: &Kernel, counts: &Counts) {
+    let changed = kernel.instructions.iter().zip(&counts.instructions).filter(|(of, _)| of.text.starts_with(MARK));
+    if changed.into_iter().any(|(_, count)| count.warps > 0) {
+        eprintln!("emulator: mutant reached");
+    }
 }
 
 /// The name of a module: the CRC-32 of its text, which scripts compute as well.

@@ -106,8 +106,7 @@ impl Program {
     }
 
     /// The same for sources that differ in the order of declarations only. Lines outside of a kernel, and declarations of shared
-    /// memory and of variables without a value, are counted; the others are in order. Places in shared memory leave gaps of different
-    /// sizes, and a launch has as many bytes as its own source needs: that number counts, too.
+    /// memory and of variables without a value, are counted; the others are in order.
     fn key(&self, options: &[CString]) -> u64 {
         let source = self.source.to_string_lossy();
         let (mut declarations, mut code) = (HashMap::<&str, usize>::new(), Vec::new());
@@ -127,8 +126,15 @@ impl Program {
         let mut declarations: Vec<_> = declarations.into_iter().collect();
         declarations.sort_unstable();
         let mut hasher = DefaultHasher::new();
-        (declarations, code, shared_bytes(&source), options).hash(&mut hasher);
+        (declarations, code, options).hash(&mut hasher);
         hasher.finish()
+    }
+
+    /// Adds a comment to the PTX: what [`noted_shared_bytes`] reads.
+    fn note_shared_bytes(&mut self) {
+        while self.ptx.pop_if(|last| *last == 0).is_some() {}
+        let bytes = shared_bytes(&self.source.to_string_lossy());
+        self.ptx.extend(format!("\n{NOTE}{bytes}\n\0").into_bytes());
     }
 
     fn compile_with(&mut self, options: &[CString]) -> Result<c_int, String> {
@@ -175,11 +181,21 @@ impl Program {
             self.log = read(b"nvrtcGetProgramLogSize", b"nvrtcGetProgramLog", program)?;
             if code == SUCCESS {
                 self.ptx = read(b"nvrtcGetPTXSize", b"nvrtcGetPTX", program)?;
+                self.note_shared_bytes();
             }
             destroy(&mut program);
             Ok(code)
         }
     }
+}
+
+/// What stands before the bytes of shared memory in the comment at the end of PTX.
+const NOTE: &str = "// bytes of shared memory: ";
+
+/// Bytes of shared memory that the places in PTX need, as [`Program`] noted. Places leave gaps of different sizes in different orders, and
+/// a launch has as many bytes as the order of its own source needs; the PTX may be of another.
+pub fn noted_shared_bytes(ptx: &str) -> usize {
+    ptx.trim_end().rsplit_once(NOTE).and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0)
 }
 
 /// Bytes of shared memory that a source of CubeCL's needs: it says the size of each array in the line before its place.
@@ -220,14 +236,26 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_arrays_does_not_count_but_their_bytes_do() {
+    fn the_order_of_arrays_does_not_count() {
         let array =
             |place: usize| format!("// Shared array size: 8, 128 bytes\nfloat *a_1 = &dynamic_shared_mem[{place}];\n");
         let barrier =
             |place: usize| format!("// Shared value size: 8 bytes\nbarrier &a_2 = dynamic_shared_mem[{place}];\n");
-        let last = format!("{}{}", array(0), barrier(128));
-        assert_eq!(key(&last), key(&format!("{}{}", barrier(128), array(0))));
-        assert_ne!(key(&last), key(&format!("{}{}", barrier(0), array(128))), "a gap of 120 bytes");
-        assert_eq!(shared_bytes(&last), 136);
+        let (last, first) = (format!("{}{}", array(0), barrier(128)), format!("{}{}", barrier(0), array(128)));
+        assert_eq!(key(&last), key(&first));
+        assert_ne!(key(&last), key(&array(0)));
+        assert_eq!([&last, &first].map(|source| shared_bytes(source)), [136, 256], "a gap of 120 bytes");
+    }
+
+    #[test]
+    fn the_bytes_of_shared_memory_are_noted_in_the_ptx() {
+        let source = "// Shared array size: 8, 128 bytes\nfloat *a_1 = &dynamic_shared_mem[32];";
+        let mut program =
+            Program { source: CString::new(source).unwrap(), ptx: b".version 9.0\0".into(), log: Vec::new() };
+        program.note_shared_bytes();
+        assert_eq!(program.ptx.last(), Some(&0));
+        let ptx = CStr::from_bytes_with_nul(&program.ptx).unwrap().to_str().unwrap();
+        assert_eq!(noted_shared_bytes(ptx), 160);
+        assert_eq!(noted_shared_bytes(".version 9.0\n"), 0);
     }
 }

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::host_memory::HostMemory;
+use super::nvrtc::noted_shared_bytes;
 use super::settings::Settings;
 use super::{counts, log, mutants};
 use crate::Module;
@@ -67,8 +68,9 @@ impl Driver {
             }
         }
         match mutants::parse(text).and_then(|source| Module::of(&source, &self.memory)) {
-            Ok(module) => {
-                for kernel in &module.kernels {
+            Ok(mut module) => {
+                for kernel in &mut module.kernels {
+                    kernel.least_dynamic_shared = noted_shared_bytes(text);
                     log::line(format_args!("load {number:04} {}", kernel.name));
                 }
                 Ok(Box::new(module))
@@ -102,6 +104,9 @@ impl Driver {
         match launch(kernel, shape, arguments, &global, settings.threads) {
             Ok(found) => {
                 counts::write(kernel, shape, &found);
+                if settings.mutant.is_some() {
+                    mutants::report(kernel, &found);
+                }
                 result::SUCCESS
             }
             Err(fault) => {

@@ -48,6 +48,9 @@ impl fmt::Display for Kind {
     }
 }
 
+/// What the text of a changed statement begins with.
+pub const MARK: &str = "mutant: ";
+
 /// One change of a kernel.
 #[derive(Debug, Clone)]
 pub struct Mutant {
@@ -65,7 +68,8 @@ pub struct Mutant {
 impl Mutant {
     /// Makes the change.
     pub fn apply(self, kernel: &mut KernelSource) {
-        kernel.statements[self.at] = self.after;
+        let text = format!("{MARK}{}", self.after.text);
+        kernel.statements[self.at] = Statement { text, ..self.after };
     }
 
     /// What takes the place of the statement.

@@ -176,6 +176,7 @@ impl Problem {
     }
 
     /// This problem, with much larger scores in some rows, and with scores that grow and fall from key to key.
+    #[allow(dead_code, reason = "only kernels on devices have tests with slanted scores")]
     pub fn slanted(&self, slant: f32) -> [Self; 4] {
         let with = |slant| Self { slant, ..self.clone() };
         [self.clone(), Self { steep: true, ..self.clone() }, with(slant), with(-slant)]

@@ -291,7 +291,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     #[unroll]
     for r in 0..comptime!(shares.rows as usize) {
         total[r] = row_sum(total[r], tile);
-        if held_key == 0 && lane % shares.spread == 0 {
+        if held_key == 0 && part * shares.spread == lane {
             let at = slot as usize * rows + held_row as usize + r;
             group_largest[at] = largest[r];
             group_total[at] = total[r];
