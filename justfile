@@ -29,6 +29,11 @@ locks:
 gpu-bundle:
     bash scripts/gpu-bundle.sh
 
+# Counts what the CUDA kernels do on the workloads of `gpu_bench` and writes bench/results/cuda-counts.md; `--check` compares with it.
+# `just counts ~/.cache/burn-deepspeed target/debug/deps/libcuda.so target/debug/examples/gpu_bench`
+counts cache driver bench action="--write":
+    python3 scripts/counts.py --cache {{cache}} --driver {{driver}} --bench {{bench}} {{action}}
+
 # Makes mistakes in the CUDA kernels and writes which of them tests and emulator find; `--check` in place of `--write` only fails if one
 # survives without a reason. `just mutants ~/.cache/burn-deepspeed target/debug/deps/libcuda.so target/debug/deps/cube_cuda-<hash>`
 mutants cache driver tests action="--write":

@@ -87,6 +87,8 @@ def instances() -> list[Instance]:
         Instance("product by rows, no planes", "product", "gemv::a_small_problem_by_rows_without_planes_agrees_with_plain_loops"),
         Instance("product by rows, int8", "product", "gemv::a_small_problem_of_int8_agrees_with_plain_loops"),
         Instance("product by columns, f32", "product", "gemv::a_small_problem_by_columns_agrees_with_plain_loops"),
+        Instance("tensor-core product, f16", "product_mma", "gemv_mma::a_small_problem_agrees_with_plain_loops"),
+        Instance("tensor-core product, int8", "product_mma", "gemv_mma::a_small_problem_of_int8_agrees_with_plain_loops"),
         Instance("norm, f32", "norm", "norm::many_rows_are_folded_over_the_axes_of_the_grid"),
         Instance("norm, long rows, f16", "norm", "norm::rows_too_long_for_registers_agree_with_plain_loops", 0),
         Instance("norm, long rows, no planes", "norm", "norm::rows_too_long_for_registers_agree_with_plain_loops", 1),
