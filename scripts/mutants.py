@@ -254,7 +254,7 @@ def run(laboratory: Laboratory, mutants: list[Mutant], arguments: argparse.Names
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(first, mutants))
         left = [mutant for mutant in mutants if mutant.found in ["", UNREACHED]]
-        if left and not arguments.quick:
+        if left and not (arguments.quick or arguments.short):
             known = users(laboratory)
             list(pool.map(again, left))
 
@@ -271,8 +271,9 @@ def explain(mutants: list[Mutant]):
                 break
 
 
-def table(mutants: list[Mutant]) -> str:
+def table(mutants: list[Mutant], short: bool) -> str:
     """The results as Markdown."""
+    others = "did not run in the others" if short else "ran in every other test of its kernel"
     lines = [
         "# Mutants of the CUDA kernels",
         "",
@@ -280,6 +281,7 @@ def table(mutants: list[Mutant]) -> str:
         "that the kernel does not end. Written by `scripts/mutants.py`, which says how. Barriers, copies and tensor-core products are",
         f"changed one and all; of the other kinds a hash with seed {SEED} chooses some. The number of a mutant is its place",
         "among the candidates of its kernel, of the module that was compiled here.",
+        f"Each ran in a short test of its kernel; one that survived there {others}.",
         "Those that are not reached are in branches that no test of the kernel takes: most are copies of unrolled loops.",
         "",
         "| kernel | kind | candidates | mutants | found by values | by a check | by the limit | not reached | survive |",
@@ -316,6 +318,7 @@ def main():
     parser.add_argument("--tests", type=pathlib.Path, required=True, help="the program of the tests `cube_cuda`")
     parser.add_argument("--only", default="", help="kernels whose label contains this")
     parser.add_argument("--jobs", type=int, default=2, help="mutants that run at the same time (default: 2)")
+    parser.add_argument("--short", action="store_true", help="do not run what survives its short test through the other tests")
     parser.add_argument("--sample", type=int, default=8, help="mutants of a kind that is not run whole (default: 8)")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="write bench/results/mutants.md")
@@ -328,7 +331,7 @@ def main():
     mutants = choose(laboratory, arguments)
     run(laboratory, mutants, arguments)
     explain(mutants)
-    text = table(mutants)
+    text = table(mutants, arguments.short)
     if arguments.write:
         TABLE.write_text(text)
     if arguments.print:

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::kernel::{Place, Sizes, UNITS};
+use super::kernel::UNITS;
+use super::place::{Place, Sizes};
 use super::rotation::{Angles, Table};
 use crate::cube::cached::{Cached, magnitude, scale_of};
 use crate::cube::lanes::lanes_max;

@@ -2,6 +2,7 @@
 
 mod int8;
 mod kernel;
+mod place;
 mod rotation;
 
 use burn_deepspeed_core::divisor::gcd;
@@ -10,7 +11,8 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use self::int8::{Tile, cache_write_int8};
-use self::kernel::{SizesLaunch, UNITS, cache_write};
+use self::kernel::{UNITS, cache_write};
+use self::place::SizesLaunch;
 use self::rotation::TableLaunch;
 use super::cached::{CacheTensor, CheckedCache};
 use super::contract::{Checked, Contract, f32_type, same_type};

@@ -3,7 +3,7 @@
 use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
 
-use super::kernel::{Place, Sizes};
+use super::place::{Place, Sizes};
 
 /// Cosines and sines, in vectors.
 #[derive(CubeType, CubeLaunch)]
