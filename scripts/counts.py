@@ -131,9 +131,9 @@ def count(arguments: argparse.Namespace) -> tuple[list[Kernel], dict[str, dict]]
         assembler = cuda.toolkit(cache) / "bin/ptxas"
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             modules = sorted({path for _, path in found})
-            assembled = dict(zip(modules, pool.map(lambda path: assemble(assembler, path), modules)))
+            assembled = dict(zip(modules, pool.map(lambda path: cuda.assemble(assembler, path, "sm_90a"), modules)))
     for one, path in found:
-        one.registers, one.spills = assembled[path]
+        one.registers, one.spills = assembled[path]["registers"], assembled[path]["spills"]
     return [one for one, _ in found], workloads
 
 
@@ -149,7 +149,7 @@ def kernel(current: list[str], line: dict) -> Kernel:
     distinct = distinct and sum(private * scale + shared for private, shared in distinct.values())
     return Kernel(
         *current,
-        name=re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32|i8).*", "", line["kernel"]),
+        name=cuda.short_name(line["kernel"]),
         grid=line["grid"],
         block=math.prod(line["block"]),
         shared=line["shared"],
@@ -163,14 +163,6 @@ def kernel(current: list[str], line: dict) -> Kernel:
         passes=line["passes"] * scale,
         ideal_passes=line["ideal_passes"] * scale,
     )
-
-
-def assemble(ptxas: pathlib.Path, path: pathlib.Path) -> tuple[int, int]:
-    """Registers of a thread, and bytes of spills."""
-    run = subprocess.run([ptxas, "-v", "-arch=sm_90a", path, "-o", "/dev/null"], capture_output=True, text=True, check=True)
-    number = lambda pattern: sum(int(found) for found in re.findall(pattern, run.stderr))
-    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-    return number(r"Used (\d+) registers"), spills
 
 
 def bounds(one: Kernel, workload: dict) -> dict[str, float]:

@@ -14,6 +14,7 @@ Needs Linux on x86-64, a C compiler and pip. `emulator/src/driver/mod.rs` explai
 import argparse
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,21 @@ def environment(cache: pathlib.Path, driver: pathlib.Path, **settings: object) -
         "EMULATOR_NVRTC_CACHE": str(folder / "ptx"),
     }
     return variables | {f"EMULATOR_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
+
+
+def short_name(kernel: str) -> str:
+    """The name of a kernel without the types that CubeCL adds."""
+    return re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32).*", "", kernel)
+
+
+def assemble(ptxas: pathlib.Path, ptx: pathlib.Path, architecture: str) -> dict[str, int]:
+    """What ptxas says of a module: registers of a thread, bytes of spills, and bytes of shared memory that it declares."""
+    run = subprocess.run([ptxas, "-v", f"-arch={architecture}", ptx, "-o", "/dev/null"], capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{ptx}: ptxas failed\n{run.stderr}")
+    number = lambda pattern: sum(int(found) for found in re.findall(pattern, run.stderr))
+    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    return {"registers": number(r"Used (\d+) registers"), "spills": spills, "shared": number(r"(\d+) bytes smem")}
 
 
 def main():

@@ -24,6 +24,7 @@ while read -r name program; do
     install -m 755 "$program" "$bundle/bin/$name"
 done <<<"$programs"
 cp -r tests/golden/cases "$bundle/cases"
+cp bench/results/cuda-counts.json "$bundle/"
 cp scripts/gpu-check.sh scripts/gpu_*.py "$bundle/scripts/"
 
 for name in gpu gpu_bench cube_cuda; do

@@ -2,7 +2,7 @@
 # Checks and times everything on a CUDA device; needs a driver, NVRTC with its headers, and PyTorch, but no Rust.
 #
 #     just gpu-bundle                                          # where Rust is; writes target/gpu-bundle and target/gpu-bundle.tar.xz
-#     scripts/gpu-check.sh [conformance] [kernels] [bench]     # on the device, in the bundle or in a clone with either of both
+#     scripts/gpu-check.sh [conformance] [kernels] [counts] [bench]     # on the device, in the bundle or in a clone with either of both
 #
 # Every part runs, even if an earlier one failed; the exit status is 0 if all passed. The table and the JSON of the benchmark
 # go to $OUT, else to bench/results; the logs to $OUT, else to a temporary folder. QUICK=1 tries everything on small tensors.
@@ -63,7 +63,7 @@ part() {
 }
 
 for what in "${@:-all}"; do
-    case $what in all | conformance | kernels | bench) ;; *) echo "error: no part named $what" >&2; exit 2 ;; esac
+    case $what in all | conformance | kernels | counts | bench) ;; *) echo "error: no part named $what" >&2; exit 2 ;; esac
 done
 wanted() { [ $# -eq 1 ] && return 0; local part=$1; shift; [[ " $* " == *" $part "* || " $* " == *" all "* ]]; }
 
@@ -75,6 +75,13 @@ if wanted conformance "$@"; then
 fi
 if wanted kernels "$@"; then
     part kernels 420 "$bundle/bin/cube_cuda" --include-ignored --test-threads "$(nproc)"
+fi
+if wanted counts "$@"; then
+    if command -v ncu >/dev/null; then
+        part counts 240 python3 "$bundle/scripts/gpu_counts.py" --bench "$bundle/bin/gpu_bench" --numbers "$bundle/cuda-counts.json" --out "$results"
+    else
+        echo "ncu is missing: nothing is counted"
+    fi
 fi
 if wanted bench "$@"; then
     if python3 -c 'import torch' 2>/dev/null; then

@@ -32,20 +32,17 @@ class Kernel:
 
     def __init__(self, instance: str, name: str, ptx: pathlib.Path):
         self.instance, self.ptx = instance, ptx
-        self.name = re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32).*", "", name)
+        self.name = cuda.short_name(name)
         self.grid = self.block = "-"
         self.dynamic = 0
 
     def assemble(self, ptxas: pathlib.Path, architecture: str):
-        run = subprocess.run(
-            [ptxas, "-v", f"-arch={architecture}", self.ptx, "-o", "/dev/null"], capture_output=True, text=True
-        )
-        if run.returncode:
-            raise SystemExit(f"{self.instance}: ptxas failed\n{run.stderr}")
-        number = lambda pattern: sum(int(found) for found in re.findall(pattern, run.stderr))
-        self.registers = number(r"Used (\d+) registers")
-        self.spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-        self.shared = number(r"(\d+) bytes smem") + self.dynamic
+        try:
+            found = cuda.assemble(ptxas, self.ptx, architecture)
+        except SystemExit as failure:
+            raise SystemExit(f"{self.instance}: {failure}") from None
+        self.registers, self.spills = found["registers"], found["spills"]
+        self.shared = found["shared"] + self.dynamic
         return self
 
 

@@ -9,11 +9,35 @@ use crate::shape::Launch;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Places of the slices along y and z, or of the blocks of a line.
-    slices: Vec<u64>,
+    slices: Places,
     /// Places of the blocks of a slice.
-    blocks: Vec<u64>,
+    blocks: Places,
     /// Blocks that a slice has.
     width: u64,
+}
+
+/// Places along a line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Places {
+    /// As many as there are.
+    All(u64),
+    Chosen(Vec<u64>),
+}
+
+impl Places {
+    fn count(&self) -> u64 {
+        match self {
+            Self::All(count) => *count,
+            Self::Chosen(places) => places.len() as u64,
+        }
+    }
+
+    fn at(&self, index: u64) -> u64 {
+        match self {
+            Self::All(_) => index,
+            Self::Chosen(places) => places[index as usize],
+        }
+    }
 }
 
 /// Multiples of this, without their integer parts, are spread evenly over 0 to 1.
@@ -27,38 +51,39 @@ impl Sample {
         let [x, y, z] = launch.grid.map(u64::from);
         let (slices, width) = if y * z > 1 { (y * z, x) } else { (x, 1) };
         let Some(wanted) = launch.sample else {
-            return Self { slices: (0..slices).collect(), blocks: (0..width).collect(), width };
+            return Self { slices: Places::All(slices), blocks: Places::All(width), width };
         };
-        let blocks = width.min(wanted.div_ceil(FEWEST_SLICES));
+        let each = width.min(wanted.div_ceil(FEWEST_SLICES));
         // Equal distances: the mean of what grows along x is exact.
-        let blocks = (0..blocks).map(|at| (2 * at + 1) * width / (2 * blocks)).collect::<Vec<_>>();
-        let wanted = wanted.div_ceil(blocks.len() as u64).max(FEWEST_SLICES);
+        let blocks = Places::Chosen((0..each).map(|at| (2 * at + 1) * width / (2 * each)).collect());
+        let wanted = wanted.div_ceil(each).max(FEWEST_SLICES);
         let slices = if wanted >= slices {
-            (0..slices).collect()
+            Places::All(slices)
         } else {
             let place = |at: u64| ((at as f64 + 0.5) * GOLDEN).fract() * slices as f64;
             let mut chosen: Vec<_> = (0..wanted).map(|at| place(at) as u64).collect();
             chosen.sort_unstable();
             chosen.dedup();
-            chosen
+            Places::Chosen(chosen)
         };
         Self { slices, blocks, width }
     }
 
     /// How many blocks run.
     pub fn count(&self) -> u64 {
-        (self.slices.len() * self.blocks.len()) as u64
+        self.slices.count() * self.blocks.count()
     }
 
     /// Whether slices run whole.
     pub fn has_whole_slices(&self) -> bool {
-        self.blocks.len() as u64 == self.width
+        self.blocks.count() == self.width
     }
 
     /// Number in the grid, and slice, of one that runs.
     pub fn block(&self, at: u64) -> (u64, u64) {
-        let (slice, block) = (at as usize / self.blocks.len(), at as usize % self.blocks.len());
-        (self.slices[slice] * self.width + self.blocks[block], self.slices[slice])
+        let each = self.blocks.count();
+        let slice = self.slices.at(at / each);
+        (slice * self.width + self.blocks.at(at % each), slice)
     }
 }
 

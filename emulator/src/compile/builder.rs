@@ -117,6 +117,7 @@ impl<'a> Builder<'a> {
             specials: self.specials,
             shared_bytes: self.shared_bytes,
             least_dynamic_shared: 0,
+            changed: self.source.changed,
             local_bytes: self.local_bytes,
         }
     }

@@ -61,6 +61,8 @@ pub struct Kernel {
     pub shared_bytes: usize,
     /// Bytes of shared memory that a launch must give at least; 0 if that is not known.
     pub least_dynamic_shared: usize,
+    /// The instruction that a mutant changed.
+    pub(crate) changed: Option<usize>,
     /// Bytes of a thread's own memory.
     pub local_bytes: usize,
 }

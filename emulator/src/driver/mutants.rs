@@ -5,7 +5,7 @@ use super::settings::Settings;
 use crate::compile::Kernel;
 use crate::error::LoadError;
 use crate::launch::Counts;
-use crate::mutant::{MARK, candidates};
+use crate::mutant::candidates;
 use crate::ptx::{self, ModuleSource};
 
 /// Reads a module. Lists the candidates of its kernels, and changes those that the environment names.
@@ -46,8 +46,7 @@ pub fn parse(text: &str) -> Result<ModuleSource, LoadError> {
 
 /// Says so if a launch executed a changed statement: a mistake that nothing executes changes nothing.
 pub fn report(kernel: &Kernel, counts: &Counts) {
-    let changed = kernel.instructions.iter().zip(&counts.instructions).filter(|(of, _)| of.text.starts_with(MARK));
-    if changed.into_iter().any(|(_, count)| count.warps > 0) {
+    if kernel.changed.is_some_and(|at| counts.instructions[at].warps > 0) {
         eprintln!("emulator: mutant reached");
     }
 }

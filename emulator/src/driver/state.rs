@@ -69,8 +69,9 @@ impl Driver {
         }
         match mutants::parse(text).and_then(|source| Module::of(&source, &self.memory)) {
             Ok(mut module) => {
+                let least = noted_shared_bytes(text);
                 for kernel in &mut module.kernels {
-                    kernel.least_dynamic_shared = noted_shared_bytes(text);
+                    kernel.least_dynamic_shared = least;
                     log::line(format_args!("load {number:04} {}", kernel.name));
                 }
                 Ok(Box::new(module))
@@ -104,9 +105,7 @@ impl Driver {
         match launch(kernel, shape, arguments, &global, settings.threads) {
             Ok(found) => {
                 counts::write(kernel, shape, &found);
-                if settings.mutant.is_some() {
-                    mutants::report(kernel, &found);
-                }
+                mutants::report(kernel, &found);
                 result::SUCCESS
             }
             Err(fault) => {

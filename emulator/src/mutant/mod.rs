@@ -48,9 +48,6 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What the text of a changed statement begins with.
-pub const MARK: &str = "mutant: ";
-
 /// One change of a kernel.
 #[derive(Debug, Clone)]
 pub struct Mutant {
@@ -68,8 +65,8 @@ pub struct Mutant {
 impl Mutant {
     /// Makes the change.
     pub fn apply(self, kernel: &mut KernelSource) {
-        let text = format!("{MARK}{}", self.after.text);
-        kernel.statements[self.at] = Statement { text, ..self.after };
+        kernel.statements[self.at] = self.after;
+        kernel.changed = Some(self.at);
     }
 
     /// What takes the place of the statement.

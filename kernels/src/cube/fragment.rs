@@ -13,8 +13,12 @@
 //!
 //! Without tensor cores the same fragments are held by 32 neighbouring units of the cube, whatever its planes are.
 
+use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{FastMath, MatrixIdent};
 use cubecl::prelude::*;
+
+use super::contract::f32_type;
+use super::machine::{Machine, Unsupported};
 
 /// Two neighbours: a register of 16-bit elements.
 pub(crate) type Pair = Const<2>;
@@ -23,6 +27,18 @@ pub(crate) type Pair = Const<2>;
 pub(crate) const LANES: u32 = 32;
 /// Floats of one A and one B, exchanged by the lanes where there are no tensor cores.
 pub(crate) const EXCHANGED: u32 = 16 * 16 + 16 * 8;
+
+/// Checks that the device multiplies such fragments of these elements.
+pub(crate) fn check_tensor_cores<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    elements: StorageType,
+) -> Result<(), Unsupported> {
+    let config = MmaConfig { a_type: elements, b_type: elements, cd_type: f32_type(), m: 16, n: 8, k: 16 };
+    let whole = machine.plane_size == LANES && machine.plane_operations;
+    let known = elements.size() == 2 && client.features().matmul.mma.contains(&config);
+    if whole && known { Ok(()) } else { Err(Unsupported::TensorCores(elements)) }
+}
 
 /// Which 8x8 matrices four groups of 8 lanes address, for a load of four.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

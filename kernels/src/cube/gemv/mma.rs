@@ -6,7 +6,6 @@ mod tile;
 mod weights;
 
 use burn_deepspeed_core::layout::Orientation;
-use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
@@ -16,8 +15,7 @@ use self::tile::{SHARERS, Tile};
 use super::int8::scales;
 use super::output::sizes;
 use super::problem::{CheckedGemv, CheckedMatrix, Gemv};
-use crate::cube::contract::f32_type;
-use crate::cube::fragment::LANES;
+use crate::cube::fragment::check_tensor_cores;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::array;
 
@@ -44,12 +42,7 @@ impl Engine {
         machine: &Machine,
         elements: StorageType,
     ) -> Result<Self, Unsupported> {
-        let config = MmaConfig { a_type: elements, b_type: elements, cd_type: f32_type(), m: 16, n: 8, k: 16 };
-        let whole = machine.plane_size == LANES && machine.plane_operations;
-        match whole && client.features().matmul.mma.contains(&config) {
-            true => Ok(Self::TensorCores),
-            false => Err(Unsupported::TensorCores(elements)),
-        }
+        check_tensor_cores(client, machine, elements).map(|()| Self::TensorCores)
     }
 }
 

@@ -7,14 +7,12 @@ mod step;
 mod tile;
 
 use burn_deepspeed_core::path::LARGEST_CUBE_HEAD;
-use cubecl::ir::features::MmaConfig;
 use cubecl::prelude::*;
 
 use self::kernel::attend;
 use self::tile::{Scoring, SizesLaunch, Tile};
 use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
-use crate::cube::contract::f32_type;
-use crate::cube::fragment::LANES;
+use crate::cube::fragment::check_tensor_cores;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::mask_arguments::Adds;
 use crate::cube::tensors::{array, head_strides, vector_size};
@@ -57,11 +55,9 @@ impl Engine {
         head_dim: usize,
     ) -> Result<Self, Unsupported> {
         check_head(head_dim)?;
+        check_tensor_cores(client, machine, elements)?;
         let features = client.features();
-        let config = MmaConfig { a_type: elements, b_type: elements, cd_type: f32_type(), m: 16, n: 8, k: 16 };
-        let whole = machine.plane_size == LANES && machine.plane_operations;
-        let known = features.matmul.mma.contains(&config) && features.matmul.ldmatrix.contains(&elements);
-        if !(whole && known && elements.size() == 2) {
+        if !features.matmul.ldmatrix.contains(&elements) {
             return Err(Unsupported::TensorCores(elements));
         }
         let one_stage = Self::TensorCores { asynchronous: false };

@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use super::scores::{add_all, add_slopes, hide_range, query_of, rows, score};
 use super::stage::{stage_keys, stage_queries};
 use super::step::{accumulate, load_queries, probabilities, products};
-use super::tile::{Scoring, Sizes, Tile};
+use super::tile::{Scoring, Sizes, Tile, register};
 use crate::cube::cached::Cached;
 use crate::cube::fragment::{LANES, Pair, exponent};
 use crate::cube::lanes::lanes_sum;
@@ -206,8 +206,8 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
             let base = sizes.context.head(batch, query.head) + query.token * sizes.context.token;
             #[unroll(unroll)]
             for column in 0..comptime!(tile.columns()) {
-                let register = (r / 2 * comptime!(tile.columns() as usize) + column as usize) * 2 + r % 2;
-                let pair = result[register] * Vector::<f32, Pair>::new(inverse);
+                let at = register(r, column as usize, comptime!(tile.columns() as usize));
+                let pair = result[at] * Vector::<f32, Pair>::new(inverse);
                 let feature = lane % 4 * 2 + column * 8;
                 if comptime!(tile.pairs) {
                     context[(base + feature / 2) as usize] = Vector::cast_from(pair);

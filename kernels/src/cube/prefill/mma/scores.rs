@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::tile::{Scoring, Sizes, Tile};
+use super::tile::{Scoring, Sizes, Tile, register};
 use crate::cube::fragment::Pair;
 use crate::cube::masks::{HIDDEN, Masks, Query};
 
@@ -80,7 +80,7 @@ pub(super) fn add_slopes(
         shifts[r as usize] = slope * (f32::cast_from(first_key + lane_key(tile)) - rows.slots[r as usize]);
         #[unroll(!tile.emulate)]
         for eight in 0..eights {
-            let at = ((r / 2 * eights + eight) * 2 + r % 2) as usize;
+            let at = register(r as usize, eight as usize, comptime!(eights as usize));
             let mut pair = scores[at];
             #[unroll]
             for e in 0..2u32 {
@@ -113,7 +113,7 @@ pub(super) fn add_all<M: Int, E: Float>(
             #[unroll]
             for half in 0..2u32 {
                 let eight = sixteen * 2 + half;
-                let at = ((r / 2 * eights + eight) * 2 + r % 2) as usize;
+                let at = register(r as usize, eight as usize, comptime!(eights as usize));
                 let mut pair = scores[at];
                 #[unroll]
                 for e in 0..2u32 {
@@ -151,14 +151,14 @@ pub(super) fn hide_range<M: Int, E: Float>(
         let to = masks.last_end(slot, end);
         #[unroll(!tile.emulate)]
         for eight in 0..eights {
-            let register = ((r / 2 * eights + eight) * 2 + r % 2) as usize;
-            let mut pair = scores[register];
+            let place = register(r as usize, eight as usize, comptime!(eights as usize));
+            let mut pair = scores[place];
             #[unroll]
             for e in 0..2u32 {
                 let at = first_key + lane_key(tile) + key_offset(eight, e, tile);
                 pair[e as usize] = select(at >= from && at < to, pair[e as usize], HIDDEN);
             }
-            scores[register] = pair;
+            scores[place] = pair;
         }
     }
 }
@@ -187,9 +187,9 @@ pub(super) fn score<M: Int, E: Float>(
             }
             #[unroll(!tile.emulate)]
             for r in 0..comptime!(tile.unit_rows() as u32) {
-                let register = ((r / 2 * eights + eight) * 2 + r % 2) as usize;
+                let place = register(r as usize, eight as usize, comptime!(eights as usize));
                 let query = query_of(own_row + r * 8, start, sizes);
-                let mut pair = scores[register];
+                let mut pair = scores[place];
                 let raw = pair[e as usize] * sizes.scale;
                 let mut score = HIDDEN.runtime();
                 let in_range = at >= masks.first(query.slot) && at < masks.last_end(query.slot, end);
@@ -197,7 +197,7 @@ pub(super) fn score<M: Int, E: Float>(
                     score = masks.score(raw, query, at);
                 }
                 pair[e as usize] = score;
-                scores[register] = pair;
+                scores[place] = pair;
             }
         }
     }

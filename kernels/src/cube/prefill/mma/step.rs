@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::tile::{Scoring, Tile};
+use super::tile::{Scoring, Tile, register};
 use crate::cube::fragment::{Order, Pair, as_left, exponent, exponential, load, mma, zeros};
 use crate::cube::lanes::lanes_max;
 use crate::cube::masks::HIDDEN;
@@ -145,7 +145,7 @@ pub(super) fn probabilities(
         let mut new = if comptime!(shifted) { HIDDEN.runtime() } else { largest[r] };
         #[unroll(unroll)]
         for eight in 0..eights {
-            let pair = scores[(r / 2 * eights + eight) * 2 + r % 2];
+            let pair = scores[register(r, eight, eights)];
             new = max(new, max(pair[0], pair[1]));
         }
         if comptime!(shifted) {
@@ -168,7 +168,7 @@ pub(super) fn probabilities(
             total[r] = total[r] * shrink;
             #[unroll(unroll)]
             for column in 0..columns {
-                let at = (r / 2 * columns + column) * 2 + r % 2;
+                let at = register(r, column, columns);
                 result[at] = result[at] * Vector::<f32, Pair>::new(shrink);
             }
         }
@@ -183,7 +183,7 @@ pub(super) fn probabilities(
         let mut sum = total[r];
         #[unroll(unroll)]
         for eight in 0..eights {
-            let at = (r / 2 * eights + eight) * 2 + r % 2;
+            let at = register(r, eight, eights);
             let mut pair = scores[at];
             pair[0] = exponential(fma(pair[0], factor, -reference), emulate);
             pair[1] = exponential(fma(pair[1], factor, -reference), emulate);

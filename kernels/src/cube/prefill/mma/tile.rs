@@ -17,6 +17,12 @@ pub(super) enum Scoring {
     Masked { interior: bool },
 }
 
+/// The register of several C fragments that has row `r` of a unit, of the `column`th of `columns` fragments next to each other.
+#[cube]
+pub(super) fn register(r: usize, column: usize, #[comptime] columns: usize) -> usize {
+    (r / 2 * columns + column) * 2 + r % 2
+}
+
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
