@@ -40,6 +40,11 @@ const SECTOR: u64 = 32;
 /// Banks of shared memory, each of which gives 4 bytes in a pass.
 const BANKS: u64 = 32;
 
+/// Bytes that move together between global and shared memory in a pass of asynchronous copies.
+const LINE: u64 = 128;
+/// Sectors that shared memory has at most.
+const SHARED_SECTORS: u64 = 1 << 16;
+
 /// Different numbers among those of some lanes, in the order of the lanes.
 #[derive(Debug)]
 pub struct Different {
@@ -82,6 +87,34 @@ impl Count {
         let full = sectors.len() as u64 * SECTOR == bytes * u64::from(lanes.count_ones());
         let asked = if full { lanes.count_ones() as usize } else { Different::of(addresses, lanes, |at| at).count };
         self.ideal_sectors += (asked as u64 * bytes).div_ceil(SECTOR);
+    }
+
+    /// Counts asynchronous copies of 16 bytes that lanes make `from` global memory `to` shared memory; those of `some` read, the others
+    /// write zeros. Returns the sectors that they read.
+    ///
+    /// The two copies of a sector move together if they end in the same 32 bytes of shared memory; otherwise the sector is read twice. A
+    /// pass moves such parts from one line of 128 bytes to another. That is how an H100 counts (`ncu`, "L2 Theoretical Sectors Global"
+    /// and "L1 Wavefronts Shared" of `LDGSTS`).
+    pub fn copied(&mut self, from: &[u64; WARP], to: &[u64; WARP], lanes: Lanes, some: Lanes) -> Different {
+        const BYTES: u64 = 16;
+        let moves: [_; WARP] = std::array::from_fn(|lane| from[lane] / SECTOR * SHARED_SECTORS + to[lane] / SECTOR);
+        let read = Different::of(&moves, some, |both| both);
+        let sectors = Different::of(from, some, |address| address / SECTOR);
+        self.bytes += BYTES * u64::from(lanes.count_ones() + some.count_ones());
+        self.sectors += read.count as u64;
+        self.ideal_sectors += (u64::from(some.count_ones()) * BYTES).div_ceil(SECTOR);
+        let parts = Different::of(&moves, lanes, |both| both);
+        let passes: [_; WARP] = std::array::from_fn(|at| {
+            let both = parts.numbers[at];
+            let (sector, target) = (both / SHARED_SECTORS, both % SHARED_SECTORS);
+            let second = parts.all()[..at.min(parts.count)].iter().any(|other| other / SHARED_SECTORS == sector);
+            let in_line = LINE / SECTOR;
+            (sector / in_line * SHARED_SECTORS + target / in_line) * 2 + u64::from(second)
+        });
+        let found = (1u64 << parts.count) - 1;
+        self.passes += Different::of(&passes, found as Lanes, |pass| pass).count as u64;
+        self.ideal_passes += (u64::from(lanes.count_ones()) * BYTES).div_ceil(LINE);
+        sectors
     }
 
     /// Counts an access to shared memory. Lanes are served in groups of 128 bytes: all of them, halves or quarters. A pass serves
@@ -127,6 +160,24 @@ mod tests {
         assert_eq!(count(256, ALL, 4), (128, 32, 4));
         assert_eq!(count(8, ALL, 4), (128, 8, 4), "every other word");
         assert_eq!(count(0, 0b101, 16), (32, 1, 1), "one address");
+    }
+
+    #[test]
+    fn copies_that_divide_sectors_count_twice() {
+        // A warp copies two rows of 256 bytes, or four of 128. The numbers are those of an H100, means over eight rows.
+        let counts = |row: u64, place: fn(u64, u64) -> u64| {
+            let mut count = Count::default();
+            for first in (0..8 * row).step_by(512) {
+                let from = std::array::from_fn(|lane| first + 16 * lane as u64);
+                let to = from.map(|at| place(at / row, at % row / 16) * 16);
+                count.copied(&from, &to, ALL, ALL);
+            }
+            let warps = (8 * row / 512) as f64;
+            [count.sectors, count.ideal_sectors, count.passes, count.ideal_passes].map(|sum| sum as f64 / warps)
+        };
+        assert_eq!(counts(256, |row, chunk| row * 17 + chunk), [24.0, 16.0, 10.5, 4.0], "rows of 272 bytes");
+        assert_eq!(counts(128, |row, chunk| row * 9 + chunk), [24.0, 16.0, 10.5, 4.0], "rows of 144 bytes");
+        assert_eq!(counts(128, |row, chunk| row * 8 + (chunk ^ row)), [16.0, 16.0, 4.0, 4.0], "chunks that change places");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::builder::Builder;
 use super::instruction::Action;
 use super::memory::{Transfer, tally};
 use crate::block::{of_lane, of_warp};
+use crate::memory::INSIDE;
 use crate::ptx::{Operand, Space};
 use crate::registers::{WARP, each};
 
@@ -78,8 +79,15 @@ fn copy(b: &mut Builder<'_>) -> Result<Action, String> {
             of_lane(lane, block.begin_copy(warp, lane, [from[lane], to[lane]], bytes, read[lane]))?;
             some |= u32::from(read[lane] > 0) << lane;
         }
-        tally(block, warp.at, Space::Global, &from, some, Transfer { bytes, writes: false });
-        tally(block, warp.at, Space::Shared, &to, lanes, Transfer { bytes, writes: true });
+        if bytes == 16 {
+            let sectors = block.counts[warp.at].copied(&from, &to.map(|address| address & INSIDE), lanes, some);
+            if let Some(traffic) = &mut block.traffic {
+                traffic.touch(sectors.all(), false);
+            }
+        } else {
+            tally(block, warp.at, Space::Global, &from, some, Transfer { bytes, writes: false });
+            tally(block, warp.at, Space::Shared, &to, lanes, Transfer { bytes, writes: true });
+        }
         Ok(())
     })))
 }

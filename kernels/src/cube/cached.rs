@@ -8,6 +8,7 @@ use burn_deepspeed_core::int8::LARGEST;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
+use super::bytes::{BYTES, ZERO, integers};
 use super::contract::{Checked, Contract, f32_type, i8_type, same_type};
 use super::machine::Unsupported;
 use super::tensors::{HeadStrides, HeadStridesLaunch, array, head_strides};
@@ -82,16 +83,50 @@ impl<R: Runtime> CheckedCache<'_, R> {
         self.scales.is_some()
     }
 
-    /// The argument of a kernel that reads vectors of `vector` elements.
+    /// The argument of a kernel that reads or writes vectors of `vector` elements.
     pub fn launch<C: Numeric, N: Size>(&self, vector: usize) -> CachedLaunch<C, N, R> {
+        self.argument(vector, false)
+    }
+
+    /// The argument of a kernel that only reads: as [`Self::loads`] says.
+    pub fn launch_loads<C: Numeric, N: Size>(&self, vector: usize) -> CachedLaunch<C, N, R> {
+        self.argument(vector, self.loads(vector).words)
+    }
+
+    /// How a kernel that only reads loads vectors of `vector` elements.
+    pub fn loads(&self, vector: usize) -> Loads {
+        match self.is_int8() && vector.is_multiple_of(BYTES) {
+            true => Loads {
+                elements: u32::as_type_native_unchecked().storage_type(),
+                vector: vector / BYTES,
+                words: true,
+            },
+            false => Loads { elements: self.elements.dtype, vector, words: false },
+        }
+    }
+
+    fn argument<C: Numeric, N: Size>(&self, vector: usize, words: bool) -> CachedLaunch<C, N, R> {
         let strides = self.scales.map_or_else(|| HeadStridesLaunch::new(0, 0, 0), |scales| head_strides(scales, 1));
         CachedLaunch::new(
             array(self.elements),
             head_strides(self.elements, vector),
             self.scales.map(array).into(),
             strides,
+            words,
+            ZERO,
         )
     }
+}
+
+/// How keys or values are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Loads {
+    /// The type with which they are loaded.
+    pub elements: StorageType,
+    /// Elements of a vector.
+    pub vector: usize,
+    /// Whether each of these is a word of four of int8.
+    words: bool,
 }
 
 /// Keys or values, on the device. Strides of elements count vectors.
@@ -101,6 +136,11 @@ pub(crate) struct Cached<C: Numeric, N: Size> {
     strides: HeadStrides,
     scales: ComptimeOption<Array<f32>>,
     scale_strides: HeadStrides,
+    /// Whether each element is a word of four of int8.
+    #[cube(comptime)]
+    words: bool,
+    /// [`ZERO`].
+    zero: u32,
 }
 
 /// Where a head of a row begins, among the vectors and among the scales.
@@ -138,8 +178,8 @@ impl<C: Numeric, N: Size> Cached<C, N> {
     }
 
     /// `vectors` contiguous vectors from an index on, of elements that are known to be floats.
-    pub fn floats<F: Float>(&self, at: u32, vectors: u32) -> Slice<Vector<F, N>> {
-        self.elements.slice(at as usize, (at + vectors) as usize).downcast::<Vector<F, N>>()
+    pub fn floats<F: Float, S: Size>(&self, at: u32, vectors: u32) -> Slice<Vector<F, S>> {
+        self.elements.slice(at as usize, (at + vectors) as usize).downcast::<Vector<F, S>>()
     }
 
     /// The scale of the head at a slot; 1 for floats.
@@ -147,7 +187,8 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         self.scale_at(self.scale_place(head, slot))
     }
 
-    fn scale_at(&self, at: u32) -> f32 {
+    /// The scale of an index; 1 for floats.
+    pub fn scale_at(&self, at: u32) -> f32 {
         #[comptime]
         match &self.scales {
             ComptimeOption::Some(scales) => scales[at as usize],
@@ -155,19 +196,28 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         }
     }
 
-    /// A vector of the head at a slot, scaled.
-    pub fn features<F: Float>(&self, head: CachedHead, slot: u32, part: u32) -> Vector<F, N> {
-        self.features_at::<F>(self.place(head, slot, part), self.scale_place(head, slot))
+    /// The vector of an index, as it is stored.
+    pub fn at(&self, at: u32) -> Vector<C, N> {
+        self.elements[at as usize]
     }
 
-    /// The vector of an index, scaled by the scale of another index.
-    pub fn features_at<F: Float>(&self, at: u32, scale_at: u32) -> Vector<F, N> {
-        let elements = self.elements[at as usize];
+    /// The `S` elements of what one load gives, in f32.
+    pub fn widen<S: Size>(&self, loaded: Vector<C, N>) -> Vector<f32, S> {
+        integers::<C, N, S>(loaded, self.zero, 0usize, self.words)
+    }
+
+    /// The `S` elements of what one load gives, times their scale.
+    pub fn features<F: Float, S: Size>(&self, loaded: Vector<C, N>, scale: f32) -> Vector<F, S> {
         if comptime!(self.scales.is_some()) {
-            let scale = Vector::<f32, N>::new(self.scale_at(scale_at));
-            Vector::cast_from(Vector::<f32, N>::cast_from(elements) * scale)
+            Vector::cast_from(self.widen::<S>(loaded) * Vector::<f32, S>::new(scale))
         } else {
-            Vector::cast_from(elements)
+            let mut features = Vector::<F, S>::empty();
+            let all = Vector::<F, N>::cast_from(loaded);
+            #[unroll]
+            for e in 0..S::value() {
+                features[e] = all[e];
+            }
+            features
         }
     }
 

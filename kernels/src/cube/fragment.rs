@@ -14,7 +14,7 @@
 //! Without tensor cores the same fragments are held by 32 neighbouring units of the cube, whatever its planes are.
 
 use cubecl::ir::features::MmaConfig;
-use cubecl::ir::{FastMath, MatrixIdent};
+use cubecl::ir::MatrixIdent;
 use cubecl::prelude::*;
 
 use super::contract::f32_type;
@@ -49,34 +49,56 @@ pub(crate) enum Order {
     Features,
 }
 
-/// The layout of tiles in shared memory.
+/// The layout of tiles in shared memory: rows of 8 elements each, of 16 bytes in 16-bit elements.
+///
+/// Chunks of 8 elements change places within a row, differently from row to row, so that the same chunk of eight neighbouring rows is
+/// on different banks. Both halves of 32 bytes of memory stay in the same 32 bytes: an asynchronous copy moves these in one go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Layout {
-    /// Vectors of a row, with those that keep the rows of a load on different banks.
+    /// Vectors of a row.
     pub width: u32,
     /// Vectors of 8 elements.
     pub chunk: u32,
     /// Elements of a vector.
     pub vector: u32,
+    /// Chunks that change places, a power of two that divides the chunks of a row; at most the 8 that all banks hold.
+    turns: u32,
     pub emulate: bool,
 }
 
-/// The vector at which the row of a lane begins, for a load of four matrices at 0.
-#[cube]
-fn place(lane: u32, #[comptime] order: Order, #[comptime] layout: Layout) -> u32 {
-    if comptime!(matches!(order, Order::Rows)) {
-        lane % 16 * layout.width + lane / 16 * layout.chunk
-    } else {
-        (lane % 8 + lane / 16 * 8) * layout.width + lane / 8 % 2 * layout.chunk
+impl Layout {
+    /// The layout of rows of `chunks` times 8 elements, in vectors of `vector` elements.
+    pub fn new(chunks: u32, vector: u32, emulate: bool) -> Self {
+        let (chunks, chunk) = (chunks.next_multiple_of(2), 8 / vector);
+        let turns = 1 << chunks.trailing_zeros().min(BANK_CHUNKS.trailing_zeros());
+        Self { width: chunks * chunk, chunk, vector, turns, emulate }
     }
 }
 
-/// 8x8 matrices of the tile at vector `origin + offset`: four of them, or the first two of [`Order::Rows`]. `ldmatrix`.
+/// Chunks of 16 bytes that all banks hold.
+const BANK_CHUNKS: u32 = 8;
+
+/// By what the places of the chunks of a row are turned: the places of a chunk are those of the number XOR this.
+#[cube]
+fn turn(row: u32, #[comptime] layout: Layout) -> u32 {
+    row / comptime!(BANK_CHUNKS / layout.turns) % layout.turns
+}
+
+/// Where vector `part` of a row lies.
+#[cube]
+pub(crate) fn place(row: u32, part: u32, #[comptime] layout: Layout) -> u32 {
+    let chunk = part / layout.chunk ^ turn(row, layout);
+    row * layout.width + chunk * layout.chunk + part % layout.chunk
+}
+
+/// 8x8 matrices of the tile that begins at vector `origin`, from `row` and `chunk` on: four of them, or the first two of
+/// [`Order::Rows`]. `row` is a multiple of 8, and `chunk` of 2. `ldmatrix`.
 #[cube]
 pub(crate) fn load<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
     origin: usize,
-    offset: u32,
+    row: u32,
+    chunk: u32,
     #[comptime] matrices: u32,
     #[comptime] order: Order,
     #[comptime] transpose: bool,
@@ -91,9 +113,10 @@ pub(crate) fn load<F: Float, N: Size>(
             for e in 0..2u32 {
                 let across = lane / 4;
                 let along = lane % 4 * 2 + e;
-                let (row, column) = if comptime!(transpose) { (along, across) } else { (across, along) };
-                let start = place(matrix * 8 + row, order, layout) + offset + column / layout.vector;
-                let from = stage[origin + start as usize];
+                let (line, column) = if comptime!(transpose) { (along, across) } else { (across, along) };
+                let (line, first) = row_and_chunk(matrix * 8 + line, order);
+                let part = (chunk + first) * layout.chunk + column / layout.vector;
+                let from = stage[origin + place(row + line, part, layout) as usize];
                 pair[e as usize] = from[(column % layout.vector) as usize];
             }
             registers[matrix as usize] = pair;
@@ -102,10 +125,25 @@ pub(crate) fn load<F: Float, N: Size>(
     } else {
         // Of two matrices the lanes of the first two groups give the addresses.
         let lane = if comptime!(matrices == 2) { lane % 16 } else { lane };
-        let at = origin + place(lane, order, layout) as usize + offset as usize;
+        let (line, first) = row_and_chunk(lane, order);
+        // What a lane begins with, and what is the same for all: the compiler puts this in the instruction.
+        let turned = (chunk % BANK_CHUNKS) ^ (first ^ turn(line, layout));
+        let own = line * layout.width + turned * layout.chunk;
+        let common = row * layout.width + chunk / BANK_CHUNKS * comptime!(BANK_CHUNKS * layout.chunk);
+        let at = origin + own as usize + common as usize;
         let definition = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
         let matrices = comptime!(matrices as usize);
         definition.load_matrix::<_, Pair>(&stage.slice(at, at + 1), MatrixIdent::A, matrices, transpose)
+    }
+}
+
+/// The row that a lane addresses, for a load of four matrices at 0, and the chunk of it.
+#[cube]
+fn row_and_chunk(lane: u32, #[comptime] order: Order) -> (u32, u32) {
+    if comptime!(matches!(order, Order::Rows)) {
+        (lane % 16, lane / 16)
+    } else {
+        (lane % 8 + lane / 16 * 8, lane / 8 % 2)
     }
 }
 
@@ -190,20 +228,4 @@ pub(crate) fn as_left<F: Float>(
 #[cube]
 pub(crate) fn zeros<F: Float, N: Size>() -> Vector<F, N> {
     Vector::<F, N>::new(F::cast_from(0.0f32))
-}
-
-/// What a number is multiplied by before [`exponential`].
-pub(crate) fn exponent(emulate: bool) -> f32 {
-    if emulate { 1.0 } else { std::f32::consts::LOG2_E }
-}
-
-/// `exp(x / exponent)`; with tensor cores in one instruction, which keeps a NaN and makes 0 of `-inf`.
-#[cube]
-pub(crate) fn exponential(x: f32, #[comptime] emulate: bool) -> f32 {
-    if comptime!(emulate) { x.exp() } else { power_of_two(x) }
-}
-
-#[cube(fast_math = FastMath::ReducedPrecision | FastMath::NotNaN | FastMath::NotInf)]
-fn power_of_two(x: f32) -> f32 {
-    f32::powf(2.0f32, x)
 }

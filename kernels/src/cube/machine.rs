@@ -18,8 +18,12 @@ pub struct Machine {
     pub processors: u32,
     /// Most cubes along each axis.
     pub max_cubes: [u32; 3],
+    /// Whether `2^x` in fast arithmetic keeps a NaN and makes 0 of `-inf`, as on CUDA. Others promise neither.
+    pub power_of_two: bool,
 }
 
+/// The name of CubeCL's runtime for CUDA.
+const CUDA: &str = "cuda";
 /// Multiprocessors that are assumed of a device that does not say.
 const UNKNOWN_PROCESSORS: u32 = 32;
 
@@ -37,6 +41,7 @@ impl Machine {
             shared_bytes: hardware.max_shared_memory_size,
             processors: hardware.num_streaming_multiprocessors.unwrap_or(UNKNOWN_PROCESSORS),
             max_cubes: [x, y, z],
+            power_of_two: R::name(client) == CUDA,
         }
     }
 

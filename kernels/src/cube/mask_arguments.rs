@@ -160,6 +160,11 @@ pub(crate) struct CheckedMasks<'a, R: Runtime> {
 }
 
 impl<R: Runtime> CheckedMasks<'_, R> {
+    /// Whether keys after a query are hidden from it.
+    pub fn is_causal(&self) -> bool {
+        self.rules.causal
+    }
+
     /// Whether the queries of one key head may see different keys.
     pub fn differs_by_row(&self, tokens: usize) -> bool {
         self.hidden_pairs.is_some() || tokens > 1 && (self.rules.causal || self.rules.window.is_some())

@@ -21,10 +21,12 @@
 
 mod addend;
 mod attention;
+mod bytes;
 pub mod cache_write;
 mod cached;
 mod contract;
 pub mod decode;
+mod exponential;
 mod fragment;
 pub mod gemv;
 mod lanes;

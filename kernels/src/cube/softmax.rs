@@ -5,6 +5,7 @@ use cubecl::std::tensor::TensorHandle;
 
 use super::addend::{Addend, Places, addend};
 use super::contract::{Checked, Contract};
+use super::exponential::{exponent, exponential};
 use super::lanes::{Team, cube_max, cube_sum, vector_max, vector_sum};
 use super::machine::{Machine, Unsupported};
 use super::masks::HIDDEN;
@@ -12,10 +13,12 @@ use super::tensors::{HeadStrides, array, broadcast_strides, head_strides, vector
 
 /// Units of a cube.
 const UNITS: u32 = 256;
-/// Vectors of a unit, up to which units that exchange values in one step share a row.
-const VECTORS_OF_FEW: usize = 4;
+/// Vectors that a unit reads in one go of a row that is read twice.
+const VECTORS_OF_MANY: usize = 4;
 /// Most vectors that a unit keeps in registers; longer rows are read twice.
 const MOST_VECTORS: usize = 8;
+/// Units of a multiprocessor, with several vectors in flight each, that keep its memory busy.
+const UNITS_PER_PROCESSOR: usize = 512;
 /// Replaces a visible score that equals [`HIDDEN`]: the finite number next to it.
 const LOWEST_VISIBLE: f32 = f32::MIN.next_up();
 
@@ -53,19 +56,24 @@ struct Tile {
     held: bool,
     causal: bool,
     window: bool,
+    /// Whether exponentials are one instruction.
+    fast: bool,
 }
 
 impl Tile {
-    /// Few units for a short row, the cube for a longer one, several goes for one that no cube holds.
-    fn new(machine: &Machine, vectors: usize, causal: bool, window: bool) -> Self {
+    /// As few units for a row as hold it, if the rows then still fill the device; several goes for a row that no cube holds.
+    fn new(machine: &Machine, [rows, vectors]: [usize; 2], causal: bool, window: bool) -> Self {
         let units = machine.even_units(UNITS);
         let few = (vectors.next_power_of_two() as u32).min(Team::near(machine)).min(units);
         // Rounded up, so that a row that grows by a key seldom needs another kernel.
         let share = |team: u32| vectors.div_ceil(team as usize).next_power_of_two();
-        let team = if share(few) <= VECTORS_OF_FEW { few } else { units };
+        let fills = |team: u32| rows.saturating_mul(team as usize) >= machine.processors as usize * UNITS_PER_PROCESSOR;
+        let mut teams = (0..=(units / few).ilog2()).map(|doublings| few << doublings);
+        let enough = |team: &u32| share(*team) <= MOST_VECTORS && (fills(*team) || share(*team) == 1);
+        let team = teams.find(enough).unwrap_or(units);
         let held = share(team) <= MOST_VECTORS;
-        let per_unit = if held { share(team) } else { VECTORS_OF_FEW } as u32;
-        Self { units, team: Team::new(machine, team), per_unit, held, causal, window }
+        let per_unit = if held { share(team) } else { VECTORS_OF_MANY } as u32;
+        Self { units, team: Team::new(machine, team), per_unit, held, causal, window, fast: machine.power_of_two }
     }
 }
 
@@ -104,7 +112,7 @@ pub fn launch<R: Runtime>(
     let vector = vector_size(client, &[scores], keys);
     let vectors = keys / vector;
     let start = triangular.unwrap_or(keys.saturating_sub(tokens));
-    let tile = Tile::new(machine, vectors, triangular.is_some(), window.is_some());
+    let tile = Tile::new(machine, [rows, vectors], triangular.is_some(), window.is_some());
     let cubes = machine.folded(rows, (tile.units / tile.team.units) as usize)?;
     let alibi_places = alibi.map(|alibi| {
         let [head, token, key] = broadcast_strides(alibi);
@@ -266,7 +274,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
         largest = cube_max(largest, &mut exchange, tile.team);
         #[unroll]
         for p in 0..per_unit {
-            values[p as usize] = weights::<N>(values[p as usize], largest);
+            values[p as usize] = weights::<N>(values[p as usize], largest, tile.fast);
             total += vector_sum::<N>(values[p as usize]);
         }
     } else {
@@ -283,7 +291,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
             largest = new_largest;
             #[unroll]
             for p in 0..per_unit {
-                total += vector_sum::<N>(weights::<N>(values[p as usize], largest));
+                total += vector_sum::<N>(weights::<N>(values[p as usize], largest, tile.fast));
             }
         }
         let row_largest = cube_max(largest, &mut exchange, tile.team);
@@ -310,7 +318,7 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
             for p in 0..per_unit {
                 let at = go + unit + p * team;
                 if at < vectors {
-                    let probability = weights::<N>(values[p as usize], largest) * Vector::<f32, N>::new(factor);
+                    let probability = weights::<N>(values[p as usize], largest, tile.fast) * Vector::<f32, N>::new(factor);
                     scores[(row.scores + at) as usize] = Vector::cast_from(probability);
                 }
             }
@@ -371,8 +379,19 @@ fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
 
 /// `exp(score - largest)`, 0 for what is hidden.
 #[cube]
-fn weights<N: Size>(scores: Vector<f32, N>, largest: f32) -> Vector<f32, N> {
+fn weights<N: Size>(scores: Vector<f32, N>, largest: f32, #[comptime] fast: bool) -> Vector<f32, N> {
     let hidden = scores.equal(Vector::<f32, N>::new(HIDDEN));
-    let weights = (scores - Vector::<f32, N>::new(largest)).exp();
+    let factor = comptime!(exponent(fast));
+    // Its rounding is the same for all of the row, and cancels in the sum.
+    let reference = largest * factor;
+    let mut weights = Vector::<f32, N>::new(0.0f32);
+    #[unroll]
+    for e in 0..N::value() {
+        weights[e] = if comptime!(fast) {
+            exponential(fma(scores[e], factor, -reference), true)
+        } else {
+            exponential(scores[e] - largest, false)
+        };
+    }
     select_many::<f32, N>(hidden, Vector::<f32, N>::new(0.0f32), weights)
 }

@@ -33,10 +33,10 @@ pub(super) struct Sizes {
 /// value its weight. The launch has `splits · tiles` cubes along x, the key heads along y, the batch along z. Row `r` of a key head is
 /// token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked)]
-pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Float, N: Size>(
+pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
     query: &Array<Vector<F, N>>,
-    key: &Cached<K, N>,
-    value: &Cached<V, N>,
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
     masks: &Masks<M, E>,
     output: &mut Array<O>,
     stats: &mut Array<f32>,
@@ -123,8 +123,8 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
 
     let key_head = key.head(batch, kv_head);
     let value_head = value.head(batch, kv_head);
-    let mut keys = Array::<Vector<K, N>>::new(comptime!(unroll * per_lane));
-    let mut values = Array::<Vector<V, N>>::new(comptime!(unroll * per_lane));
+    let mut keys = Array::<Vector<K, KN>>::new(comptime!(unroll * per_lane));
+    let mut values = Array::<Vector<V, VN>>::new(comptime!(unroll * per_lane));
     let mut key_scales = Array::<f32>::new(comptime!(shares.keys as usize));
     let mut value_scales = Array::<f32>::new(comptime!(shares.keys as usize));
     let mut kept = Array::<u32>::new(comptime!(shares.keys as usize));
@@ -143,8 +143,8 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             #[unroll]
             for p in 0..per_lane {
                 let part = lane + p as u32 * tile.lanes;
-                keys[u * per_lane + p] = Vector::<K, N>::new(K::from_int(0));
-                values[u * per_lane + p] = Vector::<V, N>::new(V::from_int(0));
+                keys[u * per_lane + p] = Vector::<K, KN>::new(K::from_int(0));
+                values[u * per_lane + p] = Vector::<V, VN>::new(V::from_int(0));
                 if keep && part < tile.vectors {
                     keys[u * per_lane + p] = key.part(key_head, at, part);
                     values[u * per_lane + p] = value.part(value_head, at, part);
@@ -179,7 +179,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             }
             #[unroll]
             for p in 0..per_lane {
-                let features = Vector::<f32, N>::cast_from(keys[u * per_lane + p]);
+                let features = key.widen::<N>(keys[u * per_lane + p]);
                 #[unroll]
                 for r in 0..rows {
                     let query = queries[r * per_lane + p];
@@ -268,7 +268,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             }
             #[unroll]
             for p in 0..per_lane {
-                let features = Vector::<f32, N>::cast_from(values[u * per_lane + p]);
+                let features = value.widen::<N>(values[u * per_lane + p]);
                 #[unroll]
                 for r in 0..rows {
                     if comptime!(tile.select) {

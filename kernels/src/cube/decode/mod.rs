@@ -100,6 +100,7 @@ pub fn launch<R: Runtime>(
         head_strides(query, vector),
         head_strides(context, 1),
     );
+    let (key_loads, value_loads) = (key.loads(vector), value.loads(vector));
     let float = f32::as_type_native_unchecked().storage_type();
     let stats = client.empty(all_rows * splits * 2 * size_of::<f32>());
     let partial = (splits > 1).then(|| client.empty(all_rows * splits * head_dim * size_of::<f32>()));
@@ -119,17 +120,19 @@ pub fn launch<R: Runtime>(
             cubes,
             CubeDim::new_1d(units),
             vector,
+            key_loads.vector,
+            value_loads.vector,
             array(query),
-            key.launch(vector),
-            value.launch(vector),
+            key.launch_loads(vector),
+            value.launch_loads(vector),
             masks.launch(),
             output,
             stats_array(),
             sizes,
             tile,
             query.dtype,
-            key.elements.dtype,
-            value.elements.dtype,
+            key_loads.elements,
+            value_loads.elements,
             output_type,
             masks.mask_type(),
             masks.bias_type(),

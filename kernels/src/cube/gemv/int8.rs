@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
+use crate::cube::bytes::{BYTES, ZERO};
 use crate::cube::contract::{Checked, Contract, f32_type, i8_type, same_type};
 use crate::cube::machine::Unsupported;
 use crate::cube::tensors::array;
@@ -67,7 +68,7 @@ pub(super) struct Reading {
 impl Reading {
     /// Weights of a vector.
     pub fn weights(self) -> usize {
-        if self.words { 4 * self.vector } else { self.vector }
+        if self.words { BYTES * self.vector } else { self.vector }
     }
 
     /// Every way to read an int8 matrix, the widest first. Words, in loads of up to 16 bytes, require that rows and blocks
@@ -76,7 +77,7 @@ impl Reading {
         let [outputs, inputs] = [matrix.elements.shape()[0], matrix.elements.shape()[1]];
         let [_, wide] = matrix.blocks;
         let elements = u32::as_type_native_unchecked().storage_type();
-        let words = client.io_optimized_vector_sizes(size_of::<u32>());
+        let words = client.io_optimized_vector_sizes(BYTES);
         let words = words.map(|vector| Self { elements, vector, words: true }).filter(|reading| {
             let divides = |size: usize| size.is_multiple_of(reading.weights());
             divides(inputs)
@@ -98,14 +99,9 @@ pub(super) struct Scales {
     /// Vectors of the matrix that share a scale, where an output has several.
     #[cube(comptime)]
     pub wide: Option<u32>,
-    /// [`ZERO`]. It is an argument because an instruction holds only one constant, which is the mask of the byte.
-    zero: u32,
+    /// [`ZERO`].
+    pub zero: u32,
 }
-
-/// The bits of [`ZERO_VALUE`], whose last bit counts 1. Its last two bytes are those of 0 with the sign bit inverted.
-const ZERO: u32 = 0x4b00_8080;
-/// 2^23, and 128 in each of the last two bytes.
-const ZERO_VALUE: f32 = 8_421_504.0;
 
 /// What a lane loads at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -208,46 +204,5 @@ impl Scales {
             }
             ComptimeOption::None => {}
         }
-    }
-}
-
-/// The `S` weights from `first` of what one load gives.
-#[cube]
-pub(super) fn weights<W: Numeric, M: Size, S: Size>(
-    loaded: Vector<W, M>,
-    scales: &Scales,
-    #[comptime] first: usize,
-    #[comptime] words: bool,
-) -> Vector<f32, S> {
-    let mut weights = Vector::<f32, S>::new(0.0f32);
-    if comptime!(words) {
-        #[unroll]
-        for e in 0..S::value() {
-            let word = u32::cast_from(loaded[comptime!((first + e) / 4)]);
-            weights[e] = byte(word, scales.zero, comptime!((first + e) as u32 % 4));
-        }
-    } else {
-        let all = Vector::<f32, M>::cast_from(loaded);
-        #[unroll]
-        for e in 0..S::value() {
-            weights[e] = all[first + e];
-        }
-    }
-    weights
-}
-
-/// A byte of a word, a signed number, without a conversion: it becomes one of the last bytes of [`ZERO`], whose value is then
-/// subtracted. Every step is exact.
-#[cube]
-fn byte(word: u32, zero: u32, #[comptime] at: u32) -> f32 {
-    let mut half = word;
-    if comptime!(at >= 2) {
-        half = word >> 16u32;
-    }
-    if comptime!(at.is_multiple_of(2)) {
-        f32::reinterpret((half & 0xffu32) ^ zero) - ZERO_VALUE
-    } else {
-        // One byte further left, so that it counts 256 times as much.
-        f32::reinterpret((half & 0xff00u32) ^ zero) * comptime!(1.0 / 256.0) - comptime!(ZERO_VALUE / 256.0)
     }
 }

@@ -3,10 +3,11 @@
 use cubecl::prelude::*;
 
 use super::activations::{Activations, Exchange, activations, line};
-use super::int8::{Loads, Reading, Scales, scales, weights};
+use super::int8::{Loads, Reading, Scales, scales};
 use super::output::{Sizes, sizes, write};
 use super::plan::{fills, lanes, loads, tile_length};
 use super::problem::{CheckedGemv, CheckedMatrix, Extents};
+use crate::cube::bytes::integers;
 use crate::cube::lanes::lanes_sum;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::{array, vector_size};
@@ -326,7 +327,7 @@ fn add<W: Numeric, M: Size, S: Size>(
         let mut weight = Array::<Vector<f32, S>>::new(outputs);
         #[unroll]
         for o in 0..outputs {
-            weight[o] = weights::<W, M, S>(loaded[u * outputs + o], scales, comptime!(p * width), tile.words);
+            weight[o] = integers::<W, M, S>(loaded[u * outputs + o], scales.zero, comptime!(p * width), tile.words);
         }
         #[unroll]
         for r in 0..rows {

@@ -88,6 +88,7 @@ impl Engine {
             quads: false,
             pairs: false,
             int8: false,
+            heads_first: false,
         }
     }
 
@@ -180,13 +181,14 @@ pub fn launch<R: Runtime>(
     let quads = engine != Engine::Emulated && masks.has_bias_vectors(4);
     let rows = group * tokens;
     let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, rows], scoring, int8);
-    let tile = Tile { quads, pairs: context_vector == 2, ..tile };
+    let tile = Tile { quads, pairs: context_vector == 2, heads_first: masks.is_causal(), ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
     let tiles = rows.div_ceil(tile.rows() as usize);
     // With 64 bits the compiler adds what it knows of an index to the address, in the instruction that reads: see `step_vectors`.
     let addresses = if tile.asynchronous { AddressType::U64 } else { AddressType::U32 };
     let cubes = machine.cubes([tiles, kv_heads, batch])?;
+    let (key_loads, value_loads) = (key.loads(vector), value.loads(vector));
     let sizes = SizesLaunch::new(
         tiles as u32,
         tokens as u32,
@@ -206,17 +208,19 @@ pub fn launch<R: Runtime>(
             CubeDim::new_1d(tile.units()),
             addresses,
             vector,
+            key_loads.vector,
+            value_loads.vector,
             context_vector,
             array(query),
-            key.launch(vector),
-            value.launch(vector),
+            key.launch_loads(vector),
+            value.launch_loads(vector),
             masks.launch(),
             array(context),
             sizes,
             tile,
             query.dtype,
-            key.elements.dtype,
-            value.elements.dtype,
+            key_loads.elements,
+            value_loads.elements,
             masks.mask_type(),
             masks.bias_type(),
         );

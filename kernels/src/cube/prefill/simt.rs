@@ -89,6 +89,7 @@ pub fn launch<R: Runtime>(
     let rows = sizes.group() * tokens;
     let tiles = rows.div_ceil(tile.all_queries() as usize);
     let cubes = machine.cubes([tiles, kv_heads, batch])?;
+    let (key_loads, value_loads) = (key.loads(vector), value.loads(vector));
     // SAFETY: the tensors were checked against each other, so rows, heads, tokens and features that `Sizes` and `Tile` count are
     // in all of them. The kernel reads keys, values, scales and masks only at slots before `masks.end`, which is at most `keys`,
     // and they hold that many.
@@ -98,9 +99,11 @@ pub fn launch<R: Runtime>(
             cubes,
             CubeDim::new_1d(tile.units_x * UNITS_Y),
             vector,
+            key_loads.vector,
+            value_loads.vector,
             array(query),
-            key.launch(vector),
-            value.launch(vector),
+            key.launch_loads(vector),
+            value.launch_loads(vector),
             masks.launch(),
             array(context),
             SizesLaunch::new(
@@ -113,8 +116,8 @@ pub fn launch<R: Runtime>(
             ),
             tile,
             query.dtype,
-            key.elements.dtype,
-            value.elements.dtype,
+            key_loads.elements,
+            value_loads.elements,
             masks.mask_type(),
             masks.bias_type(),
         );
@@ -152,10 +155,10 @@ fn tile(machine: &Machine, head_dim: usize, vector: usize, element: usize, selec
 /// and sums are held by every unit of a row. The launch has tiles of queries along x, key heads along y, the batch
 /// along z.
 #[cube(launch_unchecked)]
-fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
+fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
     query: &Array<Vector<F, N>>,
-    key: &Cached<K, N>,
-    value: &Cached<V, N>,
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
     masks: &Masks<M, E>,
     context: &mut Array<Vector<F, N>>,
     sizes: &Sizes,
@@ -244,8 +247,8 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
             let mut key_part = Vector::<F, N>::new(F::from_int(0));
             let mut value_part = Vector::<F, N>::new(F::from_int(0));
             if keep {
-                key_part = key.features::<F>(key_head, slot, part);
-                value_part = value.features::<F>(value_head, slot, part);
+                key_part = key.features::<F, N>(key.part(key_head, slot, part), key.scale(key_head, slot));
+                value_part = value.features::<F, N>(value.part(value_head, slot, part), value.scale(value_head, slot));
             }
             shared_key[place] = key_part;
             shared_value[place] = value_part;

@@ -109,8 +109,9 @@ impl Tile {
     }
 }
 
-/// Most fragments of outputs of a cube: what is loaded ahead for more does not fit into registers.
-const MOST_BLOCKS: usize = 6;
+/// Most fragments of outputs of a cube. With more, a multiprocessor holds too few cubes to read one's inputs while another waits for
+/// weights: on an H100 three are as fast as four and faster than six, and two are slower.
+const MOST_BLOCKS: usize = 3;
 
 /// Fragments of outputs of a cube: as many as leave the multiprocessors equally long at work, counting what every cube does
 /// for its inputs as one more.

@@ -6,9 +6,10 @@ use cubecl::prelude::*;
 use super::scores::{add_all, add_slopes, hide_range, query_of, rows, score};
 use super::stage::{stage_keys, stage_queries};
 use super::step::{accumulate, load_queries, probabilities, products};
-use super::tile::{Scoring, Sizes, Tile, register};
+use super::tile::{Scoring, Sizes, Tile, register, tile_and_head};
 use crate::cube::cached::Cached;
-use crate::cube::fragment::{LANES, Pair, exponent};
+use crate::cube::exponential::exponent;
+use crate::cube::fragment::{LANES, Pair};
 use crate::cube::lanes::lanes_sum;
 use crate::cube::masks::{HIDDEN, Masks};
 
@@ -29,13 +30,13 @@ use crate::cube::masks::{HIDDEN, Masks};
 /// exponentials of `S`, is the left operand of the second product without leaving its registers. Maxima are taken over the four lanes
 /// of a row at each step, sums at the end. With 32 rows, each fragment of keys and values that is read serves two products.
 ///
-/// The launch has tiles of rows along x, those with most keys first; key heads along y, the batch along z. Row `r` of a
+/// The launch has as many cubes along x as tiles of rows, as many along y as key heads, and the batch along z. Row `r` of a
 /// key head is token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked, address_type = "dynamic")]
-pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, C: Size>(
+pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size, C: Size>(
     query: &Array<Vector<F, N>>,
-    key: &Cached<K, N>,
-    value: &Cached<V, N>,
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
     masks: &Masks<M, E>,
     context: &mut Array<Vector<F, C>>,
     sizes: &Sizes,
@@ -55,7 +56,8 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let lane = UNIT_POS % LANES;
     let plane = UNIT_POS / LANES;
     let all_rows = sizes.group * sizes.tokens;
-    let first_row = (sizes.tiles - 1 - CUBE_POS_X) * comptime!(tile.rows());
+    let (tile_at, _) = tile_and_head(tile);
+    let first_row = (sizes.tiles - 1 - tile_at) * comptime!(tile.rows());
     let last_row = min(first_row + comptime!(tile.rows()), all_rows) - 1;
     let plane_row = first_row + plane * comptime!(tile.plane_rows());
     let own_row = plane_row + lane / 4;
@@ -75,33 +77,36 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let mut stage = SharedMemory::<Vector<F, N>>::new_aligned(comptime!(tile.stage_vectors() as usize), 128usize);
     let mut scratch = SharedMemory::<f32>::new(comptime!(tile.scratch() as usize));
 
-    // The first keys are copied while the queries go to registers.
     let mut barriers = Sequence::<Shared<Barrier>>::new();
     if comptime!(tile.asynchronous) {
         barriers.push(Barrier::shared(CUBE_DIM, UNIT_POS == 0));
     }
-    if begin < stop {
-        let first_key = begin * keys;
-        if comptime!(tile.stages == 2) {
-            let to = 0u32.runtime() as usize;
-            stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, to, first_key, end, false, tile);
-            signal(&barriers, tile);
-        }
-    }
-    stage_queries::<F, N>(query, &mut stage, first_row, sizes, tile);
-    sync_cube();
     let query_origin = (comptime!(tile.query_origin()) + plane * comptime!(tile.plane_rows() * layout.width)) as usize;
     let mut queries = Array::<Vector<F, Pair>>::new(comptime!(tile.query_registers()));
-    if comptime!(tile.resident) {
-        #[unroll(unroll)]
-        for depth in 0..comptime!(tile.head_dim / 16) {
-            load_queries::<F, N>(&stage, query_origin, depth, depth, &mut queries, true, tile);
+    if begin < stop {
+        stage_queries::<F, N>(query, &mut stage, first_row, sizes, tile);
+        if comptime!(tile.stages == 2) {
+            let (to, first_key) = (0u32.runtime() as usize, begin * keys);
+            stage_keys::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, to, first_key, end, false, tile);
+            signal(&barriers, tile);
         }
-        if comptime!(tile.odd()) {
-            let depth = comptime!(tile.head_dim / 16).runtime();
-            load_queries::<F, N>(&stage, query_origin, depth, depth, &mut queries, false, tile);
+        if comptime!(tile.resident) {
+            // The queries make room for keys.
+            if comptime!(tile.asynchronous) {
+                barriers.index(0usize).wait_parity(0u32);
+            } else {
+                sync_cube();
+            }
+            #[unroll(unroll)]
+            for depth in 0..comptime!(tile.head_dim / 16) {
+                load_queries::<F, N>(&stage, query_origin, depth, depth, &mut queries, true, tile);
+            }
+            if comptime!(tile.odd()) {
+                let depth = comptime!(tile.head_dim / 16).runtime();
+                load_queries::<F, N>(&stage, query_origin, depth, depth, &mut queries, false, tile);
+            }
+            sync_cube();
         }
-        sync_cube();
     }
 
     let mut largest = Array::<f32>::new(comptime!(tile.unit_rows()));
@@ -118,7 +123,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     }
     let own = rows::<M, E>(masks, own_row, start, sizes, tile);
     // Scores that are nothing but products, or products and ALiBi, stay unscaled until the exponential.
-    let mut factor = comptime!(exponent(tile.emulate)).runtime();
+    let mut factor = comptime!(exponent(!tile.emulate)).runtime();
     if comptime!(!matches!(tile.scoring, Scoring::Masked { .. })) {
         factor *= sizes.scale;
     }
@@ -134,12 +139,12 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
                 let to = ((1 - odd) * sizes.step_vectors) as usize;
                 if comptime!(tile.asynchronous && !matches!(tile.scoring, Scoring::Masked { interior: false })) {
                     if next + keys <= end {
-                        stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, to, next, end, true, tile);
+                        stage_keys::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, to, next, end, true, tile);
                     } else {
-                        stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, to, next, end, false, tile);
+                        stage_keys::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, to, next, end, false, tile);
                     }
                 } else {
-                    stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, to, next, end, false, tile);
+                    stage_keys::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, to, next, end, false, tile);
                 }
             }
             if comptime!(tile.asynchronous) {
@@ -149,7 +154,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
             }
         } else {
             sync_cube();
-            stage_keys::<F, K, V, M, E, N>(key, value, masks, &mut stage, origin, first_key, end, false, tile);
+            stage_keys::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, origin, first_key, end, false, tile);
             sync_cube();
         }
 
@@ -202,7 +207,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         let inverse = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
         let row = own_row + r as u32 * 8;
         if row < all_rows {
-            let query = query_of(row, start, sizes);
+            let query = query_of(row, start, sizes, tile);
             let base = sizes.context.head(batch, query.head) + query.token * sizes.context.token;
             #[unroll(unroll)]
             for column in 0..comptime!(tile.columns()) {

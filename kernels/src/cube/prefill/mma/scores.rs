@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::tile::{Scoring, Sizes, Tile, register};
+use super::tile::{Scoring, Sizes, Tile, register, tile_and_head};
 use crate::cube::fragment::Pair;
 use crate::cube::masks::{HIDDEN, Masks, Query};
 
@@ -20,9 +20,10 @@ fn key_offset(eight: u32, #[comptime] e: u32, #[comptime] tile: Tile) -> u32 {
 
 /// The row of a plane's queries, of which this unit has a part, as a query of its head.
 #[cube]
-pub(super) fn query_of(row: u32, start: u32, sizes: &Sizes) -> Query {
+pub(super) fn query_of(row: u32, start: u32, sizes: &Sizes, #[comptime] tile: Tile) -> Query {
+    let (_, kv_head) = tile_and_head(tile);
     let token = row / sizes.group;
-    Query { batch: CUBE_POS_Z, head: CUBE_POS_Y * sizes.group + row % sizes.group, token, slot: start + token }
+    Query { batch: CUBE_POS_Z, head: kv_head * sizes.group + row % sizes.group, token, slot: start + token }
 }
 
 /// What the scores of a row need in every step.
@@ -53,7 +54,7 @@ pub(super) fn rows<M: Int, E: Float>(
         for r in 0..comptime!(tile.unit_rows()) {
             // Those after the last one are read, and not written.
             let row = min(own_row + r as u32 * 8, sizes.group * sizes.tokens - 1);
-            let query = query_of(row, start, sizes);
+            let query = query_of(row, start, sizes, tile);
             slots[r] = f32::cast_from(query.slot);
             let slope = masks.slope(query.head);
             slopes[r] = if comptime!(tile.scoring == Scoring::Slopes) { slope / sizes.scale } else { slope };
@@ -188,7 +189,7 @@ pub(super) fn score<M: Int, E: Float>(
             #[unroll(!tile.emulate)]
             for r in 0..comptime!(tile.unit_rows() as u32) {
                 let place = register(r as usize, eight as usize, comptime!(eights as usize));
-                let query = query_of(own_row + r * 8, start, sizes);
+                let query = query_of(own_row + r * 8, start, sizes, tile);
                 let mut pair = scores[place];
                 let raw = pair[e as usize] * sizes.scale;
                 let mut score = HIDDEN.runtime();

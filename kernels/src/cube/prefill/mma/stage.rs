@@ -3,9 +3,9 @@
 use cubecl::prelude::barrier::{copy_async, copy_async_checked};
 use cubecl::prelude::*;
 
-use super::tile::{Sizes, Tile};
+use super::tile::{Sizes, Tile, tile_and_head};
 use crate::cube::cached::Cached;
-use crate::cube::fragment::zeros;
+use crate::cube::fragment::{place, zeros};
 use crate::cube::masks::Masks;
 
 /// The queries of the cube's rows; zeros after the last row.
@@ -18,18 +18,46 @@ pub(super) fn stage_queries<F: Float, N: Size>(
     #[comptime] tile: Tile,
 ) {
     let vectors = comptime!(tile.vectors());
+    let units = comptime!(tile.units());
+    let total = comptime!(tile.rows() * vectors);
+    let ahead = comptime!(tile.ahead());
     let all_rows = sizes.group * sizes.tokens;
-    for at in range_stepped(UNIT_POS, comptime!(tile.rows() * vectors), comptime!(tile.units())) {
-        let row = first_row + at / vectors;
-        let mut part = zeros::<F, N>();
-        if row < all_rows {
-            let head = CUBE_POS_Y * sizes.group + row % sizes.group;
+    let (_, kv_head) = tile_and_head(tile);
+    let origin = comptime!(tile.query_origin());
+    let mut parts = Array::<Vector<F, N>>::new(comptime!(ahead as usize));
+    #[unroll(!tile.emulate)]
+    for round in 0..comptime!(total.div_ceil(units * ahead)) {
+        #[unroll]
+        for a in 0..ahead {
+            let at = UNIT_POS + (round * ahead + a) * units;
+            let row = first_row + at / vectors;
+            let head = kv_head * sizes.group + row % sizes.group;
             let token = row / sizes.group;
             let from = sizes.query.head(CUBE_POS_Z, head) + token * sizes.query.token + at % vectors;
-            part = query[from as usize];
+            let there = row < all_rows && at < total;
+            if comptime!(tile.asynchronous) {
+                if at < total {
+                    let to = (origin + place(at / vectors, at % vectors, tile.layout())) as usize;
+                    let slice = query.slice(from as usize, (from + select(there, 1u32, 0u32)) as usize);
+                    copy_async_checked(&slice, &mut stage.slice_mut(to, to + 1), 8u32);
+                }
+            } else {
+                let mut part = zeros::<F, N>();
+                if there {
+                    part = query[from as usize];
+                }
+                parts[a as usize] = part;
+            }
         }
-        let place = comptime!(tile.query_origin()) + at / vectors * comptime!(tile.layout().width) + at % vectors;
-        stage[place as usize] = part;
+        if comptime!(!tile.asynchronous) {
+            #[unroll]
+            for a in 0..ahead {
+                let at = UNIT_POS + (round * ahead + a) * units;
+                if at < total {
+                    stage[(origin + place(at / vectors, at % vectors, tile.layout())) as usize] = parts[a as usize];
+                }
+            }
+        }
     }
 }
 
@@ -44,9 +72,9 @@ fn row_of(key: u32, #[comptime] tile: Tile) -> u32 {
 ///
 /// If `inside`, every key may be read.
 #[cube]
-pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size>(
-    key: &Cached<K, N>,
-    value: &Cached<V, N>,
+pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
     masks: &Masks<M, E>,
     stage: &mut SharedMemory<Vector<F, N>>,
     origin: usize,
@@ -60,46 +88,95 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
     let total = comptime!(tile.keys * vectors);
     let width = comptime!(tile.layout().width);
     let values = comptime!(tile.keys * width) as usize;
-    let key_head = key.head(CUBE_POS_Z, CUBE_POS_Y);
-    let value_head = value.head(CUBE_POS_Z, CUBE_POS_Y);
+    let (_, kv_head) = tile_and_head(tile);
+    let key_head = key.head(CUBE_POS_Z, kv_head);
+    let value_head = value.head(CUBE_POS_Z, kv_head);
     // Addresses that change from step to step, and elements of int8 in flight, together take too many registers.
     let unroll = comptime!(!tile.emulate && (tile.even() || !tile.int8));
     if comptime!(tile.even()) {
         let rows = comptime!(units / vectors);
+        let ahead = comptime!(tile.ahead());
+        // Chunks of a row are turned alike if so many rows are between.
+        let alike = comptime!(rows.is_multiple_of(if tile.quads { 16 } else { 8 }));
         let (row, part) = (UNIT_POS / vectors, UNIT_POS % vectors);
-        let to = origin + (row_of(row, tile) * width + part) as usize;
+        let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
         let mut slot = first_key + row;
         let mut key_at = key.place(key_head, slot, part);
         let mut value_at = value.place(value_head, slot, part);
+        let mut loaded = Loaded::<K, V, KN, VN>::new(ahead);
         #[unroll(unroll)]
-        for step in 0..comptime!(total.div_ceil(units)) {
-            if comptime!(total.is_multiple_of(units)) || row + step * rows < tile.keys {
-                let to = to + (row_of(step * rows, tile) * width) as usize;
-                let keep = keeps::<M, E>(masks, slot, end, inside);
-                copy::<F, K, N>(key, key_at, key.scale_place(key_head, slot), stage, to, keep, inside, tile);
-                let to = to + values;
-                copy::<F, V, N>(value, value_at, value.scale_place(value_head, slot), stage, to, keep, inside, tile);
+        for round in 0..comptime!(total.div_ceil(units * ahead)) {
+            #[unroll]
+            for a in 0..ahead {
+                let step = round * ahead + a;
+                if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
+                    let keep = keeps::<M, E>(masks, slot, end, inside);
+                    if comptime!(tile.asynchronous) {
+                        let to = step_place(first, origin, row, step * rows, part, alike, tile);
+                        copy::<F, K, N, KN>(key, key_at, stage, to, keep, inside);
+                        copy::<F, V, N, VN>(value, value_at, stage, to + values, keep, inside);
+                    } else {
+                        let key_from = Places { element: key_at, scale: key.scale_place(key_head, slot) };
+                        let value_from = Places { element: value_at, scale: value.scale_place(value_head, slot) };
+                        loaded.load(key, value, key_from, value_from, keep, a);
+                    }
+                }
+                slot += rows;
+                key_at += rows * key.stride();
+                value_at += rows * value.stride();
             }
-            slot += rows;
-            key_at += rows * key.stride();
-            value_at += rows * value.stride();
+            if comptime!(!tile.asynchronous) {
+                #[unroll]
+                for a in 0..ahead {
+                    let step = round * ahead + a;
+                    if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
+                        let to = step_place(first, origin, row, step * rows, part, alike, tile);
+                        loaded.store::<F, N>(key, value, stage, to, to + values, a);
+                    }
+                }
+            }
         }
     } else {
+        let mut loaded = Loaded::<K, V, KN, VN>::new(1u32);
         #[unroll(unroll)]
         for step in 0..comptime!(total.div_ceil(units)) {
             let at = UNIT_POS + step * units;
             let (row, part) = (at / vectors, at % vectors);
             let slot = first_key + row;
-            let to = origin + (row_of(row, tile) * width + part) as usize;
+            let to = origin + place(row_of(row, tile), part, tile.layout()) as usize;
             if comptime!(total.is_multiple_of(units)) || row < tile.keys {
                 let keep = keeps::<M, E>(masks, slot, end, inside);
                 let key_at = key.place(key_head, slot, part);
-                copy::<F, K, N>(key, key_at, key.scale_place(key_head, slot), stage, to, keep, inside, tile);
-                let to = to + values;
                 let value_at = value.place(value_head, slot, part);
-                copy::<F, V, N>(value, value_at, value.scale_place(value_head, slot), stage, to, keep, inside, tile);
+                if comptime!(tile.asynchronous) {
+                    copy::<F, K, N, KN>(key, key_at, stage, to, keep, inside);
+                    copy::<F, V, N, VN>(value, value_at, stage, to + values, keep, inside);
+                } else {
+                    let key_from = Places { element: key_at, scale: key.scale_place(key_head, slot) };
+                    let value_from = Places { element: value_at, scale: value.scale_place(value_head, slot) };
+                    loaded.load(key, value, key_from, value_from, keep, 0u32);
+                    loaded.store::<F, N>(key, value, stage, to, to + values, 0u32);
+                }
             }
         }
+    }
+}
+
+/// Where part `part` of row `row + rows` goes; row `row` has it at `first`. `alike` if chunks of both rows are turned alike.
+#[cube]
+fn step_place(
+    first: usize,
+    origin: usize,
+    row: u32,
+    rows: u32,
+    part: u32,
+    #[comptime] alike: bool,
+    #[comptime] tile: Tile,
+) -> usize {
+    if comptime!(alike) {
+        first + (row_of(rows, tile) * comptime!(tile.layout().width)) as usize
+    } else {
+        origin + place(row_of(row + rows, tile), part, tile.layout()) as usize
     }
 }
 
@@ -118,26 +195,85 @@ fn keeps<M: Int, E: Float>(masks: &Masks<M, E>, key: u32, end: u32, #[comptime] 
 
 /// One vector, or zeros, and then nothing is read.
 #[cube]
-fn copy<F: Float, C: Numeric, N: Size>(
-    source: &Cached<C, N>,
+fn copy<F: Float, C: Numeric, N: Size, S: Size>(
+    source: &Cached<C, S>,
     at: u32,
-    scale_at: u32,
     stage: &mut SharedMemory<Vector<F, N>>,
     to: usize,
     keep: bool,
     #[comptime] inside: bool,
-    #[comptime] tile: Tile,
 ) {
-    if comptime!(tile.asynchronous && inside) {
-        copy_async(&source.floats::<F>(at, 1u32), &mut stage.slice_mut(to, to + 1), 8u32);
-    } else if comptime!(tile.asynchronous) {
-        let vectors = select(keep, 1u32, 0u32);
-        copy_async_checked(&source.floats::<F>(at, vectors), &mut stage.slice_mut(to, to + 1), 8u32);
+    if comptime!(inside) {
+        copy_async(&source.floats::<F, N>(at, 1u32), &mut stage.slice_mut(to, to + 1), 8u32);
     } else {
-        let mut features = zeros::<F, N>();
-        if keep {
-            features = source.features_at::<F>(at, scale_at);
+        let vectors = select(keep, 1u32, 0u32);
+        copy_async_checked(&source.floats::<F, N>(at, vectors), &mut stage.slice_mut(to, to + 1), 8u32);
+    }
+}
+
+/// The indices of a vector and of its scale.
+#[derive(CubeType, Clone, Copy)]
+struct Places {
+    element: u32,
+    scale: u32,
+}
+
+/// Keys and values on their way to shared memory: several loads are in flight together.
+#[derive(CubeType)]
+struct Loaded<K: Numeric, V: Numeric, KN: Size, VN: Size> {
+    keys: Array<Vector<K, KN>>,
+    values: Array<Vector<V, VN>>,
+    key_scales: Array<f32>,
+    value_scales: Array<f32>,
+}
+
+#[cube]
+impl<K: Numeric, V: Numeric, KN: Size, VN: Size> Loaded<K, V, KN, VN> {
+    fn new(#[comptime] ahead: u32) -> Self {
+        let ahead = comptime!(ahead as usize);
+        Loaded::<K, V, KN, VN> {
+            keys: Array::new(ahead),
+            values: Array::new(ahead),
+            key_scales: Array::new(ahead),
+            value_scales: Array::new(ahead),
         }
-        stage[to] = features;
+    }
+
+    /// Load `a`: a vector of keys and one of values with their scales, or zeros, and then nothing is read.
+    fn load(
+        &mut self,
+        key: &Cached<K, KN>,
+        value: &Cached<V, VN>,
+        key_from: Places,
+        value_from: Places,
+        keep: bool,
+        a: u32,
+    ) {
+        let a = a as usize;
+        self.keys[a] = Vector::<K, KN>::new(K::from_int(0));
+        self.values[a] = Vector::<V, VN>::new(V::from_int(0));
+        self.key_scales[a] = 0.0f32;
+        self.value_scales[a] = 0.0f32;
+        if keep {
+            self.keys[a] = key.at(key_from.element);
+            self.values[a] = value.at(value_from.element);
+            self.key_scales[a] = key.scale_at(key_from.scale);
+            self.value_scales[a] = value.scale_at(value_from.scale);
+        }
+    }
+
+    /// Writes load `a`, times its scales.
+    fn store<F: Float, N: Size>(
+        &self,
+        key: &Cached<K, KN>,
+        value: &Cached<V, VN>,
+        stage: &mut SharedMemory<Vector<F, N>>,
+        key_to: usize,
+        value_to: usize,
+        a: u32,
+    ) {
+        let a = a as usize;
+        stage[key_to] = key.features::<F, N>(self.keys[a], self.key_scales[a]);
+        stage[value_to] = value.features::<F, N>(self.values[a], self.value_scales[a]);
     }
 }

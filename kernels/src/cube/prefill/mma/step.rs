@@ -3,7 +3,8 @@
 use cubecl::prelude::*;
 
 use super::tile::{Scoring, Tile, register};
-use crate::cube::fragment::{Order, Pair, as_left, exponent, exponential, load, mma, zeros};
+use crate::cube::exponential::{exponent, exponential};
+use crate::cube::fragment::{Order, Pair, as_left, load, mma, zeros};
 use crate::cube::lanes::lanes_max;
 use crate::cube::masks::HIDDEN;
 
@@ -52,22 +53,20 @@ fn products_of<F: Float, N: Size>(
     let unroll = comptime!(!tile.emulate);
     let layout = comptime!(tile.layout());
     let blocks = comptime!(tile.keys / 16);
-    let offset = depth * comptime!(2 * layout.chunk);
     if comptime!(!tile.resident) {
         load_queries::<F, N>(stage, query_origin, depth, 0u32, queries, whole, tile);
     }
     #[unroll(unroll)]
     for block in 0..blocks {
-        let offset = offset + block * comptime!(16 * layout.width);
         let mut right = Array::<Vector<F, Pair>>::new(4usize);
         if comptime!(whole) {
-            let found = load::<F, N>(stage, origin, offset, 4u32, Order::Features, false, layout);
+            let found = load::<F, N>(stage, origin, block * 16, depth * 2, 4u32, Order::Features, false, layout);
             #[unroll]
             for i in 0..4usize {
                 right[i] = found[i];
             }
         } else {
-            let found = load::<F, N>(stage, origin, offset, 2u32, Order::Rows, false, layout);
+            let found = load::<F, N>(stage, origin, block * 16, depth * 2, 2u32, Order::Rows, false, layout);
             #[unroll]
             for i in 0..2usize {
                 right[i * 2] = found[i];
@@ -107,8 +106,7 @@ pub(super) fn load_queries<F: Float, N: Size>(
     let matrices = if comptime!(whole) { 4u32 } else { 2u32 };
     #[unroll(!tile.emulate)]
     for piece in 0..comptime!(tile.pieces) {
-        let offset = piece * comptime!(16 * layout.width) + depth * comptime!(2 * layout.chunk);
-        let left = load::<F, N>(stage, query_origin, offset, matrices, Order::Rows, false, layout);
+        let left = load::<F, N>(stage, query_origin, piece * 16, depth * 2, matrices, Order::Rows, false, layout);
         let register = query_register(piece, to, tile);
         #[unroll]
         for i in 0..4u32 {
@@ -131,12 +129,13 @@ pub(super) fn probabilities(
     factor: f32,
     #[comptime] tile: Tile,
 ) {
-    let emulate = comptime!(tile.emulate);
+    // Tensor cores are CUDA's.
+    let fast = comptime!(!tile.emulate);
     let unroll = comptime!(!tile.emulate);
     let eights = comptime!(tile.keys as usize / 8);
     let columns = comptime!(tile.columns() as usize);
     let shifted = comptime!(tile.scoring == Scoring::Slopes);
-    let slack = comptime!(SLACK * exponent(tile.emulate));
+    let slack = comptime!(SLACK * exponent(!tile.emulate));
 
     let mut new_largest = Array::<f32>::new(comptime!(tile.unit_rows()));
     let mut grows = false.runtime();
@@ -163,7 +162,7 @@ pub(super) fn probabilities(
     if grows {
         #[unroll(unroll)]
         for r in 0..comptime!(tile.unit_rows()) {
-            let shrink = exponential((largest[r] - new_largest[r]) * factor, emulate);
+            let shrink = exponential((largest[r] - new_largest[r]) * factor, fast);
             largest[r] = new_largest[r];
             total[r] = total[r] * shrink;
             #[unroll(unroll)]
@@ -185,8 +184,8 @@ pub(super) fn probabilities(
         for eight in 0..eights {
             let at = register(r, eight, eights);
             let mut pair = scores[at];
-            pair[0] = exponential(fma(pair[0], factor, -reference), emulate);
-            pair[1] = exponential(fma(pair[1], factor, -reference), emulate);
+            pair[0] = exponential(fma(pair[0], factor, -reference), fast);
+            pair[1] = exponential(fma(pair[1], factor, -reference), fast);
             sum += pair[0] + pair[1];
             scores[at] = pair;
         }
@@ -216,11 +215,10 @@ pub(super) fn accumulate<F: Float, N: Size>(
         for piece in 0..pieces {
             as_left::<F>(scores, (piece * blocks + block) * 4, &mut left, piece * 4);
         }
-        let row = block * comptime!(16 * layout.width) + comptime!(tile.keys * layout.width);
+        let row = block * 16 + tile.keys;
         #[unroll(unroll)]
         for sixteen in 0..comptime!(columns / 2) {
-            let offset = row + sixteen * comptime!(2 * layout.chunk);
-            let right = load::<F, N>(stage, origin, offset, 4u32, Order::Rows, true, layout);
+            let right = load::<F, N>(stage, origin, row, sixteen * 2, 4u32, Order::Rows, true, layout);
             #[unroll(unroll)]
             for half in 0..2u32 {
                 #[unroll(unroll)]
@@ -231,8 +229,8 @@ pub(super) fn accumulate<F: Float, N: Size>(
             }
         }
         if comptime!(tile.odd()) {
-            let offset = row + comptime!((columns - 1) * layout.chunk);
-            let right = load::<F, N>(stage, origin, offset, 2u32, Order::Rows, true, layout);
+            let chunk = comptime!(columns - 1).runtime();
+            let right = load::<F, N>(stage, origin, row, chunk, 2u32, Order::Rows, true, layout);
             #[unroll(unroll)]
             for piece in 0..pieces {
                 let to = (piece * columns + comptime!(columns - 1)) * 2;

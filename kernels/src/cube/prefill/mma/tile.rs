@@ -23,6 +23,18 @@ pub(super) fn register(r: usize, column: usize, #[comptime] columns: usize) -> u
     (r / 2 * columns + column) * 2 + r % 2
 }
 
+/// The cube's tile of rows, counted from the last one, and its key head. Cubes start in the order of x, y and z, so that those with
+/// most keys come first: those of a head, or those of all heads.
+#[cube]
+pub(super) fn tile_and_head(#[comptime] tile: Tile) -> (u32, u32) {
+    if comptime!(tile.heads_first) {
+        let order = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
+        (order / CUBE_COUNT_Y, order % CUBE_COUNT_Y)
+    } else {
+        (CUBE_POS_X, CUBE_POS_Y)
+    }
+}
+
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
@@ -48,6 +60,9 @@ pub(super) struct Tile {
     pub pairs: bool,
     /// Whether keys or values become floats on their way to shared memory.
     pub int8: bool,
+    /// Whether cubes take the same tile of every head before the next one. Under a causal mask tiles differ, and the last cubes to
+    /// start should be short. Otherwise the cubes of a head are best together, since they read the same keys.
+    pub heads_first: bool,
 }
 
 impl Tile {
@@ -67,6 +82,12 @@ impl Tile {
 
     pub fn units(&self) -> u32 {
         self.planes * LANES
+    }
+
+    /// Vectors that a unit loads before it writes them to shared memory. Asynchronous copies need no registers, and emulated planes
+    /// can do with one.
+    pub fn ahead(&self) -> u32 {
+        if self.asynchronous || self.emulate { 1 } else { 4 }
     }
 
     /// Vectors of a row in memory.
@@ -94,10 +115,8 @@ impl Tile {
         !self.columns().is_multiple_of(2)
     }
 
-    /// Rows are an odd number of 16 bytes, in 16-bit elements: eight of them are on different banks.
     pub fn layout(&self) -> Layout {
-        let chunk = 8 / self.vector;
-        Layout { width: (self.columns() | 1) * chunk, chunk, vector: self.vector, emulate: self.emulate }
+        Layout::new(self.columns(), self.vector, self.emulate)
     }
 
     /// Registers of the queries, all of them or those of one depth.
