@@ -381,17 +381,12 @@ fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
 #[cube]
 fn weights<N: Size>(scores: Vector<f32, N>, largest: f32, #[comptime] fast: bool) -> Vector<f32, N> {
     let hidden = scores.equal(Vector::<f32, N>::new(HIDDEN));
-    let factor = comptime!(exponent(fast));
-    // Its rounding is the same for all of the row, and cancels in the sum.
-    let reference = largest * factor;
+    // The difference first: products of large scores would overflow.
+    let differences = (scores - Vector::<f32, N>::new(largest)) * Vector::<f32, N>::new(comptime!(exponent(fast)));
     let mut weights = Vector::<f32, N>::new(0.0f32);
     #[unroll]
     for e in 0..N::value() {
-        weights[e] = if comptime!(fast) {
-            exponential(fma(scores[e], factor, -reference), true)
-        } else {
-            exponential(scores[e] - largest, false)
-        };
+        weights[e] = exponential(differences[e], fast);
     }
     select_many::<f32, N>(hidden, Vector::<f32, N>::new(0.0f32), weights)
 }

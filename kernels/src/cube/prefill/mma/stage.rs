@@ -3,7 +3,7 @@
 use cubecl::prelude::barrier::{copy_async, copy_async_checked};
 use cubecl::prelude::*;
 
-use super::tile::{Sizes, Tile, tile_and_head};
+use super::tile::{Scoring, Sizes, Tile, tile_and_head};
 use crate::cube::cached::Cached;
 use crate::cube::fragment::{place, zeros};
 use crate::cube::masks::Masks;
@@ -69,12 +69,50 @@ fn row_of(key: u32, #[comptime] tile: Tile) -> u32 {
 }
 
 /// A tile of keys and one of values, to the vector `origin`; zeros for keys that no query sees, which are not read.
-///
-/// If `inside`, every key may be read.
 #[cube]
-pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+pub(super) fn stage_step<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
     key: &Cached<K, KN>,
     value: &Cached<V, VN>,
+    masks: &Masks<M, E>,
+    stage: &mut SharedMemory<Vector<F, N>>,
+    origin: usize,
+    first_key: u32,
+    end: u32,
+    #[comptime] tile: Tile,
+) {
+    if comptime!(tile.asynchronous) {
+        copy_tile::<F, K, M, E, N, KN>(key, masks, stage, origin, first_key, end, tile);
+        let origin = origin + comptime!(tile.keys_vectors() as usize);
+        copy_tile::<F, V, M, E, N, VN>(value, masks, stage, origin, first_key, end, tile);
+    } else {
+        load_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, origin, first_key, end, tile);
+    }
+}
+
+/// Begins the asynchronous copy of a tile of keys or of values.
+#[cube]
+pub(super) fn copy_tile<F: Float, C: Numeric, M: Int, E: Float, N: Size, S: Size>(
+    source: &Cached<C, S>,
+    masks: &Masks<M, E>,
+    stage: &mut SharedMemory<Vector<F, N>>,
+    origin: usize,
+    first_key: u32,
+    end: u32,
+    #[comptime] tile: Tile,
+) {
+    if comptime!(matches!(tile.scoring, Scoring::Masked { interior: false })) {
+        copy_rows::<F, C, M, E, N, S>(source, masks, stage, origin, first_key, end, false, tile);
+    } else if first_key + tile.keys <= end {
+        copy_rows::<F, C, M, E, N, S>(source, masks, stage, origin, first_key, end, true, tile);
+    } else {
+        copy_rows::<F, C, M, E, N, S>(source, masks, stage, origin, first_key, end, false, tile);
+    }
+}
+
+/// That, for a tile whose keys may all be read if `inside`.
+#[cube]
+fn copy_rows<F: Float, C: Numeric, M: Int, E: Float, N: Size, S: Size>(
+    source: &Cached<C, S>,
     masks: &Masks<M, E>,
     stage: &mut SharedMemory<Vector<F, N>>,
     origin: usize,
@@ -86,8 +124,54 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
     let vectors = comptime!(tile.vectors());
     let units = comptime!(tile.units());
     let total = comptime!(tile.keys * vectors);
-    let width = comptime!(tile.layout().width);
-    let values = comptime!(tile.keys * width) as usize;
+    let (_, kv_head) = tile_and_head(tile);
+    let head = source.head(CUBE_POS_Z, kv_head);
+    if comptime!(tile.even()) {
+        let rows = comptime!(units / vectors);
+        let (row, part) = (UNIT_POS / vectors, UNIT_POS % vectors);
+        let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
+        let mut slot = first_key + row;
+        let mut at = source.place(head, slot, part);
+        #[unroll]
+        for step in 0..comptime!(total.div_ceil(units)) {
+            if comptime!(total.is_multiple_of(units)) || row + step * rows < tile.keys {
+                let to = step_place(first, origin, row, step * rows, part, tile);
+                copy::<F, C, N, S>(source, at, stage, to, keeps::<M, E>(masks, slot, end, inside), inside);
+            }
+            slot += rows;
+            at += rows * source.stride();
+        }
+    } else {
+        #[unroll]
+        for step in 0..comptime!(total.div_ceil(units)) {
+            let at = UNIT_POS + step * units;
+            let (row, part) = (at / vectors, at % vectors);
+            let slot = first_key + row;
+            if comptime!(total.is_multiple_of(units)) || row < tile.keys {
+                let to = origin + place(row_of(row, tile), part, tile.layout()) as usize;
+                let keep = keeps::<M, E>(masks, slot, end, inside);
+                copy::<F, C, N, S>(source, source.place(head, slot, part), stage, to, keep, inside);
+            }
+        }
+    }
+}
+
+/// [`stage_step`], through registers.
+#[cube]
+fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
+    masks: &Masks<M, E>,
+    stage: &mut SharedMemory<Vector<F, N>>,
+    origin: usize,
+    first_key: u32,
+    end: u32,
+    #[comptime] tile: Tile,
+) {
+    let vectors = comptime!(tile.vectors());
+    let units = comptime!(tile.units());
+    let total = comptime!(tile.keys * vectors);
+    let values = comptime!(tile.keys_vectors() as usize);
     let (_, kv_head) = tile_and_head(tile);
     let key_head = key.head(CUBE_POS_Z, kv_head);
     let value_head = value.head(CUBE_POS_Z, kv_head);
@@ -96,8 +180,6 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
     if comptime!(tile.even()) {
         let rows = comptime!(units / vectors);
         let ahead = comptime!(tile.ahead());
-        // Chunks of a row are turned alike if so many rows are between.
-        let alike = comptime!(rows.is_multiple_of(if tile.quads { 16 } else { 8 }));
         let (row, part) = (UNIT_POS / vectors, UNIT_POS % vectors);
         let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
         let mut slot = first_key + row;
@@ -110,29 +192,21 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
             for a in 0..ahead {
                 let step = round * ahead + a;
                 if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
-                    let keep = keeps::<M, E>(masks, slot, end, inside);
-                    if comptime!(tile.asynchronous) {
-                        let to = step_place(first, origin, row, step * rows, part, alike, tile);
-                        copy::<F, K, N, KN>(key, key_at, stage, to, keep, inside);
-                        copy::<F, V, N, VN>(value, value_at, stage, to + values, keep, inside);
-                    } else {
-                        let key_from = Places { element: key_at, scale: key.scale_place(key_head, slot) };
-                        let value_from = Places { element: value_at, scale: value.scale_place(value_head, slot) };
-                        loaded.load(key, value, key_from, value_from, keep, a);
-                    }
+                    let keep = keeps::<M, E>(masks, slot, end, false);
+                    let key_from = Places { element: key_at, scale: key.scale_place(key_head, slot) };
+                    let value_from = Places { element: value_at, scale: value.scale_place(value_head, slot) };
+                    loaded.load(key, value, key_from, value_from, keep, a);
                 }
                 slot += rows;
                 key_at += rows * key.stride();
                 value_at += rows * value.stride();
             }
-            if comptime!(!tile.asynchronous) {
-                #[unroll]
-                for a in 0..ahead {
-                    let step = round * ahead + a;
-                    if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
-                        let to = step_place(first, origin, row, step * rows, part, alike, tile);
-                        loaded.store::<F, N>(key, value, stage, to, to + values, a);
-                    }
+            #[unroll]
+            for a in 0..ahead {
+                let step = round * ahead + a;
+                if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
+                    let to = step_place(first, origin, row, step * rows, part, tile);
+                    loaded.store::<F, N>(key, value, stage, to, to + values, a);
                 }
             }
         }
@@ -143,37 +217,26 @@ pub(super) fn stage_keys<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
             let at = UNIT_POS + step * units;
             let (row, part) = (at / vectors, at % vectors);
             let slot = first_key + row;
-            let to = origin + place(row_of(row, tile), part, tile.layout()) as usize;
             if comptime!(total.is_multiple_of(units)) || row < tile.keys {
-                let keep = keeps::<M, E>(masks, slot, end, inside);
-                let key_at = key.place(key_head, slot, part);
-                let value_at = value.place(value_head, slot, part);
-                if comptime!(tile.asynchronous) {
-                    copy::<F, K, N, KN>(key, key_at, stage, to, keep, inside);
-                    copy::<F, V, N, VN>(value, value_at, stage, to + values, keep, inside);
-                } else {
-                    let key_from = Places { element: key_at, scale: key.scale_place(key_head, slot) };
-                    let value_from = Places { element: value_at, scale: value.scale_place(value_head, slot) };
-                    loaded.load(key, value, key_from, value_from, keep, 0u32);
-                    loaded.store::<F, N>(key, value, stage, to, to + values, 0u32);
-                }
+                let to = origin + place(row_of(row, tile), part, tile.layout()) as usize;
+                let keep = keeps::<M, E>(masks, slot, end, false);
+                let key_from = Places { element: key.place(key_head, slot, part), scale: key.scale_place(key_head, slot) };
+                let value_from =
+                    Places { element: value.place(value_head, slot, part), scale: value.scale_place(value_head, slot) };
+                loaded.load(key, value, key_from, value_from, keep, 0u32);
+                loaded.store::<F, N>(key, value, stage, to, to + values, 0u32);
             }
         }
     }
 }
 
-/// Where part `part` of row `row + rows` goes; row `row` has it at `first`. `alike` if chunks of both rows are turned alike.
+/// Where part `part` of row `row + rows` goes; row `row` has it at `first`, and `rows` is a multiple of those that all units copy at
+/// once.
 #[cube]
-fn step_place(
-    first: usize,
-    origin: usize,
-    row: u32,
-    rows: u32,
-    part: u32,
-    #[comptime] alike: bool,
-    #[comptime] tile: Tile,
-) -> usize {
-    if comptime!(alike) {
+fn step_place(first: usize, origin: usize, row: u32, rows: u32, part: u32, #[comptime] tile: Tile) -> usize {
+    // Chunks of both rows are turned alike if so many rows are between them.
+    let period = if tile.quads { 16 } else { 8 };
+    if comptime!((tile.units() / tile.vectors()).is_multiple_of(period)) {
         first + (row_of(rows, tile) * comptime!(tile.layout().width)) as usize
     } else {
         origin + place(row_of(row + rows, tile), part, tile.layout()) as usize

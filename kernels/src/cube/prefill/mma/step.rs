@@ -11,6 +11,37 @@ use crate::cube::masks::HIDDEN;
 /// How far scores may exceed the running maximum before it is updated. Probabilities are up to `exp` of this, which f16 holds.
 const SLACK: f32 = 5.0;
 
+/// What a unit has of the context of its rows, unless divided by the sums.
+#[derive(CubeType)]
+pub(super) struct Sums {
+    pub result: Array<Vector<f32, Pair>>,
+    /// What the exponents are counted from: the maximum, or a little less.
+    pub largest: Array<f32>,
+    /// Sums of the probabilities, of the keys of this unit.
+    pub total: Array<f32>,
+}
+
+#[cube]
+impl Sums {
+    /// Nothing is visible yet.
+    pub fn new(#[comptime] tile: Tile) -> Self {
+        let unroll = comptime!(!tile.emulate);
+        let mut result = Array::<Vector<f32, Pair>>::new(comptime!(tile.result_registers()));
+        #[unroll(unroll)]
+        for at in 0..comptime!(tile.result_registers()) {
+            result[at] = Vector::<f32, Pair>::new(0.0f32);
+        }
+        let mut largest = Array::<f32>::new(comptime!(tile.unit_rows()));
+        let mut total = Array::<f32>::new(comptime!(tile.unit_rows()));
+        #[unroll(unroll)]
+        for r in 0..comptime!(tile.unit_rows()) {
+            largest[r] = HIDDEN;
+            total[r] = 0.0f32;
+        }
+        Sums { result, largest, total }
+    }
+}
+
 /// `S = Q Kᵀ`.
 #[cube]
 pub(super) fn products<F: Float, N: Size>(
@@ -122,9 +153,7 @@ pub(super) fn load_queries<F: Float, N: Size>(
 pub(super) fn probabilities(
     scores: &mut Array<Vector<f32, Pair>>,
     shifts: &Array<f32>,
-    result: &mut Array<Vector<f32, Pair>>,
-    largest: &mut Array<f32>,
-    total: &mut Array<f32>,
+    sums: &mut Sums,
     scratch: &mut SharedMemory<f32>,
     factor: f32,
     #[comptime] tile: Tile,
@@ -141,7 +170,7 @@ pub(super) fn probabilities(
     let mut grows = false.runtime();
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
-        let mut new = if comptime!(shifted) { HIDDEN.runtime() } else { largest[r] };
+        let mut new = if comptime!(shifted) { HIDDEN.runtime() } else { sums.largest[r] };
         #[unroll(unroll)]
         for eight in 0..eights {
             let pair = scores[register(r, eight, eights)];
@@ -149,12 +178,12 @@ pub(super) fn probabilities(
         }
         if comptime!(shifted) {
             // That of a hidden key does not change by so little.
-            new = max(largest[r], new + shifts[r]);
+            new = max(sums.largest[r], new + shifts[r]);
         }
         new = lanes_max(new, scratch, 4u32, comptime!(!tile.emulate));
         new_largest[r] = new;
         // Earlier sums are rescaled only if a maximum grows by much; smaller differences cancel at the end.
-        grows = grows || (new - largest[r]) * factor > slack;
+        grows = grows || (new - sums.largest[r]) * factor > slack;
     }
     if comptime!(!tile.emulate) {
         grows = plane_any(grows);
@@ -162,24 +191,24 @@ pub(super) fn probabilities(
     if grows {
         #[unroll(unroll)]
         for r in 0..comptime!(tile.unit_rows()) {
-            let shrink = exponential((largest[r] - new_largest[r]) * factor, fast);
-            largest[r] = new_largest[r];
-            total[r] = total[r] * shrink;
+            let shrink = exponential((sums.largest[r] - new_largest[r]) * factor, fast);
+            sums.largest[r] = new_largest[r];
+            sums.total[r] = sums.total[r] * shrink;
             #[unroll(unroll)]
             for column in 0..columns {
                 let at = register(r, column, columns);
-                result[at] = result[at] * Vector::<f32, Pair>::new(shrink);
+                sums.result[at] = sums.result[at] * Vector::<f32, Pair>::new(shrink);
             }
         }
     }
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
         // Where nothing was visible yet, hidden scores must not come out as exp(0).
-        let mut reference = select(largest[r] == HIDDEN, 0.0f32, largest[r] * factor);
+        let mut reference = select(sums.largest[r] == HIDDEN, 0.0f32, sums.largest[r] * factor);
         if comptime!(shifted) {
             reference -= shifts[r] * factor;
         }
-        let mut sum = total[r];
+        let mut sum = sums.total[r];
         #[unroll(unroll)]
         for eight in 0..eights {
             let at = register(r, eight, eights);
@@ -189,16 +218,29 @@ pub(super) fn probabilities(
             sum += pair[0] + pair[1];
             scores[at] = pair;
         }
-        total[r] = sum;
+        sums.total[r] = sum;
     }
 }
 
-/// `O += P V`.
+/// `P` as the left operand of a product.
+#[cube]
+pub(super) fn packed<F: Float>(
+    scores: &Array<Vector<f32, Pair>>,
+    left: &mut Array<Vector<F, Pair>>,
+    #[comptime] tile: Tile,
+) {
+    #[unroll(!tile.emulate)]
+    for at in 0..comptime!(tile.pieces * tile.keys / 16) {
+        as_left::<F>(scores, at * 4, left, at * 4);
+    }
+}
+
+/// `O += P V`, for values at vector `origin`.
 #[cube]
 pub(super) fn accumulate<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
     origin: usize,
-    scores: &Array<Vector<f32, Pair>>,
+    left: &Array<Vector<F, Pair>>,
     result: &mut Array<Vector<f32, Pair>>,
     scratch: &mut SharedMemory<f32>,
     #[comptime] tile: Tile,
@@ -210,31 +252,27 @@ pub(super) fn accumulate<F: Float, N: Size>(
     let blocks = comptime!(tile.keys / 16);
     #[unroll(unroll)]
     for block in 0..blocks {
-        let mut left = Array::<Vector<F, Pair>>::new(comptime!(pieces as usize * 4));
-        #[unroll(unroll)]
-        for piece in 0..pieces {
-            as_left::<F>(scores, (piece * blocks + block) * 4, &mut left, piece * 4);
-        }
-        let row = block * 16 + tile.keys;
         #[unroll(unroll)]
         for sixteen in 0..comptime!(columns / 2) {
-            let right = load::<F, N>(stage, origin, row, sixteen * 2, 4u32, Order::Rows, true, layout);
+            let right = load::<F, N>(stage, origin, block * 16, sixteen * 2, 4u32, Order::Rows, true, layout);
             #[unroll(unroll)]
             for half in 0..2u32 {
                 #[unroll(unroll)]
                 for piece in 0..pieces {
+                    let from = (piece * blocks + block) * 4;
                     let to = (piece * columns + sixteen * 2 + half) * 2;
-                    mma::<F>(&left, piece * 4, &right, half * 2, result, to, scratch, tile.emulate);
+                    mma::<F>(left, from, &right, half * 2, result, to, scratch, tile.emulate);
                 }
             }
         }
         if comptime!(tile.odd()) {
             let chunk = comptime!(columns - 1).runtime();
-            let right = load::<F, N>(stage, origin, row, chunk, 2u32, Order::Rows, true, layout);
+            let right = load::<F, N>(stage, origin, block * 16, chunk, 2u32, Order::Rows, true, layout);
             #[unroll(unroll)]
             for piece in 0..pieces {
+                let from = (piece * blocks + block) * 4;
                 let to = (piece * columns + comptime!(columns - 1)) * 2;
-                mma::<F>(&left, piece * 4, &right, 0u32, result, to, scratch, tile.emulate);
+                mma::<F>(left, from, &right, 0u32, result, to, scratch, tile.emulate);
             }
         }
     }

@@ -60,6 +60,8 @@ pub(super) struct Tile {
     pub pairs: bool,
     /// Whether keys or values become floats on their way to shared memory.
     pub int8: bool,
+    /// Whether half of the planes multiply while the other half take exponentials.
+    pub alternate: bool,
     /// Whether cubes take the same tile of every head before the next one. Under a causal mask tiles differ, and the last cubes to
     /// start should be short. Otherwise the cubes of a head are best together, since they read the same keys.
     pub heads_first: bool,
@@ -119,6 +121,11 @@ impl Tile {
         Layout::new(self.columns(), self.vector, self.emulate)
     }
 
+    /// Registers of the probabilities of a step.
+    pub fn left_registers(&self) -> usize {
+        (self.pieces * self.keys / 4) as usize
+    }
+
     /// Registers of the queries, all of them or those of one depth.
     pub fn query_registers(&self) -> usize {
         (self.pieces * if self.resident { self.depths() } else { 1 } * 4) as usize
@@ -132,9 +139,14 @@ impl Tile {
         (self.pieces * self.columns() * 2) as usize
     }
 
+    /// Vectors of the keys of a step; its values are as many, and follow them.
+    pub fn keys_vectors(&self) -> u32 {
+        self.keys * self.layout().width
+    }
+
     /// Vectors of the keys and values of a step.
     pub fn step_vectors(&self) -> u32 {
-        2 * self.keys * self.layout().width
+        2 * self.keys_vectors()
     }
 
     pub fn stage_rows(&self) -> u32 {

@@ -1,0 +1,295 @@
+//! How planes go through the steps of keys.
+
+use cubecl::prelude::barrier::Barrier;
+use cubecl::prelude::*;
+
+use super::scores::{Rows, add_all, add_slopes, hide_range, score};
+use super::stage::{copy_tile, stage_step};
+use super::step::{Sums, accumulate, packed, probabilities, products};
+use super::tile::{Scoring, Sizes, Tile};
+use crate::cube::cached::Cached;
+use crate::cube::fragment::{LANES, Pair, zeros};
+use crate::cube::masks::Masks;
+
+/// Which keys the rows of a cube and of a plane see.
+#[derive(CubeType, Clone, Copy)]
+pub(super) struct Seen {
+    /// The slot of the first query.
+    pub start: u32,
+    /// The end of the keys.
+    pub end: u32,
+    /// The steps whose keys some row of the cube sees.
+    pub begin: u32,
+    pub stop: u32,
+    /// The first row of the unit.
+    own_row: u32,
+    /// The keys that some row of the plane sees, and those that all of them see.
+    some_from: u32,
+    some_to: u32,
+    all_from: u32,
+    all_to: u32,
+}
+
+#[cube]
+impl Seen {
+    /// For a cube whose rows begin at `first_row`.
+    pub fn new<M: Int, E: Float>(masks: &Masks<M, E>, first_row: u32, sizes: &Sizes, #[comptime] tile: Tile) -> Self {
+        let all_rows = sizes.group * sizes.tokens;
+        let last_row = min(first_row + comptime!(tile.rows()), all_rows) - 1;
+        let plane_row = first_row + UNIT_POS / LANES * comptime!(tile.plane_rows());
+        let start = masks.start(CUBE_POS_Z);
+        let end = masks.end(CUBE_POS_Z);
+        let first_slot = start + min(plane_row, last_row) / sizes.group;
+        let last_slot = start + min(plane_row + comptime!(tile.plane_rows() - 1), last_row) / sizes.group;
+        Seen {
+            start,
+            end,
+            begin: masks.first(start + first_row / sizes.group) / tile.keys,
+            stop: masks.last_end(start + last_row / sizes.group, end).div_ceil(tile.keys),
+            own_row: plane_row + UNIT_POS % LANES / 4,
+            some_from: masks.first(first_slot),
+            some_to: select(plane_row < all_rows, masks.last_end(last_slot, end), 0u32),
+            all_from: masks.first(last_slot),
+            all_to: masks.last_end(first_slot, end),
+        }
+    }
+
+    pub fn own_row(&self) -> u32 {
+        self.own_row
+    }
+
+    /// Whether some row of the plane sees a key of the step from `first_key` on. Emulated planes meet in every product.
+    fn some(&self, first_key: u32, #[comptime] tile: Tile) -> bool {
+        let mut some = true.runtime();
+        if comptime!(!tile.emulate) {
+            some = first_key < self.some_to && first_key + tile.keys > self.some_from;
+        }
+        some
+    }
+
+    /// Whether all rows of the plane see all keys of the step.
+    fn all(&self, first_key: u32, #[comptime] tile: Tile) -> bool {
+        first_key >= self.all_from && first_key + tile.keys <= self.all_to
+    }
+}
+
+/// Each plane multiplies, takes exponentials, and multiplies again, while the keys of the next step are copied.
+#[cube]
+pub(super) fn follow<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
+    masks: &Masks<M, E>,
+    stage: &mut SharedMemory<Vector<F, N>>,
+    barriers: &Sequence<Shared<Barrier>>,
+    queries: &mut Array<Vector<F, Pair>>,
+    query_origin: usize,
+    sums: &mut Sums,
+    scratch: &mut SharedMemory<f32>,
+    own: &Rows,
+    seen: &Seen,
+    factor: f32,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    let keys = comptime!(tile.keys);
+    for step in seen.begin..seen.stop {
+        let first_key = step * keys;
+        let mut origin = 0u32.runtime() as usize;
+        if comptime!(tile.stages == 2) {
+            let odd = (step - seen.begin) % 2;
+            origin = (odd * sizes.step_vectors) as usize;
+            if step + 1 < seen.stop {
+                let to = ((1 - odd) * sizes.step_vectors) as usize;
+                stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, to, first_key + keys, seen.end, tile);
+            }
+            if comptime!(tile.asynchronous) {
+                barriers.index(0usize).wait_parity(odd);
+            } else {
+                sync_cube();
+            }
+        } else {
+            sync_cube();
+            stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, origin, first_key, seen.end, tile);
+            sync_cube();
+        }
+
+        if seen.some(first_key, tile) {
+            let mut scores = Array::<Vector<f32, Pair>>::new(comptime!(tile.score_registers()));
+            products::<F, N>(stage, origin, query_origin, queries, &mut scores, scratch, tile);
+            weigh::<M, E>(&mut scores, sums, scratch, masks, own, seen, first_key, factor, sizes, tile);
+            let mut left = Array::<Vector<F, Pair>>::new(comptime!(tile.left_registers()));
+            packed::<F>(&scores, &mut left, tile);
+            let origin = origin + comptime!(tile.keys_vectors() as usize);
+            accumulate::<F, N>(stage, origin, &left, &mut sums.result, scratch, tile);
+        }
+
+        if comptime!(tile.stages == 2) {
+            sync_cube();
+            if step + 1 < seen.stop {
+                signal(barriers, tile);
+            }
+        }
+    }
+}
+
+/// Half of the planes multiply while the other half take exponentials, and then the other way round:
+///
+/// ```text
+/// planes 0-3   K₀   exp   K₁ V₀  exp   K₂ V₁  ..        a column ends when all planes reach its barrier
+/// planes 4-7        K₀    exp    K₁ V₀ exp    ..        K: S = Q Kᵀ    V: O += P V
+/// ```
+///
+/// Each scheduler of a multiprocessor has a plane of both halves. Left to themselves they come to multiply at the same time, and
+/// wait for each other's tensor cores, and then for each other's exponentials. The values of a step are multiplied with the keys of
+/// the next, and copied one step after its own keys.
+#[cube]
+pub(super) fn alternate<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
+    masks: &Masks<M, E>,
+    stage: &mut SharedMemory<Vector<F, N>>,
+    barriers: &Sequence<Shared<Barrier>>,
+    queries: &mut Array<Vector<F, Pair>>,
+    query_origin: usize,
+    sums: &mut Sums,
+    scratch: &mut SharedMemory<f32>,
+    own: &Rows,
+    seen: &Seen,
+    factor: f32,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    let values = comptime!(tile.keys_vectors() as usize);
+    let late = UNIT_POS >= comptime!(tile.units() / 2);
+    let count = max(seen.stop, seen.begin) - seen.begin;
+    let mut scores = Array::<Vector<f32, Pair>>::new(comptime!(tile.score_registers()));
+    let mut left = Array::<Vector<F, Pair>>::new(comptime!(tile.left_registers()));
+    nothing::<F>(&mut left, tile);
+    // A barrier counts planes, wherever they reach it.
+    if late {
+        change_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, barriers, 0u32.runtime(), seen, sizes, tile);
+        sync_cube();
+    }
+    for step in 0..count + 1 {
+        let odd = step % 2;
+        let first_key = (seen.begin + step) * tile.keys;
+        if !late {
+            change_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, barriers, step, seen, sizes, tile);
+        }
+        if step > 0 && seen.some(first_key - tile.keys, tile) {
+            let origin = ((1 - odd) * sizes.step_vectors) as usize + values;
+            accumulate::<F, N>(stage, origin, &left, &mut sums.result, scratch, tile);
+        }
+        let some = step < count && seen.some(first_key, tile);
+        // Registers that hold nothing are free for something else.
+        if some {
+            let origin = (odd * sizes.step_vectors) as usize;
+            products::<F, N>(stage, origin, query_origin, queries, &mut scores, scratch, tile);
+        } else {
+            #[unroll]
+            for at in 0..comptime!(tile.score_registers()) {
+                scores[at] = Vector::<f32, Pair>::new(0.0f32);
+            }
+        }
+        sync_cube();
+        if late && step < count {
+            change_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, barriers, step + 1, seen, sizes, tile);
+        }
+        if some {
+            weigh::<M, E>(&mut scores, sums, scratch, masks, own, seen, first_key, factor, sizes, tile);
+            packed::<F>(&scores, &mut left, tile);
+        } else {
+            nothing::<F>(&mut left, tile);
+        }
+        sync_cube();
+    }
+    if !late {
+        sync_cube();
+    }
+}
+
+/// Probabilities of nothing.
+#[cube]
+fn nothing<F: Float>(left: &mut Array<Vector<F, Pair>>, #[comptime] tile: Tile) {
+    #[unroll]
+    for at in 0..comptime!(tile.left_registers()) {
+        left[at] = zeros::<F, Pair>();
+    }
+}
+
+/// Begins to copy the keys of the step after `step`, and its values, over those that were used last in the step before. Waits for
+/// its keys, and the values of the step before.
+#[cube]
+fn change_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+    key: &Cached<K, KN>,
+    value: &Cached<V, VN>,
+    masks: &Masks<M, E>,
+    stage: &mut SharedMemory<Vector<F, N>>,
+    barriers: &Sequence<Shared<Barrier>>,
+    step: u32,
+    seen: &Seen,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    let odd = step % 2;
+    let at = seen.begin + step;
+    let first_key = at * tile.keys;
+    if at + 1 < seen.stop {
+        let to = ((1 - odd) * sizes.step_vectors) as usize;
+        copy_tile::<F, K, M, E, N, KN>(key, masks, stage, to, first_key + tile.keys, seen.end, tile);
+    }
+    if at < seen.stop {
+        let to = (odd * sizes.step_vectors) as usize + comptime!(tile.keys_vectors() as usize);
+        copy_tile::<F, V, M, E, N, VN>(value, masks, stage, to, first_key, seen.end, tile);
+    }
+    if seen.begin < seen.stop {
+        barriers.index(0usize).wait_parity(odd);
+    }
+    // Only now, since it would count for the phase before.
+    if at < seen.stop {
+        signal(barriers, tile);
+    }
+}
+
+/// Probabilities of the scores of a step, from products.
+#[cube]
+fn weigh<M: Int, E: Float>(
+    scores: &mut Array<Vector<f32, Pair>>,
+    sums: &mut Sums,
+    scratch: &mut SharedMemory<f32>,
+    masks: &Masks<M, E>,
+    own: &Rows,
+    seen: &Seen,
+    first_key: u32,
+    factor: f32,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    let mut shifts = Array::<f32>::new(comptime!(tile.unit_rows()));
+    if comptime!(matches!(tile.scoring, Scoring::Masked { interior: false })) {
+        score::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+    } else if comptime!(matches!(tile.scoring, Scoring::Masked { .. })) {
+        if seen.all(first_key, tile) {
+            add_all::<M, E>(scores, masks, own, first_key, sizes, tile);
+        } else {
+            score::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+        }
+    } else {
+        if comptime!(tile.scoring == Scoring::Slopes) {
+            add_slopes(scores, &mut shifts, own, first_key, tile);
+        }
+        if !seen.all(first_key, tile) {
+            hide_range::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+        }
+    }
+    probabilities(scores, &shifts, sums, scratch, factor, tile);
+}
+
+/// The barrier's next phase ends when every unit has called this and its copies have arrived.
+#[cube]
+pub(super) fn signal(barriers: &Sequence<Shared<Barrier>>, #[comptime] tile: Tile) {
+    if comptime!(tile.asynchronous) {
+        barriers.index(0usize).commit_copy_async();
+        barriers.index(0usize).arrive();
+    }
+}
