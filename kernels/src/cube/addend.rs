@@ -70,14 +70,29 @@ impl<E: Float, W: Size> Addend<E, W> {
         self.first + batch * self.batch + head * self.head + token * self.token
     }
 
-    /// Vector `at` of the scores of a row, plus the matching elements of this tensor.
-    pub fn add<N: Size>(&self, scores: Vector<f32, N>, row: u32, at: u32) -> Vector<f32, N> {
+    /// What [`Self::add`] needs of vector `at` of a row, if that is a whole vector; otherwise zeros.
+    pub fn load(&self, row: u32, at: u32) -> Vector<E, W> {
+        let mut loaded = Vector::<E, W>::new(E::from_int(0));
+        #[comptime]
+        match &self.values {
+            ComptimeOption::Some(values) => {
+                if comptime!(self.together) {
+                    loaded = values[(row + at) as usize];
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        loaded
+    }
+
+    /// Vector `at` of the scores of a row, plus the matching elements of this tensor, of which `loaded` is what [`Self::load`] gave.
+    pub fn add<N: Size>(&self, scores: Vector<f32, N>, loaded: Vector<E, W>, row: u32, at: u32) -> Vector<f32, N> {
         let mut sum = scores;
         #[comptime]
         match &self.values {
             ComptimeOption::Some(values) => {
                 if comptime!(self.together) {
-                    sum += Vector::<f32, N>::cast_from(values[(row + at) as usize]);
+                    sum += Vector::<f32, N>::cast_from(loaded);
                 } else {
                     let width = scores.size();
                     #[unroll]

@@ -13,8 +13,8 @@ use super::tensors::{HeadStrides, array, broadcast_strides, head_strides, vector
 
 /// Units of a cube.
 const UNITS: u32 = 256;
-/// Vectors that a unit reads in one go of a row that is read twice.
-const VECTORS_OF_MANY: usize = 4;
+/// Vectors that a unit reads in one go: enough to be in flight together.
+const VECTORS: usize = 4;
 /// Most vectors that a unit keeps in registers; longer rows are read twice.
 const MOST_VECTORS: usize = 8;
 /// Units of a multiprocessor, with several vectors in flight each, that keep its memory busy.
@@ -61,7 +61,7 @@ struct Tile {
 }
 
 impl Tile {
-    /// As few units for a row as hold it, if the rows then still fill the device; several goes for a row that no cube holds.
+    /// As few units for a row as hold it in a few vectors each, if the rows then still fill the device; several goes for a row that no cube holds.
     fn new(machine: &Machine, [rows, vectors]: [usize; 2], causal: bool, window: bool) -> Self {
         let units = machine.even_units(UNITS);
         let few = (vectors.next_power_of_two() as u32).min(Team::near(machine)).min(units);
@@ -69,10 +69,10 @@ impl Tile {
         let share = |team: u32| vectors.div_ceil(team as usize).next_power_of_two();
         let fills = |team: u32| rows.saturating_mul(team as usize) >= machine.processors as usize * UNITS_PER_PROCESSOR;
         let mut teams = (0..=(units / few).ilog2()).map(|doublings| few << doublings);
-        let enough = |team: &u32| share(*team) <= MOST_VECTORS && (fills(*team) || share(*team) == 1);
+        let enough = |team: &u32| share(*team) <= VECTORS && (fills(*team) || share(*team) == 1);
         let team = teams.find(enough).unwrap_or(units);
         let held = share(team) <= MOST_VECTORS;
-        let per_unit = if held { share(team) } else { VECTORS_OF_MANY } as u32;
+        let per_unit = if held { share(team) } else { VECTORS } as u32;
         Self { units, team: Team::new(machine, team), per_unit, held, causal, window, fast: machine.power_of_two }
     }
 }
@@ -345,12 +345,18 @@ fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
     let end = row.end.div_ceil(width as u32);
     // All loads first, so that they are in flight together.
     let mut raw = Array::<Vector<F, N>>::new(comptime!(per_unit as usize));
+    let mut slopes = Array::<Vector<A, V>>::new(comptime!(per_unit as usize));
+    let mut masks = Array::<Vector<E, W>>::new(comptime!(per_unit as usize));
     #[unroll]
     for p in 0..per_unit {
         let at = from + p * tile.team.units;
         raw[p as usize] = Vector::<F, N>::new(F::from_int(0));
+        slopes[p as usize] = Vector::<A, V>::new(A::from_int(0));
+        masks[p as usize] = Vector::<E, W>::new(E::from_int(0));
         if at >= begin && at < end {
             raw[p as usize] = scores[(row.scores + at) as usize];
+            slopes[p as usize] = alibi.load(row.alibi, at);
+            masks[p as usize] = mask.load(row.mask, at);
         }
     }
     #[unroll]
@@ -359,8 +365,8 @@ fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
         let mut value = hidden;
         if at >= begin && at < end {
             let mut score = Vector::<f32, N>::cast_from(raw[p as usize]) * Vector::<f32, N>::new(scale);
-            score = alibi.add::<N>(score, row.alibi, at);
-            score = mask.add::<N>(score, row.mask, at);
+            score = alibi.add::<N>(score, slopes[p as usize], row.alibi, at);
+            score = mask.add::<N>(score, masks[p as usize], row.mask, at);
             score = select_many::<f32, N>(score.equal(hidden), Vector::<f32, N>::new(LOWEST_VISIBLE), score);
             // -inf; a NaN compares unequal and stays.
             score = select_many::<f32, N>(score.less_than(hidden), hidden, score);

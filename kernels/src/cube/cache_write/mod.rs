@@ -21,8 +21,8 @@ use super::mask_arguments::{CheckedBounds, check_bounds, row_strides};
 use super::tensors::{array, broadcast_strides, head_strides, presence, vector_size};
 use crate::contract::product;
 
-/// Units of a multiprocessor, with a few vectors in flight each, that keep its memory busy.
-const UNITS_PER_PROCESSOR: usize = 128;
+/// Units of a multiprocessor, with a vector or two in flight each, that keep its memory busy.
+const UNITS_PER_PROCESSOR: usize = 512;
 
 /// Rotary positions of the new tokens.
 #[derive(Debug, Clone)]
@@ -244,9 +244,9 @@ fn table<T: Size, R: Runtime>(rotation: Option<(RotaryLayout, [Checked<'_, R>; 2
     Some(TableLaunch::new(array(cos), array(sin), cos.shape()[2] as u32, layout))
 }
 
-/// Heads of a token that share the angles of a unit: several, as long as the units fill the device.
+/// Heads of a token that share the angles of a unit: two, as long as the units fill the device. With four an H100 is slower again.
 fn heads_of_unit(machine: &Machine, tokens: usize, heads: usize, parts: usize) -> u32 {
     let fills =
         |each: usize| tokens * heads.div_ceil(each) * parts >= machine.processors as usize * UNITS_PER_PROCESSOR;
-    [4, 2].into_iter().find(|each| fills(*each)).unwrap_or(1) as u32
+    if fills(2) { 2 } else { 1 }
 }

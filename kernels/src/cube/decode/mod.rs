@@ -24,8 +24,8 @@ const SPLIT_KEYS: usize = 256;
 const MOST_SPLITS: usize = 64;
 /// Bytes that memory moves together.
 const SECTOR: usize = 32;
-/// Scores that a group of lanes may have in flight in addition to elements of int8, which take a register each.
-const MOST_SCORES: u32 = 16;
+/// Scores of a group of lanes for which keys and values of int8 may be in flight together.
+const MOST_SCORES: usize = 16;
 
 /// The number of splits: enough cubes for the device, but no split of fewer than 256 keys.
 pub fn splits(machine: &Machine, cubes: usize, keys: usize) -> usize {
@@ -70,8 +70,8 @@ pub fn launch<R: Runtime>(
     let int8 = [key.is_int8(), value.is_int8()];
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
     let unroll = if rows * per_lane * vector > 32 { 2 } else { 4 };
-    // int8 keys have half or a quarter of the bytes of floats, so twice as many may be in flight.
-    let unroll = if int8 == [true; 2] && rows as u32 * unroll <= MOST_SCORES / 2 { 2 * unroll } else { unroll };
+    // int8 keys have half or a quarter of the bytes of floats, so more may be in flight.
+    let unroll = if int8 == [true; 2] { unroll.max(1 << (MOST_SCORES / (rows * per_lane)).max(1).ilog2()) } else { unroll };
     let tile = Tile {
         units,
         lanes,

@@ -24,8 +24,6 @@ const RESIDENT_FEATURES: usize = 128;
 const TALL_EMULATED_HEAD: usize = 40;
 /// Least cubes for each multiprocessor, which holds two at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
 const TALL_CUBES: usize = 2;
-/// Least cubes for each multiprocessor, which holds one, for alternating planes.
-const ALTERNATING_CUBES: usize = 1;
 /// Scales from here on divide the slopes of ALiBi without overflow.
 const SMALLEST_SCALE: f32 = 1e-6;
 /// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
@@ -91,7 +89,6 @@ impl Engine {
             quads: false,
             pairs: false,
             int8: false,
-            alternate: false,
             heads_first: false,
         }
     }
@@ -103,26 +100,11 @@ impl Engine {
         let keys = match (scoring, head_dim) {
             _ if self == Self::Emulated => (head_dim <= TALL_EMULATED_HEAD).then_some(tile.keys)?,
             (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
-            (Scoring::Range, ..=96) | (_, ..=40) => 64,
-            (Scoring::Range, _) if !int8 => 48,
-            (_, ..=64) => 48,
+            (Scoring::Range, 65..=96) => 64,
+            (Scoring::Range, 97..) if !int8 => 48,
             _ => 32,
         };
         Some(Tile { keys, ..tile })
-    }
-
-    /// The same with twice as many planes, of which half multiply while the others take exponentials. Their products and
-    /// probabilities are in registers at the same time.
-    fn alternating_tile(self, head_dim: usize, vector: usize, scoring: Scoring) -> Option<Tile> {
-        let tile = self.tile(head_dim, vector, 2);
-        let keys = match (scoring, head_dim) {
-            _ if !tile.asynchronous => return None,
-            (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
-            (Scoring::Range, ..=64) | (_, ..=40) => 64,
-            (Scoring::Range, ..=96) | (_, ..=64) => 48,
-            _ => 32,
-        };
-        Some(Tile { planes: 2 * tile.planes, keys, alternate: true, ..tile })
     }
 
     /// The tile for `heads` that have `rows` of queries each. Planes take 32 rows if these fit, fill the device and are not mostly
@@ -138,14 +120,12 @@ impl Engine {
     ) -> Tile {
         let short = self.tile(head_dim, vector, 1);
         let cubes = |tile: &Tile| rows.div_ceil(tile.rows() as usize);
-        let suits = |tile: &Tile, fewest: usize| {
-            let fills = heads * cubes(tile) >= fewest * machine.processors as usize;
-            let full = cubes(tile) * tile.rows() as usize * 4 <= cubes(&short) * short.rows() as usize * 5;
-            fills && full && tile.check(machine, element).is_ok()
-        };
-        let alternating = self.alternating_tile(head_dim, vector, scoring).filter(|tile| suits(tile, ALTERNATING_CUBES));
-        let tall = || self.tall_tile(head_dim, vector, scoring, int8).filter(|tile| suits(tile, TALL_CUBES));
-        Tile { scoring, int8, ..alternating.or_else(tall).unwrap_or(short) }
+        let tall = self.tall_tile(head_dim, vector, scoring, int8).filter(|tall| {
+            let fills = heads * cubes(tall) >= TALL_CUBES * machine.processors as usize;
+            let full = cubes(tall) * 8 <= cubes(&short) * 5;
+            fills && full && tall.check(machine, element).is_ok()
+        });
+        Tile { scoring, int8, ..tall.unwrap_or(short) }
     }
 }
 

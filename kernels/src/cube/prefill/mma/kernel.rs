@@ -3,9 +3,9 @@
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::loops::{Seen, alternate, follow, signal};
+use super::loops::{Seen, go, signal};
 use super::scores::{query_of, rows};
-use super::stage::{copy_tile, stage_queries, stage_step};
+use super::stage::{stage_queries, stage_step};
 use super::step::{Sums, load_queries};
 use super::tile::{Scoring, Sizes, Tile, register, tile_and_head};
 use crate::cube::cached::Cached;
@@ -72,10 +72,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     if seen.begin < seen.stop {
         stage_queries::<F, N>(query, &mut stage, first_row, sizes, tile);
         let (to, first_key) = (0u32.runtime() as usize, seen.begin * tile.keys);
-        if comptime!(tile.alternate) {
-            copy_tile::<F, K, M, E, N, KN>(key, masks, &mut stage, to, first_key, seen.end, tile);
-            signal(&barriers, tile);
-        } else if comptime!(tile.stages == 2) {
+        if comptime!(tile.stages == 2) {
             stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, to, first_key, seen.end, tile);
             signal(&barriers, tile);
         }
@@ -106,15 +103,9 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         factor *= sizes.scale;
     }
 
-    if comptime!(tile.alternate) {
-        alternate::<F, K, V, M, E, N, KN, VN>(
-            key, value, masks, &mut stage, &barriers, &mut queries, query_origin, &mut sums, &mut scratch, &own, &seen, factor, sizes, tile,
-        );
-    } else {
-        follow::<F, K, V, M, E, N, KN, VN>(
-            key, value, masks, &mut stage, &barriers, &mut queries, query_origin, &mut sums, &mut scratch, &own, &seen, factor, sizes, tile,
-        );
-    }
+    go::<F, K, V, M, E, N, KN, VN>(
+        key, value, masks, &mut stage, &barriers, &mut queries, query_origin, &mut sums, &mut scratch, &own, &seen, factor, sizes, tile,
+    );
 
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {

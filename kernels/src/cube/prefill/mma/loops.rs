@@ -4,11 +4,11 @@ use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
 use super::scores::{Rows, add_all, add_slopes, hide_range, score};
-use super::stage::{copy_tile, stage_step};
+use super::stage::stage_step;
 use super::step::{Sums, accumulate, packed, probabilities, products};
 use super::tile::{Scoring, Sizes, Tile};
 use crate::cube::cached::Cached;
-use crate::cube::fragment::{LANES, Pair, zeros};
+use crate::cube::fragment::{LANES, Pair};
 use crate::cube::masks::Masks;
 
 /// Which keys the rows of a cube and of a plane see.
@@ -75,7 +75,7 @@ impl Seen {
 
 /// Each plane multiplies, takes exponentials, and multiplies again, while the keys of the next step are copied.
 #[cube]
-pub(super) fn follow<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+pub(super) fn go<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
     key: &Cached<K, KN>,
     value: &Cached<V, VN>,
     masks: &Masks<M, E>,
@@ -129,125 +129,6 @@ pub(super) fn follow<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
                 signal(barriers, tile);
             }
         }
-    }
-}
-
-/// Half of the planes multiply while the other half take exponentials, and then the other way round:
-///
-/// ```text
-/// planes 0-3   K₀   exp   K₁ V₀  exp   K₂ V₁  ..        a column ends when all planes reach its barrier
-/// planes 4-7        K₀    exp    K₁ V₀ exp    ..        K: S = Q Kᵀ    V: O += P V
-/// ```
-///
-/// Each scheduler of a multiprocessor has a plane of both halves. Left to themselves they come to multiply at the same time, and
-/// wait for each other's tensor cores, and then for each other's exponentials. The values of a step are multiplied with the keys of
-/// the next, and copied one step after its own keys.
-#[cube]
-pub(super) fn alternate<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
-    key: &Cached<K, KN>,
-    value: &Cached<V, VN>,
-    masks: &Masks<M, E>,
-    stage: &mut SharedMemory<Vector<F, N>>,
-    barriers: &Sequence<Shared<Barrier>>,
-    queries: &mut Array<Vector<F, Pair>>,
-    query_origin: usize,
-    sums: &mut Sums,
-    scratch: &mut SharedMemory<f32>,
-    own: &Rows,
-    seen: &Seen,
-    factor: f32,
-    sizes: &Sizes,
-    #[comptime] tile: Tile,
-) {
-    let values = comptime!(tile.keys_vectors() as usize);
-    let late = UNIT_POS >= comptime!(tile.units() / 2);
-    let count = max(seen.stop, seen.begin) - seen.begin;
-    let mut scores = Array::<Vector<f32, Pair>>::new(comptime!(tile.score_registers()));
-    let mut left = Array::<Vector<F, Pair>>::new(comptime!(tile.left_registers()));
-    nothing::<F>(&mut left, tile);
-    // A barrier counts planes, wherever they reach it.
-    if late {
-        change_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, barriers, 0u32.runtime(), seen, sizes, tile);
-        sync_cube();
-    }
-    for step in 0..count + 1 {
-        let odd = step % 2;
-        let first_key = (seen.begin + step) * tile.keys;
-        if !late {
-            change_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, barriers, step, seen, sizes, tile);
-        }
-        if step > 0 && seen.some(first_key - tile.keys, tile) {
-            let origin = ((1 - odd) * sizes.step_vectors) as usize + values;
-            accumulate::<F, N>(stage, origin, &left, &mut sums.result, scratch, tile);
-        }
-        let some = step < count && seen.some(first_key, tile);
-        // Registers that hold nothing are free for something else.
-        if some {
-            let origin = (odd * sizes.step_vectors) as usize;
-            products::<F, N>(stage, origin, query_origin, queries, &mut scores, scratch, tile);
-        } else {
-            #[unroll]
-            for at in 0..comptime!(tile.score_registers()) {
-                scores[at] = Vector::<f32, Pair>::new(0.0f32);
-            }
-        }
-        sync_cube();
-        if late && step < count {
-            change_tiles::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, barriers, step + 1, seen, sizes, tile);
-        }
-        if some {
-            weigh::<M, E>(&mut scores, sums, scratch, masks, own, seen, first_key, factor, sizes, tile);
-            packed::<F>(&scores, &mut left, tile);
-        } else {
-            nothing::<F>(&mut left, tile);
-        }
-        sync_cube();
-    }
-    if !late {
-        sync_cube();
-    }
-}
-
-/// Probabilities of nothing.
-#[cube]
-fn nothing<F: Float>(left: &mut Array<Vector<F, Pair>>, #[comptime] tile: Tile) {
-    #[unroll]
-    for at in 0..comptime!(tile.left_registers()) {
-        left[at] = zeros::<F, Pair>();
-    }
-}
-
-/// Begins to copy the keys of the step after `step`, and its values, over those that were used last in the step before. Waits for
-/// its keys, and the values of the step before.
-#[cube]
-fn change_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
-    key: &Cached<K, KN>,
-    value: &Cached<V, VN>,
-    masks: &Masks<M, E>,
-    stage: &mut SharedMemory<Vector<F, N>>,
-    barriers: &Sequence<Shared<Barrier>>,
-    step: u32,
-    seen: &Seen,
-    sizes: &Sizes,
-    #[comptime] tile: Tile,
-) {
-    let odd = step % 2;
-    let at = seen.begin + step;
-    let first_key = at * tile.keys;
-    if at + 1 < seen.stop {
-        let to = ((1 - odd) * sizes.step_vectors) as usize;
-        copy_tile::<F, K, M, E, N, KN>(key, masks, stage, to, first_key + tile.keys, seen.end, tile);
-    }
-    if at < seen.stop {
-        let to = (odd * sizes.step_vectors) as usize + comptime!(tile.keys_vectors() as usize);
-        copy_tile::<F, V, M, E, N, VN>(value, masks, stage, to, first_key, seen.end, tile);
-    }
-    if seen.begin < seen.stop {
-        barriers.index(0usize).wait_parity(odd);
-    }
-    // Only now, since it would count for the phase before.
-    if at < seen.stop {
-        signal(barriers, tile);
     }
 }
 

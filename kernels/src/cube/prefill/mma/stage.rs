@@ -91,7 +91,7 @@ pub(super) fn stage_step<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: 
 
 /// Begins the asynchronous copy of a tile of keys or of values.
 #[cube]
-pub(super) fn copy_tile<F: Float, C: Numeric, M: Int, E: Float, N: Size, S: Size>(
+fn copy_tile<F: Float, C: Numeric, M: Int, E: Float, N: Size, S: Size>(
     source: &Cached<C, S>,
     masks: &Masks<M, E>,
     stage: &mut SharedMemory<Vector<F, N>>,

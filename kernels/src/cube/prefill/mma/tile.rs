@@ -60,8 +60,6 @@ pub(super) struct Tile {
     pub pairs: bool,
     /// Whether keys or values become floats on their way to shared memory.
     pub int8: bool,
-    /// Whether half of the planes multiply while the other half take exponentials.
-    pub alternate: bool,
     /// Whether cubes take the same tile of every head before the next one. Under a causal mask tiles differ, and the last cubes to
     /// start should be short. Otherwise the cubes of a head are best together, since they read the same keys.
     pub heads_first: bool,
