@@ -177,7 +177,11 @@ mod tests {
         };
         assert_eq!(counts(256, |row, chunk| row * 17 + chunk), [24.0, 16.0, 10.5, 4.0], "rows of 272 bytes");
         assert_eq!(counts(128, |row, chunk| row * 9 + chunk), [24.0, 16.0, 10.5, 4.0], "rows of 144 bytes");
-        assert_eq!(counts(128, |row, chunk| row * 8 + (chunk ^ row)), [16.0, 16.0, 4.0, 4.0], "chunks that change places");
+        assert_eq!(
+            counts(128, |row, chunk| row * 8 + (chunk ^ row)),
+            [16.0, 16.0, 4.0, 4.0],
+            "chunks that change places"
+        );
     }
 
     #[test]

@@ -4,21 +4,24 @@ use crate::shape::Launch;
 
 /// The blocks of a launch that run.
 ///
-/// They are chosen in slices: blocks that differ in x alone, or single blocks if the grid is a line. The kernels of a model put
-/// independent problems along y and z, so a slice is one problem with all its tiles.
+/// A slice of the grid are blocks that differ in x alone, or a single block if the grid is a line. The kernels of a model put
+/// independent problems along y and z, so a slice is mostly one problem with all its tiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sample {
-    /// Places of the slices along y and z, or of the blocks of a line.
-    slices: Places,
-    /// Places of the blocks of a slice.
-    blocks: Places,
-    /// Blocks that a slice has.
-    width: u64,
+pub enum Sample {
+    /// Whole slices.
+    Slices {
+        /// Places of the slices along y and z, or of the blocks of a line.
+        slices: Places,
+        /// Blocks that a slice has.
+        width: u64,
+    },
+    /// Blocks of different slices: their numbers in the grid, and their slices.
+    Blocks(Vec<(u64, u64)>),
 }
 
 /// Places along a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Places {
+pub enum Places {
     /// As many as there are.
     All(u64),
     Chosen(Vec<u64>),
@@ -50,41 +53,68 @@ impl Sample {
     pub fn new(launch: &Launch) -> Self {
         let [x, y, z] = launch.grid.map(u64::from);
         let (slices, width) = if y * z > 1 { (y * z, x) } else { (x, 1) };
-        let Some(wanted) = launch.sample else {
-            return Self { slices: Places::All(slices), blocks: Places::All(width), width };
-        };
-        let each = width.min(wanted.div_ceil(FEWEST_SLICES));
-        // Equal distances: the mean of what grows along x is exact.
-        let blocks = Places::Chosen((0..each).map(|at| (2 * at + 1) * width / (2 * each)).collect());
-        let wanted = wanted.div_ceil(each).max(FEWEST_SLICES);
-        let slices = if wanted >= slices {
-            Places::All(slices)
-        } else {
-            let place = |at: u64| ((at as f64 + 0.5) * GOLDEN).fract() * slices as f64;
-            let mut chosen: Vec<_> = (0..wanted).map(|at| place(at) as u64).collect();
-            chosen.sort_unstable();
-            chosen.dedup();
-            Places::Chosen(chosen)
-        };
-        Self { slices, blocks, width }
+        match launch.sample {
+            None => Self::Slices { slices: Places::All(slices), width },
+            Some(wanted) if width <= wanted.div_ceil(FEWEST_SLICES) => {
+                let wanted = wanted.div_ceil(width).max(FEWEST_SLICES);
+                Self::Slices { slices: spread(wanted, slices), width }
+            }
+            Some(wanted) => Self::Blocks(scattered(wanted.min(width), slices, width)),
+        }
     }
 
     /// How many blocks run.
     pub fn count(&self) -> u64 {
-        self.slices.count() * self.blocks.count()
+        match self {
+            Self::Slices { slices, width } => slices.count() * width,
+            Self::Blocks(blocks) => blocks.len() as u64,
+        }
     }
 
     /// Whether slices run whole.
     pub fn has_whole_slices(&self) -> bool {
-        self.blocks.count() == self.width
+        matches!(self, Self::Slices { .. })
     }
 
     /// Number in the grid, and slice, of one that runs.
     pub fn block(&self, at: u64) -> (u64, u64) {
-        let each = self.blocks.count();
-        let slice = self.slices.at(at / each);
-        (slice * self.width + self.blocks.at(at % each), slice)
+        match self {
+            Self::Slices { slices, width } => {
+                let slice = slices.at(at / width);
+                (slice * width + at % width, slice)
+            }
+            Self::Blocks(blocks) => blocks[at as usize],
+        }
     }
+}
+
+/// Some of the slices.
+fn spread(wanted: u64, slices: u64) -> Places {
+    if wanted >= slices {
+        return Places::All(slices);
+    }
+    let place = |at: u64| ((at as f64 + 0.5) * GOLDEN).fract() * slices as f64;
+    let mut chosen: Vec<_> = (0..wanted).map(|at| place(at) as u64).collect();
+    chosen.sort_unstable();
+    chosen.dedup();
+    Places::Chosen(chosen)
+}
+
+/// Blocks of which each is in another place along x, at equal distances, and so are their slices: the mean of what grows along
+/// either is exact. Neighbours along x are in distant slices. `count` is at most `width`.
+fn scattered(count: u64, slices: u64, width: u64) -> Vec<(u64, u64)> {
+    let step =
+        (1..=count).rev().find(|step| *step as f64 <= GOLDEN * count as f64 && coprime(*step, count)).unwrap_or(1);
+    let place = |at: u64, of: u64| (2 * at + 1) * of / (2 * count);
+    let blocks = (0..count).map(|at| {
+        let slice = place(at * step % count, slices);
+        (slice * width + place(at, width), slice)
+    });
+    blocks.collect()
+}
+
+fn coprime(a: u64, b: u64) -> bool {
+    if b == 0 { a == 1 } else { coprime(b, a % b) }
 }
 
 #[cfg(test)]
@@ -115,10 +145,15 @@ mod tests {
 
     #[test]
     fn long_slices_run_in_part() {
-        let chosen = sample([100, 3, 1], Some(10));
-        assert_eq!(chosen[..5], [10, 30, 50, 70, 90].map(|x| chosen[0] / 100 * 100 + x));
+        let chosen = sample([100, 40, 1], Some(10));
         assert_eq!(chosen.len(), 10);
-        let mean = chosen.iter().map(|block| block % 100).sum::<u64>() as f64 / 10.0;
-        assert_eq!(mean, 50.0);
+        let mean = |of: fn(u64) -> u64| chosen.iter().map(|block| of(*block)).sum::<u64>() as f64 / 10.0;
+        assert_eq!((mean(|block| block % 100), mean(|block| block / 100)), (50.0, 20.0));
+        assert!(
+            chosen.windows(2).all(|two| two[0] / 100 != two[1] / 100),
+            "neighbours are in different slices: {chosen:?}"
+        );
+        let few = sample([100, 3, 1], Some(10));
+        assert_eq!(few.iter().map(|block| block % 100).collect::<Vec<_>>(), [5, 15, 25, 35, 45, 55, 65, 75, 85, 95]);
     }
 }

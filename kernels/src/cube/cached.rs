@@ -96,11 +96,9 @@ impl<R: Runtime> CheckedCache<'_, R> {
     /// How a kernel that only reads loads vectors of `vector` elements.
     pub fn loads(&self, vector: usize) -> Loads {
         match self.is_int8() && vector.is_multiple_of(BYTES) {
-            true => Loads {
-                elements: u32::as_type_native_unchecked().storage_type(),
-                vector: vector / BYTES,
-                words: true,
-            },
+            true => {
+                Loads { elements: u32::as_type_native_unchecked().storage_type(), vector: vector / BYTES, words: true }
+            }
             false => Loads { elements: self.elements.dtype, vector, words: false },
         }
     }

@@ -13,8 +13,8 @@
 //!
 //! Without tensor cores the same fragments are held by 32 neighbouring units of the cube, whatever its planes are.
 
-use cubecl::ir::features::MmaConfig;
 use cubecl::ir::MatrixIdent;
+use cubecl::ir::features::MmaConfig;
 use cubecl::prelude::*;
 
 use super::contract::f32_type;
@@ -87,7 +87,7 @@ fn turn(row: u32, #[comptime] layout: Layout) -> u32 {
 /// Where vector `part` of a row lies.
 #[cube]
 pub(crate) fn place(row: u32, part: u32, #[comptime] layout: Layout) -> u32 {
-    let chunk = part / layout.chunk ^ turn(row, layout);
+    let chunk = (part / layout.chunk) ^ turn(row, layout);
     row * layout.width + chunk * layout.chunk + part % layout.chunk
 }
 

@@ -318,7 +318,8 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
             for p in 0..per_unit {
                 let at = go + unit + p * team;
                 if at < vectors {
-                    let probability = weights::<N>(values[p as usize], largest, tile.fast) * Vector::<f32, N>::new(factor);
+                    let probability =
+                        weights::<N>(values[p as usize], largest, tile.fast) * Vector::<f32, N>::new(factor);
                     scores[(row.scores + at) as usize] = Vector::cast_from(probability);
                 }
             }

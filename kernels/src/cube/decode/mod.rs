@@ -71,7 +71,8 @@ pub fn launch<R: Runtime>(
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
     let unroll = if rows * per_lane * vector > 32 { 2 } else { 4 };
     // int8 keys have half or a quarter of the bytes of floats, so more may be in flight.
-    let unroll = if int8 == [true; 2] { unroll.max(1 << (MOST_SCORES / (rows * per_lane)).max(1).ilog2()) } else { unroll };
+    let unroll =
+        if int8 == [true; 2] { unroll.max(1 << (MOST_SCORES / (rows * per_lane)).max(1).ilog2()) } else { unroll };
     let tile = Tile {
         units,
         lanes,

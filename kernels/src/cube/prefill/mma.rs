@@ -100,8 +100,8 @@ impl Engine {
         let keys = match (scoring, head_dim) {
             _ if self == Self::Emulated => (head_dim <= TALL_EMULATED_HEAD).then_some(tile.keys)?,
             (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
-            (Scoring::Range, 65..=96) => 64,
-            (Scoring::Range, 97..) if !int8 => 48,
+            (_, ..=64) | (Scoring::Range, ..=96) => 64,
+            (Scoring::Range, _) if !int8 => 48,
             _ => 32,
         };
         Some(Tile { keys, ..tile })

@@ -45,10 +45,19 @@ impl Tile {
         brain: bool,
     ) -> Self {
         let vectors = inputs / Self::weights(int8);
-        let blocks = blocks(machine, outputs.div_ceil(FRAGMENT as usize), if emulate { 2 } else { MOST_BLOCKS });
+        let fragments = outputs.div_ceil(FRAGMENT as usize);
+        let blocks = blocks(machine, fragments, if emulate { 2 } else { MOST_BLOCKS });
+        // With so few cubes a multiprocessor holds one, which needs more planes to keep the memory busy.
+        let few = fragments <= 2 * machine.processors as usize;
         Self {
             emulate,
-            planes: if emulate { 2 } else { 8 },
+            planes: if emulate {
+                2
+            } else if few {
+                16
+            } else {
+                8
+            },
             blocks: blocks as u32,
             stages: if emulate || blocks > 2 { 2 } else { 4 },
             rows: rows as u32,

@@ -104,7 +104,20 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     }
 
     go::<F, K, V, M, E, N, KN, VN>(
-        key, value, masks, &mut stage, &barriers, &mut queries, query_origin, &mut sums, &mut scratch, &own, &seen, factor, sizes, tile,
+        key,
+        value,
+        masks,
+        &mut stage,
+        &barriers,
+        &mut queries,
+        query_origin,
+        &mut sums,
+        &mut scratch,
+        &own,
+        &seen,
+        factor,
+        sizes,
+        tile,
     );
 
     #[unroll(unroll)]

@@ -220,7 +220,8 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
             if comptime!(total.is_multiple_of(units)) || row < tile.keys {
                 let to = origin + place(row_of(row, tile), part, tile.layout()) as usize;
                 let keep = keeps::<M, E>(masks, slot, end, false);
-                let key_from = Places { element: key.place(key_head, slot, part), scale: key.scale_place(key_head, slot) };
+                let key_from =
+                    Places { element: key.place(key_head, slot, part), scale: key.scale_place(key_head, slot) };
                 let value_from =
                     Places { element: value.place(value_head, slot, part), scale: value.scale_place(value_head, slot) };
                 loaded.load(key, value, key_from, value_from, keep, 0u32);
