@@ -59,7 +59,7 @@ part() {
     timeout --kill-after=10 "$limit" "$@" 2>&1 | tee "$logs/gpu-check-${name// /-}.log" | tail -n 60
     status=${PIPESTATUS[0]}
     echo "--- $name: exit status $status after $((SECONDS - start)) s"
-    [ "$status" -eq 0 ] || failed+=("$name")
+    [ "$status" -eq 0 ] || { failed+=("$name"); return 1; }
 }
 
 for what in "${@:-all}"; do
@@ -68,13 +68,20 @@ done
 wanted() { [ $# -eq 1 ] && return 0; local part=$1; shift; [[ " $* " == *" $part "* || " $* " == *" all "* ]]; }
 
 if wanted conformance "$@"; then
+    # Most of the time is the compiler's, so the element types go side by side.
+    processes=()
     for dtype in fp32 fp16 bf16; do
         # The products are small: tuning takes longer than it saves.
-        part "conformance $dtype" 180 env CUBECL_AUTOTUNE_LEVEL=minimal "$bundle/bin/gpu" conformance --backend cuda --path fast --dtype "$dtype" "$bundle/cases"
+        part "conformance $dtype" 240 env CUBECL_AUTOTUNE_LEVEL=minimal "$bundle/bin/gpu" conformance --backend cuda --path fast --dtype "$dtype" "$bundle/cases" &
+        processes+=($!)
+    done
+    for dtype in fp32 fp16 bf16; do
+        wait "${processes[0]}" || failed+=("conformance $dtype")
+        processes=("${processes[@]:1}")
     done
 fi
 if wanted kernels "$@"; then
-    part kernels 420 "$bundle/bin/cube_cuda" --include-ignored --test-threads "$(nproc)"
+    part kernels 420 python3 "$bundle/scripts/gpu_tests.py" "$bundle/bin/cube_cuda"
 fi
 if wanted counts "$@"; then
     if command -v ncu >/dev/null; then

@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 
-# Of sectors there is one metric for each kind of access: their sum counts. ncu leaves out what a device does not have.
+# Of sectors there is one metric for each kind of access: their sum counts. ncu leaves out what a device does not have. Passes through
+# shared memory are those that ncu derives from the addresses of each instruction; the counter of the device has shuffles among them.
 SECTORS = [f"l1tex__t_sectors_pipe_lsu_mem_global_op_{kind}.sum" for kind in ("ld", "st", "ldgsts")]
 METRICS = {
     "instructions": ["smsp__inst_executed.sum"],
     "sectors": SECTORS,
-    "passes": ["l1tex__data_pipe_lsu_wavefronts_mem_shared.sum"],
+    "passes": ["memory_l1_wavefronts_shared"],
     "registers": ["launch__registers_per_thread"],
     "dram": ["dram__bytes_read.sum", "dram__bytes_write.sum"],
     "warps": ["sm__warps_active.avg.pct_of_peak_sustained_active"],
@@ -37,7 +38,7 @@ def available(wanted: list[str]) -> list[str]:
     """Those of the metrics that ncu knows for this device."""
     known = subprocess.run(["ncu", "--query-metrics"], capture_output=True, text=True, check=True).stdout
     names = {line.split()[0] for line in known.splitlines() if line.strip()}
-    return [name for name in wanted if name.startswith("launch__") or name.split(".")[0] in names]
+    return [name for name in wanted if name.startswith(("launch__", "memory_")) or name.split(".")[0] in names]
 
 
 def profile(bench: pathlib.Path, only: str) -> list[dict]:
@@ -57,8 +58,8 @@ def profile(bench: pathlib.Path, only: str) -> list[dict]:
 
 
 def value(row: dict, of: str) -> float:
-    found = [row.get(name) for name in METRICS[of]]
-    return sum(float(number.replace(",", "")) for number in found if number and number not in ("n/a", "(!) n/a"))
+    numbers = [re.match(r"[\d.,]+", row.get(name) or "") for name in METRICS[of]]
+    return sum(float(number[0].replace(",", "")) for number in numbers if number)
 
 
 def matched(rows: list[dict], numbers: dict[str, dict], only: str) -> list[tuple[str, dict, dict]]:

@@ -197,11 +197,12 @@ def run(arguments) -> int:
     peers = Peers(torch, arguments.quick)
     records, clocks = Records(), {}
     for dtype in ("bf16", "f16"):
+        late = []
         for workload in workloads:
             if dtype not in workload["dtypes"]:
                 continue
             if left() < 0:
-                problems.append(f"out of time: {workload['name']} in {dtype} was not run")
+                late.append(workload["name"])
                 continue
             print(f"{arguments.budget - left():6.1f} s  {dtype}  {workload['name']}", file=sys.stderr, flush=True)
             prepared = peers.prepare(workload, dtype)
@@ -225,6 +226,8 @@ def run(arguments) -> int:
                 clocks[workload["name"]] = device_facts("clocks.sm,clocks.mem,power.draw,temperature.gpu")
             del prepared
             peers.clean()
+        if late:
+            problems.append(f"out of time: not run in {dtype}: {', '.join(late)}")
     rows = records.summary()
     copied = next((workload["bytes"] for workload in workloads if workload["name"] == "copy"), 0)
     copies = [copied / row["median_us"] * 1e6 for row in rows if row["name"] == "copy" and row["median_us"]]

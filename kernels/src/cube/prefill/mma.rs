@@ -1,7 +1,7 @@
 //! Flash attention (<https://arxiv.org/abs/2307.08691>) on tensor cores.
 
 mod kernel;
-mod loops;
+mod pipeline;
 mod scores;
 mod stage;
 mod step;

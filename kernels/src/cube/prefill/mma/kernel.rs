@@ -3,7 +3,7 @@
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::loops::{Seen, go, signal};
+use super::pipeline::{Seen, attend_steps, signal};
 use super::scores::{query_of, rows};
 use super::stage::{stage_queries, stage_step};
 use super::step::{Sums, load_queries};
@@ -58,7 +58,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let (tile_at, _) = tile_and_head(tile);
     let first_row = (sizes.tiles - 1 - tile_at) * comptime!(tile.rows());
     let seen = Seen::new::<M, E>(masks, first_row, sizes, tile);
-    let (start, own_row) = (seen.start, seen.own_row());
+    let (start, own_row) = (seen.start, seen.own_row);
 
     let mut stage = SharedMemory::<Vector<F, N>>::new_aligned(comptime!(tile.stage_vectors() as usize), 128usize);
     let mut scratch = SharedMemory::<f32>::new(comptime!(tile.scratch() as usize));
@@ -103,7 +103,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         factor *= sizes.scale;
     }
 
-    go::<F, K, V, M, E, N, KN, VN>(
+    attend_steps::<F, K, V, M, E, N, KN, VN>(
         key,
         value,
         masks,

@@ -1,4 +1,4 @@
-//! How planes go through the steps of keys.
+//! The steps of a cube: keys and values of the next one are copied while those of this one are multiplied.
 
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
@@ -22,7 +22,7 @@ pub(super) struct Seen {
     pub begin: u32,
     pub stop: u32,
     /// The first row of the unit.
-    own_row: u32,
+    pub own_row: u32,
     /// The keys that some row of the plane sees, and those that all of them see.
     some_from: u32,
     some_to: u32,
@@ -54,10 +54,6 @@ impl Seen {
         }
     }
 
-    pub fn own_row(&self) -> u32 {
-        self.own_row
-    }
-
     /// Whether some row of the plane sees a key of the step from `first_key` on. Emulated planes meet in every product.
     fn some(&self, first_key: u32, #[comptime] tile: Tile) -> bool {
         let mut some = true.runtime();
@@ -73,9 +69,9 @@ impl Seen {
     }
 }
 
-/// Each plane multiplies, takes exponentials, and multiplies again, while the keys of the next step are copied.
+/// All steps: products, probabilities, and products again, in each plane by itself.
 #[cube]
-pub(super) fn go<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
+pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size>(
     key: &Cached<K, KN>,
     value: &Cached<V, VN>,
     masks: &Masks<M, E>,
