@@ -31,6 +31,8 @@ PACKAGES = [
 # The kernels of this repository. Burn's read whole vectors, whether or not all of them was written, and leave out the rest; blocks
 # of its reductions write the same number to the same place.
 STRICT = "attend,cache_write,combine,decode,norm,pad,prefill,product,softmax"
+# What the kernels' tests put between the rows of a tensor and after the last one (kernels/tests/cube/lab.rs), in words.
+CANARIES = "7fc0beef,7e777e77,80808080"
 
 
 def toolkit(cache: pathlib.Path) -> pathlib.Path:
@@ -67,6 +69,7 @@ def environment(cache: pathlib.Path, driver: pathlib.Path, **settings: object) -
         # Burn tunes its own products by time, which says nothing here.
         "CUBECL_AUTOTUNE_LEVEL": "minimal",
         "EMULATOR_STRICT": STRICT,
+        "EMULATOR_CANARIES": CANARIES,
         "EMULATOR_NVRTC": str(home / "lib/libnvrtc.so.13"),
         "EMULATOR_NVRTC_CACHE": str(folder / "ptx"),
     }

@@ -7,7 +7,7 @@ CUDA runtime generates their code, NVRTC compiles it as on a real machine, and p
     cargo build --release --features cuda -p burn-deepspeed-kernels --example instances -p burn-deepspeed-emulator
     python3 scripts/ptxas.py --cache ~/.cache/burn-deepspeed --driver target/release/libcuda.so \\
         --instances target/release/examples/instances --write
-    python3 scripts/ptxas.py ... --check      # fails if a tensor-core kernel spills; says if bench/results/ptxas.md is out of date
+    python3 scripts/ptxas.py ... --check      # fails if a tensor-core kernel spills much; says if bench/results/ptxas.md is out of date
 
 Needs what cuda.py needs.
 """
@@ -25,6 +25,8 @@ import cuda
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "bench/results/ptxas.md"
 ARCHITECTURES = {90: "sm_90a", 80: "sm_80"}
+# Bytes that a thread of a tensor-core kernel may spill. ptxas spills a few registers to fit more cubes on a multiprocessor.
+MOST_SPILLS = 32
 
 
 class Kernel:
@@ -80,7 +82,7 @@ def table(results: dict[int, list[Kernel]]) -> str:
         "",
         "Every kernel instance that the modules can use, as CubeCL generates it, compiled by NVRTC 13.0.88 and assembled by",
         "ptxas 13.0.88. Written by `scripts/ptxas.py`; CI fails if a tensor-core kernel",
-        "spills. The others may: ptxas spills a few registers to fit more cubes on a multiprocessor.",
+        f"spills more than {MOST_SPILLS} bytes: ptxas spills a few registers to fit more cubes on a multiprocessor.",
         "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones.",
         "",
         "| instance | kernel | block | sm_90a: registers | spills, bytes | shared, bytes | sm_80: registers | spills, bytes |",
@@ -118,7 +120,7 @@ def main():
         f"{ARCHITECTURES[number]}: {kernel.instance} ({kernel.name}) spills {kernel.spills} bytes"
         for number, found in results.items()
         for kernel in found
-        if kernel.spills and "mma" in kernel.instance
+        if kernel.spills > MOST_SPILLS and "mma" in kernel.instance
     ]
     text = table(results)
     if arguments.write:

@@ -30,7 +30,7 @@ impl Module {
             // What is not initialised is zero.
             let mut initial = variable.initial.clone();
             initial.resize(variable.bytes, 0);
-            device.write(address, &initial);
+            device.write(address, &initial, &[]);
             variables.push(address);
             Ok(address)
         })?;

@@ -205,7 +205,11 @@ fn freed(was_there: bool) -> c_int {
 }
 
 fn to_device(to: u64, bytes: &[u8]) -> c_int {
-    if Driver::get().memory.write(to, bytes) { SUCCESS } else { outside("written", to, bytes.len()) }
+    if Driver::get().memory.write(to, bytes, &Settings::get().canaries) {
+        SUCCESS
+    } else {
+        outside("written", to, bytes.len())
+    }
 }
 
 fn to_host(to: &mut [u8], from: u64) -> c_int {

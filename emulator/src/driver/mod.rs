@@ -11,6 +11,7 @@
 //! | `EMULATOR_SEED` | decides in which order the warps of a block run | 0 |
 //! | `EMULATOR_EXECUTE` | `0` loads modules and launches nothing | 1 |
 //! | `EMULATOR_STRICT` | kernels, by the start of their names, that may neither read global memory that nothing has written, nor race there, nor between lanes of a warp | all |
+//! | `EMULATOR_CANARIES` | hexadecimal words, with commas between them, that count as unwritten when the host copies them to a device: what tests put around their tensors | none |
 //! | `EMULATOR_LOG` | file to which a line is appended for each load and launch | none |
 //! | `EMULATOR_COUNTS` | file to which a line of JSON is appended for each launch: what it counted | none |
 //! | `EMULATOR_SAMPLE` | runs about so many blocks of a launch, spread over its grid, for counts; results are incomplete | all |

@@ -14,6 +14,8 @@ pub struct Settings {
     pub execute: bool,
     /// The starts of the names of kernels that may not; `None` for all.
     strict: Option<Vec<String>>,
+    /// Words that count as unwritten if the host writes them.
+    pub canaries: Vec<u32>,
     pub log: Option<PathBuf>,
     pub counts: Option<PathBuf>,
     /// Blocks of a launch that run.
@@ -74,6 +76,7 @@ impl Settings {
                 seed: number("EMULATOR_SEED", 0),
                 execute: number("EMULATOR_EXECUTE", 1) != 0,
                 strict: std::env::var("EMULATOR_STRICT").ok().map(|list| list.split(',').map(str::to_string).collect()),
+                canaries: std::env::var("EMULATOR_CANARIES").map(|list| canaries(&list)).unwrap_or_default(),
                 log: path("EMULATOR_LOG"),
                 counts: path("EMULATOR_COUNTS"),
                 sample: Some(number("EMULATOR_SAMPLE", 0)).filter(|blocks| *blocks > 0),
@@ -91,9 +94,27 @@ impl Settings {
     }
 }
 
+/// Hexadecimal words, with commas between them.
+fn canaries(list: &str) -> Vec<u32> {
+    let word = |text: &str| {
+        let word = u32::from_str_radix(text, 16).ok();
+        if word.is_none() {
+            eprintln!("emulator: `EMULATOR_CANARIES` has `{text}`, expected a hexadecimal number of 32 bits");
+        }
+        word
+    };
+    list.split(',').filter_map(word).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn canaries_are_hexadecimal_words() {
+        assert_eq!(canaries("7fc0beef,80808080"), [0x7fc0_beef, 0x8080_8080]);
+        assert_eq!(canaries("1,x"), [1]);
+    }
 
     #[test]
     fn a_mutant_is_chosen_by_kernel_number_and_module() {

@@ -64,6 +64,12 @@ impl Allocation {
         }
     }
 
+    /// Notes that an aligned word counts as unwritten, whatever it holds. The caller checked that it is inside.
+    pub fn mark_unwritten(&self, word: u64) {
+        let (group, bits) = Self::bits(word - self.start, 4);
+        self.written[group].fetch_and(!bits, Relaxed);
+    }
+
     /// The bits of an aligned access of at most 16 bytes in the group of 16 that holds it.
     fn bits(offset: u64, bytes: u64) -> (usize, u16) {
         ((offset / 16) as usize, (((1u32 << bytes) - 1) << (offset % 16)) as u16)

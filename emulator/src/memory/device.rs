@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use super::allocation::Allocation;
 use super::race::EPOCHS;
 use crate::error::Misuse;
+use crate::numbers::little_endian;
 
 /// The allocations of all devices. They share one address space, as CUDA's do.
 #[derive(Debug, Default)]
@@ -32,13 +33,21 @@ impl Device {
         self.allocations.write().unwrap_or_else(PoisonError::into_inner).remove(&start).is_some()
     }
 
-    /// Writes bytes from the host; whether all of them are in one allocation.
-    pub fn write(&self, address: u64, bytes: &[u8]) -> bool {
-        let found = self.find(address, bytes.len());
-        found.is_some_and(|allocation| {
-            allocation.write(address, bytes);
-            true
-        })
+    /// Writes bytes from the host; whether all of them are in one allocation. Aligned words that are one of `canaries` count as
+    /// unwritten: kernels may not read them.
+    pub fn write(&self, address: u64, bytes: &[u8], canaries: &[u32]) -> bool {
+        let Some(allocation) = self.find(address, bytes.len()) else { return false };
+        allocation.write(address, bytes);
+        if !canaries.is_empty() {
+            let first = address.next_multiple_of(4);
+            let words = bytes.get((first - address) as usize..).unwrap_or_default().chunks_exact(4);
+            for (at, word) in (first..).step_by(4).zip(words) {
+                if canaries.contains(&(little_endian(word) as u32)) {
+                    allocation.mark_unwritten(at);
+                }
+            }
+        }
+        true
     }
 
     /// Reads bytes for the host, whether or not they were written; `None` if they are not all in one allocation.

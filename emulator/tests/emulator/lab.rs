@@ -3,6 +3,9 @@
 use cuda::error::{Fault, Misuse};
 use cuda::{Device, Launch, Module, launch};
 
+/// A word that counts as unwritten.
+pub const CANARY: u32 = 0x7fc0_beef;
+
 /// A kernel `k` with this body. Its parameters are addresses, in `%p0` to `%p3`; `%t` is the thread. There are registers of every
 /// kind: `%q` predicates, `%h` of 16 bits, `%r` of 32, `%x` of 64.
 pub fn kernel(declarations: &str, body: &str) -> String {
@@ -41,7 +44,7 @@ impl Run {
         let starts: Vec<u64> = sizes.clone().map(|size| device.allocate(size).unwrap()).collect();
         for (start, buffer) in starts.iter().zip(buffers) {
             if let Ok(bytes) = buffer {
-                assert!(device.write(*start, bytes));
+                assert!(device.write(*start, bytes, &[CANARY]));
             }
         }
         let mut arguments = [0; 32];

@@ -2,7 +2,7 @@
 
 use cuda::error::Misuse;
 
-use crate::lab::{Run, kernel};
+use crate::lab::{CANARY, Run, kernel};
 
 fn misuse(declarations: &str, body: &str) -> Misuse {
     Run { block: 64, ..Run::default() }.misuse(&kernel(declarations, body), &[Ok(vec![0; 256]), Err(256)])
@@ -46,6 +46,17 @@ fn reads_of_what_nothing_has_written_are_found() {
         let found = misuse(declarations, body);
         assert!(matches!(found, Misuse::Uninitialised { .. } | Misuse::Invalid(_)), "{body}: {found:?}");
     }
+}
+
+#[test]
+fn canaries_of_the_host_count_as_unwritten() {
+    let words: Vec<u8> = [1, 2, CANARY, 4].into_iter().flat_map(u32::to_le_bytes).collect();
+    let run = Run::default();
+    let read = |body: &str| run.on(&kernel("", body), &[Ok(words.clone())]).map(|_| ());
+    assert!(read("ld.global.v2.u32 {%r1, %r2}, [%p0];").is_ok());
+    assert!(read("mov.u32 %r1, 5; st.global.u32 [%p0+8], %r1; ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%p0];").is_ok());
+    let fault = read("ld.global.v4.u32 {%r1, %r2, %r3, %r4}, [%p0];").unwrap_err();
+    assert!(matches!(fault.misuse, Misuse::Uninitialised { .. }), "{:?}", fault.misuse);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 pub use crate::device::Gpu;
 pub type Tensor<R = Gpu> = TensorHandle<R>;
 
-/// Elements after every buffer, which no kernel may write.
+/// Elements after every buffer, which no kernel may write, nor read: an emulated device knows these values (scripts/cuda.py).
 const CANARIES: usize = 32;
 /// A value that no kernel writes.
 const CANARY_8: i8 = i8::MIN;
@@ -150,7 +150,8 @@ impl<R: Runtime> Lab<R> {
 
     /// A dense tensor of u32.
     pub fn integers(&self, values: &[u32], shape: &[usize]) -> Tensor<R> {
-        let handle = self.client.create_from_slice(u32::as_bytes(values));
+        let buffer = [values, &[CANARY_32; CANARIES]].concat();
+        let handle = self.client.create_from_slice(u32::as_bytes(&buffer));
         TensorHandle::new(handle, shape.to_vec(), pitched(shape, 1), u32::as_type_native_unchecked())
     }
 

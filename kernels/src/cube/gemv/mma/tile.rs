@@ -47,8 +47,8 @@ impl Tile {
         let vectors = inputs / Self::weights(int8);
         let fragments = outputs.div_ceil(FRAGMENT as usize);
         let blocks = blocks(machine, fragments, if emulate { 2 } else { MOST_BLOCKS });
-        // With so few cubes a multiprocessor holds one, which needs more planes to keep the memory busy.
-        let few = fragments <= 2 * machine.processors as usize;
+        // With so few cubes a multiprocessor holds one, which needs more planes to keep the memory busy. Bytes need their registers.
+        let few = fragments <= 2 * machine.processors as usize && blocks == 2 && !int8;
         Self {
             emulate,
             planes: if emulate {
