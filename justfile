@@ -12,6 +12,10 @@ quick:
 test backend="ndarray":
     cargo test --no-default-features --features {{backend}},autodiff,local --test suite
 
+# Lints of the library with each backend alone; CI does so with the default one, with none and with all.
+backends:
+    for backend in ndarray flex wgpu vulkan cuda; do cargo clippy --lib --no-default-features --features $backend -- -D warnings || exit 1; done
+
 # Kernels compared with what they replace.
 bench:
     cargo bench --features autodiff --bench decode --bench prefill --bench project

@@ -49,10 +49,11 @@ pub(crate) enum Order {
     Features,
 }
 
-/// The layout of tiles in shared memory: rows of 8 elements each, of 16 bytes in 16-bit elements.
+/// The layout of tiles in shared memory. Rows consist of chunks of 8 elements, 16 bytes in 16-bit elements.
 ///
-/// Chunks of 8 elements change places within a row, differently from row to row, so that the same chunk of eight neighbouring rows is
-/// on different banks. Both halves of 32 bytes of memory stay in the same 32 bytes: an asynchronous copy moves these in one go.
+/// Chunks are swizzled: chunk `c` of a row lies at `c` XOR a number that differs from row to row, so that the same chunk of eight
+/// neighbouring rows is on different banks. Unlike padding this keeps the halves of 32 bytes of memory in the same 32 bytes, which an
+/// asynchronous copy then moves together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Layout {
     /// Vectors of a row.
@@ -61,8 +62,8 @@ pub(crate) struct Layout {
     pub chunk: u32,
     /// Elements of a vector.
     pub vector: u32,
-    /// Chunks that change places, a power of two that divides the chunks of a row; at most the 8 that all banks hold.
-    turns: u32,
+    /// Chunks that trade places: a power of two that divides the chunks of a row, at most the 8 that all banks hold.
+    swizzled: u32,
     pub emulate: bool,
 }
 
@@ -70,24 +71,24 @@ impl Layout {
     /// The layout of rows of `chunks` times 8 elements, in vectors of `vector` elements.
     pub fn new(chunks: u32, vector: u32, emulate: bool) -> Self {
         let (chunks, chunk) = (chunks.next_multiple_of(2), 8 / vector);
-        let turns = 1 << chunks.trailing_zeros().min(BANK_CHUNKS.trailing_zeros());
-        Self { width: chunks * chunk, chunk, vector, turns, emulate }
+        let swizzled = 1 << chunks.trailing_zeros().min(BANK_CHUNKS.trailing_zeros());
+        Self { width: chunks * chunk, chunk, vector, swizzled, emulate }
     }
 }
 
 /// Chunks of 16 bytes that all banks hold.
 const BANK_CHUNKS: u32 = 8;
 
-/// By what the places of the chunks of a row are turned: the places of a chunk are those of the number XOR this.
+/// The place of a row's chunk is its number XOR this.
 #[cube]
-fn turn(row: u32, #[comptime] layout: Layout) -> u32 {
-    row / comptime!(BANK_CHUNKS / layout.turns) % layout.turns
+fn swizzle(row: u32, #[comptime] layout: Layout) -> u32 {
+    row / comptime!(BANK_CHUNKS / layout.swizzled) % layout.swizzled
 }
 
 /// Where vector `part` of a row lies.
 #[cube]
 pub(crate) fn place(row: u32, part: u32, #[comptime] layout: Layout) -> u32 {
-    let chunk = (part / layout.chunk) ^ turn(row, layout);
+    let chunk = (part / layout.chunk) ^ swizzle(row, layout);
     row * layout.width + chunk * layout.chunk + part % layout.chunk
 }
 
@@ -127,8 +128,8 @@ pub(crate) fn load<F: Float, N: Size>(
         let lane = if comptime!(matrices == 2) { lane % 16 } else { lane };
         let (line, first) = row_and_chunk(lane, order);
         // What a lane begins with, and what is the same for all: the compiler puts this in the instruction.
-        let turned = (chunk % BANK_CHUNKS) ^ (first ^ turn(line, layout));
-        let own = line * layout.width + turned * layout.chunk;
+        let swizzled = (chunk % BANK_CHUNKS) ^ (first ^ swizzle(line, layout));
+        let own = line * layout.width + swizzled * layout.chunk;
         let common = row * layout.width + chunk / BANK_CHUNKS * comptime!(BANK_CHUNKS * layout.chunk);
         let at = origin + own as usize + common as usize;
         let definition = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);

@@ -117,26 +117,24 @@ impl Team {
 /// The sum of `value` over a team, in each of its units. Every unit of the cube must call this; `shared` has one element for
 /// each.
 ///
-/// Neighbours are added first ([`lanes_sum`]), then their sums through shared memory, again among neighbours.
+/// Neighbours are added first ([`lanes_sum`]). Every unit then reads the sums of its team.
 #[cube]
 pub(crate) fn cube_sum(value: f32, shared: &mut SharedMemory<f32>, #[comptime] team: Team) -> f32 {
     let mut sum = lanes_sum(value, shared, team.near, team.planes);
     if comptime!(team.units > team.near) {
         let parts = comptime!(team.units / team.near);
-        let readers = comptime!(parts.min(team.near));
         let lane = UNIT_POS % team.near;
         if lane == 0 {
             shared[(UNIT_POS / team.near) as usize] = sum;
         }
         sync_cube();
-        let first = UNIT_POS / team.units * parts + UNIT_POS % readers;
+        let first = UNIT_POS / team.units * parts;
         sum = 0.0f32.runtime();
         #[unroll]
-        for step in 0..comptime!(parts / readers) {
-            sum += shared[(first + step * readers) as usize];
+        for part in 0..parts {
+            sum += shared[(first + part) as usize];
         }
         sync_cube();
-        sum = lanes_sum(sum, shared, readers, team.planes);
     }
     sum
 }
@@ -147,19 +145,17 @@ pub(crate) fn cube_max(value: f32, shared: &mut SharedMemory<f32>, #[comptime] t
     let mut largest = lanes_max(value, shared, team.near, team.planes);
     if comptime!(team.units > team.near) {
         let parts = comptime!(team.units / team.near);
-        let readers = comptime!(parts.min(team.near));
         let lane = UNIT_POS % team.near;
         if lane == 0 {
             shared[(UNIT_POS / team.near) as usize] = largest;
         }
         sync_cube();
-        let first = UNIT_POS / team.units * parts + UNIT_POS % readers;
+        let first = UNIT_POS / team.units * parts;
         #[unroll]
-        for step in 0..comptime!(parts / readers) {
-            largest = max(largest, shared[(first + step * readers) as usize]);
+        for part in 0..parts {
+            largest = max(largest, shared[(first + part) as usize]);
         }
         sync_cube();
-        largest = lanes_max(largest, shared, readers, team.planes);
     }
     largest
 }

@@ -24,7 +24,7 @@ const SPLIT_KEYS: usize = 256;
 const MOST_SPLITS: usize = 64;
 /// Bytes that memory moves together.
 const SECTOR: usize = 32;
-/// Scores of a group of lanes for which keys and values of int8 may be in flight together.
+/// Scores that a group of lanes works on at a time with keys and values of int8, if a lane has one vector of each.
 const MOST_SCORES: usize = 16;
 
 /// The number of splits: enough cubes for the device, but no split of fewer than 256 keys.
@@ -70,9 +70,9 @@ pub fn launch<R: Runtime>(
     let int8 = [key.is_int8(), value.is_int8()];
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
     let unroll = if rows * per_lane * vector > 32 { 2 } else { 4 };
-    // int8 keys have half or a quarter of the bytes of floats, so more may be in flight.
-    let unroll =
-        if int8 == [true; 2] { unroll.max(1 << (MOST_SCORES / (rows * per_lane)).max(1).ilog2()) } else { unroll };
+    // int8 keys have half or a quarter of the bytes of floats, so more of them may be in flight.
+    let many = 1 << (MOST_SCORES / (rows * per_lane)).max(1).ilog2();
+    let unroll = if int8 == [true; 2] { unroll.max(many) } else { unroll };
     let tile = Tile {
         units,
         lanes,

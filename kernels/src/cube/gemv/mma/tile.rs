@@ -51,12 +51,10 @@ impl Tile {
         let few = fragments <= 2 * machine.processors as usize && blocks == 2 && !int8;
         Self {
             emulate,
-            planes: if emulate {
-                2
-            } else if few {
-                16
-            } else {
-                8
+            planes: match (emulate, few) {
+                (true, _) => 2,
+                (false, true) => 16,
+                (false, false) => 8,
             },
             blocks: blocks as u32,
             stages: if emulate || blocks > 2 { 2 } else { 4 },
@@ -118,8 +116,8 @@ impl Tile {
     }
 }
 
-/// Most fragments of outputs of a cube. With more, a multiprocessor holds too few cubes to read one's inputs while another waits for
-/// weights: on an H100 three are as fast as four and faster than six, and two are slower.
+/// Most fragments of outputs of a cube. On an H100 three are as fast as four and faster than six, and two are slower: each cube
+/// reads the inputs, and what is loaded ahead takes registers.
 const MOST_BLOCKS: usize = 3;
 
 /// Fragments of outputs of a cube: as many as leave the multiprocessors equally long at work, counting what every cube does

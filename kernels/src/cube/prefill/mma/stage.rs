@@ -235,7 +235,7 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
 /// once.
 #[cube]
 fn step_place(first: usize, origin: usize, row: u32, rows: u32, part: u32, #[comptime] tile: Tile) -> usize {
-    // Chunks of both rows are turned alike if so many rows are between them.
+    // Rows are swizzled alike if so many are between them.
     let period = if tile.quads { 16 } else { 8 };
     if comptime!((tile.units() / tile.vectors()).is_multiple_of(period)) {
         first + (row_of(rows, tile) * comptime!(tile.layout().width)) as usize
