@@ -86,8 +86,8 @@ def document(device: str, found: list[tuple[str, dict, dict]]) -> str:
         f"# Counts of an {device}, next to those without a GPU",
         "",
         "ncu on `gpu_bench --once`, bf16. *counted*: what [cuda-counts.md](cuda-counts.md) says of the same launch, over what the device",
-        "did. Instructions of the device are those of SASS, the counted ones of PTX. The time is that of one launch with cold caches and",
-        "without other work, so it is longer than in a benchmark. Written by `scripts/gpu_counts.py`.",
+        "did. Instructions of the device are those of SASS, the counted ones of PTX. The time is that of one launch with cold caches",
+        "under the profiler; times to compare are in the benchmark. Written by `scripts/gpu_counts.py`.",
         "",
         "| workload | kernel | instructions, millions | counted | sectors, thousands | counted | passes, thousands | counted"
         " | registers | ptxas | DRAM, MB | warps | issue slots | tensor pipe | time, us |",
