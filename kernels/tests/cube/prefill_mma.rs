@@ -188,10 +188,10 @@ mod cuda {
 
     /// Three steps of keys in one row of the batch, and a query for each place in a step. In the other row, and in the last step, every copy
     /// has keys that no query sees.
-    /// A row with a few keys, and one that lacks one key of a whole step of 16, 32, 48 or 64, and fills its cache: what is read after
-    /// its end is after the end of the tensor.
+    /// A row with a few keys, one whose first query sees all but one key of a whole step of 64, and one that lacks a key of a whole step
+    /// and fills its cache: what is read after its end is after the end of the tensor.
     fn small(head_dim: usize, tokens: usize) -> Problem {
-        Problem::new([2, 1, tokens, 191, head_dim], &[5, 191])
+        Problem::new([2, 1, tokens, 191, head_dim], &[5, tokens + 62, 191])
     }
 
     /// With 16 rows in a plane, and with 32, where that leaves few rows of the last cube unused.
