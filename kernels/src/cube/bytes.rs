@@ -8,6 +8,17 @@ use cubecl::prelude::*;
 /// Bytes of a word.
 pub(crate) const BYTES: usize = size_of::<u32>();
 
+/// How a kernel loads rows of floats or of one-byte integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// The type with which the elements are loaded.
+    pub elements: StorageType,
+    /// Elements of a vector.
+    pub vector: usize,
+    /// Whether each of them is a word of four integers.
+    pub words: bool,
+}
+
 /// The bits of [`ZERO_VALUE`], whose last bit counts 1. Its last two bytes are those of 0 with the sign bit inverted.
 ///
 /// Kernels take it as an argument because an instruction holds only one constant, which is the mask of the byte.

@@ -8,7 +8,7 @@ use burn_deepspeed_core::int8::LARGEST;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use super::bytes::{BYTES, ZERO, integers};
+use super::bytes::{BYTES, Reading, ZERO, integers};
 use super::contract::{Checked, Contract, f32_type, i8_type, same_type};
 use super::machine::Unsupported;
 use super::tensors::{HeadStrides, HeadStridesLaunch, array, head_strides};
@@ -94,12 +94,14 @@ impl<R: Runtime> CheckedCache<'_, R> {
     }
 
     /// How a kernel that only reads loads vectors of `vector` elements.
-    pub fn loads(&self, vector: usize) -> Loads {
+    pub fn loads(&self, vector: usize) -> Reading {
         match self.is_int8() && vector.is_multiple_of(BYTES) {
-            true => {
-                Loads { elements: u32::as_type_native_unchecked().storage_type(), vector: vector / BYTES, words: true }
-            }
-            false => Loads { elements: self.elements.dtype, vector, words: false },
+            true => Reading {
+                elements: u32::as_type_native_unchecked().storage_type(),
+                vector: vector / BYTES,
+                words: true,
+            },
+            false => Reading { elements: self.elements.dtype, vector, words: false },
         }
     }
 
@@ -114,17 +116,6 @@ impl<R: Runtime> CheckedCache<'_, R> {
             ZERO,
         )
     }
-}
-
-/// How keys or values are loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Loads {
-    /// The type with which they are loaded.
-    pub elements: StorageType,
-    /// Elements of a vector.
-    pub vector: usize,
-    /// Whether each of these is a word of four of int8.
-    words: bool,
 }
 
 /// Keys or values, on the device. Strides of elements count vectors.

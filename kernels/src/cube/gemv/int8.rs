@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
-use crate::cube::bytes::{BYTES, ZERO};
+use crate::cube::bytes::{BYTES, Reading, ZERO};
 use crate::cube::contract::{Checked, Contract, f32_type, i8_type, same_type};
 use crate::cube::machine::Unsupported;
 use crate::cube::tensors::array;
@@ -54,17 +54,6 @@ impl<R: Runtime> CheckedInt8<'_, R> {
     }
 }
 
-/// How the weights of an output are read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Reading {
-    /// The type with which the elements are loaded.
-    pub elements: StorageType,
-    /// Elements of a vector.
-    pub vector: usize,
-    /// Whether each of them is a word of 4 weights.
-    pub words: bool,
-}
-
 impl Reading {
     /// Weights of a vector.
     pub fn weights(self) -> usize {
@@ -73,7 +62,7 @@ impl Reading {
 
     /// Every way to read an int8 matrix, the widest first. Words, in loads of up to 16 bytes, require that rows and blocks
     /// consist of whole loads. Single bytes are always possible.
-    pub fn of_int8<R: Runtime>(client: &ComputeClient<R>, matrix: &CheckedInt8<'_, R>) -> Vec<Self> {
+    pub(super) fn of_int8<R: Runtime>(client: &ComputeClient<R>, matrix: &CheckedInt8<'_, R>) -> Vec<Self> {
         let [outputs, inputs] = [matrix.elements.shape()[0], matrix.elements.shape()[1]];
         let [_, wide] = matrix.blocks;
         let elements = u32::as_type_native_unchecked().storage_type();

@@ -3,11 +3,11 @@
 use cubecl::prelude::*;
 
 use super::activations::{Activations, Exchange, activations, line};
-use super::int8::{Loads, Reading, Scales, scales};
+use super::int8::{Loads, Scales, scales};
 use super::output::{Sizes, sizes, write};
 use super::plan::{fills, lanes, loads, tile_length};
 use super::problem::{CheckedGemv, CheckedMatrix, Extents};
-use crate::cube::bytes::integers;
+use crate::cube::bytes::{Reading, integers};
 use crate::cube::lanes::lanes_sum;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::{array, vector_size};
