@@ -93,6 +93,11 @@ impl<R: Runtime> CheckedCache<'_, R> {
         self.argument(vector, self.loads(vector).words)
     }
 
+    /// The argument of a kernel that reads elements in words, `vector` of them at a time.
+    pub fn launch_words<C: Numeric, N: Size>(&self, vector: usize) -> CachedLaunch<C, N, R> {
+        self.argument(vector, true)
+    }
+
     /// How a kernel that only reads loads vectors of `vector` elements.
     pub fn loads(&self, vector: usize) -> Reading {
         match self.is_int8() && vector.is_multiple_of(BYTES) {

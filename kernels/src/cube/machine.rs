@@ -163,6 +163,9 @@ pub enum Unsupported {
         /// The fewest that the kernel takes.
         least: usize,
     },
+    /// Queries of one key head see different keys, whose values may be anything, and the kernel multiplies with all of them.
+    #[error("queries of a key head see different keys; the kernel takes those that see the same")]
+    MixedVisibility,
     /// The outputs of a matrix are contiguous, and the kernel reads along the inputs.
     #[error("the matrix is [in, out]; the kernel takes [out, in]")]
     Orientation,

@@ -184,6 +184,11 @@ impl<R: Runtime> CheckedMasks<'_, R> {
         self.hidden_keys.is_some() || self.hidden_pairs.is_some()
     }
 
+    /// Whether some keys may be hidden from every query.
+    pub fn hides_keys(&self) -> bool {
+        self.hidden_keys.is_some()
+    }
+
     /// Whether there is a bias for each key, and every `size` of a query can be read as a vector.
     pub fn has_bias_vectors(&self, size: usize) -> bool {
         self.bias.is_some_and(|bias| {

@@ -26,6 +26,7 @@ pub mod cache_write;
 mod cached;
 mod contract;
 pub mod decode;
+mod direct;
 mod exponential;
 mod fragment;
 pub mod gemv;

@@ -17,6 +17,7 @@ mod device {
 mod cache_write;
 mod contract;
 mod decode;
+mod decode_mma;
 #[path = "../device_panics/mod.rs"]
 mod device_panics;
 mod gemv;

@@ -3,7 +3,6 @@
 mod factors;
 mod kernel;
 mod tile;
-mod weights;
 
 use burn_deepspeed_core::layout::Orientation;
 use cubecl::ir::{ElemType, FloatKind};

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::tile::{SHARERS, Tile};
-use super::weights::{Quad, raised};
+use crate::cube::direct::{Quad, raised};
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::problem::{CheckedGemv, MOST_ROWS, NormKind};
 use crate::cube::lanes::lanes_sum;
@@ -54,7 +54,7 @@ pub(super) fn factors<R: Runtime, G: Float, E: Float>(
         (inputs / ELEMENTS) as u32,
         1.0 / inputs as f32,
         problem.norm.map_or(0.0, |(_, epsilon)| epsilon),
-        raised(tile),
+        raised(tile.brain),
         problem.norm.map(|(kind, _)| kind),
         presence(&[problem.gamma, problem.beta, problem.bias, problem.normed].map(|tensor| tensor.is_some())),
     )
@@ -181,7 +181,7 @@ impl<G: Float, E: Float> Factors<G, E> {
     /// What the weights of vector `at` of this lane are multiplied with, from what [`load`](Self::load) read. The first cube also
     /// writes `normed`.
     ///
-    /// The elements of each part are in the order of its weights; see [`left`](super::weights::left).
+    /// The elements of each part are in the order of its weights; see [`left`](crate::cube::direct::left).
     pub fn right<F: Float>(
         &self,
         loaded: &Array<Vector<u32, Quad>>,

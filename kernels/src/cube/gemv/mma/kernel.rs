@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::factors::{Factors, Right};
 use super::tile::{FRAGMENT, SHARERS, Tile};
-use super::weights::{Quad, left};
+use crate::cube::direct::{Quad, left};
 use crate::cube::fragment::{LANES, Pair, mma};
 use crate::cube::gemv::int8::Scales;
 use crate::cube::gemv::output::{Sizes, write};
@@ -158,7 +158,7 @@ fn multiply<F: Float, G: Float, E: Float>(
         #[unroll(!tile.emulate)]
         for block in 0..tile.blocks {
             let at = (from + 2 * block) as usize;
-            let left = left::<F>(weights[at], weights[at + 1], part, factors.raised, tile);
+            let left = left::<F>(weights[at], weights[at + 1], part, factors.raised, tile.int8, tile.brain);
             mma::<F>(&left, 0u32, &right.high, 2 * part, sums, 2 * block, scratch, tile.emulate);
             if factors.is_split() {
                 mma::<F>(&left, 0u32, &right.low, 2 * part, sums, 2 * block, scratch, tile.emulate);

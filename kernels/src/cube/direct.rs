@@ -1,38 +1,38 @@
-//! Fragments of weights, without shared memory.
+//! Left operands of tensor cores that a lane makes of what it loads, without shared memory.
 
 use cubecl::prelude::*;
 
-use super::tile::Tile;
-use crate::cube::fragment::Pair;
+use super::fragment::Pair;
 
 /// 16 bytes.
-pub(super) type Quad = Const<4>;
+pub(crate) type Quad = Const<4>;
 
 /// The two halves that [`bytes`] puts bytes into: 128 in bf16, and 1024 in f16, with a bit that inverts the sign bit of the byte. They
 /// are an argument of the kernel because an instruction holds only one constant, which is the mask of the bytes.
-pub(super) fn raised(tile: Tile) -> u32 {
-    if tile.brain { 0x4300_4300 } else { 0x6480_6480 }
+pub(crate) fn raised(brain: bool) -> u32 {
+    if brain { 0x4300_4300 } else { 0x6480_6480 }
 }
 
-/// Part `part` of two vectors of the matrix, 8 outputs apart, as an A: 4 weights of each.
+/// Part `part` of the vectors of two rows, 8 apart, as an A: 4 elements of each.
 ///
-/// The depth of a product may be in any order that both operands have. A lane holds the weights that are next to each other in
-/// memory; see [`right`](super::factors::Factors::right) for the other operand.
+/// The depth of a product may be in any order that both operands have. A lane holds elements that are next to each other in memory.
+/// Part `p` of 16-bit elements is elements `4p` to `4p + 3` in their order; that of bytes is `4p`, `4p + 2`, `4p + 1`, `4p + 3`.
 #[cube]
-pub(super) fn left<F: Float>(
+pub(crate) fn left<F: Float>(
     upper: Vector<u32, Quad>,
     lower: Vector<u32, Quad>,
     part: u32,
     raised: u32,
-    #[comptime] tile: Tile,
+    #[comptime] int8: bool,
+    #[comptime] brain: bool,
 ) -> Array<Vector<F, Pair>> {
     let mut fragment = Array::<Vector<F, Pair>>::new(4usize);
     let part = part as usize;
-    if comptime!(tile.int8) {
-        fragment[0] = bytes::<F>(upper[part], raised, tile.brain);
-        fragment[1] = bytes::<F>(lower[part], raised, tile.brain);
-        fragment[2] = bytes::<F>(upper[part] >> 8u32, raised, tile.brain);
-        fragment[3] = bytes::<F>(lower[part] >> 8u32, raised, tile.brain);
+    if comptime!(int8) {
+        fragment[0] = bytes::<F>(upper[part], raised, brain);
+        fragment[1] = bytes::<F>(lower[part], raised, brain);
+        fragment[2] = bytes::<F>(upper[part] >> 8u32, raised, brain);
+        fragment[3] = bytes::<F>(lower[part] >> 8u32, raised, brain);
     } else {
         fragment[0] = Vector::reinterpret(upper[2 * part]);
         fragment[1] = Vector::reinterpret(lower[2 * part]);
@@ -48,7 +48,7 @@ pub(super) fn left<F: Float>(
 /// counts by 1 from 128 on, which leaves room for 7 bits. They become the end of 128. The sign bit becomes that of the exponent,
 /// which makes it 128 or 256, and is subtracted.
 #[cube]
-fn bytes<F: Float>(word: u32, raised: u32, #[comptime] brain: bool) -> Vector<F, Pair> {
+pub(crate) fn bytes<F: Float>(word: u32, raised: u32, #[comptime] brain: bool) -> Vector<F, Pair> {
     if comptime!(brain) {
         let rest = Vector::<F, Pair>::reinterpret((word & 0x007f_007fu32) | raised);
         let sign = Vector::<F, Pair>::reinterpret((word & 0x0080_0080u32) | raised);

@@ -4,25 +4,14 @@ use cubecl::prelude::*;
 
 use super::tile::{Tile, divide_sums, key_of, of_part, row_max, row_sum};
 use crate::cube::cached::Cached;
+use crate::cube::decode::Sizes;
 use crate::cube::masks::{HIDDEN, Masks, Query};
-use crate::cube::tensors::HeadStrides;
 
 /// The weight of a value that a query does not see; those of others are not negative.
 const UNSEEN: f32 = -1.0;
 
 /// Banks of shared memory, of which each holds an f32.
 const BANKS: u32 = 32;
-
-/// Scalar sizes. Strides count vectors, those of the context elements.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Sizes {
-    pub tokens: u32,
-    pub group: u32,
-    pub splits: u32,
-    pub scale: f32,
-    pub query: HeadStrides,
-    pub context: HeadStrides,
-}
 
 /// One split of the keys of one key head, for a few of its queries.
 ///
