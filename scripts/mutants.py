@@ -36,8 +36,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "bench/results/mutants.md"
 REASONS = ROOT / "scripts/mutants.toml"
 KINDS = ["barrier", "copy", "fence", "product", "shuffle", "guard", "compare", "select", "address"]
-# What finds a mutant that the tests do not execute: nothing, but they cannot.
+# What finds a mutant that the tests do not execute, or whose mistake makes no difference in any execution: nothing, but they cannot.
 UNREACHED = "unreached"
+IDLE = "idle"
+# From what says least of a mutant to what says most; none of them finds it.
+LEFT = [UNREACHED, IDLE, ""]
 # Kinds of which every mutant runs.
 ALL = ["barrier", "copy", "fence", "product"]
 QUICK = ["barrier", "copy"]
@@ -75,9 +78,11 @@ def instances() -> list[Instance]:
         Instance("prefill, f32", "prefill", "prefill_simt::a_small_problem_agrees_with_plain_loops"),
         Instance("prefill, f32, every mask", "prefill", "prefill_simt::a_small_problem_with_every_mask_agrees_with_plain_loops"),
         Instance("prefill, int8", "prefill", "prefill_simt::a_small_problem_of_int8_agrees_with_plain_loops"),
-        Instance("decode, f32", "decode", "decode::a_small_problem_agrees_with_plain_loops"),
-        Instance("decode, f32, every mask", "decode", "decode::a_small_problem_with_every_mask_agrees_with_plain_loops"),
-        Instance("decode, int8", "decode", "decode::splits_of_int8_add_up_even_where_some_are_empty", 2),
+        Instance("decode, f32", "decode_f", "decode::a_small_problem_agrees_with_plain_loops"),
+        Instance("decode, f32, every mask", "decode_f", "decode::a_small_problem_with_every_mask_agrees_with_plain_loops"),
+        Instance("decode, int8", "decode_f", "decode::splits_of_int8_add_up_even_where_some_are_empty", 2),
+        Instance("tensor-core decode, f16", "decode_mma", "decode_mma::a_small_problem_agrees_with_plain_loops"),
+        Instance("tensor-core decode, int8", "decode_mma", "decode_mma::a_small_problem_of_int8_agrees_with_plain_loops"),
         Instance("combine, f32", "combine", "decode::splits_of_int8_add_up_even_where_some_are_empty"),
         Instance("cache_write, f32", "cache_write_f", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots"),
         Instance("cache_write_int8, f32", "cache_write_int8", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots_in_int8", 2),
@@ -221,7 +226,9 @@ def found_by(laboratory: Laboratory, mutant: Mutant, tests: list[str], seconds: 
         return "limit"
     if status:
         return "values"
-    return "" if "emulator: mutant reached" in printed else UNREACHED
+    if "emulator: mutant reached" not in printed:
+        return UNREACHED
+    return "" if "emulator: mutant had an effect" in printed else IDLE
 
 
 def users(laboratory: Laboratory) -> dict[str, list[tuple[float, str]]]:
@@ -246,14 +253,14 @@ def run(laboratory: Laboratory, mutants: list[Mutant], arguments: argparse.Names
 
     def again(mutant: Mutant):
         for seconds, name in known.get(mutant.instance.module, []):
-            if name != mutant.instance.test and mutant.found in ["", UNREACHED]:
+            if name != mutant.instance.test and mutant.found in LEFT:
                 # One that survived once is not unreached.
                 found = found_by(laboratory, mutant, [name], seconds)
-                mutant.found = "" if found == UNREACHED and not mutant.found else found
+                mutant.found = max(found, mutant.found, key=LEFT.index) if found in LEFT else found
 
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(first, mutants))
-        left = [mutant for mutant in mutants if mutant.found in ["", UNREACHED]]
+        left = [mutant for mutant in mutants if mutant.found in LEFT]
         if left and not (arguments.quick or arguments.short):
             known = users(laboratory)
             list(pool.map(again, left))
@@ -283,9 +290,11 @@ def table(mutants: list[Mutant], short: bool) -> str:
         "among the candidates of its kernel, of the module that was compiled here.",
         f"Each ran in a short test of its kernel; one that survived there {others}.",
         "Those that are not reached are in branches that no test of the kernel takes: most are copies of unrolled loops.",
+        "Those without effect were executed, and each time the statement did what it did without the mistake: no lane is at a limit,",
+        "a sum begins with zero anyway, or a branch is never taken.",
         "",
-        "| kernel | kind | candidates | mutants | found by values | by a check | by the limit | not reached | survive |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| kernel | kind | candidates | mutants | found by values | by a check | by the limit | not reached | without effect | survive |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     groups = collections.defaultdict(list)
     for mutant in mutants:
@@ -294,9 +303,9 @@ def table(mutants: list[Mutant], short: bool) -> str:
     for (label, kind), group in groups.items():
         found = collections.Counter(mutant.found for mutant in group)
         total += found
-        counts = " | ".join(str(found[how]) for how in ["values", "check", "limit", UNREACHED, ""])
+        counts = " | ".join(str(found[how]) for how in ["values", "check", "limit", *LEFT])
         lines.append(f"| {label} | {KINDS[kind]} | {group[0].instance.candidates[KINDS[kind]]} | {len(group)} | {counts} |")
-    counts = " | ".join(str(total[how]) for how in ["values", "check", "limit", UNREACHED, ""])
+    counts = " | ".join(str(total[how]) for how in ["values", "check", "limit", *LEFT])
     lines += [f"| all | | | {len(mutants)} | {counts} |", "", "## Survivors", ""]
     by_reason = collections.defaultdict(list)
     for mutant in mutants:

@@ -124,6 +124,7 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
     // Where it meets the next group. Those that wait before it stay there.
     let others = warp.groups.iter().enumerate().filter(|(other, group)| *other != index && group.at >= at);
     let nearest = others.map(|(_, group)| group.at).min().unwrap_or(usize::MAX);
+    let watched = kernel.changed.as_ref().map_or(usize::MAX, |changed| changed.at);
     loop {
         if at >= nearest {
             warp.groups[index].at = at;
@@ -140,6 +141,11 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
                 all & warp.registers.condition(condition)
             }
         };
+        if at == watched
+            && let Some(changed) = &kernel.changed
+        {
+            changed.note(instruction, warp, block, all, lanes);
+        }
         let count = &mut block.counts[at];
         count.warps += 1;
         count.lanes += u64::from(lanes.count_ones());

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::changed::Changed;
 use super::instruction::{Instruction, Kernel};
 use super::special::Special;
 use crate::error::LoadError;
@@ -106,7 +107,7 @@ impl<'a> Builder<'a> {
         })
     }
 
-    pub fn finish(self, instructions: Vec<Instruction>) -> Kernel {
+    pub fn finish(self, instructions: Vec<Instruction>, changed: Option<Changed>) -> Kernel {
         Kernel {
             name: self.source.name.clone(),
             parameters: self.layout,
@@ -117,7 +118,7 @@ impl<'a> Builder<'a> {
             specials: self.specials,
             shared_bytes: self.shared_bytes,
             least_dynamic_shared: 0,
-            changed: self.source.changed,
+            changed,
             local_bytes: self.local_bytes,
         }
     }

@@ -1,5 +1,6 @@
 //! What a compiled kernel is.
 
+use super::changed::Changed;
 use super::special::Special;
 use crate::block::{Block, Outcome};
 use crate::registers::{Condition, Lanes, Register, Registers, Sizes};
@@ -62,7 +63,7 @@ pub struct Kernel {
     /// Bytes of shared memory that a launch must give at least; 0 if that is not known.
     pub least_dynamic_shared: usize,
     /// The instruction that a mutant changed.
-    pub(crate) changed: Option<usize>,
+    pub(crate) changed: Option<Changed>,
     /// Bytes of a thread's own memory.
     pub local_bytes: usize,
 }

@@ -6,6 +6,7 @@ mod atomic;
 mod barrier;
 mod bits;
 mod builder;
+mod changed;
 mod compare;
 mod control;
 mod convert;
@@ -22,6 +23,7 @@ mod whole_matrix;
 use crate::error::LoadError;
 use crate::ptx::{KernelSource, ModuleSource, Statement};
 use builder::Builder;
+use changed::Changed;
 pub use instruction::{Action, Instruction, Kernel};
 
 /// Compiles the kernels of a module. `place` gives the address of a variable in global memory.
@@ -47,7 +49,16 @@ fn kernel(
             |reason| LoadError::Statement { kernel: source.name.clone(), statement: statement.text.clone(), reason };
         instructions.push(instruction(&mut builder, statement).map_err(refuse)?);
     }
-    Ok(builder.finish(instructions))
+    let changed = match &source.changed {
+        None => None,
+        Some((at, original)) => {
+            let statement = &source.statements[*at];
+            let only_guard = statement.opcode == original.opcode && statement.operands == original.operands;
+            let refuse = |reason| LoadError::of_module(format!("`{}` of a mutant: {reason}", original.text));
+            Some(Changed::new(*at, instruction(&mut builder, original).map_err(refuse)?, only_guard))
+        }
+    };
+    Ok(builder.finish(instructions, changed))
 }
 
 fn instruction<'a>(builder: &mut Builder<'a>, statement: &'a Statement) -> Result<Instruction, String> {

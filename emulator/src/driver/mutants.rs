@@ -44,10 +44,15 @@ pub fn parse(text: &str) -> Result<ModuleSource, LoadError> {
     Ok(source)
 }
 
-/// Says so if a launch executed a changed statement: a mistake that nothing executes changes nothing.
+/// Says whether a launch executed a changed statement, and whether that made a difference to what the statement does. A mistake that
+/// nothing executes changes nothing; neither does, say, another limit where no lane is at the limit.
 pub fn report(kernel: &Kernel, counts: &Counts) {
-    if kernel.changed.is_some_and(|at| counts.instructions[at].warps > 0) {
+    let Some(changed) = &kernel.changed else { return };
+    if counts.instructions[changed.at].warps > 0 {
         eprintln!("emulator: mutant reached");
+    }
+    if changed.had_effect() {
+        eprintln!("emulator: mutant had an effect");
     }
 }
 

@@ -65,8 +65,8 @@ pub struct Mutant {
 impl Mutant {
     /// Makes the change.
     pub fn apply(self, kernel: &mut KernelSource) {
-        kernel.statements[self.at] = self.after;
-        kernel.changed = Some(self.at);
+        let original = std::mem::replace(&mut kernel.statements[self.at], self.after);
+        kernel.changed = Some((self.at, original));
     }
 
     /// What takes the place of the statement.
@@ -123,7 +123,7 @@ fn operand(of: &Operand) -> String {
 mod tests {
     use super::*;
     use crate::memory::Device;
-    use crate::{Module, ptx};
+    use crate::{Launch, Module, ptx};
 
     /// The changes of a kernel of these statements: kind, and what takes the place of the statement.
     fn changes(body: &str) -> Vec<(Kind, String)> {
@@ -241,6 +241,35 @@ mod tests {
             Kind::Shuffle,
             &["vote.sync.any.pred %p1, %p2, 2147483647;", "vote.sync.all.pred %p1, %p2, -1;"],
         );
+    }
+
+    #[test]
+    fn a_mistake_without_effect_is_told_from_others() {
+        let had_effect = |body: &str, number: usize| {
+            let mut source = source(body);
+            candidates(&source.kernels[0]).swap_remove(number).apply(&mut source.kernels[0]);
+            let device = Device::new();
+            let module = Module::of(&source, &device).unwrap();
+            let shape =
+                Launch { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, seed: 0, lenient: false, sample: None };
+            crate::launch(&module.kernels[0], &shape, &[0; 8], &device.snapshot(0), 1).unwrap();
+            module.kernels[0].changed.as_ref().unwrap().had_effect()
+        };
+        // Lane 31 is at the limit of 31, and none is at that of 40.
+        assert!(had_effect("mov.u32 %r1, %tid.x; setp.lt.u32 %p1, %r1, 31;", 0));
+        assert!(!had_effect("mov.u32 %r1, %tid.x; setp.lt.u32 %p1, %r1, 40;", 0));
+        // A branch that is never taken: negated, dropped and removed.
+        let branch = "mov.u32 %r1, %tid.x; setp.gt.u32 %p1, %r1, 40; @%p1 bra M; M:";
+        assert_eq!([0, 1, 2, 3].map(|number| had_effect(branch, number)), [false, true, true, false]);
+        // Sums that begin with zero.
+        let product = |sum: f32| {
+            format!(
+                "mov.b32 %r1, 15360; mov.f32 %f0, 0f{:08X}; mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 \
+                 {{%f4, %f5, %f6, %f7}}, {{%r1, %r1, %r1, %r1}}, {{%r1, %r1}}, {{%f0, %f0, %f0, %f0}};",
+                sum.to_bits()
+            )
+        };
+        assert_eq!([0.0, 1.0].map(|sum| had_effect(&product(sum), 0)), [false, true]);
     }
 
     #[test]

@@ -32,8 +32,8 @@ pub struct KernelSource {
     pub statements: Vec<Statement>,
     /// Labels, with the index of the statement after them.
     pub labels: HashMap<String, usize>,
-    /// The index of a statement that was changed on purpose.
-    pub changed: Option<usize>,
+    /// The index of a statement that was changed on purpose, and what it was.
+    pub changed: Option<(usize, Statement)>,
 }
 
 /// An instruction.

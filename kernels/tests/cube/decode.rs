@@ -1,6 +1,7 @@
-//! Decoding steps.
+//! Decoding steps on ordinary units.
 
-use burn_deepspeed_kernels::cube::decode::{launch, splits};
+use burn_deepspeed_kernels::cube::decode::simt::launch;
+use burn_deepspeed_kernels::cube::decode::splits;
 
 use crate::lab::{Element, elements_and_planes, lab};
 use crate::oracle::Problem;

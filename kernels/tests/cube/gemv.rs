@@ -38,6 +38,8 @@ pub struct Problem {
     /// Columns of the output before those that are written, and after them.
     pub around: [usize; 2],
     pub pitch: usize,
+    /// Whether the parts of neighbouring inputs cancel, except for what their normalised values lose if they are rounded.
+    pub cancels: bool,
 }
 
 /// LayerNorm with everything, in f32, in rows padded to 64 elements.
@@ -56,6 +58,7 @@ pub fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) ->
         normed: true,
         around: [0, 0],
         pitch: 64,
+        cancels: false,
     }
 }
 
@@ -66,24 +69,42 @@ pub fn int8(sizes: [usize; 3], blocks: [usize; 2]) -> Problem {
 
 impl Problem {
     fn parameter(&self, len: usize, seed: u64) -> Vec<f32> {
-        noise(len, seed).into_iter().map(|value| self.parameters.round(value)).collect()
+        let values = noise(len, seed).into_iter().map(|value| self.parameters.round(value)).collect();
+        if self.cancels { opposite(values, 1.0) } else { values }
+    }
+
+    fn gamma(&self) -> Vec<f32> {
+        let mut gamma = self.parameter(self.inputs, 3);
+        if self.cancels {
+            let small = noise(self.inputs, 7).into_iter().map(|value| 1.0 + value * 2f32.powi(-10));
+            gamma.iter_mut().zip(small).skip(1).step_by(2).for_each(|(value, factor)| *value *= factor);
+        }
+        gamma
+    }
+
+    fn biases(&self) -> Vec<f32> {
+        if self.cancels { vec![0.0; self.outputs] } else { self.parameter(self.outputs, 5) }
     }
 
     /// Rows far from 0, each with its own mean and deviation.
     pub fn input(&self) -> Vec<f32> {
         let row = |at: usize| (at / self.inputs) as f32;
         let values = noise(self.rows * self.inputs, 1).into_iter().enumerate();
-        values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect()
+        let values = values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect();
+        if self.cancels { opposite(values, 1.0) } else { values }
     }
 
     /// The dense matrix, as it is stored.
     fn matrix(&self) -> Vec<f32> {
-        noise(self.inputs * self.outputs, 2).into_iter().map(|value| self.element.round(value)).collect()
+        let values = noise(self.inputs * self.outputs, 2).into_iter().map(|value| self.element.round(value)).collect();
+        if self.cancels { opposite(values, -1.0) } else { values }
     }
 
     /// The elements of the matrix of int8.
     fn bytes(&self) -> Vec<i8> {
-        noise(self.inputs * self.outputs, 2).into_iter().map(|value| (value * 127.0).round() as i8).collect()
+        let values = noise(self.inputs * self.outputs, 2);
+        let values = if self.cancels { opposite(values, -1.0) } else { values };
+        values.into_iter().map(|value| (value * 127.0).round() as i8).collect()
     }
 
     /// One for each block.
@@ -115,8 +136,8 @@ impl Problem {
 
     /// The normalised input and the product, in plain loops.
     fn solve(&self) -> [Vec<f64>; 2] {
-        let (gamma, beta) = (self.parameter(self.inputs, 3), self.parameter(self.inputs, 4));
-        let (bias, weights) = (self.parameter(self.outputs, 5), self.weights());
+        let (gamma, beta) = (self.gamma(), self.parameter(self.inputs, 4));
+        let (bias, weights) = (self.biases(), self.weights());
         let (mut normed, mut output) = (Vec::new(), Vec::new());
         for row in self.input().chunks(self.inputs) {
             let row: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
@@ -148,10 +169,10 @@ impl Problem {
     /// The same with other values in the input. Nothing is known of the row `spoilt`, and every other row is what it is without it.
     pub fn check_input(&self, lab: &Lab, input: &[f32], spoilt: Option<usize>) {
         let Self { rows, inputs, outputs, element, parameters, pitch, .. } = *self;
-        let vector = |len: usize, seed: u64| lab.floats(&self.parameter(len, seed), &[len], parameters, 1);
+        let vector = |values: Vec<f32>| lab.floats(&values, &[values.len()], parameters, 1);
         let output = lab.output(&[rows, self.around.iter().sum::<usize>() + outputs], element, 8);
         let normed = lab.output(&[rows, inputs], element, pitch);
-        let (gamma, beta, bias) = (vector(inputs, 3), vector(inputs, 4), vector(outputs, 5));
+        let (gamma, beta, bias) = (vector(self.gamma()), vector(self.parameter(inputs, 4)), vector(self.biases()));
         let (elements, scales) = match self.kept {
             Kept::Dense(Orientation::OutputInput) => {
                 (lab.floats(&self.matrix(), &[outputs, inputs], element, pitch), None)
@@ -198,10 +219,23 @@ impl Problem {
         let what = format!("planes {}, {self:?}", lab.machine.plane_operations);
         // A sum of many terms has an error of its largest partial sums, not of what is left of them.
         let tolerance = element.tolerance() * (inputs as f64 / 64.0).sqrt().max(1.0);
-        assert_near(&what, &lab.read(&output), &expected, tolerance);
+        let mut actual = lab.read(&output);
+        if self.cancels {
+            // What is left is small.
+            let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+            expected.iter_mut().for_each(|value| *value /= largest);
+            actual.iter_mut().for_each(|value| *value = (f64::from(*value) / largest) as f32);
+        }
+        assert_near(&what, &actual, &expected, tolerance);
         let filled = if self.normed { expected_normed } else { vec![f64::NAN; rows * inputs] };
         assert_near(&format!("normed, {what}"), &lab.read(&normed), &filled, element.tolerance());
     }
+}
+
+/// Makes each odd number the one before it, times `sign`.
+fn opposite(mut values: Vec<f32>, sign: f32) -> Vec<f32> {
+    values.chunks_exact_mut(2).for_each(|pair| pair[1] = pair[0] * sign);
+    values
 }
 
 #[test]

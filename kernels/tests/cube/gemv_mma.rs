@@ -38,13 +38,16 @@ fn dense(sizes: [usize; 3]) -> Problem {
 /// Small enough to be repeated with many mistakes in the kernel; every part of a step, and outputs that fill no block.
 #[test]
 fn a_small_problem_agrees_with_plain_loops() {
-    let norm = Some(NormKind::LayerNorm);
-    check(Problem { norm, beta: true, ..dense([3, 328, 37]) }, &lab(true));
+    for cancels in [false, true] {
+        check(Problem { cancels, ..dense([3, 328, 37]) }, &lab(true));
+    }
 }
 
 #[test]
 fn a_small_problem_of_int8_agrees_with_plain_loops() {
-    check(int8([5, 336, 37], [3, 128]), &lab(true));
+    for cancels in [false, true] {
+        check(Problem { cancels, ..int8([5, 336, 37], [3, 128]) }, &lab(true));
+    }
 }
 
 #[test]
