@@ -73,7 +73,7 @@ def instances() -> list[Instance]:
         Instance("attend, bf16, 32 rows in a warp", "attend", f"{mma}_in_bf16_agrees_with_plain_loops", 1),
         Instance("attend, f16, every mask", "attend", f"{mma}_with_every_mask_agrees_with_plain_loops"),
         Instance("attend, f16, heads of 160, no copies", "attend", f"{mma}_of_large_heads_agrees_without_asynchronous_copies"),
-        Instance("attend, bf16, int8", "attend", f"{mma}_of_int8_agrees_with_plain_loops"),
+        Instance("attend, f16, int8", "attend", f"{mma}_of_int8_agrees_with_plain_loops"),
         Instance("attend, plain loops, f32", "attend", "prefill_mma::a_small_problem_with_every_mask_agrees_with_plain_loops"),
         Instance("prefill, f32", "prefill", "prefill_simt::a_small_problem_agrees_with_plain_loops"),
         Instance("prefill, f32, every mask", "prefill", "prefill_simt::a_small_problem_with_every_mask_agrees_with_plain_loops"),
@@ -266,16 +266,19 @@ def run(laboratory: Laboratory, mutants: list[Mutant], arguments: argparse.Names
             list(pool.map(again, left))
 
 
-def explain(mutants: list[Mutant]):
-    """Finds the reasons of those that survive."""
+def explain(mutants: list[Mutant]) -> list[str]:
+    """Finds the reasons of those that survive. Returns the reasons that none of them has."""
     reasons = tomllib.loads(REASONS.read_text())["survivor"]
+    unused = list(range(len(reasons)))
     for mutant in mutants:
-        for reason in reasons if not mutant.found else []:
+        for number, reason in enumerate(reasons) if not mutant.found else []:
             fits = re.match(reason["kernel"], mutant.instance.label) and mutant.kind in reason["kinds"]
             changes = [mutant.key(), f"{mutant.before} → {mutant.after}"]
             if fits and any(re.search(reason["change"], change) for change in changes):
                 mutant.why = reason["why"]
+                unused = [other for other in unused if other != number]
                 break
+    return [f"{reasons[number]['kernel']}, {reasons[number]['change']}" for number in unused]
 
 
 def table(mutants: list[Mutant], short: bool) -> str:
@@ -339,13 +342,15 @@ def main():
     laboratory = Laboratory(arguments)
     mutants = choose(laboratory, arguments)
     run(laboratory, mutants, arguments)
-    explain(mutants)
+    unused = explain(mutants)
     text = table(mutants, arguments.short)
     if arguments.write:
         TABLE.write_text(text)
     if arguments.print:
         print(text)
     left = [mutant for mutant in mutants if not mutant.found]
+    if arguments.write:
+        print("".join(f"no survivor has the reason of {reason}\n" for reason in unused), end="")
     print(f"{len(mutants)} mutants, of which {len(left)} survive")
     unknown = [mutant for mutant in left if not mutant.why]
     for mutant in unknown:
