@@ -3,7 +3,7 @@
 pub mod alibi;
 pub mod rotary;
 
-pub use burn_deepspeed_core::position::{PositionEncoding, Positions};
+pub use burn_deepspeed_core::position::{PositionEncoding, Positions, QueryFactor};
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
