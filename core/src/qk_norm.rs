@@ -44,7 +44,7 @@ pub struct QkNorm {
     /// Whether a feature is multiplied by `1 + weight`. Default: false.
     #[serde(default)]
     pub plus_one: bool,
-    /// Whether queries and keys are rotated first. Default: false.
+    /// Whether queries and keys are rotated first; not with [`RmsOfAllHeads`](QkNormKind::RmsOfAllHeads). Default: false.
     #[serde(default)]
     pub after_rotation: bool,
 }

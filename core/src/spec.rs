@@ -3,7 +3,7 @@
 use crate::data_type::{DataType, KvCacheType};
 use crate::parallel::{AgreedSettings, HeadShard, RankGroup};
 use crate::position::{PositionEncoding, QueryFactor};
-use crate::qk_norm::{QkNorm, QkNormKind};
+pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
 
 /// What a layer's attention needs to know, derived and checked by `DeepSpeedInferenceConfig::resolve`. Sizes are those of one
 /// rank.

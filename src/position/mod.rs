@@ -1,6 +1,7 @@
 //! How a token's position enters attention: rotary angles, ALiBi, or not at all.
 
 pub mod alibi;
+pub(crate) mod factor;
 pub mod rotary;
 
 pub use burn_deepspeed_core::position::{PositionEncoding, Positions, QueryFactor};

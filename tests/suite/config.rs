@@ -147,6 +147,12 @@ fn each_mistake_has_its_own_error() {
             base().with_qk_norm(Some(QkNorm { weights: QkNormWeights::None, ..norm(0.0).with_plus_one(true) })),
             "`qk_norm.plus_one` contradicts `qk_norm.weights` none; 1 is added to weights",
         ),
+        (
+            base().with_qk_norm(Some(
+                QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::None, 0.0).with_after_rotation(true),
+            )),
+            "`qk_norm.after_rotation` contradicts `qk_norm.kind` rms_of_all_heads",
+        ),
         (base().with_query_factor(Some(QueryFactor::llama4(-0.1, 4))), "`query_factor.weight` is -0.1"),
         (base().with_query_factor(Some(QueryFactor::llama4(0.1, 0))), "`query_factor.interval` is 0"),
         (base().with_score_factor(Some(0.0)), "`score_factor` is 0; it must be a number above 0"),
@@ -186,7 +192,7 @@ fn each_mistake_in_a_file_has_its_own_error() {
         (r#"{ "hidden_size": 64, "heads": 4, "qk_norm": { "kind": "l2", "weights": "none" } }"#, "variant `l2`"),
         (
             r#"{ "hidden_size": 64, "heads": 4, "qk_norm": { "kind": "rms", "weights": "none", "epsilon": 0, "eps": 0 } }"#,
-            "qk_norm: unknown field `eps`",
+            "qk_norm.eps: unknown field `eps`",
         ),
         (r#"{ "hidden_size": 64, "heads": 4, "qk_norm": true }"#, "qk_norm: invalid type"),
         (r#"{ "hidden_size": 64, "heads": 4, "query_factor": { "weight": 0.1, "interval": 4 } }"#, "`offset`"),

@@ -7,8 +7,7 @@ use crate::layout::RotaryLayout;
 use crate::parallel::{Communicator, RankGroup, TpPlan};
 use crate::position::PositionEncoding;
 use crate::position::rotary::Rotary;
-use crate::qk_norm::QkNormWeights;
-use crate::spec::{AttentionSpec, NormSpec};
+use crate::spec::{AttentionSpec, NormSpec, QkNorm, QkNormKind, QkNormWeights};
 
 impl DeepSpeedInferenceConfig {
     /// The tensor-parallel group that this process belongs to.
@@ -117,6 +116,13 @@ impl DeepSpeedInferenceConfig {
                     remedy: "1 is added to weights; set `plus_one` to false, or `weights` to shared or per_head",
                 });
             }
+        }
+        if let Some(QkNorm { kind: QkNormKind::RmsOfAllHeads, after_rotation: true, .. }) = self.qk_norm {
+            return Err(ConfigError::Contradiction {
+                key: "qk_norm.after_rotation",
+                other: "`qk_norm.kind` rms_of_all_heads",
+                remedy: "a norm of all heads comes before the rotation; set `after_rotation` to false",
+            });
         }
         if let Some(factor) = self.query_factor {
             at_least_zero("query_factor.weight", factor.weight)?;

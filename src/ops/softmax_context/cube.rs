@@ -7,7 +7,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
-use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
+use super::queries_and_keys::rotary_table;
 use super::reference::reference;
 use crate::cache::Stored;
 use crate::ops::attention::cube::{Launch, Side, SideHandles, plan};
@@ -56,11 +57,17 @@ struct ContextOutput<T> {
 pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
     let device = arguments.qkv.device();
     let kernel = match plan::<B>(&arguments.problem(), &device) {
-        Ok(kernel) if !arguments.is_empty() => kernel,
+        Ok(kernel)
+            if !arguments.is_empty()
+                && arguments.spec.qk_norm.or(None).is_none()
+                && arguments.spec.query_factor.is_none() =>
+        {
+            kernel
+        }
         _ => return reference(arguments),
     };
     arguments.check(); // before anything is written
-    let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: _, sums: _, mut keys, mask, spec, want_keys } = arguments;
     let ([_, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
     let rotation = rotary_table(&mut keys, spec, &device).map(|table| Rotation {
         layout: table.layout(),

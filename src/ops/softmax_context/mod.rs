@@ -5,10 +5,12 @@ mod arguments;
 pub(crate) mod cpu;
 #[cfg(feature = "cubecl")]
 pub(crate) mod cube;
+mod queries_and_keys;
 mod reference;
 
 pub use super::heads::split_heads;
 pub(crate) use super::heads::{merge_heads, split};
 pub use arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 pub use burn_deepspeed_core::path::{ContextProblem, CpuKernel, CubeKernel, Declined, Plan};
+pub use queries_and_keys::sums_of_squares;
 pub use reference::reference;
