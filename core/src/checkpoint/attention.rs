@@ -1,5 +1,6 @@
 //! The projections of one attention layer on one rank, in the files of the ranks that wrote the checkpoint.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::files::Checkpoint;
@@ -193,6 +194,13 @@ impl<'a> AttentionFiles<'a> {
         }
         for (checkpoint, name, shape, _) in &reads {
             checkpoint.check_shape(name, shape)?;
+        }
+        if let HeadWeightNames::Each { .. } = names {
+            // Tensors of other ranks are not unexpected.
+            for (checkpoint, shard) in self.files.iter().zip(&self.shards) {
+                let heads: BTreeSet<_> = (0..part.heads(shard).len()).map(|head| names.of_head(head)).collect();
+                checkpoint.ignore(|name| heads.contains(name));
+            }
         }
         let mut weights = vec![0.0f32; width(wanted.len(), head_dim)];
         for (checkpoint, name, shape, runs) in reads {
