@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, Operations,
+    QkNorm, QkNormKind, QkNormWeights, QueryFactor,
 };
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
@@ -32,6 +33,22 @@ fn steps_agree_with_the_reference() {
         // One set of kernels: a device on the CPU takes minutes to compile more, and their own tests have them all.
         crate::kernels::steps_agree_with_the_reference::<Fused>(&[[6, 2, 40]], &[(Some(65), Some(0.5))], 2e-5)
     });
+}
+
+#[test]
+#[cfg(feature = "autodiff")]
+fn steps_under_a_norm_agree_with_the_reference() {
+    let norm = QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::PerHead, 1e-5);
+    let config = DeepSpeedInferenceConfig::new(24, 6)
+        .with_dtype(DataType::Fp32)
+        .with_head_dim(Some(40))
+        .with_num_kv(Some(2))
+        .with_rotary_dim(Some(8))
+        .with_qk_norm(Some(norm))
+        .with_query_factor(Some(QueryFactor::llama4(0.5, 16)))
+        .with_num_hidden_layers(Some(1))
+        .with_max_out_tokens(90);
+    checked::<Fused>(|| crate::kernels::steps_of_agree_with_the_reference::<Fused>(&config, 2e-5));
 }
 
 fn plan<B: InferenceBackend>(problem: &ContextProblem, device: &B::Device) -> Plan {
@@ -69,12 +86,12 @@ fn layer() -> DeepSpeedInferenceConfig {
 }
 
 /// The kernels that the device runs for one decoding step after 1100 tokens, in order.
-fn launches_of_a_step<B: InferenceBackend>(log: &std::path::Path) -> Vec<String> {
+fn launches_of_a_step<B: InferenceBackend>(config: &DeepSpeedInferenceConfig, log: &std::path::Path) -> Vec<String> {
     let device = Default::default();
-    let attention = layer().init_self_attention::<B>(0, &device).unwrap();
-    let mut cache = layer().init_cache::<B>(1, &device).unwrap();
+    let attention = config.init_self_attention::<B>(0, &device).unwrap();
+    let mut cache = config.init_cache::<B>(1, &device).unwrap();
     cache.step(1100).unwrap().commit();
-    let mut logged = 0;
+    let mut logged = std::fs::read_to_string(log).unwrap_or_default().lines().count();
     let mut launches = Vec::new();
     for seed in 0..3 {
         let input: Tensor<B, 3> = seeded([1, 1, 64], seed);
@@ -103,9 +120,17 @@ fn a_decoding_step_of_a_layer_is_five_launches() {
         config.profiling.logger.level = cubecl::config::profiling::ProfilingLogLevel::Minimal;
         config.profiling.logger.file = Some(log.clone().into());
         CubeClRuntimeConfig::set(config);
-        for launches in [launches_of_a_step::<Fused>(log.as_ref()), launches_of_a_step::<Raw>(log.as_ref())] {
-            let names: Vec<&str> = launches.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
-            assert_eq!(names, ["Product", "CacheWrite", "Decode", "Combine", "Product"]);
+        let norm = |kind| layer().with_qk_norm(Some(QkNorm::new(kind, QkNormWeights::Shared, 1e-6)));
+        for (config, write) in [
+            (layer(), &["CacheWrite"][..]),
+            (norm(QkNormKind::Rms), &["CacheWriteNorm"]),
+            (norm(QkNormKind::RmsOfAllHeads), &["CacheWriteSquares", "CacheWriteNorm"]),
+        ] {
+            let log = log.as_ref();
+            for launches in [launches_of_a_step::<Fused>(&config, log), launches_of_a_step::<Raw>(&config, log)] {
+                let names: Vec<&str> = launches.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
+                assert_eq!(names, [&["Product"], write, &["Decode", "Combine", "Product"]].concat());
+            }
         }
         return;
     }
