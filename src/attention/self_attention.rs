@@ -26,8 +26,8 @@ const WARMUP_HISTORY: usize = 1024;
 /// Self-attention with fused pre-norm, rotary positions and KV cache; DeepSpeed's `ds_attention.py`, equation 1 of
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
 ///
-/// One type serves decoders and encoders, BLOOM included: the configuration says whether there is a norm, a causal mask, a
-/// window, rotary positions or ALiBi, and grouped heads.
+/// One type serves decoders and encoders, BLOOM included: the configuration says whether there is a norm, a norm of queries and
+/// keys, a causal mask, a window, rotary positions or ALiBi, and grouped heads.
 ///
 /// ```
 /// use burn::tensor::Tensor;

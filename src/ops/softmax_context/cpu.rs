@@ -1,4 +1,4 @@
-//! Rotate, append and attend on the CPU kernels. Keys are normalised and rotated while they are copied from the projection into the cache, which
+//! Normalise, rotate, append and attend on the CPU kernels. Keys are normalised and rotated while they are copied from the projection into the cache, which
 //! is then read in place.
 
 use burn::tensor::Tensor;

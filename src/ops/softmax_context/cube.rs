@@ -1,4 +1,4 @@
-//! Rotate, append and attend on CubeCL kernels: one recorded operation, two or three launches, and one more for a norm
+//! Normalise, rotate, append and attend on CubeCL kernels: one recorded operation, two or three launches, and one more for a norm
 //! of all heads.
 
 use burn::tensor::ops::FloatTensor;

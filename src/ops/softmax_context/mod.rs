@@ -1,4 +1,4 @@
-//! Rotate, append to the cache, attend; DeepSpeed's `SoftmaxContextOp`, whose fallback covers only part of it.
+//! Normalise, rotate, append to the cache, attend; DeepSpeed's `SoftmaxContextOp`, whose fallback covers only part of it.
 
 mod arguments;
 #[cfg(feature = "cpu")]

@@ -179,14 +179,12 @@ pub(super) fn partner<N: Size, T: Size>(table: &ComptimeOption<Table<T>>, part: 
             let vector = N::value();
             let half = comptime!(table.half);
             let feature = part * comptime!(vector as u32);
-            if comptime!(is_apart(Some(table.layout), vector)) {
-                if feature < comptime!(2 * half) {
-                    if comptime!(table.layout == RotaryLayout::Half) {
-                        let reach = comptime!(half / vector as u32);
-                        partner = select(feature >= half, part - reach, part + reach);
-                    } else {
-                        partner = select(feature % 2 == 1, part - 1, part + 1);
-                    }
+            if comptime!(is_apart(Some(table.layout), vector)) && feature < comptime!(2 * half) {
+                if comptime!(table.layout == RotaryLayout::Half) {
+                    let reach = comptime!(half / vector as u32);
+                    partner = select(feature >= half, part - reach, part + reach);
+                } else {
+                    partner = select(feature % 2 == 1, part - 1, part + 1);
                 }
             }
         }
