@@ -13,6 +13,7 @@ pub mod layout;
 pub mod parallel;
 pub mod path;
 pub mod position;
+pub mod qk_norm;
 pub mod spec;
 pub mod spelling;
 pub mod visibility;

@@ -2,7 +2,8 @@
 
 use crate::data_type::{DataType, KvCacheType};
 use crate::parallel::{AgreedSettings, HeadShard, RankGroup};
-use crate::position::PositionEncoding;
+use crate::position::{PositionEncoding, QueryFactor};
+pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
 
 /// What a layer's attention needs to know, derived and checked by `DeepSpeedInferenceConfig::resolve`. Sizes are those of one
 /// rank.
@@ -33,6 +34,10 @@ pub struct AttentionSpec {
     pub position: PositionEncoding,
     /// The norm before the projection; `None` for post-norm models.
     pub norm: Option<NormSpec>,
+    /// The norm of queries and keys.
+    pub qk_norm: Option<QkNorm>,
+    /// What each query is multiplied by, after norm and rotation.
+    pub query_factor: Option<QueryFactor>,
     /// Element type of weights and activations; `None` is the backend's default float.
     pub dtype: Option<DataType>,
     /// Element types of the cache.
@@ -73,6 +78,21 @@ impl AttentionSpec {
         self.kv_heads() * self.head_dim
     }
 
+    /// The norm of queries and keys, if it is over the heads of all ranks together.
+    pub fn norm_of_all_heads(&self) -> Option<QkNorm> {
+        self.qk_norm.filter(|norm| norm.kind == QkNormKind::RmsOfAllHeads)
+    }
+
+    /// Features of all query heads and of all key heads, on every rank.
+    pub fn all_features(&self) -> [usize; 2] {
+        [self.shard.total, self.shard.kv_total].map(|heads| heads * self.head_dim)
+    }
+
+    /// Whether attention needs the positions of the new tokens.
+    pub fn reads_positions(&self) -> bool {
+        matches!(self.position, PositionEncoding::Rotary(_)) || self.query_factor.is_some()
+    }
+
     /// Settings that must be equal on every rank of the group; otherwise the sum over the ranks is meaningless.
     pub fn settings(&self) -> AgreedSettings {
         let heads = (self.shard.total, self.shard.kv_total);
@@ -87,6 +107,8 @@ impl AttentionSpec {
             ("the window", &self.window),
             ("the position encoding", &self.position),
             ("the norm", &self.norm),
+            ("`qk_norm`", &self.qk_norm),
+            ("`query_factor`", &self.query_factor),
             ("`dtype`", &self.dtype),
             ("`kv_cache_dtype`", &self.kv_cache_dtype),
             ("`max_out_tokens`", &self.max_out_tokens),

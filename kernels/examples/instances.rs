@@ -10,7 +10,8 @@
 //! An argument restricts it to the instances whose announcement contains it.
 
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
+use burn_deepspeed_core::qk_norm::QkNormKind;
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rotation, Squares};
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
@@ -54,6 +55,7 @@ fn main() {
     let lab = Lab { machine: Machine::new(&client), client, only: std::env::args().nth(1).unwrap_or_default() };
     for element in elements() {
         lab.cache_writes(element);
+        lab.squares(element);
         lab.decodes(element);
         lab.prefills(element);
         lab.norms(element);
@@ -114,7 +116,9 @@ impl Lab {
                     query: &self.tensor(&[2, 4, 3, head], elements),
                     key: CacheTensor::floats(&cache),
                     value: CacheTensor::floats(&values),
+                    norm: None,
                     rotation: rotation.as_ref(),
+                    factors: None,
                     bounds,
                     start: 0,
                     end: 3,
@@ -127,12 +131,40 @@ impl Lab {
                     ..arguments
                 };
                 let rows = if bounds.is_some() { "ragged" } else { "even" };
-                for (arguments, cache) in [(arguments, ""), (quantised, ", int8 cache")] {
+                let norm = self.head_norm(head);
+                let normed = |arguments| CacheWrite { norm: Some(&norm), ..arguments };
+                let normed = [(normed(arguments), ", norm"), (normed(quantised), ", norm, int8 cache")];
+                for (arguments, cache) in [(arguments, ""), (quantised, ", int8 cache")]
+                    .into_iter()
+                    .chain(normed)
+                    .take(if bounds.is_some() { 2 } else { 4 })
+                {
                     self.announce(&format!("cache_write {name} {label}, {rows} rows{cache}"), || {
                         cache_write::launch(&self.client, &self.machine, arguments)
                     });
                 }
             }
+        }
+    }
+
+    /// The sums of squares of 4 query heads and 2 key heads.
+    fn squares(&self, Element(elements, name): Element) {
+        let (qkv, sums) = (self.tensor(&[2, 3, 8 * 128], elements), self.tensor(&[2, 3, 2], f32_type()));
+        self.announce(&format!("squares {name}"), || {
+            let squares = Squares { qkv: &qkv, features: [4 * 128, 2 * 128], sums: &sums };
+            cache_write::launch_squares(&self.client, &self.machine, squares)
+        });
+    }
+
+    /// LayerNorm of 4 query heads and 2 key heads, with weights of their own.
+    fn head_norm(&self, head: usize) -> HeadNorm<CudaRuntime> {
+        HeadNorm {
+            kind: QkNormKind::LayerNorm,
+            epsilon: 1e-5,
+            plus_one: false,
+            after_rotation: false,
+            weights: Some([4, 2].map(|heads| self.tensor(&[heads, head], f32_type()))),
+            sums: None,
         }
     }
 

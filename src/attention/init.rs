@@ -10,7 +10,7 @@ use crate::cache::KvCache;
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
-use crate::weight::FusedNorm;
+use crate::weight::{FusedNorm, QueryKeyNorm};
 
 mod sealed {
     pub trait Sealed {}
@@ -62,8 +62,8 @@ pub trait AttentionInit: sealed::Sealed {
     /// # Errors
     /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
     /// store `dtype`; [`ConfigError::NoFusedKernels`] for `use_triton` on a backend without GPU kernels;
-    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary positions, ALiBi or a
-    /// window.
+    /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary positions, ALiBi, a
+    /// window, a norm of queries and keys, or a factor of queries.
     fn init_diffusers<B: Backend>(
         &self,
         layer_id: usize,
@@ -158,7 +158,8 @@ fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttent
     let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
     let norm = build.spec.norm.map(norm);
     let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
-    Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)? })
+    let query_key_norm = QueryKeyNorm::init(&build.spec, build.device);
+    Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)?, query_key_norm })
 }
 
 fn diffusers<B: Backend>(
@@ -176,6 +177,12 @@ fn diffusers<B: Backend>(
     }
     if build.spec.window.is_some() {
         return Err(refuse("it has no window", "set `local_attention` to false"));
+    }
+    if build.spec.qk_norm.is_some() {
+        return Err(refuse("it has no norm of queries and keys", "unset `qk_norm`"));
+    }
+    if build.spec.query_factor.is_some() {
+        return Err(refuse("it has no positions", "unset `query_factor`"));
     }
     let qkv = match context_dim {
         Some(context) => build.separate(context)?,

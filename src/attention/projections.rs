@@ -67,6 +67,20 @@ impl<B: Backend> Projections<B> {
         Ok(Self { link, ..self })
     }
 
+    /// The connection to the other ranks.
+    fn link(&self) -> Result<&Link, AttentionError> {
+        let (rank, ranks) = (self.spec.ranks.rank(), self.spec.ranks.ranks());
+        self.link.as_ref().ok_or(AttentionError::NoCommunicator { rank, ranks })
+    }
+
+    /// An error unless the sums over the ranks that attention itself needs can be computed.
+    pub(super) fn check_link(&self) -> Result<(), AttentionError> {
+        match self.spec.norm_of_all_heads() {
+            Some(_) if self.spec.ranks.ranks() > 1 => self.link().map(|_| ()),
+            _ => Ok(()),
+        }
+    }
+
     /// `[B, T, N·H]` of zeros: the context of queries that see no keys.
     pub(super) fn no_context(&self, input: &Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, _] = input.dims();
@@ -94,21 +108,23 @@ impl<B: InferenceBackend> Projections<B> {
     /// The output projection of `context`, summed over all ranks, with the bias added once. On one rank that is a single
     /// operation.
     pub(super) fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        let (rank, ranks) = (self.spec.ranks.rank(), self.spec.ranks.ranks());
-        if ranks == 1 && !self.defer_output_bias {
+        if self.spec.ranks.ranks() == 1 && !self.defer_output_bias {
             return Ok(B::Ops::linear(context, &self.output));
         }
-        let sum = match &self.link {
-            _ if ranks == 1 => self.partial(context),
-            Some(Link { communicator, settings }) => {
-                B::Ops::all_reduce(self.partial(context), &**communicator, settings)?
-            }
-            None => return Err(AttentionError::NoCommunicator { rank, ranks }),
-        };
+        let sum = self.over_ranks(self.partial(context))?;
         Ok(match self.output.bias().filter(|_| !self.defer_output_bias && sum.shape().num_elements() > 0) {
             Some(bias) => sum + bias.unsqueeze(),
             None => sum,
         })
+    }
+
+    /// The sum of `partial` over all ranks.
+    pub(super) fn over_ranks<const D: usize>(&self, partial: Tensor<B, D>) -> Result<Tensor<B, D>, AttentionError> {
+        if self.spec.ranks.ranks() == 1 {
+            return Ok(partial);
+        }
+        let Link { communicator, settings } = self.link()?;
+        Ok(B::Ops::all_reduce(partial, &**communicator, settings)?)
     }
 }
 

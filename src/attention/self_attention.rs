@@ -12,11 +12,12 @@ use crate::config::KvCacheType;
 use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
+use crate::ops::softmax_context::sums_of_squares;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
 use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, Weight};
+use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, QueryKeyNorm, Weight};
 use crate::zeros::zeros;
 
 /// Number of cached tokens with which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
@@ -25,8 +26,8 @@ const WARMUP_HISTORY: usize = 1024;
 /// Self-attention with fused pre-norm, rotary positions and KV cache; DeepSpeed's `ds_attention.py`, equation 1 of
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
 ///
-/// One type serves decoders and encoders, BLOOM included: the configuration says whether there is a norm, a causal mask, a
-/// window, rotary positions or ALiBi, and grouped heads.
+/// One type serves decoders and encoders, BLOOM included: the configuration says whether there is a norm, a norm of queries and
+/// keys, a causal mask, a window, rotary positions or ALiBi, and grouped heads.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -53,6 +54,7 @@ const WARMUP_HISTORY: usize = 1024;
 pub struct DeepSpeedSelfAttention<B: Backend> {
     pub(crate) norm: Option<FusedNorm<B>>,
     pub(crate) projections: Projections<B>,
+    pub(crate) query_key_norm: Option<QueryKeyNorm<B>>,
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
@@ -69,6 +71,11 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The QKV projection, in the order `q | k | v` for every checkpoint.
     pub fn qkv(&self) -> &QkvWeight<B> {
         &self.projections.qkv
+    }
+
+    /// The weights of the norm of queries and keys; `None` if there is no such norm, or it has no weights.
+    pub fn query_key_norm(&self) -> Option<&QueryKeyNorm<B>> {
+        self.query_key_norm.as_ref()
     }
 
     /// The output projection.
@@ -143,7 +150,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// All of these are returned before anything is written.
     ///
     /// [`AttentionError::NoCommunicator`] on one of several ranks without a communicator; [`AttentionError::Communication`] if
-    /// the sum over ranks fails. After these, do not commit the step.
+    /// a sum over ranks fails. After these, do not commit the step.
     ///
     /// # Panics
     /// If a shape is wrong: the input is not `[B, T, E]` for the rows and tokens of the step, or the mask does not broadcast.
@@ -195,15 +202,17 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     ) -> Result<AttentionOutput<B>, AttentionError> {
         let (tokens, cached) = (input.dims()[1], matches!(keys, Keys::Cached(_)));
         self.projections.require("softmax_context", || self.explain(tokens, cached))?;
+        self.projections.check_link()?;
         let finish = |context| self.projections.finish(context);
-        self.attend_and_project(input, mask, keys, wanted, finish)
+        self.attend_and_project(input, mask, keys, wanted, |sums| self.projections.over_ranks(sums), finish)
     }
 
     /// The output of this rank before the sum over ranks, without the bias of the output projection. It does not read
-    /// `require_fast`.
+    /// `require_fast`. A norm over all heads of queries and keys still adds its sums over the ranks.
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward) that concern the cache.
+    /// Those of [`forward`](Self::forward) that concern the cache. With a norm over all heads on several ranks, also
+    /// [`AttentionError::NoCommunicator`] and [`AttentionError::Communication`].
     ///
     /// # Panics
     /// Those of [`forward`](Self::forward).
@@ -214,8 +223,9 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
+        self.projections.check_link()?;
         let partial = |context| Ok(self.projections.partial(context));
-        self.attend_and_project(input, mask, keys, wanted, partial)
+        self.attend_and_project(input, mask, keys, wanted, |sums| self.projections.over_ranks(sums), partial)
     }
 
     /// The path that a step of `tokens` new tokens takes, with a cache or without, and the reason if it is the reference.
@@ -241,10 +251,10 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
 
     /// Runs a step for each number of new tokens in `tokens`, in a batch of `batch` rows, on a temporary cache, first empty and then
     /// with a long history. That compiles every kernel that these steps need before the first request. On a CPU backend there is
-    /// nothing to compile.
+    /// nothing to compile. It waits for no other rank.
     ///
     /// # Errors
-    /// Those of [`forward_partial`](Self::forward_partial); [`AttentionError::CacheFull`] if a number is above `max_out_tokens`.
+    /// Those of [`forward`](Self::forward) that concern the cache; [`AttentionError::CacheFull`] if a number is above `max_out_tokens`.
     pub fn warmup(&self, batch: usize, tokens: &[usize]) -> Result<(), AttentionError> {
         let (device, dtype) = (self.output().device(), self.output().dtype());
         let most = tokens.iter().copied().max().unwrap_or(0);
@@ -260,8 +270,9 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
                 }
                 let mut step = cache.step(new)?;
                 let input = zeros([batch, new, spec.hidden_size], (&device, dtype));
-                let keys = Keys::Cached(step.layer(0));
-                self.forward_partial(input, AttentionMask::none(), keys, WantedOutputs::NONE)?;
+                let (keys, mask) = (Keys::Cached(step.layer(0)), AttentionMask::none());
+                let partial = |context| Ok(self.projections.partial(context));
+                self.attend_and_project(input, mask, keys, WantedOutputs::NONE, Ok, partial)?;
             }
         }
         // There is no result to read; a later operation reports an error of the device.
@@ -269,13 +280,15 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         Ok(())
     }
 
-    /// Checks everything that can be checked before the first computation, attends, and projects the context.
+    /// Checks everything that can be checked before the first computation, attends, and projects the context. `over_ranks` adds the
+    /// sums of squares of a norm over all heads.
     fn attend_and_project(
         &self,
         input: Tensor<B, 3>,
         mask: AttentionMask<B>,
         keys: Keys<'_, B>,
         wanted: WantedOutputs,
+        over_ranks: impl FnOnce(Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError>,
         project: impl FnOnce(Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError>,
     ) -> Result<AttentionOutput<B>, AttentionError> {
         let [batch, tokens, _] = input.dims();
@@ -288,8 +301,17 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         }
         let want_norm = wanted.inp_norm && self.norm.is_some();
         let projected = B::Ops::qkv_gemm(input, self.norm.as_ref(), self.qkv(), want_norm);
+        // On one rank the operation computes them itself.
+        let sums = match self.spec().norm_of_all_heads() {
+            Some(_) if self.spec().ranks.ranks() > 1 && batch * tokens > 0 => {
+                Some(over_ranks(sums_of_squares(projected.qkv.clone(), self.spec()))?)
+            }
+            _ => None,
+        };
         let attended = B::Ops::softmax_context(SoftmaxContext {
             qkv: projected.qkv,
+            norm: self.query_key_norm(),
+            sums,
             keys,
             mask,
             spec: self.spec(),

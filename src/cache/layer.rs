@@ -15,10 +15,10 @@ use crate::element::CacheTypes;
 use crate::error::{AttentionError, check_shape};
 #[cfg(feature = "cubecl")]
 use crate::parallel::HeadShard;
-use crate::position::Positions;
 #[cfg(feature = "cubecl")]
 use crate::position::alibi;
 use crate::position::rotary::{Rotary, RotaryTable};
+use crate::position::{Positions, QueryFactor};
 use crate::spec::AttentionSpec;
 
 /// The cache of one layer during a step.
@@ -62,6 +62,11 @@ impl<B: Backend> LayerCache<'_, B> {
     /// Cosine and sine of the new tokens, computed once per step.
     pub fn rotary_table(&mut self, rotary: &Rotary, device: &B::Device) -> RotaryTable<B> {
         self.tables.rotary(rotary, self.positions, device)
+    }
+
+    /// Factors of the new queries by their position, `[B, T]` of f32, computed once per step.
+    pub fn query_factors(&mut self, factor: QueryFactor, device: &B::Device) -> Tensor<B, 2> {
+        self.tables.factors(factor, self.positions, device)
     }
 
     /// Writes the new keys and values after those that the rows hold, in place. Calling it again in the same step

@@ -33,7 +33,7 @@ impl<'a, B: Backend> Step<'a, B> {
         Self { layers, lengths, size, rows, positions, tables: StepTables::default() }
     }
 
-    /// Position ids of the new tokens, for rotary encodings of left-padded rows. By default, positions continue from the number
+    /// Position ids of the new tokens, for rotary encodings of left-padded rows and for factors of queries. By default, positions continue from the number
     /// of tokens that the row holds, padding included.
     ///
     /// # Errors

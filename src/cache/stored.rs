@@ -16,7 +16,7 @@ pub enum Stored<B: Backend> {
     Dense(Tensor<B, 4>),
     /// Integers from -127 to 127, times a scale for each head of each token.
     ///
-    /// A scale is the largest magnitude of its head over 127, after the rotation. Elements are rounded to nearest, ties to
+    /// A scale is the largest magnitude of its head over 127, after norm and rotation. Elements are rounded to nearest, ties to
     /// even, so none is off by more than half a scale. A head with an infinity or NaN has a scale of NaN.
     Int8 {
         /// `[B, K, capacity, H]`, of type [`DType::I8`].

@@ -1,18 +1,20 @@
 //! What every layer of a step needs on the device.
 
-use burn::tensor::backend::Backend;
 #[cfg(feature = "cubecl")]
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, TensorData};
+use burn::tensor::{Tensor, backend::Backend};
 
 #[cfg(feature = "cubecl")]
 use crate::parallel::HeadShard;
-use crate::position::Positions;
+use crate::position::factor::on_device;
 use crate::position::rotary::{Rotary, RotaryTable};
+use crate::position::{Positions, QueryFactor};
 
 /// What every layer of a step needs on the device, copied there once per step.
 #[derive(Debug)]
 pub(super) struct StepTables<B: Backend> {
     rotary: Vec<(Rotary, RotaryTable<B>)>,
+    factors: Vec<(QueryFactor, Tensor<B, 2>)>,
     #[cfg(feature = "cubecl")]
     pub(super) bounds: Option<Tensor<B, 2, Int>>,
     #[cfg(feature = "cubecl")]
@@ -23,6 +25,7 @@ impl<B: Backend> Default for StepTables<B> {
     fn default() -> Self {
         Self {
             rotary: Vec::new(),
+            factors: Vec::new(),
             #[cfg(feature = "cubecl")]
             bounds: None,
             #[cfg(feature = "cubecl")]
@@ -39,6 +42,15 @@ impl<B: Backend> StepTables<B> {
         let table = RotaryTable::new(rotary, positions, device);
         self.rotary.push((rotary.clone(), table.clone()));
         table
+    }
+
+    pub(super) fn factors(&mut self, factor: QueryFactor, positions: &Positions, device: &B::Device) -> Tensor<B, 2> {
+        if let Some((_, factors)) = self.factors.iter().find(|(known, _)| *known == factor) {
+            return factors.clone();
+        }
+        let factors = on_device(factor, positions, device);
+        self.factors.push((factor, factors.clone()));
+        factors
     }
 }
 

@@ -3,10 +3,10 @@
 use std::slice;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::checkpoint::{
-    AttentionFiles, AttentionNames, BlockedInt8, Checkpoint, CheckpointWriter, Part, ProjectionParts, QkvNames,
-    QkvSources, ScaleNames, SplitCheckpoint, WeightNames,
+    AttentionFiles, AttentionNames, BlockedInt8, Checkpoint, CheckpointWriter, HeadWeightNames, Part, ProjectionParts,
+    QkvNames, QkvSources, ScaleNames, SplitCheckpoint, WeightNames,
 };
 use burn_deepspeed_core::layout::Orientation;
 
@@ -15,8 +15,8 @@ use super::tensors::{WriteTensors, picked};
 use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::element::OfBackend;
 use crate::error::{WeightError, check_shape};
-use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
+use crate::spec::{AttentionSpec, QkNormWeights};
+use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, QueryKeyNorm, SeparateQkv, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its rank.
@@ -80,8 +80,9 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
         let reader = LayerReader::new(files.0, names, self.spec(), self.output())?;
         let norm = self.norm().map(|module| reader.norm(module)).transpose()?;
+        let query_key_norm = reader.query_key_norm(files.1, self.query_key_norm())?;
         let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
-        Ok(Self { norm, projections: self.projections.with_weights(qkv, output) }.no_grad())
+        Ok(Self { norm, projections: self.projections.with_weights(qkv, output), query_key_norm }.no_grad())
     }
 
     /// Writes the parameters under these names, in their layout and orientation: floats in their own type, int8 matrices as int8
@@ -116,13 +117,18 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// ```
     ///
     /// # Errors
-    /// [`WeightError::NoNormNames`], [`WeightError::MergeCount`], and [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the
+    /// [`WeightError::NoNormNames`], [`WeightError::NoQkNormNames`], [`WeightError::SharedHeadWeights`], [`WeightError::MergeCount`], and [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the
     /// heads do not split over the ranks of [`QkvLayout::PerRank`](super::QkvLayout::PerRank).
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
         if let Some(norm) = self.norm() {
             let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
             writer.tensor(&names.gamma, norm.gamma())?;
             norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))?;
+        }
+        if let Some(norm) = self.query_key_norm() {
+            let names = names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;
+            write_head_weights(writer, &names.query, norm.query(), self.spec())?;
+            write_head_weights(writer, &names.key, norm.key(), self.spec())?;
         }
         write_projections(writer, names, self.spec(), (self.qkv(), self.output()))
     }
@@ -188,6 +194,22 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         norm(module, self.files, names, self.dtype, &self.device)
     }
 
+    /// The weights of the norm of queries and keys, cut to the heads of the rank.
+    fn query_key_norm(
+        &self,
+        concatenated: usize,
+        module: Option<&QueryKeyNorm<B>>,
+    ) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
+        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+        let Some(module) = module else { return files.refuse_norm_weights().map(|()| None) };
+        let [query, key] = module.shapes();
+        let weights = |part, shape| {
+            let data = TensorData::new(files.norm_weights(part)?, shape);
+            Ok::<_, WeightError>(Tensor::from_data(data, (&self.device, DType::F32)))
+        };
+        Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, weights(Part::Key, key)?)))
+    }
+
     /// The projections, from files of which each holds the parts of `concatenated` ranks one after the other.
     fn projections(
         &self,
@@ -215,6 +237,27 @@ impl<'a, B: Backend> LayerReader<'a, B> {
 
     fn assembled(&self, module: &Weight<B>, parts: &ProjectionParts<'_>) -> Result<Weight<B>, WeightError> {
         assembled(module, parts, self.dtype, &self.device)
+    }
+}
+
+/// Writes the weights of a norm of heads, `[1 or heads, H]`: one tensor in the shape of its kind, or one for each head.
+fn write_head_weights<B: Backend>(
+    writer: &mut CheckpointWriter,
+    names: &HeadWeightNames,
+    weights: Tensor<B, 2>,
+    spec: &AttentionSpec,
+) -> Result<(), WeightError> {
+    let ([rows, features], shared) =
+        (weights.dims(), spec.qk_norm.map(|norm| norm.weights) == Some(QkNormWeights::Shared));
+    match names {
+        HeadWeightNames::One(name) if shared || spec.norm_of_all_heads().is_some() => {
+            writer.tensor(name, weights.reshape([rows * features]))
+        }
+        HeadWeightNames::One(name) => writer.tensor(name, weights),
+        HeadWeightNames::Each { .. } if shared => Err(WeightError::SharedHeadWeights(names.of_head(0))),
+        HeadWeightNames::Each { .. } => (0..rows).try_for_each(|row| {
+            writer.tensor(&names.of_head(row), weights.clone().narrow(0, row, 1).reshape([features]))
+        }),
     }
 }
 

@@ -3,7 +3,7 @@
 //! | operation | DeepSpeed | computes |
 //! | --- | --- | --- |
 //! | [`qkv_gemm`](Operations::qkv_gemm) | `QKVGemmOp` | norm, QKV projection, bias |
-//! | [`softmax_context`](Operations::softmax_context) | `SoftmaxContextOp` | rotate, append to the cache, attend |
+//! | [`softmax_context`](Operations::softmax_context) | `SoftmaxContextOp` | normalise, rotate, append to the cache, attend |
 //! | [`masked_attention`](Operations::masked_attention) | the fused attention of `diffusers_attention.py` | attention without a cache |
 //! | [`softmax`](Operations::softmax) | `SoftmaxOp` | masked softmax of given scores |
 //! | [`linear`](Operations::linear) | `LinearOp` | projection with bias |

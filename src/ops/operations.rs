@@ -70,7 +70,7 @@ pub trait Operations<B: Backend> {
         qkv_gemm::reference(input, norm, qkv, want_norm)
     }
 
-    /// Splits a packed projection, rotates queries and keys, appends keys and values to the cache and attends.
+    /// Splits a packed projection, normalises and rotates queries and keys, appends keys and values to the cache and attends.
     ///
     /// # Shapes
     /// - qkv: `[B, T, (N + 2K)·H]`

@@ -1,9 +1,10 @@
 //! How a token's position enters attention: rotary angles, ALiBi, or not at all.
 
 pub mod alibi;
+pub(crate) mod factor;
 pub mod rotary;
 
-pub use burn_deepspeed_core::position::{PositionEncoding, Positions};
+pub use burn_deepspeed_core::position::{PositionEncoding, Positions, QueryFactor};
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 

@@ -6,6 +6,7 @@ mod norm;
 mod param;
 mod projection;
 mod qkv;
+mod query_key_norm;
 
 pub use burn_deepspeed_core::layout::Orientation;
 pub use dense::{DenseMatrix, transposed};
@@ -13,3 +14,4 @@ pub use int8::{Int8Blocks, Int8Matrix};
 pub use norm::FusedNorm;
 pub use projection::{Matrix, Weight};
 pub use qkv::{QkvWeight, SeparateQkv};
+pub use query_key_norm::QueryKeyNorm;

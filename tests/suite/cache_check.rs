@@ -97,7 +97,9 @@ fn an_operation_panics_at_a_cache_of_other_heads_before_it_writes<B: InferenceBa
             let mut step = cache.step(tokens).unwrap();
             let qkv = seeded::<B, 3>([2, tokens, spec.qkv_width()], 1);
             let (keys, mask) = (Keys::Cached(step.layer(0)), AttentionMask::none());
-            let run = || B::Ops::softmax_context(SoftmaxContext { qkv, keys, mask, spec: &spec, want_keys: false });
+            let spec = &spec;
+            let context = SoftmaxContext { qkv, norm: None, sums: None, keys, mask, spec, want_keys: false };
+            let run = || B::Ops::softmax_context(context);
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         }
         assert!(stored(&mut cache).iter().flatten().all(|element| *element == 0.0));

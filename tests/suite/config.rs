@@ -5,7 +5,7 @@ use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::position::rotary::{RopeScaling, Rotary, RotaryLayout, RotaryTable};
 use burn_deepspeed::{
     AttentionInit, ConfigError, DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType,
-    PositionEncoding,
+    PositionEncoding, QkNorm, QkNormKind, QkNormWeights, QueryFactor,
 };
 use serde_json::json;
 
@@ -63,6 +63,16 @@ fn the_types_of_a_cache_are_read_for_both_sides_or_for_each() {
 }
 
 #[test]
+fn the_factor_of_the_scores_is_derived_or_given() {
+    let scale = |config: DeepSpeedInferenceConfig| config.resolve(2).unwrap().scale;
+    assert_eq!(scale(base()), 0.25);
+    assert_eq!(scale(base().with_score_factor(Some(0.5))), 0.5);
+    assert_eq!(scale(base().with_scale_attn_by_inverse_layer_idx(true)), 0.25 / 3.0);
+    let text = r#"{ "hidden_size": 64, "heads": 4, "score_factor": -1 }"#;
+    assert_eq!(DeepSpeedInferenceConfig::from_json_str(text).unwrap().score_factor, None);
+}
+
+#[test]
 fn a_saved_configuration_is_read_back_equal() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("config.json");
@@ -74,6 +84,9 @@ fn a_saved_configuration_is_read_back_equal() {
         .with_num_kv(Some(2))
         .with_quantize_groups(Some(8))
         .with_softcap(Some(30.0))
+        .with_score_factor(Some(0.0625))
+        .with_qk_norm(Some(QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::PerHead, 1e-6).with_plus_one(true)))
+        .with_query_factor(Some(QueryFactor::ministral3(0.1, 16384)))
         .with_kv_cache_dtype(KvCacheType { key: Some(DataType::Int8), value: None })
         .with_rope_scaling(RopeScaling::from_json(&scaling, None).unwrap());
     config.save(&path).unwrap();
@@ -86,6 +99,7 @@ fn a_saved_configuration_is_read_back_equal() {
 #[test]
 fn each_mistake_has_its_own_error() {
     let message = |config: DeepSpeedInferenceConfig| config.resolve(0).unwrap_err().to_string();
+    let norm = |epsilon| QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, epsilon);
     let many_heads = || base().with_hidden_size(1 << 40).with_heads(1 << 40);
     let all = [
         (base().with_heads(5), "`hidden_size` 64 is not a multiple of `heads` 5"),
@@ -127,6 +141,31 @@ fn each_mistake_has_its_own_error() {
             "valid: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, and 1099511627764 more",
         ),
         (base().with_mp_size(0), "`mp_size` is 0"),
+        (base().with_qk_norm(Some(norm(-1e-6))), "`qk_norm.epsilon` is -0.000001; it must be a number of at least 0"),
+        (base().with_qk_norm(Some(norm(f64::NAN))), "`qk_norm.epsilon` is NaN"),
+        (
+            base().with_qk_norm(Some(QkNorm { weights: QkNormWeights::None, ..norm(0.0).with_plus_one(true) })),
+            "`qk_norm.plus_one` contradicts `qk_norm.weights` none; 1 is added to weights",
+        ),
+        (
+            base().with_qk_norm(Some(
+                QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::None, 0.0).with_after_rotation(true),
+            )),
+            "`qk_norm.after_rotation` contradicts `qk_norm.kind` rms_of_all_heads",
+        ),
+        (base().with_query_factor(Some(QueryFactor::llama4(-0.1, 4))), "`query_factor.weight` is -0.1"),
+        (base().with_query_factor(Some(QueryFactor::llama4(0.1, 0))), "`query_factor.interval` is 0"),
+        (base().with_score_factor(Some(0.0)), "`score_factor` is 0; it must be a number above 0"),
+        (base().with_score_factor(Some(f64::INFINITY)), "`score_factor` is inf"),
+        (
+            base().with_score_factor(Some(0.25)).with_scale_attention(false),
+            "`score_factor` contradicts `scale_attention` false; it is the whole factor of the scores",
+        ),
+        (base().with_score_factor(Some(0.25)).with_use_mup(true), "`score_factor` contradicts `use_mup` true"),
+        (
+            base().with_score_factor(Some(0.25)).with_scale_attn_by_inverse_layer_idx(true),
+            "`score_factor` contradicts `scale_attn_by_inverse_layer_idx` true",
+        ),
     ];
     for (config, expected) in all {
         let message = message(config);
@@ -149,6 +188,15 @@ fn each_mistake_in_a_file_has_its_own_error() {
         (r#"{ "hidden_size": 64, "heads": -2 }"#, "heads: invalid value"),
         (r#"{ "hidden_size": -1, "heads": 4 }"#, "`hidden_size` is missing"),
         (r#"{ "hidden_size": 64 }"#, "`heads` is missing"),
+        (r#"{ "hidden_size": 64, "heads": 4, "qk_norm": { "kind": "rms", "weights": "shared" } }"#, "`epsilon`"),
+        (r#"{ "hidden_size": 64, "heads": 4, "qk_norm": { "kind": "l2", "weights": "none" } }"#, "variant `l2`"),
+        (
+            r#"{ "hidden_size": 64, "heads": 4, "qk_norm": { "kind": "rms", "weights": "none", "epsilon": 0, "eps": 0 } }"#,
+            "qk_norm.eps: unknown field `eps`",
+        ),
+        (r#"{ "hidden_size": 64, "heads": 4, "qk_norm": true }"#, "qk_norm: invalid type"),
+        (r#"{ "hidden_size": 64, "heads": 4, "query_factor": { "weight": 0.1, "interval": 4 } }"#, "`offset`"),
+        (r#"{ "hidden_size": 64, "heads": 4, "score_factor": "0.1" }"#, "score_factor: invalid type"),
         ("[]", "expected an object"),
         ("{", "not valid"),
     ];

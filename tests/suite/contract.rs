@@ -59,7 +59,7 @@ fn step<B: InferenceBackend>(
     mask: AttentionMask<B>,
     spec: &AttentionSpec,
 ) -> SoftmaxContextOutput<B> {
-    B::Ops::softmax_context(SoftmaxContext { qkv, keys, mask, spec, want_keys: true })
+    B::Ops::softmax_context(SoftmaxContext { qkv, norm: None, sums: None, keys, mask, spec, want_keys: true })
 }
 
 fn projections_and_activations_of_nothing_are_empty<B: InferenceBackend>() {

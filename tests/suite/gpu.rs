@@ -5,6 +5,7 @@ use burn::tensor::backend::Backend;
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, Operations,
+    QkNorm, QkNormKind, QkNormWeights,
 };
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 
@@ -69,12 +70,12 @@ fn layer() -> DeepSpeedInferenceConfig {
 }
 
 /// The kernels that the device runs for one decoding step after 1100 tokens, in order.
-fn launches_of_a_step<B: InferenceBackend>(log: &std::path::Path) -> Vec<String> {
+fn launches_of_a_step<B: InferenceBackend>(config: &DeepSpeedInferenceConfig, log: &std::path::Path) -> Vec<String> {
     let device = Default::default();
-    let attention = layer().init_self_attention::<B>(0, &device).unwrap();
-    let mut cache = layer().init_cache::<B>(1, &device).unwrap();
+    let attention = config.init_self_attention::<B>(0, &device).unwrap();
+    let mut cache = config.init_cache::<B>(1, &device).unwrap();
     cache.step(1100).unwrap().commit();
-    let mut logged = 0;
+    let mut logged = std::fs::read_to_string(log).unwrap_or_default().lines().count();
     let mut launches = Vec::new();
     for seed in 0..3 {
         let input: Tensor<B, 3> = seeded([1, 1, 64], seed);
@@ -103,9 +104,17 @@ fn a_decoding_step_of_a_layer_is_five_launches() {
         config.profiling.logger.level = cubecl::config::profiling::ProfilingLogLevel::Minimal;
         config.profiling.logger.file = Some(log.clone().into());
         CubeClRuntimeConfig::set(config);
-        for launches in [launches_of_a_step::<Fused>(log.as_ref()), launches_of_a_step::<Raw>(log.as_ref())] {
-            let names: Vec<&str> = launches.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
-            assert_eq!(names, ["Product", "CacheWrite", "Decode", "Combine", "Product"]);
+        let norm = |kind| layer().with_qk_norm(Some(QkNorm::new(kind, QkNormWeights::Shared, 1e-6)));
+        for (config, write) in [
+            (layer(), &["CacheWrite"][..]),
+            (norm(QkNormKind::Rms), &["CacheWriteNorm"]),
+            (norm(QkNormKind::RmsOfAllHeads), &["CacheWriteSquares", "CacheWriteNorm"]),
+        ] {
+            let log = log.as_ref();
+            for launches in [launches_of_a_step::<Fused>(&config, log), launches_of_a_step::<Raw>(&config, log)] {
+                let names: Vec<&str> = launches.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
+                assert_eq!(names, [&["Product"], write, &["Decode", "Combine", "Product"]].concat());
+            }
         }
         return;
     }

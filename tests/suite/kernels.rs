@@ -22,9 +22,6 @@ pub fn steps_agree_with_the_reference<B: InferenceBackend>(
     windows: &[(Option<usize>, Option<f64>)],
     tolerance: f64,
 ) {
-    use crate::common::{AnyBackend, assert_near, values};
-
-    type Reference = burn_autodiff::Autodiff<AnyBackend>;
     for &[heads, kv_heads, head_dim] in heads {
         for &(window, softcap) in windows {
             let config = DeepSpeedInferenceConfig::new(24, heads)
@@ -37,18 +34,26 @@ pub fn steps_agree_with_the_reference<B: InferenceBackend>(
                 .with_softcap(softcap)
                 .with_num_hidden_layers(Some(1))
                 .with_max_out_tokens(90);
-            let kinds =
-                || kinds::<B>().into_iter().map(|(types, slack)| (types, if slack < 1e-4 { tolerance } else { slack }));
-            for ((types, tolerance), padded) in kinds().flat_map(|kind| [(kind, false), (kind, true)]) {
-                let config = config.clone().with_kv_cache_dtype(types);
-                let expected = steps::<Reference>(&config, padded).inner();
-                let actual = steps::<B>(&config, padded);
-                let shape = actual.dims();
-                let actual: Vec<f32> = values(actual).into_iter().map(|value| value as f32).collect();
-                let actual = Tensor::from_data(TensorData::new(actual, shape), &Default::default());
-                assert_near::<AnyBackend, 3>(actual, expected, tolerance);
-            }
+            steps_of_agree_with_the_reference::<B>(&config, tolerance);
         }
+    }
+}
+
+/// Steps of one configuration with every kind of cache, with and without hidden keys.
+#[cfg(feature = "autodiff")]
+pub fn steps_of_agree_with_the_reference<B: InferenceBackend>(config: &DeepSpeedInferenceConfig, tolerance: f64) {
+    use crate::common::{AnyBackend, assert_near, values};
+
+    type Reference = burn_autodiff::Autodiff<AnyBackend>;
+    let kinds = || kinds::<B>().into_iter().map(|(types, slack)| (types, if slack < 1e-4 { tolerance } else { slack }));
+    for ((types, tolerance), padded) in kinds().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let config = config.clone().with_kv_cache_dtype(types);
+        let expected = steps::<Reference>(&config, padded).inner();
+        let actual = steps::<B>(&config, padded);
+        let shape = actual.dims();
+        let actual: Vec<f32> = values(actual).into_iter().map(|value| value as f32).collect();
+        let actual = Tensor::from_data(TensorData::new(actual, shape), &Default::default());
+        assert_near::<AnyBackend, 3>(actual, expected, tolerance);
     }
 }
 

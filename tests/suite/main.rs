@@ -29,6 +29,7 @@ mod ops;
 #[cfg(feature = "local")]
 mod parallel;
 mod properties;
+mod qk_norm;
 mod quantized;
 mod quantized_checkpoints;
 mod quantized_split;

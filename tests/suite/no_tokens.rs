@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, Keys, Positions,
-    WantedOutputs,
+    QkNorm, QkNormKind, QkNormWeights, QueryFactor, WantedOutputs,
 };
 
 use crate::attention::{llama, randomised};
@@ -26,17 +26,20 @@ fn nothing<B: Backend>(batch: usize) -> Tensor<B, 3> {
     seeded([batch, 0, 48], 1)
 }
 
-/// Rotary positions, ALiBi, an encoder without a norm, and separate projections.
-fn configs() -> [DeepSpeedInferenceConfig; 4] {
+/// Rotary positions, ALiBi, an encoder without a norm, separate projections, and a norm of queries and keys with a factor.
+fn configs() -> [DeepSpeedInferenceConfig; 5] {
     [
         llama(),
         llama().with_rotary_dim(None).with_bigscience_bloom(true),
         llama().with_rotary_dim(None).with_triangular_masking(false).with_pre_layer_norm(false),
         llama().with_set_empty_params(true),
+        llama()
+            .with_qk_norm(Some(QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::PerHead, 1e-5)))
+            .with_query_factor(Some(QueryFactor::llama4(0.5, 2))),
     ]
 }
 
-fn modules<B: Backend>() -> [DeepSpeedSelfAttention<B>; 4] {
+fn modules<B: Backend>() -> [DeepSpeedSelfAttention<B>; 5] {
     configs().map(|config| randomised(config.init_self_attention(0, &Default::default()).unwrap()))
 }
 

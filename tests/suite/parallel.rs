@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::tensor::{Tensor, TensorData};
-use burn_deepspeed::load::{AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkNormNames, QkvLayout, QkvNames, WeightNames,
+};
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::weight::{Int8Blocks, Orientation};
 use burn_deepspeed::{
@@ -21,7 +23,9 @@ use crate::ranks::on_ranks;
 
 fn names() -> AttentionNames {
     let qkv = QkvNames::fused("qkv", QkvLayout::PerGroup);
-    AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput).with_norm(NormNames::of("norm"))
+    AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput)
+        .with_norm(NormNames::of("norm"))
+        .with_qk_norm(QkNormNames::of("q_norm", "k_norm"))
 }
 
 /// One of the two modules.
@@ -116,6 +120,7 @@ proptest! {
         kv_heads in 1usize..5, group in 1usize..4, ranks in 1usize..6, batch in 1usize..4,
         cuts in prop::collection::vec(1usize..6, 1..4), bias: bool, int8: bool, seed: u64,
         kind in prop::sample::select(vec![Kind::Plain, Kind::Bloom, Kind::Diffusers]),
+        norm in prop::option::of(prop::sample::select(crate::qk_norm::norms().to_vec())),
     ) {
         type B = AnyBackend;
         let heads = kv_heads * group;
@@ -128,6 +133,7 @@ proptest! {
             .with_output_bias(bias)
             .with_rotary_dim((kind == Kind::Plain).then_some(4))
             .with_bigscience_bloom(kind == Kind::Bloom)
+            .with_qk_norm(norm.filter(|_| kind != Kind::Diffusers))
             .with_num_hidden_layers(Some(1))
             .with_uneven_heads(true)
             .with_max_out_tokens(cuts.iter().sum());

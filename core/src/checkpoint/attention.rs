@@ -1,16 +1,20 @@
 //! The projections of one attention layer on one rank, in the files of the ranks that wrote the checkpoint.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::files::Checkpoint;
+use super::float::Floats;
 use super::layout::{Head, Part, segments, shards};
-use super::names::{AttentionNames, QkvNames, ScaleNames};
+use super::names::{AttentionNames, HeadWeightNames, QkvNames, ScaleNames};
 use super::parts::{BiasParts, ProjectionParts};
 use super::piece::{BiasPiece, Piece};
-use super::runs::Segment;
+use super::replicated;
+use super::runs::{Run, Segment};
+use crate::element::ElementType;
 use crate::error::WeightError;
 use crate::parallel::HeadShard;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, QkNormWeights};
 
 /// What the files hold of one attention layer. A single file of all heads is treated as written by one rank.
 #[derive(Debug)]
@@ -135,6 +139,87 @@ impl<'a> AttentionFiles<'a> {
             }
         }
         Ok(QkvSources { matrices, biases, names: self.names, head_dim: self.spec.head_dim })
+    }
+
+    /// The weights of the norm of queries, or of keys, row by row in f32: `[1, H]` or a row for each head of this rank. Empty for a
+    /// norm without weights.
+    ///
+    /// # Errors
+    /// [`WeightError::NoQkNormNames`], [`WeightError::SharedHeadWeights`], or a [`WeightError`] that names the tensor.
+    pub fn norm_weights(&self, part: Part) -> Result<Vec<f32>, WeightError> {
+        let Some(weights) =
+            self.spec.qk_norm.map(|norm| norm.weights).filter(|weights| *weights != QkNormWeights::None)
+        else {
+            return Ok(Vec::new());
+        };
+        let names = self.names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;
+        let names = if part == Part::Query { &names.query } else { &names.key };
+        let head_dim = self.spec.head_dim;
+        if weights == QkNormWeights::PerHead {
+            return self.weights_of_heads(part, names);
+        }
+        let HeadWeightNames::One(name) = names else { return Err(WeightError::SharedHeadWeights(names.of_head(0))) };
+        match replicated::vector(self.files, name, head_dim, ElementType::F32)? {
+            Floats::F32(weights) => Ok(weights),
+            other => unreachable!("f32 was asked for, not {other:?}"),
+        }
+    }
+
+    /// A row of weights for each head of this rank.
+    fn weights_of_heads(&self, part: Part, names: &HeadWeightNames) -> Result<Vec<f32>, WeightError> {
+        let head_dim = self.spec.head_dim;
+        let own: Vec<_> = self.own_files().map(|(checkpoint, shard)| (checkpoint, part.heads(&shard))).collect();
+        let sources: Vec<&[Head]> = own.iter().map(|(_, heads)| heads.as_slice()).collect();
+        let wanted = part.heads(&self.spec.shard);
+        let mut reads = Vec::new();
+        for ((checkpoint, heads), segments) in own.iter().zip(segments(&wanted, &sources, head_dim)) {
+            let runs = segments.iter().map(|segment| Run { start: segment.from, len: segment.len, to: segment.to });
+            match names {
+                _ if segments.is_empty() => {}
+                HeadWeightNames::One(name) => {
+                    let flat = vec![width(heads.len(), head_dim)];
+                    let rows = vec![heads.len(), head_dim];
+                    let shape = if checkpoint.shape(name) == Some(&flat) { flat } else { rows };
+                    reads.push((*checkpoint, name.clone(), shape, runs.collect::<Vec<_>>()));
+                }
+                HeadWeightNames::Each { .. } => {
+                    let rows = runs.flat_map(|run| (0..run.len / head_dim).map(move |row| (run, row)));
+                    reads.extend(rows.map(|(run, row)| {
+                        let name = names.of_head(run.start / head_dim + row);
+                        let run = Run { start: 0, len: head_dim, to: run.to + row * head_dim };
+                        (*checkpoint, name, vec![head_dim], vec![run])
+                    }));
+                }
+            }
+        }
+        for (checkpoint, name, shape, _) in &reads {
+            checkpoint.check_shape(name, shape)?;
+        }
+        if let HeadWeightNames::Each { .. } = names {
+            // Tensors of other ranks are not unexpected.
+            for (checkpoint, shard) in self.files.iter().zip(&self.shards) {
+                let heads: BTreeSet<_> = (0..part.heads(shard).len()).map(|head| names.of_head(head)).collect();
+                checkpoint.ignore(|name| heads.contains(name));
+            }
+        }
+        let mut weights = vec![0.0f32; width(wanted.len(), head_dim)];
+        for (checkpoint, name, shape, runs) in reads {
+            checkpoint.read_floats((&name, &shape), (runs, 1), &mut weights)?;
+            checkpoint.log_converted(&name, ElementType::F32);
+        }
+        Ok(weights)
+    }
+
+    /// An error if a file holds weights of a norm of queries or keys, and the layer has no such norm, or one without weights.
+    ///
+    /// # Errors
+    /// [`WeightError::Unexpected`].
+    pub fn refuse_norm_weights(&self) -> Result<(), WeightError> {
+        let Some(names) = &self.names.qk_norm else { return Ok(()) };
+        let remedy = "set `qk_norm` to the norm of the model, with its weights";
+        [&names.query, &names.key]
+            .into_iter()
+            .try_for_each(|names| replicated::refuse(self.files, &names.of_head(0), remedy))
     }
 
     /// The files that have heads of this rank, and which heads they have.

@@ -15,6 +15,8 @@ use crate::layout::Orientation;
 pub struct AttentionNames {
     /// The norm before the projection; read if the module has one.
     pub norm: Option<NormNames>,
+    /// The norm of queries and keys; read if the module has one with weights.
+    pub qk_norm: Option<QkNormNames>,
     /// The QKV projection.
     pub qkv: QkvNames,
     /// The output projection.
@@ -30,6 +32,53 @@ pub struct NormNames {
     pub gamma: String,
     /// Summand.
     pub beta: String,
+}
+
+/// The names of the weights of the norm of queries and keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QkNormNames {
+    /// Those of queries.
+    pub query: HeadWeightNames,
+    /// Those of keys.
+    pub key: HeadWeightNames,
+}
+
+/// Where the weights of the heads of a norm are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HeadWeightNames {
+    /// In one tensor: `[H]` if the heads share their weights, else `[heads, H]` (Cohere) or `[heads·H]` (OLMo).
+    One(String),
+    /// In a tensor `[H]` for each head of a file, counted from 0: StableLM's `q_layernorm.norms.0.weight`.
+    Each {
+        /// What comes before the number of the head.
+        before: String,
+        /// What comes after it.
+        after: String,
+    },
+}
+
+impl QkNormNames {
+    /// `query.weight` and `key.weight`.
+    pub fn of(query: &str, key: &str) -> Self {
+        let [query, key] = [query, key].map(|path| HeadWeightNames::One(format!("{path}.weight")));
+        Self { query, key }
+    }
+
+    /// `query.0.weight`, `query.1.weight` and so on, and the same for keys.
+    pub fn of_each_head(query: &str, key: &str) -> Self {
+        let each = |path| HeadWeightNames::Each { before: format!("{path}."), after: ".weight".into() };
+        Self { query: each(query), key: each(key) }
+    }
+}
+
+impl HeadWeightNames {
+    /// The tensor that holds the weights of a head, counted in its file.
+    pub fn of_head(&self, head: usize) -> String {
+        match self {
+            Self::One(name) => name.clone(),
+            Self::Each { before, after } => format!("{before}{head}{after}"),
+        }
+    }
 }
 
 /// The names of a projection.
@@ -129,14 +178,19 @@ impl QkvNames {
 }
 
 impl AttentionNames {
-    /// A layer without a norm of its own.
+    /// A layer without norms of its own.
     pub fn new(qkv: QkvNames, output: WeightNames, orientation: Orientation) -> Self {
-        Self { norm: None, qkv, output, orientation }
+        Self { norm: None, qk_norm: None, qkv, output, orientation }
     }
 
     /// These names, with those of the norm before the projection.
     pub fn with_norm(self, norm: NormNames) -> Self {
         Self { norm: Some(norm), ..self }
+    }
+
+    /// These names, with those of the norm of queries and keys.
+    pub fn with_qk_norm(self, qk_norm: QkNormNames) -> Self {
+        Self { qk_norm: Some(qk_norm), ..self }
     }
 
     /// These names, with others for the QKV projection.

@@ -7,7 +7,7 @@ use crate::layout::RotaryLayout;
 use crate::parallel::{Communicator, RankGroup, TpPlan};
 use crate::position::PositionEncoding;
 use crate::position::rotary::Rotary;
-use crate::spec::{AttentionSpec, NormSpec};
+use crate::spec::{AttentionSpec, NormSpec, QkNorm, QkNormKind, QkNormWeights};
 
 impl DeepSpeedInferenceConfig {
     /// The tensor-parallel group that this process belongs to.
@@ -64,6 +64,7 @@ impl DeepSpeedInferenceConfig {
         if let Some(cap) = self.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return Err(out_of_range("softcap", cap, "a number above 0"));
         }
+        self.check_queries_and_keys()?;
         if self.min_out_tokens > self.max_out_tokens {
             let limit = "at most `max_out_tokens`; raise `max_out_tokens`";
             return Err(out_of_range("min_out_tokens", self.min_out_tokens as f64, limit));
@@ -83,7 +84,7 @@ impl DeepSpeedInferenceConfig {
             ranks,
             training_ranks: self.training_mp_size,
             head_dim,
-            scale: self.scale(layer_id, head_dim),
+            scale: self.scale(layer_id, head_dim)?,
             softcap: self.softcap,
             causal: self.triangular_masking,
             window: self.local_attention.then_some(self.window_size),
@@ -91,6 +92,8 @@ impl DeepSpeedInferenceConfig {
             norm: self
                 .pre_layer_norm
                 .then_some(NormSpec { rms: self.norm_type == NormType::RMSNorm, epsilon: self.layer_norm_eps }),
+            qk_norm: self.qk_norm,
+            query_factor: self.query_factor,
             dtype: self.dtype,
             kv_cache_dtype: self.kv_cache_dtype,
             max_out_tokens: self.max_out_tokens,
@@ -98,15 +101,64 @@ impl DeepSpeedInferenceConfig {
         })
     }
 
+    /// Checks the norm of queries and keys, and the factor of queries by their position.
+    fn check_queries_and_keys(&self) -> Result<(), ConfigError> {
+        let at_least_zero = |key, value: f64| match value.is_finite() && value >= 0.0 {
+            true => Ok(()),
+            false => Err(ConfigError::OutOfRange { key, value: value.to_string(), limit: "a number of at least 0" }),
+        };
+        if let Some(norm) = self.qk_norm {
+            at_least_zero("qk_norm.epsilon", norm.epsilon)?;
+            if norm.plus_one && norm.weights == QkNormWeights::None {
+                return Err(ConfigError::Contradiction {
+                    key: "qk_norm.plus_one",
+                    other: "`qk_norm.weights` none",
+                    remedy: "1 is added to weights; set `plus_one` to false, or `weights` to shared or per_head",
+                });
+            }
+        }
+        if let Some(QkNorm { kind: QkNormKind::RmsOfAllHeads, after_rotation: true, .. }) = self.qk_norm {
+            return Err(ConfigError::Contradiction {
+                key: "qk_norm.after_rotation",
+                other: "`qk_norm.kind` rms_of_all_heads",
+                remedy: "a norm of all heads comes before the rotation; set `after_rotation` to false",
+            });
+        }
+        if let Some(factor) = self.query_factor {
+            at_least_zero("query_factor.weight", factor.weight)?;
+            if factor.interval == 0 {
+                let (key, limit) = ("query_factor.interval", "at least 1");
+                return Err(ConfigError::OutOfRange { key, value: "0".into(), limit });
+            }
+        }
+        Ok(())
+    }
+
     /// DeepSpeed multiplies queries and keys by the root of this factor each.
-    fn scale(&self, layer_id: usize, head_dim: usize) -> f64 {
+    fn scale(&self, layer_id: usize, head_dim: usize) -> Result<f64, ConfigError> {
+        if let Some(factor) = self.score_factor {
+            if !(factor.is_finite() && factor > 0.0) {
+                let (key, value) = ("score_factor", factor.to_string());
+                return Err(ConfigError::OutOfRange { key, value, limit: "a number above 0" });
+            }
+            let others = [
+                (!self.scale_attention, "`scale_attention` false"),
+                (self.use_mup, "`use_mup` true"),
+                (self.scale_attn_by_inverse_layer_idx, "`scale_attn_by_inverse_layer_idx` true"),
+            ];
+            let remedy = "it is the whole factor of the scores; leave one of the two at its default";
+            return match others.into_iter().find(|(set, _)| *set) {
+                Some((_, other)) => Err(ConfigError::Contradiction { key: "score_factor", other, remedy }),
+                None => Ok(factor),
+            };
+        }
         let divisor = match (self.scale_attention, self.use_mup) {
             (false, _) => 1.0,
             (true, false) => (head_dim as f64).sqrt(),
             (true, true) => head_dim as f64,
         };
         let layers = if self.scale_attn_by_inverse_layer_idx { (layer_id + 1) as f64 } else { 1.0 };
-        1.0 / (divisor * layers)
+        Ok(1.0 / (divisor * layers))
     }
 
     fn position(&self, head_dim: usize) -> Result<PositionEncoding, ConfigError> {

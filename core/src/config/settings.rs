@@ -5,7 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::values::{MlpActivation, NormType};
 use crate::data_type::{DataType, KvCacheType};
 use crate::layout::RotaryLayout;
+use crate::position::QueryFactor;
 use crate::position::rotary::RopeScaling;
+use crate::qk_norm::QkNorm;
 
 /// Declares a record: the fields that `new` takes, and the fields with a default. The setter of a field is named in brackets.
 macro_rules! settings {
@@ -169,6 +171,14 @@ settings! {
         head_dim [with_head_dim]: Option<usize> = None;
         /// *Extension.* Scaling family of the rotary positions, as in a Hugging Face configuration.
         rope_scaling [with_rope_scaling]: RopeScaling = RopeScaling::Default;
+        /// *Extension.* The norm of queries and keys; `None` for none.
+        qk_norm [with_qk_norm]: Option<QkNorm> = None;
+        /// *Extension.* Factor on QKᵀ in place of 1/√head_dim: `query_pre_attn_scalar` of Gemma to the power of -1/2,
+        /// `attention_multiplier` of Granite. It cannot be combined with `scale_attention` false, `use_mup` or
+        /// `scale_attn_by_inverse_layer_idx`.
+        score_factor [with_score_factor]: Option<f64> = None;
+        /// *Extension.* Factor of each query by its position (Llama 4, Ministral 3).
+        query_factor [with_query_factor]: Option<QueryFactor> = None;
         /// *Extension.* Scores become `c · tanh(score / c)` before bias and mask (Gemma 2).
         softcap [with_softcap]: Option<f64> = None;
         /// *Extension.* Whether the QKV projection has a bias.

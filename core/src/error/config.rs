@@ -65,6 +65,16 @@ pub enum ConfigError {
         /// The values that it takes.
         limit: &'static str,
     },
+    /// Two settings that exclude each other.
+    #[error("`{key}` contradicts {other}; {remedy}")]
+    Contradiction {
+        /// A setting.
+        key: &'static str,
+        /// The other setting, and its value.
+        other: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The hidden size is not a multiple of the head count.
     #[error(
         "`hidden_size` {hidden_size} is not a multiple of `heads` {heads}; correct one of them, or set \

@@ -172,6 +172,18 @@ pub enum WeightError {
         "the module normalises its input and `AttentionNames::norm` is None; name the norm, or set `pre_layer_norm` to false"
     )]
     NoNormNames,
+    /// The module normalises queries and keys with weights, and the names do not name these in the checkpoint.
+    #[error(
+        "the module normalises queries and keys and `AttentionNames::qk_norm` is None; name the norm with `with_qk_norm`, or set \
+         `qk_norm` to None"
+    )]
+    NoQkNormNames,
+    /// The heads share the weights of their norm, and the names name those of each head.
+    #[error(
+        "all heads share the weights of their norm, and `AttentionNames::qk_norm` names a tensor for each head, such as `{0}`; name \
+         one tensor, or set `qk_norm.weights` to per_head"
+    )]
+    SharedHeadWeights(String),
     /// Not every tensor of the checkpoint was used.
     #[error(
         "{} tensors of the checkpoint were not used: {}; load them, or name them in `Checkpoint::ignore`",

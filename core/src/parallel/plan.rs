@@ -152,6 +152,11 @@ impl HeadShard {
         self.kv_start..self.kv_start + self.kv_len
     }
 
+    /// Whether this rank is the first of those that hold its key/value heads. It alone counts them in a sum over the ranks.
+    pub fn counts_keys(&self) -> bool {
+        self.start == self.kv_start * (self.total / self.kv_total)
+    }
+
     /// Query heads that share one key/value head.
     pub fn queries_per_kv(&self) -> usize {
         self.len / self.kv_len

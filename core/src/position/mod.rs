@@ -2,8 +2,10 @@
 
 pub mod alibi;
 mod encoding;
+mod factor;
 mod positions;
 pub mod rotary;
 
 pub use encoding::PositionEncoding;
+pub use factor::QueryFactor;
 pub use positions::Positions;

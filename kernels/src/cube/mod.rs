@@ -2,7 +2,7 @@
 //!
 //! | kernel | computes |
 //! | --- | --- |
-//! | [`cache_write`] | splits a packed projection, rotates, writes queries out and keys and values into the cache |
+//! | [`cache_write`] | splits a packed projection, normalises and rotates, writes queries out and keys and values into the cache |
 //! | [`decode`] | a few new tokens against a cache, split over its keys, and the sum of the splits |
 //! | [`prefill`] | many new tokens against a cache, or without one, on tensor cores or without |
 //! | [`norm`] | LayerNorm and RMSNorm of a row, optionally of its sum with a residual |

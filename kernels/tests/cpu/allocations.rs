@@ -68,7 +68,18 @@ fn a_step_allocates_nothing() {
 
     let rotation = Some(Rotation { cos: &bias[..128], sin: &bias[128..256], half: 32, layout: RotaryLayout::Half });
     let places = Places::Slots { slots: 9, starts: &[3, 5, 0, 8], counts: &[1, 1, 0, 1] };
-    let problem = Scatter { input: &input, width: 512, first: 64, heads: 4, head_dim: 64, tokens: 1, rotation, places };
+    let problem = Scatter {
+        input: &input,
+        width: 512,
+        first: 64,
+        heads: 4,
+        head_dim: 64,
+        tokens: 1,
+        norm: None,
+        rotation,
+        factors: None,
+        places,
+    };
     let mut output = vec![0.0; 4 * 4 * 9 * 64];
     assert_eq!(second(|| scatter(&problem, &mut output)), 0);
 }

@@ -1,13 +1,14 @@
 //! Every argument that does not fit is named, before any work.
 
 use burn_deepspeed_core::layout::RotaryLayout;
+use burn_deepspeed_core::qk_norm::QkNormKind;
 use burn_deepspeed_kernels::cpu::attention::{Attention, Cached, Heads};
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm};
 use burn_deepspeed_kernels::cpu::product::{Int8Matrix, Matrix, Product, product};
-use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_kernels::cpu::scatter::{HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
 
 use crate::refused::refuses;
 
@@ -171,9 +172,20 @@ fn a_scatter_names_what_does_not_fit() {
         heads: 2,
         head_dim: 3,
         tokens: 2,
+        norm: None,
         rotation: Some(rotation),
+        factors: None,
         places,
     };
+    let norm = HeadNorm {
+        kind: QkNormKind::Rms,
+        epsilon: 0.0,
+        weights: None,
+        plus_one: false,
+        after_rotation: false,
+        mean_squares: None,
+    };
+    let normed = |norm| Scatter { norm: Some(norm), ..fits };
     scatter(&fits, &mut [0.0; 48]);
     let slots = |starts: &'static [usize], counts: &'static [usize]| Places::Slots { slots: 4, starts, counts };
     for (expected, problem) in [
@@ -193,6 +205,20 @@ fn a_scatter_names_what_does_not_fit() {
             "scatter: `sin` has 5 elements, expected 4",
             Scatter { rotation: Some(Rotation { sin: &[1.0; 5], ..rotation }), ..fits },
         ),
+        ("scatter: `weights` has 4 elements, expected 6", normed(HeadNorm { weights: Some(&[1.0; 4]), ..norm })),
+        (
+            "scatter: `mean_squares` has 3 elements, expected 4",
+            normed(HeadNorm { kind: QkNormKind::RmsOfAllHeads, mean_squares: Some(&[1.0; 3]), ..norm }),
+        ),
+        (
+            "scatter: `mean_squares` has 4 elements, expected None",
+            normed(HeadNorm { mean_squares: Some(&[1.0; 4]), ..norm }),
+        ),
+        (
+            "scatter: `after_rotation` is true for a norm of all heads, expected false",
+            normed(HeadNorm { kind: QkNormKind::RmsOfAllHeads, after_rotation: true, ..norm }),
+        ),
+        ("scatter: `factors` has 5 elements, expected 4", Scatter { factors: Some(&[1.0; 5]), ..fits }),
         ("scatter: `starts` has 1 elements, expected 2", Scatter { places: slots(&[0], &[1, 1]), ..fits }),
         ("scatter: `counts` has 3 elements, expected 2", Scatter { places: slots(&[0, 0], &[1, 1, 1]), ..fits }),
         ("scatter: `counts` has 3, expected at most 2 tokens", Scatter { places: slots(&[0, 0], &[1, 3]), ..fits }),

@@ -1,13 +1,15 @@
 //! Splitting, rotating and appending.
 
 use burn_deepspeed_core::layout::RotaryLayout;
-use burn_deepspeed_kernels::cube::cache_write::{CacheWrite, Rotation, launch};
-
+use burn_deepspeed_core::qk_norm::{QkNormKind, QkNormWeights};
+use burn_deepspeed_kernels::cube::cache_write::{
+    CacheWrite, HeadNorm, Rotation, Squares, Sums, launch, launch_squares,
+};
 use burn_deepspeed_kernels::cube::{CacheTensor, Machine, TensorHandle, Unsupported};
 use cubecl::prelude::*;
 
 use crate::lab::{Element, Lab, Tensor, elements_and_planes, lab};
-use crate::oracle::{assert_near, noise};
+use crate::oracle::{self, NORMS, assert_near, noise};
 use crate::problem::quantised;
 
 struct Case {
@@ -20,6 +22,26 @@ struct Case {
     own_angles: bool,
     /// Whether keys are int8, and values.
     int8: [bool; 2],
+    norm: Option<Norm>,
+    /// Whether queries have factors.
+    factors: bool,
+}
+
+/// A norm of queries and keys.
+#[derive(Debug, Clone, Copy)]
+struct Norm {
+    kind: QkNormKind,
+    plus_one: bool,
+    after_rotation: bool,
+    weights: QkNormWeights,
+}
+
+const EPSILON: f32 = 0.01;
+
+/// A case without a norm and without factors.
+fn plain() -> Case {
+    let rows = Vec::new();
+    Case { sizes: [0; 5], rows, rotary: None, own_angles: false, int8: [false; 2], norm: None, factors: false }
 }
 
 /// Keys or values before a launch, and their tensors.
@@ -102,6 +124,35 @@ impl Case {
             };
             Rotation { layout, cos: part(f32::cos), sin: part(f32::sin) }
         });
+        let widths = [heads, kv_heads].map(|heads| heads * head_dim);
+        // Sums as of three ranks.
+        let all_features = widths.map(|width| 3 * width);
+        let sums: Vec<f64> = qkv
+            .chunks(all_heads * head_dim)
+            .flat_map(|token| {
+                let sum = |part: &[f32]| 3.0 * part.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                [sum(&token[..widths[0]]), sum(&token[widths[0]..widths[0] + widths[1]])]
+            })
+            .collect();
+        let weight_rows = |heads| self.norm.and_then(|norm| norm.weights.rows(heads)).unwrap_or(0);
+        let weights = [(heads, 7), (kv_heads, 8)].map(|(heads, seed)| noise(weight_rows(heads) * head_dim, seed));
+        let norm = self.norm.map(|Norm { kind, plus_one, after_rotation, weights: rows }| HeadNorm {
+            kind,
+            epsilon: EPSILON,
+            plus_one,
+            after_rotation,
+            weights: (rows != QkNormWeights::None).then(|| {
+                let tensor =
+                    |side: usize, heads| lab.floats(&weights[side], &[weight_rows(heads), head_dim], Element::F32, 8);
+                [tensor(0, heads), tensor(1, kv_heads)]
+            }),
+            sums: (kind == QkNormKind::RmsOfAllHeads).then(|| {
+                let sums: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
+                Sums { sums: lab.floats(&sums, &[batch, tokens, 2], Element::F32, 4), features: all_features }
+            }),
+        });
+        let factors = noise(table_rows * tokens, 9);
+        let factor_tensor = lab.floats(&factors, &[table_rows, tokens], Element::F32, 4);
         let query = lab.output(&[batch, heads, tokens, head_dim], element, 16);
         let shape = [batch, kv_heads, capacity, head_dim];
         let key = Side::new(lab, shape, element, self.int8[0], 2, 32);
@@ -114,35 +165,52 @@ impl Case {
             query: &query,
             key: CacheTensor { elements: &key.elements, scales: key.scales.as_ref() },
             value: CacheTensor { elements: &value.elements, scales: value.scales.as_ref() },
+            norm: norm.as_ref(),
             rotation: rotation.as_ref(),
+            factors: self.factors.then_some(&factor_tensor),
             bounds: (!uniform).then_some(&bounds),
             start: self.rows[0][0] as u32,
             end: self.rows[0][1] as u32,
         };
         assert_eq!(launch(&lab.client, &machine, arguments), Ok(()));
 
-        let feature = |b: usize, t: usize, head: usize, d: usize| {
-            f64::from(qkv[((b * tokens + t) * all_heads + head) * head_dim + d])
+        let token = |b: usize, t: usize| {
+            let token = &qkv[(b * tokens + t) * all_heads * head_dim..][..all_heads * head_dim];
+            token.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>()
         };
-        let rotated = |b: usize, t: usize, head: usize, d: usize| {
-            let own = feature(b, t, head, d);
-            let Some((layout, _)) = self.rotary else { return own };
-            if d >= 2 * half {
-                return own;
-            }
-            let (at, partner, sign) = match layout {
-                RotaryLayout::Half if d < half => (d, d + half, -1.0),
-                RotaryLayout::Half => (d - half, d - half, 1.0),
-                RotaryLayout::Interleaved if d.is_multiple_of(2) => (d / 2, d + 1, -1.0),
-                RotaryLayout::Interleaved => (d / 2, d - 1, 1.0),
+        let moved = |b: usize, t: usize, head: usize| {
+            let token = token(b, t);
+            let features = &token[head * head_dim..][..head_dim];
+            let row = b % table_rows * tokens + t;
+            let normed = |x: &[f64]| {
+                let Some(norm) = self.norm else { return x.to_vec() };
+                let side = usize::from(head >= heads);
+                let head = head - side * heads;
+                let mean = sums[(b * tokens + t) * 2 + side] / all_features[side] as f64;
+                let weight = |d: usize| match weights[side].len() / head_dim {
+                    0 => 1.0,
+                    rows => f64::from(weights[side][head % rows * head_dim + d]) + f64::from(u8::from(norm.plus_one)),
+                };
+                let mean = (norm.kind == QkNormKind::RmsOfAllHeads).then_some(mean);
+                oracle::normalised(x, norm.kind, f64::from(EPSILON), mean, weight)
             };
-            let angle = angles[(b % table_rows * tokens + t) * half + at] * 3.0;
-            own * f64::from(angle.cos()) + sign * feature(b, t, head, partner) * f64::from(angle.sin())
+            let rotated = |x: &[f64]| match self.rotary {
+                Some((layout, _)) => {
+                    let angles: Vec<f64> =
+                        angles[row * half..][..half].iter().map(|angle| f64::from(*angle * 3.0)).collect();
+                    oracle::rotated(x, layout, &angles)
+                }
+                None => x.to_vec(),
+            };
+            let after = self.norm.is_some_and(|norm| norm.after_rotation);
+            let moved = if after { normed(&rotated(features)) } else { rotated(&normed(features)) };
+            let factor = if self.factors && head < heads { f64::from(factors[row]) } else { 1.0 };
+            moved.into_iter().map(|x| x * factor).collect::<Vec<f64>>()
         };
         let mut expected_query = Vec::new();
         for b in 0..batch {
             for head in 0..heads {
-                expected_query.extend((0..tokens * head_dim).map(|at| rotated(b, at / head_dim, head, at % head_dim)));
+                expected_query.extend((0..tokens).flat_map(|t| moved(b, t, head)));
             }
         }
         // The row, head and new token that a head of the cache holds.
@@ -151,10 +219,11 @@ impl Case {
             let [start, end] = self.rows[b];
             (start..end).contains(&slot).then(|| (b, head, slot - start))
         };
-        let new_key = |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| rotated(b, t, heads + head, d)).collect());
+        let new_key = |at| new(at).map(|(b, head, t)| moved(b, t, heads + head));
         let new_value =
-            |at| new(at).map(|(b, head, t)| (0..head_dim).map(|d| feature(b, t, heads + kv_heads + head, d)).collect());
-        let what = format!("{element:?} {:?} {:?} {:?} int8 {:?}", self.sizes, self.rows, self.rotary, self.int8);
+            |at| new(at).map(|(b, head, t)| token(b, t)[(heads + kv_heads + head) * head_dim..][..head_dim].to_vec());
+        let Self { sizes, rows, rotary, int8, norm, factors, .. } = self;
+        let what = format!("{element:?} {sizes:?} {rows:?} {rotary:?} int8 {int8:?} {norm:?} factors {factors}");
         assert_near(&format!("query, {what}"), &lab.read(&query), &expected_query, element.tolerance());
         key.check(lab, &format!("key, {what}"), new_key, element.tolerance());
         value.check(lab, &format!("value, {what}"), new_value, 0.0);
@@ -169,12 +238,14 @@ fn both_layouts_rotate_the_right_features_and_append_in_place() {
     for &element in Element::ALL {
         for rotary in rotaries {
             let rows = vec![[0, 3], [5, 8]];
-            Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true, int8: [false; 2] }.check(element);
+            Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true, int8: [false; 2], ..plain() }
+                .check(element);
         }
     }
     for (rotary, head_dim) in [(Some((Half, 2)), 7), (Some((Interleaved, 6)), 7), (Some((Half, 128)), 128), (None, 1)] {
         let rows = vec![[4, 5], [4, 5], [4, 5]];
-        Case { sizes: [3, 3, 1, 5, head_dim], rows, rotary, own_angles: false, int8: [false; 2] }.check(Element::F32);
+        Case { sizes: [3, 3, 1, 5, head_dim], rows, rotary, own_angles: false, int8: [false; 2], ..plain() }
+            .check(Element::F32);
     }
 }
 
@@ -182,7 +253,7 @@ fn both_layouts_rotate_the_right_features_and_append_in_place() {
 fn rows_with_fewer_new_tokens_keep_their_other_slots() {
     let rows = vec![[0, 4], [6, 6], [2, 3]];
     let rotary = Some((RotaryLayout::Half, 16));
-    Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8: [false; 2] }.check(Element::F32);
+    Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8: [false; 2], ..plain() }.check(Element::F32);
 }
 
 const INT8: [[bool; 2]; 3] = [[true, false], [false, true], [true, true]];
@@ -194,13 +265,20 @@ fn int8_holds_the_nearest_of_every_head_size() {
     for (element, planes) in elements_and_planes() {
         for (at, rotary) in rotaries.into_iter().enumerate() {
             let rows = vec![[0, 3], [5, 8]];
-            let case = Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true, int8: INT8[at % 3] };
+            let case = Case { sizes: [6, 2, 3, 11, 40], rows, rotary, own_angles: true, int8: INT8[at % 3], ..plain() };
             case.check_with(element, planes);
         }
     }
     for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256].into_iter().enumerate() {
         let rows = vec![[4, 5], [4, 5], [4, 5]];
-        let case = Case { sizes: [3, 3, 1, 5, head_dim], rows, rotary: None, own_angles: false, int8: INT8[at % 3] };
+        let case = Case {
+            sizes: [3, 3, 1, 5, head_dim],
+            rows,
+            rotary: None,
+            own_angles: false,
+            int8: INT8[at % 3],
+            ..plain()
+        };
         case.check(Element::ALL[at % 2]);
         case.check_with(Element::F32, false);
     }
@@ -211,9 +289,138 @@ fn rows_with_fewer_new_tokens_keep_their_other_slots_in_int8() {
     let rows = vec![[0, 4], [6, 6], [2, 3]];
     let rotary = Some((RotaryLayout::Half, 16));
     for int8 in INT8 {
-        let case = Case { sizes: [2, 1, 4, 9, 16], rows: rows.clone(), rotary, own_angles: true, int8 };
+        let case = Case { sizes: [2, 1, 4, 9, 16], rows: rows.clone(), rotary, own_angles: true, int8, ..plain() };
         case.check_with(Element::F32, true);
         case.check_with(Element::F32, false);
+    }
+}
+
+/// The norm `at` of the oracle's, with one of the forms that its weights may have.
+fn norm(at: usize) -> Option<Norm> {
+    let (kind, plus_one, after_rotation) = NORMS[at % NORMS.len()];
+    let forms = [QkNormWeights::Shared, QkNormWeights::PerHead, QkNormWeights::None];
+    // 1 is added to weights that there are.
+    let weights = forms[if plus_one { at % 2 } else { at % 3 }];
+    Some(Norm { kind, plus_one, after_rotation, weights })
+}
+
+#[test]
+fn norms_come_before_the_rotation_or_after_it() {
+    use RotaryLayout::{Half, Interleaved};
+    let rotaries = [Some((Half, 40)), None, Some((Interleaved, 40)), Some((Half, 6)), Some((Interleaved, 6))];
+    for (element, planes) in elements_and_planes() {
+        for at in 0..if element == Element::F32 { 12 } else { 6 } {
+            let int8 = [[false; 2], INT8[0], INT8[1], INT8[2]][(at / 2) % 4];
+            let (rotary, rows) = (rotaries[at % 5], vec![[0, 3], [5, 8]]);
+            let sizes = [6, 2, 3, 11, 40];
+            let case =
+                Case { sizes, rows, rotary, own_angles: at % 2 == 0, int8, norm: norm(at), factors: at % 4 == 1 };
+            case.check_with(element, planes);
+        }
+    }
+}
+
+#[test]
+fn norms_of_every_head_size_agree_with_plain_loops() {
+    for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256].into_iter().enumerate() {
+        let rows = vec![[4, 5], [4, 5], [4, 5]];
+        let rotary = (head_dim % 2 == 0).then_some((RotaryLayout::Half, head_dim));
+        let int8 = [at % 3 == 2; 2];
+        let case = Case {
+            sizes: [3, 3, 1, 5, head_dim],
+            rows,
+            rotary,
+            own_angles: false,
+            int8,
+            norm: norm(at),
+            factors: true,
+        };
+        case.check(Element::ALL[at % 2]);
+        case.check_with(Element::F32, false);
+    }
+}
+
+#[test]
+fn rows_with_fewer_new_tokens_keep_their_other_slots_under_a_norm() {
+    let rows = vec![[0, 4], [6, 6], [2, 3]];
+    let rotary = Some((RotaryLayout::Half, 16));
+    for int8 in [[false; 2], [true; 2]] {
+        let (rows, norm) = (rows.clone(), norm(2));
+        let case = Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8, norm, factors: true };
+        case.check_with(Element::F32, true);
+        case.check_with(Element::F32, false);
+    }
+}
+
+#[test]
+fn factors_need_no_norm() {
+    for (rotary, int8) in [(None, [false; 2]), (Some((RotaryLayout::Interleaved, 6)), [true, false])] {
+        let rows = vec![[1, 4], [1, 4]];
+        let case = Case { sizes: [4, 2, 3, 5, 8], rows, rotary, own_angles: true, int8, norm: None, factors: true };
+        case.check(Element::F32);
+    }
+}
+
+/// A NaN in a head of queries or keys stays there, and one in a value changes no other.
+#[test]
+fn a_head_that_is_not_finite_changes_no_other() {
+    for (element, planes) in elements_and_planes() {
+        let lab = lab(planes);
+        for at in 0..3 {
+            let mut qkv: Vec<f32> = (0..24).map(|at| (at % 7) as f32 - 2.5).collect();
+            qkv[8 * at + 3] = f32::NAN;
+            let [query, key, value] = [(); 3].map(|()| lab.output(&[1, 1, 1, 8], element, 1));
+            let norm = HeadNorm {
+                kind: QkNormKind::LayerNorm,
+                epsilon: EPSILON,
+                plus_one: false,
+                after_rotation: false,
+                weights: None,
+                sums: None,
+            };
+            let arguments = CacheWrite {
+                qkv: &lab.floats(&qkv, &[1, 1, 24], element, 1),
+                query: &query,
+                key: CacheTensor::floats(&key),
+                value: CacheTensor::floats(&value),
+                norm: Some(&norm),
+                rotation: None,
+                factors: None,
+                bounds: None,
+                start: 0,
+                end: 1,
+            };
+            assert_eq!(launch(&lab.client, &lab.machine, arguments), Ok(()));
+            let nan = [&query, &key, &value].map(|tensor| lab.read(tensor).iter().filter(|x| x.is_nan()).count());
+            let mut expected = [0; 3];
+            expected[at] = if at == 2 { 1 } else { 8 };
+            assert_eq!(nan, expected);
+        }
+    }
+}
+
+#[test]
+fn squares_of_all_heads_are_added_in_f32() {
+    for (element, planes) in elements_and_planes() {
+        let lab = lab(planes);
+        for [batch, tokens, queries, keys, rest] in
+            [[2, 3, 40, 8, 8], [1, 2, 7, 21, 3], [3, 1, 1024, 256, 256], [1, 1, 6, 0, 0]]
+        {
+            let width = queries + keys + rest;
+            let qkv: Vec<f32> = noise(batch * tokens * width, 1).iter().map(|x| element.round(*x)).collect();
+            let sums = lab.output(&[batch, tokens, 2], Element::F32, 4);
+            let qkv_tensor = lab.floats(&qkv, &[batch, tokens, width], element, 16);
+            let arguments = Squares { qkv: &qkv_tensor, features: [queries, keys], sums: &sums };
+            assert_eq!(launch_squares(&lab.client, &lab.machine, arguments), Ok(()));
+            let expected: Vec<f64> = qkv
+                .chunks(width)
+                .flat_map(|token| {
+                    let sum = |part: &[f32]| part.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
+                    [sum(&token[..queries]), sum(&token[queries..queries + keys])]
+                })
+                .collect();
+            assert_near(&format!("{element:?} {queries} and {keys}"), &lab.read(&sums), &expected, 1e-3);
+        }
     }
 }
 
@@ -229,7 +436,9 @@ fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) 
         query: &query,
         key: CacheTensor::int8(&key, &scales),
         value: CacheTensor::floats(&value),
+        norm: None,
         rotation: None,
+        factors: None,
         bounds: None,
         start: 0,
         end: 1,
@@ -280,7 +489,9 @@ fn scales_of_another_shape_or_type_are_refused() {
             query: &floats(&[1, 1, 1, 4]),
             key: CacheTensor { elements: key, scales: key_scales },
             value: CacheTensor::floats(&dense),
+            norm: None,
             rotation: None,
+            factors: None,
             bounds: None,
             start: 0,
             end: 1,

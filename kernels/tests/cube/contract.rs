@@ -2,7 +2,8 @@
 //! device knows lead to nothing outside of the tensors.
 
 use burn_deepspeed_core::layout::RotaryLayout;
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
+use burn_deepspeed_core::qk_norm::QkNormKind;
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rotation, Squares, Sums};
 use burn_deepspeed_kernels::cube::prefill::{mma, simt};
 use burn_deepspeed_kernels::cube::{
     Attention, CacheTensor, HiddenKeys, MaskArguments, Rules, TensorHandle, Unsupported, decode,
@@ -239,7 +240,9 @@ impl Write {
             query: &self.query,
             key: CacheTensor::floats(&self.key),
             value: CacheTensor::floats(&self.value),
+            norm: None,
             rotation: Some(&self.rotation),
+            factors: None,
             bounds: None,
             start: 4,
             end: 7,
@@ -279,6 +282,39 @@ fn a_cache_write_names_the_tensor_that_does_not_fit() {
     refused("`start` is 4294967294", CacheWrite { start: u32::MAX - 1, ..fits });
     let bounds = lab.integers(&[0; 6], &[2, 3]);
     refused("`bounds` has shape [2, 3], expected [2, 2]", CacheWrite { bounds: Some(&bounds), ..fits });
+
+    let norm = |weights, sums| HeadNorm {
+        kind: QkNormKind::Rms,
+        epsilon: 0.0,
+        plus_one: false,
+        after_rotation: false,
+        weights,
+        sums,
+    };
+    let sums = |shape: &[usize]| Some(Sums { sums: other(shape), features: [32, 16] });
+    for [query, key] in [[[3, 8], [2, 8]], [[4, 7], [2, 8]], [[4, 8], [4, 8]], [[1, 8], [1, 4]]] {
+        let wrong = norm(Some([other(&query), other(&key)]), None);
+        let name = if query == [4, 8] || query == [1, 8] { "key_weights" } else { "query_weights" };
+        refused(&format!("`{name}` has shape"), CacheWrite { norm: Some(&wrong), ..fits });
+    }
+    let wrong = norm(None, sums(&[2, 3, 2]));
+    refused("`sums` is given, and the norm is over each head", CacheWrite { norm: Some(&wrong), ..fits });
+    let of_all = |sums| HeadNorm { kind: QkNormKind::RmsOfAllHeads, ..norm(None, sums) };
+    refused("`sums` is None, and the norm is over all heads", CacheWrite { norm: Some(&of_all(None)), ..fits });
+    let wrong = of_all(sums(&[2, 3, 1]));
+    refused("`sums` has shape [2, 3, 1], expected [2, 3, 2]", CacheWrite { norm: Some(&wrong), ..fits });
+    let wrong = HeadNorm { after_rotation: true, ..of_all(sums(&[2, 3, 2])) };
+    refused("`after_rotation` is true", CacheWrite { norm: Some(&wrong), ..fits });
+    for shape in [&[2, 2][..], &[3, 3], &[2, 3, 1]] {
+        refused("`factors` has shape", CacheWrite { factors: Some(&other(shape)), ..fits });
+    }
+    let half = lab.floats(&[1.0; 6], &[2, 3], Element::F16, 1);
+    let mixed = cache_write::launch(&lab.client, &lab.machine, CacheWrite { factors: Some(&half), ..fits });
+    assert!(matches!(mixed, Err(Unsupported::MixedTypes { tensor: "factors", .. })));
+    let squares = Squares { qkv: &write.qkv, features: [60, 8], sums: &other(&[2, 3, 2]) };
+    refuses("squares: `features` are 60 and 8, expected at most the 64 of `qkv`", || {
+        cache_write::launch_squares(&lab.client, &lab.machine, squares)
+    });
 
     let rotation = |cos: Tensor, sin: Tensor| Rotation { layout: RotaryLayout::Interleaved, cos, sin };
     let table = || other(&[2, 3, 2]);

@@ -1,4 +1,7 @@
-//! Attention in plain loops, in f64.
+//! Attention, and what precedes it, in plain loops, in f64.
+
+use burn_deepspeed_core::layout::RotaryLayout;
+use burn_deepspeed_core::qk_norm::QkNormKind;
 
 /// One attention problem, with every mask that a kernel may be given.
 #[derive(Debug, Clone)]
@@ -231,3 +234,44 @@ pub fn assert_near(what: &str, actual: &[f32], expected: &[f64], tolerance: f64)
         assert!(near, "{what}: element {at} is {a}, expected {e}");
     }
 }
+
+/// The norm of a head in f64, or of several heads together. `mean_square` replaces that of the features.
+pub fn normalised(
+    features: &[f64],
+    kind: QkNormKind,
+    epsilon: f64,
+    mean_square: Option<f64>,
+    weight: impl Fn(usize) -> f64,
+) -> Vec<f64> {
+    let count = features.len() as f64;
+    let mean = if kind == QkNormKind::LayerNorm { features.iter().sum::<f64>() / count } else { 0.0 };
+    let variance = features.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
+    let root = (mean_square.unwrap_or(variance) + epsilon).sqrt();
+    features.iter().enumerate().map(|(at, x)| (x - mean) / root * weight(at)).collect()
+}
+
+/// A head in f64, rotated by these angles: one for each pair of features.
+pub fn rotated(features: &[f64], layout: RotaryLayout, angles: &[f64]) -> Vec<f64> {
+    let mut rotated = features.to_vec();
+    for (pair, angle) in angles.iter().enumerate() {
+        let (first, second) = match layout {
+            RotaryLayout::Half => (pair, pair + angles.len()),
+            RotaryLayout::Interleaved => (2 * pair, 2 * pair + 1),
+        };
+        let (a, b) = (features[first], features[second]);
+        rotated[first] = a * angle.cos() - b * angle.sin();
+        rotated[second] = b * angle.cos() + a * angle.sin();
+    }
+    rotated
+}
+
+/// The norms that kernels are tested with: what they are over, whether a feature is multiplied by 1 + weight, and whether heads are
+/// rotated first.
+pub const NORMS: [(QkNormKind, bool, bool); 6] = [
+    (QkNormKind::Rms, false, false),
+    (QkNormKind::Rms, true, true),
+    (QkNormKind::LayerNorm, false, false),
+    (QkNormKind::LayerNorm, true, true),
+    (QkNormKind::RmsOfAllHeads, false, false),
+    (QkNormKind::RmsOfAllHeads, true, false),
+];

@@ -7,9 +7,9 @@ use crate::element::element_type;
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
-use crate::position::rotary::RotaryTable;
-use crate::position::{PositionEncoding, Positions};
+use crate::position::Positions;
 use crate::spec::AttentionSpec;
+use crate::weight::QueryKeyNorm;
 use crate::zeros::zeros;
 use burn_deepspeed_core::path::ContextProblem;
 
@@ -18,7 +18,8 @@ use burn_deepspeed_core::path::ContextProblem;
 pub enum Keys<'a, B: Backend> {
     /// In a cache, to which the new ones are appended.
     Cached(LayerCache<'a, B>),
-    /// There are none: the new tokens attend to each other. Rotary layers need the positions of the new tokens.
+    /// There are none: the new tokens attend to each other. Layers with rotary positions, or with a factor of queries by position,
+    /// need the positions of the new tokens.
     Fresh(&'a Positions),
 }
 
@@ -27,6 +28,11 @@ pub enum Keys<'a, B: Backend> {
 pub struct SoftmaxContext<'a, B: Backend> {
     /// `q | k | v`, `[B, T, (N + 2K)·H]`.
     pub qkv: Tensor<B, 3>,
+    /// The weights of the norm of queries and keys, if the layer has a norm with weights.
+    pub norm: Option<&'a QueryKeyNorm<B>>,
+    /// The [sums of squares](crate::ops::softmax_context::sums_of_squares) of all ranks, `[B, T, 2]` of f32, for a norm over all heads;
+    /// `None` takes those of the heads in `qkv`.
+    pub sums: Option<Tensor<B, 3>>,
     /// Earlier tokens.
     pub keys: Keys<'a, B>,
     /// What the caller hides.
@@ -65,14 +71,41 @@ impl<B: Backend> SoftmaxContext<'_, B> {
                 check_shape(operation, "cached keys", &expected, &key.dims());
                 check_shape(operation, "cached values", &expected, &value.dims());
             }
-            Keys::Fresh(positions) if matches!(spec.position, PositionEncoding::Rotary(_)) && !self.is_empty() => {
+            Keys::Fresh(positions) if spec.reads_positions() && !self.is_empty() => {
                 let given = [positions.batch(), positions.tokens()];
                 check_shape(operation, "positions", &[batch, tokens], &given);
             }
             Keys::Fresh(_) => {}
         }
+        self.check_norm([batch, tokens]);
         let keys = self.visibility().ends.into_iter().max().unwrap_or(0);
         self.mask.check(operation, [batch, spec.heads(), tokens, keys]);
+    }
+
+    /// Panics unless the weights and sums of the norm of queries and keys are there where the layer needs them, and fit it.
+    #[track_caller]
+    fn check_norm(&self, [batch, tokens]: [usize; 2]) {
+        let (operation, spec) = ("softmax_context", self.spec);
+        let rows = |heads| spec.qk_norm.and_then(|norm| norm.weights.rows(heads));
+        let expected = rows(spec.heads()).zip(rows(spec.kv_heads()));
+        assert!(
+            expected.is_some() == self.norm.is_some(),
+            "{operation}: `norm` is {}, and the layer has {}",
+            if self.norm.is_some() { "given" } else { "None" },
+            if expected.is_some() { "a norm with weights" } else { "no norm with weights" }
+        );
+        if let (Some((query, key)), Some(norm)) = (expected, self.norm) {
+            let [of_query, of_key] = norm.shapes();
+            check_shape(operation, "query weights of the norm", &[query, spec.head_dim], &of_query);
+            check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
+        }
+        if let Some(sums) = &self.sums {
+            assert!(
+                spec.norm_of_all_heads().is_some(),
+                "{operation}: `sums` are given, and the layer has no norm of all heads"
+            );
+            check_shape(operation, "sums", &[batch, tokens, 2], &sums.dims());
+        }
     }
 
     /// The keys that each query may see, by the rules of the layer.
@@ -116,17 +149,4 @@ pub struct SoftmaxContextOutput<B: Backend> {
     pub context: Tensor<B, 3>,
     /// Keys and values, `[B, K, S, H]` each, if they were requested.
     pub keys: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
-}
-
-/// Cosine and sine of the new tokens, if the layer rotates queries and keys.
-pub(super) fn rotary_table<B: Backend>(
-    keys: &mut Keys<'_, B>,
-    spec: &AttentionSpec,
-    device: &B::Device,
-) -> Option<RotaryTable<B>> {
-    let PositionEncoding::Rotary(rotary) = &spec.position else { return None };
-    Some(match keys {
-        Keys::Cached(cache) => cache.rotary_table(rotary, device),
-        Keys::Fresh(positions) => RotaryTable::new(rotary, positions, device),
-    })
 }

@@ -1,10 +1,12 @@
-//! Rotate, append and attend on the CPU kernels. Keys are rotated while they are copied from the projection into the cache, which
+//! Normalise, rotate, append and attend on the CPU kernels. Keys are normalised and rotated while they are copied from the projection into the cache, which
 //! is then read in place.
 
+use burn::tensor::Tensor;
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
-use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_kernels::cpu::scatter::{HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
 
-use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
+use super::queries_and_keys::{query_factors, rotary_table};
 use super::reference::reference_with;
 use crate::cache::Stored;
 use crate::ops::attention::cpu::{Call, with_stored};
@@ -12,6 +14,8 @@ use crate::ops::cpu::{InMemory, tensor};
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
 use crate::position::rotary::RotaryTable;
+use crate::spec::{AttentionSpec, QkNorm};
+use crate::weight::QueryKeyNorm;
 
 /// [`Operations::softmax_context`](crate::ops::Operations::softmax_context) for backends on the CPU.
 pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
@@ -21,10 +25,12 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     };
     arguments.check(); // before anything is written
     let visibility = arguments.visibility();
-    let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, mut keys, mask, spec, want_keys } = arguments;
     let [batch, tokens, width] = qkv.dims();
     let device = qkv.device();
     let table = rotary_table(&mut keys, spec, &device);
+    let factors = query_factors(&mut keys, spec.query_factor, &device);
+    let factors = factors.map(|factors| B::with_elements(&factors, |factors| factors.dense().into_owned()));
     let (heads, kv_heads, head_dim) = (spec.heads(), spec.kv_heads(), spec.head_dim);
     let slopes = (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard));
     let longest = visibility.ends.iter().copied().max().unwrap_or(0);
@@ -48,11 +54,12 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     };
     B::with_elements(&qkv, |qkv| {
         let qkv = qkv.dense();
-        with_rotation(table.as_ref(), |rotation| {
-            let rotated = Packed { elements: &qkv, rotation, batch, tokens, width, head_dim };
-            let plain = Packed { rotation: None, ..rotated };
-            let queries = rotated.part(0, heads);
-            let new_keys = rotated.part(spec.query_width(), kv_heads);
+        with_transform(spec, (weights, sums.as_ref()), table.as_ref(), |rotation, [query_norm, key_norm]| {
+            let plain =
+                Packed { elements: &qkv, norm: None, rotation: None, factors: None, batch, tokens, width, head_dim };
+            let rotated = Packed { rotation, ..plain };
+            let queries = Packed { norm: query_norm, factors: factors.as_deref(), ..rotated }.part(0, heads);
+            let new_keys = Packed { norm: key_norm, ..rotated }.part(spec.query_width(), kv_heads);
             let new_values = plain.part(spec.query_width() + spec.kv_width(), kv_heads);
             let mut scratch = Vec::new();
             let query = queries.rotated(&mut scratch);
@@ -95,11 +102,46 @@ fn with_rotation<B: InMemory, R>(table: Option<&RotaryTable<B>>, read: impl FnOn
     })
 }
 
+/// Reads what is done to queries and keys: their rotation, the norm of queries and that of keys.
+fn with_transform<B: InMemory, R>(
+    spec: &AttentionSpec,
+    (weights, sums): (Option<&QueryKeyNorm<B>>, Option<&Tensor<B, 3>>),
+    table: Option<&RotaryTable<B>>,
+    read: impl FnOnce(Option<Rotation<'_>>, [Option<HeadNorm<'_>>; 2]) -> R,
+) -> R {
+    let Some(norm) = spec.qk_norm else { return with_rotation(table, |rotation| read(rotation, [None, None])) };
+    let mean_squares = sums.map(|sums| {
+        let sums = B::with_elements(sums, |sums| sums.dense().into_owned());
+        let mean =
+            |side: usize| sums.chunks(2).map(move |token| token[side] / spec.all_features()[side] as f32).collect();
+        [0, 1].map(mean) as [Vec<f32>; 2]
+    });
+    let mean_squares = mean_squares.as_ref().map_or([None, None], |[query, key]| [Some(&query[..]), Some(&key[..])]);
+    with_rotation(table, |rotation| match weights {
+        None => read(rotation, mean_squares.map(|mean_squares| Some(head_norm(norm, None, mean_squares)))),
+        Some(weights) => B::with_elements(&weights.query(), |query| {
+            B::with_elements(&weights.key(), |key| {
+                let (query, key) = (query.dense(), key.dense());
+                let query = head_norm(norm, Some(&query), mean_squares[0]);
+                read(rotation, [Some(query), Some(head_norm(norm, Some(&key), mean_squares[1]))])
+            })
+        }),
+    })
+}
+
+/// The norm of a layer as the kernel takes it.
+fn head_norm<'a>(norm: QkNorm, weights: Option<&'a [f32]>, mean_squares: Option<&'a [f32]>) -> HeadNorm<'a> {
+    let QkNorm { kind, epsilon, plus_one, after_rotation, .. } = norm;
+    HeadNorm { kind, epsilon: epsilon as f32, weights, plus_one, after_rotation, mean_squares }
+}
+
 /// A packed projection, `[batch, tokens, width]`.
 #[derive(Clone, Copy)]
 struct Packed<'a> {
     elements: &'a [f32],
+    norm: Option<HeadNorm<'a>>,
     rotation: Option<Rotation<'a>>,
+    factors: Option<&'a [f32]>,
     batch: usize,
     tokens: usize,
     width: usize,
@@ -129,13 +171,13 @@ impl<'a> Part<'a> {
         Heads { elements, batch: tokens * width, head: head_dim, token: width }
     }
 
-    /// The heads, rotated into `scratch`; in place if the layer does not rotate.
+    /// The heads, normalised and rotated into `scratch`; in place if nothing changes them.
     fn rotated<'b>(&self, scratch: &'b mut Vec<f32>) -> Heads<'b>
     where
         'a: 'b,
     {
-        let Packed { rotation, batch, tokens, head_dim, .. } = self.packed;
-        if rotation.is_none() {
+        let Packed { norm, rotation, factors, batch, tokens, head_dim, .. } = self.packed;
+        if norm.is_none() && rotation.is_none() && factors.is_none() {
             return self.in_place();
         }
         let token = self.heads * head_dim;
@@ -144,21 +186,32 @@ impl<'a> Part<'a> {
         Heads { elements: scratch, batch: tokens * token, head: head_dim, token }
     }
 
-    /// What rotates the heads and copies them to their places.
+    /// What moves the heads to their places.
     fn scatter<'b>(&self, places: Places<'b>) -> Scatter<'b>
     where
         'a: 'b,
     {
-        let Packed { elements: input, rotation, tokens, width, head_dim, .. } = self.packed;
-        Scatter { input, width, first: self.first, heads: self.heads, head_dim, tokens, rotation, places }
+        let Packed { elements: input, norm, rotation, factors, tokens, width, head_dim, .. } = self.packed;
+        Scatter {
+            input,
+            width,
+            first: self.first,
+            heads: self.heads,
+            head_dim,
+            tokens,
+            norm,
+            rotation,
+            factors,
+            places,
+        }
     }
 
-    /// Rotates the heads and copies them to their places.
+    /// Moves the heads to their places.
     fn put(&self, places: Places<'_>, output: &mut [f32]) {
         scatter(&self.scatter(places), output);
     }
 
-    /// Rotates the heads and copies them to their places in a cache.
+    /// Moves the heads to their places in a cache.
     fn store<B: InMemory>(&self, places: Places<'_>, stored: Stored<B>) -> Stored<B> {
         match stored {
             Stored::Dense(tensor) => Stored::Dense(B::update(tensor, |output| self.put(places, output))),

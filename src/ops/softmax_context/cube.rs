@@ -1,22 +1,26 @@
-//! Rotate, append and attend on CubeCL kernels: one recorded operation, two or three launches.
+//! Normalise, rotate, append and attend on CubeCL kernels: one recorded operation, two or three launches, and one more for a norm
+//! of all heads.
 
-use burn::tensor::Shape;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape};
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite};
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Squares, Sums};
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 
-use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
+use super::queries_and_keys::{query_factors, rotary_table};
 use super::reference::reference;
 use crate::cache::Stored;
 use crate::ops::attention::cube::{Launch, Side, SideHandles, plan};
 use crate::ops::cube::{
     CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, from_int, handle, int,
-    kernel_accepts, masks, owned, rows, rules,
+    kernel_accepts, masks, optional_handle, owned, rows, rules,
 };
 use crate::position::rotary::RotaryLayout;
 use crate::position::{PositionEncoding, alibi};
+use crate::spec::{QkNorm, QkNormKind};
 use burn_deepspeed_core::path::CubeKernel;
 
 /// The arguments of a step of attention, with `T` for each tensor.
@@ -29,7 +33,10 @@ struct ContextCall<T> {
     qkv: T,
     /// Keys and values of the cache; `None` where they go into new tensors.
     cached: Option<[Side<T>; 2]>,
+    norm: Option<HeadNorm<T>>,
     rotation: Option<Rotation<T>>,
+    /// Factors of the queries, `[B, T]`.
+    factors: Option<T>,
     scale: f32,
     /// Keys of the longest row.
     keys: usize,
@@ -42,6 +49,18 @@ struct Rotation<T> {
     layout: RotaryLayout,
     cos: T,
     sin: T,
+}
+
+/// The norm of queries and keys.
+#[derive(Debug, Clone)]
+struct HeadNorm<T> {
+    norm: QkNorm,
+    /// Features of all queries and of all keys, on every rank.
+    features: [usize; 2],
+    /// Those of queries and of keys.
+    weights: Option<[T; 2]>,
+    /// Sums of squares of all ranks, `[B, T, 2]`; without them a norm of all heads adds its own.
+    sums: Option<T>,
 }
 
 /// The results of a step of attention, with `T` for each tensor.
@@ -60,12 +79,19 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         _ => return reference(arguments),
     };
     arguments.check(); // before anything is written
-    let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, mut keys, mask, spec, want_keys } = arguments;
     let ([_, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
     let rotation = rotary_table(&mut keys, spec, &device).map(|table| Rotation {
         layout: table.layout(),
         cos: float(table.cos),
         sin: float(table.sin),
+    });
+    let factors = query_factors(&mut keys, spec.query_factor, &device).map(float);
+    let norm = spec.qk_norm.map(|norm| HeadNorm {
+        norm,
+        features: spec.all_features(),
+        weights: weights.map(|weights| [float(weights.query()), float(weights.key())]),
+        sums: sums.map(float),
     });
     let alibi = spec.position == PositionEncoding::Alibi;
     let (mut cache, bounds, slopes, start, end) = match keys {
@@ -93,7 +119,9 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         head_dim: spec.head_dim,
         qkv: float(qkv),
         cached,
+        norm,
         rotation,
+        factors,
         scale: spec.scale as f32,
         keys: end,
         masks,
@@ -140,11 +168,18 @@ impl CubeCall for ContextCall<()> {
             head_dim: call.head_dim,
             qkv: visit(call.qkv),
             cached: call.cached.map(|sides| sides.map(|side| side.map(visit))),
+            norm: call.norm.map(|HeadNorm { norm, features, weights, sums }| HeadNorm {
+                norm,
+                features,
+                weights: weights.map(|weights| weights.map(&mut *visit)),
+                sums: sums.map(&mut *visit),
+            }),
             rotation: call.rotation.map(|Rotation { layout, cos, sin }| Rotation {
                 layout,
                 cos: visit(cos),
                 sin: visit(sin),
             }),
+            factors: call.factors.map(&mut *visit),
             scale: call.scale,
             keys: call.keys,
             masks: call.masks.map(visit),
@@ -178,6 +213,9 @@ impl CubeCall for ContextCall<()> {
             cos: angles(handle(&rows(cos))),
             sin: angles(handle(&rows(sin))),
         });
+        let norm =
+            call.norm.map(|norm| head_norm(norm, &qkv, [call.heads, call.kv_heads].map(|heads| heads * call.head_dim)));
+        let factors = optional_handle(call.factors.as_ref());
         let rules = call.masks.rules;
         let masks = call.masks.arguments();
         let query = empty(&qkv, [batch, call.heads, tokens, call.head_dim]);
@@ -186,7 +224,9 @@ impl CubeCall for ContextCall<()> {
             query: &handle(&query),
             key: key.tensor(),
             value: value.tensor(),
+            norm: norm.as_ref(),
             rotation: rotation.as_ref(),
+            factors: factors.as_ref(),
             bounds: masks.bounds.as_ref(),
             start: rules.start,
             end: rules.end,
@@ -204,6 +244,35 @@ impl CubeCall for ContextCall<()> {
         };
         let context = launch.attend();
         ContextOutput { context, sides }
+    }
+}
+
+/// The norm as the kernel takes it. A norm of all heads without sums adds those of `qkv` first, in a launch of its own: `own` counts the
+/// features of the queries and keys there.
+fn head_norm<R: CubeRuntime>(
+    arguments: HeadNorm<CubeTensor<R>>,
+    qkv: &CubeTensor<R>,
+    own: [usize; 2],
+) -> cache_write::HeadNorm<R> {
+    let HeadNorm { norm: QkNorm { kind, epsilon, plus_one, after_rotation, .. }, features, weights, sums } = arguments;
+    let sums = match (kind, sums) {
+        (QkNormKind::RmsOfAllHeads, None) => {
+            let shape = Shape::new([qkv.meta.shape()[0], qkv.meta.shape()[1], 2]);
+            let sums = empty_device_dtype(qkv.client.clone(), qkv.device.clone(), shape, DType::F32);
+            let squares = Squares { qkv: &handle(qkv), features: own, sums: &handle(&sums) };
+            let launched = cache_write::launch_squares(&qkv.client, &Machine::new(&qkv.client), squares);
+            kernel_accepts("softmax_context", launched);
+            Some(sums)
+        }
+        (_, sums) => sums,
+    };
+    cache_write::HeadNorm {
+        kind,
+        epsilon: epsilon as f32,
+        plus_one,
+        after_rotation,
+        weights: weights.map(|weights| weights.map(|weights| handle(&rows(weights)))),
+        sums: sums.map(|sums| Sums { sums: handle(&sums), features }),
     }
 }
 

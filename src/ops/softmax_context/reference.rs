@@ -2,10 +2,11 @@
 
 use burn::tensor::backend::Backend;
 
-use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput, rotary_table};
+use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
+use super::queries_and_keys::{Transform, query_factors, rotary_table};
 use crate::cache::{Assign, slice_assign};
 use crate::ops::attention::{self, Attention};
-use crate::ops::heads::{merge_heads, split_heads};
+use crate::ops::heads::merge_heads;
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
 
@@ -24,14 +25,11 @@ pub(super) fn reference_with<B: Backend>(
         return arguments.output_of_no_tokens();
     }
     let visibility = arguments.visibility();
-    let SoftmaxContext { qkv, mut keys, mask, spec, want_keys } = arguments;
-    let dtype = qkv.dtype();
-    let table = rotary_table(&mut keys, spec, &qkv.device());
-    let [query, key, value] = split_heads(qkv, spec);
-    let (query, key) = match table {
-        Some(table) => (table.apply(query), table.apply(key)),
-        None => (query, key),
-    };
+    let SoftmaxContext { qkv, norm: weights, sums, mut keys, mask, spec, want_keys } = arguments;
+    let (dtype, device) = (qkv.dtype(), qkv.device());
+    let table = rotary_table(&mut keys, spec, &device);
+    let factors = query_factors(&mut keys, spec.query_factor, &device);
+    let [query, key, value] = Transform { norm: spec.qk_norm, weights, table, factors }.apply(qkv, sums, spec);
     let (key, value) = match keys {
         Keys::Cached(mut cache) => {
             cache.append_with(key, value, assign);

@@ -17,12 +17,12 @@ const LANES_WITHOUT_PLANES: u32 = 16;
 pub(super) struct Tile {
     pub units: u32,
     /// Units of a team, a power of two.
-    lanes: u32,
+    pub lanes: u32,
     /// Vectors of a head.
-    parts: u32,
+    pub parts: u32,
     /// Heads of a token that a team moves.
-    each: u32,
-    planes: bool,
+    pub each: u32,
+    pub planes: bool,
 }
 
 impl Tile {
@@ -32,6 +32,11 @@ impl Tile {
         let widest = if machine.plane_operations { machine.plane_size } else { units.min(LANES_WITHOUT_PLANES) };
         let lanes = (parts.next_power_of_two() as u32).min(widest);
         Self { units, lanes, parts: parts as u32, each, planes: machine.plane_operations }
+    }
+
+    /// Vectors of a head that a lane holds.
+    pub fn per_lane(&self) -> usize {
+        self.parts.div_ceil(self.lanes) as usize
     }
 
     /// Heads of a cube.
@@ -60,7 +65,7 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
     #[define(K)] _key_type: StorageType,
     #[define(V)] _value_type: StorageType,
 ) {
-    let per_lane = comptime!(tile.parts.div_ceil(tile.lanes) as usize);
+    let per_lane = comptime!(tile.per_lane());
     let lane = UNIT_POS % tile.lanes;
     let at = CUBE_POS as u32 * comptime!(tile.teams()) + UNIT_POS / tile.lanes;
     let first = sizes.place(min(at, sizes.count - 1), tile.each);
@@ -115,7 +120,7 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
 
 /// The vectors of a lane, and the scale.
 #[cube]
-fn write<F: Float, C: Numeric, N: Size>(
+pub(super) fn write<F: Float, C: Numeric, N: Size>(
     moved: &Array<Vector<F, N>>,
     cached: &mut Cached<C, N>,
     batch: u32,
@@ -127,7 +132,7 @@ fn write<F: Float, C: Numeric, N: Size>(
 ) {
     let head = cached.head(batch, head);
     #[unroll]
-    for p in 0..comptime!(tile.parts.div_ceil(tile.lanes) as usize) {
+    for p in 0..comptime!(tile.per_lane()) {
         let part = lane + p as u32 * tile.lanes;
         if part < tile.parts {
             cached.put::<F>(head, slot, part, moved[p], scale);

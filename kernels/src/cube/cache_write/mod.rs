@@ -1,136 +1,38 @@
-//! Splits a packed projection, rotates queries and keys, and writes keys and values into the cache.
+//! Splits a packed projection, normalises and rotates queries and keys, and writes keys and values into the cache.
 
+mod arguments;
 mod int8;
 mod kernel;
+mod norm;
 mod place;
 mod rotation;
+mod squares;
 
 use burn_deepspeed_core::divisor::gcd;
 use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
-use cubecl::std::tensor::TensorHandle;
 
+use self::arguments::CheckedWrite;
 use self::int8::{Tile, cache_write_int8};
 use self::kernel::{UNITS, cache_write};
+use self::norm::{cache_write_norm, norm_arguments};
 use self::place::SizesLaunch;
-use self::rotation::TableLaunch;
-use super::cached::{CacheTensor, CheckedCache};
-use super::contract::{Checked, Contract, f32_type, same_type};
-use super::machine::{Machine, Unsupported, countable};
-use super::mask_arguments::{CheckedBounds, check_bounds, row_strides};
+use self::rotation::{TableLaunch, is_apart};
+use super::contract::Checked;
+use super::machine::{Machine, Unsupported};
+use super::mask_arguments::row_strides;
 use super::tensors::{array, broadcast_strides, head_strides, presence, vector_size};
-use crate::contract::product;
+
+pub use self::arguments::{CacheWrite, HeadNorm, Rotation, Sums};
+pub use self::squares::{Squares, launch as launch_squares};
 
 /// Units of a multiprocessor, with a vector or two in flight each, that keep its memory busy.
 const UNITS_PER_PROCESSOR: usize = 512;
 
-/// Rotary positions of the new tokens.
-#[derive(Debug, Clone)]
-pub struct Rotation<R: Runtime> {
-    /// Which features form a pair.
-    pub layout: RotaryLayout,
-    /// Cosines, `[B or 1, T, rotary_dim / 2]` of f32; `rotary_dim` is at most the head size.
-    pub cos: TensorHandle<R>,
-    /// Sines, of the shape and the strides of the cosines.
-    pub sin: TensorHandle<R>,
-}
-
-/// The arguments of [`launch`].
-#[derive(Debug)]
-pub struct CacheWrite<'a, R: Runtime> {
-    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
-    pub qkv: &'a TensorHandle<R>,
-    /// `[B, N, T, H]`; every element is written.
-    pub query: &'a TensorHandle<R>,
-    /// `[B, K, capacity, H]`; the slots of the new tokens are written, the others are not touched. Scales are written with the
-    /// elements.
-    pub key: CacheTensor<'a, R>,
-    /// `[B, K, capacity, H]`, as the keys.
-    pub value: CacheTensor<'a, R>,
-    /// Rotates queries and keys.
-    pub rotation: Option<&'a Rotation<R>>,
-    /// `[B, 2]` of u32 or i32: the slot of each row's first new token, and the end of its new tokens. Tokens without a slot in
-    /// the cache are dropped.
-    pub bounds: Option<&'a TensorHandle<R>>,
-    /// The first new slot, where `bounds` does not say.
-    pub start: u32,
-    /// The end of the new slots, at most the capacity, where `bounds` does not say.
-    pub end: u32,
-}
-
-impl<R: Runtime> Clone for CacheWrite<'_, R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<R: Runtime> Copy for CacheWrite<'_, R> {}
-
-/// [`CacheWrite`], checked.
-struct CheckedWrite<'a, R: Runtime> {
-    qkv: Checked<'a, R>,
-    query: Checked<'a, R>,
-    key: CheckedCache<'a, R>,
-    value: CheckedCache<'a, R>,
-    /// Layout, cosines and sines.
-    rotation: Option<(RotaryLayout, [Checked<'a, R>; 2])>,
-    bounds: CheckedBounds<'a, R>,
-    kv_heads: usize,
-}
-
-impl<'a, R: Runtime> CacheWrite<'a, R> {
-    #[track_caller]
-    fn check(&self, client: &ComputeClient<R>) -> Result<CheckedWrite<'a, R>, Unsupported> {
-        let contract = Contract::new("cache_write", client);
-        let [batch, heads, tokens, head_dim] = contract.axes("query", self.query);
-        let [_, kv_heads, capacity, _] = contract.axes("key", self.key.elements);
-        let shape = [batch, kv_heads, capacity, head_dim];
-        let width = kv_heads.saturating_mul(2).saturating_add(heads).saturating_mul(head_dim);
-        let qkv = contract.rows("qkv", self.qkv, &[batch, tokens, width])?;
-        let query = contract.rows("query", self.query, &[batch, heads, tokens, head_dim])?;
-        let key = self.key.check(&contract, ["key", "key_scales"], shape, qkv.dtype)?;
-        let value = self.value.check(&contract, ["value", "value_scales"], shape, qkv.dtype)?;
-        let rotation = match self.rotation {
-            Some(rotation) => Some((rotation.layout, rotation.check(&contract, [batch, tokens, head_dim])?)),
-            None => None,
-        };
-        let bounds = check_bounds(&contract, self.bounds, batch, [self.start, self.end], [tokens, capacity])?;
-        same_type("query", &query, qkv.dtype)?;
-        contract.supports(&[qkv.dtype])?;
-        countable(product(&[batch, tokens, width]))?;
-        Ok(CheckedWrite { qkv, query, key, value, rotation, bounds, kv_heads })
-    }
-}
-
-impl<R: Runtime> Rotation<R> {
-    /// Cosines and sines.
-    #[track_caller]
-    fn check(
-        &self,
-        contract: &Contract<'_, R>,
-        [batch, tokens, head_dim]: [usize; 3],
-    ) -> Result<[Checked<'_, R>; 2], Unsupported> {
-        let [rows, _, half] = contract.axes("cos", &self.cos);
-        let rows = if rows == 1 { 1 } else { batch };
-        let cos = contract.rows("cos", &self.cos, &[rows, tokens, half])?;
-        let sin = contract.rows("sin", &self.sin, &[rows, tokens, half])?;
-        contract.require(half <= head_dim / 2, || {
-            format!("`cos` has {half} pairs, expected at most half of the {head_dim} features of a head")
-        });
-        let strides: [&[usize]; 2] = [cos.strides(), sin.strides()];
-        contract.require(broadcast_strides::<R, 3>(cos) == broadcast_strides(sin), || {
-            format!("`sin` has strides {:?}, expected those of `cos`, {:?}", strides[1], strides[0])
-        });
-        same_type("cos", &cos, f32_type())?;
-        same_type("sin", &sin, f32_type())?;
-        Ok([cos, sin])
-    }
-}
-
 /// One launch: reads the projection once, writes queries out and keys and values in place.
 ///
-/// int8 elements are rounded from the floats that would otherwise be stored: features rotated and rounded to the projection's
-/// type.
+/// Norm, rotation and factor are computed in f32, and the result is rounded once. int8 elements are rounded from the floats that would
+/// otherwise be stored.
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
@@ -143,7 +45,7 @@ pub fn launch<R: Runtime>(
     machine: &Machine,
     arguments: CacheWrite<'_, R>,
 ) -> Result<(), Unsupported> {
-    let CheckedWrite { qkv, query, key, value, rotation, bounds, kv_heads } = arguments.check(client)?;
+    let CheckedWrite { qkv, query, key, value, norm, rotation, factors, bounds, kv_heads } = arguments.check(client)?;
     let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| query.shape()[axis]);
     let half = rotation.map_or(0, |(_, [cos, _])| cos.shape()[2]);
     // A vector is on one side of a half-split pair, and holds whole interleaved ones.
@@ -162,14 +64,19 @@ pub fn launch<R: Runtime>(
     let places = batch * tokens * all_heads.div_ceil(each as usize);
     let units = places * parts;
     let int8 = key.is_int8() || value.is_int8();
-    let angles = rotation.map_or(1, |(layout, [cos, sin])| {
-        let angles = if layout == RotaryLayout::Interleaved { vector.div_ceil(2) } else { vector };
-        vector_size(client, &[cos, sin], angles)
-    });
+    let changes = norm.is_some() || factors.is_some();
+    // Cosines, sines and weights are read in vectors of one size.
+    let weights = norm.as_ref().and_then(|norm| norm.weights);
+    let tables: Vec<_> = rotation.iter().flat_map(|(_, table)| *table).chain(weights.into_iter().flatten()).collect();
+    let interleaved = matches!(rotation, Some((RotaryLayout::Interleaved, _)));
+    let angles = match tables.is_empty() {
+        true => 1,
+        false => vector_size(client, &tables, if interleaved { vector.div_ceil(2) } else { vector }),
+    };
     let [table_batch, table_token, _] =
         rotation.map_or([0; 3], |(_, [cos, _])| broadcast_strides(cos)).map(|stride| (stride / angles) as u32);
     let sizes = SizesLaunch::new(
-        if int8 { places } else { units } as u32,
+        if int8 || changes { places } else { units } as u32,
         tokens as u32,
         heads as u32,
         kv_heads as u32,
@@ -183,6 +90,35 @@ pub fn launch<R: Runtime>(
         bounds.end,
         presence(&[rotation.is_some(), bounds.by_row.is_some()]),
     );
+    if changes {
+        let tile = Tile::new(machine, parts, each);
+        let cubes = machine.folded(places, tile.teams() as usize)?;
+        let apart = is_apart(rotation.map(|(layout, _)| layout), vector);
+        // SAFETY: as below; weights, sums and factors were checked against the same heads and tokens.
+        unsafe {
+            cache_write_norm::launch_unchecked::<R>(
+                client,
+                cubes,
+                CubeDim::new_1d(tile.units),
+                vector,
+                angles,
+                array(qkv),
+                array(query),
+                key.launch(vector),
+                value.launch(vector),
+                table(rotation).into(),
+                norm_arguments(norm, factors, apart, [head_dim, angles]),
+                bounds.by_row.map(array).into(),
+                sizes,
+                tile,
+                int8,
+                qkv.dtype,
+                key.elements.dtype,
+                value.elements.dtype,
+            );
+        }
+        return Ok(());
+    }
     if int8 {
         let tile = Tile::new(machine, parts, each);
         let cubes = machine.folded(places, tile.teams() as usize)?;

@@ -118,4 +118,77 @@ impl<N: Size> Angles<N> {
         }
         result
     }
+
+    /// The vector `part` of a head, rotated, in f32. `partners` holds the other features of its pairs, where these are
+    /// [in another vector](is_apart).
+    pub fn rotate<T: Size>(
+        &self,
+        table: &ComptimeOption<Table<T>>,
+        own: Vector<f32, N>,
+        partners: Vector<f32, N>,
+        part: u32,
+    ) -> Vector<f32, N> {
+        let mut result = own;
+        #[comptime]
+        match table {
+            ComptimeOption::Some(table) => {
+                let vector = N::value();
+                let half = comptime!(table.half);
+                let feature = part * comptime!(vector as u32);
+                if feature < comptime!(2 * half) {
+                    if comptime!(is_apart(Some(table.layout), vector)) {
+                        let mut second = feature >= half;
+                        if comptime!(table.layout == RotaryLayout::Interleaved) {
+                            second = feature % 2 == 1;
+                        }
+                        let sign = Vector::<f32, N>::new(select(second, 1.0f32, -1.0f32));
+                        result = own * self.cos + partners * self.sin * sign;
+                    } else {
+                        #[unroll]
+                        for pair in 0..comptime!(vector / 2) {
+                            let (a, b) = (own[2 * pair], own[2 * pair + 1]);
+                            result[2 * pair] = a * self.cos[pair] - b * self.sin[pair];
+                            result[2 * pair + 1] = b * self.cos[pair] + a * self.sin[pair];
+                        }
+                    }
+                }
+            }
+            ComptimeOption::None => {}
+        }
+        result
+    }
+}
+
+/// Whether the features of a pair are in two vectors of this size.
+pub(super) fn is_apart(layout: Option<RotaryLayout>, vector: usize) -> bool {
+    match layout {
+        Some(RotaryLayout::Half) => true,
+        Some(RotaryLayout::Interleaved) => vector == 1,
+        None => false,
+    }
+}
+
+/// The vector with the partners of the features of the vector `part`; the same one where these are not in another vector, or do not
+/// rotate.
+#[cube]
+pub(super) fn partner<N: Size, T: Size>(table: &ComptimeOption<Table<T>>, part: u32) -> u32 {
+    let mut partner = part;
+    #[comptime]
+    match table {
+        ComptimeOption::Some(table) => {
+            let vector = N::value();
+            let half = comptime!(table.half);
+            let feature = part * comptime!(vector as u32);
+            if comptime!(is_apart(Some(table.layout), vector)) && feature < comptime!(2 * half) {
+                if comptime!(table.layout == RotaryLayout::Half) {
+                    let reach = comptime!(half / vector as u32);
+                    partner = select(feature >= half, part - reach, part + reach);
+                } else {
+                    partner = select(feature % 2 == 1, part - 1, part + 1);
+                }
+            }
+        }
+        ComptimeOption::None => {}
+    }
+    partner
 }

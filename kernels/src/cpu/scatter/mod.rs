@@ -1,32 +1,25 @@
-//! Heads of a packed projection, rotated by their positions and written to their places: queries to a contiguous tensor, keys
-//! and values into the cache, in f32 or int8. Each is read once and written once.
+//! Heads of a packed projection, normalised, rotated by their positions and written to their places: queries to a contiguous
+//! tensor, keys and values into the cache, in f32 or int8. Each is read from memory once and written once; in between, a head is
+//! in the first cache.
+
+mod norm;
+mod rotation;
 
 use std::ops::Range;
 
 use burn_deepspeed_core::int8::LARGEST;
-use burn_deepspeed_core::layout::RotaryLayout;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::scratch::{Disjoint, with_scratch};
-use super::simd::round;
 use crate::contract::{check_len, product};
+use crate::cpu::scratch::{Disjoint, with_scratch};
+use crate::cpu::simd::round;
+
+pub use self::norm::HeadNorm;
+pub use self::rotation::Rotation;
 
 /// Elements of a task, so that a task is worth a thread.
 const TASK: usize = 1 << 14;
-
-/// Cosine and sine of each token, `[batch, tokens, half]` each: rotary positions (arXiv:2104.09864).
-#[derive(Debug, Clone, Copy)]
-pub struct Rotation<'a> {
-    /// Cosines.
-    pub cos: &'a [f32],
-    /// Sines.
-    pub sin: &'a [f32],
-    /// Pairs that are rotated; features after the last are copied.
-    pub half: usize,
-    /// Which features form a pair.
-    pub layout: RotaryLayout,
-}
 
 /// The arguments of [`scatter`].
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +36,12 @@ pub struct Scatter<'a> {
     pub head_dim: usize,
     /// New tokens of each row.
     pub tokens: usize,
-    /// The rotation of the heads; `None` copies them.
+    /// The norm of the heads.
+    pub norm: Option<HeadNorm<'a>>,
+    /// The rotation of the heads.
     pub rotation: Option<Rotation<'a>>,
+    /// What the features of each token are multiplied by at last, `[batch, tokens]`.
+    pub factors: Option<&'a [f32]>,
     /// Where they go.
     pub places: Places<'a>,
 }
@@ -65,7 +62,7 @@ pub enum Places<'a> {
     },
 }
 
-/// Copies the heads to their places in `output`, rotated; the rest of it stays as it is.
+/// Copies the heads to their places in `output`, normalised, rotated and multiplied, all in f32; the rest of it stays as it is.
 ///
 /// # Panics
 /// If a slice does not have the length that the sizes imply, or a token has no slot.
@@ -99,7 +96,7 @@ impl Scatter<'_> {
     /// Panics unless the sizes fit together; returns how many heads the places hold.
     #[track_caller]
     fn check(&self) -> usize {
-        let Scatter { input, width, first, heads, head_dim, tokens, rotation, places } = *self;
+        let Scatter { input, width, first, heads, head_dim, tokens, norm, rotation, factors, places } = *self;
         assert!(
             product(&[heads, head_dim]).saturating_add(first) <= width,
             "scatter: {heads} heads of {head_dim} from {first} on, rows have {width}"
@@ -116,6 +113,12 @@ impl Scatter<'_> {
             for (name, actual) in [("cos", cos.len()), ("sin", sin.len())] {
                 check_len("scatter", name, actual, product(&[batch, tokens, half]));
             }
+        }
+        if let Some(norm) = norm {
+            norm.check(heads, head_dim, product(&[batch, tokens]));
+        }
+        if let Some(factors) = factors {
+            check_len("scatter", "factors", factors.len(), product(&[batch, tokens]));
         }
         let Places::Slots { slots, starts, counts } = places else { return product(&[batch, tokens, heads]) };
         // Without tokens, the length of the input does not give the number of rows.
@@ -194,7 +197,10 @@ fn run(problem: &Scatter<'_>, sink: &impl Sink) {
     let together = TASK.div_ceil(size);
     (0..count.div_ceil(together)).into_par_iter().for_each(|task| {
         let tokens = task * together..count.min((task + 1) * together);
-        with_scratch(problem.head_dim, |scratch| Arch::new().dispatch(Task { problem, sink, tokens, scratch }));
+        with_scratch(2 * problem.head_dim, |scratch| {
+            let scratch = scratch.split_at_mut(problem.head_dim);
+            Arch::new().dispatch(Task { problem, sink, tokens, scratch });
+        });
     });
 }
 
@@ -203,8 +209,8 @@ struct Task<'a, K> {
     problem: &'a Scatter<'a>,
     sink: &'a K,
     tokens: Range<usize>,
-    /// For a head.
-    scratch: &'a mut [f32],
+    /// For a head that was normalised, and for one that was rotated too.
+    scratch: (&'a mut [f32], &'a mut [f32]),
 }
 
 impl<K: Sink> WithSimd for Task<'_, K> {
@@ -213,58 +219,50 @@ impl<K: Sink> WithSimd for Task<'_, K> {
     // A closure would be compiled for the baseline instruction set.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
+        let (normalised, scratch) = self.scratch;
         for index in self.tokens {
-            token(self.problem, index, self.sink, self.scratch);
+            token(self.problem, index, self.sink, normalised, scratch);
         }
     }
 }
 
 /// The heads of one token; `index` counts over all rows.
 #[inline(always)]
-fn token(problem: &Scatter<'_>, index: usize, sink: &impl Sink, scratch: &mut [f32]) {
-    let Scatter { input, width, first, heads, head_dim, tokens, rotation, places } = *problem;
+fn token(problem: &Scatter<'_>, index: usize, sink: &impl Sink, normalised: &mut [f32], scratch: &mut [f32]) {
+    let Scatter { input, width, first, heads, head_dim, tokens, norm, rotation, factors, places } = *problem;
     let (row, at) = (index / tokens, index % tokens);
     let (start, stride) = match places {
         Places::Packed => (index * heads, 1),
         Places::Slots { counts, .. } if at >= counts[row] => return,
         Places::Slots { slots, starts, .. } => (row * heads * slots + starts[row] + at, slots),
     };
-    let features = input[index * width + first..][..heads * head_dim].chunks_exact(head_dim);
-    for (head, features) in features.enumerate() {
+    let features = &input[index * width + first..][..heads * head_dim];
+    let mean_square = match norm {
+        Some(norm) => norm.mean_square(index, features),
+        None => None,
+    };
+    for (head, mut features) in features.chunks_exact(head_dim).enumerate() {
         // SAFETY: every head of every token has its own place.
         let place = unsafe { sink.place(start + head * stride, scratch) };
+        if let Some(norm) = norm.filter(|norm| !norm.after_rotation) {
+            normalised.copy_from_slice(features);
+            norm.apply(head, mean_square, normalised);
+            features = normalised;
+        }
         match rotation {
             Some(rotation) => rotation.rotate(index, features, place),
             None => place.copy_from_slice(features),
         }
-        // SAFETY: as above.
-        unsafe { sink.put(start + head * stride, scratch) };
-    }
-}
-
-impl Rotation<'_> {
-    #[inline(always)]
-    fn rotate(&self, index: usize, features: &[f32], place: &mut [f32]) {
-        let half = self.half;
-        let angles = || self.cos[index * half..][..half].iter().zip(&self.sin[index * half..][..half]);
-        let (paired, rest) = features.split_at(2 * half);
-        let (rotated, copied) = place.split_at_mut(2 * half);
-        copied.copy_from_slice(rest);
-        match self.layout {
-            RotaryLayout::Half => {
-                let (a, b) = paired.split_at(half);
-                let (c, d) = rotated.split_at_mut(half);
-                for ((((c, d), a), b), (cos, sin)) in c.iter_mut().zip(d).zip(a).zip(b).zip(angles()) {
-                    *c = a * cos - b * sin;
-                    *d = b * cos + a * sin;
-                }
-            }
-            RotaryLayout::Interleaved => {
-                let pairs = rotated.as_chunks_mut().0.iter_mut().zip(paired.as_chunks().0);
-                for ((pair, [a, b]), (cos, sin)) in pairs.zip(angles()) {
-                    *pair = [a * cos - b * sin, b * cos + a * sin];
-                }
+        if let Some(norm) = norm.filter(|norm| norm.after_rotation) {
+            norm.apply(head, None, place);
+        }
+        if let Some(factors) = factors {
+            let factor = factors[index];
+            for feature in place {
+                *feature *= factor;
             }
         }
+        // SAFETY: as above.
+        unsafe { sink.put(start + head * stride, scratch) };
     }
 }
