@@ -83,8 +83,10 @@ fn floats_are_no_integers_and_integers_are_no_floats() {
     let all = std::slice::from_ref(&(0..1));
     let error = checkpoint.floats("ids", &[1], all, ElementType::F32).unwrap_err();
     assert!(matches!(error, WeightError::ElementType { .. }), "{error}");
+    assert!(error.to_string().contains("weights are read from F64"), "{error}");
     let error = checkpoint.integers("weight", &[1]).unwrap_err();
     assert!(matches!(error, WeightError::ElementType { .. }), "{error}");
+    assert!(error.to_string().contains("integers are read from I64"), "{error}");
 }
 
 #[test]
@@ -128,15 +130,20 @@ fn a_header_that_states_more_than_the_file_has_is_an_error() {
 #[test]
 fn a_configuration_may_state_any_number_of_layers() {
     for family in families::ALL {
-        let config = HuggingFaceConfig::from_json(json!({
-            "model_type": family.name(), "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": HUGE,
-            "rotary_dim": 4, "sliding_window": 4, "partial_rotary_factor": 1.0
-        }));
-        let config = config.unwrap();
+        let mut record = json!({
+            "model_type": family.name(), "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": HUGE
+        });
+        match family.name() {
+            "gptj" => record["rotary_dim"] = 4.into(),
+            "gpt_neo" => record["attention_types"] = json!([[["global", "local"], HUGE / 2]]),
+            "gpt_neox" => record["rotary_pct"] = 0.5.into(),
+            _ => {}
+        }
+        let config = HuggingFaceConfig::from_json(record).unwrap();
         assert_eq!(config.layers, HUGE);
         assert_eq!(config.attention_config(HUGE - 1).local_attention, ["mistral", "gpt_neo"].contains(&family.name()));
     }
-    let repeated = json!({ "model_type": "gpt_neo", "hidden_size": 8, "num_heads": 2, "num_layers": HUGE,
+    let repeated = json!({ "model_type": "gpt_neo", "hidden_size": 8, "num_heads": 2, "num_layers": 3 * HUGE,
         "attention_types": [[["global", "local", "local"], HUGE]] });
     let config = HuggingFaceConfig::from_json(repeated).unwrap();
     let local: Vec<_> = (0..4).map(|layer| config.attention_config(layer).local_attention).collect();
@@ -177,41 +184,19 @@ fn an_unknown_model_type_comes_with_the_families() {
 fn a_missing_key_is_said_to_miss_from_the_hugging_face_configuration() {
     let error = model(|record| record["n_head"] = Value::Null).unwrap_err();
     assert!(!error.to_string().contains("DeepSpeed"), "{error}");
-    assert!(error.to_string().contains("`heads` is missing"), "{error}");
+    assert!(error.to_string().contains("`n_head` is missing"), "{error}");
 }
 
 #[test]
-fn families_have_names_of_their_own_and_list_no_key_twice() {
+fn families_have_names_of_their_own() {
     let names: Vec<_> = families::ALL.iter().flat_map(|family| family.model_types).collect();
     for (at, family) in families::ALL.iter().enumerate() {
         assert_eq!(families::of_model_type(family.name()).unwrap(), families::ALL[at]);
-        let lists = [families::Fields::SHARED, families::Fields::HARMLESS, family.reads, family.harmless]
-            .map(|list| list.iter());
-        let mut keys: Vec<_> = lists.into_iter().flatten().collect();
-        let all = keys.len();
-        keys.sort();
-        keys.dedup();
-        assert_eq!(keys.len(), all, "{family:?}");
     }
     let mut once = names.clone();
     once.sort();
     once.dedup();
     assert_eq!(once.len(), names.len());
-}
-
-#[test]
-fn the_keys_of_the_golden_models_are_known() {
-    let models = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models");
-    for entry in std::fs::read_dir(models).unwrap() {
-        let path = entry.unwrap().path().join("config.json");
-        let Ok(config) = HuggingFaceConfig::from_json_file(&path) else { continue };
-        let expected: &[&str] = match config.family.name() {
-            // These keys may change the model; loading fails if they do.
-            "opt" => &["_remove_final_layer_norm", "layer_norm_elementwise_affine"],
-            _ => &[],
-        };
-        assert_eq!(config.unread_keys(), expected, "{}", path.display());
-    }
 }
 
 #[test]

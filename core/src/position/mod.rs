@@ -4,6 +4,8 @@ pub mod alibi;
 mod encoding;
 mod positions;
 pub mod rotary;
+mod scaling;
 
 pub use encoding::PositionEncoding;
 pub use positions::Positions;
+pub use scaling::TrainedLengths;
