@@ -34,6 +34,7 @@ mod quantized_checkpoints;
 mod quantized_split;
 #[cfg(feature = "local")]
 mod ranks;
+mod reports;
 mod resharding;
 mod resident;
 mod split_checkpoints;
