@@ -118,12 +118,23 @@ impl<'a> Fields<'a> {
         self.read(names, "a whole number", |value| value.as_u64().and_then(|size| usize::try_from(size).ok()))
     }
 
-    /// A whole number of at least 0 under one name, where `null` is a value: `None`. `default` is what absence means.
+    /// A whole number of at least 1.
     ///
     /// # Errors
-    /// Those of [`size`](Self::size).
-    pub fn size_or_null(&self, name: &str, default: Option<usize>) -> Result<Option<usize>, ConfigError> {
-        if self.is_null(name) { Ok(None) } else { Ok(self.size(&[name])?.or(default)) }
+    /// Those of [`size`](Self::size); [`ConfigError::Unsupported`] for 0.
+    pub fn positive(&self, names: &[&str]) -> Result<Option<usize>, ConfigError> {
+        match self.size(names)? {
+            Some(0) => Err(self.unsupported(self.spelling(names), "at least 1")),
+            other => Ok(other),
+        }
+    }
+
+    /// A whole number of at least 1 under one name, where `null` is a value: `None`. `default` is what absence means.
+    ///
+    /// # Errors
+    /// Those of [`positive`](Self::positive).
+    pub fn positive_or_null(&self, name: &str, default: Option<usize>) -> Result<Option<usize>, ConfigError> {
+        if self.is_null(name) { Ok(None) } else { Ok(self.positive(&[name])?.or(default)) }
     }
 
     /// One whole number of at least 0, or a list of them; an empty list if absent.

@@ -8,6 +8,7 @@ use super::layout::QkvLayout;
 use super::local::LocalLayers;
 use super::names::{AttentionNames, NormNames, QkvNames, WeightNames};
 use super::only::Only;
+use super::rope::{Rope, RopeKeys};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
 use crate::fields::Fields;
@@ -21,6 +22,8 @@ pub struct Family {
     pub class: Class,
     /// Other keys of `config.json` that `attention` or a model around it reads.
     pub reads: &'static [&'static str],
+    /// Where the class keeps its rotary settings; `None` for a class that has none.
+    pub rope: Option<RopeKeys>,
     /// Keys that are supported with one value only.
     pub only: &'static [Only],
     /// Keys that are known not to change what the model computes, in addition to those that are harmless for every family.
@@ -212,8 +215,9 @@ impl Family {
     pub fn read_keys(&self) -> Vec<&'static str> {
         let only = known::ONLY.iter().chain(self.only).map(|only| only.key);
         let decoder = self.decoder.iter().flat_map(DecoderPaths::keys);
-        let mut keys: Vec<_> =
-            known::READ.iter().chain(self.reads).copied().chain(self.class.keys()).chain(only).chain(decoder).collect();
+        let rope = self.rope.iter().flat_map(RopeKeys::keys);
+        let own = known::READ.iter().chain(self.reads).copied();
+        let mut keys: Vec<_> = own.chain(self.class.keys()).chain(rope).chain(only).chain(decoder).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -243,7 +247,15 @@ impl Family {
     /// # Errors
     /// Those of [`Fields::size`].
     pub fn max_positions(&self, fields: &Fields<'_>) -> Result<Option<usize>, ConfigError> {
-        Ok(fields.size(self.class.max_positions.names)?.or(self.class.max_positions.default))
+        Ok(fields.positive(self.class.max_positions.names)?.or(self.class.max_positions.default))
+    }
+
+    /// The rotary settings of this `config.json`.
+    ///
+    /// # Errors
+    /// Those of [`Rope::read`].
+    pub fn read_rope(&self, fields: &Fields<'_>) -> Result<Rope, ConfigError> {
+        Rope::read(fields, &self.rope.unwrap_or(RopeKeys::SHARED), self.max_positions(fields)?)
     }
 
     /// Whether a tensor is a buffer that `transformers` computes and does not load.

@@ -98,12 +98,12 @@ impl HuggingFaceConfig {
         let family = of_model_type(fields.text(&["model_type"])?.ok_or(missing("model_type"))?)?;
         family.check(&fields)?;
         let class = &family.class;
-        let required = |names: &'static [&'static str]| fields.size(names)?.ok_or(missing(names[0]));
+        let required = |names: &'static [&'static str]| fields.positive(names)?.ok_or(missing(names[0]));
         let hidden = required(class.hidden_size)?;
         let heads = required(class.heads)?;
         let layers = required(class.layers)?;
         let max_positions = family.max_positions(&fields)?;
-        let mlp_size = fields.size(class.mlp_size.names)?.unwrap_or_else(|| match class.mlp_size.default {
+        let mlp_size = fields.positive(class.mlp_size.names)?.unwrap_or_else(|| match class.mlp_size.default {
             MlpSize::Fixed(size) => size,
             MlpSize::TimesHidden(times) => hidden.saturating_mul(times),
         });
@@ -125,7 +125,7 @@ impl HuggingFaceConfig {
         Ok(Self {
             family,
             layers,
-            vocab_size: fields.size(class.vocab_size.names)?.unwrap_or(class.vocab_size.default),
+            vocab_size: fields.positive(class.vocab_size.names)?.unwrap_or(class.vocab_size.default),
             max_positions,
             mlp_size,
             activation: activation.into(),

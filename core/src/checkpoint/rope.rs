@@ -23,9 +23,17 @@ impl RopeKeys {
     pub const SHARED: Self =
         Self { theta: Setting::new(&["rope_theta"], 10000.0), share: Setting::new(&["partial_rotary_factor"], 1.0) };
 
-    /// The keys that [`Rope::read`] reads in a `config.json`.
-    pub const READ: &'static [&'static str] =
-        &["original_max_position_embeddings", "partial_rotary_factor", "rope_parameters", "rope_scaling", "rope_theta"];
+    /// The keys of a `config.json` that are read.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'static str> {
+        const RECORDS: &[&str] = &[
+            "original_max_position_embeddings",
+            "partial_rotary_factor",
+            "rope_parameters",
+            "rope_scaling",
+            "rope_theta",
+        ];
+        [RECORDS, self.theta.names, self.share.names].into_iter().flatten().copied()
+    }
 }
 
 /// The rotary settings of a model.

@@ -15,6 +15,7 @@ pub(super) static FAMILY: Family = Family {
         ..Class::SHARED
     },
     reads: &["type_vocab_size"],
+    rope: None,
     only: &[Only::text("position_embedding_type", "absolute"), Only::flag("is_decoder", false)],
     harmless: &[
         "directionality",
@@ -25,7 +26,7 @@ pub(super) static FAMILY: Family = Family {
         "pooler_type",
     ],
     attention: |base, fields| {
-        fields.size(&["type_vocab_size"])?;
+        fields.positive(&["type_vocab_size"])?;
         Ok(base.with_pre_layer_norm(false).with_triangular_masking(false).into())
     },
     layer: LayerPaths {

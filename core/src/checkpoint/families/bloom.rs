@@ -21,6 +21,7 @@ pub(super) static FAMILY: Family = Family {
         ..Class::SHARED
     },
     reads: &[],
+    rope: None,
     only: &[Only::nothing("n_inner", "the MLP has four times the features of the model")],
     harmless: &[
         "attention_softmax_in_fp32",

@@ -14,6 +14,7 @@ pub(super) static FAMILY: Family = Family {
         ..GPT
     },
     reads: &["scale_attn_by_inverse_layer_idx", "scale_attn_weights"],
+    rope: None,
     only: &[],
     harmless: &[
         "n_ctx",

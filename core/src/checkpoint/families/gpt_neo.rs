@@ -22,10 +22,11 @@ pub(super) static FAMILY: Family = Family {
         ..Class::SHARED
     },
     reads: &["attention_layers", "attention_types", "window_size"],
+    rope: None,
     only: &[],
     harmless: &[],
     attention: |base, fields| {
-        let window = fields.size(&["window_size"])?.unwrap_or(256);
+        let window = fields.positive(&["window_size"])?.unwrap_or(256);
         let local = local_layers(fields, base.num_hidden_layers.unwrap_or(0))?;
         let config = base.with_window_size(window).with_scale_attention(false).with_qkv_bias(false);
         Ok(FamilyAttention { config, local })

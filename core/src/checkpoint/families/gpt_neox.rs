@@ -3,11 +3,7 @@
 use crate::checkpoint::class::{Class, MlpSize, Setting};
 use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
-use crate::checkpoint::rope::{Rope, RopeKeys};
-
-/// Outside of the record, the class has names of its own.
-const ROPE: RopeKeys =
-    RopeKeys { theta: Setting::new(&["rotary_emb_base"], 10000.0), share: Setting::new(&["rotary_pct"], 0.25) };
+use crate::checkpoint::rope::RopeKeys;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["gpt_neox"],
@@ -19,22 +15,17 @@ pub(super) static FAMILY: Family = Family {
         tie_word_embeddings: false,
         ..Class::SHARED
     },
-    reads: &[
-        "attention_bias",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "rotary_emb_base",
-        "rotary_pct",
-    ],
+    reads: &["attention_bias"],
+    // Outside of the record, the class has names of its own.
+    rope: Some(RopeKeys {
+        theta: Setting::new(&["rotary_emb_base"], 10000.0),
+        share: Setting::new(&["rotary_pct"], 0.25),
+    }),
     only: &[],
     harmless: &[],
     attention: |base, fields| {
         let bias = fields.flag(&["attention_bias"])?.unwrap_or(true);
-        let rope = Rope::read(fields, &ROPE, FAMILY.max_positions(fields)?)?;
-        Ok(rope.halves(base.with_qkv_bias(bias).with_output_bias(bias)).into())
+        Ok(FAMILY.read_rope(fields)?.halves(base.with_qkv_bias(bias).with_output_bias(bias)).into())
     },
     layer: LayerPaths {
         layers: "layers",

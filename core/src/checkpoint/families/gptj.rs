@@ -19,10 +19,11 @@ pub(super) static FAMILY: Family = Family {
         ..gpt2::GPT
     },
     reads: &["rotary_dim"],
+    rope: None,
     only: &[Only::flag("rotary", true), Only::flag("scale_attn_weights", true)],
     harmless: &["n_ctx"],
     attention: |base, fields| {
-        let dim = fields.size(&["rotary_dim"])?.unwrap_or(ROTARY_DIM);
+        let dim = fields.positive(&["rotary_dim"])?.unwrap_or(ROTARY_DIM);
         let rotary = base.with_rotary(RotaryLayout::Interleaved, dim);
         Ok(rotary.with_qkv_bias(false).with_output_bias(false).into())
     },

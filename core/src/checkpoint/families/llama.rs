@@ -16,23 +16,15 @@ pub(super) static FAMILY: Family = Family {
         max_positions: Setting::new(&["max_position_embeddings"], Some(2048)),
         ..CLASS
     },
-    reads: &[
-        "attention_bias",
-        "head_dim",
-        "num_key_value_heads",
-        "original_max_position_embeddings",
-        "partial_rotary_factor",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-    ],
+    reads: &["attention_bias", "head_dim", "num_key_value_heads"],
+    rope: Some(RopeKeys::SHARED),
     only: ONLY,
     harmless: HARMLESS,
     attention: |base, fields| {
         let bias = fields.flag(&["attention_bias"])?.unwrap_or(false);
         let mut config = base.with_qkv_bias(bias).with_output_bias(bias);
-        config.num_kv = fields.size(&["num_key_value_heads"])?;
-        Ok(attention(config, fields, FAMILY.max_positions(fields)?)?.into())
+        config.num_kv = fields.positive(&["num_key_value_heads"])?;
+        Ok(attention(config, fields, FAMILY.read_rope(fields)?)?.into())
     },
     layer: LAYER,
     buffers: &[],
@@ -56,11 +48,11 @@ pub(super) const HARMLESS: &[&str] = &["is_llama_config", "max_sequence_length"]
 pub(super) fn attention(
     base: DeepSpeedInferenceConfig,
     fields: &Fields<'_>,
-    max_positions: Option<usize>,
+    rope: Rope,
 ) -> Result<DeepSpeedInferenceConfig, ConfigError> {
     let mut config = base.with_norm_type(NormType::RMSNorm);
-    config.head_dim = fields.size(&["head_dim"])?;
-    Ok(Rope::read(fields, &RopeKeys::SHARED, max_positions)?.whole()?.halves(config))
+    config.head_dim = fields.positive(&["head_dim"])?;
+    Ok(rope.whole()?.halves(config))
 }
 
 pub(super) const LAYER: LayerPaths = LayerPaths {

@@ -17,13 +17,14 @@ pub(super) static FAMILY: Family = Family {
         ..Class::SHARED
     },
     reads: &["do_layer_norm_before", "enable_bias", "word_embed_proj_dim"],
+    rope: None,
     only: &[Only::flag("layer_norm_elementwise_affine", true)],
     // The prefix is text for the tokenizer, which adds it itself.
     harmless: &["prefix"],
     attention: |base, fields| {
         let bias = fields.flag(&["enable_bias"])?.unwrap_or(true);
         let pre_norm = fields.flag(&["do_layer_norm_before"])?.unwrap_or(true);
-        fields.size(&["word_embed_proj_dim"])?;
+        fields.positive(&["word_embed_proj_dim"])?;
         Ok(base.with_qkv_bias(bias).with_output_bias(bias).with_pre_layer_norm(pre_norm).into())
     },
     layer: LayerPaths {
