@@ -134,7 +134,7 @@ impl<B: Backend> Decoder<B> {
         let embedding =
             |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
         let position_offset = config.family.positions.map_or(0, |positions| positions.offset);
-        let positions = config.learned_positions().map(|rows| embedding(rows + position_offset));
+        let positions = config.learned_positions().map(|rows| embedding(rows.saturating_add(position_offset)));
         let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
         Ok(Self {
             tokens: embedding(config.vocab_size),

@@ -106,10 +106,11 @@ impl<B: InferenceBackend> Embedder<B> {
         }
         let list = ModuleList::open(folder)?;
         let reading = ConfigOptions::default().with_dtype(DataType::Fp32).with_allowed_keys(&options.allowed_keys);
-        let config = HuggingFaceConfig::read_file(list.encoder.join("config.json"), &reading)?;
+        let file = list.encoder.join("config.json");
+        let config = HuggingFaceConfig::read_file(&file, &reading)?;
         let checkpoint = Checkpoint::open(&list.encoder)?;
         config.check(&checkpoint)?;
-        let encoder = Encoder::init(&config, device)?;
+        let encoder = Encoder::init(&config, device).map_err(|error| error.in_file(&file))?;
         let (positions, vocabulary) = (encoder.max_positions(), config.vocab_size);
         let prompt = prompts::read(folder, options)?;
         let sentences = Sentences::open(&list.encoder, (positions, vocabulary), prompt, &options.allowed_keys)?;

@@ -144,3 +144,92 @@ fn weighted<B: Backend>(
     let divisors = Tensor::<B, 3>::from_data(TensorData::new(divisors, [batch, 1, 1]), &device);
     (inside.clone() * weights).sum_dim(1) / divisors
 }
+
+#[cfg(all(test, feature = "ndarray"))]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    type B = burn_ndarray::NdArray;
+
+    /// Two sentences of 3 and 2 tokens, of two features; what padding holds is NaN.
+    fn hidden() -> Tensor<B, 3> {
+        let nan = f32::NAN;
+        Tensor::from_data(
+            [[[1.0, -2.0], [4.0, 8.0], [2.5, 3.0]], [[-1.0, 5.0], [3.0, -7.0], [nan, nan]]],
+            &Default::default(),
+        )
+    }
+
+    fn read(record: Value) -> Result<Pooling, ConfigError> {
+        Pooling::read(&Fields::new(&record)?, 2)
+    }
+
+    #[track_caller]
+    fn assert_pooled(record: Value, prompt: usize, expected: &[f32]) {
+        let pooled = read(record).unwrap().forward(hidden(), &[3, 2], prompt);
+        let found: Vec<f32> = pooled.into_data().iter().collect();
+        assert_eq!(found.len(), expected.len());
+        for (a, b) in found.iter().zip(expected) {
+            assert!((a - b).abs() < 1e-6, "{found:?} and {expected:?}");
+        }
+    }
+
+    #[test]
+    fn each_mode_is_that_of_sentence_transformers() {
+        let (three, two) = (3f32.sqrt(), 2f32.sqrt());
+        for (name, flag, expected) in [
+            ("cls", "pooling_mode_cls_token", [1.0, -2.0, -1.0, 5.0]),
+            ("max", "pooling_mode_max_tokens", [4.0, 8.0, 3.0, 5.0]),
+            ("mean", "pooling_mode_mean_tokens", [2.5, 3.0, 1.0, -1.0]),
+            (
+                "mean_sqrt_len_tokens",
+                "pooling_mode_mean_sqrt_len_tokens",
+                [7.5 / three, 9.0 / three, 2.0 / two, -2.0 / two],
+            ),
+            ("weightedmean", "pooling_mode_weightedmean_tokens", [16.5 / 6.0, 23.0 / 6.0, 5.0 / 3.0, -3.0]),
+            ("lasttoken", "pooling_mode_lasttoken", [2.5, 3.0, 3.0, -7.0]),
+        ] {
+            assert_pooled(json!({ "pooling_mode": name }), 0, &expected);
+            assert_pooled(json!({ "word_embedding_dimension": 2, flag: true }), 0, &expected);
+            // A prompt counts, unless the module leaves it out.
+            assert_pooled(json!({ "pooling_mode": name }), 1, &expected);
+        }
+    }
+
+    #[test]
+    fn several_modes_are_joined_in_their_order() {
+        let flags = json!({ "pooling_mode_mean_tokens": true, "pooling_mode_cls_token": true });
+        assert_pooled(flags, 0, &[1.0, -2.0, 2.5, 3.0, -1.0, 5.0, 1.0, -1.0]);
+        assert_pooled(json!({ "pooling_mode": ["mean", "cls"] }), 0, &[2.5, 3.0, 1.0, -2.0, 1.0, -1.0, -1.0, 5.0]);
+    }
+
+    #[test]
+    fn a_prompt_is_left_out_if_the_module_says_so() {
+        let without = |mode: &str| json!({ "pooling_mode": mode, "include_prompt": false });
+        assert_pooled(without("mean"), 1, &[3.25, 5.5, 3.0, -7.0]);
+        assert_pooled(without("cls"), 1, &[4.0, 8.0, 3.0, -7.0]);
+        assert_pooled(without("max"), 1, &[4.0, 8.0, 3.0, -7.0]);
+        assert_pooled(without("weightedmean"), 1, &[15.5 / 5.0, 25.0 / 5.0, 3.0, -7.0]);
+        // Nothing but the prompt gives zeros.
+        assert_pooled(without("mean"), 2, &[2.5, 3.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_named() {
+        for (record, expected) in [
+            (json!({ "pooling_mode": "median" }), "`pooling_mode` is \"median\", which is not supported"),
+            (json!({ "pooling_mode": 3 }), "`pooling_mode` is 3, and a text"),
+            (json!({ "pooling_mode_cls_token": "yes" }), "`pooling_mode_cls_token` is \"yes\", and true or false"),
+            (json!({ "pooling_mode": "mean", "pooling_mode_cls_token": true }), "keep one of the two"),
+            (json!({ "word_embedding_dimension": 3 }), "`word_embedding_dimension` is 3, which is not supported"),
+            (json!({ "pooling_mode_attention": true }), "`pooling_mode_attention` is true, and a pooling module"),
+        ] {
+            let message = read(record).unwrap_err().to_string();
+            assert!(message.contains(expected), "{message}");
+        }
+        assert_eq!(read(json!({})).unwrap(), Pooling::mean());
+    }
+}

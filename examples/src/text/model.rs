@@ -113,11 +113,13 @@ impl<B: InferenceBackend> Model<B> {
     /// Reads a folder in the Hugging Face layout; the report says what was read.
     pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         let reading = ConfigOptions::default().with_dtype(options.dtype).with_allowed_keys(&options.allowed_keys);
-        let config = HuggingFaceConfig::read_file(folder.join("config.json"), &reading)?
-            .with_attention(|attention| options.applied_to(attention));
+        let file = folder.join("config.json");
+        let config =
+            HuggingFaceConfig::read_file(&file, &reading)?.with_attention(|attention| options.applied_to(attention));
         let checkpoint = Checkpoint::open(folder)?;
         config.check(&checkpoint)?;
-        let (decoder, report) = Decoder::init(&config, device)?.load(&config, &checkpoint, device)?;
+        let decoder = Decoder::init(&config, device).map_err(|error| error.in_file(&file))?;
+        let (decoder, report) = decoder.load(&config, &checkpoint, device)?;
         let rank = options.rank.clone();
         Ok((Self { config, decoder: on_rank(decoder, rank.as_ref())?, device: device.clone(), rank }, report))
     }
