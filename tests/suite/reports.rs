@@ -35,13 +35,20 @@ fn refused(folder: &Path) -> String {
 
 /// A copy of a report's folder that a test may change.
 fn copied(name: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(report(name)).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_file() {
-            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    fn copy(from: &Path, to: &Path) {
+        for entry in std::fs::read_dir(from).unwrap() {
+            let path = entry.unwrap().path();
+            let to = to.join(path.file_name().unwrap());
+            if path.is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                copy(&path, &to);
+            } else {
+                std::fs::copy(&path, &to).unwrap();
+            }
         }
     }
+    let folder = tempfile::tempdir().unwrap();
+    copy(&report(name), folder.path());
     folder
 }
 
@@ -212,6 +219,110 @@ fn the_modules_of_a_sentence_encoder_are_applied() {
     let unscaled = embed(&folder, &Default::default(), Scaling::Unscaled).unwrap();
     let length = |vector: &Vec<f32>| vector.iter().map(|value| value * value).sum::<f32>().sqrt();
     assert!(unscaled.iter().all(|vector| (length(vector) - 1.0).abs() > 1e-2), "{unscaled:?}");
+}
+
+#[test]
+fn a_prompt_is_part_of_each_sentence() {
+    let folder = copied("embed_do_lower_case");
+    let embed_one = |sentence: &str, options: &embedder::Options| {
+        let opened = Embedder::<B>::open_with(folder.path(), options, &Default::default());
+        let (embedder, _) = opened.map_err(|error| error.to_string())?;
+        let record = embedder.embed(&[sentence], Scaling::Saved).unwrap().remove(0);
+        assert_eq!(record.text, sentence);
+        Ok::<_, String>(record.embedding)
+    };
+    let plain = |sentence| embed_one(sentence, &Default::default()).unwrap();
+    let (bare, prompted, cat) = (plain("sat on mat"), plain("the cat sat on mat"), plain("cat sat on mat"));
+    assert!(bare.iter().zip(&prompted).any(|(a, b)| (a - b).abs() > 1e-3));
+    let prompts = folder.path().join("config_sentence_transformers.json");
+    change(&prompts, |record| {
+        record["prompts"] = serde_json::json!({ "query": "the cat ", "short": "cat " });
+        record["default_prompt_name"] = "query".into();
+    });
+    assert_vectors(&[plain("sat on mat")], std::slice::from_ref(&prompted));
+    let named = |name: &str| embedder::Options { prompt_name: Some(name.into()), ..Default::default() };
+    assert_vectors(&[embed_one("sat on mat", &named("short")).unwrap()], &[cat]);
+    let message = embed_one("sat", &named("long")).unwrap_err();
+    assert!(message.contains("`--prompt-name` is \"long\"") && message.contains("query, short"), "{message}");
+
+    // Pooling may leave the prompt out: attention still sees it, so the vector is neither that of the sentence alone nor this one.
+    change(&folder.path().join("1_Pooling/config.json"), |record| record["include_prompt"] = false.into());
+    let left_out = plain("sat on mat");
+    for other in [&bare, &prompted] {
+        assert!(other.iter().zip(&left_out).any(|(a, b)| (a - b).abs() > 1e-3));
+    }
+}
+
+#[test]
+fn what_an_encoders_files_say_is_applied_or_refused() {
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(&str, Change, &str); 10] = [
+        ("modules.json", |r| r[2]["type"] = "sentence_transformers.models.CNN".into(), "`[2].type` is"),
+        ("modules.json", |r| r[2]["type"] = "their_code.Dense".into(), "`[2].type` is \"their_code.Dense\""),
+        (
+            "modules.json",
+            |r| *r = serde_json::json!([r[0]]),
+            "which is not supported; supported: a Transformer, a Pooling",
+        ),
+        (
+            "2_Dense/config.json",
+            |r| r["activation_function"] = "torch.nn.modules.activation.ELU".into(),
+            "ELU\", which",
+        ),
+        (
+            "2_Dense/config.json",
+            |r| r["in_features"] = 31.into(),
+            "`in_features` is 31, which is not supported; supported: 32",
+        ),
+        (
+            "2_Dense/config.json",
+            |r| r["out_features"] = 1_000_000_000_000u64.into(),
+            "tensor `linear.weight` is [16, 32]",
+        ),
+        ("2_Dense/config.json", |r| r["dropout_after"] = 0.5.into(), "`dropout_after` is 0.5, and a Dense module"),
+        (
+            "sentence_bert_config.json",
+            |r| r["max_seq_length"] = "40".into(),
+            "`max_seq_length` is \"40\", and a whole number",
+        ),
+        (
+            "sentence_bert_config.json",
+            |r| r["strip_accents"] = true.into(),
+            "`strip_accents` is true, and a sentence encoder",
+        ),
+        (
+            "config_sentence_transformers.json",
+            |r| r["default_prompt_name"] = "x".into(),
+            "`default_prompt_name` is \"x\"",
+        ),
+    ];
+    for (file, edit, expected) in cases {
+        let folder = copied("embed_dense_module");
+        change(&folder.path().join(file), edit);
+        let message = embed(folder.path(), &Default::default(), Scaling::Saved).unwrap_err();
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains(file) || message.contains("linear.weight"), "{message}");
+    }
+    let folder = copied("embed_dense_module");
+    change(&folder.path().join("sentence_bert_config.json"), |record| record["my_note"] = 1.into());
+    let options = embedder::Options { allowed_keys: vec!["my_note".into()], ..Default::default() };
+    let found = embed(folder.path(), &options, Scaling::Saved).unwrap();
+    assert_vectors(&found, &reference(folder.path()).embeddings);
+
+    // Without Normalize the vectors keep their length, and a projection may follow the identity.
+    change(&folder.path().join("modules.json"), |record| drop(record.as_array_mut().unwrap().pop()));
+    let unscaled = embed(&report("embed_dense_module"), &Default::default(), Scaling::Unscaled).unwrap();
+    assert_vectors(&embed(folder.path(), &options, Scaling::Saved).unwrap(), &unscaled);
+    let unit = embed(folder.path(), &options, Scaling::Unit).unwrap();
+    assert_vectors(&unit, &reference(folder.path()).embeddings);
+
+    let weights = folder.path().join("2_Dense/model.safetensors");
+    std::fs::rename(&weights, folder.path().join("2_Dense/pytorch_model.bin")).unwrap();
+    let message = embed(folder.path(), &options, Scaling::Saved).unwrap_err();
+    assert!(
+        message.contains("2_Dense has no `model.safetensors`") && message.contains("pytorch_model.bin"),
+        "{message}"
+    );
 }
 
 #[test]
