@@ -35,7 +35,7 @@ pub struct Dense<B: Backend> {
 enum Residual<B: Backend> {
     None,
     Input,
-    Projected(Weight<B>),
+    Projected(Box<Weight<B>>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,7 +94,7 @@ impl<B: InferenceBackend> Dense<B> {
         let residual = match (settings.residual, settings.outputs == width) {
             (false, _) => Residual::None,
             (true, true) => Residual::Input,
-            (true, false) => Residual::Projected(projection("residual", false)?),
+            (true, false) => Residual::Projected(Box::new(projection("residual", false)?)),
         };
         checkpoint.finish()?;
         Ok((Self { linear, activation: settings.activation, residual }, settings.outputs))

@@ -108,7 +108,7 @@ pub struct Modules<B: Backend> {
 }
 
 enum Module<B: Backend> {
-    Dense(Dense<B>),
+    Dense(Box<Dense<B>>),
     Normalize,
 }
 
@@ -133,7 +133,7 @@ impl<B: InferenceBackend> Modules<B> {
                 Kind::Dense => {
                     let (dense, outputs) = Dense::open(folder, width, allowed, device)?;
                     width = outputs;
-                    Module::Dense(dense)
+                    Module::Dense(Box::new(dense))
                 }
                 Kind::Normalize => {
                     normalize(folder).map_err(|error| error.in_file(&folder.join("config.json")))?;

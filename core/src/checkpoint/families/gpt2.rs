@@ -18,6 +18,7 @@ pub(super) static FAMILY: Family = Family {
     only: &[],
     harmless: &[
         "n_ctx",
+        "n_special",
         "predict_special_tokens",
         // It moves a factor within the same product.
         "reorder_and_upcast_attn",

@@ -18,7 +18,11 @@ pub(super) static FAMILY: Family = Family {
     },
     reads: &["do_layer_norm_before", "enable_bias", "word_embed_proj_dim"],
     rope: None,
-    only: &[Only::flag("layer_norm_elementwise_affine", true)],
+    only: &[
+        Only::flag("layer_norm_elementwise_affine", true),
+        Only::flag("learned_embeddings", true),
+        Only::flag("scale_embeddings", false),
+    ],
     // The prefix is text for the tokenizer, which adds it itself.
     harmless: &["prefix"],
     attention: |base, fields| {
