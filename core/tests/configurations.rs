@@ -127,6 +127,28 @@ fn the_nearest_key_and_all_others_are_named() {
     assert!(error.contains("`hidden_sise` is 64") && error.contains("(nearest: `hidden_size`) (nor `zzz`)"), "{error}");
 }
 
+#[test]
+fn every_key_but_the_sizes_may_be_absent() {
+    for (name, record) in configurations() {
+        let family = read(&record).unwrap().family;
+        let required = [family.class.hidden_size, family.class.heads, family.class.layers].concat();
+        for key in record.as_object().unwrap().keys().filter(|key| *key != "model_type") {
+            let mut absent = record.clone();
+            absent.as_object_mut().unwrap().remove(key);
+            match read(&absent) {
+                Ok(_) => assert!(!required.contains(&key.as_str()), "{name}: {key}"),
+                Err(ConfigError::Missing { key: missing, .. }) => assert!(required.contains(&missing), "{name}: {key}"),
+                // The defaults of the class do not fit these small models: 8 key/value heads, 64 features that rotate.
+                Err(
+                    ConfigError::KvHeadsDoNotDivide { num_kv: 8, .. }
+                    | ConfigError::RotaryDimTooLong { rotary_dim: 64, .. },
+                ) => {}
+                Err(other) => panic!("{name}, {key}: {other}"),
+            }
+        }
+    }
+}
+
 /// A configuration with the sizes that are required.
 fn smallest(family: &str) -> Value {
     json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24 })

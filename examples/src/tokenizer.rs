@@ -8,15 +8,18 @@ use burn_deepspeed::ConfigError;
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::fields::Fields;
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::normalizers::BertNormalizer;
 use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use crate::Failure;
 
 /// Opens the tokenizer of a folder; `None` if it has none.
 ///
-/// If `tokenizer_config.json` has `add_bos_token` or `add_eos_token`, these two take the place of the post-processor of
-/// `tokenizer.json`, as in `transformers`.
+/// What `tokenizer_config.json` says wins over `tokenizer.json`, as in `transformers`:
+///
+/// - `add_bos_token` and `add_eos_token`, if one of them is there, take the place of the post-processor.
+/// - `do_lower_case`, `strip_accents` and `tokenize_chinese_chars` are those of BERT's normalizer.
 ///
 /// # Errors
 /// If a file is damaged, or names a token that the tokenizer does not have.
@@ -32,6 +35,7 @@ pub fn open(folder: &Path) -> Result<Option<Tokenizer>, Failure> {
     let file = folder.join("tokenizer_config.json");
     if file.exists() {
         let record = read_json(&file)?;
+        normalize(&record, &mut tokenizer).map_err(|error| error.in_file(&file))?;
         let template = template(&record, &tokenizer).map_err(|error| error.in_file(&file))?;
         if let Some((template, tokens)) = template {
             let template = TemplateProcessing::builder().try_single(template)?.special_tokens(tokens).build();
@@ -57,7 +61,27 @@ pub fn model_max_length(folder: &Path) -> Result<Option<usize>, Failure> {
     Ok(length.filter(|&length| length < 1e15).map(|length| length as usize))
 }
 
-type Template = (String, Vec<(String, u32)>);
+/// Changes BERT's normalizer, if the tokenizer has it, to what `tokenizer_config.json` says.
+fn normalize(record: &Value, tokenizer: &mut Tokenizer) -> Result<(), ConfigError> {
+    let fields = Fields::new(record)?;
+    let (lower, chinese) = (fields.flag(&["do_lower_case"])?, fields.flag(&["tokenize_chinese_chars"])?);
+    let accents = match fields.is_null("strip_accents") {
+        true => Some(None), // they are stripped where text becomes lower case
+        false => fields.flag(&["strip_accents"])?.map(Some),
+    };
+    let Some(NormalizerWrapper::BertNormalizer(own)) = tokenizer.get_normalizer() else { return Ok(()) };
+    let changed = BertNormalizer::new(
+        own.clean_text,
+        chinese.unwrap_or(own.handle_chinese_chars),
+        accents.unwrap_or(own.strip_accents),
+        lower.unwrap_or(own.lowercase),
+    );
+    tokenizer.with_normalizer(Some(changed));
+    Ok(())
+}
+
+/// The pieces of a text, and the ids of the tokens among them.
+type Template = (Vec<String>, Vec<(String, u32)>);
 
 /// What is added before and after a text, if `tokenizer_config.json` says so.
 fn template(record: &Value, tokenizer: &Tokenizer) -> Result<Option<Template>, ConfigError> {
@@ -73,8 +97,8 @@ fn template(record: &Value, tokenizer: &Tokenizer) -> Result<Option<Template>, C
     };
     let (bos, eos) = (token(bos, "bos_token")?, token(eos, "eos_token")?);
     let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
-    let pieces = [piece(&bos), Some("$A".into()), piece(&eos)].into_iter().flatten().collect::<Vec<_>>();
-    Ok(Some((pieces.join(" "), bos.into_iter().chain(eos).collect())))
+    let pieces = [piece(&bos), Some("$A".into()), piece(&eos)].into_iter().flatten().collect();
+    Ok(Some((pieces, bos.into_iter().chain(eos).collect())))
 }
 
 /// A token that `tokenizer_config.json` names, as a text or as a record with its `content`.

@@ -222,6 +222,22 @@ fn the_modules_of_a_sentence_encoder_are_applied() {
 }
 
 #[test]
+fn a_tokenizer_config_says_how_text_is_normalised() {
+    let folder = copied("embed_do_lower_case");
+    let Reference { embeddings, .. } = reference(folder.path());
+    change(&folder.path().join("sentence_bert_config.json"), |record| record["do_lower_case"] = false.into());
+    let cased = embed(folder.path(), &Default::default(), Scaling::Saved).unwrap();
+    let apart = cased.iter().flatten().zip(embeddings.iter().flatten()).any(|(a, b)| (a - b).abs() > 1e-3);
+    assert!(apart, "no sentence has an upper-case letter");
+    let config = folder.path().join("tokenizer_config.json");
+    std::fs::write(&config, r#"{ "do_lower_case": true, "strip_accents": null }"#).unwrap();
+    assert_vectors(&embed(folder.path(), &Default::default(), Scaling::Saved).unwrap(), &embeddings);
+    std::fs::write(&config, r#"{ "do_lower_case": "yes" }"#).unwrap();
+    let message = embed(folder.path(), &Default::default(), Scaling::Saved).unwrap_err();
+    assert!(message.contains("tokenizer_config.json") && message.contains("`do_lower_case` is \"yes\""), "{message}");
+}
+
+#[test]
 fn a_prompt_is_part_of_each_sentence() {
     let folder = copied("embed_do_lower_case");
     let embed_one = |sentence: &str, options: &embedder::Options| {

@@ -49,32 +49,44 @@ pub struct Rope {
 
 impl Rope {
     /// Reads the settings as `convert_rope_params_to_dict` of `transformers` does. A `rope_scaling` with entries takes the place of
-    /// the whole `rope_parameters`. `original_max_position_embeddings` outside of the record wins over that inside; `max_positions`
-    /// is the length the model was trained for.
+    /// the whole `rope_parameters`. `max_positions` is the length the model was trained for.
     ///
     /// # Errors
-    /// Those of [`RopeScaling::from_fields`]; [`ConfigError::Spellings`] if a base or a part inside of the record is not the one
-    /// outside, or a key that the class ignores says something else.
+    /// Those of [`of_record`](Self::of_record).
     pub fn read(fields: &Fields<'_>, keys: &RopeKeys, max_positions: Option<usize>) -> Result<Self, ConfigError> {
         let scaling = fields.record("rope_scaling")?.filter(|record| !record.is_empty());
         let parameters = fields.record("rope_parameters")?;
-        let record = scaling.or(parameters);
+        Self::of_record(fields, scaling.or(parameters).as_ref(), keys, max_positions)
+    }
+
+    /// The settings in `record`, which may be one of several: that of a layer type. What it lacks is read outside, in `fields`.
+    /// `original_max_position_embeddings` outside of the record wins over that inside.
+    ///
+    /// # Errors
+    /// Those of [`RopeScaling::from_fields`]; [`ConfigError::Spellings`] if a base or a part inside of the record is not the one
+    /// outside; [`ConfigError::Unsupported`] if a key that the class ignores says something else.
+    pub fn of_record(
+        fields: &Fields<'_>,
+        record: Option<&Fields<'_>>,
+        keys: &RopeKeys,
+        max_positions: Option<usize>,
+    ) -> Result<Self, ConfigError> {
         let number = |inside: &str, keys: &Setting<f64>| {
-            let own = record.as_ref().map_or(Ok(None), |record| record.number(&[inside]))?;
+            let own = record.map_or(Ok(None), |record| record.number(&[inside]))?;
             let outside = fields.number(keys.names)?;
             let value = own.or(outside).unwrap_or(keys.default);
-            if let (Some(record), Some(own), Some(outer)) = (&record, own, outside)
+            if let (Some(record), Some(own), Some(outer)) = (record, own, outside)
                 && own != outer
             {
                 return Err(record.conflict(fields, [inside, fields.spelling(keys.names)]));
             }
             // A class with another name outside ignores this one.
             let ignored = if keys.names.contains(&inside) { None } else { fields.number(&[inside])? };
-            match ignored.filter(|&ignored| ignored != value) {
+            match ignored.filter(|&ignored| ignored != value && !fields.allows(inside)) {
                 Some(_) => Err(ConfigError::Unsupported {
                     key: inside.into(),
                     value: fields.value(inside).map(ToString::to_string).unwrap_or_default(),
-                    supported: format!("{value}, as `{}` says or means by default", keys.names[0]),
+                    supported: format!("{value}, as `{}` says or means by default", fields.spelling(keys.names)),
                 }),
                 None => Ok(value),
             }
@@ -84,7 +96,7 @@ impl Rope {
         Ok(Self {
             theta: number("rope_theta", &keys.theta)?,
             share: number("partial_rotary_factor", &keys.share)?,
-            scaling: record.as_ref().map_or(Ok(RopeScaling::Default), |r| RopeScaling::from_fields(r, lengths))?,
+            scaling: record.map_or(Ok(RopeScaling::Default), |record| RopeScaling::from_fields(record, lengths))?,
         })
     }
 
