@@ -55,6 +55,9 @@ struct Arguments {
     /// Element type of cached keys and values. Default: that of the activations.
     #[arg(long, value_enum)]
     kv_cache: Option<Precision>,
+    /// Allow this key in config.json: it changes nothing. May be given several times.
+    #[arg(long, value_name = "KEY")]
+    allow_key: Vec<String>,
     /// Threads of the CPU kernels. Default: one per core.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -70,7 +73,8 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = arguments.source.folder();
     let kv_cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
-    let options = Options { dtype: arguments.dtype.into(), kv_cache, ..Options::default() };
+    let allowed_keys = arguments.allow_key.clone();
+    let options = Options { dtype: arguments.dtype.into(), kv_cache, allowed_keys, ..Options::default() };
     let started = Instant::now();
     let (model, report) = text::open(arguments.backend, &folder, &options)?;
     let (config, seconds) = (model.config(), started.elapsed().as_secs_f64());

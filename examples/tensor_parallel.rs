@@ -52,6 +52,9 @@ struct Arguments {
     /// Run the batch of an expected.json, and fail unless ids are equal and prompt logits agree within 1e-3.
     #[arg(long, conflicts_with_all = ["prompt", "prompt_ids"])]
     check: Option<PathBuf>,
+    /// Allow this key in config.json: it changes nothing. May be given several times.
+    #[arg(long, value_name = "KEY")]
+    allow_key: Vec<String>,
     /// Let ranks hold different numbers of heads.
     #[arg(long)]
     uneven_heads: bool,
@@ -82,6 +85,7 @@ fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result
         dtype: arguments.dtype.into(),
         rank: Some(communicator.clone()),
         uneven_heads: arguments.uneven_heads,
+        allowed_keys: arguments.allow_key.clone(),
         ..Options::default()
     };
     let (model, report) = text::open(arguments.backend, &folder, &options)?;

@@ -106,7 +106,7 @@ pub use backend::CubeOps;
 #[cfg(feature = "autodiff")]
 pub use backend::Differentiable;
 pub use burn_deepspeed_core::layout::RotaryLayout;
-pub use burn_deepspeed_core::{config, error, spec};
+pub use burn_deepspeed_core::{config, error, fields, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{

@@ -8,6 +8,7 @@ pub mod data_type;
 pub mod divisor;
 pub mod element;
 pub mod error;
+pub mod fields;
 pub mod int8;
 pub mod layout;
 pub mod parallel;

@@ -26,7 +26,7 @@ pub fn run(embedder: &dyn Embed, file: &Path) -> Result<(), Failure> {
     let started = Instant::now();
     let mut found = Vec::with_capacity(sentences.len());
     for batch in sentences.chunks(expected.batch) {
-        found.extend(embedder.embed(batch, Scaling::Unit)?);
+        found.extend(embedder.embed(batch, Scaling::Saved)?);
     }
     let seconds = started.elapsed().as_secs_f64();
     eprintln!("{} sentences in {seconds:.2} s, {:.1} sentences/s", found.len(), found.len() as f64 / seconds);

@@ -20,7 +20,7 @@
 //! - `text`: the sentence
 //! - `tokens`: how many tokens were embedded, `[CLS]` and `[SEP]` included
 //! - `cut_tokens`: how many were left out because the model takes no more; standard error says so too
-//! - `embedding`: the vector, of length 1 unless `--no-normalize` is given
+//! - `embedding`: the vector. Its length is 1 unless `--no-normalize` is given, or the model has a `modules.json` without Normalize
 //!
 //! Everything else is on standard error.
 
@@ -34,7 +34,7 @@ use std::time::Instant;
 
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, exit};
-use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Scaling};
+use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -55,9 +55,15 @@ struct Arguments {
     /// Largest number of sentences in a batch; those of similar length run together.
     #[arg(long, default_value = "32")]
     batch_size: NonZeroUsize,
-    /// Print the means as they are, without scaling them to length 1.
+    /// Print the vectors as they are before they are scaled to length 1.
     #[arg(long)]
     no_normalize: bool,
+    /// Put the prompt of this name before each sentence. Default: the one that the checkpoint says, if any.
+    #[arg(long, value_name = "NAME")]
+    prompt_name: Option<String>,
+    /// Allow this key in the JSON files of the model: it changes nothing. May be given several times.
+    #[arg(long, value_name = "KEY")]
+    allow_key: Vec<String>,
     /// Embed the sentences of an embeddings.json, and fail unless every number agrees within 1e-5.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "batch_size", "no_normalize"])]
     check: Option<PathBuf>,
@@ -81,14 +87,15 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         false => arguments.sentences.clone(),
     };
     let embedder = open(arguments)?;
-    let scaling = if arguments.no_normalize { Scaling::Unscaled } else { Scaling::Unit };
+    let scaling = if arguments.no_normalize { Scaling::Unscaled } else { Scaling::Saved };
     let records = embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?;
     write(&records).map_err(|cause| format!("cannot write the vectors to standard output: {cause}").into())
 }
 
 fn open(arguments: &Arguments) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
-    let (embedder, report) = embedder::open(arguments.backend, &arguments.model)?;
+    let options = Options { allowed_keys: arguments.allow_key.clone(), prompt_name: arguments.prompt_name.clone() };
+    let (embedder, report) = embedder::open(arguments.backend, &arguments.model, &options)?;
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
     Ok(embedder)
 }

@@ -7,9 +7,8 @@ use burn_deepspeed_examples::backend::BackendName;
 use burn_deepspeed_examples::embedder::{self, Scaling};
 use burn_deepspeed_examples::int8::{KINDS, distance};
 use burn_deepspeed_examples::text::{self, Options};
-use burn_deepspeed_examples::{Failure, sums};
+use burn_deepspeed_examples::{Failure, sums, tokenizer};
 use serde::Deserialize;
-use tokenizers::Tokenizer;
 
 /// The sentences that are embedded.
 #[derive(Deserialize)]
@@ -21,7 +20,7 @@ struct Sentences {
 pub fn print(backend: BackendName, embeddings: Option<&Path>) -> Result<(), Failure> {
     let open = |folder: &Path| text::open(backend, folder, &Options::default()).map(|(model, _)| model);
     let adder = open(&repository("examples/adder"))?;
-    let tokenizer = Tokenizer::from_file(repository("examples/adder/tokenizer.json"))?;
+    let tokenizer = tokenizer::open(&repository("examples/adder"))?.ok_or("the adder has no tokenizer.json")?;
     let mut folders: Vec<_> = std::fs::read_dir(repository("tests/golden/models"))?
         .map(|entry| Ok(entry?.path()))
         .collect::<Result<_, std::io::Error>>()?;
@@ -62,7 +61,7 @@ fn cosines(backend: BackendName, folder: &Path) -> Result<(f64, f64), Failure> {
     let file = repository("tests/data/minilm/embeddings.json");
     let Sentences { sentences } = serde_json::from_str(&std::fs::read_to_string(file)?)?;
     let sentences: Vec<&str> = sentences.iter().map(String::as_str).collect();
-    let (dense, _) = embedder::open(backend, folder)?;
+    let (dense, _) = embedder::open(backend, folder, &Default::default())?;
     let wanted = dense.embed(&sentences, Scaling::Unit)?;
     let found = dense.quantize(Int8Blocks::PerOutput)?.embed(&sentences, Scaling::Unit)?;
     let cosine = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();

@@ -19,6 +19,7 @@ pub mod ranks;
 pub mod scaling;
 pub mod sums;
 pub mod text;
+pub mod tokenizer;
 
 /// Any error, with the fact and the remedy in its message.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

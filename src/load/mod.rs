@@ -36,8 +36,9 @@ mod tensors;
 
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
 pub use burn_deepspeed_core::checkpoint::{
-    AttentionNames, Checkpoint, CheckpointWriter, Conversion, HeadWeightNames, HuggingFaceConfig, LoadReport,
-    NormNames, QkNormNames, QkvLayout, QkvNames, ScaleNames, SplitCheckpoint, WeightNames, WeightPart,
+    AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, HeadWeightNames, HuggingFaceConfig,
+    LoadReport, NormNames, QkNormNames, QkvLayout, QkvNames, ScaleFormat, ScaleNames, SplitCheckpoint, WeightNames,
+    WeightPart,
 };
 pub use parameters::ParameterReader;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

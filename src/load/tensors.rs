@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::checkpoint::{Checkpoint, CheckpointWriter, Floats, Part, QkvLayout, whole};
 
 use crate::element::element_type;
-use crate::error::{ConfigError, WeightError};
+use crate::error::{ConfigError, WEIGHTS, WeightError};
 use crate::parallel::HeadShard;
 
 /// Reads tensors from a [`Checkpoint`].
@@ -131,7 +131,10 @@ impl WriteTensors for CheckpointWriter {
                 self.insert(name, element_type(dtype), shape.to_vec(), bytes.to_vec());
                 Ok(())
             }
-            other => Err(WeightError::ElementType { name: name.into(), found: format!("{other:?}") }),
+            other => {
+                let (name, found) = (name.into(), format!("{other:?}"));
+                Err(WeightError::ElementType { name, found, expected: WEIGHTS })
+            }
         }
     }
 }

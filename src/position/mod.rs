@@ -28,12 +28,15 @@ pub trait FromTensor: Sized {
 
 impl FromTensor for Positions {
     fn from_tensor<B: Backend>(ids: Tensor<B, 2, Int>) -> Result<Self, AttentionError> {
-        let [_, tokens] = ids.dims();
-        Self::from_ids(ids.into_data().iter::<i64>(), tokens)
+        let rows = ids.dims();
+        Self::from_rows(ids.into_data().iter::<i64>(), rows)
     }
 
     fn from_padding_mask<B: Backend>(mask: Tensor<B, 2, Int>, tokens: usize) -> Self {
-        let [_, keys] = mask.dims();
+        let [batch, keys] = mask.dims();
+        if keys == 0 {
+            return Self::sequential(&vec![0; batch], tokens);
+        }
         let real: Vec<bool> = mask.into_data().iter::<i64>().map(|keep| keep != 0).collect();
         Self::from_real_tokens(&real, keys, tokens)
     }

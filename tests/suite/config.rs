@@ -318,5 +318,5 @@ fn older_hugging_face_records_are_read_too() {
 
     let message = |record| HuggingFaceConfig::from_json(record).unwrap_err().to_string();
     assert!(message(json!({ "model_type": "mamba" })).contains("`mamba` is not supported"));
-    assert!(message(json!({ "model_type": "gpt2", "n_head": 4 })).contains("`hidden_size` is missing"));
+    assert!(message(json!({ "model_type": "gpt2", "n_head": 4 })).contains("`n_embd` is missing"));
 }

@@ -35,6 +35,7 @@ mod quantized_checkpoints;
 mod quantized_split;
 #[cfg(feature = "local")]
 mod ranks;
+mod reports;
 mod resharding;
 mod resident;
 mod split_checkpoints;

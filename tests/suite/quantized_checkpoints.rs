@@ -4,9 +4,11 @@ use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
-use burn_deepspeed::load::{AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, ScaleNames, WeightNames};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, NormNames, QkvLayout, QkvNames, ScaleFormat, ScaleNames, WeightNames,
+};
 use burn_deepspeed::weight::{Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{AttentionInit, DataType, InferenceBackend};
+use burn_deepspeed::{AttentionInit, DataType, InferenceBackend, WeightError};
 use safetensors::Dtype;
 
 use crate::attention::llama;
@@ -272,7 +274,19 @@ fn the_halves_of_the_group_quantizer_are_not_read<B: InferenceBackend>() {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let names = everywhere(matrix.names());
     let config = config.with_dtype(DataType::Int8).with_qkv_bias(false).with_output_bias(false);
-    let module = config.init_self_attention::<B>(0, &Default::default()).unwrap().load(&checkpoint, &names).unwrap();
+    let fresh = || config.init_self_attention::<B>(0, &Default::default()).unwrap();
+    // The 48 rows of three may also be three scales for each output.
+    let error = fresh().load(&checkpoint, &names).unwrap_err();
+    assert!(matches!(error, WeightError::AmbiguousScales(_)), "{error}");
+    let module = fresh().load(&checkpoint.with_scale_format(ScaleFormat::GroupQuantizer), &names).unwrap();
+    assert_weights(module.output(), |output, input| matrix.weight(output, input));
+
+    // Fewer rows than outputs have one reading only.
+    let matrix = output(12, 0);
+    let [elements, (name, dtype, _, mut bytes)] = matrix.entries(Orientation::OutputInput);
+    bytes.extend((0..24).flat_map(|_| 7.0f32.to_le_bytes()));
+    save(&path, &[elements, (name, dtype, vec![12, 3], bytes)]);
+    let module = fresh().load(&Checkpoint::open(&path).unwrap(), &names).unwrap();
     assert_weights(module.output(), |output, input| matrix.weight(output, input));
 }
 
@@ -395,6 +409,7 @@ mod errors {
     #[test]
     fn three_numbers_are_not_guessed_at() {
         let message = error(&[1, 3], 0, "out.scale");
-        assert!(message.contains("`out.scale` is [1, 3]") && message.contains("save it as [1] or [3]"), "{message}");
+        assert!(message.contains("`out.scale` has three columns, which is three scales for each row"), "{message}");
+        assert!(message.contains("or save it in one dimension"), "{message}");
     }
 }

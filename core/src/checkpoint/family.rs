@@ -2,59 +2,43 @@
 
 use std::fmt;
 
-use serde_json::Value;
-
-use super::fields::Fields;
+use super::class::Class;
+use super::known;
 use super::layout::QkvLayout;
+use super::local::LocalLayers;
 use super::names::{AttentionNames, NormNames, QkvNames, WeightNames};
+use super::only::Only;
+use super::rope::{Rope, RopeKeys};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
+use crate::fields::Fields;
 use crate::layout::Orientation;
 
 /// A model family: how its `config.json` is read, and where its checkpoints keep their tensors.
 pub struct Family {
     /// Values of `model_type` that mean this family; the first is its name.
     pub model_types: &'static [&'static str],
-    /// Keys of `config.json` that are read, in addition to [`Fields::SHARED`].
+    /// Its configuration class in `transformers`: the spellings and defaults of the settings that every family has.
+    pub class: Class,
+    /// Other keys of `config.json` that `attention` or a model around it reads.
     pub reads: &'static [&'static str],
-    /// Keys that are known not to change what the model computes, in addition to [`Fields::HARMLESS`].
+    /// Where the class keeps its rotary settings; `None` for a class that has none.
+    pub rope: Option<RopeKeys>,
+    /// Keys that are supported with one value only.
+    pub only: &'static [Only],
+    /// Keys that are known not to change what the model computes, in addition to those that are harmless for every family.
     pub harmless: &'static [&'static str],
-    /// What an absent key means in the `transformers` class of the family.
-    pub defaults: Defaults,
     /// Sets what distinguishes the attention of the family from the shared settings, which are passed in.
     pub attention: fn(DeepSpeedInferenceConfig, &Fields<'_>) -> Result<FamilyAttention, ConfigError>,
     /// The paths of a layer and of its attention.
     pub layer: LayerPaths,
+    /// Ends of the names of buffers that older versions of `transformers` saved with the weights, in addition to those of every
+    /// family.
+    pub buffers: &'static [&'static str],
     /// The table of positions that is added to the embedding, for families that have one.
     pub positions: Option<PositionTable>,
     /// The paths of everything around attention in a decoder, and how its blocks are built; `None` for an encoder.
     pub decoder: Option<DecoderPaths>,
-}
-
-/// Keys with several names, and what an absent one means.
-#[derive(Debug, Clone, Copy)]
-pub struct Defaults {
-    /// Names of the epsilon of the norms; the first that is given counts.
-    pub epsilon_keys: &'static [&'static str],
-    /// The epsilon, if none is given.
-    pub epsilon: f64,
-    /// Names of the activation of the MLP; the first that is given counts.
-    pub activation_keys: &'static [&'static str],
-    /// The activation, if none is given.
-    pub activation: &'static str,
-    /// Whether the output embedding is the input embedding, if `tie_word_embeddings` is not given.
-    pub tie_word_embeddings: bool,
-}
-
-impl Defaults {
-    /// What most families share.
-    pub const SHARED: Self = Self {
-        epsilon_keys: &["layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"],
-        epsilon: 1e-5,
-        activation_keys: &["activation_function", "hidden_act"],
-        activation: "gelu_new",
-        tie_word_embeddings: true,
-    };
 }
 
 /// The attention of a family: the settings, and which layers see only a window.
@@ -70,38 +54,6 @@ impl From<DeepSpeedInferenceConfig> for FamilyAttention {
     /// Every layer sees all tokens.
     fn from(config: DeepSpeedInferenceConfig) -> Self {
         Self { config, local: LocalLayers::None }
-    }
-}
-
-/// Which layers see only a window. Never a list of all layers, because a file may state any number of them.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub enum LocalLayers {
-    /// No layer.
-    #[default]
-    None,
-    /// Every layer.
-    All,
-    /// Patterns of layers one after the other, and how often each repeats. Layers after the last pattern are global.
-    Patterns(Vec<(Vec<bool>, u64)>),
-}
-
-impl LocalLayers {
-    /// Whether layer `layer` sees only a window.
-    pub fn contains(&self, layer: usize) -> bool {
-        let patterns = match self {
-            Self::None => return false,
-            Self::All => return true,
-            Self::Patterns(patterns) => patterns,
-        };
-        let mut rest = layer as u64;
-        for (pattern, times) in patterns {
-            let layers = (pattern.len() as u64).saturating_mul(*times);
-            if rest < layers {
-                return pattern[(rest % pattern.len() as u64) as usize];
-            }
-            rest -= layers;
-        }
-        false
     }
 }
 
@@ -196,6 +148,8 @@ pub struct DecoderPaths {
     pub mlp_bias: Flag,
     /// Whether the MLP reads the input of the block instead of its sum with attention.
     pub parallel: Flag,
+    /// Keys that a decoder built from these paths supports with one value only.
+    pub only: &'static [Only],
 }
 
 impl DecoderPaths {
@@ -213,6 +167,7 @@ impl DecoderPaths {
         down: "",
         mlp_bias: Flag::Fixed(true),
         parallel: Flag::Fixed(false),
+        only: &[],
     };
 }
 
@@ -227,15 +182,90 @@ pub enum Flag {
 
 impl Flag {
     /// The value for the model of this `config.json`.
-    pub fn of(self, record: &Value) -> bool {
+    ///
+    /// # Errors
+    /// [`ConfigError::WrongType`].
+    pub fn of(self, fields: &Fields<'_>) -> Result<bool, ConfigError> {
         match self {
-            Self::Fixed(value) => value,
-            Self::Key(key, default) => record.get(key).and_then(Value::as_bool).unwrap_or(default),
+            Self::Fixed(value) => Ok(value),
+            Self::Key(key, default) => Ok(fields.flag(&[key])?.unwrap_or(default)),
+        }
+    }
+
+    fn key(self) -> Option<&'static str> {
+        match self {
+            Self::Fixed(_) => None,
+            Self::Key(key, _) => Some(key),
         }
     }
 }
 
+impl DecoderPaths {
+    fn flags(&self) -> [Flag; 2] {
+        [self.mlp_bias, self.parallel]
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &'static str> {
+        self.flags().into_iter().filter_map(Flag::key).chain(self.only.iter().map(|only| only.key))
+    }
+}
+
 impl Family {
+    /// The keys of `config.json` that are read or checked for the family. Every other key but the harmless ones is an error.
+    pub fn read_keys(&self) -> Vec<&'static str> {
+        let only = known::ONLY.iter().chain(self.only).map(|only| only.key);
+        let decoder = self.decoder.iter().flat_map(DecoderPaths::keys);
+        let rope = self.rope.iter().flat_map(RopeKeys::keys);
+        let own = known::READ.iter().chain(self.reads).copied();
+        let mut keys: Vec<_> = own.chain(self.class.keys()).chain(rope).chain(only).chain(decoder).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    }
+
+    /// The keys of `config.json` that change nothing for the family.
+    pub fn harmless_keys(&self) -> Vec<&'static str> {
+        known::HARMLESS.iter().copied().chain([self.harmless]).flatten().copied().collect()
+    }
+
+    /// Checks that each key of a `config.json` is known and has a value that is supported.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnreadKeys`], [`ConfigError::Unsupported`] or [`ConfigError::WrongType`].
+    pub(super) fn check(&self, fields: &Fields<'_>) -> Result<(), ConfigError> {
+        let mut known = self.read_keys();
+        known.extend(self.harmless_keys());
+        fields.check_keys(&known, self.class.name)?;
+        known::ONLY.iter().chain(self.only).try_for_each(|only| only.check(fields))?;
+        // Who builds the decoder checks the values of its keys.
+        self.decoder.iter().flat_map(|paths| paths.only).try_for_each(|only| only.holds(fields).map(|_| ()))?;
+        self.decoder.iter().flat_map(DecoderPaths::flags).try_for_each(|flag| flag.of(fields).map(|_| ()))
+    }
+
+    /// Length that a model of this `config.json` was trained for, in tokens; `None` if the class does not have it.
+    ///
+    /// # Errors
+    /// Those of [`Fields::size`].
+    pub fn max_positions(&self, fields: &Fields<'_>) -> Result<Option<usize>, ConfigError> {
+        Ok(fields.positive(self.class.max_positions.names)?.or(self.class.max_positions.default))
+    }
+
+    /// The rotary settings of this `config.json`.
+    ///
+    /// # Errors
+    /// Those of [`Rope::read`].
+    pub fn read_rope(&self, fields: &Fields<'_>) -> Result<Rope, ConfigError> {
+        Rope::read(fields, &self.rope.unwrap_or(RopeKeys::SHARED), self.max_positions(fields)?)
+    }
+
+    /// Whether a tensor is a buffer that `transformers` computes and does not load.
+    pub fn is_buffer(&self, name: &str) -> bool {
+        known::BUFFERS
+            .iter()
+            .chain(self.buffers)
+            .any(|end| name.ends_with(end) || end.strip_prefix('.').is_some_and(|whole| name == whole))
+    }
+
     /// The name of the family, which is the usual `model_type`.
     pub fn name(&self) -> &'static str {
         self.model_types[0]

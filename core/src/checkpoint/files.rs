@@ -1,8 +1,7 @@
 //! A safetensors checkpoint on disk, read tensor by tensor.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +9,13 @@ use safetensors::Dtype;
 
 use super::data_file::{DataFile, Failure, Stored};
 use super::float::{Fill, Float, Floats};
+use super::folder::Folder;
 use super::report::{Conversion, LoadReport, Log};
 use super::runs::{self, Run};
+use super::scale_format::ScaleFormat;
+use super::wrapper;
 use crate::element::ElementType;
-use crate::error::WeightError;
+use crate::error::{INTEGERS, WEIGHTS, WeightError};
 use crate::spelling::nearest;
 
 /// One or several safetensors files, which stay open. A tensor, or the part of it that is wanted, is read and converted in
@@ -25,7 +27,10 @@ pub struct Checkpoint {
     /// Whether errors name the path, because other files belong to the same checkpoint.
     one_of_several: bool,
     files: Vec<DataFile>,
+    /// By their names without the wrapper.
     tensors: BTreeMap<String, Location>,
+    wrapper: String,
+    scale_format: Option<ScaleFormat>,
     log: RefCell<Log>,
 }
 
@@ -40,32 +45,72 @@ struct Location {
 
 impl Checkpoint {
     /// Opens a file, or a folder in the Hugging Face layout: `model.safetensors`, or the shards that
-    /// `model.safetensors.index.json` lists.
+    /// `model.safetensors.index.json` lists. A tensor that is in several shards is read from the one that the index names. A
+    /// [`wrapper`](Self::wrapper) that is before every name is taken off.
     ///
     /// # Errors
-    /// [`WeightError::File`] if a file is missing or is not safetensors.
+    /// [`WeightError::File`] if a file is missing or is not safetensors, [`WeightError::NoSafetensors`] with what the folder has
+    /// instead, [`WeightError::NotInShard`] and [`WeightError::InTwoShards`] for an index that does not fit its files.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightError> {
         let path = path.as_ref();
-        let files = match path.is_dir() {
-            true => files_of_folder(path)?,
-            false => vec![path.to_path_buf()],
-        };
+        let Folder { files, named, index } = Folder::open(path)?;
         let mut checkpoint = Self {
             path: path.into(),
             one_of_several: false,
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            wrapper: String::new(),
+            scale_format: None,
             log: RefCell::default(),
         };
-        for path in files {
-            let (file, tensors, data) = DataFile::open(&path)?;
+        let mut owners: BTreeMap<String, usize> = BTreeMap::new();
+        for (at, path) in files.iter().enumerate() {
+            let (file, tensors, data) = DataFile::open(path)?;
             for (name, info) in tensors {
-                let (file, start) = (checkpoint.files.len(), data + info.data_offsets.0 as u64);
-                checkpoint.tensors.insert(name, Location { file, dtype: info.dtype, shape: info.shape, start });
+                // The index says which of several files counts.
+                if named.get(&name).is_some_and(|&owner| owner != at) {
+                    continue;
+                }
+                if let Some(&other) = owners.get(&name) {
+                    let files = [other, at].map(|file| files[file].display().to_string());
+                    return Err(WeightError::InTwoShards { name, files });
+                }
+                let start = data + info.data_offsets.0 as u64;
+                owners.insert(name.clone(), at);
+                checkpoint.tensors.insert(name, Location { file: at, dtype: info.dtype, shape: info.shape, start });
             }
             checkpoint.files.push(file);
         }
-        Ok(checkpoint)
+        if let Some((name, &file)) = named.iter().find(|(name, _)| !owners.contains_key(*name)) {
+            let (index, file) = (index.unwrap_or_default(), files[file].display().to_string());
+            return Err(WeightError::NotInShard { index, name: name.clone(), file });
+        }
+        Ok(checkpoint.unwrapped())
+    }
+
+    /// Takes off what a wrapper of the model put before every name.
+    fn unwrapped(mut self) -> Self {
+        while let Some(wrapper) = wrapper::of_all(self.tensors.keys()) {
+            let strip = |(name, location): (String, Location)| (name[wrapper.len()..].to_owned(), location);
+            self.tensors = self.tensors.into_iter().map(strip).collect();
+            self.wrapper.push_str(wrapper);
+        }
+        self
+    }
+
+    /// What was before every name in the file, and is not part of the names here: `_orig_mod.` of a compiled module, `module.` of a
+    /// parallel one, `base_model.model.` of PEFT. Tensors are found with it and without it.
+    pub fn wrapper(&self) -> &str {
+        &self.wrapper
+    }
+
+    /// The same checkpoint with the format of its int8 scales, for the shapes that several formats share.
+    pub fn with_scale_format(self, format: ScaleFormat) -> Self {
+        Self { scale_format: Some(format), ..self }
+    }
+
+    pub(super) fn scale_format(&self) -> Option<ScaleFormat> {
+        self.scale_format
     }
 
     /// [`open`](Self::open), for one of several files that make a checkpoint: errors name the file.
@@ -80,20 +125,34 @@ impl Checkpoint {
 
     /// Whether the checkpoint has a tensor of this name.
     pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.location(name).is_some()
     }
 
-    /// The names of all tensors, in order.
+    /// Where a tensor is, by its name with the wrapper or without it.
+    fn location(&self, name: &str) -> Option<&Location> {
+        self.tensors.get(self.bare(name))
+    }
+
+    /// A name without the wrapper, as the tensors are stored.
+    fn bare<'n>(&self, name: &'n str) -> &'n str {
+        match name.strip_prefix(self.wrapper.as_str()) {
+            Some(bare) if !self.tensors.contains_key(name) => bare,
+            _ => name,
+        }
+    }
+
+    /// The names of all tensors, in order, without the [`wrapper`](Self::wrapper).
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
     /// The shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|location| location.shape.as_slice())
+        self.location(name).map(|location| location.shape.as_slice())
     }
 
-    /// Checks that a tensor is in the checkpoint and has this shape. Every read checks this before it allocates memory, so a size
+    /// Checks that a tensor is in the checkpoint and has this shape. A matrix may have further dimensions of 1 at the end, as the
+    /// kernel of a 1×1 convolution has. Every read checks this before it allocates memory, so a size
     /// that only a configuration states is never allocated.
     ///
     /// # Errors
@@ -147,14 +206,14 @@ impl Checkpoint {
     pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Vec<i64>, WeightError> {
         let (file, stored) = self.locate(name, shape)?;
         let mut values = vec![0; shape.iter().product()];
-        file.integers(stored, &mut values).map_err(|failure| self.failed(name, failure))?;
+        file.integers(stored, &mut values).map_err(|failure| self.failed(name, failure, INTEGERS))?;
         self.log_loaded(name);
         Ok(values)
     }
 
     /// Whether a tensor is in the checkpoint and holds 8-bit integers.
     pub(super) fn is_int8(&self, name: &str) -> bool {
-        self.tensors.get(name).is_some_and(|location| location.dtype == Dtype::I8)
+        self.location(name).is_some_and(|location| location.dtype == Dtype::I8)
     }
 
     /// Fills `into` with floats of a tensor of this shape. `runs` holds ascending runs, and the distance between the elements of
@@ -166,7 +225,7 @@ impl Checkpoint {
         into: &mut [T],
     ) -> Result<(), WeightError> {
         let (file, stored) = self.locate(name, shape)?;
-        file.floats(stored, runs, into).map_err(|failure| self.failed(name, failure))
+        file.floats(stored, runs, into).map_err(|failure| self.failed(name, failure, WEIGHTS))
     }
 
     /// Fills `into` with 8-bit integers of a tensor of this shape. `runs` holds ascending runs, and the distance between the
@@ -178,26 +237,29 @@ impl Checkpoint {
         into: &mut [i8],
     ) -> Result<(), WeightError> {
         let (file, stored) = self.locate(name, shape)?;
-        file.int8(stored, runs, into).map_err(|failure| self.failed(name, failure))
+        file.int8(stored, runs, into).map_err(|failure| self.failed(name, failure, WEIGHTS))
     }
 
     /// Where a tensor of this shape is.
     fn locate(&self, name: &str, shape: &[usize]) -> Result<(&DataFile, Stored), WeightError> {
-        let location = self.tensors.get(name).ok_or_else(|| {
+        let location = self.location(name).ok_or_else(|| {
             self.log.borrow_mut().missing.insert(name.into());
-            self.in_this(WeightError::Missing { name: name.into(), nearest: nearest(name, self.tensors.keys()) })
+            let (nearest, held) = (nearest(name, self.tensors.keys()), self.tensors.keys().cloned().collect());
+            self.in_this(WeightError::Missing { name: name.into(), nearest, held })
         })?;
-        if location.shape != shape {
+        if !same_shape(&location.shape, shape) {
             let (expected, found) = (shape.to_vec(), location.shape.clone());
             return Err(self.in_this(WeightError::Shape { name: name.into(), expected, found }));
         }
         Ok((&self.files[location.file], (location.start, location.dtype)))
     }
 
-    fn failed(&self, name: &str, failure: Failure) -> WeightError {
-        let found = || self.tensors.get(name).map_or(String::new(), |location| format!("{:?}", location.dtype));
+    fn failed(&self, name: &str, failure: Failure, expected: &'static str) -> WeightError {
+        let found = || self.location(name).map_or(String::new(), |location| format!("{:?}", location.dtype));
         match failure {
-            Failure::ElementType => self.in_this(WeightError::ElementType { name: name.into(), found: found() }),
+            Failure::ElementType => {
+                self.in_this(WeightError::ElementType { name: name.into(), found: found(), expected })
+            }
             Failure::TooLarge(value) => self.in_this(WeightError::IntegerTooLarge { name: name.into(), value }),
             Failure::File(error) => error,
         }
@@ -213,18 +275,19 @@ impl Checkpoint {
 
     /// Records that a tensor was read.
     pub(super) fn log_loaded(&self, name: &str) {
-        self.log.borrow_mut().loaded.insert(name.into());
+        self.log.borrow_mut().loaded.insert(self.bare(name).into());
     }
 
     /// Records that elements of a tensor were read and became elements of type `to`.
     pub(super) fn log_converted(&self, name: &str, to: ElementType) {
         self.log_loaded(name);
-        let Some(location) = self.tensors.get(name) else { return };
+        let Some(location) = self.location(name) else { return };
         let (from, to) = (format!("{:?}", location.dtype), to.to_string());
-        self.log.borrow_mut().convert(Conversion { name: name.into(), from, to });
+        self.log.borrow_mut().convert(Conversion { name: self.bare(name).into(), from, to });
     }
 
-    /// Marks tensors as not needed (buffers, unused heads), so that they are not reported as unexpected.
+    /// Marks tensors as not needed (buffers, unused heads), so that they are not reported as unexpected. `unwanted` gets the names
+    /// without the [`wrapper`](Self::wrapper).
     pub fn ignore(&self, unwanted: impl Fn(&str) -> bool) {
         let names = self.tensors.keys().filter(|name| unwanted(name)).cloned();
         self.log.borrow_mut().ignored.extend(names);
@@ -244,19 +307,12 @@ impl Checkpoint {
     }
 }
 
-fn files_of_folder(folder: &Path) -> Result<Vec<PathBuf>, WeightError> {
-    let single = folder.join("model.safetensors");
-    let index = folder.join("model.safetensors.index.json");
-    if single.exists() || !index.exists() {
-        return Ok(vec![single]);
+/// Whether a tensor in the file has the shape that is wanted; `[C, C, 1, 1]` is a matrix `[C, C]`.
+fn same_shape(found: &[usize], wanted: &[usize]) -> bool {
+    match found.strip_prefix(wanted) {
+        Some(rest) => rest.is_empty() || (wanted.len() == 2 && rest.iter().all(|&size| size == 1)),
+        None => false,
     }
-    let failed = |cause: &dyn fmt::Display| WeightError::File { path: index.clone(), cause: cause.to_string() };
-    let text = std::fs::read_to_string(&index).map_err(|cause| failed(&cause))?;
-    let index_record: serde_json::Value = serde_json::from_str(&text).map_err(|cause| failed(&cause))?;
-    let map = index_record.get("weight_map").and_then(|map| map.as_object());
-    let map = map.ok_or_else(|| failed(&"it has no `weight_map`"))?;
-    let shards: BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
-    Ok(shards.into_iter().map(|file| folder.join(file)).collect())
 }
 
 /// A block of a tensor.

@@ -4,13 +4,16 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::class::MlpSize;
 use super::families::of_model_type;
-use super::family::{Family, LocalLayers};
-use super::fields::Fields;
+use super::family::Family;
 use super::files::Checkpoint;
+use super::local::LocalLayers;
 use super::names::AttentionNames;
+use super::options::ConfigOptions;
 use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, read_json};
 use crate::error::{ConfigError, Origin, WeightError};
+use crate::fields::Fields;
 
 /// What the `config.json` of a Hugging Face checkpoint says about attention and the blocks around it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,7 +25,7 @@ pub struct HuggingFaceConfig {
     pub layers: usize,
     /// Tokens of the vocabulary.
     pub vocab_size: usize,
-    /// Length the model was trained for, in tokens; `None` if it has no table of positions and states no length.
+    /// Length the model was trained for, in tokens; `None` for a BLOOM that states none.
     pub max_positions: Option<usize>,
     /// Width of the MLP, in elements.
     pub mlp_size: usize,
@@ -36,45 +39,83 @@ pub struct HuggingFaceConfig {
     pub record: Value,
     attention: DeepSpeedInferenceConfig,
     local: LocalLayers,
+    allowed_keys: Vec<String>,
 }
 
 impl HuggingFaceConfig {
-    /// Reads `config.json`.
+    /// Reads `config.json`, and the end tokens of a `generation_config.json` in the same folder.
     ///
     /// # Errors
-    /// [`ConfigError::File`] if it cannot be read, else those of [`from_json`](Self::from_json) in
-    /// [`ConfigError::InFile`].
+    /// Those of [`read_file`](Self::read_file).
     pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        Self::from_json(read_json(path)?).map_err(|error| error.in_file(path))
+        Self::read_file(path, &ConfigOptions::default())
     }
 
-    /// Reads the record of a `config.json`. The element type is that of the checkpoint; set another, like any other setting of
-    /// attention, in [`with_attention`](Self::with_attention).
+    /// Reads the record of a `config.json`.
     ///
     /// # Errors
-    /// [`ConfigError::UnknownModelType`], [`ConfigError::UnknownRopeScaling`], [`ConfigError::Missing`] and those of
-    /// [`DeepSpeedInferenceConfig::resolve`].
+    /// Those of [`read`](Self::read).
     pub fn from_json(record: Value) -> Result<Self, ConfigError> {
-        let fields = Fields::new(&record);
-        let missing = ConfigError::Missing { key: "model_type", origin: Origin::HuggingFace };
-        let family = of_model_type(fields.text(&["model_type"]).ok_or(missing)?)?;
-        let defaults = &family.defaults;
-        let hidden = fields.required("hidden_size", &["hidden_size", "n_embd"])?;
-        let heads = fields.required("heads", &["num_attention_heads", "n_head", "num_heads"])?;
-        let layers = fields.required("num_hidden_layers", &["num_hidden_layers", "n_layer", "num_layers"])?;
-        let max_positions = fields.max_positions();
-        let mlp_size = fields.size(&["intermediate_size", "n_inner", "ffn_dim"]);
-        let mlp_size = mlp_size.unwrap_or_else(|| hidden.saturating_mul(4));
-        let dtype = fields.text(&["dtype", "torch_dtype"]).map_or(Ok(DataType::Fp32), DataType::parse)?;
-        let activation = fields.text(defaults.activation_keys).unwrap_or(defaults.activation);
+        Self::read(record, &ConfigOptions::default())
+    }
+
+    /// Reads `config.json`, and the end tokens of a `generation_config.json` in the same folder. If that file is there, it alone
+    /// says which tokens end a text, as for `generate` of `transformers`.
+    ///
+    /// # Errors
+    /// [`ConfigError::File`] if a file cannot be read, else those of [`read`](Self::read) in [`ConfigError::InFile`].
+    pub fn read_file(path: impl AsRef<Path>, options: &ConfigOptions) -> Result<Self, ConfigError> {
+        let path = path.as_ref();
+        let mut config = Self::read(read_json(path)?, options).map_err(|error| error.in_file(path))?;
+        let generation = path.with_file_name("generation_config.json");
+        if generation.exists() {
+            let record = read_json(&generation)?;
+            let ids = Fields::new(&record).and_then(|fields| fields.sizes("eos_token_id"));
+            config.eos_token_ids = ids.map_err(|error| error.in_file(&generation))?;
+        }
+        Ok(config)
+    }
+
+    /// Reads the record of a `config.json`, strictly:
+    ///
+    /// - A key that the family does not read and that is not known to be harmless is an error, unless `options` allows it.
+    /// - A value of the wrong type is an error. `null` and absence mean the default of the family's class in `transformers`; the
+    ///   hidden size and the numbers of heads and layers are required.
+    /// - Two spellings of one setting must say the same.
+    ///
+    /// The element type is that of the file, if `options` names none. Change any other setting of attention in
+    /// [`with_attention`](Self::with_attention).
+    ///
+    /// # Errors
+    /// [`ConfigError::UnknownModelType`], [`ConfigError::UnreadKeys`], [`ConfigError::WrongType`], [`ConfigError::Unsupported`],
+    /// [`ConfigError::Spellings`], [`ConfigError::Missing`], those of [`RopeScaling::from_fields`] and of
+    /// [`DeepSpeedInferenceConfig::resolve`].
+    ///
+    /// [`RopeScaling::from_fields`]: crate::position::rotary::RopeScaling::from_fields
+    pub fn read(record: Value, options: &ConfigOptions) -> Result<Self, ConfigError> {
+        let fields = Fields::new(&record)?.allowing(&options.allowed_keys);
+        let missing = |key| ConfigError::Missing { key, origin: Origin::HuggingFace };
+        let family = of_model_type(fields.text(&["model_type"])?.ok_or(missing("model_type"))?)?;
+        family.check(&fields)?;
+        let class = &family.class;
+        let required = |names: &'static [&'static str]| fields.positive(names)?.ok_or(missing(names[0]));
+        let hidden = required(class.hidden_size)?;
+        let heads = required(class.heads)?;
+        let layers = required(class.layers)?;
+        let max_positions = family.max_positions(&fields)?;
+        let mlp_size = fields.positive(class.mlp_size.names)?.unwrap_or_else(|| match class.mlp_size.default {
+            MlpSize::Fixed(size) => size,
+            MlpSize::TimesHidden(times) => hidden.saturating_mul(times),
+        });
+        let dtype = options.dtype.map_or_else(|| dtype(&fields), Ok)?;
+        let activation = fields.text(class.activation.names)?.unwrap_or(class.activation.default);
         let mut base = DeepSpeedInferenceConfig::new(hidden, heads)
             .with_dtype(dtype)
             .with_max_out_tokens(max_positions.unwrap_or(2048))
-            .with_layer_norm_eps(fields.number(defaults.epsilon_keys).unwrap_or(defaults.epsilon))
+            .with_layer_norm_eps(fields.number(class.epsilon.names)?.unwrap_or(class.epsilon.default))
             .with_mlp_act_func_type(match activation {
                 "relu" => MlpActivation::ReLU,
-                "silu" => MlpActivation::GatedSILU,
+                "silu" | "swish" => MlpActivation::GatedSILU,
                 _ => MlpActivation::GELU,
             });
         base.num_hidden_layers = Some(layers);
@@ -84,23 +125,33 @@ impl HuggingFaceConfig {
         Ok(Self {
             family,
             layers,
-            vocab_size: fields.size(&["vocab_size"]).unwrap_or(0),
+            vocab_size: fields.positive(class.vocab_size.names)?.unwrap_or(class.vocab_size.default),
             max_positions,
             mlp_size,
             activation: activation.into(),
-            tie_word_embeddings: fields.flag("tie_word_embeddings", defaults.tie_word_embeddings),
-            eos_token_ids: fields.sizes("eos_token_id"),
+            tie_word_embeddings: fields.flag(&["tie_word_embeddings"])?.unwrap_or(class.tie_word_embeddings),
+            eos_token_ids: fields.sizes("eos_token_id")?,
             attention: attention.config,
             local: attention.local,
+            allowed_keys: options.allowed_keys.clone(),
             record,
         })
     }
 
-    /// Keys of the record that are neither read for this family nor known to change nothing.
+    /// The fields of the record, for what is not read here. They allow the keys that the reader allowed.
+    ///
+    /// # Errors
+    /// [`ConfigError::Json`] if [`record`](Self::record) was replaced by something else than an object.
+    pub fn fields(&self) -> Result<Fields<'_>, ConfigError> {
+        Ok(Fields::new(&self.record)?.allowing(&self.allowed_keys))
+    }
+
+    /// Keys of the record that are neither read for this family nor known to change nothing: those that the reader allowed.
     pub fn unread_keys(&self) -> Vec<&str> {
-        let known = [Fields::SHARED, Fields::HARMLESS, self.family.reads, self.family.harmless];
-        let keys = self.record.as_object().into_iter().flat_map(|record| record.keys());
-        keys.map(String::as_str).filter(|key| !known.iter().any(|known| known.contains(key))).collect()
+        let known = [self.family.read_keys(), self.family.harmless_keys()].concat();
+        let entries = self.record.as_object().into_iter().flatten();
+        let keys = entries.filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());
+        keys.filter(|key| !known.contains(key)).collect()
     }
 
     /// Rows of the position table that tokens may use, for families that add one to the embedding. No sequence may be longer.
@@ -124,7 +175,7 @@ impl HuggingFaceConfig {
         Self { attention: change(self.attention), ..self }
     }
 
-    /// The attention of layer `layer`. The layers of GPT-Neo differ; those of the other families are alike.
+    /// The attention of layer `layer`. Layers differ in GPT-Neo, and in a Mistral with `layer_types`.
     pub fn attention_config(&self, layer: usize) -> DeepSpeedInferenceConfig {
         self.attention.clone().with_local_attention(self.local.contains(layer))
     }
@@ -142,6 +193,11 @@ impl HuggingFaceConfig {
             let names = self.attention_names(checkpoint, layer);
             checkpoint.check_shape(&names.output.matrix, &names.orientation.shape(inputs, hidden))
         })
+    }
+
+    /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies.
+    pub fn ignore_buffers(&self, checkpoint: &Checkpoint) {
+        checkpoint.ignore(|name| self.family.is_buffer(name));
     }
 
     /// What the checkpoint puts before the names of the bare model: `transformer.` for a `GPT2LMHeadModel`, nothing for a
@@ -163,4 +219,12 @@ impl HuggingFaceConfig {
     pub fn attention_names(&self, checkpoint: &Checkpoint, layer: usize) -> AttentionNames {
         self.family.layer.attention(&self.layer_path(checkpoint, layer))
     }
+}
+
+/// The element type of the file.
+fn dtype(fields: &Fields<'_>) -> Result<DataType, ConfigError> {
+    let names = ["dtype", "torch_dtype"];
+    let Some(name) = fields.text(&names)? else { return Ok(DataType::Fp32) };
+    let supported = "float32, float16, bfloat16; for others choose one with `ConfigOptions::with_dtype`";
+    DataType::parse(name).map_err(|_| fields.unsupported(fields.spelling(&names), supported))
 }

@@ -3,6 +3,7 @@
 use super::names::ScaleNames;
 use super::piece::Piece;
 use super::runs::{Run, Segment};
+use super::scale_format::ScaleFormat;
 use crate::divisor::gcd;
 use crate::error::WeightError;
 use crate::spelling::nearest;
@@ -67,10 +68,17 @@ impl<'a> Scaled<'a> {
             let nearest = nearest(&scales.tensor, known.iter());
             WeightError::NoScales { matrix: (*matrix).into(), scales: scales.tensor.clone(), nearest }
         });
-        let count = found.and_then(|found| match found {
-            [1, 3] => Err(WeightError::AmbiguousScales(scales.tensor.clone())),
-            [groups, 3] => Ok(*groups),
-            other => Ok(other.iter().product()),
+        let [outputs, inputs] = *shape;
+        let count = found.and_then(|found| match (found, checkpoint.scale_format()) {
+            ([groups, 3], Some(ScaleFormat::GroupQuantizer)) => Ok(*groups),
+            (every, Some(_)) => Ok(every.iter().product()),
+            // One row, or a row for each output whose inputs divide into three: both formats have this shape.
+            ([1, 3], None) => Err(WeightError::AmbiguousScales(scales.tensor.clone())),
+            ([rows, 3], None) if *rows == outputs && inputs.is_multiple_of(3) && scales.merge_count == 0 => {
+                Err(WeightError::AmbiguousScales(scales.tensor.clone()))
+            }
+            ([groups, 3], None) => Ok(*groups),
+            (other, None) => Ok(other.iter().product()),
         });
         let groups = |count| Ok((Groups::new(matrix, *shape, scales, count)?, count));
         let (groups, count) = count.and_then(groups).map_err(|error| checkpoint.in_this(error))?;

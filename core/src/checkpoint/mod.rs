@@ -5,23 +5,32 @@
 //! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says.
 
 mod attention;
+mod class;
 mod data_file;
 pub mod families;
 mod family;
-mod fields;
 mod files;
 mod float;
+mod folder;
 mod hugging_face;
 mod int8;
+mod known;
+mod layer_types;
 mod layout;
+mod local;
 mod matrix;
 mod names;
+mod only;
+mod options;
 mod parts;
 mod piece;
 pub mod replicated;
 mod report;
+mod rope;
 mod runs;
+mod scale_format;
 mod split;
+mod wrapper;
 mod write;
 
 pub use attention::{AttentionFiles, QkvSources};
@@ -31,7 +40,9 @@ pub use hugging_face::HuggingFaceConfig;
 pub use int8::BlockedInt8;
 pub use layout::{Head, Part, QkvLayout, whole};
 pub use names::{AttentionNames, HeadWeightNames, NormNames, QkNormNames, QkvNames, ScaleNames, WeightNames};
+pub use options::ConfigOptions;
 pub use parts::{ProjectionParts, WeightPart};
 pub use report::{Conversion, LoadReport};
+pub use scale_format::ScaleFormat;
 pub use split::SplitCheckpoint;
 pub use write::CheckpointWriter;

@@ -100,7 +100,9 @@ pub struct WeightNames {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScaleNames {
     /// The tensor, of a float type and any shape. DeepSpeed's `GroupQuantizer` writes `[groups, 3]`, of which the first
-    /// `groups` numbers are the scales. The others are scales of the two halves of the matrix, and are not read.
+    /// `groups` numbers are the scales. The others are scales of the two halves of the matrix, and are not read. Where three
+    /// columns may also be three scales for each output, the checkpoint must say its
+    /// [`ScaleFormat`](super::ScaleFormat).
     pub tensor: String,
     /// Base-2 logarithm of the parts; DeepSpeed's `merge_count`, 0 for a matrix that was not merged.
     pub merge_count: u32,

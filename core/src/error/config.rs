@@ -29,6 +29,63 @@ pub enum ConfigError {
         /// The known key that is spelled most like it.
         nearest: Option<String>,
     },
+    /// Keys of a file that are neither read nor known to be harmless.
+    #[error(
+        "`{}` is {value}, and {reader} does not read it{}{}; it may change what the model computes: correct its spelling, remove it, \
+         or allow it if it changes nothing (`ConfigOptions::with_allowed_keys`, `--allow-key {}` in the examples)",
+        .keys[0], nearest_hint(.nearest), others(.keys), .keys[0]
+    )]
+    UnreadKeys {
+        /// What reads the file, such as the class of a model family.
+        reader: String,
+        /// All of them; at least one.
+        keys: Vec<String>,
+        /// The value of the first, as JSON.
+        value: String,
+        /// The known key that is spelled most like the first.
+        nearest: Option<String>,
+    },
+    /// A value of the wrong type.
+    #[error("`{key}` is {found}, and {expected} is expected; correct the value")]
+    WrongType {
+        /// The key.
+        key: String,
+        /// What was given, as JSON.
+        found: String,
+        /// What the key takes.
+        expected: &'static str,
+    },
+    /// A value that changes the model in a way that is not supported.
+    #[error("`{key}` is {value}, which is not supported; supported: {supported}")]
+    Unsupported {
+        /// The key.
+        key: String,
+        /// What was given, as JSON.
+        value: String,
+        /// The values that are supported, and why others are not.
+        supported: String,
+    },
+    /// Two spellings of one setting with different values.
+    #[error(
+        "`{}` is {} and `{}` is {}, and both are the same setting; keep the one that is right and remove the other",
+        .keys[0], .values[0], .keys[1], .values[1]
+    )]
+    Spellings {
+        /// The two keys.
+        keys: [String; 2],
+        /// Their values, as JSON.
+        values: [String; 2],
+    },
+    /// A list of layers that does not have one entry for each layer.
+    #[error("`{key}` describes {listed} layers and the model has {layers}; give each layer one entry")]
+    LayerCount {
+        /// The key.
+        key: String,
+        /// Layers that it describes.
+        listed: u64,
+        /// Layers of the model.
+        layers: usize,
+    },
     /// A value that the key does not take.
     #[error("`{key}` is {value}, which is not one of its values; use {accepted}")]
     UnknownValue {
@@ -230,6 +287,10 @@ pub enum ConfigError {
         /// What to do.
         remedy: &'static str,
     },
+}
+
+fn others(keys: &[String]) -> String {
+    if keys.len() > 1 { format!(" (nor `{}`)", keys[1..].join("`, `")) } else { String::new() }
 }
 
 fn key_heads(heads: &usize, kv_heads: &usize) -> String {

@@ -5,6 +5,12 @@ use std::path::PathBuf;
 use crate::error::config::ConfigError;
 use crate::spelling::{list, nearest_hint};
 
+/// The types of weights, for [`WeightError::ElementType`].
+pub const WEIGHTS: &str = "weights are read from F64, F32, F16 or BF16, and matrices from I8, too";
+/// The types of integers, for [`WeightError::ElementType`].
+pub const INTEGERS: &str =
+    "integers are read from I64, I32, I16, I8, U64, U32, U16, U8 or BOOL; read floats with `tensor`";
+
 /// What can go wrong when weights are read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,13 +23,45 @@ pub enum WeightError {
         /// What the operating system or the parser said.
         cause: String,
     },
+    /// The folder has no safetensors file.
+    #[error(
+        "{folder} has no `model.safetensors` and no `model.safetensors.index.json`{}; {}",
+        found(.files), convert(.files)
+    )]
+    NoSafetensors {
+        /// The folder, or the file that was named in its place.
+        folder: PathBuf,
+        /// Files of weights that it has, in other formats or under other names.
+        files: Vec<String>,
+    },
+    /// The index of a checkpoint names a file for a tensor that the file does not have.
+    #[error("{index} says that `{name}` is in {file}, which does not have it; download both files again")]
+    NotInShard {
+        /// The index.
+        index: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The file that should have it.
+        file: String,
+    },
+    /// Two files of a checkpoint have the same tensor, and the index names neither.
+    #[error("`{name}` is in {} and in {}, and the index does not say which to read; remove it from one, or name it in the index",
+        .files[0], .files[1])]
+    InTwoShards {
+        /// The tensor.
+        name: String,
+        /// The two files.
+        files: [String; 2],
+    },
     /// The checkpoint lacks a tensor that the module needs.
-    #[error("the checkpoint has no tensor `{name}`{}", nearest_hint(.nearest))]
+    #[error("the checkpoint has no tensor `{name}`{}", or_held(.nearest, .held))]
     Missing {
         /// The name that was looked up.
         name: String,
         /// The name in the file that is spelled most like it.
         nearest: Option<String>,
+        /// The names that the checkpoint has.
+        held: Vec<String>,
     },
     /// The checkpoint has a tensor that the module has no place for.
     #[error("the checkpoint has `{name}`, and the module was built without it; {remedy}")]
@@ -45,15 +83,15 @@ pub enum WeightError {
         /// Shape in the file.
         found: Vec<usize>,
     },
-    /// The tensor has an element type that is not converted.
-    #[error(
-        "tensor `{name}` has elements of type {found}; weights are read from F64, F32, F16 or BF16, and matrices from I8, too"
-    )]
+    /// The tensor has an element type that is not read here.
+    #[error("tensor `{name}` has elements of type {found}; {expected}")]
     ElementType {
         /// The tensor.
         name: String,
         /// The type in the file.
         found: String,
+        /// What is read instead; [`WEIGHTS`] or [`INTEGERS`].
+        expected: &'static str,
     },
     /// An integer does not fit the type that it is read into.
     #[error("tensor `{name}` holds {value}, and integers are read as i64; the largest is {}", i64::MAX)]
@@ -96,10 +134,10 @@ pub enum WeightError {
         /// Parts that it was merged from.
         parts: usize,
     },
-    /// Three numbers that may be three scales, or one scale and the scales of the two halves of the matrix.
+    /// Scales in a shape that two formats share.
     #[error(
-        "`{0}` is [1, 3]: three scales, or one scale and those of the two halves of the matrix (DeepSpeed's `GroupQuantizer`); \
-         save it as [1] or [3]"
+        "`{0}` has three columns, which is three scales for each row, or one scale and those of the two halves of the matrix \
+         (DeepSpeed's `GroupQuantizer`); say which with `Checkpoint::with_scale_format`, or save it in one dimension"
     )]
     AmbiguousScales(String),
     /// An int8 matrix cannot have been merged from this number of parts.
@@ -193,4 +231,39 @@ pub enum WeightError {
     /// The configuration of the checkpoint cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+/// The nearest name, or what the checkpoint has.
+fn or_held(nearest: &Option<String>, held: &[String]) -> String {
+    match (nearest, held) {
+        (None, []) => "; it has no tensors".into(),
+        (None, held) => format!("; it has {} tensors: {}", held.len(), list(held)),
+        (nearest, _) => nearest_hint(nearest),
+    }
+}
+
+fn found(files: &[String]) -> String {
+    if files.is_empty() { String::new() } else { format!("; it has {}", list(files)) }
+}
+
+/// How to make a safetensors file of what is there.
+fn convert(files: &[String]) -> String {
+    let has = |ends: &[&str]| files.iter().find(|file| ends.iter().any(|end| file.ends_with(end)));
+    match (has(&[".safetensors"]), has(&[".gguf"])) {
+        (Some(file), _) => format!("open {file} itself, or rename it to `model.safetensors`"),
+        (None, Some(file)) => {
+            format!("convert it in Python:\n{}", save(&format!("DIR, gguf_file=\"{file}\"")))
+        }
+        _ if has(&[".bin", ".bin.index.json", ".pth", ".pt", ".ckpt"]).is_some() => {
+            format!("pickles are not read; convert them in Python:\n{}", save("DIR"))
+        }
+        _ => "name the folder or the file of a checkpoint in safetensors".into(),
+    }
+}
+
+fn save(arguments: &str) -> String {
+    format!(
+        "  from transformers import AutoModel\n  AutoModel.from_pretrained({arguments}).save_pretrained(DIR)\n\
+         with the class of the model in place of AutoModel, such as AutoModelForCausalLM (see docs/checkpoints.md)"
+    )
 }

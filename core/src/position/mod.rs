@@ -5,7 +5,9 @@ mod encoding;
 mod factor;
 mod positions;
 pub mod rotary;
+mod scaling;
 
 pub use encoding::PositionEncoding;
 pub use factor::QueryFactor;
 pub use positions::Positions;
+pub use scaling::TrainedLengths;

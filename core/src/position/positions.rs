@@ -8,6 +8,8 @@ use crate::error::AttentionError;
 /// never read them; here they rotate queries and keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Positions {
+    /// Rows. The ids do not tell it where there are no tokens.
+    batch: usize,
     tokens: usize,
     ids: Vec<usize>,
 }
@@ -16,10 +18,11 @@ impl Positions {
     /// Row `b` counts up from `starts[b]`.
     pub fn sequential(starts: &[usize], tokens: usize) -> Self {
         let ids = starts.iter().flat_map(|&start| start..start + tokens).collect();
-        Self { tokens, ids }
+        Self { batch: starts.len(), tokens, ids }
     }
 
-    /// Positions given by the caller, row by row, for rows of `tokens` tokens.
+    /// Positions given by the caller, row by row, for rows of `tokens` tokens. Without tokens there are no rows; see
+    /// [`from_rows`](Self::from_rows).
     ///
     /// # Errors
     /// [`AttentionError::Positions`] for a negative position.
@@ -27,15 +30,34 @@ impl Positions {
     /// # Panics
     /// If the list is not a whole number of rows.
     pub fn from_ids(ids: impl IntoIterator<Item = i64>, tokens: usize) -> Result<Self, AttentionError> {
+        let ids: Vec<i64> = ids.into_iter().collect();
+        let whole = ids.is_empty() || (tokens > 0 && ids.len().is_multiple_of(tokens));
+        assert!(whole, "Positions::from_ids: {} positions, expected a multiple of {tokens}", ids.len());
+        let batch = ids.len().checked_div(tokens).unwrap_or(0);
+        Self::from_rows(ids, [batch, tokens])
+    }
+
+    /// Positions given by the caller, row by row, for `batch` rows of `tokens` tokens.
+    ///
+    /// # Errors
+    /// [`AttentionError::Positions`] for a negative position.
+    ///
+    /// # Panics
+    /// If there is not one position for each token.
+    pub fn from_rows(ids: impl IntoIterator<Item = i64>, [batch, tokens]: [usize; 2]) -> Result<Self, AttentionError> {
         let ids = ids.into_iter().map(|id| {
             usize::try_from(id).map_err(|_| AttentionError::Positions {
                 problem: format!("contain {id}; a position is 0 or more (padding may use 0)"),
             })
         });
         let ids = ids.collect::<Result<Vec<_>, _>>()?;
-        let whole = ids.is_empty() || (tokens > 0 && ids.len().is_multiple_of(tokens));
-        assert!(whole, "Positions::from_ids: {} positions, expected a multiple of {tokens}", ids.len());
-        Ok(Self { tokens, ids })
+        let expected = batch.checked_mul(tokens);
+        assert!(
+            expected == Some(ids.len()),
+            "Positions::from_rows: {} positions, expected {batch} rows of {tokens}",
+            ids.len()
+        );
+        Ok(Self { batch, tokens, ids })
     }
 
     /// The positions of the last `tokens` columns of a padding mask with rows of `keys` columns, true for a real token. The
@@ -58,12 +80,12 @@ impl Positions {
                 }
             }
         }
-        Self { tokens, ids }
+        Self { batch: real.len().checked_div(keys).unwrap_or(0), tokens, ids }
     }
 
     /// Rows of the batch.
     pub fn batch(&self) -> usize {
-        self.ids.len().checked_div(self.tokens).unwrap_or(0)
+        self.batch
     }
 
     /// New tokens of each row.

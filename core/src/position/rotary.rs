@@ -6,7 +6,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::positions::Positions;
-use crate::error::ConfigError;
 pub use crate::layout::RotaryLayout;
 
 /// The rotary encoding of a layer.
@@ -76,104 +75,6 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded outwards to whole frequencies. Default: true.
         truncate: bool,
     },
-}
-
-impl RopeScaling {
-    /// Reads the record of a Hugging Face configuration; `trained` is the configuration's `max_position_embeddings`,
-    /// which the record itself may also hold.
-    ///
-    /// # Errors
-    /// [`ConfigError::UnknownRopeScaling`] for another family, [`ConfigError::RopeScaling`] for a missing or
-    /// impossible number.
-    pub fn from_json(record: &serde_json::Value, trained: Option<usize>) -> Result<Self, ConfigError> {
-        if record.is_null() {
-            return Ok(Self::Default);
-        }
-        let family =
-            record.get("rope_type").or_else(|| record.get("type")).and_then(|t| t.as_str()).unwrap_or("default");
-        let length =
-            |key: &str| record.get(key).and_then(serde_json::Value::as_u64).map(|n| n as usize).filter(|&n| n > 0);
-        let trained = length("max_position_embeddings").or(trained);
-        let original = length("original_max_position_embeddings");
-        let reader = |family| Reader { record, family };
-        match family {
-            "default" => Ok(Self::Default),
-            "linear" => Ok(Self::Linear { factor: reader("linear").factor()? }),
-            "dynamic" => Ok(Self::Dynamic {
-                factor: reader("dynamic").factor()?,
-                max_position_embeddings: original
-                    .or(trained)
-                    .ok_or_else(|| reader("dynamic").missing("max_position_embeddings"))?,
-            }),
-            "llama3" => {
-                let r = reader("llama3");
-                let (low, high) = (r.positive("low_freq_factor")?, r.positive("high_freq_factor")?);
-                if high <= low {
-                    return Err(r.problem("high_freq_factor", "must be greater than `low_freq_factor`"));
-                }
-                Ok(Self::Llama3 {
-                    factor: r.factor()?,
-                    low_freq_factor: low,
-                    high_freq_factor: high,
-                    original_max_position_embeddings: original
-                        .ok_or_else(|| r.missing("original_max_position_embeddings"))?,
-                })
-            }
-            "yarn" => {
-                let r = reader("yarn");
-                let factor = r.factor()?;
-                Ok(Self::Yarn {
-                    factor,
-                    original_max_position_embeddings: original
-                        .or(trained)
-                        .ok_or_else(|| r.missing("original_max_position_embeddings"))?,
-                    beta_fast: r.number("beta_fast").unwrap_or(32.0),
-                    beta_slow: r.number("beta_slow").unwrap_or(1.0),
-                    attention_factor: r.number("attention_factor").unwrap_or_else(|| r.yarn_amplitude(factor)),
-                    truncate: record.get("truncate").and_then(serde_json::Value::as_bool).unwrap_or(true),
-                })
-            }
-            other => Err(ConfigError::UnknownRopeScaling(other.into())),
-        }
-    }
-}
-
-struct Reader<'a> {
-    record: &'a serde_json::Value,
-    family: &'static str,
-}
-
-impl Reader<'_> {
-    fn problem(&self, key: &'static str, problem: &'static str) -> ConfigError {
-        ConfigError::RopeScaling { family: self.family, key, problem }
-    }
-
-    fn missing(&self, key: &'static str) -> ConfigError {
-        self.problem(key, "is missing; copy it from the checkpoint's config.json")
-    }
-
-    /// A number; null, absent and zero are the same to Hugging Face.
-    fn number(&self, key: &str) -> Option<f64> {
-        self.record.get(key).and_then(serde_json::Value::as_f64).filter(|&x| x != 0.0)
-    }
-
-    fn positive(&self, key: &'static str) -> Result<f64, ConfigError> {
-        let value = self.number(key).ok_or_else(|| self.missing(key))?;
-        if value > 0.0 && value.is_finite() { Ok(value) } else { Err(self.problem(key, "must be a positive number")) }
-    }
-
-    fn factor(&self) -> Result<f64, ConfigError> {
-        let factor = self.positive("factor")?;
-        if factor >= 1.0 { Ok(factor) } else { Err(self.problem("factor", "must be at least 1")) }
-    }
-
-    fn yarn_amplitude(&self, factor: f64) -> f64 {
-        let amplitude = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
-        match (self.number("mscale"), self.number("mscale_all_dim")) {
-            (Some(m), Some(all)) => amplitude(m) / amplitude(all),
-            _ => amplitude(1.0),
-        }
-    }
 }
 
 impl Rotary {

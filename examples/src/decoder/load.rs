@@ -19,10 +19,7 @@ impl<B: Backend> Decoder<B> {
         checkpoint: &Checkpoint,
         device: &B::Device,
     ) -> Result<(Self, LoadReport), WeightError> {
-        // Buffers that older versions of `transformers` saved with the weights.
-        const BUFFERS: [&str; 5] =
-            [".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias", ".inv_freq"];
-        checkpoint.ignore(|name| BUFFERS.iter().any(|buffer| name.ends_with(buffer)));
+        config.ignore_buffers(checkpoint);
         let (paths, orientation) = (paths(config)?, config.family.layer.orientation);
         let attention = config.attention_config(0);
         let reader = ParameterReader::<B>::new(checkpoint, attention.dtype.of_backend::<B>(device)?, device);

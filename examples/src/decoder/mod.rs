@@ -93,16 +93,16 @@ impl<B: Backend> Norm<B> {
 }
 
 impl Activation {
-    fn parse(name: &str) -> Result<Self, ConfigError> {
-        match name {
+    fn of(config: &HuggingFaceConfig) -> Result<Self, ConfigError> {
+        match config.activation.as_str() {
             "relu" => Ok(Self::Relu),
             "gelu" => Ok(Self::Gelu),
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
             "silu" | "swish" => Ok(Self::Silu),
-            other => Err(ConfigError::UnknownValue {
-                key: "activation_function".into(),
-                value: format!("`{other}`"),
-                accepted: "relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish".into(),
+            other => Err(ConfigError::Unsupported {
+                key: config.fields()?.spelling(config.family.class.activation.names).into(),
+                value: format!("\"{other}\""),
+                supported: "relu, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish".into(),
             }),
         }
     }
@@ -121,19 +121,20 @@ impl<B: Backend> Decoder<B> {
     /// A model with random weights.
     pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
         let hidden = config.attention_config(0).hidden_size;
-        let (paths, flag) = (paths(config)?, |key: &str| config.record[key].as_bool());
-        let post_norm = !config.attention_config(0).pre_layer_norm;
-        refuse(post_norm, "do_layer_norm_before", "false", "true: norms before attention and the MLP")?;
-        let narrow = config.record["word_embed_proj_dim"].as_u64().is_some_and(|width| width != hidden as u64);
-        refuse(narrow, "word_embed_proj_dim", "not the hidden size", "the hidden size")?;
-        let post_residual = flag("apply_residual_connection_post_layernorm") == Some(true);
-        refuse(post_residual, "apply_residual_connection_post_layernorm", "true", "false")?;
+        let paths = paths(config)?;
+        let fields = config.fields()?;
+        paths.only.iter().try_for_each(|only| only.check(&fields))?;
+        // A narrower embedding has a projection on each side.
+        let width = fields.size(&["word_embed_proj_dim"])?.unwrap_or(hidden);
+        if width != hidden {
+            return Err(fields.unsupported("word_embed_proj_dim", &format!("{hidden}, the hidden size")));
+        }
 
         let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
         let embedding =
             |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
         let position_offset = config.family.positions.map_or(0, |positions| positions.offset);
-        let positions = config.learned_positions().map(|rows| embedding(rows + position_offset));
+        let positions = config.learned_positions().map(|rows| embedding(rows.saturating_add(position_offset)));
         let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
         Ok(Self {
             tokens: embedding(config.vocab_size),
@@ -190,13 +191,6 @@ fn paths(config: &HuggingFaceConfig) -> Result<DecoderPaths, ConfigError> {
     })
 }
 
-fn refuse(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
-    match condition {
-        true => Err(ConfigError::UnknownValue { key: key.into(), value: value.into(), accepted: accepted.into() }),
-        false => Ok(()),
-    }
-}
-
 fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> LayerNorm<B> {
     let attention = config.attention_config(0);
     LayerNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device)
@@ -234,7 +228,8 @@ impl<B: Backend> Block<B> {
         let attention = attention_config.init_self_attention(layer, device)?;
         let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
         let paths = paths(config)?;
-        let bias = paths.mlp_bias.of(&config.record);
+        let fields = config.fields()?;
+        let bias = paths.mlp_bias.of(&fields)?;
         let linear = |input, output| linear(config, [input, output], bias, device);
         Ok(Self {
             attention,
@@ -242,8 +237,8 @@ impl<B: Backend> Block<B> {
             gate: paths.gate.map(|_| linear(hidden, mlp)).transpose()?,
             up: linear(hidden, mlp)?,
             down: linear(mlp, hidden)?,
-            branch: if paths.parallel.of(&config.record) { Branch::Parallel } else { Branch::Sequential },
-            activation: Activation::parse(&config.activation)?,
+            branch: if paths.parallel.of(&fields)? { Branch::Parallel } else { Branch::Sequential },
+            activation: Activation::of(config)?,
             mlp_sum: None,
         })
     }

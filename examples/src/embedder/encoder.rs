@@ -15,6 +15,9 @@ use burn_deepspeed::{
     WeightError,
 };
 
+/// Segments that the class of BERT tells apart, if `type_vocab_size` is not given.
+const TOKEN_TYPES: usize = 2;
+
 /// A BERT encoder without a head.
 #[derive(Module, Debug)]
 pub struct Encoder<B: Backend> {
@@ -38,16 +41,18 @@ pub struct Block<B: Backend> {
 impl<B: Backend> Encoder<B> {
     /// An encoder with random weights.
     pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
-        let text = |key: &str| config.record[key].as_str().unwrap_or_default();
-        let remedy = "bert; `generate` runs the decoders";
-        accept(config.family.name() == "bert", "model_type", text("model_type"), remedy)?;
-        accept(config.activation == "gelu", "hidden_act", &config.activation, "gelu, the exact one")?;
-        let decoder = config.record["is_decoder"] == true;
-        accept(!decoder, "is_decoder", "true", "false: an encoder has no causal mask")?;
+        let (fields, family) = (config.fields()?, config.family);
+        if family.name() != "bert" {
+            return Err(fields.unsupported("model_type", "bert; `generate` runs the decoders"));
+        }
+        if config.activation != "gelu" {
+            let key = fields.spelling(family.class.activation.names);
+            return Err(fields.unsupported(key, "gelu, the exact one"));
+        }
 
         let hidden = config.attention_config(0).hidden_size;
         let embedding = |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer()).init(device);
-        let token_types = config.record["type_vocab_size"].as_u64().unwrap_or(2) as usize;
+        let token_types = fields.size(&["type_vocab_size"])?.unwrap_or(TOKEN_TYPES);
         Ok(Self {
             words: embedding(config.vocab_size),
             positions: embedding(
@@ -78,15 +83,6 @@ impl<B: Backend> Encoder<B> {
     pub fn max_positions(&self) -> usize {
         let [rows, _] = self.positions.weight.lazy_shape().dims();
         rows
-    }
-}
-
-fn accept(condition: bool, key: &str, value: &str, accepted: &str) -> Result<(), ConfigError> {
-    match condition {
-        true => Ok(()),
-        false => {
-            Err(ConfigError::UnknownValue { key: key.into(), value: format!("`{value}`"), accepted: accepted.into() })
-        }
     }
 }
 

@@ -22,9 +22,9 @@ impl<B: Backend> Encoder<B> {
     ) -> Result<(Self, LoadReport), WeightError> {
         let prefix = config.prefix(checkpoint);
         let at = |name: &str| format!("{prefix}{name}");
-        // `position_ids` is 0, 1, 2, … and was saved by older versions of `transformers`.
-        let (buffer, pooler) = (at("embeddings.position_ids"), at("pooler."));
-        checkpoint.ignore(|name| name == buffer || name.starts_with(&pooler) || name.starts_with("cls."));
+        config.ignore_buffers(checkpoint);
+        let pooler = at("pooler.");
+        checkpoint.ignore(|name| name.starts_with(&pooler) || name.starts_with("cls."));
 
         let dtype = config.attention_config(0).dtype.of_backend::<B>(device)?;
         let reader = ParameterReader::<B>::new(checkpoint, dtype, device);

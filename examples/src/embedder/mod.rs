@@ -1,15 +1,22 @@
-//! Sentence embeddings: a BERT encoder, the mean over its token vectors, unit length.
+//! Sentence embeddings: a BERT encoder, and the modules that the checkpoint has after it.
 //!
-//! This is the pipeline of [Sentence-BERT](https://arxiv.org/abs/1908.10084) that all-MiniLM-L6-v2 and its relatives run.
+//! This is the pipeline of [Sentence-BERT](https://arxiv.org/abs/1908.10084) that all-MiniLM-L6-v2 and its relatives run: the mean
+//! over the vectors of the tokens, of length 1. `modules.json` of a checkpoint may list another pooling and projections.
 
+mod dense;
 mod encoder;
 mod load;
+mod modules;
+mod options;
+mod pooling;
+mod prompts;
 mod tokens;
 
 use std::path::Path;
 
-use burn::tensor::{FloatDType, Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::config::read_json;
+use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{DataType, InferenceBackend};
 use serde::Serialize;
@@ -18,6 +25,8 @@ use serde_json::Value;
 use crate::backend::BackendName;
 use crate::{Failure, on_backend};
 use encoder::Encoder;
+use modules::{ModuleList, Modules};
+pub use options::Options;
 use tokens::{Batch, Sentences, Tokens};
 
 /// Shortest vector that still has a direction; a shorter one keeps its length over this, as in PyTorch's `normalize`.
@@ -36,27 +45,30 @@ pub trait Embed {
 }
 
 /// Opens a folder in the Hugging Face layout, in f32, on a backend of the build.
-pub fn open(backend: BackendName, folder: &Path) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
-    fn boxed<B: InferenceBackend>(folder: &Path) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
-        let (embedder, report) = Embedder::<B>::open(folder, &B::Device::default())?;
+pub fn open(backend: BackendName, folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
+    fn boxed<B: InferenceBackend>(folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
+        let (embedder, report) = Embedder::<B>::open_with(folder, options, &B::Device::default())?;
         Ok((Box::new(embedder), report))
     }
-    on_backend!(backend, boxed, folder)
+    on_backend!(backend, boxed, folder, options)
 }
 
 /// A sentence encoder with its tokenizer.
 pub struct Embedder<B: Backend> {
     sentences: Sentences,
     encoder: Encoder<B>,
+    modules: Modules<B>,
     device: B::Device,
 }
 
 /// How long the vectors are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scaling {
+    /// As `modules.json` says: 1 if it has Normalize, else as the last module gives them. Without the file, 1.
+    Saved,
     /// 1, so that a dot product is a cosine.
     Unit,
-    /// As long as the mean.
+    /// As they are before the Normalize at the end.
     Unscaled,
 }
 
@@ -69,13 +81,21 @@ pub struct Embedding {
     pub tokens: usize,
     /// Tokens that were left out at the end, because the sentence is longer than the model takes; 0 for most.
     pub cut_tokens: usize,
-    /// One number for each feature of the encoder.
+    /// One number for each feature of the last module.
     pub embedding: Vec<f32>,
 }
 
 impl<B: InferenceBackend> Embedder<B> {
-    /// Reads a folder in the Hugging Face layout, in f32.
+    /// Reads a folder in the Hugging Face layout, in f32, as its files say.
     pub fn open(folder: &Path, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+        Self::open_with(folder, &Options::default(), device)
+    }
+
+    /// Reads a folder in the Hugging Face layout, in f32.
+    ///
+    /// # Errors
+    /// An error that names the file and what in it is not supported.
+    pub fn open_with(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         if !folder.is_dir() {
             return Err(format!(
                 "the model folder {} is not there; give one with config.json, model.safetensors and tokenizer.json \
@@ -84,27 +104,28 @@ impl<B: InferenceBackend> Embedder<B> {
             )
             .into());
         }
-        let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?
-            .with_attention(|attention| attention.with_dtype(DataType::Fp32));
-        let checkpoint = Checkpoint::open(folder)?;
+        let list = ModuleList::open(folder)?;
+        let reading = ConfigOptions::default().with_dtype(DataType::Fp32).with_allowed_keys(&options.allowed_keys);
+        let file = list.encoder.join("config.json");
+        let config = HuggingFaceConfig::read_file(&file, &reading)?;
+        let checkpoint = Checkpoint::open(&list.encoder)?;
         config.check(&checkpoint)?;
-        let encoder = Encoder::init(&config, device)?;
-        let max_positions = encoder.max_positions();
-        let sentences = Sentences::open(folder, max_positions, config.vocab_size)?;
-        check_pooling(folder)?;
+        let encoder = Encoder::init(&config, device).map_err(|error| error.in_file(&file))?;
+        let (positions, vocabulary) = (encoder.max_positions(), config.vocab_size);
+        let prompt = prompts::read(folder, options)?;
+        let sentences = Sentences::open(&list.encoder, (positions, vocabulary), prompt, &options.allowed_keys)?;
+        let width = config.attention_config(0).hidden_size;
+        let modules = Modules::open(&list, width, &options.allowed_keys, device)?;
         let (encoder, report) = encoder.load(&config, &checkpoint, device)?;
-        Ok((Self { sentences, encoder, device: device.clone() }, report))
+        Ok((Self { sentences, encoder, modules, device: device.clone() }, report))
     }
 
     /// Embeds sentences as one batch.
     fn vectors(&self, sentences: &[&Tokens], scaling: Scaling) -> Result<Vec<Vec<f32>>, Failure> {
         let Batch { ids, padding } = Batch::<B>::new(sentences, &self.device);
-        let hidden = self.encoder.forward(ids, padding.clone())?;
-        let mean = mean_of_tokens(hidden, padding);
-        let vectors = match scaling {
-            Scaling::Unit => unit_length(mean),
-            Scaling::Unscaled => mean,
-        };
+        let hidden = self.encoder.forward(ids, padding)?;
+        let lengths: Vec<usize> = sentences.iter().map(|sentence| sentence.ids.len()).collect();
+        let vectors = self.modules.forward(hidden, &lengths, self.sentences.prompt_tokens(), scaling);
         let [_, features] = vectors.dims();
         let values: Vec<f32> = vectors.into_data().iter().collect();
         if !values.iter().all(|value| value.is_finite()) {
@@ -155,48 +176,13 @@ fn alike(sentences: &[Tokens]) -> Vec<Vec<usize>> {
     groups
 }
 
-/// The mean over real tokens.
-///
-/// # Shapes
-/// - hidden: `[B, T, E]`; padding: `[B, T]`, 0 leaves a token out; output: `[B, E]`
-fn mean_of_tokens<B: Backend>(hidden: Tensor<B, 3>, padding: Tensor<B, 2, Int>) -> Tensor<B, 2> {
-    let real: Tensor<B, 3> = padding.float().cast(FloatDType::F32).unsqueeze_dim(2);
-    let sum = (hidden * real.clone()).sum_dim(1);
-    (sum / real.sum_dim(1)).squeeze_dim(1)
-}
-
 /// Each row over its Euclidean length.
 fn unit_length<B: Backend>(vectors: Tensor<B, 2>) -> Tensor<B, 2> {
     let length = vectors.clone().powi_scalar(2).sum_dim(1).sqrt();
     vectors / length.clamp_min(SHORTEST)
 }
 
-/// Refuses a model that was trained with another pooling than the mean: its vectors would be silently wrong.
-fn check_pooling(folder: &Path) -> Result<(), Failure> {
-    let file = folder.join("1_Pooling").join("config.json");
-    let Some(Value::Object(settings)) = json(&file)? else { return Ok(()) };
-    let other = settings.iter().find(|(key, value)| match key.as_str() {
-        "pooling_mode_mean_tokens" => **value == false,
-        "pooling_mode" => **value != "mean",
-        key => key.starts_with("pooling_mode_") && **value == true,
-    });
-    match other {
-        None => Ok(()),
-        Some((key, value)) => Err(format!(
-            "{} has `{key}`: {value}, but only the mean over tokens is computed; use a model that pools the mean, or \
-             remove the file to pool it anyway",
-            file.display()
-        )
-        .into()),
-    }
-}
-
 /// The record of a file; `None` if it is not there.
 fn json(file: &Path) -> Result<Option<Value>, Failure> {
-    if !file.exists() {
-        return Ok(None);
-    }
-    let text = std::fs::read_to_string(file).map_err(|cause| format!("cannot read {}: {cause}", file.display()))?;
-    let record = serde_json::from_str(&text).map_err(|cause| format!("{} is not JSON: {cause}", file.display()))?;
-    Ok(Some(record))
+    Ok(if file.exists() { Some(read_json(file)?) } else { None })
 }

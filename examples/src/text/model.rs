@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{AttentionInit, ConfigError, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType};
@@ -27,19 +27,26 @@ pub struct Options {
     pub rank: Option<Arc<dyn Communicator>>,
     /// Whether ranks may hold different numbers of heads. Default: false.
     pub uneven_heads: bool,
+    /// Keys of `config.json` that the caller knows to change nothing. Default: none.
+    pub allowed_keys: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { dtype: DataType::Fp32, kv_cache: KvCacheType::default(), rank: None, uneven_heads: false }
+        Self {
+            dtype: DataType::Fp32,
+            kv_cache: KvCacheType::default(),
+            rank: None,
+            uneven_heads: false,
+            allowed_keys: Vec::new(),
+        }
     }
 }
 
 impl Options {
     /// The settings of attention under these options.
     fn applied_to(&self, attention: DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
-        let attention =
-            attention.with_dtype(self.dtype).with_kv_cache_dtype(self.kv_cache).with_uneven_heads(self.uneven_heads);
+        let attention = attention.with_kv_cache_dtype(self.kv_cache).with_uneven_heads(self.uneven_heads);
         match &self.rank {
             Some(communicator) => attention.for_rank_of(&**communicator),
             None => attention,
@@ -105,11 +112,14 @@ pub struct Model<B: Backend> {
 impl<B: InferenceBackend> Model<B> {
     /// Reads a folder in the Hugging Face layout; the report says what was read.
     pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
-        let config = HuggingFaceConfig::from_json_file(folder.join("config.json"))?
-            .with_attention(|attention| options.applied_to(attention));
+        let reading = ConfigOptions::default().with_dtype(options.dtype).with_allowed_keys(&options.allowed_keys);
+        let file = folder.join("config.json");
+        let config =
+            HuggingFaceConfig::read_file(&file, &reading)?.with_attention(|attention| options.applied_to(attention));
         let checkpoint = Checkpoint::open(folder)?;
         config.check(&checkpoint)?;
-        let (decoder, report) = Decoder::init(&config, device)?.load(&config, &checkpoint, device)?;
+        let decoder = Decoder::init(&config, device).map_err(|error| error.in_file(&file))?;
+        let (decoder, report) = decoder.load(&config, &checkpoint, device)?;
         let rank = options.rank.clone();
         Ok((Self { config, decoder: on_rank(decoder, rank.as_ref())?, device: device.clone(), rank }, report))
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tokenizers::Tokenizer;
 
-use crate::Failure;
+use crate::{Failure, tokenizer};
 
 /// A model and a prompt on the command line.
 #[derive(Debug, Args)]
@@ -43,6 +43,11 @@ pub fn list(ids: &[u32]) -> String {
 }
 
 impl Source {
+    /// This text, for the model in this folder.
+    pub fn text(model: PathBuf, prompt: impl Into<String>) -> Self {
+        Self { model: Some(model), prompt: Some(prompt.into()), prompt_ids: None }
+    }
+
     /// The folder of the model. Default: that of the adder, which `train-adder` wrote.
     pub fn folder(&self) -> PathBuf {
         let adder = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/adder"));
@@ -51,11 +56,7 @@ impl Source {
 
     /// Reads the prompt with the tokenizer of the folder; the adder has its own.
     pub fn read(&self, folder: &Path) -> Result<Prompt, Failure> {
-        let tokenizer = folder.join("tokenizer.json");
-        let tokenizer = match tokenizer.exists() {
-            true => Some(Tokenizer::from_file(&tokenizer)?),
-            false => None,
-        };
+        let tokenizer = tokenizer::open(folder)?;
         let ids = match (&self.prompt_ids, &self.prompt, &tokenizer) {
             (Some(ids), _, _) => ids.clone(),
             (None, prompt, Some(tokenizer)) => {

@@ -8,9 +8,9 @@ use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::load::{HuggingFaceConfig, PackQkv, QkvLayout};
-use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::decoder::Decoder;
 use burn_deepspeed_examples::text::{Model, Options};
+use burn_deepspeed_examples::{Failure, tokenizer};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
@@ -63,7 +63,7 @@ pub fn open<B: InferenceBackend>(folder: &Path, device: &B::Device) -> Result<Sa
     let (checkpoint, _) = Model::<B>::open(folder, &Options::default(), device)?;
     let empty = Decoder::<B>::init(&checkpoint.config, device)?;
     let record = empty.load_file(folder.join(RECORD), &recorder(), device)?;
-    let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
+    let tokenizer = tokenizer::open(folder)?.ok_or("the folder has no tokenizer.json")?;
     Ok(Saved { tokenizer, checkpoint, record })
 }
 

@@ -1,33 +1,32 @@
 //! BERT, an encoder.
 
-use crate::checkpoint::family::{Defaults, Family, LayerPaths, PositionTable, QkvPaths};
-use crate::error::ConfigError;
+use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::family::{Family, LayerPaths, PositionTable, QkvPaths};
+use crate::checkpoint::only::Only;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["bert"],
-    reads: &["position_embedding_type", "type_vocab_size"],
+    class: Class {
+        name: "BertConfig",
+        mlp_size: Setting::new(&["intermediate_size"], MlpSize::Fixed(3072)),
+        vocab_size: Setting::new(&["vocab_size"], 30522),
+        max_positions: Setting::new(&["max_position_embeddings"], Some(512)),
+        epsilon: Setting::new(&["layer_norm_eps"], 1e-12),
+        ..Class::SHARED
+    },
+    reads: &["type_vocab_size"],
+    rope: None,
+    only: &[Only::text("position_embedding_type", "absolute"), Only::flag("is_decoder", false)],
     harmless: &[
-        "attention_probs_dropout_prob",
-        "classifier_dropout",
         "directionality",
-        "gradient_checkpointing",
-        "hidden_dropout_prob",
         "pooler_fc_size",
         "pooler_num_attention_heads",
         "pooler_num_fc_layers",
         "pooler_size_per_head",
         "pooler_type",
     ],
-    defaults: Defaults { epsilon_keys: &["layer_norm_eps"], epsilon: 1e-12, activation: "gelu", ..Defaults::SHARED },
     attention: |base, fields| {
-        let positions = fields.text(&["position_embedding_type"]).unwrap_or("absolute");
-        if positions != "absolute" {
-            return Err(ConfigError::UnknownValue {
-                key: "position_embedding_type".into(),
-                value: format!("`{positions}`"),
-                accepted: "absolute".into(),
-            });
-        }
+        fields.positive(&["type_vocab_size"])?;
         Ok(base.with_pre_layer_norm(false).with_triangular_masking(false).into())
     },
     layer: LayerPaths {
@@ -37,6 +36,7 @@ pub(super) static FAMILY: Family = Family {
         output: "attention.output.dense",
         ..LayerPaths::SHARED
     },
+    buffers: &[],
     positions: Some(PositionTable { path: "embeddings.position_embeddings", offset: 0 }),
     decoder: None,
 };

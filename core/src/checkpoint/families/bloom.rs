@@ -1,26 +1,37 @@
 //! BLOOM.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, LayerPaths, QkvPaths};
+use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::family::{DecoderPaths, Family, LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
+use crate::checkpoint::only::Only;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["bloom"],
-    reads: &["apply_residual_connection_post_layernorm"],
+    class: Class {
+        name: "BloomConfig",
+        hidden_size: &["hidden_size", "n_embed"],
+        heads: &["n_head", "num_attention_heads"],
+        layers: &["n_layer", "num_hidden_layers"],
+        mlp_size: Setting::new(&[], MlpSize::TimesHidden(4)),
+        vocab_size: Setting::new(&["vocab_size"], 250880),
+        // The class does not read it: positions have no limit.
+        max_positions: Setting::new(&["seq_length"], None),
+        epsilon: Setting::new(&["layer_norm_epsilon"], 1e-5),
+        activation: Setting::new(&[], "gelu_new"),
+        ..Class::SHARED
+    },
+    reads: &[],
+    rope: None,
+    only: &[Only::nothing("n_inner", "the MLP has four times the features of the model")],
     harmless: &[
-        "attention_dropout",
         "attention_softmax_in_fp32",
         "bias_dropout_fusion",
-        "hidden_dropout",
         "masked_softmax_fusion",
         "offset_alibi",
-        "pretraining_tp",
         "skip_bias_add",
         "skip_bias_add_qkv",
         "slow_but_exact",
-        "unk_token_id",
     ],
-    // The activation of BLOOM is part of its code.
-    defaults: Defaults { activation_keys: &[], ..Defaults::SHARED },
     attention: |base, _| Ok(base.with_bigscience_bloom(true).into()),
     layer: LayerPaths {
         layers: "h",
@@ -30,6 +41,7 @@ pub(super) static FAMILY: Family = Family {
         output: "self_attention.dense",
         ..LayerPaths::SHARED
     },
+    buffers: &[],
     positions: None,
     decoder: Some(DecoderPaths {
         tokens: "word_embeddings",
@@ -38,6 +50,7 @@ pub(super) static FAMILY: Family = Family {
         mlp_norm: Some("post_attention_layernorm"),
         up: "mlp.dense_h_to_4h",
         down: "mlp.dense_4h_to_h",
+        only: &[Only::flag("apply_residual_connection_post_layernorm", false)],
         ..DecoderPaths::SHARED
     }),
 };

@@ -1,31 +1,31 @@
 //! GPT-2.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, LayerPaths, PositionTable, QkvPaths};
+use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::family::{DecoderPaths, Family, LayerPaths, PositionTable, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
 use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["gpt2"],
-    reads: &["scale_attn_weights", "scale_attn_by_inverse_layer_idx"],
+    class: Class {
+        name: "GPT2Config",
+        vocab_size: Setting::new(&["vocab_size"], 50257),
+        max_positions: Setting::new(&["n_positions", "max_position_embeddings"], Some(1024)),
+        ..GPT
+    },
+    reads: &["scale_attn_by_inverse_layer_idx", "scale_attn_weights"],
+    rope: None,
+    only: &[],
     harmless: &[
-        // The tensors of a cross attention would be reported as unused.
-        "add_cross_attention",
-        "attn_pdrop",
-        "embd_pdrop",
         "n_ctx",
+        "n_special",
+        "predict_special_tokens",
         // It moves a factor within the same product.
         "reorder_and_upcast_attn",
-        "resid_pdrop",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
     ],
-    defaults: Defaults::SHARED,
     attention: |base, fields| {
-        let inverse_layer = fields.flag("scale_attn_by_inverse_layer_idx", false);
-        let scaled = base.with_scale_attention(fields.flag("scale_attn_weights", true));
+        let inverse_layer = fields.flag(&["scale_attn_by_inverse_layer_idx"])?.unwrap_or(false);
+        let scaled = base.with_scale_attention(fields.flag(&["scale_attn_weights"])?.unwrap_or(true));
         Ok(scaled.with_scale_attn_by_inverse_layer_idx(inverse_layer).into())
     },
     layer: LayerPaths {
@@ -36,6 +36,7 @@ pub(super) static FAMILY: Family = Family {
         output: "attn.c_proj",
         orientation: Orientation::InputOutput, // its `Conv1D`
     },
+    buffers: &[".attn.bias", ".crossattention.bias"],
     positions: Some(PositionTable { path: "wpe", offset: 0 }),
     decoder: Some(DecoderPaths {
         tokens: "wte",
@@ -45,4 +46,15 @@ pub(super) static FAMILY: Family = Family {
         down: "mlp.c_proj",
         ..DecoderPaths::SHARED
     }),
+};
+
+/// The class of GPT-2, and what GPT-J shares with it.
+pub(super) const GPT: Class = Class {
+    hidden_size: &["n_embd", "hidden_size"],
+    heads: &["n_head", "num_attention_heads"],
+    layers: &["n_layer", "num_hidden_layers"],
+    mlp_size: Setting::new(&["n_inner"], MlpSize::TimesHidden(4)),
+    epsilon: Setting::new(&["layer_norm_epsilon"], 1e-5),
+    activation: Setting::new(&["activation_function"], "gelu_new"),
+    ..Class::SHARED
 };

@@ -1,26 +1,31 @@
 //! GPT-NeoX and Pythia.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
+use crate::checkpoint::rope::RopeKeys;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["gpt_neox"],
-    reads: &[
-        "attention_bias",
-        "partial_rotary_factor",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "rotary_emb_base",
-        "rotary_pct",
-        "use_parallel_residual",
-    ],
-    harmless: &["attention_dropout", "classifier_dropout", "hidden_dropout", "is_decoder"],
-    defaults: Defaults::SHARED,
+    class: Class {
+        name: "GPTNeoXConfig",
+        mlp_size: Setting::new(&["intermediate_size"], MlpSize::Fixed(24576)),
+        vocab_size: Setting::new(&["vocab_size"], 50432),
+        max_positions: Setting::new(&["max_position_embeddings"], Some(2048)),
+        tie_word_embeddings: false,
+        ..Class::SHARED
+    },
+    reads: &["attention_bias"],
+    // Outside of the record, the class has names of its own.
+    rope: Some(RopeKeys {
+        theta: Setting::new(&["rotary_emb_base"], 10000.0),
+        share: Setting::new(&["rotary_pct"], 0.25),
+    }),
+    only: &[],
+    harmless: &[],
     attention: |base, fields| {
-        let bias = fields.flag("attention_bias", true);
-        let share = fields.rope_number("partial_rotary_factor").or(fields.number(&["rotary_pct"])).unwrap_or(0.25);
-        Ok(fields.rotary_halves(base.with_qkv_bias(bias).with_output_bias(bias), share)?.into())
+        let bias = fields.flag(&["attention_bias"])?.unwrap_or(true);
+        Ok(FAMILY.read_rope(fields)?.halves(base.with_qkv_bias(bias).with_output_bias(bias)).into())
     },
     layer: LayerPaths {
         layers: "layers",
@@ -30,6 +35,7 @@ pub(super) static FAMILY: Family = Family {
         output: "attention.dense",
         ..LayerPaths::SHARED
     },
+    buffers: &[".attention.bias"],
     positions: None,
     decoder: Some(DecoderPaths {
         tokens: "embed_in",

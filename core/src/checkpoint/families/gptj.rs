@@ -1,6 +1,9 @@
 //! GPT-J.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, QkvPaths};
+use super::gpt2;
+use crate::checkpoint::class::{Class, Setting};
+use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::only::Only;
 use crate::layout::RotaryLayout;
 
 /// Features of a head that rotate, if `rotary_dim` is not given.
@@ -8,24 +11,19 @@ const ROTARY_DIM: usize = 64;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["gptj"],
+    class: Class {
+        name: "GPTJConfig",
+        vocab_size: Setting::new(&["vocab_size"], 50400),
+        max_positions: Setting::new(&["n_positions", "max_position_embeddings"], Some(2048)),
+        tie_word_embeddings: false,
+        ..gpt2::GPT
+    },
     reads: &["rotary_dim"],
-    harmless: &[
-        "attn_pdrop",
-        "embd_pdrop",
-        "gradient_checkpointing",
-        "n_ctx",
-        "resid_pdrop",
-        "rotary",
-        "scale_attn_weights",
-        "summary_activation",
-        "summary_first_dropout",
-        "summary_proj_to_labels",
-        "summary_type",
-        "summary_use_proj",
-    ],
-    defaults: Defaults::SHARED,
+    rope: None,
+    only: &[Only::flag("rotary", true), Only::flag("scale_attn_weights", true)],
+    harmless: &["n_ctx"],
     attention: |base, fields| {
-        let dim = fields.size(&["rotary_dim"]).unwrap_or(ROTARY_DIM);
+        let dim = fields.positive(&["rotary_dim"])?.unwrap_or(ROTARY_DIM);
         let rotary = base.with_rotary(RotaryLayout::Interleaved, dim);
         Ok(rotary.with_qkv_bias(false).with_output_bias(false).into())
     },
@@ -37,6 +35,7 @@ pub(super) static FAMILY: Family = Family {
         output: "attn.out_proj",
         ..LayerPaths::SHARED
     },
+    buffers: &[".attn.bias"],
     positions: None,
     decoder: Some(DecoderPaths {
         tokens: "wte",

@@ -1,45 +1,58 @@
 //! LLaMA, and what Mistral shares with it.
 
-use crate::checkpoint::family::{DecoderPaths, Defaults, Family, Flag, LayerPaths, QkvPaths};
-use crate::checkpoint::fields::Fields;
+use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::only::Only;
+use crate::checkpoint::rope::{Rope, RopeKeys};
 use crate::config::{DeepSpeedInferenceConfig, NormType};
 use crate::error::ConfigError;
+use crate::fields::Fields;
 
 pub(super) static FAMILY: Family = Family {
     model_types: &["llama"],
-    reads: &[
-        "attention_bias",
-        "head_dim",
-        "mlp_bias",
-        "num_key_value_heads",
-        "partial_rotary_factor",
-        "rope_parameters",
-        "rope_scaling",
-        "rope_theta",
-        "rotary_emb_base",
-    ],
+    class: Class {
+        name: "LlamaConfig",
+        mlp_size: Setting::new(&["intermediate_size"], MlpSize::Fixed(11008)),
+        max_positions: Setting::new(&["max_position_embeddings"], Some(2048)),
+        ..CLASS
+    },
+    reads: &["attention_bias", "head_dim", "num_key_value_heads"],
+    rope: Some(RopeKeys::SHARED),
+    only: ONLY,
     harmless: HARMLESS,
-    defaults: DEFAULTS,
-    attention: |base, fields| Ok(attention(base, fields)?.into()),
+    attention: |base, fields| {
+        let bias = fields.flag(&["attention_bias"])?.unwrap_or(false);
+        let mut config = base.with_qkv_bias(bias).with_output_bias(bias);
+        config.num_kv = fields.positive(&["num_key_value_heads"])?;
+        Ok(attention(config, fields, FAMILY.read_rope(fields)?)?.into())
+    },
     layer: LAYER,
+    buffers: &[],
     positions: None,
     decoder: Some(DecoderPaths { mlp_bias: Flag::Key("mlp_bias", false), ..DECODER }),
 };
 
-pub(super) const HARMLESS: &[&str] = &["attention_dropout", "pretraining_tp"];
+pub(super) const CLASS: Class = Class {
+    vocab_size: Setting::new(&["vocab_size"], 32000),
+    epsilon: Setting::new(&["rms_norm_eps"], 1e-6),
+    activation: Setting::new(&["hidden_act"], "silu"),
+    tie_word_embeddings: false,
+    ..Class::SHARED
+};
 
-pub(super) const DEFAULTS: Defaults = Defaults { tie_word_embeddings: false, ..Defaults::SHARED };
+pub(super) const ONLY: &[Only] = &[Only::flag("rope_interleaved", false), Only::flag("use_sliding_window", false)];
 
+pub(super) const HARMLESS: &[&str] = &["is_llama_config", "max_sequence_length"];
+
+/// Norm, size of a head and rotary positions.
 pub(super) fn attention(
     base: DeepSpeedInferenceConfig,
     fields: &Fields<'_>,
+    rope: Rope,
 ) -> Result<DeepSpeedInferenceConfig, ConfigError> {
-    let bias = fields.flag("attention_bias", false);
-    let mut config = base.with_norm_type(NormType::RMSNorm).with_qkv_bias(bias).with_output_bias(bias);
-    config.num_kv = fields.size(&["num_key_value_heads"]);
-    config.head_dim = fields.size(&["head_dim"]);
-    let share = fields.rope_number("partial_rotary_factor").unwrap_or(1.0);
-    fields.rotary_halves(config, share)
+    let mut config = base.with_norm_type(NormType::RMSNorm);
+    config.head_dim = fields.positive(&["head_dim"])?;
+    Ok(rope.whole()?.halves(config))
 }
 
 pub(super) const LAYER: LayerPaths = LayerPaths {

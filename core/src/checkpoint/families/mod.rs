@@ -12,11 +12,14 @@ mod llama;
 mod mistral;
 mod opt;
 
-pub use super::family::{
-    DecoderPaths, Defaults, Family, FamilyAttention, Flag, LayerPaths, LocalLayers, PositionTable, QkvPaths,
-};
-pub use super::fields::Fields;
+pub use super::class::{Class, MlpSize, Setting};
+pub use super::family::{DecoderPaths, Family, FamilyAttention, Flag, LayerPaths, PositionTable, QkvPaths};
+pub use super::layer_types::LayerType;
+pub use super::local::LocalLayers;
+pub use super::only::Only;
+pub use super::rope::{Rope, RopeKeys};
 use crate::error::ConfigError;
+pub use crate::fields::Fields;
 
 /// Every family.
 pub const ALL: &[&Family] = &[

@@ -1,0 +1,453 @@
+//! Configurations are read strictly: no key is ignored, no value of the wrong type is taken for absent, and absence means what it
+//! means to the classes of `transformers`.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use burn_deepspeed_core::checkpoint::families::{self, Class, MlpSize};
+use burn_deepspeed_core::checkpoint::{ConfigOptions, HuggingFaceConfig};
+use burn_deepspeed_core::config::DataType;
+use burn_deepspeed_core::error::ConfigError;
+use burn_deepspeed_core::position::rotary::RopeScaling;
+use serde_json::{Value, json};
+
+/// The `config.json` of every golden checkpoint, and of the families that have none.
+fn configurations() -> Vec<(String, Value)> {
+    let models = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models"));
+    let mut all: Vec<(String, Value)> = std::fs::read_dir(models)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            let text = std::fs::read_to_string(path.join("config.json")).unwrap();
+            (path.display().to_string(), serde_json::from_str(&text).unwrap())
+        })
+        .collect();
+    // As `transformers` 5.24 writes them.
+    let neo = json!({
+        "activation_function": "gelu_new", "attention_dropout": 0.0,
+        "attention_layers": ["global", "local", "global"], "attention_types": [[["global", "local", "global"], 1]],
+        "classifier_dropout": 0.1, "dtype": "float32", "embed_dropout": 0.0, "eos_token_id": 1, "hidden_size": 64,
+        "initializer_range": 0.02, "intermediate_size": null, "layer_norm_epsilon": 1e-5, "max_position_embeddings": 256,
+        "model_type": "gpt_neo", "num_heads": 4, "num_layers": 3, "resid_dropout": 0.0, "tie_word_embeddings": true,
+        "transformers_version": "5.24.0", "use_cache": true, "vocab_size": 160, "window_size": 9
+    });
+    let bert = json!({
+        "add_cross_attention": false, "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1,
+        "classifier_dropout": null, "dtype": "float32", "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "hidden_size": 64,
+        "initializer_range": 0.02, "intermediate_size": 192, "is_decoder": false, "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 256, "model_type": "bert", "num_attention_heads": 4, "num_hidden_layers": 3,
+        "pad_token_id": 0, "position_embedding_type": "absolute", "tie_word_embeddings": true,
+        "transformers_version": "5.24.0", "type_vocab_size": 2, "use_cache": true, "vocab_size": 160
+    });
+    all.extend([("gpt_neo".into(), neo), ("bert".into(), bert)]);
+    let types: Vec<&str> = all.iter().map(|(_, record)| record["model_type"].as_str().unwrap()).collect();
+    assert!(families::ALL.iter().all(|family| types.contains(&family.name())), "{types:?}");
+    all
+}
+
+fn read(record: &Value) -> Result<HuggingFaceConfig, ConfigError> {
+    HuggingFaceConfig::from_json(record.clone())
+}
+
+fn message(record: &Value) -> String {
+    read(record).unwrap_err().to_string()
+}
+
+fn with(record: &Value, key: &str, value: impl Into<Value>) -> Value {
+    let mut record = record.clone();
+    record[key] = value.into();
+    record
+}
+
+#[test]
+fn every_key_of_a_configuration_is_known() {
+    for (name, record) in configurations() {
+        let config = read(&record).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert!(config.unread_keys().is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn every_key_that_is_read_has_one_type() {
+    for (name, record) in configurations() {
+        let family = read(&record).unwrap().family;
+        let read_keys = family.read_keys();
+        let mut changed = 0;
+        for (key, value) in record.as_object().unwrap() {
+            if !read_keys.contains(&key.as_str()) {
+                continue;
+            }
+            let wrong = if value.is_object() { json!("wrong") } else { json!({ "wrong": true }) };
+            let message = message(&with(&record, key, wrong));
+            assert!(message.contains(&format!("`{key}` is ")), "{name}, {key}: {message}");
+            assert!(message.contains("expected") || message.contains("supported"), "{name}, {key}: {message}");
+            changed += 1;
+        }
+        assert!(changed >= 10, "{name}: {changed}");
+    }
+}
+
+#[test]
+fn no_spelling_of_a_setting_takes_another_type() {
+    for (name, record) in configurations() {
+        let family = read(&record).unwrap().family;
+        for key in family.read_keys() {
+            // Numbers and truth values as text, as some tools write them.
+            let wrong = json!(["text"]);
+            if ["rope_parameters", "attention_types"].contains(&key) {
+                continue;
+            }
+            let message = message(&with(&record, key, wrong));
+            assert!(message.contains(&format!("`{key}")), "{name}, {key}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_key_that_no_one_reads_is_an_error_with_a_way_out() {
+    for (name, record) in configurations() {
+        let class = read(&record).unwrap().family.class.name;
+        let strange = with(&record, "atention_sinks", 4);
+        let error = message(&strange);
+        assert!(error.starts_with(&format!("`atention_sinks` is 4, and {class} does not read it")), "{name}: {error}");
+        assert!(error.contains("`--allow-key atention_sinks`"), "{error}");
+        let options = ConfigOptions::default().with_allowed_keys(["atention_sinks"]);
+        let config = HuggingFaceConfig::read(strange, &options).unwrap();
+        assert_eq!(config.unread_keys(), ["atention_sinks"]);
+        // `null` is absent.
+        read(&with(&record, "atention_sinks", Value::Null)).unwrap();
+    }
+}
+
+#[test]
+fn the_nearest_key_and_all_others_are_named() {
+    let record =
+        json!({ "model_type": "llama", "hidden_sise": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "zzz": 1 });
+    let error = message(&record);
+    assert!(error.contains("`hidden_sise` is 64") && error.contains("(nearest: `hidden_size`) (nor `zzz`)"), "{error}");
+}
+
+#[test]
+fn every_key_but_the_sizes_may_be_absent() {
+    for (name, record) in configurations() {
+        let family = read(&record).unwrap().family;
+        let required = [family.class.hidden_size, family.class.heads, family.class.layers].concat();
+        for key in record.as_object().unwrap().keys().filter(|key| *key != "model_type") {
+            let mut absent = record.clone();
+            absent.as_object_mut().unwrap().remove(key);
+            match read(&absent) {
+                Ok(_) => assert!(!required.contains(&key.as_str()), "{name}: {key}"),
+                Err(ConfigError::Missing { key: missing, .. }) => assert!(required.contains(&missing), "{name}: {key}"),
+                // The defaults of the class do not fit these small models: 8 key/value heads, 64 features that rotate.
+                Err(
+                    ConfigError::KvHeadsDoNotDivide { num_kv: 8, .. }
+                    | ConfigError::RotaryDimTooLong { rotary_dim: 64, .. },
+                ) => {}
+                Err(other) => panic!("{name}, {key}: {other}"),
+            }
+        }
+    }
+}
+
+/// A configuration with the sizes that are required.
+fn smallest(family: &str) -> Value {
+    json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24 })
+}
+
+/// The defaults of the classes in `transformers` 5.24: vocabulary, length, width of the MLP (`None`: four times the hidden size),
+/// epsilon, activation, and whether the embeddings are tied.
+type Row = (&'static str, &'static str, usize, Option<usize>, Option<usize>, f64, &'static str, bool);
+
+const DEFAULTS: [Row; 9] = [
+    ("bert", "BertConfig", 30522, Some(512), Some(3072), 1e-12, "gelu", true),
+    // Its MLP, epsilon and activation: `modeling_bloom.py`. It has no length.
+    ("bloom", "BloomConfig", 250880, None, None, 1e-5, "gelu_new", true),
+    ("gpt2", "GPT2Config", 50257, Some(1024), None, 1e-5, "gelu_new", true),
+    ("gpt_neo", "GPTNeoConfig", 50257, Some(2048), None, 1e-5, "gelu_new", true),
+    ("gpt_neox", "GPTNeoXConfig", 50432, Some(2048), Some(24576), 1e-5, "gelu", false),
+    ("gptj", "GPTJConfig", 50400, Some(2048), None, 1e-5, "gelu_new", false),
+    ("llama", "LlamaConfig", 32000, Some(2048), Some(11008), 1e-6, "silu", false),
+    ("mistral", "MistralConfig", 32000, Some(131072), Some(14336), 1e-6, "silu", false),
+    // Its epsilon: `modeling_opt.py`.
+    ("opt", "OPTConfig", 50272, Some(2048), Some(3072), 1e-5, "relu", true),
+];
+
+#[test]
+fn absence_means_the_default_of_the_class() {
+    assert_eq!(DEFAULTS.len(), families::ALL.len());
+    for (family, class, vocabulary, length, mlp, epsilon, activation, tied) in DEFAULTS {
+        let config = read(&smallest(family)).unwrap_or_else(|error| panic!("{family}: {error}"));
+        assert_eq!(config.family.class.name, class);
+        assert_eq!((config.vocab_size, config.max_positions), (vocabulary, length), "{family}");
+        assert_eq!((config.mlp_size, config.activation.as_str()), (mlp.unwrap_or(4096), activation), "{family}");
+        let attention = config.attention_config(0);
+        assert_eq!((attention.layer_norm_eps, config.tie_word_embeddings), (epsilon, tied), "{family}");
+        assert_eq!((attention.dtype, &config.eos_token_ids[..]), (Some(DataType::Fp32), &[][..]), "{family}");
+        let Class { mlp_size, .. } = config.family.class;
+        assert_eq!(mlp_size.default == MlpSize::TimesHidden(4), mlp.is_none(), "{family}");
+    }
+}
+
+#[test]
+fn absence_means_the_default_of_what_only_some_classes_have() {
+    let attention = |family: &str| read(&smallest(family)).unwrap().attention_config(1);
+    // LlamaConfig
+    let llama = attention("llama");
+    assert_eq!((llama.num_kv, llama.head_dim, llama.qkv_bias, llama.output_bias), (None, None, false, false));
+    assert_eq!((llama.rotary_dim, llama.rope_theta, &llama.rope_scaling), (Some(64), 10000.0, &RopeScaling::Default));
+    assert!(!llama.local_attention);
+    // MistralConfig
+    let mistral = attention("mistral");
+    assert_eq!((mistral.num_kv, mistral.local_attention, mistral.window_size), (Some(8), true, 4096));
+    // GPTNeoXConfig
+    let neox = attention("gpt_neox");
+    assert_eq!((neox.rotary_dim, neox.rope_theta, neox.qkv_bias), (Some(16), 10000.0, true));
+    // GPTJConfig
+    assert_eq!((attention("gptj").rotary_dim, attention("gptj").qkv_bias), (Some(64), false));
+    // GPTNeoConfig: 24 layers that alternate
+    let neo = read(&smallest("gpt_neo")).unwrap();
+    let local: Vec<_> = (0..24).map(|layer| neo.attention_config(layer).local_attention).collect();
+    assert_eq!(local, [false, true].repeat(12));
+    assert_eq!((neo.attention_config(1).window_size, neo.attention_config(1).scale_attention), (256, false));
+    // GPT2Config
+    let gpt2 = attention("gpt2");
+    assert_eq!((gpt2.scale_attention, gpt2.scale_attn_by_inverse_layer_idx), (true, false));
+    // OPTConfig
+    assert_eq!((attention("opt").qkv_bias, attention("opt").pre_layer_norm), (true, true));
+    // BertConfig
+    assert_eq!((attention("bert").triangular_masking, attention("bert").pre_layer_norm), (false, false));
+}
+
+#[test]
+fn flags_of_a_decoder_have_the_defaults_of_their_class() {
+    for (family, parallel, mlp_bias) in [
+        ("gpt_neox", true, true),
+        ("gptj", true, true),
+        ("llama", false, false),
+        ("mistral", false, false),
+        ("opt", false, true),
+    ] {
+        let config = read(&smallest(family)).unwrap();
+        let (fields, paths) = (config.fields().unwrap(), config.family.decoder.unwrap());
+        assert_eq!((paths.parallel.of(&fields), paths.mlp_bias.of(&fields)), (Ok(parallel), Ok(mlp_bias)), "{family}");
+    }
+}
+
+#[test]
+fn null_is_absent_unless_the_class_gives_it_a_meaning() {
+    for (family, record) in configurations() {
+        let config = read(&record).unwrap();
+        for key in [
+            "vocab_size",
+            "layer_norm_eps",
+            "layer_norm_epsilon",
+            "rms_norm_eps",
+            "hidden_act",
+            "max_position_embeddings",
+        ] {
+            let (null, mut absent) = (with(&record, key, Value::Null), record.clone());
+            absent.as_object_mut().unwrap().remove(key);
+            let (null, absent) = (read(&null).unwrap(), read(&absent).unwrap());
+            assert_eq!(null.attention_config(0), absent.attention_config(0), "{family}, {key}");
+            assert_eq!((null.vocab_size, &null.activation), (absent.vocab_size, &absent.activation), "{family}, {key}");
+        }
+        assert_eq!(config.family, read(&record).unwrap().family);
+    }
+    let mistral = smallest("mistral");
+    let attention = |key: &str| read(&with(&mistral, key, Value::Null)).unwrap().attention_config(0);
+    assert!(!attention("sliding_window").local_attention);
+    assert_eq!(attention("num_key_value_heads").num_kv, None);
+}
+
+#[test]
+fn sizes_of_a_model_are_required() {
+    for family in families::ALL {
+        let class = &family.class;
+        for (key, names) in [
+            ("hidden_size", class.hidden_size),
+            ("num_attention_heads", class.heads),
+            ("num_hidden_layers", class.layers),
+        ] {
+            let error = message(&with(&smallest(family.name()), key, Value::Null));
+            assert!(
+                error.contains(&format!("`{}` is missing from the Hugging Face configuration", names[0])),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn two_spellings_agree_or_both_are_named() {
+    for (family, one, two, value) in [
+        ("gpt2", "n_embd", "hidden_size", 1024),
+        ("gpt2", "n_head", "num_attention_heads", 16),
+        ("gpt2", "n_positions", "max_position_embeddings", 1024),
+        ("gptj", "n_layer", "num_hidden_layers", 24),
+        ("bloom", "n_embed", "hidden_size", 1024),
+        ("bloom", "n_head", "num_attention_heads", 16),
+        ("gpt_neo", "num_heads", "num_attention_heads", 16),
+    ] {
+        let record = with(&with(&smallest(family), two, value), one, value);
+        read(&record).unwrap_or_else(|error| panic!("{family}, {one}: {error}"));
+        let error = message(&with(&record, one, 2 * value));
+        assert!(error.contains(&format!("`{one}` is {}", 2 * value)), "{error}");
+        assert!(error.contains(&format!("`{two}` is {value}")) && error.contains("the same setting"), "{error}");
+    }
+    let both = json!({ "dtype": "float16", "torch_dtype": "bfloat16" });
+    let mut record = smallest("llama");
+    record.as_object_mut().unwrap().extend(both.as_object().unwrap().clone());
+    assert!(message(&record).contains("`dtype` is \"float16\" and `torch_dtype` is \"bfloat16\""));
+}
+
+#[test]
+fn an_element_type_that_is_replaced_is_not_read() {
+    for dtype in [json!("float64"), json!("auto"), json!(16)] {
+        let record = with(&smallest("llama"), "dtype", dtype);
+        assert!(message(&record).contains("`dtype` is "), "{}", message(&record));
+        let options = ConfigOptions::default().with_dtype(DataType::Bf16);
+        let config = HuggingFaceConfig::read(record, &options).unwrap();
+        assert_eq!(config.attention_config(0).dtype, Some(DataType::Bf16));
+    }
+    let message = message(&with(&smallest("llama"), "torch_dtype", "float64"));
+    assert!(
+        message.contains("`torch_dtype` is \"float64\"") && message.contains("`ConfigOptions::with_dtype`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn what_would_change_attention_and_is_not_supported_names_key_and_value() {
+    for (family, key, value) in [
+        ("llama", "quantization_config", json!({ "quant_method": "gptq" })),
+        ("llama", "partial_rotary_factor", json!(0.5)),
+        ("llama", "rope_interleaved", json!(true)),
+        ("llama", "sliding_window", json!(4096)),
+        ("llama", "layer_types", json!(["full_attention"])),
+        ("llama", "attention_multiplier", json!(0.1)),
+        ("llama", "rotary_emb_base", json!(20000)),
+        ("mistral", "attention_bias", json!(true)),
+        ("mistral", "window_size", json!(9)),
+        ("gpt2", "add_cross_attention", json!(true)),
+        ("gpt2", "is_encoder_decoder", json!(true)),
+        ("gpt2", "pruned_heads", json!({ "0": [1] })),
+        ("gpt2", "intermediate_size", json!(9)),
+        ("gptj", "scale_attn_weights", json!(false)),
+        ("gptj", "rotary", json!(false)),
+        ("gpt_neo", "sliding_window", json!(9)),
+        ("gpt_neox", "rope_theta", json!(20000)),
+        ("gpt_neox", "partial_rotary_factor", json!(0.5)),
+        ("bloom", "n_inner", json!(100)),
+        ("bert", "position_embedding_type", json!("relative_key")),
+        ("bert", "is_decoder", json!(true)),
+        ("opt", "layer_norm_elementwise_affine", json!(false)),
+    ] {
+        let record = with(&smallest(family), key, value.clone());
+        let error = message(&record);
+        assert!(error.contains(&format!("`{key}` is ")), "{family}, {key}: {error}");
+    }
+    // The caller may know better.
+    let record = with(&smallest("llama"), "quantization_config", json!({ "quant_method": "none" }));
+    let options = ConfigOptions::default().with_allowed_keys(["quantization_config"]);
+    HuggingFaceConfig::read(record, &options).unwrap();
+    read(&with(&smallest("gpt2"), "pruned_heads", json!({}))).unwrap();
+}
+
+#[test]
+fn kinds_of_layers_are_read_or_refused() {
+    let mistral = |types: Value| with(&with(&smallest("mistral"), "num_hidden_layers", 3), "layer_types", types);
+    let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
+    let config = read(&mistral(types.clone())).unwrap();
+    let local: Vec<_> = (0..3).map(|layer| config.attention_config(layer).local_attention).collect();
+    assert_eq!(local, [true, false, true]);
+    let error = message(&mistral(json!(["full_attention"])));
+    assert!(error.contains("`layer_types` describes 1 layers and the model has 3"), "{error}");
+    let error = message(&mistral(json!(["full_attention", "chunked_attention", "full_attention"])));
+    assert!(error.contains("`layer_types[1]` is \"chunked_attention\", which is not supported"), "{error}");
+    let error = message(&mistral(json!(["full_attention", 7, "full_attention"])));
+    assert!(error.contains("`layer_types[1]` is 7, and a text is expected"), "{error}");
+    let error = message(&with(&mistral(types), "sliding_window", Value::Null));
+    assert!(error.contains("`sliding_window` is missing"), "{error}");
+
+    let neo = |key: &str, value: Value| with(&with(&smallest("gpt_neo"), "num_hidden_layers", 2), key, value);
+    let error = message(&neo("attention_types", json!([[["global", "local"], 2]])));
+    assert!(error.contains("`attention_types` describes 4 layers and the model has 2"), "{error}");
+    let error = message(&neo("attention_layers", json!(["global", "sliding"])));
+    assert!(error.contains("`attention_layers` is \"sliding\", which is not supported"), "{error}");
+    let error = message(&neo("attention_types", json!([["global", 2]])));
+    assert!(error.contains("`attention_types` is [\"global\",2], and a list of pairs"), "{error}");
+    let both = with(&neo("attention_layers", json!(["global", "local"])), "attention_types", json!([[["global"], 2]]));
+    assert!(message(&both).contains("both are the same setting"), "{}", message(&both));
+}
+
+#[test]
+fn rotary_settings_are_those_that_transformers_prefers() {
+    let scaling = |record: &Value| read(record).unwrap().attention_config(0).rope_scaling;
+    let llama = with(&smallest("llama"), "max_position_embeddings", 64);
+    let yarn = json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16 });
+    let length = |scaling: RopeScaling| match scaling {
+        RopeScaling::Yarn { original_max_position_embeddings: original, .. }
+        | RopeScaling::Llama3 { original_max_position_embeddings: original, .. } => original,
+        other => panic!("{other:?}"),
+    };
+    let inside = with(&llama, "rope_scaling", yarn);
+    assert_eq!(length(scaling(&inside)), 16);
+    assert_eq!(length(scaling(&with(&inside, "original_max_position_embeddings", 8))), 8);
+    let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0 });
+    assert_eq!(length(scaling(&with(&llama, "rope_scaling", llama3))), 64);
+    // An empty record is none.
+    let parameters =
+        with(&llama, "rope_parameters", json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 500.0 }));
+    assert_eq!(scaling(&with(&parameters, "rope_scaling", json!({}))), RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(read(&parameters).unwrap().attention_config(0).rope_theta, 500.0);
+    let error = message(&with(&parameters, "rope_theta", 10000));
+    assert!(error.contains("`rope_parameters.rope_theta` is 500.0 and `rope_theta` is 10000"), "{error}");
+
+    let neox =
+        |record: Value| read(&with(&smallest("gpt_neox"), "rope_parameters", record)).unwrap().attention_config(0);
+    assert_eq!(neox(json!({ "partial_rotary_factor": 0.5 })).rotary_dim, Some(32));
+    assert_eq!(neox(json!({ "rope_theta": 500 })).rope_theta, 500.0);
+
+    for (record, expected) in [
+        (json!({ "rope_type": "linear", "factor": "4" }), "`rope_scaling.factor` is \"4\", and a number is expected"),
+        (
+            json!({ "rope_type": "linear", "factor": 4, "fator": 4 }),
+            "`rope_scaling.fator` is 4, and the rope scaling `linear`",
+        ),
+        (json!({ "rope_type": 4 }), "`rope_scaling.rope_type` is 4, and a text is expected"),
+        (json!({ "rope_type": "linear", "type": "yarn", "factor": 2 }), "`rope_scaling.type` is \"yarn\""),
+        (json!({ "factor": 4.0 }), "`rope_scaling.factor` is 4.0, and the rope scaling `default` does not read it"),
+        (json!({ "rope_type": "yarn" }), "rope scaling `yarn`: `factor` is missing"),
+        (json!({ "rope_type": "yarn", "factor": 2, "truncate": "no" }), "`rope_scaling.truncate` is \"no\""),
+        (
+            json!({ "rope_type": "yarn", "factor": 2, "attention_factor": -1 }),
+            "`attention_factor` must be a positive number",
+        ),
+        (
+            json!({ "rope_type": "dynamic", "factor": 2, "original_max_position_embeddings": 16 }),
+            "`original_max_position_embeddings` is not `max_position_embeddings`, from which dynamic scaling starts",
+        ),
+        (json!("linear"), "`rope_scaling` is \"linear\", and a record of settings is expected"),
+    ] {
+        let error = message(&with(&llama, "rope_scaling", record));
+        assert!(error.contains(expected), "{error}");
+    }
+    // `null` there is the growth of the length.
+    let grown = json!({ "rope_type": "yarn", "factor": null, "original_max_position_embeddings": 16 });
+    let RopeScaling::Yarn { factor, .. } = scaling(&with(&llama, "rope_scaling", grown)) else { panic!() };
+    assert_eq!(factor, 4.0);
+    let options = ConfigOptions::default().with_allowed_keys(["rope_scaling.fator"]);
+    let record = with(&llama, "rope_scaling", json!({ "rope_type": "linear", "factor": 4, "fator": 4 }));
+    assert!(HuggingFaceConfig::read(record, &options).is_ok());
+}
+
+#[test]
+fn a_size_is_a_whole_number() {
+    for wrong in [json!(-4), json!(4.5), json!("4"), json!(true), json!([4]), json!(1e30)] {
+        let error = message(&with(&smallest("llama"), "num_key_value_heads", wrong));
+        assert!(error.contains("`num_key_value_heads` is ") && error.contains("a whole number is expected"), "{error}");
+    }
+    let ids = |value: Value| read(&with(&smallest("llama"), "eos_token_id", value)).map(|config| config.eos_token_ids);
+    assert_eq!((ids(json!(2)), ids(json!([2, 3])), ids(Value::Null)), (Ok(vec![2]), Ok(vec![2, 3]), Ok(vec![])));
+    assert!(ids(json!([2, "3"])).unwrap_err().to_string().contains("`eos_token_id` is [2,\"3\"]"));
+}

@@ -1,0 +1,184 @@
+//! The modules of a sentence encoder, as `modules.json` of `sentence-transformers` lists them.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::fields::{Fields, shown};
+use burn_deepspeed::{ConfigError, InferenceBackend};
+use serde_json::Value;
+
+use super::dense::Dense;
+use super::pooling::Pooling;
+use super::{Scaling, unit_length};
+use crate::Failure;
+
+/// Which modules a checkpoint has, and where they are.
+pub struct ModuleList {
+    /// The folder of the encoder itself.
+    pub encoder: PathBuf,
+    /// The folder of the pooling; `None` for the mean over all tokens.
+    pooling: Option<PathBuf>,
+    after: Vec<(Kind, PathBuf)>,
+    /// Whether a `modules.json` was read.
+    listed: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Transformer,
+    Pooling,
+    Dense,
+    Normalize,
+    /// Nothing outside of training.
+    Dropout,
+}
+
+impl Kind {
+    const NAMES: [(&str, Self); 5] = [
+        ("Transformer", Self::Transformer),
+        ("Pooling", Self::Pooling),
+        ("Dense", Self::Dense),
+        ("Normalize", Self::Normalize),
+        ("Dropout", Self::Dropout),
+    ];
+
+    /// The module of a class of `sentence-transformers`, by its path in Python.
+    fn of(path: &str) -> Option<Self> {
+        let name = path.strip_prefix("sentence_transformers.")?.rsplit('.').next()?;
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
+    }
+}
+
+impl ModuleList {
+    /// Reads `modules.json`. Without it the folder is an encoder, with the pooling of `1_Pooling` or the mean.
+    ///
+    /// # Errors
+    /// An error that names a module that is not supported.
+    pub fn open(folder: &Path) -> Result<Self, Failure> {
+        let file = folder.join("modules.json");
+        let Some(record) = super::json(&file)? else {
+            let pooling = folder.join("1_Pooling");
+            let pooling = pooling.join("config.json").exists().then_some(pooling);
+            return Ok(Self { encoder: folder.into(), pooling, after: Vec::new(), listed: false });
+        };
+        Self::listed(&record, folder).map_err(|error| error.in_file(&file).into())
+    }
+
+    fn listed(record: &Value, folder: &Path) -> Result<Self, ConfigError> {
+        let list = record.as_array().ok_or_else(|| ConfigError::WrongType {
+            key: "modules.json".into(),
+            found: shown(record),
+            expected: "a list of modules",
+        })?;
+        let mut modules = Vec::new();
+        for (at, entry) in list.iter().enumerate() {
+            let fields = Fields::nested(&format!("[{at}]"), entry)?;
+            fields.check_keys(&["idx", "name", "path", "type"], "a list of modules")?;
+            let kind = fields.text(&["type"])?.and_then(Kind::of).ok_or_else(|| {
+                fields.unsupported(
+                    "type",
+                    "Transformer, Pooling, Dense, Normalize and Dropout of `sentence_transformers`",
+                )
+            })?;
+            modules.push((kind, folder.join(fields.text(&["path"])?.unwrap_or_default())));
+        }
+        let order = |supported: &str| ConfigError::Unsupported {
+            key: "modules.json".into(),
+            value: format!("{:?}", modules.iter().map(|(kind, _)| kind).collect::<Vec<_>>()),
+            supported: supported.into(),
+        };
+        match modules.as_slice() {
+            [(Kind::Transformer, encoder), (Kind::Pooling, pooling), after @ ..] => {
+                if after.iter().any(|(kind, _)| matches!(kind, Kind::Transformer | Kind::Pooling)) {
+                    return Err(order("one Transformer and one Pooling"));
+                }
+                let (encoder, pooling) = (encoder.clone(), Some(pooling.clone()));
+                Ok(Self { encoder, pooling, after: after.to_vec(), listed: true })
+            }
+            _ => Err(order("a Transformer, a Pooling, and then Dense, Normalize and Dropout")),
+        }
+    }
+}
+
+/// The modules after the encoder.
+pub struct Modules<B: Backend> {
+    pooling: Pooling,
+    after: Vec<Module<B>>,
+    listed: bool,
+}
+
+enum Module<B: Backend> {
+    Dense(Box<Dense<B>>),
+    Normalize,
+}
+
+impl<B: InferenceBackend> Modules<B> {
+    /// Reads the folders of the modules, for an encoder with vectors of `width` features.
+    ///
+    /// # Errors
+    /// An error that names the file and the key or the tensor.
+    pub fn open(list: &ModuleList, width: usize, allowed: &[String], device: &B::Device) -> Result<Self, Failure> {
+        let pooling = match &list.pooling {
+            None => Pooling::mean(),
+            Some(folder) => {
+                let file = folder.join("config.json");
+                let record = super::json(&file)?.ok_or_else(|| format!("{} is missing", file.display()))?;
+                let fields = Fields::new(&record).map(|fields| fields.allowing(allowed));
+                fields.and_then(|fields| Pooling::read(&fields, width)).map_err(|error| error.in_file(&file))?
+            }
+        };
+        let (mut after, mut width) = (Vec::new(), width * pooling.modes.len());
+        for (kind, folder) in &list.after {
+            after.push(match kind {
+                Kind::Dense => {
+                    let (dense, outputs) = Dense::open(folder, width, allowed, device)?;
+                    width = outputs;
+                    Module::Dense(Box::new(dense))
+                }
+                Kind::Normalize => {
+                    normalize(folder).map_err(|error| error.in_file(&folder.join("config.json")))?;
+                    Module::Normalize
+                }
+                _ => continue,
+            });
+        }
+        Ok(Self { pooling, after, listed: list.listed })
+    }
+
+    /// The vectors of sentences. `lengths` are their tokens, of which the first `prompt` are those of a prompt.
+    ///
+    /// # Shapes
+    /// - hidden: `[B, T, E]`, with padding on the right; output: `[B, features]`
+    pub fn forward(&self, hidden: Tensor<B, 3>, lengths: &[usize], prompt: usize, scaling: Scaling) -> Tensor<B, 2> {
+        let pooled = self.pooling.forward(hidden, lengths, prompt);
+        let kept = match (scaling, self.after.last()) {
+            (Scaling::Unscaled, Some(Module::Normalize)) => self.after.len() - 1,
+            _ => self.after.len(),
+        };
+        let vectors = self.after[..kept].iter().fold(pooled, |vectors, module| match module {
+            Module::Dense(dense) => dense.forward(vectors),
+            Module::Normalize => unit_length(vectors),
+        });
+        match scaling {
+            Scaling::Saved if self.listed => vectors,
+            Scaling::Saved | Scaling::Unit => unit_length(vectors),
+            Scaling::Unscaled => vectors,
+        }
+    }
+}
+
+/// Checks the settings of a Normalize module, if it has any.
+fn normalize(folder: &Path) -> Result<(), ConfigError> {
+    let file = folder.join("config.json");
+    if !file.exists() {
+        return Ok(());
+    }
+    let record = burn_deepspeed::config::read_json(&file)?;
+    let fields = Fields::new(&record)?;
+    let keys = ["module_input_name", "module_output_name"];
+    fields.check_keys(&keys, "a Normalize module")?;
+    keys.into_iter().try_for_each(|key| match fields.text(&[key])? {
+        Some(name) if name != "sentence_embedding" => Err(fields.unsupported(key, "\"sentence_embedding\"")),
+        _ => Ok(()),
+    })
+}
