@@ -6,7 +6,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::checkpoint::{Checkpoint, CheckpointWriter, Floats, Part, QkvLayout, whole};
 
 use crate::element::element_type;
-use crate::error::{ConfigError, WEIGHTS, WeightError};
+use crate::error::{ConfigError, WeightError};
 use crate::parallel::HeadShard;
 
 /// Reads tensors from a [`Checkpoint`].
@@ -133,7 +133,7 @@ impl WriteTensors for CheckpointWriter {
             }
             other => {
                 let (name, found) = (name.into(), format!("{other:?}"));
-                Err(WeightError::ElementType { name, found, expected: WEIGHTS })
+                Err(WeightError::ElementType { name, found, expected: WeightError::WEIGHTS })
             }
         }
     }

@@ -15,7 +15,7 @@ use super::runs::{self, Run};
 use super::scale_format::ScaleFormat;
 use super::wrapper;
 use crate::element::ElementType;
-use crate::error::{INTEGERS, WEIGHTS, WeightError};
+use crate::error::WeightError;
 use crate::spelling::nearest;
 
 /// One or several safetensors files, which stay open. A tensor, or the part of it that is wanted, is read and converted in
@@ -206,7 +206,7 @@ impl Checkpoint {
     pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Vec<i64>, WeightError> {
         let (file, stored) = self.locate(name, shape)?;
         let mut values = vec![0; shape.iter().product()];
-        file.integers(stored, &mut values).map_err(|failure| self.failed(name, failure, INTEGERS))?;
+        file.integers(stored, &mut values).map_err(|failure| self.failed(name, failure, WeightError::INTEGERS))?;
         self.log_loaded(name);
         Ok(values)
     }
@@ -225,7 +225,7 @@ impl Checkpoint {
         into: &mut [T],
     ) -> Result<(), WeightError> {
         let (file, stored) = self.locate(name, shape)?;
-        file.floats(stored, runs, into).map_err(|failure| self.failed(name, failure, WEIGHTS))
+        file.floats(stored, runs, into).map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
     }
 
     /// Fills `into` with 8-bit integers of a tensor of this shape. `runs` holds ascending runs, and the distance between the
@@ -237,7 +237,7 @@ impl Checkpoint {
         into: &mut [i8],
     ) -> Result<(), WeightError> {
         let (file, stored) = self.locate(name, shape)?;
-        file.int8(stored, runs, into).map_err(|failure| self.failed(name, failure, WEIGHTS))
+        file.int8(stored, runs, into).map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
     }
 
     /// Where a tensor of this shape is.

@@ -12,4 +12,4 @@ pub use attention::AttentionError;
 pub use communication::CommunicationError;
 pub use config::{ConfigError, Origin};
 pub use shape::{check_broadcast, check_shape};
-pub use weight::{INTEGERS, WEIGHTS, WeightError};
+pub use weight::WeightError;

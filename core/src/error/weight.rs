@@ -5,12 +5,6 @@ use std::path::PathBuf;
 use crate::error::config::ConfigError;
 use crate::spelling::{list, nearest_hint};
 
-/// The types of weights, for [`WeightError::ElementType`].
-pub const WEIGHTS: &str = "weights are read from F64, F32, F16 or BF16, and matrices from I8, too";
-/// The types of integers, for [`WeightError::ElementType`].
-pub const INTEGERS: &str =
-    "integers are read from I64, I32, I16, I8, U64, U32, U16, U8 or BOOL; read floats with `tensor`";
-
 /// What can go wrong when weights are read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -90,7 +84,7 @@ pub enum WeightError {
         name: String,
         /// The type in the file.
         found: String,
-        /// What is read instead; [`WEIGHTS`] or [`INTEGERS`].
+        /// What is read instead: [`WEIGHTS`](Self::WEIGHTS) or [`INTEGERS`](Self::INTEGERS).
         expected: &'static str,
     },
     /// An integer does not fit the type that it is read into.
@@ -231,6 +225,14 @@ pub enum WeightError {
     /// The configuration of the checkpoint cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
+}
+
+impl WeightError {
+    /// The types of weights, for [`ElementType`](Self::ElementType).
+    pub const WEIGHTS: &str = "weights are read from F64, F32, F16 or BF16, and matrices from I8, too";
+    /// The types of integers, for [`ElementType`](Self::ElementType).
+    pub const INTEGERS: &str =
+        "integers are read from I64, I32, I16, I8, U64, U32, U16, U8 or BOOL; read floats with `tensor`";
 }
 
 /// The nearest name, or what the checkpoint has.
