@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{AttentionNames, Checkpoint, QkvLayout, ReadTensors};
+use burn_deepspeed::load::{AttentionNames, Checkpoint, HeadWeightNames, QkNormNames, QkvLayout, ReadTensors};
 use burn_deepspeed::ops::{AdditiveMask, Softmax};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::position::alibi::slopes;
@@ -147,6 +147,8 @@ impl<B: InferenceBackend> Case<'_, B> {
         let is_bloom = self.record.module == "BloomSelfAttention";
         let layout = if is_bloom { QkvLayout::PerHead } else { QkvLayout::Concat };
         let names = AttentionNames::deepspeed(&self.tensors, "weights.", layout, Orientation::InputOutput);
+        let [query, key] = ["q_norm", "k_norm"].map(|name| HeadWeightNames::One(format!("weights.{name}")));
+        let names = names.with_qk_norm(QkNormNames { query, key });
         let tokens = self.record.calls.iter().map(|call| self.shape3(call, "input").map(|shape| shape[1]));
         let total: usize = tokens.sum::<Result<usize, _>>()?;
         config.max_out_tokens = config.max_out_tokens.max(total);
