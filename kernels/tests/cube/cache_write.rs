@@ -395,6 +395,8 @@ fn a_head_that_is_not_finite_changes_no_other() {
             let mut expected = [0; 3];
             expected[at] = if at == 2 { 1 } else { 8 };
             assert_eq!(nan, expected);
+            let copied = lab.read(&value).into_iter().zip(&qkv[16..]);
+            assert!(copied.into_iter().all(|(found, given)| found == *given || found.is_nan() && given.is_nan()));
         }
     }
 }

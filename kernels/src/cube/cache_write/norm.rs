@@ -266,16 +266,16 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         let rotates = sizes.rotates(head);
         let from = source + head * tile.parts;
         let mut held = Array::<Vector<f32, N>>::new(per_lane);
-        let mut beside = Array::<Vector<f32, N>>::new(per_lane);
+        let mut partners = Array::<Vector<f32, N>>::new(per_lane);
         #[unroll]
         for p in 0..per_lane {
             let part = lane + p as u32 * tile.lanes;
             held[p] = Vector::<f32, N>::new(0.0f32);
-            beside[p] = Vector::<f32, N>::new(0.0f32);
+            partners[p] = Vector::<f32, N>::new(0.0f32);
             if part < tile.parts && head < all_heads {
                 held[p] = Vector::cast_from(qkv[(from + part) as usize]);
                 if comptime!(norm.flags.apart) && rotates {
-                    beside[p] = Vector::cast_from(qkv[(from + partner::<N, T>(table, part)) as usize]);
+                    partners[p] = Vector::cast_from(qkv[(from + partner::<N, T>(table, part)) as usize]);
                 }
             }
         }
@@ -286,7 +286,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
                 let part = lane + p as u32 * tile.lanes;
                 if part < tile.parts && rotates {
                     held[p] = norm.apply::<N>(held[p], statistics, head, part, sizes);
-                    beside[p] = norm.apply::<N>(beside[p], statistics, head, partner::<N, T>(table, part), sizes);
+                    partners[p] = norm.apply::<N>(partners[p], statistics, head, partner::<N, T>(table, part), sizes);
                 }
             }
         }
@@ -294,7 +294,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         for p in 0..per_lane {
             let part = lane + p as u32 * tile.lanes;
             if rotates {
-                held[p] = angles[p].rotate::<T>(table, held[p], beside[p], part);
+                held[p] = angles[p].rotate::<T>(table, held[p], partners[p], part);
             }
         }
         if comptime!(after) {
@@ -312,7 +312,11 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         let mut largest = 0u32.runtime();
         #[unroll]
         for p in 0..per_lane {
-            moved[p] = Vector::cast_from(held[p] * Vector::<f32, N>::new(select(is_query, factor, 1.0f32)));
+            let mut features = held[p];
+            if comptime!(norm.factors.is_some()) && is_query {
+                features *= Vector::<f32, N>::new(factor);
+            }
+            moved[p] = Vector::cast_from(features);
             if comptime!(int8) {
                 largest = max(largest, magnitude::<F, N>(moved[p]));
             }
