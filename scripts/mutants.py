@@ -88,6 +88,8 @@ def instances() -> list[Instance]:
         Instance("cache_write_int8, f32", "cache_write_int8", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots_in_int8", 2),
         Instance("cache_write_int8, zeros and ties", "cache_write_int8", "cache_write::int8_rounds_ties_to_even_and_shows_what_is_not_finite"),
         Instance("cache_write_int8, infinities", "cache_write_int8", "cache_write::int8_rounds_ties_to_even_and_shows_what_is_not_finite", 2),
+        Instance("cache_write_norm, f32", "cache_write_norm", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots_under_a_norm"),
+        Instance("cache_write_squares, f32", "cache_write_squares", "cache_write::squares_of_all_heads_are_added_in_f32"),
         Instance("product by rows, f32", "product", "gemv::a_small_problem_by_rows_agrees_with_plain_loops"),
         Instance("product by rows, no planes", "product", "gemv::a_small_problem_by_rows_without_planes_agrees_with_plain_loops"),
         Instance("product by rows, int8", "product", "gemv::a_small_problem_of_int8_agrees_with_plain_loops"),

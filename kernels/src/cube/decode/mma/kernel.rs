@@ -97,20 +97,18 @@ pub(super) fn decode_mma<F: Float, P: Float, O: Float, M: Int, E: Float, N: Size
         #[unroll]
         for half in 0..HALVES {
             let slot = first + half as u32 * 8 + eighth();
-            let keep = kept::<M, E>(masks, slot, stop, tile);
+            let keep = kept::<M, E>(masks, slot, stop);
             if comptime!(tile.guarded) {
                 scales.kept[half] = keep;
             }
             scales.keys[half] = 0.0f32;
             scales.values[half] = 0.0f32;
-            if comptime!(tile.int8_keys || tile.int8_values) {
-                if keep {
-                    if comptime!(tile.int8_keys) {
-                        scales.keys[half] = key.scale(key_head, slot);
-                    }
-                    if comptime!(tile.int8_values) {
-                        scales.values[half] = value.scale(value_head, slot);
-                    }
+            if keep {
+                if comptime!(tile.int8_keys) {
+                    scales.keys[half] = key.scale(key_head, slot);
+                }
+                if comptime!(tile.int8_values) {
+                    scales.values[half] = value.scale(value_head, slot);
                 }
             }
             scores[half] = Vector::<f32, Pair>::new(0.0f32);

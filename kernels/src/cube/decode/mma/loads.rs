@@ -72,14 +72,12 @@ fn pair<F: Float>(first: F, second: F) -> Vector<F, Pair> {
     pair
 }
 
-/// Whether a slot before `stop` holds a key that some query may see, and the slot, or the last one before `stop`.
+/// Whether a slot before `stop` holds a key that some query may see.
 #[cube]
-pub(super) fn kept<M: Int, E: Float>(masks: &Masks<M, E>, slot: u32, stop: u32, #[comptime] tile: Tile) -> bool {
+pub(super) fn kept<M: Int, E: Float>(masks: &Masks<M, E>, slot: u32, stop: u32) -> bool {
     let mut kept = slot < stop;
-    if comptime!(tile.guarded) {
-        if kept {
-            kept = !masks.hides_key(CUBE_POS_Z, slot);
-        }
+    if kept {
+        kept = !masks.hides_key(CUBE_POS_Z, slot);
     }
     kept
 }
@@ -106,7 +104,7 @@ fn load<M: Int, E: Float, N: Size>(
         for chunk in 0..chunks {
             loaded[(to + chunk) as usize] = Vector::<u32, N>::new(0u32);
         }
-        if kept::<M, E>(masks, slot, stop, tile) {
+        if kept::<M, E>(masks, slot, stop) {
             #[unroll(!tile.emulate)]
             for chunk in 0..chunks {
                 loaded[(to + chunk) as usize] = cached.part(head, slot, lane + chunk * apart);
