@@ -137,7 +137,7 @@ fn a_configuration_may_state_any_number_of_layers() {
             "gptj" => record["rotary_dim"] = 4.into(),
             "gpt_neo" => record["attention_types"] = json!([[["global", "local"], HUGE / 2]]),
             "gpt_neox" => record["rotary_pct"] = 0.5.into(),
-            "gemma" | "qwen2" | "qwen3" => record["num_key_value_heads"] = 8.into(),
+            "gemma" | "helium" | "qwen2" | "qwen3" => record["num_key_value_heads"] = 8.into(),
             "stablelm" => {
                 record["num_key_value_heads"] = 8.into();
                 record["partial_rotary_factor"] = 0.5.into();

@@ -159,8 +159,12 @@ fn every_key_but_the_sizes_may_be_absent() {
 
 /// A configuration with the sizes that are required.
 fn smallest(family: &str) -> Value {
-    // These classes have 32 key/value heads.
-    let heads = if ["qwen2", "qwen3", "stablelm"].contains(&family) { 32 } else { 16 };
+    // Some classes have more key/value heads.
+    let heads = match family {
+        "qwen2" | "qwen3" | "stablelm" => 32,
+        "helium" => 20,
+        _ => 16,
+    };
     json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": heads, "num_hidden_layers": 24 })
 }
 
@@ -168,7 +172,8 @@ fn smallest(family: &str) -> Value {
 /// epsilon, activation, and whether the embeddings are tied.
 type Row = (&'static str, &'static str, usize, Option<usize>, Option<usize>, f64, &'static str, bool);
 
-const DEFAULTS: [Row; 31] = [
+const DEFAULTS: [Row; 36] = [
+    ("arcee", "ArceeConfig", 32000, Some(4096), Some(18432), 1e-5, "relu2", false),
     ("bert", "BertConfig", 30522, Some(512), Some(3072), 1e-12, "gelu", true),
     // Its MLP, epsilon and activation: `modeling_bloom.py`. It has no length.
     ("bloom", "BloomConfig", 250880, None, None, 1e-5, "gelu_new", true),
@@ -178,6 +183,10 @@ const DEFAULTS: [Row; 31] = [
     ("gemma", "GemmaConfig", 256000, Some(8192), Some(24576), 1e-6, "gelu_pytorch_tanh", true),
     ("gemma2", "Gemma2Config", 256000, Some(8192), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
     ("gemma3_text", "Gemma3TextConfig", 262208, Some(131072), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
+    ("ernie4_5", "Ernie4_5Config", 103424, Some(131072), Some(3072), 1e-5, "silu", true),
+    ("glm", "GlmConfig", 151552, Some(131072), Some(13696), 1.5625e-7, "silu", false),
+    ("helium", "HeliumConfig", 48000, Some(4096), Some(7040), 1e-8, "silu", false),
+    ("seed_oss", "SeedOssConfig", 155136, Some(524288), Some(27648), 1e-6, "silu", false),
     ("glm4", "Glm4Config", 151552, Some(131072), Some(13696), 1.5625e-7, "silu", false),
     ("granite", "GraniteConfig", 32000, Some(2048), Some(11008), 1e-6, "silu", false),
     ("gpt2", "GPT2Config", 50257, Some(1024), None, 1e-5, "gelu_new", true),

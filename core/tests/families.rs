@@ -79,6 +79,8 @@ fn windows_that_contradict_each_other_are_named() {
     assert!(message("gemma3_text", keys).contains("`sliding_window_pattern` is 3"));
     let error = message("gemma3_text", json!({ "_sliding_window_pattern": 3 }));
     assert!(error.contains("`_sliding_window_pattern` is 3") && error.contains("write `sliding_window_pattern`"));
+    let error = message("gemma2", json!({ "sliding_window": 9, "sliding_window_size": 8 }));
+    assert!(error.contains("`sliding_window_size` is 8"), "{error}");
     let error = message("cohere2", json!({ "sliding_window": null }));
     assert!(error.contains("`sliding_window` is missing"), "{error}");
     let error = message("cohere2", json!({ "layer_types": ["full_attention"] }));

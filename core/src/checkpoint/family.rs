@@ -43,8 +43,11 @@ pub struct Family {
     /// The paths of everything around attention in a decoder, and how its blocks are built; `None` for an encoder.
     pub decoder: Option<DecoderPaths>,
     /// Changes the paths where they depend on the `config.json`.
-    pub variant: Option<fn(&Fields<'_>, &mut LayerPaths, &mut DecoderPaths) -> Result<(), ConfigError>>,
+    pub variant: Option<Variant>,
 }
+
+/// Changes paths by what a `config.json` says.
+pub type Variant = fn(&Fields<'_>, &mut LayerPaths, &mut DecoderPaths) -> Result<(), ConfigError>;
 
 /// The attention of a family: its kinds, and which layers are of which.
 #[derive(Debug, Clone, PartialEq)]

@@ -37,11 +37,16 @@ impl<B: Backend> Decoder<B> {
         self.final_norm = self.final_norm.read(&reader, &config.layer().norm_names(&at(paths.final_norm)))?;
 
         let (own, all) = (attention.rank_group()?.part(config.mlp_size), config.mlp_size);
-        let half = |first: usize, all| WeightPart::Outputs { own: first + own.start..first + own.end, all };
+        // The file may state any width; the tensor is compared with it.
+        let both = all.saturating_mul(2);
+        let outputs = |first: usize, all| {
+            let [start, end] = [own.start, own.end].map(|output| output.saturating_add(first));
+            WeightPart::Outputs { own: start..end, all }
+        };
         // Where one matrix has both, the gate comes first.
         let (gate_part, up_part) = match paths.gate {
-            Gate::WithUp => (half(0, 2 * all), half(all, 2 * all)),
-            Gate::None | Gate::At(_) => (half(0, all), half(0, all)),
+            Gate::WithUp => (outputs(0, both), outputs(all, both)),
+            Gate::None | Gate::At(_) => (outputs(0, all), outputs(0, all)),
         };
         let outer = WeightPart::Inputs { own: own.clone(), all };
         let mut blocks = Vec::with_capacity(self.blocks.len());

@@ -18,6 +18,8 @@ pub(super) static FAMILY: Family = Family {
     model_types: &["cohere"],
     class: Class { name: "CohereConfig", ..CLASS },
     reads: &["attention_bias", "head_dim", "num_key_value_heads", "use_qk_norm"],
+    // The tokenizer's.
+    harmless: &["model_max_length"],
     rope: Some(RopeKeys { theta: rotary::theta(5e5), ..RopeKeys::SHARED }),
     attention: |base, fields| {
         let norm = QkNorm::new(QkNormKind::LayerNorm, QkNormWeights::PerHead, base.layer_norm_eps);

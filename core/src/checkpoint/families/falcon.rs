@@ -36,6 +36,8 @@ pub(super) static FAMILY: Family = Family {
         Only::flag("alibi", false),
         Only::flag("apply_residual_connection_post_layernorm", false),
     ],
+    // Its product with the hidden size is `ffn_hidden_size`, which the class reads.
+    harmless: &["ff_factor"],
     attention: |base, fields| {
         let (bias, heads) = (BIAS.of(fields)?, base.heads);
         let stated = fields.positive(&["num_kv_heads"])?;

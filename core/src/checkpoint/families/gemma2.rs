@@ -36,13 +36,19 @@ pub(super) static FAMILY: Family = Family {
         "num_key_value_heads",
         "query_pre_attn_scalar",
         "sliding_window",
+        "sliding_window_size",
     ],
     rope: Some(RopeKeys::SHARED),
     only: ONLY,
     attention: |base, fields| {
         let config = attention(base, fields, Some(50.0))?;
         let config = llama::positions(config, FAMILY.read_rope(fields)?)?;
-        window::listed(fields, config, window::size(fields, Some(WINDOW))?, LayerKinds::every(2, 0, 1))
+        let window = window::size(fields, Some(WINDOW))?;
+        // Early files state the window twice, and the class reads one of them.
+        if fields.positive(&["sliding_window_size"])?.is_some_and(|size| Some(size) != window) {
+            return Err(fields.unsupported("sliding_window_size", "the value of `sliding_window`"));
+        }
+        window::listed(fields, config, window, LayerKinds::every(2, 0, 1))
     },
     layer: gemma::LAYER,
     decoder: Some(DecoderPaths { logit_softcap: Some(("final_logit_softcapping", Some(30.0))), ..DECODER }),

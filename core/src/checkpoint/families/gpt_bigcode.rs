@@ -11,7 +11,7 @@ use crate::fields::Fields;
 
 pub(super) static FAMILY: Family = Family {
     title: "GPT-BigCode (StarCoder)",
-    about: "learned positions, one key/value head",
+    about: "learned positions, one key/value head; `PerHead` if `multi_query` is false",
     model_types: &["gpt_bigcode"],
     class: Class {
         name: "GPTBigCodeConfig",

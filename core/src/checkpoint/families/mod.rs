@@ -2,14 +2,17 @@
 //!
 //! To add a family, write its record in a new file and add it to [`ALL`].
 
+mod arcee;
 mod bert;
 mod bloom;
 mod cohere;
 mod cohere2;
+mod ernie4_5;
 mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod glm;
 mod glm4;
 mod gpt2;
 mod gpt_bigcode;
@@ -17,6 +20,7 @@ mod gpt_neo;
 mod gpt_neox;
 mod gptj;
 mod granite;
+mod helium;
 mod internlm2;
 mod llama;
 mod ministral;
@@ -31,6 +35,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod rotary;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
@@ -38,7 +43,7 @@ mod table;
 
 pub use super::class::{Class, MlpSize, Setting};
 pub use super::decoder::{DecoderPaths, Factor, Flag, Gate};
-pub use super::family::{Family, FamilyAttention, PositionTable};
+pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
 pub use super::layer_kinds::LayerKinds;
 pub use super::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
 pub use super::layer_types::LayerType;
@@ -80,6 +85,11 @@ pub const ALL: &[&Family] = &[
     &stablelm::FAMILY,
     &starcoder2::FAMILY,
     &glm4::FAMILY,
+    &glm::FAMILY,
+    &helium::FAMILY,
+    &ernie4_5::FAMILY,
+    &seed_oss::FAMILY,
+    &arcee::FAMILY,
     &bert::FAMILY,
 ];
 
