@@ -5,6 +5,7 @@
 //! cargo run --release --example generate -- --prompt "48+76="
 //! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
 //! cargo run --release --example generate -- --dtype int8 --kv-cache int8
+//! cargo run --release --example generate -- --list                         # the families that are supported
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
 //! ```
 
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use burn_deepspeed::load::families;
 use burn_deepspeed::{DataType, KvCacheType, Parallelism};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
@@ -20,7 +22,7 @@ use burn_deepspeed_examples::text::{self, Batch, Options, Sampler, Source, TextM
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Generates text with a decoder-only model of a family that `docs/checkpoints.md` lists.
+/// Generates text with a decoder-only model of a family that `--list` prints.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
@@ -55,6 +57,9 @@ struct Arguments {
     /// Element type of cached keys and values. Default: that of the activations.
     #[arg(long, value_enum)]
     kv_cache: Option<Precision>,
+    /// Print the table of the families that are supported.
+    #[arg(long)]
+    list: bool,
     /// Allow this key in config.json: it changes nothing. May be given several times.
     #[arg(long, value_name = "KEY")]
     allow_key: Vec<String>,
@@ -71,6 +76,10 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.list {
+        print!("{}", families::table());
+        return Ok(());
+    }
     let folder = arguments.source.folder();
     let kv_cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
     let allowed_keys = arguments.allow_key.clone();

@@ -27,6 +27,8 @@ pub struct Fields<'a> {
     path: String,
     /// Keys, with their paths, that the caller knows to be harmless.
     allowed: &'a [String],
+    /// Keys that the caller reads itself.
+    read: &'static [&'static str],
 }
 
 impl<'a> Fields<'a> {
@@ -38,7 +40,7 @@ impl<'a> Fields<'a> {
         let entries = record
             .as_object()
             .ok_or_else(|| ConfigError::Json(format!("expected an object of settings and found {}", shown(record))))?;
-        Ok(Self { entries, path: String::new(), allowed: &[] })
+        Ok(Self { entries, path: String::new(), allowed: &[], read: &[] })
     }
 
     /// The fields of the record `name` of a file.
@@ -47,12 +49,17 @@ impl<'a> Fields<'a> {
     /// [`ConfigError::WrongType`] if it is not an object.
     pub fn nested(name: &str, record: &'a Value) -> Result<Self, ConfigError> {
         let entries = record.as_object().ok_or_else(|| wrong_type(name.into(), record, RECORD))?;
-        Ok(Self { entries, path: format!("{name}."), allowed: &[] })
+        Ok(Self { entries, path: format!("{name}."), allowed: &[], read: &[] })
     }
 
     /// The same fields; keys in `allowed` are known to be harmless. The key of a record within is `record.key`.
     pub fn allowing(self, allowed: &'a [String]) -> Self {
         Self { allowed, ..self }
+    }
+
+    /// The same fields, of which the caller reads these keys itself: [`check_keys`](Self::check_keys) knows them.
+    pub fn reading(self, read: &'static [&'static str]) -> Self {
+        Self { read, ..self }
     }
 
     /// The key as messages and [`allowing`](Self::allowing) name it.
@@ -158,6 +165,27 @@ impl<'a> Fields<'a> {
         self.read(names, "a number", Value::as_f64)
     }
 
+    /// A number above 0.
+    ///
+    /// # Errors
+    /// Those of [`size`](Self::size); [`ConfigError::Unsupported`] for other numbers.
+    pub fn above_zero(&self, names: &[&str]) -> Result<Option<f64>, ConfigError> {
+        match self.number(names)? {
+            Some(value) if !(value > 0.0 && value.is_finite()) => {
+                Err(self.unsupported(self.spelling(names), "a number above 0"))
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// A number above 0 under one name, where `null` is a value: `None`. `default` is what absence means.
+    ///
+    /// # Errors
+    /// Those of [`above_zero`](Self::above_zero).
+    pub fn above_zero_or_null(&self, name: &str, default: Option<f64>) -> Result<Option<f64>, ConfigError> {
+        if self.is_null(name) { Ok(None) } else { Ok(self.above_zero(&[name])?.or(default)) }
+    }
+
     /// A text.
     ///
     /// # Errors
@@ -189,7 +217,7 @@ impl<'a> Fields<'a> {
     pub fn record(&self, name: &str) -> Result<Option<Self>, ConfigError> {
         let entries = self.read(&[name], RECORD, Value::as_object)?;
         let path = format!("{}.", self.name(name));
-        Ok(entries.map(|entries| Self { entries, path, allowed: self.allowed }))
+        Ok(entries.map(|entries| Self { entries, path, allowed: self.allowed, read: &[] }))
     }
 
     /// An error unless every key that is given is known or allowed. `reader` is what reads the keys, for the message.
@@ -197,7 +225,8 @@ impl<'a> Fields<'a> {
     /// # Errors
     /// [`ConfigError::UnreadKeys`] with all the others and the known key that is spelled most like the first.
     pub fn check_keys(&self, known: &[&str], reader: &str) -> Result<(), ConfigError> {
-        let unread: Vec<&str> = self.keys().filter(|key| !known.contains(key) && !self.allows(key)).collect();
+        let unread: Vec<&str> =
+            self.keys().filter(|key| !known.contains(key) && !self.read.contains(key) && !self.allows(key)).collect();
         let Some(first) = unread.first() else { return Ok(()) };
         let known: Vec<String> = known.iter().map(|key| (*key).into()).collect();
         Err(ConfigError::UnreadKeys {

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use burn_deepspeed_core::checkpoint::families::{self, LocalLayers};
+use burn_deepspeed_core::checkpoint::families;
 use burn_deepspeed_core::checkpoint::{Checkpoint, CheckpointWriter, Floats, HuggingFaceConfig};
 use burn_deepspeed_core::element::ElementType;
 use burn_deepspeed_core::error::{ConfigError, WeightError};
@@ -137,11 +137,17 @@ fn a_configuration_may_state_any_number_of_layers() {
             "gptj" => record["rotary_dim"] = 4.into(),
             "gpt_neo" => record["attention_types"] = json!([[["global", "local"], HUGE / 2]]),
             "gpt_neox" => record["rotary_pct"] = 0.5.into(),
+            "gemma" | "helium" | "qwen2" | "qwen3" => record["num_key_value_heads"] = 8.into(),
+            "stablelm" => {
+                record["num_key_value_heads"] = 8.into();
+                record["partial_rotary_factor"] = 0.5.into();
+            }
             _ => {}
         }
         let config = HuggingFaceConfig::from_json(record).unwrap();
         assert_eq!(config.layers, HUGE);
-        assert_eq!(config.attention_config(HUGE - 1).local_attention, ["mistral", "gpt_neo"].contains(&family.name()));
+        let local = ["gemma3_text", "gpt_neo", "ministral", "mistral"].contains(&family.name());
+        assert_eq!(config.attention_config(HUGE - 1).local_attention, local, "{}", family.name());
     }
     let repeated = json!({ "model_type": "gpt_neo", "hidden_size": 8, "num_heads": 2, "num_layers": 3 * HUGE,
         "attention_types": [[["global", "local", "local"], HUGE]] });
@@ -162,13 +168,6 @@ fn layers_that_the_checkpoint_lacks_are_an_error_before_a_model_is_built() {
     let wide = model(|record| record["n_embd"] = (2 * HUGE).into()).unwrap();
     let error = wide.check(&checkpoint).unwrap_err();
     assert!(matches!(error, WeightError::Shape { .. }), "{error}");
-}
-
-#[test]
-fn patterns_of_layers_repeat() {
-    let patterns = LocalLayers::Patterns(vec![(vec![false, true], 2), (vec![], 7), (vec![true], 1)]);
-    let local: Vec<_> = (0..7).map(|layer| patterns.contains(layer)).collect();
-    assert_eq!(local, [false, true, false, true, true, false, false]);
 }
 
 #[test]

@@ -13,9 +13,10 @@ use serde_json::{Value, json};
 
 /// The `config.json` of every golden checkpoint, and of the families that have none.
 fn configurations() -> Vec<(String, Value)> {
-    let models = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/models"));
-    let mut all: Vec<(String, Value)> = std::fs::read_dir(models)
-        .unwrap()
+    let golden = |folder: &str| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(folder);
+    let mut all: Vec<(String, Value)> = ["models", "families"]
+        .into_iter()
+        .flat_map(|folder| std::fs::read_dir(golden(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
         .map(|path| {
             let text = std::fs::read_to_string(path.join("config.json")).unwrap();
@@ -137,12 +138,19 @@ fn every_key_but_the_sizes_may_be_absent() {
             absent.as_object_mut().unwrap().remove(key);
             match read(&absent) {
                 Ok(_) => assert!(!required.contains(&key.as_str()), "{name}: {key}"),
+                // Layers of a type that needs a window.
+                Err(ConfigError::Missing { key: "sliding_window", .. }) if key == "sliding_window" => {}
                 Err(ConfigError::Missing { key: missing, .. }) => assert!(required.contains(&missing), "{name}: {key}"),
-                // The defaults of the class do not fit these small models: 8 key/value heads, 64 features that rotate.
+                // The defaults of the class do not fit these small models: more key/value heads, 64 features that rotate
+                // or a quarter of 4.
                 Err(
-                    ConfigError::KvHeadsDoNotDivide { num_kv: 8, .. }
-                    | ConfigError::RotaryDimTooLong { rotary_dim: 64, .. },
+                    ConfigError::KvHeadsDoNotDivide { .. }
+                    | ConfigError::RotaryDimTooLong { rotary_dim: 64, .. }
+                    | ConfigError::RotaryDimOdd(1),
                 ) => {}
+                // They contradict another key.
+                Err(ConfigError::Unsupported { key: other, .. })
+                    if ["num_key_value_heads", "num_ln_in_parallel_attn", "use_sliding_window"].contains(&&*other) => {}
                 Err(other) => panic!("{name}, {key}: {other}"),
             }
         }
@@ -151,25 +159,60 @@ fn every_key_but_the_sizes_may_be_absent() {
 
 /// A configuration with the sizes that are required.
 fn smallest(family: &str) -> Value {
-    json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24 })
+    // Some classes have more key/value heads.
+    let heads = match family {
+        "qwen2" | "qwen3" | "stablelm" => 32,
+        "helium" => 20,
+        _ => 16,
+    };
+    json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": heads, "num_hidden_layers": 24 })
 }
 
 /// The defaults of the classes in `transformers` 5.24: vocabulary, length, width of the MLP (`None`: four times the hidden size),
 /// epsilon, activation, and whether the embeddings are tied.
 type Row = (&'static str, &'static str, usize, Option<usize>, Option<usize>, f64, &'static str, bool);
 
-const DEFAULTS: [Row; 9] = [
+const DEFAULTS: [Row; 36] = [
+    ("arcee", "ArceeConfig", 32000, Some(4096), Some(18432), 1e-5, "relu2", false),
     ("bert", "BertConfig", 30522, Some(512), Some(3072), 1e-12, "gelu", true),
     // Its MLP, epsilon and activation: `modeling_bloom.py`. It has no length.
     ("bloom", "BloomConfig", 250880, None, None, 1e-5, "gelu_new", true),
+    ("cohere", "CohereConfig", 256000, Some(8192), Some(22528), 1e-5, "silu", true),
+    ("cohere2", "Cohere2Config", 256000, Some(8192), Some(22528), 1e-5, "silu", true),
+    ("falcon", "FalconConfig", 65024, Some(2048), None, 1e-5, "gelu", true),
+    ("gemma", "GemmaConfig", 256000, Some(8192), Some(24576), 1e-6, "gelu_pytorch_tanh", true),
+    ("gemma2", "Gemma2Config", 256000, Some(8192), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
+    ("gemma3_text", "Gemma3TextConfig", 262208, Some(131072), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
+    ("ernie4_5", "Ernie4_5Config", 103424, Some(131072), Some(3072), 1e-5, "silu", true),
+    ("glm", "GlmConfig", 151552, Some(131072), Some(13696), 1.5625e-7, "silu", false),
+    ("helium", "HeliumConfig", 48000, Some(4096), Some(7040), 1e-8, "silu", false),
+    ("seed_oss", "SeedOssConfig", 155136, Some(524288), Some(27648), 1e-6, "silu", false),
+    ("glm4", "Glm4Config", 151552, Some(131072), Some(13696), 1.5625e-7, "silu", false),
+    ("granite", "GraniteConfig", 32000, Some(2048), Some(11008), 1e-6, "silu", false),
     ("gpt2", "GPT2Config", 50257, Some(1024), None, 1e-5, "gelu_new", true),
     ("gpt_neo", "GPTNeoConfig", 50257, Some(2048), None, 1e-5, "gelu_new", true),
     ("gpt_neox", "GPTNeoXConfig", 50432, Some(2048), Some(24576), 1e-5, "gelu", false),
+    ("gpt_bigcode", "GPTBigCodeConfig", 50257, Some(1024), None, 1e-5, "gelu_pytorch_tanh", true),
+    // `configuration_internlm2.py` of its checkpoints.
+    ("internlm2", "InternLM2Config", 103168, Some(2048), Some(11008), 1e-6, "silu", false),
     ("gptj", "GPTJConfig", 50400, Some(2048), None, 1e-5, "gelu_new", false),
     ("llama", "LlamaConfig", 32000, Some(2048), Some(11008), 1e-6, "silu", false),
     ("mistral", "MistralConfig", 32000, Some(131072), Some(14336), 1e-6, "silu", false),
+    ("ministral", "MinistralConfig", 32000, Some(131072), Some(14336), 1e-6, "silu", false),
+    ("ministral3", "Ministral3Config", 131072, Some(262144), Some(14336), 1e-5, "silu", false),
+    // Its MLP and activation: `modeling_mpt.py`.
+    ("mpt", "MptConfig", 50368, Some(2048), None, 1e-5, "gelu", true),
+    ("olmo2", "Olmo2Config", 50304, Some(2048), Some(11008), 1e-5, "silu", false),
+    ("olmo3", "Olmo3Config", 50304, Some(2048), Some(11008), 1e-5, "silu", false),
     // Its epsilon: `modeling_opt.py`.
     ("opt", "OPTConfig", 50272, Some(2048), Some(3072), 1e-5, "relu", true),
+    ("phi", "PhiConfig", 51200, Some(2048), Some(8192), 1e-5, "gelu_new", false),
+    ("phi3", "Phi3Config", 32064, Some(4096), Some(8192), 1e-5, "silu", false),
+    ("qwen2", "Qwen2Config", 151936, Some(32768), Some(22016), 1e-6, "silu", false),
+    ("qwen3", "Qwen3Config", 151936, Some(32768), Some(22016), 1e-6, "silu", false),
+    ("smollm3", "SmolLM3Config", 128256, Some(32768), Some(11008), 1e-6, "silu", true),
+    ("stablelm", "StableLmConfig", 50304, Some(4096), Some(6912), 1e-5, "silu", false),
+    ("starcoder2", "Starcoder2Config", 49152, Some(4096), Some(12288), 1e-5, "gelu_pytorch_tanh", true),
 ];
 
 #[test]
@@ -226,6 +269,13 @@ fn flags_of_a_decoder_have_the_defaults_of_their_class() {
         ("llama", false, false),
         ("mistral", false, false),
         ("opt", false, true),
+        ("cohere", true, false),
+        ("falcon", true, false),
+        ("mpt", false, false),
+        ("phi", true, true),
+        ("smollm3", false, false),
+        ("stablelm", false, false),
+        ("starcoder2", false, true),
     ] {
         let config = read(&smallest(family)).unwrap();
         let (fields, paths) = (config.fields().unwrap(), config.family.decoder.unwrap());
@@ -341,6 +391,28 @@ fn what_would_change_attention_and_is_not_supported_names_key_and_value() {
         ("bert", "position_embedding_type", json!("relative_key")),
         ("bert", "is_decoder", json!(true)),
         ("opt", "layer_norm_elementwise_affine", json!(false)),
+        ("cohere2", "position_embedding_type", json!("alibi")),
+        ("cohere2", "_sliding_window_pattern", json!(3)),
+        ("falcon", "alibi", json!(true)),
+        ("falcon", "num_ln_in_parallel_attn", json!(2)),
+        ("gemma", "use_bidirectional_attention", json!(true)),
+        ("gemma2", "hidden_act", json!("relu")),
+        ("gemma2", "query_pre_attn_scalar", json!(0)),
+        ("gemma2", "final_logit_softcapping", json!(-1)),
+        ("gemma3_text", "partial_rotary_factor", json!(0.5)),
+        ("gpt_bigcode", "num_key_value_heads", json!(16)),
+        ("granite", "logits_scaling", json!(0)),
+        ("internlm2", "attention_bias", json!(true)),
+        ("ministral3", "layer_types", json!(["full_attention"])),
+        ("mpt", "no_bias", json!(false)),
+        ("mpt", "logit_scale", json!("inv_sqrt_d_model")),
+        ("olmo2", "clip_qkv", json!(8.0)),
+        ("phi", "qk_layernorm", json!(true)),
+        ("phi3", "lm_head_bias", json!(true)),
+        ("qwen2", "use_mrope", json!(true)),
+        ("smollm3", "rope_interleaved", json!(true)),
+        ("stablelm", "rotary_pct", json!(0.5)),
+        ("starcoder2", "mlp_type", json!("llama")),
     ] {
         let record = with(&smallest(family), key, value.clone());
         let error = message(&record);

@@ -122,7 +122,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
         if let Some(norm) = self.norm() {
             let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-            writer.tensor(&names.gamma, norm.gamma())?;
+            let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
+            writer.tensor(&names.gamma, gamma)?;
             norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))?;
         }
         if let Some(norm) = self.query_key_norm() {

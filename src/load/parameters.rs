@@ -8,6 +8,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed_core::checkpoint::{
     BlockedInt8, Checkpoint, NormNames, ProjectionParts, WeightNames, WeightPart, replicated,
 };
+use burn_deepspeed_core::element::ElementType;
 use burn_deepspeed_core::layout::Orientation;
 
 use super::tensors::{ReadTensors, of_floats};
@@ -82,7 +83,7 @@ impl<'a, B: Backend> ParameterReader<'a, B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn layer_norm(&self, mut module: LayerNorm<B>, names: &NormNames) -> Result<LayerNorm<B>, WeightError> {
-        module.gamma = self.parameter(&names.gamma, &module.gamma)?;
+        module.gamma = self.gamma(names, &module.gamma)?;
         module.beta = module.beta.as_ref().map(|beta| self.parameter(&names.beta, beta)).transpose()?;
         Ok(module)
     }
@@ -92,7 +93,7 @@ impl<'a, B: Backend> ParameterReader<'a, B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn rms_norm(&self, module: RmsNorm<B>, names: &NormNames) -> Result<RmsNorm<B>, WeightError> {
-        Ok(RmsNorm { gamma: self.parameter(&names.gamma, &module.gamma)?, ..module })
+        Ok(RmsNorm { gamma: self.gamma(names, &module.gamma)?, ..module })
     }
 
     /// Burn's embedding, from the tensor `name`.
@@ -101,6 +102,13 @@ impl<'a, B: Backend> ParameterReader<'a, B> {
     /// A [`WeightError`] that names the tensor.
     pub fn embedding(&self, module: Embedding<B>, name: &str) -> Result<Embedding<B>, WeightError> {
         Ok(Embedding { weight: self.parameter(name, &module.weight)? })
+    }
+
+    /// The factor of a norm.
+    fn gamma(&self, names: &NormNames, like: &Param<Tensor<B, 1>>) -> Result<Param<Tensor<B, 1>>, WeightError> {
+        let size = like.lazy_shape().dims::<1>()[0];
+        let gamma = gamma(slice::from_ref(self.checkpoint), names, size, self.dtype, &self.device)?;
+        Ok(Param::from_tensor(gamma))
     }
 
     fn parameter<const D: usize>(
@@ -152,13 +160,11 @@ pub(super) fn norm<B: Backend>(
     device: &B::Device,
 ) -> Result<FusedNorm<B>, WeightError> {
     let size = module.size();
-    let vector = |name: &str| {
-        let values = replicated::vector(files, name, size, element_type(dtype))?;
-        Ok::<_, WeightError>(of_floats(values, [size], dtype, device))
-    };
-    let gamma = vector(&names.gamma)?;
+    let gamma = gamma(files, names, size, dtype, device)?;
     let beta = match module.has_beta() {
-        true => Some(vector(&names.beta)?),
+        true => {
+            Some(of_floats(replicated::vector(files, &names.beta, size, element_type(dtype))?, [size], dtype, device))
+        }
         false => {
             let remedy = match module.spec().rms {
                 true => "an RMSNorm has none; set `norm_type` to LayerNorm",
@@ -169,4 +175,21 @@ pub(super) fn norm<B: Backend>(
         }
     };
     Ok(FusedNorm::new(gamma, beta, module.spec()))
+}
+
+/// The factor of a norm, which every one of these files holds. If it is stored minus 1, the sum is rounded once.
+fn gamma<B: Backend>(
+    files: &[Checkpoint],
+    names: &NormNames,
+    size: usize,
+    dtype: DType,
+    device: &B::Device,
+) -> Result<Tensor<B, 1>, WeightError> {
+    if !names.plus_one {
+        let values = replicated::vector(files, &names.gamma, size, element_type(dtype))?;
+        return Ok(of_floats(values, [size], dtype, device));
+    }
+    let values = replicated::vector(files, &names.gamma, size, ElementType::F32)?;
+    let stored: Tensor<B, 1> = of_floats(values, [size], DType::F32, device);
+    Ok(stored.add_scalar(1.0).cast(dtype))
 }

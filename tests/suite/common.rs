@@ -54,7 +54,16 @@ pub fn golden(path: &str) -> PathBuf {
 
 /// Name and folder of every checkpoint in `tests/golden/models`.
 pub fn golden_models() -> Vec<(String, PathBuf)> {
-    let folders = std::fs::read_dir(golden("models")).unwrap().map(|entry| entry.unwrap().path());
+    checkpoints("models")
+}
+
+/// Name and folder of every checkpoint in `tests/golden/families`, which are smaller and have odd sizes.
+pub fn golden_families() -> Vec<(String, PathBuf)> {
+    checkpoints("families")
+}
+
+fn checkpoints(folder: &str) -> Vec<(String, PathBuf)> {
+    let folders = std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path());
     let mut models: Vec<_> =
         folders.map(|path| (path.file_name().unwrap().to_str().unwrap().to_string(), path)).collect();
     models.sort();

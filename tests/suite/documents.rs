@@ -158,3 +158,10 @@ fn the_table_of_operations_says_which_kernel_runs_where() {
         assert!(fast.is_subset(&listed), "docs/operations.md lacks some of {fast:?}");
     }
 }
+
+#[test]
+fn the_table_of_families_is_that_of_the_records() {
+    let text = fs::read_to_string(repository().join("docs/checkpoints.md")).unwrap();
+    let table = burn_deepspeed::load::families::table();
+    assert!(text.contains(&table), "copy what `generate -- --list` prints into docs/checkpoints.md:\n{table}");
+}

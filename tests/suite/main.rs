@@ -12,6 +12,7 @@ mod checkpoint_writer;
 mod config;
 mod contract;
 mod documents;
+mod families;
 mod generate;
 mod golden;
 #[cfg(feature = "vulkan")]

@@ -50,6 +50,8 @@ pub struct Class {
     pub epsilon: Setting<f64>,
     /// Activation of the MLP, as `transformers` writes it. Without names the code of the family fixes it.
     pub activation: Setting<&'static str>,
+    /// Values of the activation that the class replaces, and by what.
+    pub replaced_activations: &'static [(&'static str, &'static str)],
     /// Whether the output embedding is the input embedding.
     pub tie_word_embeddings: bool,
 }
@@ -66,6 +68,7 @@ impl Class {
         max_positions: Setting::new(&["max_position_embeddings"], None),
         epsilon: Setting::new(&["layer_norm_eps"], 1e-5),
         activation: Setting::new(&["hidden_act"], "gelu"),
+        replaced_activations: &[],
         tie_word_embeddings: true,
     };
 

@@ -3,19 +3,22 @@
 use std::fmt;
 
 use super::class::Class;
+use super::decoder::DecoderPaths;
 use super::known;
-use super::layout::QkvLayout;
-use super::local::LocalLayers;
-use super::names::{AttentionNames, NormNames, QkvNames, WeightNames};
+use super::layer_kinds::LayerKinds;
+use super::layer_paths::LayerPaths;
 use super::only::Only;
 use super::rope::{Rope, RopeKeys};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
 use crate::fields::Fields;
-use crate::layout::Orientation;
 
 /// A model family: how its `config.json` is read, and where its checkpoints keep their tensors.
 pub struct Family {
+    /// The name that people know it by.
+    pub title: &'static str,
+    /// What distinguishes its attention and its blocks, for the table of families.
+    pub about: &'static str,
     /// Values of `model_type` that mean this family; the first is its name.
     pub model_types: &'static [&'static str],
     /// Its configuration class in `transformers`: the spellings and defaults of the settings that every family has.
@@ -39,78 +42,26 @@ pub struct Family {
     pub positions: Option<PositionTable>,
     /// The paths of everything around attention in a decoder, and how its blocks are built; `None` for an encoder.
     pub decoder: Option<DecoderPaths>,
+    /// Changes the paths where they depend on the `config.json`.
+    pub variant: Option<Variant>,
 }
 
-/// The attention of a family: the settings, and which layers see only a window.
+/// Changes paths by what a `config.json` says.
+pub type Variant = fn(&Fields<'_>, &mut LayerPaths, &mut DecoderPaths) -> Result<(), ConfigError>;
+
+/// The attention of a family: its kinds, and which layers are of which.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FamilyAttention {
-    /// Settings that every layer shares.
-    pub config: DeepSpeedInferenceConfig,
-    /// Layers with `local_attention`.
-    pub local: LocalLayers,
+    /// The settings of each kind; at least one. Kinds differ in windows, positions and factors, and not in heads.
+    pub kinds: Vec<DeepSpeedInferenceConfig>,
+    /// The kind of each layer, an index of `kinds`.
+    pub layers: LayerKinds,
 }
 
 impl From<DeepSpeedInferenceConfig> for FamilyAttention {
-    /// Every layer sees all tokens.
+    /// Every layer has the same attention.
     fn from(config: DeepSpeedInferenceConfig) -> Self {
-        Self { config, local: LocalLayers::None }
-    }
-}
-
-/// Where the checkpoints of a family keep a layer and its attention. Paths within a layer are relative to it.
-#[derive(Debug, Clone, Copy)]
-pub struct LayerPaths {
-    /// The layers in a bare model.
-    pub layers: &'static str,
-    /// What `…ForCausalLM` and the like put before the names of the bare model.
-    pub prefixes: &'static [&'static str],
-    /// The norm before attention; `None` for post-norm models.
-    pub norm: Option<&'static str>,
-    /// The QKV projection.
-    pub qkv: QkvPaths,
-    /// The output projection.
-    pub output: &'static str,
-    /// How the matrices of attention and MLP are stored.
-    pub orientation: Orientation,
-}
-
-/// Where the QKV projection is.
-#[derive(Debug, Clone, Copy)]
-pub enum QkvPaths {
-    /// One matrix at this path, in this layout.
-    Fused(&'static str, QkvLayout),
-    /// Three projections at `path.q`, `path.k`, `path.v`, under these names.
-    Separate(&'static str, [&'static str; 3]),
-}
-
-impl QkvPaths {
-    /// `q_proj`, `k_proj` and `v_proj` at `path`.
-    pub const fn projections(path: &'static str) -> Self {
-        Self::Separate(path, ["q_proj", "k_proj", "v_proj"])
-    }
-}
-
-impl LayerPaths {
-    /// What a family has unless it says otherwise: no norm before attention, and matrices `[out, in]` as PyTorch's `Linear` has
-    /// them. A record names its paths and takes the rest from here.
-    pub(super) const SHARED: Self = Self {
-        layers: "",
-        prefixes: &[],
-        norm: None,
-        qkv: QkvPaths::projections(""),
-        output: "",
-        orientation: Orientation::OutputInput,
-    };
-
-    /// The names of the attention in the layer at `path`.
-    pub fn attention(&self, path: &str) -> AttentionNames {
-        let at = |rest: &str| format!("{path}.{rest}");
-        let qkv = match self.qkv {
-            QkvPaths::Fused(path, layout) => QkvNames::fused(&at(path), layout),
-            QkvPaths::Separate(path, names) => QkvNames::separate(&at(path), names),
-        };
-        let names = AttentionNames::new(qkv, WeightNames::of(&at(self.output)), self.orientation);
-        AttentionNames { norm: self.norm.map(|norm| NormNames::of(&at(norm))), ..names }
+        Self { kinds: vec![config], layers: LayerKinds::default() }
     }
 }
 
@@ -123,94 +74,25 @@ pub struct PositionTable {
     pub offset: usize,
 }
 
-/// Where a decoder keeps everything around attention, and how its blocks are built. Paths of a layer are relative to it.
-#[derive(Debug, Clone, Copy)]
-pub struct DecoderPaths {
-    /// The token embedding, in the bare model.
-    pub tokens: &'static str,
-    /// The norm of the embedding, in the bare model.
-    pub embedding_norm: Option<&'static str>,
-    /// The norm after the last layer, in the bare model.
-    pub final_norm: &'static str,
-    /// The output embedding, of which `tie_word_embeddings` may make the input embedding. It is outside the bare model.
-    pub head: &'static str,
-    /// Whether the output embedding has a bias.
-    pub head_bias: bool,
-    /// The norm before the MLP, in a layer; `None` if the MLP reads what attention's norm wrote.
-    pub mlp_norm: Option<&'static str>,
-    /// The gate of a gated MLP, in a layer.
-    pub gate: Option<&'static str>,
-    /// The projection to the inner features of the MLP, in a layer.
-    pub up: &'static str,
-    /// The projection back, in a layer.
-    pub down: &'static str,
-    /// Whether the projections of the MLP have a bias.
-    pub mlp_bias: Flag,
-    /// Whether the MLP reads the input of the block instead of its sum with attention.
-    pub parallel: Flag,
-    /// Keys that a decoder built from these paths supports with one value only.
-    pub only: &'static [Only],
-}
-
-impl DecoderPaths {
-    /// What a decoder has unless its family says otherwise: an output embedding `lm_head` without a bias, and an MLP with biases
-    /// and without a gate, after attention. A record names its paths and takes the rest from here.
-    pub(super) const SHARED: Self = Self {
-        tokens: "",
-        embedding_norm: None,
-        final_norm: "",
-        head: "lm_head",
-        head_bias: false,
-        mlp_norm: None,
-        gate: None,
-        up: "",
-        down: "",
-        mlp_bias: Flag::Fixed(true),
-        parallel: Flag::Fixed(false),
-        only: &[],
-    };
-}
-
-/// A boolean of a family, fixed or given by `config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flag {
-    /// The same for every model of the family.
-    Fixed(bool),
-    /// The value of a key, and what it is if the key is absent.
-    Key(&'static str, bool),
-}
-
-impl Flag {
-    /// The value for the model of this `config.json`.
-    ///
-    /// # Errors
-    /// [`ConfigError::WrongType`].
-    pub fn of(self, fields: &Fields<'_>) -> Result<bool, ConfigError> {
-        match self {
-            Self::Fixed(value) => Ok(value),
-            Self::Key(key, default) => Ok(fields.flag(&[key])?.unwrap_or(default)),
-        }
-    }
-
-    fn key(self) -> Option<&'static str> {
-        match self {
-            Self::Fixed(_) => None,
-            Self::Key(key, _) => Some(key),
-        }
-    }
-}
-
-impl DecoderPaths {
-    fn flags(&self) -> [Flag; 2] {
-        [self.mlp_bias, self.parallel]
-    }
-
-    fn keys(&self) -> impl Iterator<Item = &'static str> {
-        self.flags().into_iter().filter_map(Flag::key).chain(self.only.iter().map(|only| only.key))
-    }
-}
-
 impl Family {
+    /// What a record has unless it says otherwise.
+    pub(super) const SHARED: Self = Self {
+        title: "",
+        about: "",
+        model_types: &[],
+        class: Class::SHARED,
+        reads: &[],
+        rope: None,
+        only: &[],
+        harmless: &[],
+        attention: |base, _| Ok(base.into()),
+        layer: LayerPaths::SHARED,
+        buffers: &[],
+        positions: None,
+        decoder: None,
+        variant: None,
+    };
+
     /// The keys of `config.json` that are read or checked for the family. Every other key but the harmless ones is an error.
     pub fn read_keys(&self) -> Vec<&'static str> {
         let only = known::ONLY.iter().chain(self.only).map(|only| only.key);
@@ -239,7 +121,19 @@ impl Family {
         known::ONLY.iter().chain(self.only).try_for_each(|only| only.check(fields))?;
         // Who builds the decoder checks the values of its keys.
         self.decoder.iter().flat_map(|paths| paths.only).try_for_each(|only| only.holds(fields).map(|_| ()))?;
-        self.decoder.iter().flat_map(DecoderPaths::flags).try_for_each(|flag| flag.of(fields).map(|_| ()))
+        self.decoder.iter().try_for_each(|paths| paths.check(fields))
+    }
+
+    /// The paths of a layer and of the decoder for this `config.json`.
+    ///
+    /// # Errors
+    /// [`ConfigError::WrongType`] or [`ConfigError::Unsupported`].
+    pub(super) fn paths(&self, fields: &Fields<'_>) -> Result<(LayerPaths, Option<DecoderPaths>), ConfigError> {
+        let (mut layer, mut decoder) = (self.layer, self.decoder);
+        if let (Some(change), Some(decoder)) = (self.variant, &mut decoder) {
+            change(fields, &mut layer, decoder)?;
+        }
+        Ok((layer, decoder))
     }
 
     /// Length that a model of this `config.json` was trained for, in tokens; `None` if the class does not have it.

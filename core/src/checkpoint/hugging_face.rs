@@ -5,10 +5,11 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::class::MlpSize;
+use super::decoder::DecoderPaths;
 use super::families::of_model_type;
-use super::family::Family;
+use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
-use super::local::LocalLayers;
+use super::layer_paths::LayerPaths;
 use super::names::AttentionNames;
 use super::options::ConfigOptions;
 use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, read_json};
@@ -37,8 +38,8 @@ pub struct HuggingFaceConfig {
     pub eos_token_ids: Vec<usize>,
     /// The whole record, for what is not read here.
     pub record: Value,
-    attention: DeepSpeedInferenceConfig,
-    local: LocalLayers,
+    attention: FamilyAttention,
+    paths: (LayerPaths, Option<DecoderPaths>),
     allowed_keys: Vec<String>,
 }
 
@@ -109,6 +110,8 @@ impl HuggingFaceConfig {
         });
         let dtype = options.dtype.map_or_else(|| dtype(&fields), Ok)?;
         let activation = fields.text(class.activation.names)?.unwrap_or(class.activation.default);
+        let replaced = class.replaced_activations.iter().find(|(from, _)| *from == activation);
+        let activation = replaced.map_or(activation, |(_, to)| to);
         let mut base = DeepSpeedInferenceConfig::new(hidden, heads)
             .with_dtype(dtype)
             .with_max_out_tokens(max_positions.unwrap_or(2048))
@@ -121,7 +124,7 @@ impl HuggingFaceConfig {
         base.num_hidden_layers = Some(layers);
         base.intermediate_size = Some(mlp_size);
         let attention = (family.attention)(base, &fields)?;
-        attention.config.resolve(0)?;
+        attention.kinds.iter().try_for_each(|kind| kind.resolve(0).map(|_| ()))?;
         Ok(Self {
             family,
             layers,
@@ -131,8 +134,8 @@ impl HuggingFaceConfig {
             activation: activation.into(),
             tie_word_embeddings: fields.flag(&["tie_word_embeddings"])?.unwrap_or(class.tie_word_embeddings),
             eos_token_ids: fields.sizes("eos_token_id")?,
-            attention: attention.config,
-            local: attention.local,
+            paths: family.paths(&fields)?,
+            attention,
             allowed_keys: options.allowed_keys.clone(),
             record,
         })
@@ -171,13 +174,28 @@ impl HuggingFaceConfig {
     /// assert_eq!(model.attention_config(0).max_out_tokens, 64);
     /// # Ok::<_, burn_deepspeed_core::error::ConfigError>(())
     /// ```
-    pub fn with_attention(self, change: impl FnOnce(DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig) -> Self {
-        Self { attention: change(self.attention), ..self }
+    pub fn with_attention(self, change: impl Fn(DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig) -> Self {
+        let FamilyAttention { kinds, layers } = self.attention;
+        Self { attention: FamilyAttention { kinds: kinds.into_iter().map(change).collect(), layers }, ..self }
     }
 
-    /// The attention of layer `layer`. Layers differ in GPT-Neo, and in a Mistral with `layer_types`.
+    /// The attention of layer `layer`. Layers may differ in window, positions and factors; heads and sizes are the same.
     pub fn attention_config(&self, layer: usize) -> DeepSpeedInferenceConfig {
-        self.attention.clone().with_local_attention(self.local.contains(layer))
+        self.kind(self.attention.layers.of(layer)).clone()
+    }
+
+    fn kind(&self, kind: usize) -> &DeepSpeedInferenceConfig {
+        &self.attention.kinds[kind]
+    }
+
+    /// Where the checkpoint keeps a layer and its attention.
+    pub fn layer(&self) -> &LayerPaths {
+        &self.paths.0
+    }
+
+    /// Where the checkpoint keeps everything around attention in a decoder; `None` for an encoder.
+    pub fn decoder(&self) -> Option<&DecoderPaths> {
+        self.paths.1.as_ref()
     }
 
     /// Checks the number of layers and the sizes of their attention against the checkpoint. Do this before you build a model: a
@@ -186,8 +204,8 @@ impl HuggingFaceConfig {
     /// # Errors
     /// [`WeightError::Missing`] or [`WeightError::Shape`], about the output projection of the first layer that does not fit.
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), WeightError> {
-        let (heads, hidden) = (self.attention.heads, self.attention.hidden_size);
-        let inputs = heads.saturating_mul(self.attention.head_size());
+        let (heads, hidden) = (self.kind(0).heads, self.kind(0).hidden_size);
+        let inputs = heads.saturating_mul(self.kind(0).head_size());
         // The first missing layer ends the loop, so its length is bounded by the number of tensors in the checkpoint.
         (0..self.layers).try_for_each(|layer| {
             let names = self.attention_names(checkpoint, layer);
@@ -203,21 +221,21 @@ impl HuggingFaceConfig {
     /// What the checkpoint puts before the names of the bare model: `transformer.` for a `GPT2LMHeadModel`, nothing for a
     /// `GPT2Model`.
     pub fn prefix(&self, checkpoint: &Checkpoint) -> &'static str {
-        let first = format!("{}.0.", self.family.layer.layers);
+        let first = format!("{}.0.", self.layer().layers);
         let has = |prefix: &str| {
             checkpoint.names().any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(&first)))
         };
-        self.family.layer.prefixes.iter().copied().find(|prefix| has(prefix)).unwrap_or("")
+        self.layer().prefixes.iter().copied().find(|prefix| has(prefix)).unwrap_or("")
     }
 
     /// The path of layer `layer` in the checkpoint, such as `transformer.h.3`.
     pub fn layer_path(&self, checkpoint: &Checkpoint, layer: usize) -> String {
-        format!("{}{}.{layer}", self.prefix(checkpoint), self.family.layer.layers)
+        format!("{}{}.{layer}", self.prefix(checkpoint), self.layer().layers)
     }
 
     /// Where layer `layer` keeps the parameters of its attention.
     pub fn attention_names(&self, checkpoint: &Checkpoint, layer: usize) -> AttentionNames {
-        self.family.layer.attention(&self.layer_path(checkpoint, layer))
+        self.layer().attention(&self.layer_path(checkpoint, layer))
     }
 }
 

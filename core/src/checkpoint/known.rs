@@ -24,6 +24,7 @@ const BOOKKEEPING: &[&str] = &[
     "architectures",
     "attn_implementation",
     "auto_map",
+    "cache_implementation",
     "chunk_size_feed_forward",
     "custom_pipelines",
     "finetuning_task",

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::local::LocalLayers;
+use super::layer_kinds::LayerKinds;
 use crate::error::ConfigError;
 use crate::fields::{Fields, shown};
 
@@ -19,6 +19,8 @@ impl LayerType {
     /// Names in a configuration, the older ones too.
     const NAMES: [(&str, Self); 3] =
         [("full_attention", Self::Full), ("sliding_attention", Self::Sliding), ("attention", Self::Full)];
+    /// The key of the list.
+    const KEY: &str = "layer_types";
 
     /// The list `layer_types` of a configuration with this number of layers; `None` if it is absent. No more entries are stored
     /// than the file has.
@@ -26,14 +28,46 @@ impl LayerType {
     /// # Errors
     /// [`ConfigError::Unsupported`] for another kind of layer, [`ConfigError::LayerCount`], [`ConfigError::WrongType`].
     pub fn list(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<Self>>, ConfigError> {
-        const KEY: &str = "layer_types";
-        let Some(list) = fields.list(KEY)? else { return Ok(None) };
-        let types = list.iter().enumerate().map(|(layer, entry)| Self::of(entry, &fields.name(KEY), layer));
+        let Some(list) = fields.list(Self::KEY)? else { return Ok(None) };
+        let types = list.iter().enumerate().map(|(layer, entry)| Self::of(entry, &fields.name(Self::KEY), layer));
         let types = types.collect::<Result<Vec<_>, _>>()?;
         match types.len() == layers {
             true => Ok(Some(types)),
-            false => Err(ConfigError::LayerCount { key: fields.name(KEY), listed: types.len() as u64, layers }),
+            false => Err(ConfigError::LayerCount { key: fields.name(Self::KEY), listed: types.len() as u64, layers }),
         }
+    }
+
+    /// The kinds of layers that repeat after the number of layers in `sliding_window_pattern`, of which the last sees all tokens:
+    /// kind 0. The others are of kind 1. `default` is what absence of the key means. A list `layer_types` takes the place of the
+    /// pattern, and must agree with it if both are given.
+    ///
+    /// # Errors
+    /// Those of [`list`](Self::list) and [`Fields::positive`]; [`ConfigError::Spellings`].
+    pub(super) fn pattern(fields: &Fields<'_>, layers: usize, default: usize) -> Result<LayerKinds, ConfigError> {
+        const PATTERN: &str = "sliding_window_pattern";
+        // `transformers` writes this one and does not read it.
+        const WRITTEN: &str = "_sliding_window_pattern";
+        let stated = fields.positive(&[PATTERN])?;
+        let written = fields.positive(&[WRITTEN])?;
+        let pattern = LayerKinds::every(stated.unwrap_or(default), 0, 1);
+        match Self::list(fields, layers)? {
+            Some(types) => {
+                let differs = |(layer, kind): (usize, &Self)| pattern.of(layer) != kind.number();
+                match stated.is_some() && types.iter().enumerate().any(differs) {
+                    true => Err(fields.conflict(fields, [Self::KEY, PATTERN])),
+                    false => Ok(types.into_iter().collect()),
+                }
+            }
+            None if written.is_some_and(|written| written != stated.unwrap_or(default)) => {
+                Err(fields.unsupported(WRITTEN, &format!("{}; write `{PATTERN}`", stated.unwrap_or(default))))
+            }
+            None => Ok(pattern),
+        }
+    }
+
+    /// 0 for a layer that sees all tokens, 1 for one with a window.
+    fn number(self) -> usize {
+        usize::from(self == Self::Sliding)
     }
 
     fn of(entry: &Value, key: &str, layer: usize) -> Result<Self, ConfigError> {
@@ -50,8 +84,9 @@ impl LayerType {
     }
 }
 
-impl FromIterator<LayerType> for LocalLayers {
+impl FromIterator<LayerType> for LayerKinds {
+    /// Kind 1 for layers with a window.
     fn from_iter<I: IntoIterator<Item = LayerType>>(types: I) -> Self {
-        Self::Patterns(vec![(types.into_iter().map(|kind| kind == LayerType::Sliding).collect(), 1)])
+        Self::listed(types.into_iter().map(LayerType::number))
     }
 }

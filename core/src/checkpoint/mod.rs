@@ -7,6 +7,7 @@
 mod attention;
 mod class;
 mod data_file;
+mod decoder;
 pub mod families;
 mod family;
 mod files;
@@ -15,9 +16,11 @@ mod folder;
 mod hugging_face;
 mod int8;
 mod known;
+mod layer_kinds;
+mod layer_paths;
 mod layer_types;
+mod layered_rope;
 mod layout;
-mod local;
 mod matrix;
 mod names;
 mod only;
@@ -30,6 +33,7 @@ mod rope;
 mod runs;
 mod scale_format;
 mod split;
+mod window;
 mod wrapper;
 mod write;
 

@@ -32,6 +32,8 @@ pub struct NormNames {
     pub gamma: String,
     /// Summand.
     pub beta: String,
+    /// Whether the factor is `1 + gamma` (Gemma). 1 is added when it is read, and subtracted when it is written.
+    pub plus_one: bool,
 }
 
 /// The names of the weights of the norm of queries and keys.
@@ -130,7 +132,17 @@ impl WeightNames {
 impl NormNames {
     /// `path.weight` and `path.bias`.
     pub fn of(path: &str) -> Self {
-        Self { gamma: format!("{path}.weight"), beta: format!("{path}.bias") }
+        Self::new(format!("{path}.weight"), format!("{path}.bias"))
+    }
+
+    /// A norm whose factor is stored as it is.
+    pub fn new(gamma: String, beta: String) -> Self {
+        Self { gamma, beta, plus_one: false }
+    }
+
+    /// Sets whether the factor is `1 + gamma`.
+    pub fn with_plus_one(self, plus_one: bool) -> Self {
+        Self { plus_one, ..self }
     }
 }
 
@@ -227,7 +239,7 @@ impl AttentionNames {
             prefix.trim_end_matches('.').rsplit_once('.').map_or(String::new(), |(block, _)| format!("{block}."));
         let adjacent = checkpoint.contains(&name("norm_w")) || !checkpoint.contains(&format!("{block}norm_w"));
         let norm = if adjacent { prefix } else { &block };
-        let norm = NormNames { gamma: format!("{norm}norm_w"), beta: format!("{norm}norm_b") };
+        let norm = NormNames::new(format!("{norm}norm_w"), format!("{norm}norm_b"));
         Self::new(qkv, weight("o"), orientation).with_norm(norm)
     }
 

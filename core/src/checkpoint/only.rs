@@ -4,14 +4,14 @@ use crate::error::ConfigError;
 use crate::fields::Fields;
 
 /// A key whose other values change the model in a way that is not supported. Absence and `null` are supported.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Only {
     /// The key.
     pub key: &'static str,
     value: Supported,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 enum Supported {
     Flag(bool),
     Text(&'static str),

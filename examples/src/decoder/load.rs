@@ -4,12 +4,12 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::element::OfBackend;
-use burn_deepspeed::load::{
-    Checkpoint, HuggingFaceConfig, LoadReport, NormNames, ParameterReader, WeightNames, WeightPart,
-};
+use burn_deepspeed::load::families::Gate;
+use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport, ParameterReader, WeightNames, WeightPart};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 
-use super::{Block, Decoder, Norm, paths};
+use super::Decoder;
+use super::parts::{Norm, paths};
 
 impl<B: Backend> Decoder<B> {
     /// The model with the weights of a checkpoint. An error names every tensor that has no place in the model.
@@ -20,7 +20,7 @@ impl<B: Backend> Decoder<B> {
         device: &B::Device,
     ) -> Result<(Self, LoadReport), WeightError> {
         config.ignore_buffers(checkpoint);
-        let (paths, orientation) = (paths(config)?, config.family.layer.orientation);
+        let (paths, orientation) = (paths(config)?, config.layer().orientation);
         let attention = config.attention_config(0);
         let reader = ParameterReader::<B>::new(checkpoint, attention.dtype.of_backend::<B>(device)?, device);
         let prefix = config.prefix(checkpoint);
@@ -32,35 +32,46 @@ impl<B: Backend> Decoder<B> {
             self.positions = Some(reader.embedding(module, &table(positions.path))?);
         }
         if let (Some(norm), Some(path)) = (self.embedding_norm.take(), paths.embedding_norm) {
-            self.embedding_norm = Some(reader.layer_norm(norm, &NormNames::of(&at(path)))?);
+            self.embedding_norm = Some(reader.layer_norm(norm, &config.layer().norm_names(&at(path)))?);
         }
-        self.final_norm = self.final_norm.read(&reader, &at(paths.final_norm))?;
+        self.final_norm = self.final_norm.read(&reader, &config.layer().norm_names(&at(paths.final_norm)))?;
 
         let (own, all) = (attention.rank_group()?.part(config.mlp_size), config.mlp_size);
-        let (inner, outer) = (WeightPart::Outputs { own: own.clone(), all }, WeightPart::Inputs { own, all });
+        // The file may state any width; the tensor is compared with it.
+        let both = all.saturating_mul(2);
+        let outputs = |first: usize, all| {
+            let [start, end] = [own.start, own.end].map(|output| output.saturating_add(first));
+            WeightPart::Outputs { own: start..end, all }
+        };
+        // Where one matrix has both, the gate comes first.
+        let (gate_part, up_part) = match paths.gate {
+            Gate::WithUp => (outputs(0, both), outputs(all, both)),
+            Gate::None | Gate::At(_) => (outputs(0, all), outputs(0, all)),
+        };
+        let outer = WeightPart::Inputs { own: own.clone(), all };
         let mut blocks = Vec::with_capacity(self.blocks.len());
-        for (layer, block) in self.blocks.into_iter().enumerate() {
+        for (layer, mut block) in self.blocks.into_iter().enumerate() {
             let layer_path = config.layer_path(checkpoint, layer);
             let at = |path: &str| format!("{layer_path}.{path}");
             let projection = |module: &Weight<B>, path: &str, part: &WeightPart| {
                 reader.projection(module, &WeightNames::of(&at(path)), orientation, part)
             };
-            let mlp_norm = match (block.mlp_norm, paths.mlp_norm) {
-                (Some(norm), Some(path)) => Some(norm.read(&reader, &at(path))?),
-                (norm, _) => norm,
+            let norm = |norm: Option<Norm<B>>, path: Option<&str>| match (norm, path) {
+                (Some(norm), Some(path)) => norm.read(&reader, &config.layer().norm_names(&at(path))).map(Some),
+                (norm, _) => Ok(norm),
             };
-            let gate = match (block.gate, paths.gate) {
-                (Some(gate), Some(path)) => Some(projection(&gate, path, &inner)?),
+            block.attention = block.attention.load(checkpoint, &config.attention_names(checkpoint, layer))?;
+            block.attention_output_norm = norm(block.attention_output_norm, paths.attention_output_norm)?;
+            block.mlp_norm = norm(block.mlp_norm, paths.mlp_norm)?;
+            block.mlp_output_norm = norm(block.mlp_output_norm, paths.mlp_output_norm)?;
+            block.gate = match (block.gate, paths.gate) {
+                (Some(gate), Gate::At(path)) => Some(projection(&gate, path, &gate_part)?),
+                (Some(gate), Gate::WithUp) => Some(projection(&gate, paths.up, &gate_part)?),
                 (gate, _) => gate,
             };
-            blocks.push(Block {
-                attention: block.attention.load(checkpoint, &config.attention_names(checkpoint, layer))?,
-                mlp_norm,
-                gate,
-                up: projection(&block.up, paths.up, &inner)?,
-                down: projection(&block.down, paths.down, &outer)?,
-                ..block
-            });
+            block.up = projection(&block.up, paths.up, &up_part)?;
+            block.down = projection(&block.down, paths.down, &outer)?;
+            blocks.push(block);
         }
         self.blocks = blocks;
 
@@ -88,14 +99,4 @@ fn tied<B: Backend>(head: &Weight<B>, tokens: Tensor<B, 2>) -> Result<Weight<B>,
     };
     let weight = Weight::new(matrix, None, head.orientation());
     if head.int8().is_some() { weight.quantize(Int8Blocks::PerOutput) } else { Ok(weight) }
-}
-
-impl<B: Backend> Norm<B> {
-    fn read(self, reader: &ParameterReader<'_, B>, path: &str) -> Result<Self, WeightError> {
-        let names = NormNames::of(path);
-        Ok(match self {
-            Self::Layer(norm) => Self::Layer(reader.layer_norm(norm, &names)?),
-            Self::Rms(norm) => Self::Rms(reader.rms_norm(norm, &names)?),
-        })
-    }
 }

@@ -60,7 +60,7 @@ impl<B: Backend> Encoder<B> {
 fn norm_names(checkpoint: &Checkpoint, path: &str) -> NormNames {
     let gamma = format!("{path}.gamma");
     match checkpoint.contains(&gamma) {
-        true => NormNames { gamma, beta: format!("{path}.beta") },
+        true => NormNames::new(gamma, format!("{path}.beta")),
         false => NormNames::of(path),
     }
 }

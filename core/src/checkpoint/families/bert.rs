@@ -1,10 +1,13 @@
 //! BERT, an encoder.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{Family, LayerPaths, PositionTable, QkvPaths};
+use crate::checkpoint::family::{Family, PositionTable};
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 
 pub(super) static FAMILY: Family = Family {
+    title: "BERT",
+    about: "post-norm, an encoder",
     model_types: &["bert"],
     class: Class {
         name: "BertConfig",
@@ -39,4 +42,5 @@ pub(super) static FAMILY: Family = Family {
     buffers: &[],
     positions: Some(PositionTable { path: "embeddings.position_embeddings", offset: 0 }),
     decoder: None,
+    ..Family::SHARED
 };

@@ -1,11 +1,15 @@
 //! BLOOM.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, LayerPaths, QkvPaths};
+use crate::checkpoint::decoder::DecoderPaths;
+use crate::checkpoint::family::Family;
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
 use crate::checkpoint::only::Only;
 
 pub(super) static FAMILY: Family = Family {
+    title: "BLOOM",
+    about: "ALiBi",
     model_types: &["bloom"],
     class: Class {
         name: "BloomConfig",
@@ -53,4 +57,5 @@ pub(super) static FAMILY: Family = Family {
         only: &[Only::flag("apply_residual_connection_post_layernorm", false)],
         ..DecoderPaths::SHARED
     }),
+    ..Family::SHARED
 };

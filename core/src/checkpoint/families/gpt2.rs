@@ -1,11 +1,15 @@
 //! GPT-2.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, LayerPaths, PositionTable, QkvPaths};
+use crate::checkpoint::decoder::DecoderPaths;
+use crate::checkpoint::family::{Family, PositionTable};
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
 use crate::layout::Orientation;
 
 pub(super) static FAMILY: Family = Family {
+    title: "GPT-2",
+    about: "learned positions",
     model_types: &["gpt2"],
     class: Class {
         name: "GPT2Config",
@@ -35,6 +39,7 @@ pub(super) static FAMILY: Family = Family {
         qkv: QkvPaths::Fused("attn.c_attn", QkvLayout::Concat),
         output: "attn.c_proj",
         orientation: Orientation::InputOutput, // its `Conv1D`
+        ..LayerPaths::SHARED
     },
     buffers: &[".attn.bias", ".crossattention.bias"],
     positions: Some(PositionTable { path: "wpe", offset: 0 }),
@@ -46,6 +51,7 @@ pub(super) static FAMILY: Family = Family {
         down: "mlp.c_proj",
         ..DecoderPaths::SHARED
     }),
+    ..Family::SHARED
 };
 
 /// The class of GPT-2, and what GPT-J shares with it.

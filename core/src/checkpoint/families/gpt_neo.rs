@@ -3,12 +3,17 @@
 use serde_json::Value;
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, FamilyAttention, LayerPaths, PositionTable, QkvPaths};
-use crate::checkpoint::local::LocalLayers;
+use crate::checkpoint::decoder::DecoderPaths;
+use crate::checkpoint::family::{Family, PositionTable};
+use crate::checkpoint::layer_kinds::LayerKinds;
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
+use crate::checkpoint::window;
 use crate::error::ConfigError;
 use crate::fields::{Fields, shown};
 
 pub(super) static FAMILY: Family = Family {
+    title: "GPT-Neo",
+    about: "learned positions, window in some layers, scores without a factor",
     model_types: &["gpt_neo"],
     class: Class {
         name: "GPTNeoConfig",
@@ -28,8 +33,8 @@ pub(super) static FAMILY: Family = Family {
     attention: |base, fields| {
         let window = fields.positive(&["window_size"])?.unwrap_or(256);
         let local = local_layers(fields, base.num_hidden_layers.unwrap_or(0))?;
-        let config = base.with_window_size(window).with_scale_attention(false).with_qkv_bias(false);
-        Ok(FamilyAttention { config, local })
+        let config = base.with_scale_attention(false).with_qkv_bias(false);
+        window::attention([config.clone(), config], Some(window), local)
     },
     layer: LayerPaths {
         layers: "h",
@@ -49,11 +54,12 @@ pub(super) static FAMILY: Family = Family {
         down: "mlp.c_proj",
         ..DecoderPaths::SHARED
     }),
+    ..Family::SHARED
 };
 
 /// The kinds of layers: `[[["global", "local"], 12]]`, patterns and how often each repeats, and their expansion
 /// `attention_layers`, either of which a file may have. Without both, the class alternates 24 layers.
-fn local_layers(fields: &Fields<'_>, layers: usize) -> Result<LocalLayers, ConfigError> {
+fn local_layers(fields: &Fields<'_>, layers: usize) -> Result<LayerKinds, ConfigError> {
     let (key, expanded) = ("attention_types", "attention_layers");
     let listed = match fields.list(expanded)? {
         Some(list) => Some(vec![(kinds(list, expanded)?, 1)]),
@@ -72,7 +78,7 @@ fn local_layers(fields: &Fields<'_>, layers: usize) -> Result<LocalLayers, Confi
             };
             Some(list.iter().map(pattern).collect::<Result<Vec<_>, _>>()?)
         }
-        None if listed.is_none() => Some(vec![(vec![false, true], 12)]),
+        None if listed.is_none() => Some(vec![(vec![0, 1], 12)]),
         None => None,
     };
     for (key, patterns) in [(expanded, &listed), (key, &patterns)] {
@@ -83,25 +89,25 @@ fn local_layers(fields: &Fields<'_>, layers: usize) -> Result<LocalLayers, Confi
             return Err(ConfigError::LayerCount { key: key.into(), listed: described, layers });
         }
     }
-    let (listed, patterns) = (listed.map(LocalLayers::Patterns), patterns.map(LocalLayers::Patterns));
+    let (listed, patterns) = (listed.map(LayerKinds::repeated), patterns.map(LayerKinds::repeated));
     if let (Some(listed), Some(patterns)) = (&listed, &patterns)
-        && (0..layers).any(|layer| listed.contains(layer) != patterns.contains(layer))
+        && (0..layers).any(|layer| listed.of(layer) != patterns.of(layer))
     {
         return Err(fields.conflict(fields, [expanded, key]));
     }
     Ok(listed.or(patterns).unwrap_or_default())
 }
 
-/// Whether each of these layers is local.
-fn kinds(list: &[Value], key: &str) -> Result<Vec<bool>, ConfigError> {
-    let is_local = |kind: &Value| match kind.as_str() {
-        Some("local") => Ok(true),
-        Some("global") => Ok(false),
+/// 1 for each of these layers that is local, else 0.
+fn kinds(list: &[Value], key: &str) -> Result<Vec<usize>, ConfigError> {
+    let number = |kind: &Value| match kind.as_str() {
+        Some("local") => Ok(1),
+        Some("global") => Ok(0),
         _ => Err(ConfigError::Unsupported {
             key: key.into(),
             value: shown(kind),
             supported: "\"global\", \"local\"".into(),
         }),
     };
-    list.iter().map(is_local).collect()
+    list.iter().map(number).collect()
 }

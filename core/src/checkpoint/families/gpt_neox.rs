@@ -1,11 +1,15 @@
 //! GPT-NeoX and Pythia.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::family::Family;
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
 use crate::checkpoint::rope::RopeKeys;
 
 pub(super) static FAMILY: Family = Family {
+    title: "GPT-NeoX, Pythia",
+    about: "partial rotary, parallel residual",
     model_types: &["gpt_neox"],
     class: Class {
         name: "GPTNeoXConfig",
@@ -47,4 +51,5 @@ pub(super) static FAMILY: Family = Family {
         parallel: Flag::Key("use_parallel_residual", true),
         ..DecoderPaths::SHARED
     }),
+    ..Family::SHARED
 };

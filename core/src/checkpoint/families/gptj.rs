@@ -2,7 +2,9 @@
 
 use super::gpt2;
 use crate::checkpoint::class::{Class, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::family::Family;
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 use crate::layout::RotaryLayout;
 
@@ -10,6 +12,8 @@ use crate::layout::RotaryLayout;
 const ROTARY_DIM: usize = 64;
 
 pub(super) static FAMILY: Family = Family {
+    title: "GPT-J",
+    about: "interleaved partial rotary, parallel residual with one norm",
     model_types: &["gptj"],
     class: Class {
         name: "GPTJConfig",
@@ -46,4 +50,5 @@ pub(super) static FAMILY: Family = Family {
         parallel: Flag::Fixed(true),
         ..DecoderPaths::SHARED
     }),
+    ..Family::SHARED
 };

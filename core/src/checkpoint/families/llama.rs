@@ -1,7 +1,9 @@
-//! LLaMA, and what Mistral shares with it.
+//! LLaMA, and what its many relatives share with it.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, QkvPaths};
+use crate::checkpoint::decoder::{DecoderPaths, Flag, Gate};
+use crate::checkpoint::family::Family;
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 use crate::checkpoint::rope::{Rope, RopeKeys};
 use crate::config::{DeepSpeedInferenceConfig, NormType};
@@ -9,6 +11,8 @@ use crate::error::ConfigError;
 use crate::fields::Fields;
 
 pub(super) static FAMILY: Family = Family {
+    title: "LLaMA, SmolLM 2",
+    about: "rotary, grouped heads, gated MLP",
     model_types: &["llama"],
     class: Class {
         name: "LlamaConfig",
@@ -30,6 +34,7 @@ pub(super) static FAMILY: Family = Family {
     buffers: &[],
     positions: None,
     decoder: Some(DecoderPaths { mlp_bias: Flag::Key("mlp_bias", false), ..DECODER }),
+    ..Family::SHARED
 };
 
 pub(super) const CLASS: Class = Class {
@@ -50,9 +55,22 @@ pub(super) fn attention(
     fields: &Fields<'_>,
     rope: Rope,
 ) -> Result<DeepSpeedInferenceConfig, ConfigError> {
-    let mut config = base.with_norm_type(NormType::RMSNorm);
-    config.head_dim = fields.positive(&["head_dim"])?;
-    Ok(rope.whole()?.halves(config))
+    let config = DeepSpeedInferenceConfig { head_dim: fields.positive(&["head_dim"])?, ..base };
+    positions(config, rope)
+}
+
+/// Norm and rotary positions of whole heads.
+pub(super) fn positions(config: DeepSpeedInferenceConfig, rope: Rope) -> Result<DeepSpeedInferenceConfig, ConfigError> {
+    Ok(rope.whole()?.halves(config.with_norm_type(NormType::RMSNorm)))
+}
+
+/// The size of a head, `default` if `head_dim` is absent.
+pub(super) fn with_head_dim(
+    config: DeepSpeedInferenceConfig,
+    fields: &Fields<'_>,
+    default: usize,
+) -> Result<DeepSpeedInferenceConfig, ConfigError> {
+    Ok(config.with_head_dim(Some(fields.positive(&["head_dim"])?.unwrap_or(default))))
 }
 
 pub(super) const LAYER: LayerPaths = LayerPaths {
@@ -68,7 +86,7 @@ pub(super) const DECODER: DecoderPaths = DecoderPaths {
     tokens: "embed_tokens",
     final_norm: "norm",
     mlp_norm: Some("post_attention_layernorm"),
-    gate: Some("mlp.gate_proj"),
+    gate: Gate::At("mlp.gate_proj"),
     up: "mlp.up_proj",
     down: "mlp.down_proj",
     mlp_bias: Flag::Fixed(false),

@@ -2,24 +2,56 @@
 //!
 //! To add a family, write its record in a new file and add it to [`ALL`].
 
+mod arcee;
 mod bert;
 mod bloom;
+mod cohere;
+mod cohere2;
+mod ernie4_5;
+mod falcon;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod glm;
+mod glm4;
 mod gpt2;
+mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
 mod gptj;
+mod granite;
+mod helium;
+mod internlm2;
 mod llama;
+mod ministral;
+mod ministral3;
 mod mistral;
+mod mpt;
+mod olmo2;
+mod olmo3;
 mod opt;
+mod phi;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rotary;
+mod seed_oss;
+mod smollm3;
+mod stablelm;
+mod starcoder2;
+mod table;
 
 pub use super::class::{Class, MlpSize, Setting};
-pub use super::family::{DecoderPaths, Family, FamilyAttention, Flag, LayerPaths, PositionTable, QkvPaths};
+pub use super::decoder::{DecoderPaths, Factor, Flag, Gate};
+pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
+pub use super::layer_kinds::LayerKinds;
+pub use super::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
 pub use super::layer_types::LayerType;
-pub use super::local::LocalLayers;
 pub use super::only::Only;
 pub use super::rope::{Rope, RopeKeys};
 use crate::error::ConfigError;
 pub use crate::fields::Fields;
+pub use table::table;
 
 /// Every family.
 pub const ALL: &[&Family] = &[
@@ -28,9 +60,36 @@ pub const ALL: &[&Family] = &[
     &gpt_neo::FAMILY,
     &gpt_neox::FAMILY,
     &gptj::FAMILY,
+    &gpt_bigcode::FAMILY,
+    &opt::FAMILY,
+    &mpt::FAMILY,
+    &falcon::FAMILY,
     &llama::FAMILY,
     &mistral::FAMILY,
-    &opt::FAMILY,
+    &ministral::FAMILY,
+    &ministral3::FAMILY,
+    &internlm2::FAMILY,
+    &qwen2::FAMILY,
+    &qwen3::FAMILY,
+    &gemma::FAMILY,
+    &gemma2::FAMILY,
+    &gemma3::FAMILY,
+    &phi::FAMILY,
+    &phi3::FAMILY,
+    &smollm3::FAMILY,
+    &olmo2::FAMILY,
+    &olmo3::FAMILY,
+    &granite::FAMILY,
+    &cohere::FAMILY,
+    &cohere2::FAMILY,
+    &stablelm::FAMILY,
+    &starcoder2::FAMILY,
+    &glm4::FAMILY,
+    &glm::FAMILY,
+    &helium::FAMILY,
+    &ernie4_5::FAMILY,
+    &seed_oss::FAMILY,
+    &arcee::FAMILY,
     &bert::FAMILY,
 ];
 

@@ -1,10 +1,14 @@
 //! OPT.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::family::{DecoderPaths, Family, Flag, LayerPaths, PositionTable, QkvPaths};
+use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::family::{Family, PositionTable};
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 
 pub(super) static FAMILY: Family = Family {
+    title: "OPT",
+    about: "learned positions",
     model_types: &["opt"],
     class: Class {
         name: "OPTConfig",
@@ -51,4 +55,5 @@ pub(super) static FAMILY: Family = Family {
         only: &[Only::flag("do_layer_norm_before", true), Only::flag("_remove_final_layer_norm", false)],
         ..DecoderPaths::SHARED
     }),
+    ..Family::SHARED
 };

@@ -1,0 +1,93 @@
+//! MPT: ALiBi, LayerNorm without bias, and no biases at all.
+
+use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::family::Family;
+use crate::checkpoint::known;
+use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
+use crate::checkpoint::layout::QkvLayout;
+use crate::checkpoint::only::Only;
+use crate::error::ConfigError;
+use crate::fields::Fields;
+
+pub(super) static FAMILY: Family = Family {
+    title: "MPT",
+    about: "ALiBi, LayerNorm without bias, no biases",
+    model_types: &["mpt"],
+    class: Class {
+        name: "MptConfig",
+        hidden_size: &["d_model", "hidden_size"],
+        heads: &["n_heads", "num_attention_heads"],
+        layers: &["n_layers", "num_hidden_layers"],
+        // The class does not read `expansion_ratio`.
+        mlp_size: Setting::new(&[], MlpSize::TimesHidden(4)),
+        vocab_size: Setting::new(&["vocab_size"], 50368),
+        max_positions: Setting::new(&["max_seq_len"], Some(2048)),
+        epsilon: Setting::new(&["layer_norm_epsilon"], 1e-5),
+        activation: Setting::new(&[], "gelu"),
+        ..Class::SHARED
+    },
+    reads: &["attn_config"],
+    only: &[
+        Only::flag("no_bias", true),
+        Only::nothing("logit_scale", "the class does not scale logits"),
+        Only::number("embedding_fraction", 1.0),
+        Only::text("norm_type", "low_precision_layernorm"),
+    ],
+    harmless: &[
+        "emb_pdrop",
+        "expansion_ratio",
+        "init_config",
+        "init_device",
+        // With ALiBi there are no learned positions, whatever it says.
+        "learned_pos_emb",
+        "tokenizer_name",
+        "verbose",
+    ],
+    attention: |base, fields| {
+        let base = base.with_qkv_bias(false).with_output_bias(false).with_norm_bias(false);
+        let config = base.with_bigscience_bloom(true);
+        Ok(config.with_score_factor(softmax_scale(fields)?).into())
+    },
+    layer: LayerPaths {
+        layers: "blocks",
+        prefixes: &["transformer."],
+        norm: Some("norm_1"),
+        qkv: QkvPaths::Fused("attn.Wqkv", QkvLayout::Concat),
+        output: "attn.out_proj",
+        ..LayerPaths::SHARED
+    },
+    decoder: Some(DecoderPaths {
+        tokens: "wte",
+        final_norm: "norm_f",
+        mlp_norm: Some("norm_2"),
+        up: "ffn.up_proj",
+        down: "ffn.down_proj",
+        mlp_bias: Flag::Fixed(false),
+        ..DecoderPaths::SHARED
+    }),
+    ..Family::SHARED
+};
+
+/// What the record `attn_config` must say: the class computes this and nothing else.
+const ATTENTION: &[Only] = &[
+    Only::flag("alibi", true),
+    Only::flag("attn_uses_sequence_id", false),
+    Only::flag("is_encoder_decoder", false),
+    Only::flag("prefix_lm", false),
+    Only::flag("qk_ln", false),
+    Only::nothing("clip_qkv", "queries, keys and values are not clipped here"),
+    Only::number("alibi_bias_max", 8.0),
+    Only::text("attn_type", "multihead_attention"),
+];
+
+/// `attn_config.softmax_scale`, after a check of the whole record.
+fn softmax_scale(fields: &Fields<'_>) -> Result<Option<f64>, ConfigError> {
+    let Some(record) = fields.record("attn_config")? else { return Ok(None) };
+    let own = ["attn_impl", "attn_pdrop", "dtype", "model_type", "softmax_scale"];
+    let harmless = known::HARMLESS.iter().copied().flatten().copied();
+    let known: Vec<&str> = own.into_iter().chain(harmless).chain(ATTENTION.iter().map(|only| only.key)).collect();
+    record.check_keys(&known, FAMILY.class.name)?;
+    ATTENTION.iter().try_for_each(|only| only.check(&record))?;
+    record.above_zero(&["softmax_scale"])
+}

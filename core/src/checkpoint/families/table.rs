@@ -1,0 +1,29 @@
+//! The table of families.
+
+use super::ALL;
+use crate::checkpoint::family::Family;
+use crate::checkpoint::layer_paths::QkvPaths;
+use crate::layout::Orientation;
+
+/// The families in a table of Markdown, one per line, sorted by name.
+pub fn table() -> String {
+    let mut lines: Vec<String> = ALL.iter().map(|family| line(family)).collect();
+    lines.sort();
+    let head = "| family | `model_type` | runs in | QKV in the file | matrices | attention and block |";
+    format!("{head}\n| --- | --- | --- | --- | --- | --- |\n{}\n", lines.join("\n"))
+}
+
+fn line(family: &Family) -> String {
+    let qkv = match family.layer.qkv {
+        QkvPaths::Fused(_, layout) => format!("fused, `{layout:?}`"),
+        QkvPaths::Separate(..) => "separate".into(),
+    };
+    let matrices = match family.layer.orientation {
+        Orientation::OutputInput => "`[out, in]`",
+        Orientation::InputOutput => "`[in, out]`",
+    };
+    let types: Vec<String> = family.model_types.iter().map(|name| format!("`{name}`")).collect();
+    let program = if family.decoder.is_some() { "`generate`" } else { "`embed`" };
+    let (title, types, about) = (family.title, types.join(", "), family.about);
+    format!("| {title} | {types} | {program} | {qkv} | {matrices} | {about} |")
+}

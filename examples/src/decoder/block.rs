@@ -1,0 +1,161 @@
+//! A layer: attention and an MLP, with the norms and factors of its family.
+
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::load::HuggingFaceConfig;
+use burn_deepspeed::load::families::Gate;
+use burn_deepspeed::ops::Keys;
+use burn_deepspeed::parallel::{AgreedSettings, Communicator};
+use burn_deepspeed::weight::{Int8Blocks, Weight};
+use burn_deepspeed::{
+    AttentionError, AttentionInit, AttentionMask, AttentionOutput, ConfigError, DeepSpeedSelfAttention,
+    InferenceBackend, KvCacheType, Operations, WantedOutputs, WeightError,
+};
+
+use super::activation::Activation;
+use super::parts::{Norm, linear, norm, paths};
+
+/// One layer.
+#[derive(Module, Debug)]
+pub(super) struct Block<B: Backend> {
+    pub attention: DeepSpeedSelfAttention<B>,
+    pub attention_output_norm: Option<Norm<B>>,
+    pub mlp_norm: Option<Norm<B>>,
+    pub mlp_output_norm: Option<Norm<B>>,
+    pub gate: Option<Weight<B>>,
+    pub up: Weight<B>,
+    pub down: Weight<B>,
+    #[module(skip)]
+    branch: Branch,
+    #[module(skip)]
+    activation: Activation,
+    /// Factor of the outputs of attention and of the MLP.
+    #[module(skip)]
+    factor: f64,
+    #[module(skip)]
+    mlp_sum: Option<Sum>,
+}
+
+/// The sum of a layer's MLP over ranks.
+#[derive(Debug, Clone)]
+struct Sum {
+    communicator: Arc<dyn Communicator>,
+    settings: AgreedSettings,
+}
+
+/// The input of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Branch {
+    /// The sum of the block's input and the output of attention.
+    Sequential,
+    /// The input of the block, as for attention (GPT-NeoX); for GPT-J, after the norm of attention.
+    Parallel,
+}
+
+impl<B: Backend> Block<B> {
+    pub fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        let attention_config = config.attention_config(layer);
+        let attention = attention_config.init_self_attention(layer, device)?;
+        let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
+        let paths = paths(config)?;
+        let fields = config.fields()?;
+        let bias = paths.mlp_bias.of(&fields)?;
+        let linear = |input, output| linear(config, [input, output], bias, device);
+        let norm = |path: Option<&str>| path.map(|_| norm(config, device));
+        Ok(Self {
+            attention,
+            attention_output_norm: norm(paths.attention_output_norm),
+            mlp_norm: norm(paths.mlp_norm),
+            mlp_output_norm: norm(paths.mlp_output_norm),
+            gate: (paths.gate != Gate::None).then(|| linear(hidden, mlp)).transpose()?,
+            up: linear(hidden, mlp)?,
+            down: linear(mlp, hidden)?,
+            branch: if paths.parallel.of(&fields)? { Branch::Parallel } else { Branch::Sequential },
+            activation: Activation::of(config)?,
+            factor: paths.residual_factor.of(&fields, hidden)?,
+            mlp_sum: None,
+        })
+    }
+
+    /// The layer of one rank.
+    pub fn with_communicator(self, layer: usize, communicator: &Arc<dyn Communicator>) -> Result<Self, ConfigError> {
+        let settings = AgreedSettings::new([
+            ("the layer of the MLP", &layer),
+            ("its activation", &self.activation),
+            ("the factor of its output", &self.factor),
+        ]);
+        Ok(Self {
+            attention: self.attention.with_communicator(communicator.clone())?,
+            mlp_sum: (communicator.size() > 1).then(|| Sum { communicator: communicator.clone(), settings }),
+            ..self
+        })
+    }
+
+    pub fn with_kv_cache_dtype(self, types: KvCacheType) -> Self {
+        Self { attention: self.attention.with_kv_cache_dtype(types), ..self }
+    }
+
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        Ok(Self {
+            attention: self.attention.quantize(blocks)?,
+            gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
+            up: self.up.quantize(blocks)?,
+            down: self.down.quantize(blocks)?,
+            ..self
+        })
+    }
+}
+
+impl<B: InferenceBackend> Block<B> {
+    /// # Shapes
+    /// - x, output: `[B, T, E]`
+    pub fn forward(
+        &self,
+        x: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        // The MLP of a block with one norm reads the normalised input of attention.
+        let wanted = WantedOutputs::NONE.with_inp_norm(self.mlp_norm.is_none() && self.branch == Branch::Parallel);
+        let AttentionOutput { output, inp_norm, .. } =
+            self.attention.forward_detailed(x.clone(), mask, keys, wanted)?;
+        let sum = x.clone() + self.scaled(normed(self.attention_output_norm.as_ref(), output));
+        let branch = if self.branch == Branch::Parallel { x } else { sum.clone() };
+        let input = match (&self.mlp_norm, inp_norm) {
+            (Some(norm), _) => norm.forward(branch),
+            (None, Some(normed)) => normed,
+            (None, None) => branch,
+        };
+        Ok(sum + self.scaled(normed(self.mlp_output_norm.as_ref(), self.mlp(input)?)))
+    }
+
+    /// The MLP, summed over the ranks.
+    fn mlp(&self, input: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
+        let linear = B::Ops::linear;
+        let inner = match &self.gate {
+            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
+            None => self.activation.apply(linear(input, &self.up)),
+        };
+        let Some(Sum { communicator, settings }) = &self.mlp_sum else {
+            return Ok(linear(inner, &self.down));
+        };
+        let mlp = B::Ops::all_reduce(B::Ops::vector_matmul(inner, &self.down), &**communicator, settings)?;
+        Ok(match self.down.bias() {
+            Some(bias) => mlp + bias.unsqueeze(),
+            None => mlp,
+        })
+    }
+
+    fn scaled(&self, output: Tensor<B, 3>) -> Tensor<B, 3> {
+        if self.factor == 1.0 { output } else { output.mul_scalar(self.factor) }
+    }
+}
+
+fn normed<B: Backend>(norm: Option<&Norm<B>>, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}

@@ -1,0 +1,74 @@
+//! Norms and projections in the form of the configuration.
+
+use burn::module::Module;
+use burn::nn::{LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::load::families::DecoderPaths;
+use burn_deepspeed::load::{HuggingFaceConfig, NormNames, ParameterReader};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
+use burn_deepspeed::{ConfigError, DataType, NormType, OfBackend, WeightError};
+
+#[derive(Module, Debug)]
+pub(super) enum Norm<B: Backend> {
+    Layer(LayerNorm<B>),
+    Rms(RmsNorm<B>),
+}
+
+impl<B: Backend> Norm<B> {
+    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        match self {
+            Self::Layer(norm) => norm.forward(x),
+            Self::Rms(norm) => norm.forward(x),
+        }
+    }
+
+    pub fn read(self, reader: &ParameterReader<'_, B>, names: &NormNames) -> Result<Self, WeightError> {
+        Ok(match self {
+            Self::Layer(norm) => Self::Layer(reader.layer_norm(norm, names)?),
+            Self::Rms(norm) => Self::Rms(reader.rms_norm(norm, names)?),
+        })
+    }
+}
+
+/// Where the family keeps the parts of its decoder, and how its blocks are built.
+pub(super) fn paths(config: &HuggingFaceConfig) -> Result<&DecoderPaths, ConfigError> {
+    config.decoder().ok_or_else(|| ConfigError::UnknownValue {
+        key: "model_type".into(),
+        value: config.family.name().into(),
+        accepted: "a decoder; `embed` runs BERT".into(),
+    })
+}
+
+/// A LayerNorm, without a bias if those before attention have none.
+pub(super) fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> LayerNorm<B> {
+    let attention = config.attention_config(0);
+    let norm = LayerNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps);
+    norm.with_bias(attention.norm_bias).init(device)
+}
+
+/// A norm of the kind before attention.
+pub(super) fn norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> Norm<B> {
+    let attention = config.attention_config(0);
+    match attention.norm_type {
+        NormType::RMSNorm => {
+            Norm::Rms(RmsNormConfig::new(attention.hidden_size).with_epsilon(attention.layer_norm_eps).init(device))
+        }
+        _ => Norm::Layer(layer_norm(config, device)),
+    }
+}
+
+/// A projection in the orientation and element type of attention's.
+pub(super) fn linear<B: Backend>(
+    config: &HuggingFaceConfig,
+    [input, output]: [usize; 2],
+    bias: bool,
+    device: &B::Device,
+) -> Result<Weight<B>, ConfigError> {
+    let attention = config.attention_config(0);
+    let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
+    let dtype = attention.dtype.of_backend::<B>(device)?;
+    match attention.dtype {
+        Some(DataType::Int8) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
+        _ => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
+    }
+}

@@ -1,0 +1,120 @@
+//! Checkpoints of the newer families: greedy decoding against what `transformers` generated.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+use burn_deepspeed::load::families;
+use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
+use burn_deepspeed_examples::int8;
+use burn_deepspeed_examples::text::{Model, Options, TextModel, check};
+
+use crate::common::{golden, golden_families, on_each_cpu_backend};
+
+fn open<B: InferenceBackend>(folder: &Path, options: &Options) -> Model<B> {
+    let opened = Model::<B>::open(folder, options, &Default::default());
+    let (model, report) = opened.unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    assert!(report.missing.is_empty() && report.unexpected.is_empty(), "{}: {report}", folder.display());
+    model
+}
+
+fn check_all<B: InferenceBackend>(chunk: Option<NonZeroUsize>) {
+    for (name, folder) in golden_families() {
+        let model = open::<B>(&folder, &Options::default());
+        check::run(&model, &folder.join("expected.json"), chunk).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+fn every_family_generates_the_same_ids<B: InferenceBackend>() {
+    check_all::<B>(None);
+}
+
+fn prompts_in_pieces_give_the_same_ids<B: InferenceBackend>() {
+    check_all::<B>(NonZeroUsize::new(1));
+    check_all::<B>(NonZeroUsize::new(4));
+}
+
+/// Heads and MLP split over two ranks: halves of a gate that is stored with its MLP, norms after the sum, norms over all heads.
+#[cfg(feature = "local")]
+fn every_family_generates_the_same_ids_on_ranks<B: InferenceBackend>() {
+    use burn_deepspeed::Communicator;
+    use burn_deepspeed::parallel::local::LocalCommunicator;
+    use std::sync::Arc;
+
+    for (name, folder) in golden_families() {
+        crate::ranks::on_ranks(LocalCommunicator::group(2), |communicator| {
+            let communicator: Arc<dyn Communicator> = communicator;
+            let options = Options { rank: Some(communicator), uneven_heads: true, ..Options::default() };
+            let model = open::<B>(&folder, &options);
+            check::run(&model, &folder.join("expected.json"), None).unwrap_or_else(|e| panic!("{name}: {e}"));
+        });
+    }
+}
+
+/// Rounding to int8 moves the logits of such narrow models by more than those of `models`.
+fn int8_keeps_the_logits_close<B: InferenceBackend>() {
+    for (name, folder) in golden_families() {
+        let int8 = open::<B>(&folder, &Options::default()).in_int8(true, KvCacheType::INT8).unwrap();
+        let found = int8::distance(&*int8, &folder.join("expected.json")).unwrap();
+        assert!(found.logits <= 0.1 && found.logits > 0.0, "{name}: {found:?}");
+        // Loaded as int8, the numbers are the same.
+        let loaded =
+            open::<B>(&folder, &Options { dtype: DataType::Int8, kv_cache: KvCacheType::INT8, ..Options::default() });
+        let again = int8::distance(&loaded, &folder.join("expected.json")).unwrap();
+        assert!((found.logits - again.logits).abs() < 1e-4, "{name}: {found:?}, {again:?}");
+    }
+}
+
+/// A record of Burn holds every parameter, those of the norms after the branches too.
+fn records_hold_every_parameter<B: InferenceBackend>() {
+    for name in ["gemma2", "olmo3", "phi3", "stablelm_parallel"] {
+        let folder = golden("families").join(name);
+        let record = tempfile::tempdir().unwrap();
+        let path = record.path().join("model");
+        let model = open::<B>(&folder, &Options::default());
+        model.save(&path).unwrap();
+        let again = model.with_record(&path).unwrap();
+        check::run(&*again, &folder.join("expected.json"), None).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+on_each_cpu_backend!(every_family_generates_the_same_ids);
+
+#[cfg(feature = "ndarray")]
+mod on_ndarray {
+    #[test]
+    fn prompts_in_pieces_give_the_same_ids() {
+        super::prompts_in_pieces_give_the_same_ids::<burn_ndarray::NdArray>();
+    }
+
+    #[cfg(feature = "local")]
+    #[test]
+    fn every_family_generates_the_same_ids_on_ranks() {
+        super::every_family_generates_the_same_ids_on_ranks::<burn_ndarray::NdArray>();
+    }
+
+    #[test]
+    fn int8_keeps_the_logits_close() {
+        super::int8_keeps_the_logits_close::<burn_ndarray::NdArray>();
+    }
+
+    #[test]
+    fn records_hold_every_parameter() {
+        super::records_hold_every_parameter::<burn_ndarray::NdArray>();
+    }
+}
+
+#[test]
+fn every_decoder_has_a_checkpoint() {
+    let all: Vec<_> = crate::common::golden_models().into_iter().chain(golden_families()).collect();
+    let types: Vec<String> = all
+        .iter()
+        .map(|(_, folder)| {
+            let text = std::fs::read_to_string(folder.join("config.json")).unwrap();
+            let record: serde_json::Value = serde_json::from_str(&text).unwrap();
+            record["model_type"].as_str().unwrap().to_string()
+        })
+        .collect();
+    let without = families::ALL.iter().filter(|family| !types.iter().any(|name| name == family.name()));
+    let without: Vec<_> = without.map(|family| family.name()).collect();
+    assert_eq!(without, ["gpt_neo", "bert"]);
+}
