@@ -190,6 +190,7 @@ impl Lab {
             value: CacheTensor { elements: &cache, scales: int8.then_some(&scales) },
             context: &self.tensor(&[batch, heads, tokens, head], elements),
             scale: 0.1,
+            sinks: None,
             masks,
             keys,
         };
