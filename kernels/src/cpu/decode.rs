@@ -80,12 +80,7 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
 }
 
 /// The context of a row from the partial contexts of its head's tasks, and its sink.
-fn join<'a>(
-    partials: impl Iterator<Item = &'a [f32]> + Clone,
-    row: usize,
-    sink: Option<f32>,
-    output: &mut [f32],
-) {
+fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, sink: Option<f32>, output: &mut [f32]) {
     let value_dim = output.len();
     let parts = partials.map(|partial| {
         let rows = partial.len() / (value_dim + 2);

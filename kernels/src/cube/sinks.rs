@@ -32,7 +32,6 @@ impl Sinks {
     /// The sum of the weights of a query, with that of the sink of its head. Weights are [`exponential`] of a score times
     /// [`exponent`] less `reference`, with the same `fast`.
     pub fn join(&self, sum: f32, head: u32, reference: f32, #[comptime] fast: bool) -> f32 {
-        let mut all = sum;
         #[comptime]
         match &self.by_head {
             ComptimeOption::Some(sinks) => {
@@ -41,10 +40,10 @@ impl Sinks {
                 // By comparison, not by clamping: a NaN stays one.
                 let above = select(above > farthest, farthest, above);
                 let above = select(above < -farthest, -farthest, above);
-                all += exponential(above, fast);
+                sum + exponential(above, fast)
             }
-            ComptimeOption::None => {}
+            // Not a copy: a kernel without sinks stays as it is.
+            ComptimeOption::None => sum,
         }
-        all
     }
 }

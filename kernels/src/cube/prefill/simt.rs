@@ -80,7 +80,8 @@ pub fn launch<R: Runtime>(
     problem: Attention<'_, R>,
 ) -> Result<(), Unsupported> {
     let scale = problem.scale;
-    let CheckedAttention { query, key, value, context, sinks, masks, sizes } = problem.check("prefill::simt", client)?;
+    let CheckedAttention { query, key, value, context, sinks, masks, sizes } =
+        problem.check("prefill::simt", client)?;
     let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
     if sizes.is_empty() {
         return Ok(());

@@ -124,13 +124,15 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
 
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
-        let mut sum = lanes_sum(sums.total[r], &mut scratch, 4u32, comptime!(!tile.emulate));
+        let sum = lanes_sum(sums.total[r], &mut scratch, 4u32, comptime!(!tile.emulate));
         let row = own_row + r as u32 * 8;
-        if comptime!(sinks.present) {
+        let sum = if comptime!(sinks.present) {
             let query = query_of(row, start, sizes, tile);
             let reference = select(sums.largest[r] == HIDDEN, 0.0f32, sums.largest[r] * factor);
-            sum = sinks.join(sum, query.head, reference, comptime!(!tile.emulate));
-        }
+            sinks.join(sum, query.head, reference, comptime!(!tile.emulate))
+        } else {
+            sum
+        };
         // Nothing visible gives zeros.
         let inverse = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
         if row < all_rows {
