@@ -42,6 +42,7 @@ impl Workload {
             value: random(kv_heads, keys),
             scale: 1.0 / (head_dim as f64).sqrt(),
             softcap: None,
+            sinks: None,
             slopes: self.alibi.then(|| burn_deepspeed::position::alibi::slopes(heads)),
             visibility: Visibility {
                 causal: self.causal,

@@ -38,6 +38,10 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNorm>,
     /// What each query is multiplied by, after norm and rotation.
     pub query_factor: Option<QueryFactor>,
+    /// Whether each query head has a sink.
+    pub sinks: bool,
+    /// Whether the context is multiplied by the sigmoid of a projection of the input.
+    pub context_gate: bool,
     /// Element type of weights and activations; `None` is the backend's default float.
     pub dtype: Option<DataType>,
     /// Element types of the cache.
@@ -109,6 +113,7 @@ impl AttentionSpec {
             ("the norm", &self.norm),
             ("`qk_norm`", &self.qk_norm),
             ("`query_factor`", &self.query_factor),
+            ("`sinks` or `context_gate`", &(self.sinks, self.context_gate)),
             ("`dtype`", &self.dtype),
             ("`kv_cache_dtype`", &self.kv_cache_dtype),
             ("`max_out_tokens`", &self.max_out_tokens),

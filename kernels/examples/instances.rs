@@ -190,6 +190,7 @@ impl Lab {
             value: CacheTensor { elements: &cache, scales: int8.then_some(&scales) },
             context: &self.tensor(&[batch, heads, tokens, head], elements),
             scale: 0.1,
+            sinks: None,
             masks,
             keys,
         };
@@ -257,6 +258,14 @@ impl Lab {
         for (label, masks) in self.masks(2, 512) {
             run(128, 4, 2, 4, &masks, &format!(", {label}"));
         }
+        let sinks = self.tensor(&[8], f32_type());
+        for (group, splits) in [(1, 1), (8, 1), (8, 4)] {
+            let label = format!("decode {name} head 64 group {group} tokens 1 splits {splits}, sinks");
+            self.attention(&label, elements, [64, group, 1, 512], &causal, false, |problem| {
+                let problem = Attention { sinks: Some(&sinks), ..problem };
+                decode::launch(&self.client, &self.machine, problem, Some(splits)).map(|_| ())
+            });
+        }
     }
 
     fn prefills(&self, Element(elements, name): Element) {
@@ -275,6 +284,12 @@ impl Lab {
         for (label, masks) in self.masks(65, 512) {
             simt(128, 4, &masks, &format!(", {label}"));
         }
+        let sinks = self.tensor(&[8], f32_type());
+        let label = format!("prefill simt {name} head 64 group 8, sinks");
+        self.attention(&label, elements, [64, 8, 65, 512], &causal, false, |problem| {
+            let problem = Attention { sinks: Some(&sinks), ..problem };
+            prefill::simt::launch(&self.client, &self.machine, problem)
+        });
         let engine = |head| mma::Engine::tensor_cores(&self.client, &self.machine, elements, head);
         // Planes take 32 rows where that fills the device.
         for (rows, processors) in [(16, u32::MAX), (32, 0)] {
@@ -291,6 +306,14 @@ impl Lab {
             for head in HEAD_SIZES.into_iter().filter(|head| rows == 16 || *head <= 128) {
                 mma(head, 1, &causal, "");
                 mma_on(true, head, 1, &causal, ", int8 cache");
+            }
+            for head in [64, 128] {
+                let Ok(engine) = engine(head) else { continue };
+                let label = format!("prefill mma {name} head {head} group 8, {rows} rows, sinks");
+                self.attention(&label, elements, [head, 8, 65, 512], &causal, false, |problem| {
+                    let problem = Attention { sinks: Some(&sinks), ..problem };
+                    mma::launch(&self.client, &machine, problem, engine)
+                });
             }
             let hides = |label: &str| label.contains("pad") || label.contains("pairs") || label == "every mask";
             for (label, masks) in self.masks(65, 512) {

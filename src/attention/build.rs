@@ -66,6 +66,13 @@ impl<'a, B: Backend> Build<'a, B> {
         Ok(QkvWeight::Fused(self.qkv_weight(self.spec.hidden_size, self.spec.qkv_width())?))
     }
 
+    /// The projection of the gate on the context, if the layer has one: of the type of the QKV projection, and with a bias if that has
+    /// one.
+    pub(super) fn gate(&self) -> Result<Option<Weight<B>>, ConfigError> {
+        let gate = || self.qkv_weight(self.spec.hidden_size, self.spec.query_width());
+        self.spec.context_gate.then(gate).transpose()
+    }
+
     /// Separate projections; the input of keys and values has `context` features.
     pub(super) fn separate(&self, context: usize) -> Result<QkvWeight<B>, ConfigError> {
         Ok(QkvWeight::Separate(SeparateQkv {

@@ -246,6 +246,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
             value,
             scale,
             softcap,
+            sinks: None,
             slopes: None,
             visibility,
             mask,

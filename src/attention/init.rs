@@ -10,7 +10,7 @@ use crate::cache::KvCache;
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
-use crate::weight::{FusedNorm, QueryKeyNorm};
+use crate::weight::{FusedNorm, QueryKeyNorm, Sinks};
 
 mod sealed {
     pub trait Sealed {}
@@ -63,7 +63,7 @@ pub trait AttentionInit: sealed::Sealed {
     /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
     /// store `dtype`; [`ConfigError::NoFusedKernels`] for `use_triton` on a backend without GPU kernels;
     /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary positions, ALiBi, a
-    /// window, a norm of queries and keys, or a factor of queries.
+    /// window, a norm of queries and keys, a factor of queries, sinks, or a gate on the context.
     fn init_diffusers<B: Backend>(
         &self,
         layer_id: usize,
@@ -159,7 +159,8 @@ fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttent
     let norm = build.spec.norm.map(norm);
     let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
     let query_key_norm = QueryKeyNorm::init(&build.spec, build.device);
-    Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)?, query_key_norm })
+    let (sinks, gate) = (Sinks::init(&build.spec, build.device), build.gate()?);
+    Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)?, query_key_norm, sinks, gate })
 }
 
 fn diffusers<B: Backend>(
@@ -183,6 +184,12 @@ fn diffusers<B: Backend>(
     }
     if build.spec.query_factor.is_some() {
         return Err(refuse("it has no positions", "unset `query_factor`"));
+    }
+    if build.spec.sinks {
+        return Err(refuse("it has no sinks", "set `sinks` to false"));
+    }
+    if build.spec.context_gate {
+        return Err(refuse("it has no gate on the context", "set `context_gate` to false"));
     }
     let qkv = match context_dim {
         Some(context) => build.separate(context)?,

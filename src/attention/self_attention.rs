@@ -17,7 +17,7 @@ use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, Softm
 use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, QueryKeyNorm, Weight};
+use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, QueryKeyNorm, Sinks, Weight};
 use crate::zeros::zeros;
 
 /// Number of cached tokens with which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
@@ -27,7 +27,7 @@ const WARMUP_HISTORY: usize = 1024;
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762).
 ///
 /// One type serves decoders and encoders, BLOOM included: the configuration says whether there is a norm, a norm of queries and
-/// keys, a causal mask, a window, rotary positions or ALiBi, and grouped heads.
+/// keys, a causal mask, a window, rotary positions or ALiBi, grouped heads, sinks, and a gate on the context.
 ///
 /// ```
 /// use burn::tensor::Tensor;
@@ -55,6 +55,8 @@ pub struct DeepSpeedSelfAttention<B: Backend> {
     pub(crate) norm: Option<FusedNorm<B>>,
     pub(crate) projections: Projections<B>,
     pub(crate) query_key_norm: Option<QueryKeyNorm<B>>,
+    pub(crate) sinks: Option<Sinks<B>>,
+    pub(crate) gate: Option<Weight<B>>,
 }
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
@@ -76,6 +78,16 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The weights of the norm of queries and keys; `None` if there is no such norm, or it has no weights.
     pub fn query_key_norm(&self) -> Option<&QueryKeyNorm<B>> {
         self.query_key_norm.as_ref()
+    }
+
+    /// The sinks of this rank's query heads; `None` if the layer has none.
+    pub fn sinks(&self) -> Option<&Sinks<B>> {
+        self.sinks.as_ref()
+    }
+
+    /// The projection of the gate on the context, from `E` to `N·H` features; `None` if the layer has none.
+    pub fn gate(&self) -> Option<&Weight<B>> {
+        self.gate.as_ref()
     }
 
     /// The output projection.
@@ -108,13 +120,15 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// # Errors
     /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        Ok(Self { projections: self.projections.quantize(blocks)?, ..self })
+        let gate = self.gate.map(|gate| gate.quantize(blocks)).transpose()?;
+        Ok(Self { projections: self.projections.quantize(blocks)?, gate, ..self })
     }
 
     /// Sets whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
     /// [`Weight::with_rounded_input`].
     pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        Self { projections: self.projections.with_rounded_input(rounds), ..self }
+        let gate = self.gate.map(|gate| gate.with_rounded_input(rounds));
+        Self { projections: self.projections.with_rounded_input(rounds), gate, ..self }
     }
 
     /// This layer for caches of other element types; see `kv_cache_dtype` of the configuration. The weights stay as they are.
@@ -299,8 +313,11 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
             let expected = [rows.new_tokens().len(), rows.width()];
             check_shape("DeepSpeedSelfAttention", "input, rows and tokens", &expected, &[batch, tokens]);
         }
-        let want_norm = wanted.inp_norm && self.norm.is_some();
+        let want_norm = self.gate.is_some() || wanted.inp_norm && self.norm.is_some();
         let projected = B::Ops::qkv_gemm(input, self.norm.as_ref(), self.qkv(), want_norm);
+        // Without a norm this is the input.
+        let inp_norm = projected.inp_norm;
+        let gate = self.gate.as_ref().zip(inp_norm.clone()).map(|(gate, input)| B::Ops::linear(input, gate));
         // On one rank the operation computes them itself.
         let sums = match self.spec().norm_of_all_heads() {
             Some(_) if self.spec().ranks.ranks() > 1 && batch * tokens > 0 => {
@@ -312,13 +329,19 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
             qkv: projected.qkv,
             norm: self.query_key_norm(),
             sums,
+            sinks: self.sinks.as_ref().map(Sinks::values),
             keys,
             mask,
             spec: self.spec(),
             want_keys: wanted.keys,
         });
         let (key, value) = attended.keys.unzip();
-        let context = wanted.context.then(|| attended.context.clone());
-        Ok(AttentionOutput { output: project(attended.context)?, key, value, context, inp_norm: projected.inp_norm })
+        let context = match gate {
+            Some(gate) => B::Ops::context_gate(attended.context, gate),
+            None => attended.context,
+        };
+        let inp_norm = inp_norm.filter(|_| wanted.inp_norm && self.norm.is_some());
+        let returned = wanted.context.then(|| context.clone());
+        Ok(AttentionOutput { output: project(context)?, key, value, context: returned, inp_norm })
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use crate::ops::cpu::InMemory;
 use crate::ops::{Attention, ContextProblem, Operations, Plan, QkvGemmOutput, SoftmaxContext, SoftmaxContextOutput};
-use crate::ops::{attention, gelu, qkv_gemm, residual_norm, softmax_context};
+use crate::ops::{attention, context_gate, gelu, qkv_gemm, residual_norm, softmax_context};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
 /// Every operation that the CPU kernels have, for a backend whose tensors are [`InMemory`]; the others on the reference.
@@ -13,7 +13,16 @@ pub struct CpuOps;
 
 impl<B: InMemory> Operations<B> for CpuOps {
     fn fast_operations() -> &'static [&'static str] {
-        &["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"]
+        &[
+            "qkv_gemm",
+            "softmax_context",
+            "masked_attention",
+            "context_gate",
+            "linear",
+            "vector_matmul",
+            "residual_norm",
+            "gelu",
+        ]
     }
 
     fn qkv_gemm(
@@ -39,6 +48,10 @@ impl<B: InMemory> Operations<B> for CpuOps {
 
     fn masked_attention(arguments: Attention<B>) -> Tensor<B, 4> {
         attention::cpu::masked_attention(arguments)
+    }
+
+    fn context_gate(context: Tensor<B, 3>, gate: Tensor<B, 3>) -> Tensor<B, 3> {
+        context_gate::on_cpu(context, gate)
     }
 
     fn linear(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {

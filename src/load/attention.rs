@@ -5,18 +5,17 @@ use std::slice;
 use burn::module::Module;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::checkpoint::{
-    AttentionFiles, AttentionNames, BlockedInt8, Checkpoint, CheckpointWriter, HeadWeightNames, Part, ProjectionParts,
-    QkvNames, QkvSources, ScaleNames, SplitCheckpoint, WeightNames,
+    AttentionFiles, AttentionNames, Checkpoint, CheckpointWriter, Part, ProjectionParts, QkvSources, SplitCheckpoint,
 };
-use burn_deepspeed_core::layout::Orientation;
 
 use super::parameters::{assembled, norm};
-use super::tensors::{WriteTensors, picked};
+use super::tensors::WriteTensors;
+use super::written::{write_head_weights, write_projections};
 use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::element::OfBackend;
-use crate::error::{WeightError, check_shape};
-use crate::spec::{AttentionSpec, QkNormWeights};
-use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, QueryKeyNorm, SeparateQkv, Weight};
+use crate::error::WeightError;
+use crate::spec::AttentionSpec;
+use crate::weight::{FusedNorm, QkvWeight, QueryKeyNorm, SeparateQkv, Sinks, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its rank.
@@ -81,8 +80,11 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         let reader = LayerReader::new(files.0, names, self.spec(), self.output())?;
         let norm = self.norm().map(|module| reader.norm(module)).transpose()?;
         let query_key_norm = reader.query_key_norm(files.1, self.query_key_norm())?;
+        let sinks = reader.sinks(files.1)?;
         let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
-        Ok(Self { norm, projections: self.projections.with_weights(qkv, output), query_key_norm }.no_grad())
+        let gate = self.gate().map(|module| reader.gate(files.1, module)).transpose()?;
+        let projections = self.projections.with_weights(qkv, output);
+        Ok(Self { norm, projections, query_key_norm, sinks, gate }.no_grad())
     }
 
     /// Writes the parameters under these names, in their layout and orientation: floats in their own type, int8 matrices as int8
@@ -117,8 +119,10 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// ```
     ///
     /// # Errors
-    /// [`WeightError::NoNormNames`], [`WeightError::NoQkNormNames`], [`WeightError::SharedHeadWeights`], [`WeightError::MergeCount`], and [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the
-    /// heads do not split over the ranks of [`QkvLayout::PerRank`](super::QkvLayout::PerRank).
+    /// [`WeightError::NoNormNames`], [`WeightError::NoQkNormNames`], [`WeightError::NoSinkName`], [`WeightError::NoGateNames`],
+    /// [`WeightError::UnexpectedGate`], [`WeightError::SharedHeadWeights`], [`WeightError::MergeCount`], and
+    /// [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the heads do not split over the ranks of
+    /// [`QkvLayout::PerRank`](super::QkvLayout::PerRank).
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
         if let Some(norm) = self.norm() {
             let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
@@ -131,7 +135,10 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
             write_head_weights(writer, &names.query, norm.query(), self.spec())?;
             write_head_weights(writer, &names.key, norm.key(), self.spec())?;
         }
-        write_projections(writer, names, self.spec(), (self.qkv(), self.output()))
+        if let Some(sinks) = self.sinks() {
+            writer.tensor(names.sinks.as_ref().ok_or(WeightError::NoSinkName)?, sinks.values())?;
+        }
+        write_projections(writer, names, self.spec(), (self.qkv(), self.gate(), self.output()))
     }
 }
 
@@ -165,7 +172,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::write`].
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        write_projections(writer, names, self.spec(), (self.qkv(), self.output()))
+        write_projections(writer, names, self.spec(), (self.qkv(), None, self.output()))
     }
 }
 
@@ -211,6 +218,20 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, weights(Part::Key, key)?)))
     }
 
+    /// The sinks of the heads of the rank, if the layer has some.
+    fn sinks(&self, concatenated: usize) -> Result<Option<Sinks<B>>, WeightError> {
+        let sinks = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.sinks()?;
+        let heads = sinks.len();
+        let tensor = || Tensor::from_data(TensorData::new(sinks, [heads]), (&self.device, DType::F32));
+        Ok(self.spec.sinks.then(|| Sinks::new(tensor())))
+    }
+
+    /// The projection of the gate.
+    fn gate(&self, concatenated: usize, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        let sources = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.qkv()?;
+        self.assembled(module, &sources.projection(&[Part::Gate], &self.spec.shard, module.input_size()))
+    }
+
     /// The projections, from files of which each holds the parts of `concatenated` ranks one after the other.
     fn projections(
         &self,
@@ -238,147 +259,5 @@ impl<'a, B: Backend> LayerReader<'a, B> {
 
     fn assembled(&self, module: &Weight<B>, parts: &ProjectionParts<'_>) -> Result<Weight<B>, WeightError> {
         assembled(module, parts, self.dtype, &self.device)
-    }
-}
-
-/// Writes the weights of a norm of heads, `[1 or heads, H]`: one tensor in the shape of its kind, or one for each head.
-fn write_head_weights<B: Backend>(
-    writer: &mut CheckpointWriter,
-    names: &HeadWeightNames,
-    weights: Tensor<B, 2>,
-    spec: &AttentionSpec,
-) -> Result<(), WeightError> {
-    let ([rows, features], shared) =
-        (weights.dims(), spec.qk_norm.map(|norm| norm.weights) == Some(QkNormWeights::Shared));
-    match names {
-        HeadWeightNames::One(name) if shared || spec.norm_of_all_heads().is_some() => {
-            writer.tensor(name, weights.reshape([rows * features]))
-        }
-        HeadWeightNames::One(name) => writer.tensor(name, weights),
-        HeadWeightNames::Each { .. } if shared => Err(WeightError::SharedHeadWeights(names.of_head(0))),
-        HeadWeightNames::Each { .. } => (0..rows).try_for_each(|row| {
-            writer.tensor(&names.of_head(row), weights.clone().narrow(0, row, 1).reshape([features]))
-        }),
-    }
-}
-
-/// Writes the projections of a layer.
-fn write_projections<B: Backend>(
-    writer: &mut CheckpointWriter,
-    names: &AttentionNames,
-    spec: &AttentionSpec,
-    (qkv, output): (&QkvWeight<B>, &Weight<B>),
-) -> Result<(), WeightError> {
-    write_qkv(writer, names, qkv, spec)?;
-    write_weight(writer, &names.output, names.orientation, (&[output], &in_order(&[output])))
-}
-
-fn write_qkv<B: Backend>(
-    writer: &mut CheckpointWriter,
-    names: &AttentionNames,
-    qkv: &QkvWeight<B>,
-    spec: &AttentionSpec,
-) -> Result<(), WeightError> {
-    let orientation = names.orientation;
-    let width = spec.query_width();
-    match &names.qkv {
-        QkvNames::Fused { names, layout } => {
-            let ranks = if spec.ranks.ranks() == 1 { spec.training_ranks } else { 1 };
-            let order = layout.concatenated(ranks).order(&spec.shard, spec.head_dim)?;
-            match qkv {
-                QkvWeight::Fused(fused) => write_weight(writer, names, orientation, (&[fused], &order)),
-                QkvWeight::Separate(SeparateQkv { query, key, value }) => {
-                    write_weight(writer, names, orientation, (&[query, key, value], &order))
-                }
-            }
-        }
-        QkvNames::Separate { query, key, value } => {
-            let own = qkv.separate(width);
-            for (names, weight) in [(query, &own.query), (key, &own.key), (value, &own.value)] {
-                write_weight(writer, names, orientation, (&[weight], &in_order(&[weight])))?;
-            }
-            Ok(())
-        }
-        QkvNames::SeparateWithFusedBias { query, key, value, bias } => {
-            let own = qkv.separate(width);
-            for (name, weight) in [(query, &own.query), (key, &own.key), (value, &own.value)] {
-                let outputs = in_order(&[weight]);
-                write_matrix(writer, name, &ScaleNames::of(name), orientation, (&[weight], &outputs))?;
-            }
-            let weights = [&own.query, &own.key, &own.value];
-            write_bias(writer, bias, &weights, &in_order(&weights))
-        }
-    }
-}
-
-/// Writes projections as one, their outputs in this order.
-fn write_weight<B: Backend>(
-    writer: &mut CheckpointWriter,
-    names: &WeightNames,
-    orientation: Orientation,
-    (weights, order): (&[&Weight<B>], &[usize]),
-) -> Result<(), WeightError> {
-    write_bias(writer, &names.bias, weights, order)?;
-    write_matrix(writer, &names.matrix, &names.scales, orientation, (weights, order))
-}
-
-fn write_bias<B: Backend>(
-    writer: &mut CheckpointWriter,
-    name: &str,
-    weights: &[&Weight<B>],
-    order: &[usize],
-) -> Result<(), WeightError> {
-    let biases: Option<Vec<_>> = weights.iter().map(|weight| weight.bias()).collect();
-    biases.map_or(Ok(()), |biases| writer.tensor(name, picked(joined(biases), 0, order)))
-}
-
-/// Writes matrices as one, their outputs in this order; in int8 if all of them are int8.
-fn write_matrix<B: Backend>(
-    writer: &mut CheckpointWriter,
-    name: &str,
-    scales: &ScaleNames,
-    orientation: Orientation,
-    (weights, order): (&[&Weight<B>], &[usize]),
-) -> Result<(), WeightError> {
-    let inputs = weights[0].input_size();
-    for weight in weights {
-        let outputs = weight.output_size();
-        check_shape("CheckpointWriter", name, &[outputs, inputs], &[outputs, weight.input_size()]);
-    }
-    let int8: Option<Vec<BlockedInt8>> = weights.iter().map(|weight| weight.int8().map(blocked)).collect();
-    if let Some(matrices) = int8 {
-        return writer.int8(name, scales, orientation, (&matrices, order));
-    }
-    let dense = weights.iter().map(|weight| weight.input_output().transpose()).collect();
-    let matrix = picked(joined(dense), 0, order);
-    writer.tensor(
-        name,
-        match orientation {
-            Orientation::OutputInput => matrix,
-            Orientation::InputOutput => matrix.transpose(),
-        },
-    )
-}
-
-/// The elements and scales of an int8 matrix, on the host.
-fn blocked<B: Backend>(matrix: &Int8Matrix<B>) -> BlockedInt8 {
-    BlockedInt8 {
-        elements: matrix.elements().into_data().iter().collect(),
-        scales: matrix.scales().into_data().iter().collect(),
-        shape: matrix.shape(),
-        blocks: matrix.blocks(),
-    }
-}
-
-/// The outputs of these projections, in order.
-fn in_order<B: Backend>(weights: &[&Weight<B>]) -> Vec<usize> {
-    (0..weights.iter().map(|weight| weight.output_size()).sum()).collect()
-}
-
-/// Concatenated along the first axis.
-fn joined<B: Backend, const D: usize>(mut tensors: Vec<Tensor<B, D>>) -> Tensor<B, D> {
-    match tensors.len() {
-        1 => tensors.remove(0),
-        _ => Tensor::cat(tensors, 0),
     }
 }

@@ -33,6 +33,7 @@
 mod attention;
 mod parameters;
 mod tensors;
+mod written;
 
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
 pub use burn_deepspeed_core::checkpoint::{

@@ -6,6 +6,7 @@
 //! | [`softmax_context`](Operations::softmax_context) | `SoftmaxContextOp` | normalise, rotate, append to the cache, attend |
 //! | [`masked_attention`](Operations::masked_attention) | the fused attention of `diffusers_attention.py` | attention without a cache |
 //! | [`softmax`](Operations::softmax) | `SoftmaxOp` | masked softmax of given scores |
+//! | [`context_gate`](Operations::context_gate) | | the context times the sigmoid of a gate |
 //! | [`linear`](Operations::linear) | `LinearOp` | projection with bias |
 //! | [`vector_matmul`](Operations::vector_matmul) | `VectorMatMulOp` | projection without bias |
 //! | [`all_reduce`](Operations::all_reduce) | `dist.all_reduce` after the output projection | the sum over ranks |
@@ -15,6 +16,7 @@
 
 pub mod all_reduce;
 pub mod attention;
+pub mod context_gate;
 #[cfg(feature = "cpu")]
 pub mod cpu;
 #[cfg(feature = "cubecl")]

@@ -6,7 +6,7 @@ use super::attention::{self, Attention};
 use super::qkv_gemm::{self, QkvGemmOutput};
 use super::softmax::{self, Softmax};
 use super::softmax_context::{self, ContextProblem, Declined, Plan, SoftmaxContext, SoftmaxContextOutput};
-use super::{all_reduce, gelu, linear, pad_transform, residual_norm, vector_matmul};
+use super::{all_reduce, context_gate, gelu, linear, pad_transform, residual_norm, vector_matmul};
 use crate::error::CommunicationError;
 use crate::parallel::{AgreedSettings, Communicator};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
@@ -90,7 +90,7 @@ pub trait Operations<B: Backend> {
         Plan::Reference(Declined::NoKernel)
     }
 
-    /// `softmax(hide(softcap(scale · QKᵀ) + bias)) · V`, for separate queries, keys and values.
+    /// `softmax(hide(softcap(scale · QKᵀ) + bias)) · V`, for separate queries, keys and values. A sink joins the sum of the softmax.
     ///
     /// # Shapes
     /// - query: `[B, N, T, H]`, key: `[B, K, S, H]`, value: `[B, K, S, Hv]`
@@ -105,6 +105,14 @@ pub trait Operations<B: Backend> {
     /// - scores, output: `[B, N, T, S]`
     fn softmax(arguments: Softmax<B>) -> Tensor<B, 4> {
         softmax::reference(arguments)
+    }
+
+    /// `context · sigmoid(gate)`, in f32: before the output projection of layers with a gate.
+    ///
+    /// # Shapes
+    /// - context, gate, output: `[B, T, N·H]`
+    fn context_gate(context: Tensor<B, 3>, gate: Tensor<B, 3>) -> Tensor<B, 3> {
+        context_gate::reference(context, gate)
     }
 
     /// `input · weight + bias`.

@@ -7,6 +7,7 @@ mod param;
 mod projection;
 mod qkv;
 mod query_key_norm;
+mod sinks;
 
 pub use burn_deepspeed_core::layout::Orientation;
 pub use dense::{DenseMatrix, transposed};
@@ -15,3 +16,4 @@ pub use norm::FusedNorm;
 pub use projection::{Matrix, Weight};
 pub use qkv::{QkvWeight, SeparateQkv};
 pub use query_key_norm::QueryKeyNorm;
+pub use sinks::Sinks;

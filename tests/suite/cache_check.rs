@@ -98,7 +98,8 @@ fn an_operation_panics_at_a_cache_of_other_heads_before_it_writes<B: InferenceBa
             let qkv = seeded::<B, 3>([2, tokens, spec.qkv_width()], 1);
             let (keys, mask) = (Keys::Cached(step.layer(0)), AttentionMask::none());
             let spec = &spec;
-            let context = SoftmaxContext { qkv, norm: None, sums: None, keys, mask, spec, want_keys: false };
+            let (norm, sums, sinks) = (None, None, None);
+            let context = SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: false };
             let run = || B::Ops::softmax_context(context);
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         }

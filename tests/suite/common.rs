@@ -123,6 +123,18 @@ pub struct Loops<'a> {
 impl Loops<'_> {
     /// `[B, N, T, H]` × `[B, K, S, H]` → `[B, N, T, H]`, in f64, for queries that start at key `start`.
     pub fn attend<B: Backend>(&self, q: Tensor<B, 4>, k: Tensor<B, 4>, v: Tensor<B, 4>, start: usize) -> Tensor<B, 4> {
+        self.attend_with_sinks(q, k, v, start, None)
+    }
+
+    /// The same, with a sink for each head.
+    pub fn attend_with_sinks<B: Backend>(
+        &self,
+        q: Tensor<B, 4>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        start: usize,
+        sinks: Option<&[f32]>,
+    ) -> Tensor<B, 4> {
         let ([batch, heads, tokens, dim], [_, kv_heads, keys, _]) = (q.dims(), k.dims());
         let device = q.device();
         let (q, k, v) = (values(q), values(k), values(v));
@@ -148,7 +160,7 @@ impl Loops<'_> {
                         }
                         *weight = (score + (self.bias)(at)).exp();
                     }
-                    let sum: f64 = weights.iter().sum();
+                    let sum = weights.iter().sum::<f64>() + sinks.map_or(0.0, |sinks| f64::from(sinks[n]).exp());
                     for (s, weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
                         for d in 0..dim {
                             out[row + d] += (weight / sum * v[(kv * keys + s) * dim + d]) as f32;

@@ -85,6 +85,8 @@ fn a_saved_configuration_is_read_back_equal() {
         .with_quantize_groups(Some(8))
         .with_softcap(Some(30.0))
         .with_score_factor(Some(0.0625))
+        .with_sinks(true)
+        .with_context_gate(true)
         .with_qk_norm(Some(QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::PerHead, 1e-6).with_plus_one(true)))
         .with_query_factor(Some(QueryFactor::ministral3(0.1, 16384)))
         .with_kv_cache_dtype(KvCacheType { key: Some(DataType::Int8), value: None })
@@ -197,6 +199,8 @@ fn each_mistake_in_a_file_has_its_own_error() {
         (r#"{ "hidden_size": 64, "heads": 4, "qk_norm": true }"#, "qk_norm: invalid type"),
         (r#"{ "hidden_size": 64, "heads": 4, "query_factor": { "weight": 0.1, "interval": 4 } }"#, "`offset`"),
         (r#"{ "hidden_size": 64, "heads": 4, "score_factor": "0.1" }"#, "score_factor: invalid type"),
+        (r#"{ "hidden_size": 64, "heads": 4, "sinks": 1 }"#, "sinks: invalid type"),
+        (r#"{ "hidden_size": 64, "heads": 4, "context_gate": "yes" }"#, "context_gate: invalid type"),
         ("[]", "expected an object"),
         ("{", "not valid"),
     ];

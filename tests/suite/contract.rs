@@ -47,6 +47,7 @@ fn attention<B: InferenceBackend>(query: [usize; 4], key: [usize; 4]) -> Attenti
         value: seeded(key, 3),
         scale: 0.3,
         softcap: None,
+        sinks: None,
         slopes: None,
         visibility: Visibility::full(key[2]),
         mask: AttentionMask::none(),
@@ -59,7 +60,8 @@ fn step<B: InferenceBackend>(
     mask: AttentionMask<B>,
     spec: &AttentionSpec,
 ) -> SoftmaxContextOutput<B> {
-    B::Ops::softmax_context(SoftmaxContext { qkv, norm: None, sums: None, keys, mask, spec, want_keys: true })
+    let (norm, sums, sinks) = (None, None, None);
+    B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: true })
 }
 
 fn projections_and_activations_of_nothing_are_empty<B: InferenceBackend>() {
@@ -82,6 +84,7 @@ fn projections_and_activations_of_nothing_are_empty<B: InferenceBackend>() {
         }
         assert_eq!(B::Ops::residual_norm(input(), input(), &norm).dims(), [batch, tokens, 6]);
         assert_eq!(B::Ops::gelu(input()).dims(), [batch, tokens, 6]);
+        assert_eq!(B::Ops::context_gate(input(), input()).dims(), [batch, tokens, 6]);
     }
 }
 
@@ -189,6 +192,7 @@ fn each_argument_of_attention_that_does_not_fit_is_named<B: InferenceBackend>() 
                 Attention { value: seeded([1, 2, 9, 8], 1), ..good() },
                 "`value` has shape [1, 2, 9, 8], expected [2, 2, 9, 8]",
             ),
+            (Attention { sinks: Some(seeded([3], 1)), ..good() }, "`sinks` has shape [3], expected [4]"),
             (Attention { slopes: Some(vec![0.5; 3]), ..good() }, "`slopes` has shape [3], expected [4]"),
             (
                 Attention { visibility: see(&[0; 3], &[9; 3]), ..good() },

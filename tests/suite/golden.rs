@@ -8,7 +8,7 @@ use crate::common::{golden, on_each_cpu_backend};
 pub fn every_case_passes<B: InferenceBackend>(types: impl Into<Types>) {
     let types = types.into();
     let folders = case::find(&[golden("cases")]).unwrap();
-    assert_eq!(folders.len(), 36);
+    assert_eq!(folders.len(), 39);
     for folder in folders {
         let result = case::run::<B>(&folder, types, None, &Default::default()).unwrap();
         assert!(result.passed(), "{} ({}): {:e} > {:e}", result.name, result.module, result.error, result.tolerance);

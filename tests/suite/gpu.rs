@@ -107,6 +107,7 @@ fn a_decoding_step_of_a_layer_is_five_launches() {
         let norm = |kind| layer().with_qk_norm(Some(QkNorm::new(kind, QkNormWeights::Shared, 1e-6)));
         for (config, write) in [
             (layer(), &["CacheWrite"][..]),
+            (layer().with_sinks(true), &["CacheWrite"]),
             (norm(QkNormKind::Rms), &["CacheWriteNorm"]),
             (norm(QkNormKind::RmsOfAllHeads), &["CacheWriteSquares", "CacheWriteNorm"]),
         ] {

@@ -109,6 +109,17 @@ fn norms_of_queries_and_keys_are_differentiable() {
 }
 
 #[test]
+fn sinks_and_the_gate_are_differentiable() {
+    for (sinks, gate) in [(true, false), (false, true), (true, true)] {
+        let config = llama().with_sinks(sinks).with_context_gate(gate).with_softcap(Some(3.0));
+        let module = config.init_self_attention::<B>(0, &Default::default()).unwrap();
+        check(module, [2, 5, 48], |module, input| {
+            module.forward_uncached(input, first_key_hidden(2, 5), None).unwrap()
+        });
+    }
+}
+
+#[test]
 fn bloom_attention_is_differentiable() {
     let config = DeepSpeedInferenceConfig::new(48, 6).with_dtype(DataType::Fp32).with_bigscience_bloom(true);
     check(config.init_bloom::<B>(0, &Default::default()).unwrap(), [2, 5, 48], |module, input| {

@@ -150,7 +150,16 @@ fn bitwise_alike<B: InferenceBackend>(types: KvCacheType) {
 
 fn kernels_say_why_they_decline<B: InferenceBackend>() {
     use ElementType::{F16, F32, I8};
-    let fast = ["qkv_gemm", "softmax_context", "masked_attention", "linear", "vector_matmul", "residual_norm", "gelu"];
+    let fast = [
+        "qkv_gemm",
+        "softmax_context",
+        "masked_attention",
+        "context_gate",
+        "linear",
+        "vector_matmul",
+        "residual_norm",
+        "gelu",
+    ];
     assert_eq!(B::Ops::fast_operations(), fast);
     let device = B::Device::default();
     let good = ContextProblem::new(F32, 1, 64, Some(F32.into()));

@@ -39,4 +39,5 @@ mod ranks;
 mod reports;
 mod resharding;
 mod resident;
+mod sinks;
 mod split_checkpoints;

@@ -27,7 +27,7 @@ fn nothing<B: Backend>(batch: usize) -> Tensor<B, 3> {
 }
 
 /// Rotary positions, ALiBi, an encoder without a norm, separate projections, and a norm of queries and keys with a factor.
-fn configs() -> [DeepSpeedInferenceConfig; 5] {
+fn configs() -> [DeepSpeedInferenceConfig; 6] {
     [
         llama(),
         llama().with_rotary_dim(None).with_bigscience_bloom(true),
@@ -36,10 +36,11 @@ fn configs() -> [DeepSpeedInferenceConfig; 5] {
         llama()
             .with_qk_norm(Some(QkNorm::new(QkNormKind::RmsOfAllHeads, QkNormWeights::PerHead, 1e-5)))
             .with_query_factor(Some(QueryFactor::llama4(0.5, 2))),
+        llama().with_sinks(true).with_context_gate(true),
     ]
 }
 
-fn modules<B: Backend>() -> [DeepSpeedSelfAttention<B>; 5] {
+fn modules<B: Backend>() -> [DeepSpeedSelfAttention<B>; 6] {
     configs().map(|config| randomised(config.init_self_attention(0, &Default::default()).unwrap()))
 }
 

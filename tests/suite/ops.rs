@@ -59,6 +59,7 @@ fn attention_is_what_plain_loops_compute<B: InferenceBackend>() {
                 value: value.clone(),
                 scale: 0.3,
                 softcap: cap,
+                sinks: None,
                 slopes: alibi.then(|| slopes.clone()),
                 visibility: visibility(causal, window, start, keys),
                 mask,
@@ -86,7 +87,8 @@ fn plain<B: InferenceBackend>(
     value: Tensor<B, 4>,
     visibility: Visibility,
 ) -> Attention<B> {
-    Attention { query, key, value, scale: 1.0, softcap: None, slopes: None, visibility, mask: AttentionMask::none() }
+    let mask = AttentionMask::none();
+    Attention { query, key, value, scale: 1.0, softcap: None, sinks: None, slopes: None, visibility, mask }
 }
 
 fn a_query_that_sees_nothing_returns_zeros<B: InferenceBackend>() {

@@ -26,6 +26,7 @@ fn names() -> AttentionNames {
     AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput)
         .with_norm(NormNames::of("norm"))
         .with_qk_norm(QkNormNames::of("q_norm", "k_norm"))
+        .with_sinks("sinks")
 }
 
 /// One of the two modules.
@@ -120,7 +121,7 @@ proptest! {
         kv_heads in 1usize..5, group in 1usize..4, ranks in 1usize..6, batch in 1usize..4,
         cuts in prop::collection::vec(1usize..6, 1..4), bias: bool, int8: bool, seed: u64,
         kind in prop::sample::select(vec![Kind::Plain, Kind::Bloom, Kind::Diffusers]),
-        norm in prop::option::of(prop::sample::select(crate::qk_norm::norms().to_vec())),
+        norm in prop::option::of(prop::sample::select(crate::qk_norm::norms().to_vec())), sinks: bool,
     ) {
         type B = AnyBackend;
         let heads = kv_heads * group;
@@ -134,6 +135,7 @@ proptest! {
             .with_rotary_dim((kind == Kind::Plain).then_some(4))
             .with_bigscience_bloom(kind == Kind::Bloom)
             .with_qk_norm(norm.filter(|_| kind != Kind::Diffusers))
+            .with_sinks(sinks && kind != Kind::Diffusers)
             .with_num_hidden_layers(Some(1))
             .with_uneven_heads(true)
             .with_max_out_tokens(cuts.iter().sum());

@@ -150,7 +150,8 @@ fn run<B: InferenceBackend>(
     module: &DeepSpeedSelfAttention<B>,
 ) -> (Tensor<B, 3>, (Tensor<B, 4>, Tensor<B, 4>)) {
     let (norm, spec, mask) = (module.query_key_norm(), module.spec(), AttentionMask::none());
-    let output = B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums: None, keys, mask, spec, want_keys: true });
+    let (sums, sinks) = (None, None);
+    let output = B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: true });
     (output.context, output.keys.unwrap())
 }
 
@@ -214,7 +215,8 @@ fn given_sums_are_those_of_all_ranks<B: InferenceBackend>() {
     let positions = Positions::sequential(&[0, 0], 3);
     let run = |sums| {
         let (keys, mask, spec, qkv) = (Keys::Fresh(&positions), AttentionMask::none(), &spec, qkv.clone());
-        B::Ops::softmax_context(SoftmaxContext { qkv, norm: None, sums, keys, mask, spec, want_keys: true })
+        let (norm, sinks) = (None, None);
+        B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: true })
             .keys
             .unwrap()
             .0
@@ -435,6 +437,7 @@ fn a_norm_without_its_weights_is_a_panic() {
             qkv: seeded([2, 3, spec.qkv_width()], 1),
             norm: weights.as_ref(),
             sums: sums.map(|shape| seeded(shape, 1)),
+            sinks: None,
             keys: Keys::Fresh(&positions),
             mask: AttentionMask::none(),
             spec: &spec,

@@ -64,6 +64,7 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
         value: tensor(heads.value()),
         scale: heads.scale(),
         softcap: None,
+        sinks: None,
         slopes: heads.alibi.then(|| alibi::slopes(heads.heads)),
         visibility: Visibility {
             causal: heads.causal,

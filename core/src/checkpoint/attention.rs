@@ -102,12 +102,21 @@ impl<'a> AttentionFiles<'a> {
         })
     }
 
-    /// The queries, keys and values in every file that has some of this rank.
+    /// The queries, keys and values, and the gates if there are some, in every file that has some of this rank.
     ///
     /// # Errors
+    /// [`WeightError::NoGateNames`], [`WeightError::UnexpectedGate`];
     /// [`ConfigError::Ranks`](crate::error::ConfigError::Ranks) if the ranks of [`QkvLayout::PerRank`](super::layout::QkvLayout::PerRank) cannot have written them;
     /// a [`WeightError`] that names a matrix with fewer outputs than the heads need.
     pub fn qkv(&self) -> Result<QkvSources<'a>, WeightError> {
+        match &self.names.qkv {
+            QkvNames::SeparateWithGate { query, .. } if !self.spec.context_gate => {
+                return Err(WeightError::UnexpectedGate(query.matrix.clone()));
+            }
+            QkvNames::SeparateWithGate { .. } => {}
+            _ if self.spec.context_gate => return Err(WeightError::NoGateNames),
+            _ => {}
+        }
         let (mut matrices, mut biases) = (Vec::new(), Vec::new());
         for (checkpoint, shard) in self.own_files() {
             let mut matrix = |matrix: &'a str, scales: &ScaleNames, heads: Vec<Head>| {
@@ -124,6 +133,17 @@ impl<'a> AttentionFiles<'a> {
                 }
                 QkvNames::Separate { query, key, value } => {
                     for (part, names) in Part::ALL.into_iter().zip([query, key, value]) {
+                        self.check_outputs(checkpoint, &names.matrix, of_part(part))?;
+                        matrix(&names.matrix, &names.scales, part.heads(&shard));
+                        bias(&names.bias, part.heads(&shard));
+                    }
+                }
+                QkvNames::SeparateWithGate { query, key, value } => {
+                    self.check_outputs(checkpoint, &query.matrix, shard.len.saturating_mul(2))?;
+                    let heads = Part::queries_with_gates(&shard);
+                    matrix(&query.matrix, &query.scales, heads.clone());
+                    bias(&query.bias, heads);
+                    for (part, names) in [(Part::Key, key), (Part::Value, value)] {
                         self.check_outputs(checkpoint, &names.matrix, of_part(part))?;
                         matrix(&names.matrix, &names.scales, part.heads(&shard));
                         bias(&names.bias, part.heads(&shard));
@@ -156,7 +176,7 @@ impl<'a> AttentionFiles<'a> {
         let names = if part == Part::Query { &names.query } else { &names.key };
         let head_dim = self.spec.head_dim;
         if weights == QkNormWeights::PerHead {
-            return self.weights_of_heads(part, names);
+            return self.weights_of_heads(part, names, head_dim);
         }
         let HeadWeightNames::One(name) = names else { return Err(WeightError::SharedHeadWeights(names.of_head(0))) };
         match replicated::vector(self.files, name, head_dim, ElementType::F32)? {
@@ -165,9 +185,22 @@ impl<'a> AttentionFiles<'a> {
         }
     }
 
+    /// The sinks of the query heads of this rank, in f32. Empty for a layer without sinks.
+    ///
+    /// # Errors
+    /// [`WeightError::NoSinkName`], or a [`WeightError`] that names the tensor: [`WeightError::Unexpected`] if a file has sinks and the
+    /// layer has none.
+    pub fn sinks(&self) -> Result<Vec<f32>, WeightError> {
+        match (self.spec.sinks, &self.names.sinks) {
+            (true, Some(name)) => self.weights_of_heads(Part::Query, &HeadWeightNames::One(name.clone()), 1),
+            (true, None) => Err(WeightError::NoSinkName),
+            (false, Some(name)) => replicated::refuse(self.files, name, "set `sinks` to true").map(|()| Vec::new()),
+            (false, None) => Ok(Vec::new()),
+        }
+    }
+
     /// A row of weights for each head of this rank.
-    fn weights_of_heads(&self, part: Part, names: &HeadWeightNames) -> Result<Vec<f32>, WeightError> {
-        let head_dim = self.spec.head_dim;
+    fn weights_of_heads(&self, part: Part, names: &HeadWeightNames, head_dim: usize) -> Result<Vec<f32>, WeightError> {
         let own: Vec<_> = self.own_files().map(|(checkpoint, shard)| (checkpoint, part.heads(&shard))).collect();
         let sources: Vec<&[Head]> = own.iter().map(|(_, heads)| heads.as_slice()).collect();
         let wanted = part.heads(&self.spec.shard);

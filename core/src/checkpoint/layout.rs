@@ -117,6 +117,8 @@ pub enum Part {
     Key,
     /// The value.
     Value,
+    /// The gate on the context; not a part of `q | k | v`.
+    Gate,
 }
 
 impl Part {
@@ -126,10 +128,15 @@ impl Part {
     /// This part of the heads of `shard`.
     pub fn heads(self, shard: &HeadShard) -> Vec<Head> {
         let own = match self {
-            Self::Query => shard.queries(),
+            Self::Query | Self::Gate => shard.queries(),
             Self::Key | Self::Value => shard.kv_heads(),
         };
         own.map(|index| Head { part: self, index }).collect()
+    }
+
+    /// For each query head of `shard` its query and then its gate.
+    pub fn queries_with_gates(shard: &HeadShard) -> Vec<Head> {
+        shard.queries().flat_map(|index| [Self::Query, Self::Gate].map(|part| Head { part, index })).collect()
     }
 
     /// `q | k | v` of `shard`.
@@ -138,10 +145,10 @@ impl Part {
     }
 }
 
-/// The query, key or value of a head; heads are counted in the whole model.
+/// The query, key, value or gate of a head; heads are counted in the whole model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Head {
-    /// Query, key or value.
+    /// Query, key, value or gate.
     pub part: Part,
     /// Index among the query heads, or among the key/value heads.
     pub index: usize,

@@ -17,7 +17,9 @@ pub struct AttentionNames {
     pub norm: Option<NormNames>,
     /// The norm of queries and keys; read if the module has one with weights.
     pub qk_norm: Option<QkNormNames>,
-    /// The QKV projection.
+    /// The sinks, `[all N]`; read if the module has some.
+    pub sinks: Option<String>,
+    /// The QKV projection, and that of the gate if the module has one.
     pub qkv: QkvNames,
     /// The output projection.
     pub output: WeightNames,
@@ -165,6 +167,15 @@ pub enum QkvNames {
         /// Values.
         value: WeightNames,
     },
+    /// The same, where the query projection holds for each head its query and then its gate (Qwen3-Next, Qwen 3.5), `2·N·H` outputs.
+    SeparateWithGate {
+        /// Queries and gates.
+        query: WeightNames,
+        /// Keys.
+        key: WeightNames,
+        /// Values.
+        value: WeightNames,
+    },
     /// A matrix for each, with scales named as in [`ScaleNames::of`], and one bias `q | k | v`.
     SeparateWithFusedBias {
         /// Matrix of the queries.
@@ -185,6 +196,12 @@ impl QkvNames {
         Self::Separate { query: of(query), key: of(key), value: of(value) }
     }
 
+    /// Three projections `path.q`, `path.k`, `path.v`, the first with the gates.
+    pub fn separate_with_gate(path: &str, [query, key, value]: [&str; 3]) -> Self {
+        let of = |name| WeightNames::of(&format!("{path}.{name}"));
+        Self::SeparateWithGate { query: of(query), key: of(key), value: of(value) }
+    }
+
     /// One projection at `path`.
     pub fn fused(path: &str, layout: QkvLayout) -> Self {
         Self::Fused { names: WeightNames::of(path), layout }
@@ -194,7 +211,7 @@ impl QkvNames {
 impl AttentionNames {
     /// A layer without norms of its own.
     pub fn new(qkv: QkvNames, output: WeightNames, orientation: Orientation) -> Self {
-        Self { norm: None, qk_norm: None, qkv, output, orientation }
+        Self { norm: None, qk_norm: None, sinks: None, qkv, output, orientation }
     }
 
     /// These names, with those of the norm before the projection.
@@ -205,6 +222,11 @@ impl AttentionNames {
     /// These names, with those of the norm of queries and keys.
     pub fn with_qk_norm(self, qk_norm: QkNormNames) -> Self {
         Self { qk_norm: Some(qk_norm), ..self }
+    }
+
+    /// These names, with that of the sinks.
+    pub fn with_sinks(self, sinks: impl Into<String>) -> Self {
+        Self { sinks: Some(sinks.into()), ..self }
     }
 
     /// These names, with others for the QKV projection.

@@ -94,6 +94,8 @@ impl DeepSpeedInferenceConfig {
                 .then_some(NormSpec { rms: self.norm_type == NormType::RMSNorm, epsilon: self.layer_norm_eps }),
             qk_norm: self.qk_norm,
             query_factor: self.query_factor,
+            sinks: self.sinks,
+            context_gate: self.context_gate,
             dtype: self.dtype,
             kv_cache_dtype: self.kv_cache_dtype,
             max_out_tokens: self.max_out_tokens,

@@ -179,9 +179,15 @@ settings! {
         score_factor [with_score_factor]: Option<f64> = None;
         /// *Extension.* Factor of each query by its position (Llama 4, Ministral 3).
         query_factor [with_query_factor]: Option<QueryFactor> = None;
+        /// *Extension.* Whether each query head has a sink (gpt-oss): a learned score that joins the sum of the softmax and has no
+        /// value, so that a query may attend to nothing, <https://arxiv.org/abs/2309.17453>. It is neither scaled, capped nor masked.
+        sinks [with_sinks]: bool = false;
+        /// *Extension.* Whether the context is multiplied by the sigmoid of a projection of the input, `[N·H]`, before the output
+        /// projection (Qwen3-Next, Qwen 3.5), <https://arxiv.org/abs/2505.06708>.
+        context_gate [with_context_gate]: bool = false;
         /// *Extension.* Scores become `c · tanh(score / c)` before bias and mask (Gemma 2).
         softcap [with_softcap]: Option<f64> = None;
-        /// *Extension.* Whether the QKV projection has a bias.
+        /// *Extension.* Whether the QKV projection has a bias, and that of the gate if there is one.
         qkv_bias [with_qkv_bias]: bool = true;
         /// *Extension.* Whether the output projection has a bias.
         output_bias [with_output_bias]: bool = true;

@@ -216,6 +216,20 @@ pub enum WeightError {
          one tensor, or set `qk_norm.weights` to per_head"
     )]
     SharedHeadWeights(String),
+    /// The module has sinks, and the names do not name these in the checkpoint.
+    #[error(
+        "the module has sinks and `AttentionNames::sinks` is None; name the tensor with `with_sinks`, or set `sinks` to false"
+    )]
+    NoSinkName,
+    /// The module has a gate on the context, and the names do not say where the checkpoint has its projection.
+    #[error(
+        "the module has a gate on the context, and the names have none; use `QkvNames::SeparateWithGate`, or set `context_gate` to \
+         false"
+    )]
+    NoGateNames,
+    /// The query projection of the checkpoint holds a gate on the context, and the module has none.
+    #[error("`{0}` holds a gate on the context, and the module has none; set `context_gate` to true")]
+    UnexpectedGate(String),
     /// Not every tensor of the checkpoint was used.
     #[error(
         "{} tensors of the checkpoint were not used: {}; load them, or name them in `Checkpoint::ignore`",

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{AttentionNames, Checkpoint, HeadWeightNames, QkNormNames, QkvLayout, ReadTensors};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, HeadWeightNames, QkNormNames, QkvLayout, QkvNames, ReadTensors,
+};
 use burn_deepspeed::ops::{AdditiveMask, Softmax};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::position::alibi::slopes;
@@ -142,13 +144,30 @@ impl<B: InferenceBackend> Case<'_, B> {
         }
     }
 
+    /// DeepSpeed's names, and those of what DeepSpeed does not have.
+    fn names(&self, layout: QkvLayout) -> AttentionNames {
+        let mut names = AttentionNames::deepspeed(&self.tensors, "weights.", layout, Orientation::InputOutput);
+        if self.config.sinks {
+            names = names.with_sinks("weights.attn_sinks");
+        }
+        if self.config.qk_norm.is_some() {
+            let [query, key] = ["q_norm", "k_norm"].map(|name| HeadWeightNames::One(format!("weights.{name}")));
+            names = names.with_qk_norm(QkNormNames { query, key });
+        }
+        names.qkv = match names.qkv {
+            QkvNames::Separate { query, key, value } if self.config.context_gate => {
+                QkvNames::SeparateWithGate { query, key, value }
+            }
+            other => other,
+        };
+        names
+    }
+
     fn self_attention(&self) -> Result<f64, Failure> {
         let mut config = self.fitted();
         let is_bloom = self.record.module == "BloomSelfAttention";
         let layout = if is_bloom { QkvLayout::PerHead } else { QkvLayout::Concat };
-        let names = AttentionNames::deepspeed(&self.tensors, "weights.", layout, Orientation::InputOutput);
-        let [query, key] = ["q_norm", "k_norm"].map(|name| HeadWeightNames::One(format!("weights.{name}")));
-        let names = names.with_qk_norm(QkNormNames { query, key });
+        let names = self.names(layout);
         let tokens = self.record.calls.iter().map(|call| self.shape3(call, "input").map(|shape| shape[1]));
         let total: usize = tokens.sum::<Result<usize, _>>()?;
         config.max_out_tokens = config.max_out_tokens.max(total);
@@ -219,7 +238,7 @@ impl<B: InferenceBackend> Case<'_, B> {
 
     fn diffusers(&self) -> Result<f64, Failure> {
         let config = self.fitted();
-        let names = AttentionNames::deepspeed(&self.tensors, "weights.", QkvLayout::Concat, Orientation::InputOutput);
+        let names = self.names(QkvLayout::Concat);
         let context_dim = self.tensors.shape("weights.attn_kw").map(|shape| shape[0]);
         let mut module = match context_dim {
             Some(context) => config.init_diffusers_cross::<B>(context, self.record.layer_id, self.device)?,

@@ -274,6 +274,7 @@ impl Operands {
             value: CacheTensor { elements: &self.value, scales: self.value_scales.as_ref() },
             context: &self.context,
             scale: 1.0 / (self.query.shape()[3] as f32).sqrt(),
+            sinks: None,
             masks: &self.masks,
             keys: self.key.shape()[2],
         }

@@ -95,6 +95,9 @@ pub struct Attention<'a> {
     pub value: Cached<'a>,
     /// Plain factor on the scores.
     pub scale: f32,
+    /// A sink for each query head, `[heads]`: a score that joins the sum of a query's weights, and has no value. It is neither scaled nor
+    /// masked.
+    pub sinks: Option<&'a [f32]>,
     /// Which query sees which keys.
     pub masks: Masks<'a>,
 }
@@ -129,6 +132,9 @@ impl Attention<'_> {
         self.query.check(kernel, "query", [batch, heads, tokens, head_dim]);
         self.key.check(kernel, "key", [batch, kv_heads, capacity, head_dim]);
         self.value.check(kernel, "value", [batch, kv_heads, capacity, value_dim]);
+        if let Some(sinks) = self.sinks {
+            check_len(kernel, "sinks", sinks.len(), heads);
+        }
         self.masks.check(kernel, batch, heads, tokens, capacity);
     }
 }

@@ -19,7 +19,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::attention::{Attention, Cached, Heads};
-use super::scores::{Row, Running, Slots, share, soften};
+use super::scores::{Row, Running, Slots, share, soften, with_sink};
 use super::scratch::with_scratch;
 use super::stream::{Columns, Element, add, add_rows, dot_rows};
 use crate::cpu::interval::Interval;
@@ -72,14 +72,15 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
         for (head, partials) in partials.chunks_exact(chunks * size).enumerate() {
             for row in 0..rows {
                 let place = problem.place(head / kv_heads, head % kv_heads, row);
-                join(partials.chunks_exact(size), row, &mut output[place * value_dim..][..value_dim]);
+                let sink = problem.sinks.map(|sinks| sinks[place % problem.heads]);
+                join(partials.chunks_exact(size), row, sink, &mut output[place * value_dim..][..value_dim]);
             }
         }
     });
 }
 
-/// The context of a row from the partial contexts of its head's tasks.
-fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, output: &mut [f32]) {
+/// The context of a row from the partial contexts of its head's tasks, and its sink.
+fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, sink: Option<f32>, output: &mut [f32]) {
     let value_dim = output.len();
     let parts = partials.map(|partial| {
         let rows = partial.len() / (value_dim + 2);
@@ -95,7 +96,7 @@ fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, outpu
         sum += state.sum * factor;
         output.iter_mut().zip(context).for_each(|(output, context)| *output += context * factor);
     }
-    let share = share(sum);
+    let share = share(with_sink(Running { max: base, sum }, sink));
     output.iter_mut().for_each(|output| *output *= share);
 }
 

@@ -3,6 +3,7 @@
 pub mod attention;
 pub mod decode;
 pub mod flash;
+pub mod gate;
 pub mod gelu;
 mod interval;
 mod lanes;

@@ -30,6 +30,14 @@ pub(super) fn share(sum: f32) -> f32 {
     if sum == 0.0 { 0.0 } else { 1.0 / sum }
 }
 
+/// The sum of the weights of a query, with that of its sink. A sink far above all scores leaves nothing for them.
+pub(super) fn with_sink(Running { max, sum }: Running, sink: Option<f32>) -> f32 {
+    let Some(sink) = sink else { return sum };
+    // The maximum may be -inf, and the difference of two infinities is NaN.
+    let sink = (sink * LOG2_E).clamp(f32::MIN, f32::MAX);
+    sum + (sink - max).exp2()
+}
+
 /// `cap · tanh(score / cap)`.
 #[inline(always)]
 pub(super) fn capped<S: Simd>(simd: S, score: S::f32s, cap: f32) -> S::f32s {

@@ -5,12 +5,12 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use super::cached::{CacheTensor, CheckedCache};
-use super::contract::{Checked, Contract, same_type};
+use super::contract::{Checked, Contract, f32_type, same_type};
 use super::machine::{Unsupported, countable};
 use super::mask_arguments::{CheckedMasks, MaskArguments, MaskSizes};
 use crate::contract::product;
 
-/// `softmax(hide(softcap(scale · QKᵀ) + alibi + bias)) · V`, head by head.
+/// `softmax(hide(softcap(scale · QKᵀ) + alibi + bias)) · V`, head by head. A sink joins the sum of the softmax.
 ///
 /// Tensors may have any strides but along the last axis, which is contiguous. All have the same element type, except for keys
 /// and values that are int8: `scale · element`, with a scale for each head and token. Elements and scales of a hidden key may
@@ -30,6 +30,8 @@ pub struct Attention<'a, R: Runtime> {
     pub context: &'a TensorHandle<R>,
     /// Plain factor on QKᵀ.
     pub scale: f32,
+    /// `[N]` of f32: a score for each query head that joins the sum of a query's weights, and has no value. It is neither scaled nor masked.
+    pub sinks: Option<&'a TensorHandle<R>>,
     /// What is hidden and added.
     pub masks: &'a MaskArguments<R>,
     /// Keys of the longest row, at most the capacity. Slots from there on are not read, whatever the bounds of a row say.
@@ -73,6 +75,7 @@ pub(crate) struct CheckedAttention<'a, R: Runtime> {
     pub key: CheckedCache<'a, R>,
     pub value: CheckedCache<'a, R>,
     pub context: Checked<'a, R>,
+    pub sinks: Option<Checked<'a, R>>,
     pub masks: CheckedMasks<'a, R>,
     pub sizes: AttentionSizes,
 }
@@ -100,9 +103,11 @@ impl<'a, R: Runtime> Attention<'a, R> {
         let key = self.key.check(&contract, ["key", "key_scales"], cache(head_dim), query.dtype)?;
         let value = self.value.check(&contract, ["value", "value_scales"], cache(value_dim), query.dtype)?;
         let context = contract.rows("context", self.context, &[batch, heads, tokens, value_dim])?;
+        let sinks = self.sinks.map(|sinks| contract.rows("sinks", sinks, &[heads])).transpose()?;
         let masks = self.masks.check(&contract, MaskSizes { batch, heads, tokens, keys: self.keys })?;
 
         same_type("context", &context, query.dtype)?;
+        sinks.map_or(Ok(()), |sinks| same_type("sinks", &sinks, f32_type()))?;
         contract.supports(&[query.dtype])?;
         if head_dim > LARGEST_CUBE_HEAD {
             return Err(Unsupported::HeadDim { head_dim, limit: LARGEST_CUBE_HEAD });
@@ -113,6 +118,6 @@ impl<'a, R: Runtime> Attention<'a, R> {
         countable(product(&[batch, heads, tokens]))?;
         countable(self.keys)?;
         let sizes = AttentionSizes { batch, heads, kv_heads, tokens, head_dim };
-        Ok(CheckedAttention { query, key, value, context, masks, sizes })
+        Ok(CheckedAttention { query, key, value, context, sinks, masks, sizes })
     }
 }

@@ -37,6 +37,7 @@ mod masks;
 pub mod norm;
 pub mod pad_transform;
 pub mod prefill;
+mod sinks;
 pub mod softmax;
 mod tensors;
 

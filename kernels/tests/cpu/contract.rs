@@ -26,6 +26,7 @@ fn fits<'a>(elements: &'a [f32], masks: Masks<'a>) -> Attention<'a> {
         key: Heads::dense(&elements[..140], 2, 7, 5).into(),
         value: Heads::dense(&elements[..140], 2, 7, 5).into(),
         scale: 1.0,
+        sinks: None,
         masks,
     }
 }
@@ -55,6 +56,7 @@ fn attention_names_the_tensor_that_does_not_fit() {
         "`query` has 4 heads, expected a multiple of the 0 heads of `key`",
         Attention { kv_heads: 0, ..fits },
     );
+    attention_refuses("`sinks` has 3 elements, expected 4", Attention { sinks: Some(&[0.0; 3]), ..fits });
     attention_refuses("`query` has heads without features", Attention { head_dim: 0, ..fits });
     let query = Heads::dense(&elements[..119], 4, 3, 5);
     attention_refuses("`query` has 119 elements, [2, 4, 3, 5] with its strides needs 120", Attention { query, ..fits });

@@ -47,6 +47,24 @@ fn a_query_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
+    // A task, several blocks, and several tasks; a row without keys.
+    for (sizes, ends) in
+        [([6, 2, 2, 70, 40], vec![65, 0]), ([4, 1, 1, 600, 24], vec![590]), ([2, 1, 1, 2600, 8], vec![2590, 3])]
+    {
+        let problem = Problem::new(sizes, &ends);
+        problem.sunk().iter().for_each(check);
+        Problem { hidden_keys: true, window: Some(2), ..problem }.sunk().iter().for_each(check);
+    }
+}
+
+#[test]
+fn a_sink_that_is_nan_shows() {
+    let problem = Problem { sink: Some(f32::NAN), ..Problem::new([1, 1, 1, 9, 5], &[9]) };
+    assert!(Tensors::new(&problem).solve(&problem, decode).iter().all(|x| x.is_nan()));
+}
+
+#[test]
 fn a_visible_nan_shows_and_a_hidden_one_does_not() {
     let mut problem = Problem::new([2, 2, 1, 90, 16], &[81]);
     for side in 0..2 {

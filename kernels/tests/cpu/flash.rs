@@ -54,6 +54,22 @@ fn a_query_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn a_sink_joins_the_sum_once() {
+    // A block, several blocks, and a row without keys.
+    for (sizes, ends) in [([6, 2, 19, 83, 40], vec![70, 0]), ([3, 1, 40, 1300, 96], vec![1290])] {
+        let problem = Problem::new(sizes, &ends);
+        problem.sunk().iter().for_each(check);
+        Problem { hidden_keys: true, window: Some(2), ..problem }.sunk().iter().for_each(check);
+    }
+}
+
+#[test]
+fn a_sink_that_is_nan_shows() {
+    let problem = Problem { sink: Some(f32::NAN), ..Problem::new([1, 1, 9, 9, 5], &[9]) };
+    assert!(Tensors::new(&problem).solve(&problem, flash).iter().all(|x| x.is_nan()));
+}
+
+#[test]
 fn infinities_and_nans_show_only_where_they_are_seen() {
     // The last key is seen by the last query alone.
     let problem = Problem::new([2, 1, 9, 30, 24], &[30]);

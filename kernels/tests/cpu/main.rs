@@ -5,6 +5,7 @@ mod allocations;
 mod contract;
 mod decode;
 mod flash;
+mod gate;
 mod gelu;
 mod norm;
 #[path = "../oracle/mod.rs"]

@@ -55,6 +55,7 @@ pub struct Tensors {
     slopes: Vec<f32>,
     pairs: Vec<bool>,
     biases: Vec<f32>,
+    sinks: Option<Vec<f32>>,
 }
 
 impl Tensors {
@@ -71,6 +72,7 @@ impl Tensors {
             slopes: problem.slopes(),
             pairs: problem.pairs(),
             biases: problem.biases(),
+            sinks: problem.sinks(),
         }
     }
 
@@ -96,6 +98,7 @@ impl Tensors {
             key: cached(&self.key, &self.key_int8, [kv_heads, capacity, head_dim]),
             value: cached(&self.value, &self.value_int8, [kv_heads, capacity, head_dim]),
             scale: problem.scale(),
+            sinks: self.sinks.as_deref(),
             masks: self.masks(problem),
         }
     }

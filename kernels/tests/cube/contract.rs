@@ -68,6 +68,7 @@ impl Tensors {
             value: CacheTensor::floats(&self.cache),
             context: &self.context,
             scale: 1.0,
+            sinks: None,
             masks: &self.masks,
             keys: 5,
         }
@@ -101,6 +102,14 @@ fn attention_names_the_tensor_that_does_not_fit() {
         let cache = CacheTensor::floats(&cache);
         let expected = format!("`value` has shape {shape:?}, expected [2, 2, 7, 8]");
         all_refuse(lab, &expected, Attention { value: cache, ..fits });
+    }
+    for shape in [&[2][..], &[5], &[4, 1]] {
+        let expected = format!("`sinks` has shape {shape:?}, expected [4]");
+        all_refuse(lab, &expected, Attention { sinks: Some(&other(shape)), ..fits });
+    }
+    let halves = lab.output(&[4], Element::F16, 1);
+    for answer in kernels(lab, Attention { sinks: Some(&halves), ..fits }) {
+        assert!(matches!(answer, Err(Unsupported::MixedTypes { tensor: "sinks", .. })), "{answer:?}");
     }
     all_refuse(lab, "`keys` is 8, expected at most 7", Attention { keys: 8, ..fits });
 

@@ -67,6 +67,28 @@ fn a_row_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
+    for (given, element) in [(1, Element::F32), (3, Element::F16)] {
+        for sunk in Problem::new([4, 2, 2, 300, 40], &[300, 0]).sunk() {
+            check(&sunk, element, true, Some(given));
+        }
+        let hidden = Problem { hidden_keys: true, window: Some(2), ..Problem::new([4, 2, 2, 60, 40], &[60, 0]) };
+        for sunk in hidden.sunk() {
+            check_int8(&sunk, element, Int8::BOTH, true, Some(given));
+        }
+    }
+    check(&Problem { sink: Some(0.5), ..Problem::new([3, 1, 1, 20, 7], &[19]) }, Element::F32, false, Some(2));
+}
+
+#[test]
+fn a_sink_that_is_nan_shows() {
+    for given in [1, 2] {
+        let problem = Problem { sink: Some(f32::NAN), ..Problem::new([4, 2, 2, 300, 40], &[300]) };
+        check(&problem, Element::F32, true, Some(given));
+    }
+}
+
+#[test]
 fn int8_agrees_with_plain_loops_on_what_it_holds() {
     let masked = Problem::new([2, 1, 2, 83, 40], &[70, 31]).masked();
     for ((element, planes), int8) in elements_and_planes().zip(Int8::ALL.into_iter().cycle()) {
@@ -113,7 +135,7 @@ fn a_small_problem_agrees_with_plain_loops() {
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
     let masked = Problem::new([6, 2, 3, 203, 40], &[190, 31]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(150), softcap: Some(30.0), ..masked }).slanted(0.25) {
+    for problem in (Problem { window: Some(150), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
         check(&problem, Element::F32, true, None);
     }
 }

@@ -108,6 +108,19 @@ fn a_row_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
+    for given in [1, 3] {
+        for sunk in some(one([8, 2], 83, 64, &[80, 0]).sunk()) {
+            check(&sunk, Int8::default(), Some(given));
+        }
+        let hidden = Problem { hidden_keys: true, window: Some(2), ..one([8, 2], 60, 64, &[60, 0]) };
+        for sunk in some(hidden.sunk()) {
+            check(&sunk, Int8::BOTH, Some(given));
+        }
+    }
+}
+
+#[test]
 fn a_nan_in_int8_shows_to_those_who_see_it() {
     let causal = Problem::new([4, 2, 2, 83, 64], &[70, 31]);
     let pairs = Problem { hidden_pairs: true, ..one([4, 1], 83, 64, &[70, 31]) };
@@ -130,7 +143,7 @@ fn a_small_problem_agrees_with_plain_loops() {
 #[test]
 fn a_small_problem_of_int8_agrees_with_plain_loops() {
     let masked = Problem::new([6, 2, 3, 203, 64], &[190, 31]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(150), softcap: Some(30.0), ..masked }).slanted(0.25) {
+    for problem in (Problem { window: Some(150), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
         check(&problem, Int8::BOTH, Some(2));
     }
 }

@@ -97,6 +97,21 @@ fn a_row_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn a_sink_joins_the_sum_once() {
+    // With scores that are scaled in the exponential, and before; with ALiBi, and without.
+    let problem = Problem::new([4, 2, 17, 50, 16], &[45, 0]);
+    for sunk in problem.sunk() {
+        check(&sunk, Element::F32);
+        check(&Problem { slopes: true, ..sunk.clone() }, Element::F32);
+        check(&Problem { hidden_keys: true, window: Some(2), ..sunk }, Element::F32);
+    }
+    check(&Problem { sink: Some(f32::NAN), ..Problem::new([4, 2, 17, 50, 16], &[45]) }, Element::F32);
+    for int8 in [Int8::default(), Int8::BOTH] {
+        check_int8(&Problem { sink: Some(0.5), ..problem.clone() }, Element::F16, int8);
+    }
+}
+
+#[test]
 fn int8_agrees_with_plain_loops_on_what_it_holds() {
     let masked = Problem::new([4, 2, 37, 83, 16], &[70, 37]).masked();
     for int8 in Int8::ALL {
@@ -125,7 +140,7 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
     let masked = Problem::new([4, 2, 37, 143, 16], &[130, 37]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(100), softcap: Some(30.0), ..masked }).slanted(0.25) {
+    for problem in (Problem { window: Some(100), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
         check(&problem, Element::F32);
     }
 }
@@ -168,7 +183,7 @@ mod cuda {
     fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
         let masked = |tokens| {
             let masked = small(40, tokens).masked().pop().unwrap();
-            Problem { window: Some(100), softcap: Some(30.0), ..masked }
+            Problem { window: Some(100), softcap: Some(30.0), sink: None, ..masked }
         };
         check_small(masked, Element::F16, ASYNCHRONOUS);
     }
@@ -203,6 +218,19 @@ mod cuda {
             for problem in problem(tokens).slanted(1.0) {
                 check_on(&cuda(), processors, &problem, element, Int8::default(), engine);
             }
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn a_sink_joins_the_sum_once_on_tensor_cores() {
+        for sunk in Problem::new([4, 2, 37, 90, 64], &[80, 0]).sunk() {
+            check_on(&cuda(), PROCESSORS[0], &sunk, Element::F16, Int8::default(), ASYNCHRONOUS);
+            let masked = Problem { hidden_keys: true, window: Some(2), ..sunk.clone() };
+            check_on(&cuda(), PROCESSORS[0], &masked, Element::Bf16, Int8::BOTH, SYNCHRONOUS);
+            // Planes of 32 rows.
+            let slopes = Problem { slopes: true, ..sunk };
+            check_on(&cuda(), PROCESSORS[1], &slopes, Element::Bf16, Int8::default(), ASYNCHRONOUS);
         }
     }
 

@@ -46,6 +46,20 @@ fn a_row_that_sees_nothing_is_zero() {
 }
 
 #[test]
+fn a_sink_joins_the_sum_once() {
+    let problem = Problem::new([4, 2, 19, 83, 16], &[70, 0]);
+    for sunk in problem.sunk() {
+        check(&sunk, Element::F32, true);
+    }
+    let hidden = Problem { hidden_keys: true, window: Some(2), ..problem };
+    for sunk in hidden.sunk() {
+        check_int8(&sunk, Element::F16, Int8::BOTH, true);
+    }
+    check(&Problem { sink: Some(0.5), ..hidden.clone() }, Element::F32, false);
+    check(&Problem { sink: Some(f32::NAN), ..Problem::new([4, 2, 19, 83, 16], &[70]) }, Element::F32, true);
+}
+
+#[test]
 fn int8_agrees_with_plain_loops_on_what_it_holds() {
     let masked = Problem::new([6, 2, 37, 83, 40], &[70, 43]).masked();
     for ((element, planes), int8) in elements_and_planes().zip(Int8::ALL.into_iter().cycle()) {
@@ -86,7 +100,7 @@ fn a_small_problem_of_int8_agrees_with_plain_loops() {
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
     let masked = Problem::new([6, 2, 37, 203, 40], &[190, 43]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(150), softcap: Some(30.0), ..masked }).slanted(0.25) {
+    for problem in (Problem { window: Some(150), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
         check(&problem, Element::F32, true);
     }
 }

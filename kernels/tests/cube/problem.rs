@@ -121,12 +121,14 @@ impl Problem {
         let query = self.query(|value| element.round(value));
         let (key, value) = (self.side(lab, element, int8, 2, 64), self.side(lab, element, int8, 3, 16));
         let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
+        let sinks = self.sinks().map(|sinks| lab.floats(&sinks, &[heads], Element::F32, 1));
         let launched = launch(Attention {
             query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
             key: key.tensor(),
             value: value.tensor(),
             context: &by_head(&context, heads),
             scale: self.scale(),
+            sinks: sinks.as_ref(),
             masks: &self.masks(lab),
             keys: self.keys(),
         });

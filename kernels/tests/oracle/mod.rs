@@ -23,6 +23,8 @@ pub struct Problem {
     pub hidden_pairs: bool,
     pub bias: bool,
     pub slopes: bool,
+    /// The sink of the first head; those of the others differ.
+    pub sink: Option<f32>,
     /// Every fifth query sees scores that differ by much more than others.
     pub steep: bool,
     /// How much more the score of each key is than that of the key before. With 0, one key more or less changes little.
@@ -48,6 +50,7 @@ impl Problem {
             hidden_pairs: false,
             bias: false,
             slopes: false,
+            sink: None,
             steep: false,
             slant: 0.0,
         }
@@ -108,6 +111,11 @@ impl Problem {
         (0..self.heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect()
     }
 
+    /// A sink for each head.
+    pub fn sinks(&self) -> Option<Vec<f32>> {
+        self.sink.map(|sink| (0..self.heads).map(|head| sink + 0.7 * head as f32).collect())
+    }
+
     /// The position of every key: the kept ones before it.
     pub fn positions(&self) -> Vec<i32> {
         let mut positions = Vec::new();
@@ -125,7 +133,7 @@ impl Problem {
     pub fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
         let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
         let (keys, hidden, pairs, biases) = (self.keys(), self.hidden(), self.pairs(), self.biases());
-        let (slopes, positions) = (self.slopes(), self.positions());
+        let (slopes, positions, sinks) = (self.slopes(), self.positions(), self.sinks());
         let mut context = vec![0.0; batch * tokens * heads * head_dim];
         for b in 0..batch {
             for n in 0..heads {
@@ -164,8 +172,11 @@ impl Problem {
                         .map(|s| (s, score(s)))
                         .filter(|(_, score)| *score != f64::NEG_INFINITY)
                         .collect();
-                    let largest = seen.iter().map(|(_, score)| *score).fold(f64::NEG_INFINITY, f64::max);
-                    let total: f64 = seen.iter().map(|(_, score)| (score - largest).exp()).sum();
+                    // An infinite one, too, takes everything or nothing.
+                    let sink = sinks.as_ref().map(|sinks| f64::from(sinks[n]).clamp(-1e300, 1e300));
+                    let scores = || seen.iter().map(|(_, score)| *score).chain(sink);
+                    let largest = scores().fold(f64::NEG_INFINITY, f64::max);
+                    let total: f64 = scores().map(|score| (score - largest).exp()).sum();
                     let out = &mut context[((b * tokens + t) * heads + n) * head_dim..][..head_dim];
                     for (s, score) in seen {
                         let probability = (score - largest).exp() / total;
@@ -185,13 +196,23 @@ impl Problem {
         [self.clone(), Self { steep: true, ..self.clone() }, with(slant), with(-slant)]
     }
 
+    /// Sinks near the scores, and far above and below all of them.
+    pub fn sunk(&self) -> Vec<Self> {
+        let sinks =
+            [0.5, 30.0, -30.0, 200.0, -200.0, 1e30, -1e30, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY];
+        sinks.map(|sink| Self { sink: Some(sink), ..self.clone() }).to_vec()
+    }
+
     /// Every mask by itself and all together.
     pub fn masked(&self) -> Vec<Self> {
         let window = |window| Self { window: Some(window), ..self.clone() };
+        // The position of a query after the end of its row is unspecified. ALiBi moves all of its scores by it, which only a sink shows.
+        let inside = self.starts.iter().zip(&self.ends).all(|(start, end)| start + self.tokens <= *end);
         vec![
             self.clone(),
             Self { causal: false, ..self.clone() },
-            window(1),
+            // A key and a sink.
+            Self { sink: Some(-0.5), ..window(1) },
             window(7),
             window(self.keys() + 3),
             Self { softcap: Some(0.7), ..self.clone() },
@@ -207,6 +228,7 @@ impl Problem {
                 hidden_pairs: true,
                 bias: true,
                 slopes: true,
+                sink: inside.then_some(0.5),
                 ..self.clone()
             },
         ]

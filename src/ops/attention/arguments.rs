@@ -25,6 +25,9 @@ pub struct Attention<B: Backend> {
     pub scale: f64,
     /// `c` of `c · tanh(score / c)`, applied before bias and mask.
     pub softcap: Option<f64>,
+    /// A sink for each head, `[N]` of f32: a score that joins the sum of a query's weights, and has no value. It is neither scaled,
+    /// capped nor masked.
+    pub sinks: Option<Tensor<B, 1>>,
     /// ALiBi slopes of the N heads: `slope · (key position - query position)` is added to a score.
     pub slopes: Option<Vec<f32>>,
     /// What the layer hides.
@@ -62,6 +65,9 @@ impl<B: Backend> Attention<B> {
         );
         if let Some(slopes) = &self.slopes {
             check_shape("attention", "slopes", &[heads], &[slopes.len()]);
+        }
+        if let Some(sinks) = &self.sinks {
+            check_shape("attention", "sinks", &[heads], &sinks.dims());
         }
         self.visibility.check("attention", batch, keys);
         self.mask.check("attention", [batch, heads, tokens, keys]);

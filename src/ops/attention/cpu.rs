@@ -29,6 +29,7 @@ pub(crate) struct Call<'a, B: Backend> {
     pub keys: usize,
     pub scale: f64,
     pub softcap: Option<f64>,
+    pub sinks: Option<&'a [f32]>,
     pub slopes: Option<&'a [f32]>,
     pub visibility: &'a Visibility,
     /// Of shapes that the caller has checked against the sizes.
@@ -44,9 +45,10 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
     arguments.check();
     let [batch, heads, tokens, _] = arguments.query.dims();
     let [_, _, keys, value_dim] = arguments.value.dims();
-    let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
+    let Attention { query, key, value, scale, softcap, sinks, slopes, visibility, mask } = arguments;
+    let sinks = sinks.map(owned_vector);
     let (device, query_shape, value_shape) = (query.device(), query.dims(), value.dims());
-    let (visibility, mask, slopes) = (&visibility, &mask, slopes.as_deref());
+    let (visibility, mask, sinks, slopes) = (&visibility, &mask, sinks.as_deref(), slopes.as_deref());
     let context = with_heads(&query, |query| {
         with_heads(&key, |key| {
             with_heads(&value, |value| {
@@ -60,6 +62,7 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
                     keys,
                     scale,
                     softcap,
+                    sinks,
                     slopes,
                     visibility,
                     mask,
@@ -69,6 +72,11 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
         })
     });
     tensor(context, [batch, tokens, heads, value_dim], &device).swap_dims(1, 2)
+}
+
+/// The elements of a short vector.
+pub(crate) fn owned_vector<B: InMemory>(vector: Tensor<B, 1>) -> Vec<f32> {
+    vector.into_data().iter().collect()
 }
 
 /// Reads heads in place.
@@ -110,6 +118,7 @@ impl<B: InMemory> Call<'_, B> {
             key: self.key,
             value: self.value,
             scale: self.scale as f32,
+            sinks: self.sinks,
             masks: self.masks(&owned),
         };
         let mut output = vec![0.0; batch * tokens * heads * value_dim];

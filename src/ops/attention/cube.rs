@@ -1,6 +1,7 @@
 //! Attention on CubeCL kernels.
 
-use burn::tensor::Tensor;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{FloatDType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::{
@@ -77,6 +78,7 @@ pub(crate) struct Launch<'a, R: CubeRuntime> {
     pub key: &'a SideHandles<R>,
     pub value: &'a SideHandles<R>,
     pub scale: f32,
+    pub sinks: Option<&'a TensorHandle<R>>,
     pub masks: &'a MaskArguments<R>,
     /// Keys of the longest row.
     pub keys: usize,
@@ -95,6 +97,7 @@ impl<R: CubeRuntime> Launch<'_, R> {
             value: self.value.tensor(),
             context: &by_head(&context, heads),
             scale: self.scale,
+            sinks: self.sinks,
             masks: self.masks,
             keys: self.keys,
         };
@@ -119,6 +122,11 @@ fn by_head<R: CubeRuntime>(packed: &CubeTensor<R>, heads: usize) -> TensorHandle
     TensorHandle::new(packed.handle.clone(), shape.to_vec(), strides.to_vec(), packed.dtype)
 }
 
+/// A vector of f32 for the arguments of a call.
+pub(crate) fn f32_vector<B: CubeDevice>(vector: Tensor<B, 1>) -> FloatTensor<B> {
+    float(vector.cast(FloatDType::F32))
+}
+
 /// The arguments of one attention, with `T` for each tensor.
 #[derive(Debug, Clone)]
 struct AttentionCall<T> {
@@ -128,6 +136,7 @@ struct AttentionCall<T> {
     value: T,
     scale: f32,
     keys: usize,
+    sinks: Option<T>,
     masks: Masks<T>,
 }
 
@@ -139,7 +148,7 @@ pub(crate) fn masked_attention<B: CubeDevice>(arguments: Attention<B>) -> Tensor
         _ => return reference(arguments),
     };
     arguments.check();
-    let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
+    let Attention { query, key, value, scale, softcap, sinks, slopes, visibility, mask } = arguments;
     let Visibility { causal, window, starts, ends } = &visibility;
     let rules = rules(*causal, *window, softcap, starts[0], ends[0]);
     let bounds = (starts.len() > 1).then(|| bounds_on_device(starts, ends, &device));
@@ -151,6 +160,7 @@ pub(crate) fn masked_attention<B: CubeDevice>(arguments: Attention<B>) -> Tensor
         key: float(key),
         value: float(value),
         scale: scale as f32,
+        sinks: sinks.map(f32_vector),
         masks: masks(rules, bounds, &mask, slopes),
     }))
 }
@@ -169,6 +179,7 @@ impl CubeCall for AttentionCall<()> {
             value: visit(call.value),
             scale: call.scale,
             keys: call.keys,
+            sinks: call.sinks.map(&mut *visit),
             masks: call.masks.map(visit),
         }
     }
@@ -184,6 +195,7 @@ impl CubeCall for AttentionCall<()> {
     fn launch<R: CubeRuntime>(call: AttentionCall<CubeTensor<R>>) -> CubeTensor<R> {
         let query = rows(call.query);
         let [key, value] = [call.key, call.value].map(|side| SideHandles::from(&Side::Dense(rows(side))));
+        let sinks = optional_handle(call.sinks.as_ref());
         let launch = Launch {
             operation: Self::NAME,
             kernel: call.kernel,
@@ -191,6 +203,7 @@ impl CubeCall for AttentionCall<()> {
             key: &key,
             value: &value,
             scale: call.scale,
+            sinks: sinks.as_ref(),
             masks: &call.masks.arguments(),
             keys: call.keys,
         };

@@ -11,7 +11,7 @@ use crate::zeros::zeros;
 /// The definition of [`Operations::masked_attention`](crate::ops::Operations::masked_attention).
 pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
     arguments.check();
-    let Attention { query, key, value, scale, softcap, slopes, visibility, mask } = arguments;
+    let Attention { query, key, value, scale, softcap, sinks, slopes, visibility, mask } = arguments;
     let [batch, heads, tokens, head_dim] = query.dims();
     let [_, kv_heads, keys, value_dim] = value.dims();
     let (dtype, device) = (query.dtype(), query.device());
@@ -43,7 +43,10 @@ pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
     if let Some(bias) = mask.bias() {
         scores = scores + bias;
     }
-    let probs = masked_softmax(scores, hidden.clone());
+    let probs = match sinks {
+        Some(sinks) => with_sinks(scores, hidden.clone(), sinks),
+        None => masked_softmax(scores, hidden.clone()),
+    };
 
     let value = Finite::split(value.cast(FloatDType::F32), hidden.is_some());
     let context = probs.reshape([rows, groups, queries, keys]).matmul(value.finite);
@@ -57,6 +60,24 @@ pub fn reference<B: Backend>(arguments: Attention<B>) -> Tensor<B, 4> {
         _ => context,
     };
     context.cast(dtype)
+}
+
+/// [`masked_softmax`] with a column of sinks, which is dropped.
+fn with_sinks<B: Backend>(
+    scores: Tensor<B, 4>,
+    hidden: Option<Tensor<B, 4, Bool>>,
+    sinks: Tensor<B, 1>,
+) -> Tensor<B, 4> {
+    let [batch, heads, tokens, keys] = scores.dims();
+    let scores = match hidden {
+        Some(hidden) => scores.mask_fill(expand_bool(hidden, [batch, heads, tokens, keys]), f32::NEG_INFINITY),
+        None => scores,
+    };
+    // The difference of two infinities is NaN.
+    let infinite = sinks.clone().greater_elem(f32::MAX);
+    let sinks = sinks.cast(FloatDType::F32).mask_fill(infinite, f32::MAX);
+    let sinks = sinks.reshape([1, heads, 1, 1]).expand([batch, heads, tokens, 1]);
+    masked_softmax(Tensor::cat(vec![scores, sinks], 3), None).narrow(3, 0, keys)
 }
 
 /// A tensor whose infinities and NaNs are replaced by 0, and where they were. A product with a hidden one would be 0 · NaN,

@@ -33,6 +33,8 @@ pub struct SoftmaxContext<'a, B: Backend> {
     /// The [sums of squares](crate::ops::softmax_context::sums_of_squares) of all ranks, `[B, T, 2]` of f32, for a norm over all heads;
     /// `None` takes those of the heads in `qkv`.
     pub sums: Option<Tensor<B, 3>>,
+    /// A sink for each query head, `[N]` of f32, if the layer has sinks.
+    pub sinks: Option<Tensor<B, 1>>,
     /// Earlier tokens.
     pub keys: Keys<'a, B>,
     /// What the caller hides.
@@ -78,6 +80,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
             Keys::Fresh(_) => {}
         }
         self.check_norm([batch, tokens]);
+        self.check_sinks();
         let keys = self.visibility().ends.into_iter().max().unwrap_or(0);
         self.mask.check(operation, [batch, spec.heads(), tokens, keys]);
     }
@@ -105,6 +108,21 @@ impl<B: Backend> SoftmaxContext<'_, B> {
                 "{operation}: `sums` are given, and the layer has no norm of all heads"
             );
             check_shape(operation, "sums", &[batch, tokens, 2], &sums.dims());
+        }
+    }
+
+    /// Panics unless the sinks are there where the layer has some, and fit it.
+    #[track_caller]
+    fn check_sinks(&self) {
+        let (operation, spec) = ("softmax_context", self.spec);
+        assert!(
+            spec.sinks == self.sinks.is_some(),
+            "{operation}: `sinks` are {}, and the layer has {}",
+            if self.sinks.is_some() { "given" } else { "None" },
+            if spec.sinks { "sinks" } else { "no sinks" }
+        );
+        if let Some(sinks) = &self.sinks {
+            check_shape(operation, "sinks", &[spec.heads()], &sinks.dims());
         }
     }
 

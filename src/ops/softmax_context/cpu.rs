@@ -9,7 +9,7 @@ use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 use super::queries_and_keys::{query_factors, rotary_table};
 use super::reference::reference_with;
 use crate::cache::Stored;
-use crate::ops::attention::cpu::{Call, with_stored};
+use crate::ops::attention::cpu::{Call, owned_vector, with_stored};
 use crate::ops::cpu::{InMemory, tensor};
 use crate::position::PositionEncoding;
 use crate::position::alibi::shard_slopes;
@@ -25,7 +25,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     };
     arguments.check(); // before anything is written
     let visibility = arguments.visibility();
-    let SoftmaxContext { qkv, norm: weights, sums, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
     let [batch, tokens, width] = qkv.dims();
     let device = qkv.device();
     let table = rotary_table(&mut keys, spec, &device);
@@ -33,6 +33,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     let factors = factors.map(|factors| B::with_elements(&factors, |factors| factors.dense().into_owned()));
     let (heads, kv_heads, head_dim) = (spec.heads(), spec.kv_heads(), spec.head_dim);
     let slopes = (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard));
+    let sinks = sinks.map(owned_vector);
     let longest = visibility.ends.iter().copied().max().unwrap_or(0);
 
     let attend = |query: Heads<'_>, key: Cached<'_>, value: Cached<'_>, capacity: usize| {
@@ -46,6 +47,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
             keys: longest,
             scale: spec.scale,
             softcap: spec.softcap,
+            sinks: sinks.as_deref(),
             slopes: slopes.as_deref(),
             visibility: &visibility,
             mask: &mask,

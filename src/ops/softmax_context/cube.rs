@@ -13,7 +13,7 @@ use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 use super::queries_and_keys::{query_factors, rotary_table};
 use super::reference::reference;
 use crate::cache::Stored;
-use crate::ops::attention::cube::{Launch, Side, SideHandles, plan};
+use crate::ops::attention::cube::{Launch, Side, SideHandles, f32_vector, plan};
 use crate::ops::cube::{
     CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, from_int, handle, int,
     kernel_accepts, masks, optional_handle, owned, rows, rules,
@@ -38,6 +38,8 @@ struct ContextCall<T> {
     /// Factors of the queries, `[B, T]`.
     factors: Option<T>,
     scale: f32,
+    /// `[N]`.
+    sinks: Option<T>,
     /// Keys of the longest row.
     keys: usize,
     masks: Masks<T>,
@@ -79,7 +81,7 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         _ => return reference(arguments),
     };
     arguments.check(); // before anything is written
-    let SoftmaxContext { qkv, norm: weights, sums, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
     let ([_, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
     let rotation = rotary_table(&mut keys, spec, &device).map(|table| Rotation {
         layout: table.layout(),
@@ -123,6 +125,7 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         rotation,
         factors,
         scale: spec.scale as f32,
+        sinks: sinks.map(f32_vector),
         keys: end,
         masks,
     });
@@ -181,6 +184,7 @@ impl CubeCall for ContextCall<()> {
             }),
             factors: call.factors.map(&mut *visit),
             scale: call.scale,
+            sinks: call.sinks.map(&mut *visit),
             keys: call.keys,
             masks: call.masks.map(visit),
         }
@@ -216,6 +220,7 @@ impl CubeCall for ContextCall<()> {
         let norm =
             call.norm.map(|norm| head_norm(norm, &qkv, [call.heads, call.kv_heads].map(|heads| heads * call.head_dim)));
         let factors = optional_handle(call.factors.as_ref());
+        let sinks = optional_handle(call.sinks.as_ref());
         let rules = call.masks.rules;
         let masks = call.masks.arguments();
         let query = empty(&qkv, [batch, call.heads, tokens, call.head_dim]);
@@ -239,6 +244,7 @@ impl CubeCall for ContextCall<()> {
             key: &key,
             value: &value,
             scale: call.scale,
+            sinks: sinks.as_ref(),
             masks: &masks,
             keys: call.keys,
         };

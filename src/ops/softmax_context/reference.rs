@@ -25,7 +25,7 @@ pub(super) fn reference_with<B: Backend>(
         return arguments.output_of_no_tokens();
     }
     let visibility = arguments.visibility();
-    let SoftmaxContext { qkv, norm: weights, sums, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
     let (dtype, device) = (qkv.dtype(), qkv.device());
     let table = rotary_table(&mut keys, spec, &device);
     let factors = query_factors(&mut keys, spec.query_factor, &device);
@@ -44,6 +44,7 @@ pub(super) fn reference_with<B: Backend>(
         value,
         scale: spec.scale,
         softcap: spec.softcap,
+        sinks,
         slopes: (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard)),
         visibility,
         mask,

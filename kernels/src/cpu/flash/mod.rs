@@ -126,7 +126,7 @@ impl WithLanes for Task<'_> {
         let count = |tile: usize| (own.count * own.problem.group() - tile * lanes).min(lanes);
         if seen.is_empty() {
             for (tile, rows) in rows.chunks_exact(lanes).enumerate() {
-                own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[lanes..2 * lanes], output);
+                own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[..2 * lanes], output);
             }
             return;
         }
@@ -155,7 +155,7 @@ impl WithLanes for Task<'_> {
                 Tile::<S, V> { simd, queries: &own, rows: own_rows, query, block: &block, part }
                     .attend(buffer, contexts, running);
                 if last == to {
-                    own.finish(own_rows, count(tile), contexts, &running[lanes..], output);
+                    own.finish(own_rows, count(tile), contexts, running, output);
                 }
             }
         }

@@ -3,7 +3,7 @@
 use crate::cpu::attention::Attention;
 use crate::cpu::interval::Interval;
 use crate::cpu::lanes::{MOST_LANES, into_lanes, out_of_lanes};
-use crate::cpu::scores::share;
+use crate::cpu::scores::{Running, share, with_sink};
 use crate::cpu::scratch::Disjoint;
 use crate::cpu::stream::prefetch;
 
@@ -79,11 +79,15 @@ impl Queries<'_> {
     }
 
     /// Divides the contexts of a tile, `[value_dim, lanes]`, by the sums of their weights, and writes the first `count` rows; the
-    /// others are copies.
+    /// others are copies. `running` are the maxima and sums of the lanes, `[2, lanes]`.
     #[inline(always)]
-    pub fn finish(&self, rows: &[Row], count: usize, contexts: &mut [f32], sums: &[f32], output: &Disjoint<'_>) {
+    pub fn finish(&self, rows: &[Row], count: usize, contexts: &mut [f32], running: &[f32], output: &Disjoint<'_>) {
         let lanes = rows.len();
-        let shares: [f32; MOST_LANES] = std::array::from_fn(|lane| sums.get(lane).map_or(0.0, |sum| share(*sum)));
+        let mut shares = [0.0; MOST_LANES];
+        for (lane, row) in rows.iter().enumerate() {
+            let state = Running { max: running[lane], sum: running[lanes + lane] };
+            shares[lane] = share(with_sink(state, self.problem.sinks.map(|sinks| sinks[row.head])));
+        }
         for context in contexts.chunks_exact_mut(lanes) {
             context.iter_mut().zip(&shares).for_each(|(context, share)| *context *= share);
         }

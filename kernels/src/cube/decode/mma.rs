@@ -116,7 +116,7 @@ pub(super) fn attend<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     &Attention { scale, keys, .. }: &Attention<'_, R>,
-    CheckedAttention { query, key, value, context, masks, sizes }: &CheckedAttention<'_, R>,
+    CheckedAttention { query, key, value, context, sinks, masks, sizes }: &CheckedAttention<'_, R>,
     tile: Tile,
     given: Option<usize>,
 ) -> Result<usize, Unsupported> {
@@ -131,7 +131,7 @@ pub(super) fn attend<R: Runtime>(
     let tile = Tile { whole: splits == 1, ..tile };
     countable(keys.saturating_add(splits.saturating_mul((tile.planes * KEYS) as usize)))?;
     let cubes = machine.cubes([splits * tiles, kv_heads, batch])?;
-    let results = Results::new(client, machine, context, *sizes, splits)?;
+    let results = Results::new(client, machine, (context, *sinks), *sizes, splits)?;
     let sizes = SizesLaunch::new(
         tokens as u32,
         group as u32,
@@ -155,6 +155,7 @@ pub(super) fn attend<R: Runtime>(
             key.launch_words(Tile::key_vector(tile.int8_keys)),
             value.launch_words(VALUE_VECTOR),
             masks.launch(),
+            results.sinks(),
             output,
             results.stats(),
             sizes,

@@ -9,11 +9,13 @@ use crate::contract::product;
 use crate::cube::attention::AttentionSizes;
 use crate::cube::contract::{Checked, f32_type};
 use crate::cube::machine::{Machine, Unsupported, countable};
+use crate::cube::sinks::{self, SinksLaunch};
 use crate::cube::tensors::{array, head_strides};
 
 /// The context itself where one split sees all keys; otherwise a context, a maximum and a total for each row and split.
 pub(super) struct Results<'a, R: Runtime> {
     context: Checked<'a, R>,
+    sinks: Option<Checked<'a, R>>,
     sizes: AttentionSizes,
     splits: usize,
     partial: Option<Handle>,
@@ -28,7 +30,7 @@ impl<'a, R: Runtime> Results<'a, R> {
     pub fn new(
         client: &ComputeClient<R>,
         machine: &Machine,
-        context: Checked<'a, R>,
+        (context, sinks): (Checked<'a, R>, Option<Checked<'a, R>>),
         sizes: AttentionSizes,
         splits: usize,
     ) -> Result<Self, Unsupported> {
@@ -41,7 +43,7 @@ impl<'a, R: Runtime> Results<'a, R> {
         let units = machine.units((head_dim.next_power_of_two() * rows_of_cube) as u32);
         let floats = |each: usize| client.empty(rows * splits * each * size_of::<f32>());
         let partial = (splits > 1).then(|| floats(head_dim));
-        Ok(Self { context, sizes, splits, partial, stats: floats(2), cubes, units })
+        Ok(Self { context, sinks, sizes, splits, partial, stats: floats(2), cubes, units })
     }
 
     fn rows(&self) -> usize {
@@ -59,6 +61,11 @@ impl<'a, R: Runtime> Results<'a, R> {
     /// Where a split writes the maximum and the total of each row.
     pub fn stats(&self) -> ArrayArg<R> {
         self.floats(&self.stats, 2)
+    }
+
+    /// What a split joins to its sums: the sinks, unless [`combine`](Self::combine) does.
+    pub fn sinks(&self) -> SinksLaunch<R> {
+        sinks::launch(self.sinks.filter(|_| self.splits == 1))
     }
 
     fn floats(&self, handle: &Handle, each: usize) -> ArrayArg<R> {
@@ -79,6 +86,7 @@ impl<'a, R: Runtime> Results<'a, R> {
                 self.floats(partial, head_dim),
                 self.stats(),
                 array(self.context),
+                sinks::launch(self.sinks),
                 CombineSizesLaunch::new(
                     self.rows() as u32,
                     kv_heads as u32,

@@ -39,7 +39,7 @@ pub(super) fn attend<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     &Attention { scale, keys, .. }: &Attention<'_, R>,
-    CheckedAttention { query, key, value, context, masks, sizes }: &CheckedAttention<'_, R>,
+    CheckedAttention { query, key, value, context, sinks, masks, sizes }: &CheckedAttention<'_, R>,
     given: Option<usize>,
 ) -> Result<usize, Unsupported> {
     let (query, context) = (*query, *context);
@@ -81,7 +81,7 @@ pub(super) fn attend<R: Runtime>(
     };
     countable(keys.saturating_add(splits.saturating_mul((units * unroll) as usize)))?;
     let cubes = machine.cubes([splits * tiles, kv_heads, batch])?;
-    let results = Results::new(client, machine, context, *sizes, splits)?;
+    let results = Results::new(client, machine, (context, *sinks), *sizes, splits)?;
     let sizes = SizesLaunch::new(
         tokens as u32,
         group as u32,
@@ -107,6 +107,7 @@ pub(super) fn attend<R: Runtime>(
             key.launch_loads(vector),
             value.launch_loads(vector),
             masks.launch(),
+            results.sinks(),
             output,
             results.stats(),
             sizes,

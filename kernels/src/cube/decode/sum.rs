@@ -3,6 +3,7 @@
 use cubecl::prelude::*;
 
 use crate::cube::masks::HIDDEN;
+use crate::cube::sinks::Sinks;
 use crate::cube::tensors::HeadStrides;
 
 /// Scalar sizes of [`combine`].
@@ -16,12 +17,13 @@ pub(super) struct CombineSizes {
     pub context: HeadStrides,
 }
 
-/// The sum of the splits of each row, weighted by their maxima. A unit sums one feature of one row.
+/// The sum of the splits of each row, weighted by their maxima, and of its sink. A unit sums one feature of one row.
 #[cube(launch_unchecked)]
 pub(super) fn combine<F: Float>(
     partial: &Array<f32>,
     stats: &Array<f32>,
     context: &mut Array<F>,
+    sinks: &Sinks,
     sizes: &CombineSizes,
     #[comptime] head_dim: u32,
     #[define(F)] _elements: StorageType,
@@ -49,6 +51,7 @@ pub(super) fn combine<F: Float>(
         let head = kv_head * sizes.group + row % group_rows % sizes.group;
         let token = row % group_rows / sizes.group;
         let at = sizes.context.head(batch, head) + token * sizes.context.token + feature;
+        let total = sinks.join(total, head, largest, false);
         context[at as usize] = F::cast_from(select(total == 0.0f32, 0.0f32, sum / total));
     }
 }

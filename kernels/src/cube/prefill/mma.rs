@@ -16,6 +16,7 @@ use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::fragment::check_tensor_cores;
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::mask_arguments::Adds;
+use crate::cube::sinks;
 use crate::cube::tensors::{array, head_strides, vector_size};
 
 /// Largest head size, times the pieces of 16 rows, for which a plane keeps its queries in registers.
@@ -152,7 +153,8 @@ pub fn launch<R: Runtime>(
     engine: Engine,
 ) -> Result<(), Unsupported> {
     let scale = problem.scale;
-    let CheckedAttention { query, key, value, context, masks, sizes } = problem.check("prefill::mma", client)?;
+    let checked = problem.check("prefill::mma", client)?;
+    let CheckedAttention { query, key, value, context, sinks, masks, sizes } = checked;
     let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
     check_head(head_dim)?;
     if sizes.is_empty() {
@@ -215,6 +217,7 @@ pub fn launch<R: Runtime>(
             key.launch_loads(vector),
             value.launch_loads(vector),
             masks.launch(),
+            sinks::launch(sinks),
             array(context),
             sizes,
             tile,

@@ -7,6 +7,7 @@ use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum, vector_sum};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::masks::{HIDDEN, Masks, Query};
+use crate::cube::sinks::{self, Sinks};
 use crate::cube::tensors::{HeadStrides, array, head_strides, vector_size};
 
 /// Units along the queries.
@@ -79,7 +80,8 @@ pub fn launch<R: Runtime>(
     problem: Attention<'_, R>,
 ) -> Result<(), Unsupported> {
     let scale = problem.scale;
-    let CheckedAttention { query, key, value, context, masks, sizes } = problem.check("prefill::simt", client)?;
+    let CheckedAttention { query, key, value, context, sinks, masks, sizes } =
+        problem.check("prefill::simt", client)?;
     let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
     if sizes.is_empty() {
         return Ok(());
@@ -105,6 +107,7 @@ pub fn launch<R: Runtime>(
             key.launch_loads(vector),
             value.launch_loads(vector),
             masks.launch(),
+            sinks::launch(sinks),
             array(context),
             SizesLaunch::new(
                 tokens as u32,
@@ -160,6 +163,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
     key: &Cached<K, KN>,
     value: &Cached<V, VN>,
     masks: &Masks<M, E>,
+    sinks: &Sinks,
     context: &mut Array<Vector<F, N>>,
     sizes: &Sizes,
     #[comptime] tile: Tile,
@@ -360,8 +364,9 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
         if row < all_rows {
             let head = kv_head * sizes.group + row % sizes.group;
             let base = sizes.context.head(batch, head) + row / sizes.group * sizes.context.token;
+            let divisor = sinks.join(total[q], head, largest[q], false);
             // Nothing visible gives zeros.
-            let factor = select(total[q] == 0.0f32, 0.0f32, 1.0f32 / total[q]);
+            let factor = select(divisor == 0.0f32, 0.0f32, 1.0f32 / divisor);
             #[unroll]
             for p in 0..per_unit {
                 let part = x + p as u32 * tile.units_x;

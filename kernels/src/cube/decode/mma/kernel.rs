@@ -10,6 +10,7 @@ use crate::cube::decode::Sizes;
 use crate::cube::direct::{Quad, left};
 use crate::cube::fragment::{LANES, Pair, mma};
 use crate::cube::masks::{HIDDEN, Masks};
+use crate::cube::sinks::Sinks;
 
 /// What bytes are put into; see [`raised`](crate::cube::direct::raised).
 #[derive(CubeType, CubeLaunch)]
@@ -42,6 +43,7 @@ pub(super) fn decode_mma<F: Float, P: Float, O: Float, M: Int, E: Float, N: Size
     key: &Cached<u32, Quad>,
     value: &Cached<u32, N>,
     masks: &Masks<M, E>,
+    sinks: &Sinks,
     output: &mut Array<O>,
     stats: &mut Array<f32>,
     sizes: &Sizes,
@@ -142,13 +144,14 @@ pub(super) fn decode_mma<F: Float, P: Float, O: Float, M: Int, E: Float, N: Size
             }
         }
     }
-    add_planes::<O>(&mut sums, first_row, split, output, stats, &mut exchange, sizes, tile);
+    add_planes::<O>(&mut sums, sinks, first_row, split, output, stats, &mut exchange, sizes, tile);
 }
 
 /// Adds the results of the planes, and writes them.
 #[cube]
 fn add_planes<O: Float>(
     sums: &mut Sums,
+    sinks: &Sinks,
     first_row: u32,
     split: u32,
     output: &mut Array<O>,
@@ -218,8 +221,9 @@ fn add_planes<O: Float>(
                     let head = CUBE_POS_Y * sizes.group + row % sizes.group;
                     let token = row / sizes.group;
                     let at = sizes.context.head(CUBE_POS_Z, head) + token * sizes.context.token + feature;
+                    let divisor = sinks.join(total, head, largest, false);
                     // Nothing visible gives zeros.
-                    output[at as usize] = O::cast_from(select(total == 0.0f32, 0.0f32, sum / total));
+                    output[at as usize] = O::cast_from(select(divisor == 0.0f32, 0.0f32, sum / divisor));
                 } else {
                     output[(part * tile.head_dim + feature) as usize] = O::cast_from(sum);
                 }

@@ -6,6 +6,7 @@ use super::tile::{Tile, divide_sums, key_of, of_part, row_max, row_sum};
 use crate::cube::cached::Cached;
 use crate::cube::decode::Sizes;
 use crate::cube::masks::{HIDDEN, Masks, Query};
+use crate::cube::sinks::Sinks;
 
 /// The weight of a value that a query does not see; those of others are not negative.
 const UNSEEN: f32 = -1.0;
@@ -27,6 +28,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     key: &Cached<K, KN>,
     value: &Cached<V, VN>,
     masks: &Masks<M, E>,
+    sinks: &Sinks,
     output: &mut Array<O>,
     stats: &mut Array<f32>,
     sizes: &Sizes,
@@ -315,6 +317,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
         if row < all_rows {
             let head = kv_head * sizes.group + row % sizes.group;
             let token = row / sizes.group;
+            let divisor = sinks.join(cube_total, head, cube_largest, false);
             for feature in range_stepped(UNIT_POS, head_dim, tile.units) {
                 let mut sum = 0.0f32.runtime();
                 for s in 0..slots {
@@ -323,7 +326,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                 }
                 if comptime!(tile.whole) {
                     // Nothing visible gives zeros.
-                    let context = select(cube_total == 0.0f32, 0.0f32, sum / cube_total);
+                    let context = select(divisor == 0.0f32, 0.0f32, sum / divisor);
                     let at = sizes.context.head(batch, head) + token * sizes.context.token + feature;
                     output[at as usize] = O::cast_from(context);
                 } else {

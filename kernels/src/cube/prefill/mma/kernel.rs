@@ -12,7 +12,8 @@ use crate::cube::cached::Cached;
 use crate::cube::exponential::exponent;
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::lanes::lanes_sum;
-use crate::cube::masks::Masks;
+use crate::cube::masks::{HIDDEN, Masks};
+use crate::cube::sinks::Sinks;
 
 /// A tile of queries of one key head against all keys that they see.
 ///
@@ -39,6 +40,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     key: &Cached<K, KN>,
     value: &Cached<V, VN>,
     masks: &Masks<M, E>,
+    sinks: &Sinks,
     context: &mut Array<Vector<F, C>>,
     sizes: &Sizes,
     #[comptime] tile: Tile,
@@ -123,9 +125,16 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
         let sum = lanes_sum(sums.total[r], &mut scratch, 4u32, comptime!(!tile.emulate));
+        let row = own_row + r as u32 * 8;
+        let sum = if comptime!(sinks.present) {
+            let query = query_of(row, start, sizes, tile);
+            let reference = select(sums.largest[r] == HIDDEN, 0.0f32, sums.largest[r] * factor);
+            sinks.join(sum, query.head, reference, comptime!(!tile.emulate))
+        } else {
+            sum
+        };
         // Nothing visible gives zeros.
         let inverse = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
-        let row = own_row + r as u32 * 8;
         if row < all_rows {
             let query = query_of(row, start, sizes, tile);
             let base = sizes.context.head(batch, query.head) + query.token * sizes.context.token;
