@@ -5,8 +5,8 @@ use crate::config::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
 use crate::fields::Fields;
 use crate::layout::RotaryLayout;
-use crate::position::TrainedLengths;
 use crate::position::rotary::RopeScaling;
+use crate::position::{RopeDialect, RotarySections, TrainedLengths};
 
 /// Where a class keeps its rotary settings, and their defaults. `rope_scaling` or `rope_parameters` is a record that may hold all
 /// of them.
@@ -41,10 +41,12 @@ impl RopeKeys {
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
-    /// Part of the features of a head that rotates, 0 to 1.
+    /// Part of the features of a head that rotates, 0 to 1; 1 under [`RopeScaling::Proportional`], which has its part itself.
     pub share: f64,
     /// How the frequencies are stretched.
     pub scaling: RopeScaling,
+    /// By which of a token's three positions each pair rotates.
+    pub sections: Option<RotarySections>,
 }
 
 impl Rope {
@@ -54,9 +56,22 @@ impl Rope {
     /// # Errors
     /// Those of [`of_record`](Self::of_record).
     pub fn read(fields: &Fields<'_>, keys: &RopeKeys, max_positions: Option<usize>) -> Result<Self, ConfigError> {
+        Self::read_dialect(fields, keys, max_positions, &RopeDialect::default())
+    }
+
+    /// The same for a class that reads more in its record.
+    ///
+    /// # Errors
+    /// Those of [`of_record`](Self::of_record).
+    pub fn read_dialect(
+        fields: &Fields<'_>,
+        keys: &RopeKeys,
+        max_positions: Option<usize>,
+        dialect: &RopeDialect,
+    ) -> Result<Self, ConfigError> {
         let scaling = fields.record("rope_scaling")?.filter(|record| !record.is_empty());
         let parameters = fields.record("rope_parameters")?;
-        Self::of_record(fields, scaling.or(parameters).as_ref(), keys, max_positions)
+        Self::of_dialect(fields, scaling.or(parameters).as_ref(), keys, max_positions, dialect)
     }
 
     /// The settings in `record`, which may be one of several: that of a layer type. What it lacks is read outside, in `fields`.
@@ -70,6 +85,16 @@ impl Rope {
         record: Option<&Fields<'_>>,
         keys: &RopeKeys,
         max_positions: Option<usize>,
+    ) -> Result<Self, ConfigError> {
+        Self::of_dialect(fields, record, keys, max_positions, &RopeDialect::default())
+    }
+
+    fn of_dialect(
+        fields: &Fields<'_>,
+        record: Option<&Fields<'_>>,
+        keys: &RopeKeys,
+        max_positions: Option<usize>,
+        dialect: &RopeDialect,
     ) -> Result<Self, ConfigError> {
         let number = |inside: &str, keys: &Setting<f64>| {
             let own = record.map_or(Ok(None), |record| record.number(&[inside]))?;
@@ -93,17 +118,29 @@ impl Rope {
         };
         let lengths =
             TrainedLengths { positions: max_positions, original: fields.size(&["original_max_position_embeddings"])? };
-        Ok(Self {
-            theta: number("rope_theta", &keys.theta)?,
-            share: number("partial_rotary_factor", &keys.share)?,
-            scaling: record.map_or(Ok(RopeScaling::Default), |record| RopeScaling::from_fields(record, lengths))?,
-        })
+        let (theta, mut share) = (number("rope_theta", &keys.theta)?, number("partial_rotary_factor", &keys.share)?);
+        if !(0.0..=1.0).contains(&share) {
+            return Err(ConfigError::Unsupported {
+                key: "partial_rotary_factor".into(),
+                value: share.to_string(),
+                supported: "a part of a head, 0 to 1".into(),
+            });
+        }
+        let read = |record| RopeScaling::from_dialect(record, lengths, dialect);
+        let mut scaling = record.map_or(Ok(RopeScaling::Default), read)?;
+        if let RopeScaling::Proportional { partial_rotary_factor, .. } = &mut scaling {
+            *partial_rotary_factor = std::mem::replace(&mut share, 1.0);
+        }
+        Ok(Self { theta, share, scaling, sections: dialect.read_sections(record)? })
     }
 
     /// The configuration with these positions, in the layout [`RotaryLayout::Half`].
     pub fn halves(self, base: DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
         let dim = (base.head_size() as f64 * self.share) as usize;
-        base.with_rotary(RotaryLayout::Half, dim).with_rope_theta(self.theta).with_rope_scaling(self.scaling)
+        base.with_rotary(RotaryLayout::Half, dim)
+            .with_rope_theta(self.theta)
+            .with_rope_scaling(self.scaling)
+            .with_rope_sections(self.sections)
     }
 
     /// An error unless all features of a head rotate: the class ignores or cannot use a part.
