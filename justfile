@@ -47,6 +47,7 @@ mutants cache driver tests action="--write":
 golden:
     python3 tests/golden/generate.py --out tests/golden/cases
     python3 tests/golden/generate_models.py --out tests/golden/models
+    python3 tests/golden/generate_positions.py
 
 # Trains the adder that `generate` runs without a model.
 adder:

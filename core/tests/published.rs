@@ -4,7 +4,7 @@
 use burn_deepspeed_core::checkpoint::HuggingFaceConfig;
 use burn_deepspeed_core::config::DataType;
 use burn_deepspeed_core::position::rotary::RopeScaling;
-use burn_deepspeed_core::spec::AttentionSpec;
+use burn_deepspeed_core::spec::{AttentionSpec, Window};
 use serde_json::{Value, json};
 
 fn read(record: Value) -> (HuggingFaceConfig, AttentionSpec) {

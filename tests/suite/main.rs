@@ -38,4 +38,6 @@ mod ranks;
 mod reports;
 mod resharding;
 mod resident;
+mod rotary;
 mod split_checkpoints;
+mod windows;

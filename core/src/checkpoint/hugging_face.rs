@@ -175,6 +175,13 @@ impl HuggingFaceConfig {
         Self { attention: change(self.attention), ..self }
     }
 
+    /// Whether `generate` of `transformers` drops its cache between sequences of `before` and of `after` tokens, and computes all tokens
+    /// anew: where rotary frequencies change, in the classes whose `prepare_inputs_for_generation` says so. Others keep their cache.
+    pub fn drops_cache(&self, before: usize, after: usize) -> bool {
+        const CLASSES: [&str; 3] = ["Phi3Config", "Phi4MultimodalConfig", "PhimoeConfig"];
+        CLASSES.contains(&self.family.class.name) && self.attention.rope_scaling.changes(before, after)
+    }
+
     /// The attention of layer `layer`. Layers differ in GPT-Neo, and in a Mistral with `layer_types`.
     pub fn attention_config(&self, layer: usize) -> DeepSpeedInferenceConfig {
         self.attention.clone().with_local_attention(self.local.contains(layer))

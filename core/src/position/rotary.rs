@@ -114,7 +114,9 @@ impl RopeScaling {
     /// ```
     pub fn changes(&self, before: usize, after: usize) -> bool {
         match self {
-            Self::LongRope { original_max_position_embeddings: original, .. } => (before > *original) != (after > *original),
+            Self::LongRope { original_max_position_embeddings: original, .. } => {
+                (before > *original) != (after > *original)
+            }
             Self::Dynamic { max_position_embeddings: trained, .. } => before.max(*trained) != after.max(*trained),
             Self::Default
             | Self::Linear { .. }
@@ -191,7 +193,8 @@ impl Rotary {
             }
             RopeScaling::Proportional { factor, partial_rotary_factor } => {
                 let rotating = (partial_rotary_factor * dim / 2.0) as usize;
-                let scaled = with_base(self.theta).enumerate().map(|(i, f)| if i < rotating { f / factor } else { 0.0 });
+                let scaled =
+                    with_base(self.theta).enumerate().map(|(i, f)| if i < rotating { f / factor } else { 0.0 });
                 (scaled.collect(), 1.0)
             }
         }
@@ -211,8 +214,7 @@ impl Rotary {
         let pairs: Vec<(&[usize], f64)> = frequencies.iter().enumerate().map(|(pair, f)| (axis(pair), *f)).collect();
         let pairs = &pairs;
         let tokens = 0..positions.ids().len();
-        let angles =
-            || tokens.clone().flat_map(move |token| pairs.iter().map(move |(ids, f)| ids[token] as f64 * f));
+        let angles = || tokens.clone().flat_map(move |token| pairs.iter().map(move |(ids, f)| ids[token] as f64 * f));
         CosinesAndSines {
             shape: [positions.batch(), positions.tokens(), self.dim / 2],
             cosines: angles().map(|a| (a.cos() * amplitude) as f32).collect(),
