@@ -111,14 +111,15 @@ pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{
     DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, QkNorm, QkNormKind, QkNormWeights,
+    WindowKind,
 };
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::{InferenceBackend, Keys, Operations, Reference};
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
-pub use position::{FromTensor, PositionEncoding, Positions, QueryFactor};
-pub use spec::AttentionSpec;
+pub use position::{FromTensor, PositionEncoding, Positions, QueryFactor, RotarySections, SectionOrder};
+pub use spec::{AttentionSpec, Window};
 
 /// Runs the examples of the README and of the documents as tests.
 #[cfg(all(doctest, feature = "ndarray"))]

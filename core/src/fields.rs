@@ -157,6 +157,14 @@ impl<'a> Fields<'a> {
         Ok(self.read(&[name], "a whole number or a list of them", read)?.unwrap_or_default())
     }
 
+    /// A list of numbers.
+    ///
+    /// # Errors
+    /// Those of [`size`](Self::size).
+    pub fn numbers(&self, name: &str) -> Result<Option<Vec<f64>>, ConfigError> {
+        self.read(&[name], "a list of numbers", |value| value.as_array()?.iter().map(Value::as_f64).collect())
+    }
+
     /// A number.
     ///
     /// # Errors

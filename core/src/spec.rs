@@ -4,6 +4,7 @@ use crate::data_type::{DataType, KvCacheType};
 use crate::parallel::{AgreedSettings, HeadShard, RankGroup};
 use crate::position::{PositionEncoding, QueryFactor};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
+pub use crate::visibility::Window;
 
 /// What a layer's attention needs to know, derived and checked by `DeepSpeedInferenceConfig::resolve`. Sizes are those of one
 /// rank.
@@ -28,8 +29,8 @@ pub struct AttentionSpec {
     pub softcap: Option<f64>,
     /// Whether a token sees only itself and those before it.
     pub causal: bool,
-    /// Keys that a query sees, itself included; `None` for all.
-    pub window: Option<usize>,
+    /// The part of the keys that a query sees; `None` for all.
+    pub window: Option<Window>,
     /// Position encoding.
     pub position: PositionEncoding,
     /// The norm before the projection; `None` for post-norm models.

@@ -4,7 +4,7 @@
 use burn_deepspeed_core::checkpoint::HuggingFaceConfig;
 use burn_deepspeed_core::config::DataType;
 use burn_deepspeed_core::position::rotary::RopeScaling;
-use burn_deepspeed_core::spec::AttentionSpec;
+use burn_deepspeed_core::spec::{AttentionSpec, Window};
 use serde_json::{Value, json};
 
 fn read(record: Value) -> (HuggingFaceConfig, AttentionSpec) {
@@ -176,7 +176,7 @@ fn llama_mistral_and_what_tools_add() {
         }))
         .1
     };
-    assert_eq!((mistral(json!(4096)).window, mistral(json!(null)).window), (Some(4096), None));
+    assert_eq!((mistral(json!(4096)).window, mistral(json!(null)).window), (Some(Window::Back(4096)), None));
 }
 
 #[test]

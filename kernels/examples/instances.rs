@@ -11,6 +11,7 @@
 
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
 use burn_deepspeed_core::qk_norm::QkNormKind;
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rotation, Squares};
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::prefill::mma;
@@ -212,7 +213,7 @@ impl Lab {
         let slopes = self.tensor(&[8], f32_type());
         vec![
             ("full", MaskArguments::new(Self::rules(false))),
-            ("window", MaskArguments::new(Rules { window: Some(256), ..Self::rules(true) })),
+            ("window", MaskArguments::new(Rules { window: Some(Window::Back(256)), ..Self::rules(true) })),
             ("softcap", MaskArguments::new(Rules { softcap: Some(30.0), ..Self::rules(true) })),
             ("ragged", MaskArguments { bounds: Some(bounds.clone()), ..plain() }),
             ("padded", MaskArguments { hidden_keys: hidden(None), ..plain() }),
@@ -226,7 +227,7 @@ impl Lab {
             (
                 "every mask",
                 MaskArguments {
-                    rules: Rules { window: Some(256), softcap: Some(30.0), ..Self::rules(true) },
+                    rules: Rules { window: Some(Window::Back(256)), softcap: Some(30.0), ..Self::rules(true) },
                     bounds: Some(bounds),
                     hidden_keys: hidden(Some(positions)),
                     hidden_pairs: Some(pairs),

@@ -48,8 +48,18 @@ impl<'a, B: Backend> Step<'a, B> {
             );
             return Err(AttentionError::Positions { problem });
         }
-        self.positions = positions;
+        self.positions = match self.positions.given_length().filter(|_| positions.given_length().is_none()) {
+            Some(length) => positions.with_length(length),
+            None => positions,
+        };
         Ok(self)
+    }
+
+    /// Tokens of the longest sequence, those of later steps included, for rotary frequencies that depend on it (dynamic scaling,
+    /// LongRoPE). Set it where a prompt is fed in pieces: each is then rotated as the whole prompt is. By default it is the largest
+    /// position of the step plus 1; less than that changes nothing. See [`Positions::with_length`].
+    pub fn with_sequence_length(self, tokens: usize) -> Self {
+        Self { positions: self.positions.with_length(tokens), ..self }
     }
 
     /// The cache of layer `index`, for its forward pass.

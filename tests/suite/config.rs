@@ -5,7 +5,7 @@ use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::position::rotary::{RopeScaling, Rotary, RotaryLayout, RotaryTable};
 use burn_deepspeed::{
     AttentionInit, ConfigError, DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType,
-    PositionEncoding, QkNorm, QkNormKind, QkNormWeights, QueryFactor,
+    PositionEncoding, QkNorm, QkNormKind, QkNormWeights, QueryFactor, Window, WindowKind,
 };
 use serde_json::json;
 
@@ -113,6 +113,14 @@ fn each_mistake_has_its_own_error() {
         (base().with_rotary_dim(Some(8)).with_rotate_every_two(false), "set the layout of the checkpoint"),
         (base().with_rotary_dim(Some(8)).with_bigscience_bloom(true), "`bigscience_bloom` (ALiBi) and `rotary_dim` 8"),
         (base().with_window_size(0), "`window_size` is 0; it must be at least 1"),
+        (
+            base().with_window_kind(WindowKind::Symmetric),
+            "`window_kind` contradicts `triangular_masking` true; a symmetric window shows later tokens",
+        ),
+        (
+            base().with_window_kind(WindowKind::Chunked).with_triangular_masking(false),
+            "`window_kind` contradicts `triangular_masking` false; chunks are causal",
+        ),
         (base().with_max_out_tokens(0), "`max_out_tokens` is 0"),
         (base().with_min_out_tokens(2048), "`min_out_tokens` is 2048"),
         (base().with_norm_type(NormType::GroupNorm), "GroupNorm cannot precede a QKV projection"),
@@ -258,7 +266,7 @@ fn rope_scalings_of_hugging_face_are_read_or_refused() {
     assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
     assert_eq!((beta_fast, original_max_position_embeddings), (32.0, 2048));
     let message = |record| read(record).unwrap_err().to_string();
-    assert!(message(json!({ "rope_type": "longrope" })).contains("`longrope` is unknown; supported: default, linear"));
+    assert!(message(json!({ "rope_type": "axial" })).contains("`axial` is unknown; supported: default, linear"));
     assert!(message(json!({ "rope_type": "linear" })).contains("`factor` is missing"));
     assert!(message(json!({ "rope_type": "linear", "factor": 0.5 })).contains("`factor` must be at least 1"));
     let llama3 = json!({ "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0 });
@@ -267,7 +275,8 @@ fn rope_scalings_of_hugging_face_are_read_or_refused() {
 
 #[test]
 fn rotary_angles_stay_exact_at_long_range() {
-    let rotary = Rotary { dim: 4, layout: RotaryLayout::Half, theta: 10000.0, scaling: RopeScaling::Default };
+    let rotary =
+        Rotary { dim: 4, layout: RotaryLayout::Half, theta: 10000.0, scaling: RopeScaling::Default, sections: None };
     let (frequencies, amplitude) = rotary.frequencies(1);
     assert_eq!((frequencies[0], amplitude), (1.0, 1.0));
     assert!((frequencies[1] - 0.01).abs() < 1e-15);
@@ -300,7 +309,7 @@ fn older_hugging_face_records_are_read_too() {
     assert_eq!(llama.eos_token_ids, [5, 9]);
     let spec = llama.attention_config(1).resolve(1).unwrap();
     assert_eq!((spec.kv_heads(), spec.dtype), (2, Some(DataType::Bf16)));
-    let PositionEncoding::Rotary(Rotary { theta, scaling, layout, dim }) = spec.position else { panic!() };
+    let PositionEncoding::Rotary(Rotary { theta, scaling, layout, dim, .. }) = spec.position else { panic!() };
     assert_eq!((theta, layout, dim), (500000.0, RotaryLayout::Half, 16));
     assert!(matches!(scaling, RopeScaling::Llama3 { original_max_position_embeddings: 8192, .. }));
 
@@ -308,7 +317,8 @@ fn older_hugging_face_records_are_read_too() {
         read(json!({ "model_type": "gpt_neo", "hidden_size": 64, "num_heads": 4, "num_layers": 4, "window_size": 8,
         "attention_types": [[["global", "local"], 2]] }));
     let windows: Vec<_> = (0..4).map(|layer| neo.attention_config(layer).resolve(layer).unwrap().window).collect();
-    assert_eq!(windows, [None, Some(8), None, Some(8)]);
+    let window = Some(Window::Back(8));
+    assert_eq!(windows, [None, window, None, window]);
     assert_eq!(neo.attention_config(0).resolve(0).unwrap().scale, 1.0);
 
     let neox = read(json!({ "model_type": "gpt_neox", "hidden_size": 64, "num_attention_heads": 4,

@@ -39,5 +39,7 @@ mod ranks;
 mod reports;
 mod resharding;
 mod resident;
+mod rotary;
 mod sinks;
 mod split_checkpoints;
+mod windows;

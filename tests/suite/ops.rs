@@ -1,7 +1,7 @@
 //! Each operation against plain loops, on awkward sizes.
 
 use burn::tensor::{Bool, Tensor, TensorData};
-use burn_deepspeed::ops::attention::Visibility;
+use burn_deepspeed::ops::attention::{Visibility, Window};
 use burn_deepspeed::ops::pad_transform::{padded_head_size, unpad};
 use burn_deepspeed::ops::qkv_gemm::normalise;
 use burn_deepspeed::ops::{AdditiveMask, Attention, Softmax};
@@ -24,7 +24,7 @@ const SIZES: [[usize; 6]; 8] = [
     [2, 2, 2, 31, 37, 8],
 ];
 
-fn visibility(causal: bool, window: Option<usize>, start: usize, keys: usize) -> Visibility {
+fn visibility(causal: bool, window: Option<Window>, start: usize, keys: usize) -> Visibility {
     Visibility { causal, window, starts: vec![start], ends: vec![keys] }
 }
 
@@ -42,10 +42,14 @@ fn attention_is_what_plain_loops_compute<B: InferenceBackend>() {
         for (causal, window, cap, alibi, biased, padded) in [
             (true, None, None, false, false, false),
             (false, None, None, false, false, false),
-            (true, Some(1), None, false, false, true),
-            (true, Some(4), Some(0.7), false, true, false),
+            (true, Some(Window::Back(1)), None, false, false, true),
+            (true, Some(Window::Back(4)), Some(0.7), false, true, false),
             (true, None, None, true, false, false),
-            (false, Some(5), None, true, true, false),
+            (false, Some(Window::Back(5)), None, true, true, false),
+            (false, Some(Window::Around(3)), None, false, false, true),
+            (false, Some(Window::Around(0)), Some(0.7), true, true, false),
+            (true, Some(Window::Chunk(4)), None, false, true, false),
+            (true, Some(Window::Chunk(5)), None, false, false, true),
             (true, None, Some(2.0), false, true, true),
         ] {
             let slopes = slopes(heads);
@@ -71,7 +75,16 @@ fn attention_is_what_plain_loops_compute<B: InferenceBackend>() {
                 bias: &|[b, _, t, s]| if biased { bias_values[(b * tokens + t) * keys + s] } else { 0.0 },
                 hides: &|[b, _, t, s]| {
                     (causal && s > start + t)
-                        || window.is_some_and(|window| s + window <= start + t)
+                        || match window {
+                            Some(Window::Back(window)) => s + window <= start + t,
+                            Some(Window::Around(reach)) => s.abs_diff(start + t) > reach,
+                            Some(Window::Chunk(size)) => {
+                                let origin = if padded { (b % 2 * (keys / 2)) as i64 } else { 0 };
+                                let chunk = |slot: usize| (slot as i64 - origin).div_euclid(size as i64);
+                                chunk(s) != chunk(start + t)
+                            }
+                            None => false,
+                        }
                         || (padded && padding(b, s))
                 },
             }

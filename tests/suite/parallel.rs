@@ -13,6 +13,7 @@ use burn_deepspeed::weight::{Int8Blocks, Orientation};
 use burn_deepspeed::{
     AttentionError, AttentionInit, AttentionMask, CommunicationError, Communicator, ConfigError, DataType,
     DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, OfBackend,
+    WindowKind,
 };
 use burn_deepspeed_examples::scaling as model;
 use proptest::prelude::*;
@@ -213,6 +214,11 @@ fn ranks_that_differ_are_an_error_on_both<B: InferenceBackend>() {
     };
     both("the position encoding is not the same", failing::<B>(on_rank_1(|c| c.with_rope_theta(5e5)), prompt), 0);
     both("the window is not the same", failing::<B>(on_rank_1(|c| c.with_local_attention(true)), prompt), 0);
+    let chunks = |config: DeepSpeedInferenceConfig, rank: usize| {
+        let kind = if rank == 1 { WindowKind::Chunked } else { WindowKind::Backward };
+        config.with_local_attention(true).with_window_kind(kind)
+    };
+    both("the window is not the same", failing::<B>(|rank, config| chunks(config, rank), prompt), 0);
     both("the norm is not the same", failing::<B>(on_rank_1(|c| c.with_layer_norm_eps(1e-5)), prompt), 0);
     both("`max_out_tokens` is not the same", failing::<B>(on_rank_1(|c| c.with_max_out_tokens(16)), prompt), 0);
     both("`softcap` is not the same", failing::<B>(on_rank_1(|c| c.with_softcap(Some(30.0))), prompt), 0);

@@ -179,6 +179,14 @@ impl HuggingFaceConfig {
         Self { attention: FamilyAttention { kinds: kinds.into_iter().map(change).collect(), layers }, ..self }
     }
 
+    /// Whether `generate` of `transformers` drops its cache between sequences of `before` and of `after` tokens, and computes all tokens
+    /// anew: where rotary frequencies change, in the classes whose `prepare_inputs_for_generation` says so. Others keep their cache.
+    pub fn drops_cache(&self, before: usize, after: usize) -> bool {
+        const CLASSES: [&str; 3] = ["Phi3Config", "Phi4MultimodalConfig", "PhimoeConfig"];
+        let changes = |kind: &DeepSpeedInferenceConfig| kind.rope_scaling.changes(before, after);
+        CLASSES.contains(&self.family.class.name) && self.attention.kinds.iter().any(changes)
+    }
+
     /// The attention of layer `layer`. Layers may differ in window, positions and factors; heads and sizes are the same.
     pub fn attention_config(&self, layer: usize) -> DeepSpeedInferenceConfig {
         self.kind(self.attention.layers.of(layer)).clone()

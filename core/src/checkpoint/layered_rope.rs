@@ -80,6 +80,7 @@ impl LayeredRope {
             theta: own.or(outside).unwrap_or(theta.default),
             share: number("partial_rotary_factor")?.unwrap_or(1.0),
             scaling: record.map_or(Ok(RopeScaling::Default), |record| RopeScaling::from_fields(record, lengths))?,
+            sections: None,
         };
         rope.whole()
     }

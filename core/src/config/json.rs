@@ -130,10 +130,23 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
         "kv_cache_dtype" => cache_types(value)?,
         "norm_type" => enum_name(key, value, NORMS, 1)?,
         "mlp_act_func_type" => enum_name(key, value, ACTIVATIONS, 0)?,
-        "rope_scaling" => serde_json::to_value(RopeScaling::from_json(value, None)?)
-            .map_err(|error| ConfigError::Json(error.to_string()))?,
+        "rope_scaling" => rope_scaling(value)?,
         _ => value.clone(),
     })
+}
+
+/// A scaling record in this crate's spelling. Settings that a Hugging Face file may have in it are keys of their own here.
+fn rope_scaling(value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
+    let scaling = RopeScaling::from_json(value, None)?;
+    let own: &[_] = match scaling {
+        RopeScaling::Proportional { .. } => &["rope_theta"],
+        _ => &["rope_theta", "partial_rotary_factor"],
+    };
+    if let Some(key) = own.iter().find(|key| value.get(key).is_some_and(|value| !value.is_null())) {
+        let elsewhere = if *key == "rope_theta" { "rope_theta" } else { "rotary_dim" };
+        return Err(ConfigError::UnknownKey { key: format!("rope_scaling.{key}"), nearest: Some(elsewhere.into()) });
+    }
+    serde_json::to_value(scaling).map_err(|error| ConfigError::Json(error.to_string()))
 }
 
 /// The name of a member of one of DeepSpeed's enums, given as its name (in any case, with or without the enum's own) or

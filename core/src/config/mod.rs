@@ -6,8 +6,8 @@ mod settings;
 mod values;
 
 pub use crate::data_type::{DataType, KvCacheType};
-pub use crate::position::QueryFactor;
+pub use crate::position::{QueryFactor, RotarySections, SectionOrder};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
 pub use json::read_json;
 pub use settings::DeepSpeedInferenceConfig;
-pub use values::{MlpActivation, NormType};
+pub use values::{MlpActivation, NormType, WindowKind};

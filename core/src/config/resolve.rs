@@ -1,13 +1,14 @@
 //! From settings to the checked sizes of one layer on one rank.
 
 use super::settings::DeepSpeedInferenceConfig;
-use super::values::NormType;
+use super::values::{NormType, WindowKind};
 use crate::error::{ConfigError, Origin};
 use crate::layout::RotaryLayout;
 use crate::parallel::{Communicator, RankGroup, TpPlan};
 use crate::position::PositionEncoding;
-use crate::position::rotary::Rotary;
+use crate::position::rotary::{RopeScaling, Rotary};
 use crate::spec::{AttentionSpec, NormSpec, QkNorm, QkNormKind, QkNormWeights};
+use crate::visibility::Window;
 
 impl DeepSpeedInferenceConfig {
     /// The tensor-parallel group that this process belongs to.
@@ -87,7 +88,7 @@ impl DeepSpeedInferenceConfig {
             scale: self.scale(layer_id, head_dim)?,
             softcap: self.softcap,
             causal: self.triangular_masking,
-            window: self.local_attention.then_some(self.window_size),
+            window: self.window()?,
             position: self.position(head_dim)?,
             norm: self
                 .pre_layer_norm
@@ -187,6 +188,42 @@ impl DeepSpeedInferenceConfig {
             return Err(ConfigError::OutOfRange { key: "rope_theta", value, limit: "a number above 0" });
         }
         let layout = layout.ok_or(ConfigError::NoRotaryLayout(dim))?;
-        Ok(PositionEncoding::Rotary(Rotary { dim, layout, theta: self.rope_theta, scaling: self.rope_scaling.clone() }))
+        self.check_pairs(dim / 2)?;
+        let (theta, scaling, sections) = (self.rope_theta, self.rope_scaling.clone(), self.rope_sections);
+        Ok(PositionEncoding::Rotary(Rotary { dim, layout, theta, scaling, sections }))
+    }
+
+    /// Checks what has an entry for each pair that rotates.
+    fn check_pairs(&self, pairs: usize) -> Result<(), ConfigError> {
+        let mut counts = Vec::new();
+        if let RopeScaling::LongRope { short_factor, long_factor, .. } = &self.rope_scaling {
+            counts.push(("rope_scaling.short_factor", "factors", short_factor.len()));
+            counts.push(("rope_scaling.long_factor", "factors", long_factor.len()));
+        }
+        counts.extend(self.rope_sections.map(|sections| ("rope_sections", "pairs", sections.total())));
+        match counts.into_iter().find(|(.., given)| *given != pairs) {
+            Some((key, what, given)) => Err(ConfigError::RotaryPairs { key, what, given, pairs }),
+            None => Ok(()),
+        }
+    }
+
+    /// The window of a layer. The kind is checked for layers without one too, since the layers of a model share it.
+    fn window(&self) -> Result<Option<Window>, ConfigError> {
+        let (size, causal) = (self.window_size, self.triangular_masking);
+        let contradiction = |other, remedy| Err(ConfigError::Contradiction { key: "window_kind", other, remedy });
+        let window = match self.window_kind {
+            WindowKind::Backward => Window::Back(size),
+            WindowKind::Symmetric if causal => {
+                let remedy = "a symmetric window shows later tokens; set `triangular_masking` to false";
+                return contradiction("`triangular_masking` true", remedy);
+            }
+            WindowKind::Symmetric => Window::Around(size / 2),
+            WindowKind::Chunked if !causal => {
+                let remedy = "chunks are causal; set `triangular_masking` to true";
+                return contradiction("`triangular_masking` false", remedy);
+            }
+            WindowKind::Chunked => Window::Chunk(size),
+        };
+        Ok(self.local_attention.then_some(window))
     }
 }

@@ -2,11 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{MlpActivation, NormType};
+use super::values::{MlpActivation, NormType, WindowKind};
 use crate::data_type::{DataType, KvCacheType};
 use crate::layout::RotaryLayout;
-use crate::position::QueryFactor;
 use crate::position::rotary::RopeScaling;
+use crate::position::{QueryFactor, RotarySections};
 use crate::qk_norm::QkNorm;
 
 /// Declares a record: the fields that `new` takes, and the fields with a default. The setter of a field is named in brackets.
@@ -115,9 +115,9 @@ settings! {
         scale_attention [with_scale_attention]: bool = true;
         /// Whether a token sees only itself and those before it.
         triangular_masking [with_triangular_masking]: bool = true;
-        /// Whether a token sees only the last `window_size` tokens.
+        /// Whether a token sees only a window, by default the last `window_size` tokens.
         local_attention [with_local_attention]: bool = false;
-        /// Keys that a query sees under `local_attention`, itself included.
+        /// Size of the window under `local_attention`, in tokens, by default the query's own included; see `window_kind`.
         window_size [with_window_size]: usize = 256;
         /// Features of each head that are rotated by the position, an even number; `None` for no rotary positions.
         rotary_dim [with_rotary_dim]: Option<usize> = None;
@@ -171,6 +171,10 @@ settings! {
         head_dim [with_head_dim]: Option<usize> = None;
         /// *Extension.* Scaling family of the rotary positions, as in a Hugging Face configuration.
         rope_scaling [with_rope_scaling]: RopeScaling = RopeScaling::Default;
+        /// *Extension.* By which of three positions of a token each rotary pair rotates (M-RoPE); `None` for one position.
+        rope_sections [with_rope_sections]: Option<RotarySections> = None;
+        /// *Extension.* Which keys a query sees under `local_attention`: those before it, those on both sides, or those of its chunk.
+        window_kind [with_window_kind]: WindowKind = WindowKind::Backward;
         /// *Extension.* The norm of queries and keys; `None` for none.
         qk_norm [with_qk_norm]: Option<QkNorm> = None;
         /// *Extension.* Factor on QKᵀ in place of 1/√head_dim: `query_pre_attn_scalar` of Gemma to the power of -1/2,

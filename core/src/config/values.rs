@@ -62,3 +62,18 @@ pub enum MlpActivation {
     /// Gated SiLU.
     GatedSILU,
 }
+
+/// Which keys a query sees under `local_attention`, for a `window_size` of W. In JSON `backward`, `symmetric` or `chunked`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WindowKind {
+    /// The last W keys, its own included: `sliding_window` of a decoder.
+    #[default]
+    Backward,
+    /// Those at a distance of at most W / 2, rounded down, before it and after it: `local_attention` of ModernBERT. Only without
+    /// `triangular_masking`.
+    Symmetric,
+    /// Those of its own chunk of W tokens, up to itself: `attention_chunk_size` of Llama 4. Chunks count from the first token of a row
+    /// that the mask over keys does not hide. Only with `triangular_masking`.
+    Chunked,
+}

@@ -222,7 +222,7 @@ pub enum ConfigError {
     #[error("`bigscience_bloom` (ALiBi) and `rotary_dim` {0} are both set; remove one of them")]
     AlibiAndRotary(usize),
     /// The scaling family of the rotary positions is unknown.
-    #[error("rope scaling `{0}` is unknown; supported: default, linear, dynamic, llama3, yarn")]
+    #[error("rope scaling `{0}` is unknown; supported: default, linear, dynamic, llama3, yarn, longrope, proportional")]
     UnknownRopeScaling(String),
     /// The rotary scaling lacks a number, or has an invalid one.
     #[error("rope scaling `{family}`: `{key}` {problem}")]
@@ -233,6 +233,18 @@ pub enum ConfigError {
         key: &'static str,
         /// What is wrong with it and what to set.
         problem: &'static str,
+    },
+    /// A list of LongRoPE, or the sections, does not cover the pairs that rotate.
+    #[error("`{key}` has {given} {what}, and a head has {pairs} pairs that rotate; correct it or `rotary_dim`")]
+    RotaryPairs {
+        /// The key.
+        key: &'static str,
+        /// What is counted.
+        what: &'static str,
+        /// How many there are.
+        given: usize,
+        /// Half of `rotary_dim`.
+        pairs: usize,
     },
     /// GroupNorm before a projection.
     #[error(

@@ -6,8 +6,10 @@ mod factor;
 mod positions;
 pub mod rotary;
 mod scaling;
+mod sections;
 
 pub use encoding::PositionEncoding;
 pub use factor::QueryFactor;
 pub use positions::Positions;
-pub use scaling::TrainedLengths;
+pub use scaling::{RopeDialect, TrainedLengths};
+pub use sections::{RotarySections, SectionOrder};

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::rotary::RopeScaling;
+use super::sections::{RotarySections, SectionOrder};
 use crate::error::ConfigError;
 use crate::fields::Fields;
 
@@ -18,6 +19,52 @@ pub struct TrainedLengths {
     pub positions: Option<usize>,
     /// `original_max_position_embeddings`; it wins over that of the record.
     pub original: Option<usize>,
+}
+
+/// What a class of `transformers` reads in its rotary record, and no other class.
+///
+/// ```
+/// use burn_deepspeed_core::position::{RopeDialect, RotarySections, SectionOrder};
+/// let phi3 = RopeDialect { names: &[("su", "longrope"), ("yarn", "longrope")], ..RopeDialect::default() };
+/// let qwen2_vl = RopeDialect {
+///     sections: Some(RotarySections { pairs: [16, 24, 24], order: SectionOrder::Chunked }),
+///     names: &[("mrope", "default")],
+/// };
+/// ```
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RopeDialect {
+    /// Sections, with their numbers of pairs where `mrope_section` is absent; `None` for a class without them.
+    pub sections: Option<RotarySections>,
+    /// Names that the class gives to scaling families: what the record says, and what it means.
+    pub names: &'static [(&'static str, &'static str)],
+}
+
+impl RopeDialect {
+    const SECTION_KEYS: &'static [&'static str] = &["mrope_section", "mrope_interleaved"];
+
+    /// The sections of a record.
+    ///
+    /// # Errors
+    /// [`ConfigError::RopeScaling`] unless `mrope_section` has three numbers; [`ConfigError::Unsupported`] for an order that the class
+    /// does not have.
+    pub fn read_sections(&self, record: Option<&Fields<'_>>) -> Result<Option<RotarySections>, ConfigError> {
+        const KEY: &str = "mrope_section";
+        let (Some(mut sections), Some(record)) = (self.sections, record) else { return Ok(self.sections) };
+        if record.value(KEY).is_some() {
+            sections.pairs = record.sizes(KEY)?.try_into().map_err(|_| ConfigError::RopeScaling {
+                family: "mrope",
+                key: KEY,
+                problem: "must have three numbers: pairs that rotate by time, height and width",
+            })?;
+        }
+        let interleaved = sections.order == SectionOrder::Interleaved;
+        match record.flag(&["mrope_interleaved"])? {
+            Some(given) if given != interleaved => {
+                Err(record.unsupported("mrope_interleaved", &format!("{interleaved}, the order of this family")))
+            }
+            _ => Ok(Some(sections)),
+        }
+    }
 }
 
 impl RopeScaling {
@@ -42,7 +89,20 @@ impl RopeScaling {
     /// [`ConfigError::WrongType`], [`ConfigError::Spellings`], and [`ConfigError::UnreadKeys`] for a key that the family does not
     /// have.
     pub fn from_fields(record: &Fields<'_>, lengths: TrainedLengths) -> Result<Self, ConfigError> {
-        let name = record.text(&["rope_type", "type"])?.unwrap_or("default");
+        Self::from_dialect(record, lengths, &RopeDialect::default())
+    }
+
+    /// The same for a class that reads more.
+    ///
+    /// # Errors
+    /// Those of [`from_fields`](Self::from_fields).
+    pub fn from_dialect(
+        record: &Fields<'_>,
+        lengths: TrainedLengths,
+        dialect: &RopeDialect,
+    ) -> Result<Self, ConfigError> {
+        let given = record.text(&["rope_type", "type"])?.unwrap_or("default");
+        let name = dialect.names.iter().find(|(name, _)| *name == given).map_or(given, |(_, meaning)| meaning);
         let (family, keys): (_, &[&str]) = match name {
             "default" => ("default", &[]),
             "linear" => ("linear", &["factor"]),
@@ -52,9 +112,12 @@ impl RopeScaling {
                 "yarn",
                 &["factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"],
             ),
+            "longrope" => ("longrope", &["factor", "attention_factor", "short_factor", "long_factor"]),
+            "proportional" => ("proportional", &["factor"]),
             other => return Err(ConfigError::UnknownRopeScaling(other.into())),
         };
-        record.check_keys(&[ANY, LENGTHS, keys].concat(), &format!("the rope scaling `{family}`"))?;
+        let sections = if dialect.sections.is_some() { RopeDialect::SECTION_KEYS } else { &[] };
+        record.check_keys(&[ANY, LENGTHS, keys, sections].concat(), &format!("the rope scaling `{family}`"))?;
         let reader = Reader { record, lengths, family };
         Ok(match family {
             "linear" => Self::Linear { factor: reader.factor()? },
@@ -72,6 +135,8 @@ impl RopeScaling {
                 }
             }
             "yarn" => reader.yarn()?,
+            "longrope" => reader.longrope()?,
+            "proportional" => reader.proportional()?,
             _ => Self::Default,
         })
     }
@@ -185,5 +250,49 @@ impl Reader<'_, '_> {
             (Some(scale), Some(all)) => amplitude(scale) / amplitude(all),
             _ => amplitude(1.0),
         })
+    }
+
+    fn longrope(&self) -> Result<RopeScaling, ConfigError> {
+        let original = self.original()?;
+        Ok(RopeScaling::LongRope {
+            short_factor: self.factors("short_factor")?,
+            long_factor: self.factors("long_factor")?,
+            original_max_position_embeddings: original,
+            attention_factor: match self.positive_or_absent("attention_factor")? {
+                Some(given) => given,
+                None => self.longrope_amplitude(original)?,
+            },
+        })
+    }
+
+    fn longrope_amplitude(&self, original: usize) -> Result<f64, ConfigError> {
+        let factor = match self.positive_or_absent("factor")? {
+            Some(factor) => factor,
+            None => self.positions()? as f64 / original as f64,
+        };
+        match (factor > 1.0, original) {
+            (false, _) => Ok(1.0),
+            (true, 1) => Err(self.problem("original_max_position_embeddings", "is 1, and its logarithm is a divisor")),
+            (true, _) => Ok((1.0 + factor.ln() / (original as f64).ln()).sqrt()),
+        }
+    }
+
+    /// A list of divisors of frequencies.
+    fn factors(&self, key: &'static str) -> Result<Vec<f64>, ConfigError> {
+        let factors = self.record.numbers(key)?.ok_or_else(|| self.missing(key))?;
+        match factors.iter().all(|factor| *factor > 0.0 && factor.is_finite()) {
+            true => Ok(factors),
+            false => Err(self.problem(key, "must be a list of positive numbers")),
+        }
+    }
+
+    fn proportional(&self) -> Result<RopeScaling, ConfigError> {
+        const KEY: &str = "partial_rotary_factor";
+        let share = self.record.number(&[KEY])?.unwrap_or(1.0);
+        if !(0.0..=1.0).contains(&share) {
+            return Err(self.problem(KEY, "must be at least 0 and at most 1"));
+        }
+        let factor = self.positive_or_absent("factor")?.unwrap_or(1.0);
+        Ok(RopeScaling::Proportional { factor, partial_rotary_factor: share })
     }
 }

@@ -55,6 +55,8 @@ pub trait TextSession {
 pub struct Session<'a, B: Backend> {
     model: &'a Model<B>,
     cache: KvCache<B>,
+    /// All tokens so far, and which are real.
+    ids: Vec<Vec<i64>>,
     mask: Vec<Vec<i64>>,
 }
 
@@ -81,18 +83,20 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
         }
         let attention = config.attention_config(0).with_max_out_tokens(capacity);
         let cache = attention.init_cache(batch.ids.len(), &model.device)?;
-        Ok(Self { model, cache, mask: vec![Vec::new(); batch.ids.len()] })
+        let none = vec![Vec::new(); batch.ids.len()];
+        Ok(Self { model, cache, ids: none.clone(), mask: none })
     }
 
-    fn step(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>]) -> Result<Vec<Vec<f32>>, Failure> {
+    /// Feeds tokens of sequences of up to `length` tokens.
+    fn step(&mut self, ids: &[Vec<i64>], mask: &[Vec<i64>], length: usize) -> Result<Vec<Vec<f32>>, Failure> {
         let tokens = ids[0].len();
-        for (all, new) in self.mask.iter_mut().zip(mask) {
+        for (all, new) in self.ids.iter_mut().zip(ids).chain(self.mask.iter_mut().zip(mask)) {
             all.extend(new);
         }
         let device = &self.model.device;
         let padding = matrix::<B>(&self.mask, device);
         let positions = Positions::from_padding_mask(padding.clone(), tokens);
-        let mut step = self.cache.step(tokens)?.with_positions(positions.clone())?;
+        let mut step = self.cache.step(tokens)?.with_positions(positions.clone())?.with_sequence_length(length);
         let logits = self.model.decoder.forward(matrix(ids, device), padding, &positions, &mut step)?;
         step.commit();
         let last: Vec<f32> = logits.narrow(1, tokens - 1, 1).into_data().iter().collect();
@@ -103,19 +107,32 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
 impl<B: InferenceBackend> TextSession for Session<'_, B> {
     fn prefill(&mut self, batch: &Batch, chunk: Option<NonZeroUsize>) -> Result<Vec<Vec<f32>>, Failure> {
         let piece = chunk.map_or(batch.width().max(1), NonZeroUsize::get);
+        // Pieces of a prompt have the rotary frequencies of the whole.
+        let length = batch.mask.iter().map(|row| row.iter().filter(|&&real| real != 0).count()).max().unwrap_or(0);
         let mut logits = Vec::new();
         for start in (0..batch.width()).step_by(piece) {
             let end = (start + piece).min(batch.width());
             let cut =
                 |rows: &[Vec<i64>]| -> Vec<Vec<i64>> { rows.iter().map(|row| row[start..end].to_vec()).collect() };
-            logits = self.step(&cut(&batch.ids), &cut(&batch.mask))?;
+            logits = self.step(&cut(&batch.ids), &cut(&batch.mask), length)?;
         }
         Ok(logits)
     }
 
     fn decode(&mut self, tokens: &[u32]) -> Result<Vec<Vec<f32>>, Failure> {
-        let ids: Vec<Vec<i64>> = tokens.iter().map(|&token| vec![token.into()]).collect();
-        self.step(&ids, &vec![vec![1]; tokens.len()])
+        let mut ids: Vec<Vec<i64>> = tokens.iter().map(|&token| vec![token.into()]).collect();
+        let mut mask = vec![vec![1]; tokens.len()];
+        let before = self.cache.len();
+        if self.model.config.drops_cache(before, before + 1) {
+            self.cache.reset();
+            for (all, new) in [(&mut self.ids, &mut ids), (&mut self.mask, &mut mask)] {
+                for (all, new) in all.iter_mut().zip(new) {
+                    new.splice(0..0, all.drain(..));
+                }
+            }
+        }
+        // The positions of the tokens say the length.
+        self.step(&ids, &mask, 0)
     }
 }
 

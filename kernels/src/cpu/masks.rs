@@ -1,5 +1,7 @@
 //! Which keys a query sees and what is added to its scores: one definition for every attention kernel.
 
+use burn_deepspeed_core::visibility::Window;
+
 use crate::contract::{check_broadcast, check_len, product};
 use crate::cpu::interval::Interval;
 
@@ -8,8 +10,10 @@ use crate::cpu::interval::Interval;
 pub struct Masks<'a> {
     /// Whether a query sees only its own slot and those before it.
     pub causal: bool,
-    /// Keys that a query sees, itself included, counted back from it.
-    pub window: Option<usize>,
+    /// The part of the keys that a query sees; `None` for all.
+    pub window: Option<Window>,
+    /// Slot of each row's first token, for chunks. Default: 0.
+    pub origins: Option<&'a [usize]>,
     /// `c` of `c · tanh(score / c)`, before bias and slopes.
     pub softcap: Option<f32>,
     /// Slot of each row's first query among the keys.
@@ -34,6 +38,7 @@ impl<'a> Masks<'a> {
         Self {
             causal: false,
             window: None,
+            origins: None,
             softcap: None,
             starts,
             ends,
@@ -49,8 +54,10 @@ impl<'a> Masks<'a> {
     pub(super) fn range(&self, row: usize, token: usize) -> Interval {
         let (at, end) = (self.starts[row] + token, self.ends[row]);
         let last = if self.causal { end.min(at + 1) } else { end };
-        let first = self.window.map_or(0, |window| (at + 1).saturating_sub(window));
-        Interval::new(first.min(last), last)
+        let Some(window) = self.window else { return Interval::new(0, last) };
+        let seen = window.slots(at, self.origins.map_or(0, |origins| origins[row]));
+        let last = last.min(seen.end);
+        Interval::new(seen.start.min(last), last)
     }
 
     /// A row of `hidden`.
@@ -79,6 +86,9 @@ impl<'a> Masks<'a> {
     pub(super) fn check(&self, kernel: &str, batch: usize, heads: usize, tokens: usize, capacity: usize) {
         check_len(kernel, "starts", self.starts.len(), batch);
         check_len(kernel, "ends", self.ends.len(), batch);
+        if let Some(origins) = self.origins {
+            check_len(kernel, "origins", origins.len(), batch);
+        }
         let last = self.ends.iter().copied().max().unwrap_or(0);
         assert!(last <= capacity, "{kernel}: `ends` has {last}, expected at most {capacity}, the slots of `key`");
         let start = self.starts.iter().copied().max().unwrap_or(0);

@@ -1,11 +1,12 @@
 //! Which keys a query sees and what is added to its scores, on the host.
 
+use burn_deepspeed_core::visibility::Window;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use super::contract::{Checked, Contract, f32_type, same_type, whole_numbers};
 use super::machine::Unsupported;
-use super::masks::{MasksLaunch, PairStridesLaunch, RowStridesLaunch, RuleFlags};
+use super::masks::{MasksLaunch, PairStridesLaunch, RowStridesLaunch, RuleFlags, WindowRule};
 use super::tensors::{array, broadcast_strides, presence};
 
 /// What a layer hides by itself.
@@ -13,8 +14,8 @@ use super::tensors::{array, broadcast_strides, presence};
 pub struct Rules {
     /// Whether a query sees only itself and the keys before it.
     pub causal: bool,
-    /// Keys that a query sees, itself included, counted back from it.
-    pub window: Option<u32>,
+    /// The part of the keys that a query sees; `None` for all.
+    pub window: Option<Window>,
     /// `c` of `c · tanh(score / c)`, before bias and mask.
     pub softcap: Option<f32>,
     /// The slot of the first query among the keys, where `bounds` does not say.
@@ -55,6 +56,8 @@ pub struct MaskArguments<R: Runtime> {
     pub bias: Option<Bias<R>>,
     /// ALiBi slopes, `[N]` of f32: `slope · (key position - query position)` is added.
     pub slopes: Option<TensorHandle<R>>,
+    /// For [`Window::Chunk`]: the slot of each row's first token, `[B]` of u32 or i32. Default: 0.
+    pub origins: Option<TensorHandle<R>>,
 }
 
 /// The sizes that masks have to fit.
@@ -70,7 +73,7 @@ pub(crate) struct MaskSizes {
 impl<R: Runtime> MaskArguments<R> {
     /// These rules and nothing else.
     pub fn new(rules: Rules) -> Self {
-        Self { rules, bounds: None, hidden_keys: None, hidden_pairs: None, bias: None, slopes: None }
+        Self { rules, bounds: None, hidden_keys: None, hidden_pairs: None, bias: None, slopes: None, origins: None }
     }
 
     /// Checks every part against the sizes of a problem.
@@ -94,7 +97,10 @@ impl<R: Runtime> MaskArguments<R> {
         let bias = self.bias.as_ref().map(|bias| contract.broadcast("bias", bias, &by_pair)).transpose()?;
         let slopes = self.slopes.as_ref().map(|slopes| contract.rows("slopes", slopes, &[heads])).transpose()?;
 
+        let origins = self.origins.as_ref().map(|origins| contract.rows("origins", origins, &[batch])).transpose()?;
+
         positions.map_or(Ok(()), |positions| whole_numbers("positions", &positions))?;
+        origins.map_or(Ok(()), |origins| whole_numbers("origins", &origins))?;
         if let (Some(keys), Some(pairs)) = (&hidden_keys, &hidden_pairs) {
             same_type("hidden_pairs", pairs, keys.dtype)?;
         }
@@ -103,7 +109,7 @@ impl<R: Runtime> MaskArguments<R> {
             contract.supports(&[tensor.dtype])?;
         }
         let rules = Rules { end: bounds.end, ..self.rules };
-        Ok(CheckedMasks { rules, bounds: bounds.by_row, hidden_keys, positions, hidden_pairs, bias, slopes })
+        Ok(CheckedMasks { rules, bounds: bounds.by_row, hidden_keys, positions, hidden_pairs, bias, slopes, origins })
     }
 }
 
@@ -157,6 +163,7 @@ pub(crate) struct CheckedMasks<'a, R: Runtime> {
     hidden_pairs: Option<Checked<'a, R>>,
     bias: Option<Checked<'a, R>>,
     slopes: Option<Checked<'a, R>>,
+    origins: Option<Checked<'a, R>>,
 }
 
 impl<R: Runtime> CheckedMasks<'_, R> {
@@ -211,12 +218,16 @@ impl<R: Runtime> CheckedMasks<'_, R> {
     /// The argument of a kernel.
     pub fn launch<M: Int, E: Float>(&self) -> MasksLaunch<M, E, R> {
         let Rules { causal, window, softcap, start, end } = self.rules;
-        let tensors = [self.bounds, self.hidden_keys, self.positions, self.hidden_pairs, self.bias, self.slopes];
+        // Only chunks read the origins.
+        let origins = self.origins.filter(|_| matches!(window, Some(Window::Chunk(_))));
+        let tensors =
+            [self.bounds, self.hidden_keys, self.positions, self.hidden_pairs, self.bias, self.slopes, origins];
         let present = presence(&tensors.map(|tensor| tensor.is_some()));
+        let (rule, size) = window_rule(window);
         MasksLaunch::new(
             start,
             end,
-            window.unwrap_or(0),
+            size,
             softcap.unwrap_or(1.0),
             self.bounds.map(array).into(),
             row_strides(self.bounds),
@@ -229,9 +240,21 @@ impl<R: Runtime> CheckedMasks<'_, R> {
             self.bias.map(array).into(),
             pair_strides(self.bias),
             self.slopes.map(array).into(),
-            RuleFlags { causal, window: window.is_some(), softcap: softcap.is_some(), present },
+            origins.map(array).into(),
+            RuleFlags { causal, window: rule, softcap: softcap.is_some(), present },
         )
     }
+}
+
+/// A window as the kernels take it. One that is wider than any row hides nothing, and sums of slots and sizes do not overflow.
+fn window_rule(window: Option<Window>) -> (WindowRule, u32) {
+    let (rule, size) = match window {
+        None => (WindowRule::All, 0),
+        Some(Window::Back(keys)) => (WindowRule::Back, keys),
+        Some(Window::Around(reach)) => (WindowRule::Around, reach),
+        Some(Window::Chunk(size)) => (WindowRule::Chunk, size.max(1)),
+    };
+    (rule, u32::try_from(size).unwrap_or(u32::MAX).min(u32::MAX / 2))
 }
 
 pub(crate) fn row_strides<R: Runtime>(tensor: Option<Checked<'_, R>>) -> RowStridesLaunch<R> {

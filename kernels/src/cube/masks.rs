@@ -8,11 +8,20 @@ pub(crate) const HIDDEN: f32 = f32::MIN;
 /// Arguments of tanh above this give 1 in f32; some drivers overflow on them.
 const TANH_IS_ONE: f32 = 15.0;
 
+/// Which part of the keys a query sees; the size is a scalar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum WindowRule {
+    All,
+    Back,
+    Around,
+    Chunk,
+}
+
 /// The rules that are compiled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct RuleFlags {
     pub causal: bool,
-    pub window: bool,
+    pub window: WindowRule,
     pub softcap: bool,
     /// Which tensors are there; see [`presence`](super::tensors::presence).
     pub present: u32,
@@ -52,6 +61,8 @@ pub(crate) struct Masks<M: Int, E: Float> {
     bias: ComptimeOption<Array<E>>,
     bias_strides: PairStrides,
     slopes: ComptimeOption<Array<f32>>,
+    /// The slot of the first token of each row, for chunks.
+    origins: ComptimeOption<Array<u32>>,
     #[cube(comptime)]
     flags: RuleFlags,
 }
@@ -88,11 +99,19 @@ impl<M: Int, E: Float> Masks<M, E> {
         }
     }
 
-    /// The first key that a query at `slot` may see.
+    /// The first key that a query at `slot` may see, in the row of the batch that the cube works on.
     pub fn first(&self, slot: u32) -> u32 {
         let mut first = 0u32.runtime();
-        if comptime!(self.flags.window) {
+        if comptime!(self.flags.window == WindowRule::Back) {
             first = max(slot + 1, self.window) - self.window;
+        }
+        if comptime!(self.flags.window == WindowRule::Around) {
+            first = max(slot, self.window) - self.window;
+        }
+        if comptime!(self.flags.window == WindowRule::Chunk) {
+            let origin = self.origin();
+            let before = max(slot, origin) - origin;
+            first = select(slot < origin, 0u32, origin + before / self.window * self.window);
         }
         first
     }
@@ -102,8 +121,23 @@ impl<M: Int, E: Float> Masks<M, E> {
         let mut limit = end;
         if comptime!(self.flags.causal) {
             limit = min(end, slot + 1);
+        } else if comptime!(self.flags.window == WindowRule::Around) {
+            limit = min(end, slot + self.window + 1);
+        } else if comptime!(self.flags.window == WindowRule::Chunk) {
+            let origin = self.origin();
+            let own = self.first(slot) + self.window;
+            limit = min(end, select(slot < origin, origin, own));
         }
         limit
+    }
+
+    /// The slot of the first token of the row that the cube works on. The host has not checked it: keys are bounded by the end.
+    fn origin(&self) -> u32 {
+        #[comptime]
+        match &self.origins {
+            ComptimeOption::Some(origins) => origins[CUBE_POS_Z as usize],
+            ComptimeOption::None => 0u32.runtime(),
+        }
     }
 
     /// Whether no query sees a key.

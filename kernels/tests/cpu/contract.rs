@@ -87,6 +87,7 @@ fn attention_names_the_mask_that_does_not_fit() {
     let full = Masks::full(&[0, 4], &[3, 7]);
     attention_refuses("`starts` has 1 elements, expected 2", with(Masks { starts: &[0], ..full }));
     attention_refuses("`ends` has 3 elements, expected 2", with(Masks { ends: &[1, 2, 3], ..full }));
+    attention_refuses("`origins` has 1 elements, expected 2", with(Masks { origins: Some(&[0]), ..full }));
     attention_refuses("`ends` has 8, expected at most 7", with(Masks { ends: &[3, 8], ..full }));
     attention_refuses("`starts` has 18446744073709551615", with(Masks { starts: &[0, usize::MAX], ..full }));
     attention_refuses(

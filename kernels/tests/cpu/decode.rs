@@ -1,5 +1,6 @@
 //! A few new tokens on a cache.
 
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cpu::decode::decode;
 
 use crate::oracle::{Problem, assert_near};
@@ -24,6 +25,21 @@ fn every_mask_agrees_with_plain_loops() {
     ] {
         Problem::new(sizes, &ends).masked().iter().for_each(check);
     }
+}
+
+#[test]
+fn every_window_agrees_with_plain_loops() {
+    for (sizes, ends) in [
+        ([6, 2, 1, 70, 40], vec![65, 4]),
+        ([4, 4, 3, 131, 80], vec![130, 3, 62]),
+        ([3, 3, 4, 9, 17], vec![4, 0]),
+        ([2, 1, 7, 2600, 24], vec![2590, 1024, 1025]),
+    ] {
+        Problem::new(sizes, &ends).windows().iter().for_each(check);
+    }
+    // More than a task of keys on each side of a query.
+    let long = Problem { starts: vec![1300, 7], ..Problem::new([2, 1, 2, 2600, 24], &[2590, 1025]) };
+    check(&Problem { causal: false, window: Some(Window::Around(1100)), ..long });
 }
 
 #[test]
@@ -75,14 +91,14 @@ fn a_visible_nan_shows_and_a_hidden_one_does_not() {
         let output = tensors.solve(&problem, decode);
         assert!(output[..16].iter().all(|x| x.is_nan()));
         assert_near("the other head", &output[16..], &clean[16..], TOLERANCE);
-        problem.window = Some(70);
+        problem.window = Some(Window::Back(70));
         assert!(tensors.solve(&problem, decode).iter().all(|x| x.is_finite()));
         problem.window = None;
 
         let tensors = tensors.in_int8(&problem, [side == 0, side == 1]);
         let output = tensors.solve(&problem, decode);
         assert!(output[..16].iter().all(|x| x.is_nan()) && output[16..].iter().all(|x| x.is_finite()));
-        problem.window = Some(70);
+        problem.window = Some(Window::Back(70));
         assert!(tensors.solve(&problem, decode).iter().all(|x| x.is_finite()));
         problem.window = None;
     }

@@ -1,5 +1,6 @@
 //! Attention of many queries.
 
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cpu::flash::flash;
 
 use crate::oracle::{Problem, assert_near};
@@ -24,6 +25,21 @@ fn every_mask_agrees_with_plain_loops() {
 }
 
 #[test]
+fn every_window_agrees_with_plain_loops() {
+    for sizes in [[6, 2, 37, 83, 40], [3, 3, 70, 83, 17]] {
+        for masked in Problem::new(sizes, &[70, 43]).windows() {
+            check(&masked);
+        }
+    }
+    // Several blocks of keys, the first of which no query of a tile sees.
+    for window in [Window::Around(150), Window::Chunk(400)] {
+        let long = Problem::new([2, 1, 130, 1300, 96], &[1290, 700]);
+        let causal = window == Window::Chunk(400);
+        check(&Problem { window: Some(window), causal, hidden_keys: true, ..long });
+    }
+}
+
+#[test]
 fn every_head_size_agrees_with_plain_loops() {
     for head_dim in [1, 7, 8, 15, 16, 17, 36, 40, 64, 80, 96, 128, 160, 256, 512] {
         check(&Problem::new([3, 1, 19, 333, head_dim], &[333, 21]));
@@ -37,7 +53,7 @@ fn every_length_agrees_with_plain_loops() {
             let ends = [tokens + cached, (tokens + cached) / 2 + 1];
             let mut problem = Problem::new([3, 1, tokens, tokens + cached + 3, 16], &ends);
             check(&problem);
-            problem.window = Some(9);
+            problem.window = Some(Window::Back(9));
             check(&problem);
             (problem.window, problem.causal) = (None, false);
             check(&problem);
@@ -91,7 +107,7 @@ fn infinities_and_nans_show_only_where_they_are_seen() {
 
 #[test]
 fn a_row_alone_is_bitwise_the_row_in_a_batch_on_any_number_of_threads() {
-    let problem = Problem { window: Some(150), ..Problem::new([4, 2, 140, 700, 40], &[700, 333, 700]) };
+    let problem = Problem { window: Some(Window::Back(150)), ..Problem::new([4, 2, 140, 700, 40], &[700, 333, 700]) };
     check_invariance(&problem, flash);
 }
 

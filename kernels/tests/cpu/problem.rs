@@ -52,6 +52,7 @@ pub struct Tensors {
     pub value_int8: Option<Int8>,
     hidden: Vec<bool>,
     positions: Vec<i32>,
+    origins: Vec<usize>,
     slopes: Vec<f32>,
     pairs: Vec<bool>,
     biases: Vec<f32>,
@@ -69,6 +70,7 @@ impl Tensors {
             value_int8: None,
             hidden: problem.hidden(),
             positions: problem.positions(),
+            origins: problem.origins(),
             slopes: problem.slopes(),
             pairs: problem.pairs(),
             biases: problem.biases(),
@@ -115,6 +117,7 @@ impl Tensors {
         Masks {
             causal: problem.causal,
             window: problem.window,
+            origins: problem.hidden_keys.then_some(&self.origins[..]),
             softcap: problem.softcap,
             starts: &problem.starts,
             ends: &problem.ends,

@@ -1,5 +1,6 @@
 //! Decoding steps on ordinary units.
 
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::decode::simt::launch;
 use burn_deepspeed_kernels::cube::decode::splits;
 
@@ -31,6 +32,19 @@ fn every_mask_agrees_with_plain_loops() {
             for masked in masked.iter().step_by(11) {
                 check(masked, element, planes, None);
             }
+        }
+    }
+}
+
+#[test]
+fn every_window_agrees_with_plain_loops() {
+    for masked in Problem::new([6, 2, 3, 83, 40], &[70, 31]).windows() {
+        check(&masked, Element::F32, true, None);
+    }
+    for (element, planes) in elements_and_planes() {
+        for masked in Problem::new([4, 2, 1, 300, 40], &[300, 31]).windows().iter().skip(4).step_by(6) {
+            check(masked, element, planes, Some(3));
+            check_int8(masked, element, Int8::BOTH, planes, None);
         }
     }
 }
@@ -135,7 +149,9 @@ fn a_small_problem_agrees_with_plain_loops() {
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
     let masked = Problem::new([6, 2, 3, 203, 40], &[190, 31]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(150), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
+    for problem in
+        (Problem { window: Some(Window::Back(150)), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25)
+    {
         check(&problem, Element::F32, true, None);
     }
 }

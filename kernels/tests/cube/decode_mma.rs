@@ -1,5 +1,6 @@
 //! Decoding steps on tensor cores, or through plain loops over the same fragments where there are none.
 
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::decode::mma::{Engine, launch};
 use burn_deepspeed_kernels::cube::decode::{launch as launch_any, simt};
 use burn_deepspeed_kernels::cube::{Machine, Unsupported};
@@ -56,6 +57,17 @@ fn every_mask_agrees_with_plain_loops() {
     for masked in some(Problem::new([6, 2, 3, 83, 64], &[70, 31]).masked()) {
         check(&masked, Int8::BOTH, None);
         check(&masked, Int8::VALUES, None);
+    }
+}
+
+#[test]
+fn every_window_agrees_with_plain_loops() {
+    let windows = |problem: Problem| some(problem.windows().into_iter().skip(2).step_by(2).collect());
+    for masked in windows(one([6, 2], 83, 64, &[70, 31])).into_iter().filter(|masked| !masked.hidden_pairs) {
+        check(&masked, Int8::default(), None);
+    }
+    for masked in windows(Problem::new([6, 2, 3, 203, 64], &[190, 31])) {
+        check(&masked, Int8::BOTH, Some(2));
     }
 }
 
@@ -143,7 +155,9 @@ fn a_small_problem_agrees_with_plain_loops() {
 #[test]
 fn a_small_problem_of_int8_agrees_with_plain_loops() {
     let masked = Problem::new([6, 2, 3, 203, 64], &[190, 31]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(150), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
+    for problem in
+        (Problem { window: Some(Window::Back(150)), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25)
+    {
         check(&problem, Int8::BOTH, Some(2));
     }
 }

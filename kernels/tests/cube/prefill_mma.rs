@@ -1,5 +1,6 @@
 //! Prompts through the fragments of tensor cores, which plain loops emulate here.
 
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::prefill::mma::{Engine, launch};
 use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 use cubecl::prelude::Runtime;
@@ -44,10 +45,32 @@ fn every_mask_agrees_with_plain_loops() {
     }
 }
 
+#[test]
+fn every_window_agrees_with_plain_loops() {
+    let windows = Problem::new([4, 2, 37, 143, 16], &[130, 37]).windows();
+    for masked in &windows {
+        check(masked, Element::F32);
+    }
+    for at in [4, 10] {
+        check_int8(&windows[at], Element::F16, Int8::BOTH);
+    }
+    // Steps that all rows of a plane see, some of them, or none.
+    for window in [Window::Around(70), Window::Chunk(90)] {
+        let problem =
+            Problem { causal: window == Window::Chunk(90), ..Problem::new([3, 1, 129, 300, 16], &[290, 140]) };
+        for hidden_keys in [false, true] {
+            check(&Problem { window: Some(window), hidden_keys, ..problem.clone() }, Element::F32);
+        }
+    }
+}
+
 /// Several rules that add to scores, and none that hides a pair.
 fn added(problem: &Problem) -> [Problem; 2] {
     let biased = Problem { bias: true, slopes: true, ..problem.clone() };
-    [Problem { softcap: Some(0.7), window: Some(53), ..biased.clone() }, Problem { causal: false, ..biased }]
+    [
+        Problem { softcap: Some(0.7), window: Some(Window::Back(53)), ..biased.clone() },
+        Problem { causal: false, ..biased },
+    ]
 }
 
 #[test]
@@ -65,7 +88,7 @@ fn every_length_agrees_with_plain_loops() {
             let ends = [tokens + cached, (tokens + cached) / 2 + 1];
             let mut problem = Problem::new([3, 1, tokens, tokens + cached + 3, 16], &ends);
             check(&problem, Element::F32);
-            problem.window = Some(9);
+            problem.window = Some(Window::Back(9));
             check(&problem, Element::F32);
             (problem.window, problem.causal) = (None, false);
             check(&problem, Element::F32);
@@ -82,7 +105,7 @@ fn every_number_of_rows_agrees_with_plain_loops() {
         for processors in PROCESSORS {
             let mut problem = Problem::new([2, 2, tokens, tokens + 9, 40], &[tokens + 7]);
             check_on(&lab(false), processors, &problem, Element::F32, Int8::default(), Engine::Emulated);
-            problem.window = Some(21);
+            problem.window = Some(Window::Back(21));
             check_on(&lab(false), processors, &problem, Element::F32, Int8::default(), Engine::Emulated);
         }
     }
@@ -124,7 +147,7 @@ fn int8_agrees_with_plain_loops_on_what_it_holds() {
     for (tokens, cached) in [(1, 0), (1, 31), (17, 15), (65, 0), (65, 31)] {
         let ends = [tokens + cached, (tokens + cached) / 2 + 1];
         let mut problem = Problem::new([3, 1, tokens, tokens + cached + 3, 16], &ends);
-        problem.window = Some(9);
+        problem.window = Some(Window::Back(9));
         check_int8(&problem, Element::F32, Int8::BOTH);
     }
 }
@@ -140,7 +163,9 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
     let masked = Problem::new([4, 2, 37, 143, 16], &[130, 37]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(100), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
+    for problem in
+        (Problem { window: Some(Window::Back(100)), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25)
+    {
         check(&problem, Element::F32);
     }
 }
@@ -183,9 +208,18 @@ mod cuda {
     fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
         let masked = |tokens| {
             let masked = small(40, tokens).masked().pop().unwrap();
-            Problem { window: Some(100), softcap: Some(30.0), sink: None, ..masked }
+            Problem { window: Some(Window::Back(100)), softcap: Some(30.0), sink: None, ..masked }
         };
         check_small(masked, Element::F16, ASYNCHRONOUS);
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn a_small_problem_of_each_window_agrees_with_plain_loops() {
+        for (window, causal) in [(Window::Around(60), false), (Window::Chunk(100), true)] {
+            let windowed = |tokens| Problem { window: Some(window), causal, hidden_keys: true, ..small(40, tokens) };
+            check_small(windowed, Element::F16, ASYNCHRONOUS);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Prompts on the portable engine.
 
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::prefill::simt::launch;
 
 use crate::lab::{Element, elements_and_planes, lab};
@@ -23,6 +24,17 @@ fn every_mask_agrees_with_plain_loops() {
     }
     for masked in Problem::new([2, 2, 17, 30, 16], &[17, 29]).masked().iter().step_by(5) {
         check(masked, Element::F16, true);
+        check(masked, Element::F32, false);
+    }
+}
+
+#[test]
+fn every_window_agrees_with_plain_loops() {
+    for masked in Problem::new([6, 2, 37, 83, 40], &[70, 43]).windows() {
+        check(&masked, Element::F32, true);
+    }
+    for masked in Problem::new([2, 2, 70, 90, 16], &[70, 89]).windows().iter().skip(4).step_by(6) {
+        check_int8(masked, Element::F16, Int8::BOTH, true);
         check(masked, Element::F32, false);
     }
 }
@@ -100,7 +112,9 @@ fn a_small_problem_of_int8_agrees_with_plain_loops() {
 #[test]
 fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
     let masked = Problem::new([6, 2, 37, 203, 40], &[190, 43]).masked().pop().unwrap();
-    for problem in (Problem { window: Some(150), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25) {
+    for problem in
+        (Problem { window: Some(Window::Back(150)), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25)
+    {
         check(&problem, Element::F32, true);
     }
 }

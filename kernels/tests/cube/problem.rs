@@ -79,7 +79,7 @@ impl Problem {
             self.starts.iter().all(|start| *start == self.starts[0]) && self.ends.iter().all(|end| *end == keys);
         let mut masks = MaskArguments::new(Rules {
             causal: self.causal,
-            window: self.window.map(|window| window as u32),
+            window: self.window,
             softcap: self.softcap,
             start: self.starts[0] as u32,
             end: self.ends[0] as u32,
@@ -95,6 +95,8 @@ impl Problem {
                 hidden: lab.integers(&flags(self.hidden()), &[batch, keys]),
                 positions: self.slopes.then(|| lab.integers(&positions, &[batch, keys])),
             });
+            let origins: Vec<u32> = self.origins().into_iter().map(|origin| origin as u32).collect();
+            masks.origins = Some(lab.integers(&origins, &[batch]));
         }
         if self.hidden_pairs {
             masks.hidden_pairs = Some(lab.integers(&flags(self.pairs()), &[1, 1, self.tokens, keys]));

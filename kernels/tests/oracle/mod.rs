@@ -2,6 +2,7 @@
 
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_core::qk_norm::QkNormKind;
+use burn_deepspeed_core::visibility::Window;
 
 /// One attention problem, with every mask that a kernel may be given.
 #[derive(Debug, Clone)]
@@ -17,7 +18,7 @@ pub struct Problem {
     /// Keys of each row.
     pub ends: Vec<usize>,
     pub causal: bool,
-    pub window: Option<usize>,
+    pub window: Option<Window>,
     pub softcap: Option<f32>,
     pub hidden_keys: bool,
     pub hidden_pairs: bool,
@@ -129,6 +130,27 @@ impl Problem {
         positions
     }
 
+    /// The first slot of each row that is not hidden: that of its first token.
+    pub fn origins(&self) -> Vec<usize> {
+        let hidden = self.hidden();
+        let rows = hidden.chunks(self.keys());
+        rows.map(|row| row.iter().position(|hidden| !hidden).unwrap_or(row.len())).collect()
+    }
+
+    /// Whether the window of a query at slot `at` has slot `s`.
+    fn in_window(&self, row: usize, at: usize, s: usize) -> bool {
+        match self.window {
+            None => true,
+            Some(Window::Back(keys)) => s + keys > at,
+            Some(Window::Around(reach)) => s.abs_diff(at) <= reach,
+            Some(Window::Chunk(size)) => {
+                let origin = if self.hidden_keys { self.origins()[row] as i64 } else { 0 };
+                let chunk = |slot: usize| (slot as i64 - origin).div_euclid(size as i64);
+                chunk(s) == chunk(at)
+            }
+        }
+    }
+
     /// `[B, N, T, H]` and caches to `[B, T, N·H]`.
     pub fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
         let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
@@ -144,7 +166,7 @@ impl Problem {
                     let visible = |s: usize| {
                         s < self.ends[b]
                             && !(self.causal && s > at)
-                            && self.window.is_none_or(|window| s + window > at)
+                            && self.in_window(b, at, s)
                             && !(self.hidden_keys && hidden[b * keys + s])
                             && !(self.hidden_pairs && pairs[t * keys + s])
                     };
@@ -205,7 +227,7 @@ impl Problem {
 
     /// Every mask by itself and all together.
     pub fn masked(&self) -> Vec<Self> {
-        let window = |window| Self { window: Some(window), ..self.clone() };
+        let window = |keys| Self { window: Some(Window::Back(keys)), ..self.clone() };
         // The position of a query after the end of its row is unspecified. ALiBi moves all of its scores by it, which only a sink shows.
         let inside = self.starts.iter().zip(&self.ends).all(|(start, end)| start + self.tokens <= *end);
         vec![
@@ -222,7 +244,7 @@ impl Problem {
             Self { hidden_pairs: true, ..self.clone() },
             Self { bias: true, ..self.clone() },
             Self {
-                window: Some(13),
+                window: Some(Window::Back(13)),
                 softcap: Some(1.5),
                 hidden_keys: true,
                 hidden_pairs: true,
@@ -231,6 +253,35 @@ impl Problem {
                 sink: inside.then_some(0.5),
                 ..self.clone()
             },
+        ]
+    }
+}
+
+impl Problem {
+    /// Windows on both sides, and chunks, alone and together with other masks.
+    pub fn windows(&self) -> Vec<Self> {
+        let around = |reach| Self { window: Some(Window::Around(reach)), causal: false, ..self.clone() };
+        let chunk = |size| Self { window: Some(Window::Chunk(size)), ..self.clone() };
+        let with_masks = |window: Self| Self {
+            softcap: Some(1.5),
+            hidden_keys: true,
+            hidden_pairs: true,
+            bias: true,
+            slopes: true,
+            ..window
+        };
+        vec![
+            around(0),
+            around(6),
+            around(usize::MAX),
+            Self { hidden_keys: true, ..around(17) },
+            with_masks(around(21)),
+            chunk(1),
+            chunk(16),
+            chunk(usize::MAX),
+            Self { hidden_keys: true, ..chunk(13) },
+            Self { causal: false, hidden_keys: true, ..chunk(19) },
+            with_masks(chunk(23)),
         ]
     }
 }

@@ -13,6 +13,7 @@ use crate::cache::Stored;
 use crate::mask::AttentionMask;
 use crate::ops::cpu::{InMemory, tensor};
 use burn_deepspeed_core::path::CpuKernel;
+use burn_deepspeed_core::visibility::origins as origins_of;
 
 /// One attention on the CPU: queries, keys, values, masks, and the kernel that was chosen.
 pub(crate) struct Call<'a, B: Backend> {
@@ -134,10 +135,12 @@ impl<B: InMemory> Call<'_, B> {
         let batch = self.query_shape[0];
         let by_row = |list: &[usize]| (0..batch).map(|row| list[row % list.len()]).collect();
         let hidden: Option<Vec<bool>> = self.mask.hidden_keys().map(|hidden| hidden.to_data().iter().collect());
+        let origins = hidden.as_ref().filter(|_| self.visibility.reads_origins());
         let bias = self.mask.bias().map(|bias| (bias.dims(), bias.cast(FloatDType::F32).to_data()));
         OwnedMasks {
             starts: by_row(&self.visibility.starts),
             ends: by_row(&self.visibility.ends),
+            origins: origins.map(|hidden| origins_of(hidden, self.keys)),
             positions: hidden.as_ref().filter(|_| self.slopes.is_some()).map(|hidden| kept_before(hidden, self.keys)),
             hidden,
             pairs: self.mask.hidden_pairs().map(|pairs| (pairs.dims(), pairs.to_data().iter().collect())),
@@ -149,6 +152,7 @@ impl<B: InMemory> Call<'_, B> {
         Masks {
             causal: self.visibility.causal,
             window: self.visibility.window,
+            origins: owned.origins.as_deref(),
             softcap: self.softcap.map(|cap| cap as f32),
             starts: &owned.starts,
             ends: &owned.ends,
@@ -165,6 +169,7 @@ impl<B: InMemory> Call<'_, B> {
 struct OwnedMasks {
     starts: Vec<usize>,
     ends: Vec<usize>,
+    origins: Option<Vec<usize>>,
     hidden: Option<Vec<bool>>,
     positions: Option<Vec<i32>>,
     pairs: Option<([usize; 4], Vec<bool>)>,

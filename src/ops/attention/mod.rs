@@ -10,4 +10,4 @@ mod visibility;
 
 pub use arguments::Attention;
 pub use reference::reference;
-pub use visibility::{Visibility, hidden_pairs};
+pub use visibility::{Visibility, Window, hidden_pairs};

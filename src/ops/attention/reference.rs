@@ -111,12 +111,13 @@ fn all_hidden<B: Backend>(
     device: &B::Device,
 ) -> Option<Tensor<B, 4, Bool>> {
     let by_key = mask.hidden_keys().map(|hidden| hidden.clone().reshape([batch, 1, 1, keys]));
-    [hidden_pairs(visibility, tokens, keys, device), by_key, mask.hidden_pairs().cloned()].into_iter().flatten().reduce(
-        |a, b| {
+    [hidden_pairs(visibility, mask, [tokens, keys], device), by_key, mask.hidden_pairs().cloned()]
+        .into_iter()
+        .flatten()
+        .reduce(|a, b| {
             let shape = std::array::from_fn(|axis| a.dims()[axis].max(b.dims()[axis]));
             expand_bool(a, shape).bool_or(expand_bool(b, shape))
-        },
-    )
+        })
 }
 
 /// `slope · (key position - query position)`: `[B or 1, N, T, S]`. The position of a key is the number of keys before it

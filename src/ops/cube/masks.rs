@@ -1,9 +1,10 @@
 //! Masks and biases as part of a call's arguments.
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Int, IntDType, Tensor};
+use burn::tensor::{Bool, Int, IntDType, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::{HiddenKeys, MaskArguments, Rules};
 
 use super::call::CubeDevice;
@@ -20,6 +21,8 @@ pub(crate) struct Masks<T> {
     hidden_pairs: Option<T>,
     bias: Option<T>,
     slopes: Option<T>,
+    /// `[B]`: slot of the first token of each row, if chunks count from it.
+    origins: Option<T>,
 }
 
 /// Hidden keys, and the position of each key if ALiBi needs it.
@@ -41,6 +44,7 @@ impl<T> Masks<T> {
             hidden_pairs: self.hidden_pairs.map(&mut *visit),
             bias: self.bias.map(&mut *visit),
             slopes: self.slopes.map(&mut *visit),
+            origins: self.origins.map(&mut *visit),
         }
     }
 }
@@ -57,6 +61,7 @@ impl<R: CubeRuntime> Masks<CubeTensor<R>> {
         masks.hidden_pairs = optional_handle(self.hidden_pairs.as_ref());
         masks.bias = optional_handle(self.bias.as_ref());
         masks.slopes = optional_handle(self.slopes.as_ref());
+        masks.origins = self.origins.map(|origins| handle(&rows(origins)));
         masks
     }
 }
@@ -76,6 +81,8 @@ pub(crate) fn masks<B: CubeDevice>(
         // A key's position is the number of kept keys up to it. ALiBi uses differences of positions only.
         positions: slopes.is_some().then(|| int(hidden.clone().bool_not().int().cumsum(1).cast(IntDType::I32))),
     });
+    let chunked = matches!(rules.window, Some(Window::Chunk(_)));
+    let origins = mask.hidden_keys().filter(|_| chunked).map(|hidden| int(first_tokens(hidden.clone())));
     Masks {
         rules,
         bounds: bounds.map(int),
@@ -83,16 +90,18 @@ pub(crate) fn masks<B: CubeDevice>(
         hidden_pairs: mask.hidden_pairs().map(|pairs| B::from_bool(pairs.clone().into_primitive())),
         bias: mask.bias().map(float),
         slopes: slopes.map(float),
+        origins,
     }
 }
 
+/// The number of hidden keys at the start of each row, which is the slot of its first token: `[B, S]` to `[B]` of i32.
+fn first_tokens<B: CubeDevice>(hidden: Tensor<B, 2, Bool>) -> Tensor<B, 1, Int> {
+    let [batch, _] = hidden.dims();
+    let before = hidden.bool_not().int().cumsum(1).equal_elem(0).int();
+    before.sum_dim(1).reshape([batch]).cast(IntDType::I32)
+}
+
 /// The rules of a mask in the integers of the kernels.
-pub(crate) fn rules(causal: bool, window: Option<usize>, softcap: Option<f64>, start: usize, end: usize) -> Rules {
-    Rules {
-        causal,
-        window: window.map(|window| u32::try_from(window).unwrap_or(u32::MAX / 2)),
-        softcap: softcap.map(|cap| cap as f32),
-        start: start as u32,
-        end: end as u32,
-    }
+pub(crate) fn rules(causal: bool, window: Option<Window>, softcap: Option<f64>, start: usize, end: usize) -> Rules {
+    Rules { causal, window, softcap: softcap.map(|cap| cap as f32), start: start as u32, end: end as u32 }
 }

@@ -3,7 +3,8 @@
 use burn::tensor::{FloatDType, Tensor, backend::Backend};
 
 use super::arguments::Softmax;
-use crate::ops::attention::{Visibility, hidden_pairs};
+use crate::mask::AttentionMask;
+use crate::ops::attention::{Visibility, Window, hidden_pairs};
 use crate::ops::masked_softmax::masked_softmax;
 
 /// The definition of [`Operations::softmax`](crate::ops::Operations::softmax).
@@ -24,7 +25,8 @@ pub fn reference<B: Backend>(arguments: Softmax<B>) -> Tensor<B, 4> {
         scores = scores + mask.pairs().cast(FloatDType::F32);
     }
     let start = triangular.unwrap_or(keys.saturating_sub(tokens));
-    let visibility = Visibility { causal: triangular.is_some(), window, starts: vec![start], ends: vec![keys] };
-    let hidden = hidden_pairs::<B>(&visibility, tokens, keys, &device);
+    let (causal, window) = (triangular.is_some(), window.map(Window::Back));
+    let visibility = Visibility { causal, window, starts: vec![start], ends: vec![keys] };
+    let hidden = hidden_pairs::<B>(&visibility, &AttentionMask::none(), [tokens, keys], &device);
     masked_softmax(scores, hidden).cast(dtype)
 }
