@@ -3,8 +3,11 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use burn_deepspeed::load::families;
-use burn_deepspeed::{DataType, InferenceBackend, KvCacheType};
+use burn_deepspeed::load::{
+    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames, families,
+};
+use burn_deepspeed::weight::Orientation;
+use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType, NormType};
 use burn_deepspeed_examples::int8;
 use burn_deepspeed_examples::text::{Model, Options, TextModel, check};
 
@@ -100,6 +103,53 @@ mod on_ndarray {
     #[test]
     fn records_hold_every_parameter() {
         super::records_hold_every_parameter::<burn_ndarray::NdArray>();
+    }
+}
+
+/// Norm weights that a file stores minus 1 are read and written that way, and are what they are in the module.
+#[test]
+fn norms_that_are_stored_minus_one_are_read_and_written() {
+    type B = crate::common::AnyBackend;
+    let device = Default::default();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let config = DeepSpeedInferenceConfig::new(24, 3)
+        .with_dtype(DataType::Fp32)
+        .with_norm_type(NormType::RMSNorm)
+        .with_qkv_bias(false)
+        .with_output_bias(false);
+    let qkv = QkvNames::fused("qkv", QkvLayout::Concat);
+    let names = AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput);
+    let names = |plus_one| names.clone().with_norm(NormNames::of("norm").with_plus_one(plus_one));
+    let mut writer = CheckpointWriter::default();
+    config.init_self_attention::<B>(0, &device).unwrap().write(&mut writer, &names(true)).unwrap();
+    writer.save(&path).unwrap();
+    let gamma = |plus_one| {
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let attention =
+            config.init_self_attention::<B>(0, &device).unwrap().load(&checkpoint, &names(plus_one)).unwrap();
+        attention.norm().unwrap().gamma().into_data().iter::<f32>().collect::<Vec<_>>()
+    };
+    assert_eq!((gamma(true), gamma(false)), (vec![1.0; 24], vec![0.0; 24]));
+}
+
+/// A file that states another width than its tensors have is an error that names the tensor, before anything is allocated.
+#[test]
+fn a_width_that_the_file_does_not_have_is_an_error() {
+    type B = crate::common::AnyBackend;
+    for (name, tensor) in
+        [("phi3", "model.layers.0.mlp.gate_up_proj.weight"), ("qwen3", "model.layers.0.mlp.gate_proj.weight")]
+    {
+        let (source, folder) = (golden("families").join(name), tempfile::tempdir().unwrap());
+        std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+        let text = std::fs::read_to_string(source.join("config.json")).unwrap();
+        for width in [41u64, 1 << 40] {
+            let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+            record["intermediate_size"] = width.into();
+            std::fs::write(folder.path().join("config.json"), record.to_string()).unwrap();
+            let error = Model::<B>::open(folder.path(), &Options::default(), &Default::default()).unwrap_err();
+            assert!(error.to_string().contains(tensor), "{name}: {error}");
+        }
     }
 }
 

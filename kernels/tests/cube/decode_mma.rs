@@ -125,7 +125,7 @@ fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
         for sunk in some(one([8, 2], 83, 64, &[80, 0]).sunk()) {
             check(&sunk, Int8::default(), Some(given));
         }
-        let hidden = Problem { hidden_keys: true, window: Some(2), ..one([8, 2], 60, 64, &[60, 0]) };
+        let hidden = Problem { hidden_keys: true, window: Some(Window::Back(2)), ..one([8, 2], 60, 64, &[60, 0]) };
         for sunk in some(hidden.sunk()) {
             check(&sunk, Int8::BOTH, Some(given));
         }

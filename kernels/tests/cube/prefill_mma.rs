@@ -126,7 +126,7 @@ fn a_sink_joins_the_sum_once() {
     for sunk in problem.sunk() {
         check(&sunk, Element::F32);
         check(&Problem { slopes: true, ..sunk.clone() }, Element::F32);
-        check(&Problem { hidden_keys: true, window: Some(2), ..sunk }, Element::F32);
+        check(&Problem { hidden_keys: true, window: Some(Window::Back(2)), ..sunk }, Element::F32);
     }
     check(&Problem { sink: Some(f32::NAN), ..Problem::new([4, 2, 17, 50, 16], &[45]) }, Element::F32);
     for int8 in [Int8::default(), Int8::BOTH] {
@@ -260,7 +260,7 @@ mod cuda {
     fn a_sink_joins_the_sum_once_on_tensor_cores() {
         for sunk in Problem::new([4, 2, 37, 90, 64], &[80, 0]).sunk() {
             check_on(&cuda(), PROCESSORS[0], &sunk, Element::F16, Int8::default(), ASYNCHRONOUS);
-            let masked = Problem { hidden_keys: true, window: Some(2), ..sunk.clone() };
+            let masked = Problem { hidden_keys: true, window: Some(Window::Back(2)), ..sunk.clone() };
             check_on(&cuda(), PROCESSORS[0], &masked, Element::Bf16, Int8::BOTH, SYNCHRONOUS);
             // Planes of 32 rows.
             let slopes = Problem { slopes: true, ..sunk };

@@ -63,7 +63,7 @@ fn a_sink_joins_the_sum_once() {
     for sunk in problem.sunk() {
         check(&sunk, Element::F32, true);
     }
-    let hidden = Problem { hidden_keys: true, window: Some(2), ..problem };
+    let hidden = Problem { hidden_keys: true, window: Some(Window::Back(2)), ..problem };
     for sunk in hidden.sunk() {
         check_int8(&sunk, Element::F16, Int8::BOTH, true);
     }

@@ -45,7 +45,12 @@ pub(super) const CLASS: Class = Class {
     ..Class::SHARED
 };
 
-pub(super) const ONLY: &[Only] = &[Only::flag("rope_interleaved", false), Only::flag("use_sliding_window", false)];
+pub(super) const ONLY: &[Only] = &[
+    Only::flag("rope_interleaved", false),
+    Only::flag("use_sliding_window", false),
+    // Falcon 3 says it next to `hidden_act`.
+    Only::text("activation", "swiglu"),
+];
 
 pub(super) const HARMLESS: &[&str] = &["is_llama_config", "max_sequence_length"];
 
