@@ -233,6 +233,7 @@ impl Lab {
                     hidden_pairs: Some(pairs),
                     bias: Some(bias),
                     slopes: Some(slopes),
+                    origins: None,
                 },
             ),
         ]

@@ -190,10 +190,20 @@ mod tests {
         let rope =
             Rope::read_dialect(&Fields::new(&file).unwrap(), &RopeKeys::SHARED, Some(max_positions as usize), dialect);
         let config = rope.unwrap().halves(DeepSpeedInferenceConfig::new(2 * head_dim, 2));
-        // DeepSpeed's file says the same.
-        assert_eq!(DeepSpeedInferenceConfig::from_json_str(&config.to_string()), Ok(config.clone()));
-        let PositionEncoding::Rotary(rotary) = config.resolve(0).unwrap().position else { panic!("{case}") };
-        rotary
+        let rotary = |config: &DeepSpeedInferenceConfig| match config.resolve(0).unwrap().position {
+            PositionEncoding::Rotary(rotary) => rotary,
+            other => panic!("{case}: {other:?}"),
+        };
+        // A file in DeepSpeed's form says the same.
+        let saved = rotary(&DeepSpeedInferenceConfig::from_json_str(&config.to_string()).unwrap());
+        let read = rotary(&config);
+        assert_eq!((saved.dim, saved.layout, saved.sections), (read.dim, read.layout, read.sections));
+        for length in [1, 100] {
+            let ((one, of_one), (two, of_two)) = (saved.frequencies(length), read.frequencies(length));
+            assert_near(case, &one, &two, 1e-12);
+            assert_near(case, &[of_one], &[of_two], 1e-12);
+        }
+        read
     }
 
     #[track_caller]

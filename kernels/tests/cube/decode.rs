@@ -86,7 +86,8 @@ fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
         for sunk in Problem::new([4, 2, 2, 300, 40], &[300, 0]).sunk() {
             check(&sunk, element, true, Some(given));
         }
-        let hidden = Problem { hidden_keys: true, window: Some(Window::Back(2)), ..Problem::new([4, 2, 2, 60, 40], &[60, 0]) };
+        let hidden =
+            Problem { hidden_keys: true, window: Some(Window::Back(2)), ..Problem::new([4, 2, 2, 60, 40], &[60, 0]) };
         for sunk in hidden.sunk() {
             check_int8(&sunk, element, Int8::BOTH, true, Some(given));
         }

@@ -144,8 +144,8 @@ impl Problem {
             Some(Window::Back(keys)) => s + keys > at,
             Some(Window::Around(reach)) => s.abs_diff(at) <= reach,
             Some(Window::Chunk(size)) => {
-                let origin = if self.hidden_keys { self.origins()[row] as i64 } else { 0 };
-                let chunk = |slot: usize| (slot as i64 - origin).div_euclid(size as i64);
+                let origin = if self.hidden_keys { self.origins()[row] as i128 } else { 0 };
+                let chunk = |slot: usize| (slot as i128 - origin).div_euclid(size as i128);
                 chunk(s) == chunk(at)
             }
         }
