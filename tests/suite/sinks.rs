@@ -368,7 +368,7 @@ fn sinks_and_gates_that_are_missing_or_unexpected_are_errors() {
     assert!(matches!(&error, WeightError::Unexpected { name, .. } if name == "attn.sinks"), "{error}");
     assert!(error.to_string().contains("set `sinks` to true"));
 
-    assert!(matches!(load(&gate, &names_without_gate()), WeightError::NoGateNames));
+    assert!(matches!(load(&gate, &unnamed), WeightError::NoGateNames));
     assert!(matches!(save(&gate, &names_without_gate()), Err(WeightError::NoGateNames)));
     assert!(matches!(save(&config(), &names()), Err(WeightError::UnexpectedGate(_))));
     save(&gate, &names()).unwrap();

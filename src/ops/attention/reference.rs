@@ -73,9 +73,10 @@ fn with_sinks<B: Backend>(
         Some(hidden) => scores.mask_fill(expand_bool(hidden, [batch, heads, tokens, keys]), f32::NEG_INFINITY),
         None => scores,
     };
+    let sinks = sinks.cast(FloatDType::F32);
     // The difference of two infinities is NaN.
     let infinite = sinks.clone().greater_elem(f32::MAX);
-    let sinks = sinks.cast(FloatDType::F32).mask_fill(infinite, f32::MAX);
+    let sinks = sinks.mask_fill(infinite, f32::MAX);
     let sinks = sinks.reshape([1, heads, 1, 1]).expand([batch, heads, tokens, 1]);
     masked_softmax(Tensor::cat(vec![scores, sinks], 3), None).narrow(3, 0, keys)
 }
