@@ -6,7 +6,7 @@
 
 use burn::tensor::{Distribution, Tensor};
 use burn_deepspeed::ops::attention::{Attention, Visibility, reference};
-use burn_deepspeed::{AttentionMask, CpuOps, Operations};
+use burn_deepspeed::{AttentionMask, CpuOps, Operations, Window};
 use burn_ndarray::NdArray;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 
@@ -46,7 +46,7 @@ impl Workload {
             slopes: self.alibi.then(|| burn_deepspeed::position::alibi::slopes(heads)),
             visibility: Visibility {
                 causal: self.causal,
-                window: self.window,
+                window: self.window.map(Window::Back),
                 starts: vec![keys.saturating_sub(queries)],
                 ends: vec![keys],
             },

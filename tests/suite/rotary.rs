@@ -153,8 +153,16 @@ fn three_positions_rotate_their_sections<B: InferenceBackend>() {
 
             let qkv = seeded::<B, 3>([2, 7, spec.qkv_width()], 1);
             let (keys, mask) = (Keys::Fresh(&positions), AttentionMask::none());
-            let arguments =
-                SoftmaxContext { qkv: qkv.clone(), norm: None, sums: None, keys, mask, spec, want_keys: true };
+            let arguments = SoftmaxContext {
+                qkv: qkv.clone(),
+                norm: None,
+                sums: None,
+                sinks: None,
+                keys,
+                mask,
+                spec,
+                want_keys: true,
+            };
             let (rotated, _) = B::Ops::softmax_context(arguments).keys.unwrap();
             let PositionEncoding::Rotary(rotary) = &spec.position else { panic!() };
             let (given, rotated) = (values(qkv), values(rotated));

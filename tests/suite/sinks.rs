@@ -12,7 +12,7 @@ use burn_deepspeed::ops::{Attention, Keys, SoftmaxContext};
 use burn_deepspeed::weight::{Int8Blocks, Orientation};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, ConfigError, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention,
-    InferenceBackend, NormType, Operations, Positions, RotaryLayout, WantedOutputs, WeightError,
+    InferenceBackend, NormType, Operations, Positions, RotaryLayout, WantedOutputs, WeightError, Window,
 };
 
 use crate::attention::randomised;
@@ -60,7 +60,7 @@ fn attention_with_sinks_agrees_with_plain_loops<B: InferenceBackend>() {
                     slopes: None,
                     visibility: Visibility {
                         causal: true,
-                        window: Some(window),
+                        window: Some(Window::Back(window)),
                         starts: vec![start],
                         ends: vec![keys],
                     },

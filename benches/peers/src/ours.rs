@@ -9,7 +9,7 @@ use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    KvCacheType, NormType, Operations,
+    KvCacheType, NormType, Operations, Window,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
 
@@ -68,7 +68,7 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
         slopes: heads.alibi.then(|| alibi::slopes(heads.heads)),
         visibility: Visibility {
             causal: heads.causal,
-            window: heads.window,
+            window: heads.window.map(Window::Back),
             starts: vec![heads.start()],
             ends: vec![heads.keys],
         },

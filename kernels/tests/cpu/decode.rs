@@ -70,7 +70,7 @@ fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
     {
         let problem = Problem::new(sizes, &ends);
         problem.sunk().iter().for_each(check);
-        Problem { hidden_keys: true, window: Some(2), ..problem }.sunk().iter().for_each(check);
+        Problem { hidden_keys: true, window: Some(Window::Back(2)), ..problem }.sunk().iter().for_each(check);
     }
 }
 

@@ -75,7 +75,7 @@ fn a_sink_joins_the_sum_once() {
     for (sizes, ends) in [([6, 2, 19, 83, 40], vec![70, 0]), ([3, 1, 40, 1300, 96], vec![1290])] {
         let problem = Problem::new(sizes, &ends);
         problem.sunk().iter().for_each(check);
-        Problem { hidden_keys: true, window: Some(2), ..problem }.sunk().iter().for_each(check);
+        Problem { hidden_keys: true, window: Some(Window::Back(2)), ..problem }.sunk().iter().for_each(check);
     }
 }
 

@@ -155,7 +155,7 @@ impl Case {
             Self { window: Some(7), ..self.clone() },
             Self { window: Some(usize::MAX), ..self.clone() },
             Self { triangular: Some(last), window: Some(13), ..self.clone() },
-            Self { triangular: Some(3), window: Some(Window::Back(2)), ..with_mask([batch, 1, tokens, keys]) },
+            Self { triangular: Some(3), window: Some(2), ..with_mask([batch, 1, tokens, keys]) },
             Self {
                 alibi: Some(([heads + 1, 1, keys], 1)),
                 mask_element: Element::F32,
