@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use super::changed::Changed;
-use super::instruction::{Instruction, Kernel};
+use super::instruction::Instruction;
+use super::kernel::Kernel;
 use super::special::Special;
 use crate::error::LoadError;
 use crate::memory::INSIDE;

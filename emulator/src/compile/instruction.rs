@@ -1,9 +1,7 @@
-//! What a compiled kernel is.
+//! What a compiled instruction is.
 
-use super::changed::Changed;
-use super::special::Special;
 use crate::block::{Block, Outcome};
-use crate::registers::{Condition, Lanes, Register, Registers, Sizes};
+use crate::registers::{Condition, Lanes, Register, Registers};
 use crate::warp::Warp;
 
 /// An instruction that reads and writes registers of its own lanes.
@@ -42,28 +40,4 @@ pub struct Instruction {
     pub text: String,
     /// The line of the CUDA source; 0 if unknown.
     pub line: u32,
-}
-
-/// A kernel that can run.
-pub struct Kernel {
-    /// Its name.
-    pub name: String,
-    /// Offset and size of each parameter among the arguments.
-    pub parameters: Vec<(usize, usize)>,
-    /// Bytes of all arguments.
-    pub parameter_bytes: usize,
-    pub(crate) instructions: Vec<Instruction>,
-    pub(crate) sizes: Sizes,
-    /// Registers that hold a constant.
-    pub(crate) constants: Vec<(Register, u64)>,
-    /// Registers that hold what a thread is.
-    pub(crate) specials: Vec<(Register, Special)>,
-    /// Bytes of shared memory, without those that the launch adds.
-    pub shared_bytes: usize,
-    /// Bytes of shared memory that a launch must give at least; 0 if that is not known.
-    pub least_dynamic_shared: usize,
-    /// The instruction that a mutant changed.
-    pub(crate) changed: Option<Changed>,
-    /// Bytes of a thread's own memory.
-    pub local_bytes: usize,
 }

@@ -11,6 +11,7 @@ mod compare;
 mod control;
 mod convert;
 mod instruction;
+mod kernel;
 mod lanewise;
 mod matrix;
 mod memory;
@@ -24,7 +25,8 @@ use crate::error::LoadError;
 use crate::ptx::{KernelSource, ModuleSource, Statement};
 use builder::Builder;
 use changed::Changed;
-pub use instruction::{Action, Instruction, Kernel};
+pub use instruction::{Action, Instruction};
+pub use kernel::Kernel;
 
 /// Compiles the kernels of a module. `place` gives the address of a variable in global memory.
 ///
