@@ -148,6 +148,9 @@ fn every_key_but_the_sizes_may_be_absent() {
                     | ConfigError::RotaryDimTooLong { rotary_dim: 64, .. }
                     | ConfigError::RotaryDimOdd(1),
                 ) => {}
+                // A class that reads it in one place only.
+                Err(ConfigError::RopeScaling { key: "original_max_position_embeddings", .. })
+                    if key == "original_max_position_embeddings" => {}
                 // They contradict another key.
                 Err(ConfigError::Unsupported { key: other, .. })
                     if ["num_key_value_heads", "num_ln_in_parallel_attn", "use_sliding_window"].contains(&&*other) => {}

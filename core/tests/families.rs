@@ -237,9 +237,31 @@ fn paths_depend_on_the_configuration_where_the_class_says_so() {
 }
 
 #[test]
-fn the_long_variants_of_phi_3_name_their_scaling() {
-    let error = message("phi3", json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } }));
-    assert!(error.contains("`rope_scaling.type` is \"yarn\"") && error.contains("longrope"), "{error}");
+fn the_long_variants_of_phi_3_have_factors_for_two_lengths() {
+    let long = |name: &str| {
+        let factors = |factor: f64| vec![factor; 8];
+        json!({
+            "rope_scaling": { "type": name, "short_factor": factors(1.0), "long_factor": factors(2.0) },
+            "original_max_position_embeddings": 32, "max_position_embeddings": 128
+        })
+    };
+    for name in ["longrope", "su", "yarn"] {
+        let scaling = read("phi3", long(name)).unwrap().attention_config(0).rope_scaling;
+        let RopeScaling::LongRope { original_max_position_embeddings: 32, long_factor, .. } = scaling else {
+            panic!("{name}: {scaling:?}")
+        };
+        assert_eq!(long_factor, [2.0; 8]);
+    }
+    let mut record = long("su");
+    record.as_object_mut().unwrap().remove("original_max_position_embeddings");
+    let error = message("phi3", record);
+    assert!(error.contains("`original_max_position_embeddings` is missing outside of the record"), "{error}");
+    let error = message("phi3", json!({ "rope_scaling": { "type": "linear", "factor": 4.0 } }));
+    assert!(error.contains("`rope_scaling.type` is \"linear\"") && error.contains("longrope"), "{error}");
+}
+
+#[test]
+fn early_checkpoints_of_gemma_mean_the_approximation() {
     assert_eq!(read("gemma", json!({ "hidden_act": "gelu" })).unwrap().activation, "gelu_pytorch_tanh");
 }
 

@@ -41,6 +41,7 @@ def families():
         "gemma3": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(head_dim=HEAD_DIM, query_pre_attn_scalar=11, sliding_window=WINDOW, layer_types=kinds(3, [1]), rope_parameters={"sliding_attention": rope(500.0), "full_attention": {**rope(1e6), "rope_type": "linear", "factor": 4.0}}, **lm(tie_word_embeddings=True))),
         "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(rope_parameters=rope(partial_rotary_factor=0.5), **lm(2, 3))),
         "phi3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(rope_parameters=rope(partial_rotary_factor=0.5), sliding_window=WINDOW, **lm())),
+        "phi3_longrope": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1], "long_factor": [1.5, 3.0]}, original_max_position_embeddings=6, **lm(2))),
         "smollm3": lambda: tf.SmolLM3ForCausalLM(tf.SmolLM3Config(rope_parameters=rope(2e6), no_rope_layers=[1, 0, 1, 0], use_sliding_window=True, sliding_window=WINDOW, layer_types=kinds(4, [0, 1]), **lm(4))),
         "olmo2": lambda: tf.Olmo2ForCausalLM(tf.Olmo2Config(rope_parameters=rope(5e5), **lm())),
         "olmo3": lambda: tf.Olmo3ForCausalLM(tf.Olmo3Config(rope_parameters={"sliding_attention": rope(700.0), "full_attention": yarn}, sliding_window=WINDOW, layer_types=kinds(3, [1]), **lm(kv=3))),
