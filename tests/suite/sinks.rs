@@ -16,7 +16,7 @@ use burn_deepspeed::{
 };
 
 use crate::attention::randomised;
-use crate::common::{AnyBackend, Loops, assert_near, on_each_backend, seeded, values};
+use crate::common::{AnyBackend, Loops, assert_near, on_each_backend, rounds_to_tf32, seeded, values};
 
 /// 6 query heads and 2 key heads of 10 features.
 fn config() -> DeepSpeedInferenceConfig {
@@ -39,7 +39,10 @@ fn vector<B: Backend>(values: &[f32]) -> Tensor<B, 1> {
 }
 
 fn attention_with_sinks_agrees_with_plain_loops<B: InferenceBackend>() {
-    for attend in [B::Ops::masked_attention, attention::reference] {
+    // Burn's own products, of which the reference consists, are not exact everywhere.
+    let own: &[fn(Attention<B>) -> Tensor<B, 4>] = &[B::Ops::masked_attention, attention::reference];
+    let own = if rounds_to_tf32::<B>() { &own[..1] } else { own };
+    for attend in own {
         for (tokens, keys, softcap) in [(1, 5, None), (3, 19, Some(0.7)), (13, 13, None), (9, 40, Some(2.0))] {
             let query = seeded::<B, 4>([2, 6, tokens, 8], 1) * 2.0;
             let (key, value) = (seeded::<B, 4>([2, 2, keys, 8], 2), seeded::<B, 4>([2, 2, keys, 8], 3));
