@@ -172,24 +172,19 @@ fn diffusers<B: Backend>(
     // The module has no norm, so neither its type nor its position matters.
     let config = config.clone().with_pre_layer_norm(false).with_triangular_masking(false);
     let build = Build::<B>::new(&config, layer_id, device)?;
-    let refuse = |fact, remedy| ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy };
-    if build.spec.position != PositionEncoding::None {
-        return Err(refuse("it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"));
-    }
-    if build.spec.window.is_some() {
-        return Err(refuse("it has no window", "set `local_attention` to false"));
-    }
-    if build.spec.qk_norm.is_some() {
-        return Err(refuse("it has no norm of queries and keys", "unset `qk_norm`"));
-    }
-    if build.spec.query_factor.is_some() {
-        return Err(refuse("it has no positions", "unset `query_factor`"));
-    }
-    if build.spec.sinks {
-        return Err(refuse("it has no sinks", "set `sinks` to false"));
-    }
-    if build.spec.context_gate {
-        return Err(refuse("it has no gate on the context", "set `context_gate` to false"));
+    let spec = &build.spec;
+    let position = spec.position != PositionEncoding::None;
+    for (given, fact, remedy) in [
+        (position, "it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"),
+        (spec.window.is_some(), "it has no window", "set `local_attention` to false"),
+        (spec.qk_norm.is_some(), "it has no norm of queries and keys", "unset `qk_norm`"),
+        (spec.query_factor.is_some(), "it has no positions", "unset `query_factor`"),
+        (spec.sinks, "it has no sinks", "set `sinks` to false"),
+        (spec.context_gate, "it has no gate on the context", "set `context_gate` to false"),
+    ] {
+        if given {
+            return Err(ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy });
+        }
     }
     let qkv = match context_dim {
         Some(context) => build.separate(context)?,

@@ -461,19 +461,7 @@ mod ranks {
     use burn_deepspeed::parallel::local::LocalCommunicator;
 
     use super::*;
-    use crate::ranks::on_ranks;
-
-    fn prompt_and_steps(module: &DeepSpeedSelfAttention<AnyBackend>, config: &DeepSpeedInferenceConfig) -> Vec<f64> {
-        let mut cache = config.init_cache::<AnyBackend>(2, &Default::default()).unwrap();
-        let mut outputs = Vec::new();
-        for (seed, tokens) in [(1, 5), (2, 0), (3, 1)] {
-            let mut step = cache.step(tokens).unwrap();
-            let input = seeded([2, tokens, 24], seed);
-            outputs.extend(values(module.forward(input, AttentionMask::none(), step.layer(0)).unwrap()));
-            step.commit();
-        }
-        outputs
-    }
+    use crate::ranks::{on_ranks, prompt_and_steps};
 
     /// Three ranks have two query heads each, and two of them share a key head.
     #[test]

@@ -5,9 +5,12 @@ use std::time::{Duration, Instant};
 
 use burn_deepspeed::parallel::local::LocalCommunicator;
 use burn_deepspeed::parallel::{AgreedSettings, Agreement, Communicator};
-use burn_deepspeed::{CommunicationError, ElementType, InferenceBackend, Operations};
+use burn_deepspeed::{
+    AttentionInit, AttentionMask, CommunicationError, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, ElementType,
+    InferenceBackend, Operations,
+};
 
-use crate::common::{on_each_cpu_backend, seeded, values};
+use crate::common::{AnyBackend, on_each_cpu_backend, seeded, values};
 
 /// What each rank of a group returns.
 pub fn on_ranks<C: Communicator, T: Send>(group: Vec<C>, work: impl Fn(Arc<C>) -> T + Sync) -> Vec<T> {
@@ -16,6 +19,19 @@ pub fn on_ranks<C: Communicator, T: Send>(group: Vec<C>, work: impl Fn(Arc<C>) -
         let ranks: Vec<_> = group.into_iter().map(|rank| threads.spawn(move || work(Arc::new(rank)))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
+}
+
+/// What a layer of 24 features returns for a prompt, for no tokens and for one more, in two rows.
+pub fn prompt_and_steps(module: &DeepSpeedSelfAttention<AnyBackend>, config: &DeepSpeedInferenceConfig) -> Vec<f64> {
+    let mut cache = config.init_cache::<AnyBackend>(2, &Default::default()).unwrap();
+    let mut outputs = Vec::new();
+    for (seed, tokens) in [(1, 5), (2, 0), (3, 1)] {
+        let mut step = cache.step(tokens).unwrap();
+        let input = seeded([2, tokens, 24], seed);
+        outputs.extend(values(module.forward(input, AttentionMask::none(), step.layer(0)).unwrap()));
+        step.commit();
+    }
+    outputs
 }
 
 fn sum(shape: &[usize]) -> Agreement {

@@ -32,25 +32,10 @@ pub(super) static FAMILY: Family = Family {
         let scaled = base.with_scale_attention(fields.flag(&["scale_attn_weights"])?.unwrap_or(true));
         Ok(scaled.with_scale_attn_by_inverse_layer_idx(inverse_layer).into())
     },
-    layer: LayerPaths {
-        layers: "h",
-        prefixes: &["transformer."],
-        norm: Some("ln_1"),
-        qkv: QkvPaths::Fused("attn.c_attn", QkvLayout::Concat),
-        output: "attn.c_proj",
-        orientation: Orientation::InputOutput, // its `Conv1D`
-        ..LayerPaths::SHARED
-    },
+    layer: LayerPaths { orientation: Orientation::InputOutput, ..LAYER }, // its `Conv1D`
     buffers: &[".attn.bias", ".crossattention.bias"],
-    positions: Some(PositionTable { path: "wpe", offset: 0 }),
-    decoder: Some(DecoderPaths {
-        tokens: "wte",
-        final_norm: "ln_f",
-        mlp_norm: Some("ln_2"),
-        up: "mlp.c_fc",
-        down: "mlp.c_proj",
-        ..DecoderPaths::SHARED
-    }),
+    positions: Some(POSITIONS),
+    decoder: Some(DECODER),
     ..Family::SHARED
 };
 
@@ -63,4 +48,25 @@ pub(super) const GPT: Class = Class {
     epsilon: Setting::new(&["layer_norm_epsilon"], 1e-5),
     activation: Setting::new(&["activation_function"], "gelu_new"),
     ..Class::SHARED
+};
+
+/// The paths of a layer, which GPT-Neo and GPT-BigCode share but for the orientation of the matrices.
+pub(super) const LAYER: LayerPaths = LayerPaths {
+    layers: "h",
+    prefixes: &["transformer."],
+    norm: Some("ln_1"),
+    qkv: QkvPaths::Fused("attn.c_attn", QkvLayout::Concat),
+    output: "attn.c_proj",
+    ..LayerPaths::SHARED
+};
+
+pub(super) const POSITIONS: PositionTable = PositionTable { path: "wpe", offset: 0 };
+
+pub(super) const DECODER: DecoderPaths = DecoderPaths {
+    tokens: "wte",
+    final_norm: "ln_f",
+    mlp_norm: Some("ln_2"),
+    up: "mlp.c_fc",
+    down: "mlp.c_proj",
+    ..DecoderPaths::SHARED
 };

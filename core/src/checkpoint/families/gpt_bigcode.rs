@@ -2,9 +2,8 @@
 
 use super::gpt2;
 use crate::checkpoint::class::{Class, Setting};
-use crate::checkpoint::decoder::DecoderPaths;
-use crate::checkpoint::family::{Family, PositionTable};
-use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
+use crate::checkpoint::family::Family;
+use crate::checkpoint::layer_paths::QkvPaths;
 use crate::checkpoint::layout::QkvLayout;
 use crate::error::ConfigError;
 use crate::fields::Fields;
@@ -42,24 +41,10 @@ pub(super) static FAMILY: Family = Family {
         let scaled = base.with_scale_attention(fields.flag(&["scale_attn_weights"])?.unwrap_or(true));
         Ok(scaled.with_num_kv(Some(heads)).into())
     },
-    layer: LayerPaths {
-        layers: "h",
-        prefixes: &["transformer."],
-        norm: Some("ln_1"),
-        qkv: QkvPaths::Fused("attn.c_attn", QkvLayout::Concat),
-        output: "attn.c_proj",
-        ..LayerPaths::SHARED
-    },
+    layer: gpt2::LAYER,
     buffers: &[".attn.bias"],
-    positions: Some(PositionTable { path: "wpe", offset: 0 }),
-    decoder: Some(DecoderPaths {
-        tokens: "wte",
-        final_norm: "ln_f",
-        mlp_norm: Some("ln_2"),
-        up: "mlp.c_fc",
-        down: "mlp.c_proj",
-        ..DecoderPaths::SHARED
-    }),
+    positions: Some(gpt2::POSITIONS),
+    decoder: Some(gpt2::DECODER),
     variant: Some(|fields, layer, _| {
         if !multi_query(fields)? {
             layer.qkv = QkvPaths::Fused("attn.c_attn", QkvLayout::PerHead);

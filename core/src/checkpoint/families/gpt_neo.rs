@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
+use super::gpt2;
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::DecoderPaths;
-use crate::checkpoint::family::{Family, PositionTable};
+use crate::checkpoint::family::Family;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::window;
@@ -37,23 +37,13 @@ pub(super) static FAMILY: Family = Family {
         window::attention([config.clone(), config], Some(window), local)
     },
     layer: LayerPaths {
-        layers: "h",
-        prefixes: &["transformer."],
-        norm: Some("ln_1"),
         qkv: QkvPaths::projections("attn.attention"),
         output: "attn.attention.out_proj",
-        ..LayerPaths::SHARED
+        ..gpt2::LAYER
     },
     buffers: &[".attn.attention.bias"],
-    positions: Some(PositionTable { path: "wpe", offset: 0 }),
-    decoder: Some(DecoderPaths {
-        tokens: "wte",
-        final_norm: "ln_f",
-        mlp_norm: Some("ln_2"),
-        up: "mlp.c_fc",
-        down: "mlp.c_proj",
-        ..DecoderPaths::SHARED
-    }),
+    positions: Some(gpt2::POSITIONS),
+    decoder: Some(gpt2::DECODER),
     ..Family::SHARED
 };
 

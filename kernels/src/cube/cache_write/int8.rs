@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::kernel::UNITS;
-use super::place::{Place, Sizes};
+use super::place::{Place, Sizes, Slot};
 use super::rotation::{Angles, Table};
 use crate::cube::cached::{Cached, magnitude, scale_of};
 use crate::cube::lanes::lanes_max;
@@ -96,31 +96,49 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         let scale = scale_of(lanes_max(largest, &mut exchange, tile.lanes, tile.planes));
 
         if at < sizes.count {
-            if head < sizes.heads {
-                let place = Place { batch: first.batch, token: first.token, head };
-                #[unroll]
-                for p in 0..per_lane {
-                    let part = lane + p as u32 * tile.lanes;
-                    if part < tile.parts {
-                        query[sizes.query(place, part)] = moved[p];
-                    }
-                }
-            } else if slot.taken && head < all_heads {
-                let head = head - sizes.heads;
-                if head >= sizes.kv_heads {
-                    let head = head - sizes.kv_heads;
-                    write::<F, V, N>(&moved, value, first.batch, head, slot.at, scale, lane, tile);
-                } else {
-                    write::<F, K, N>(&moved, key, first.batch, head, slot.at, scale, lane, tile);
-                }
+            let place = Place { batch: first.batch, token: first.token, head };
+            put::<F, K, V, N>(&moved, query, key, value, place, slot, scale, lane, all_heads, sizes, tile);
+        }
+    }
+}
+
+/// The vectors of a lane to the place of their head, of `all_heads`: among the queries, or in the slot of the cache if there is one.
+#[cube]
+pub(super) fn put<F: Float, K: Numeric, V: Numeric, N: Size>(
+    moved: &Array<Vector<F, N>>,
+    query: &mut Array<Vector<F, N>>,
+    key: &mut Cached<K, N>,
+    value: &mut Cached<V, N>,
+    place: Place,
+    slot: Slot,
+    scale: f32,
+    lane: u32,
+    all_heads: u32,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+) {
+    if place.head < sizes.heads {
+        #[unroll]
+        for p in 0..comptime!(tile.per_lane()) {
+            let part = lane + p as u32 * tile.lanes;
+            if part < tile.parts {
+                query[sizes.query(place, part)] = moved[p];
             }
+        }
+    } else if slot.taken && place.head < all_heads {
+        let head = place.head - sizes.heads;
+        if head >= sizes.kv_heads {
+            let head = head - sizes.kv_heads;
+            write::<F, V, N>(moved, value, place.batch, head, slot.at, scale, lane, tile);
+        } else {
+            write::<F, K, N>(moved, key, place.batch, head, slot.at, scale, lane, tile);
         }
     }
 }
 
 /// The vectors of a lane, and the scale.
 #[cube]
-pub(super) fn write<F: Float, C: Numeric, N: Size>(
+fn write<F: Float, C: Numeric, N: Size>(
     moved: &Array<Vector<F, N>>,
     cached: &mut Cached<C, N>,
     batch: u32,

@@ -65,6 +65,7 @@ pub fn launch<R: Runtime>(
     let units = places * parts;
     let int8 = key.is_int8() || value.is_int8();
     let changes = norm.is_some() || factors.is_some();
+    let in_teams = int8 || changes;
     // Cosines, sines and weights are read in vectors of one size.
     let weights = norm.as_ref().and_then(|norm| norm.weights);
     let tables: Vec<_> = rotation.iter().flat_map(|(_, table)| *table).chain(weights.into_iter().flatten()).collect();
@@ -76,7 +77,7 @@ pub fn launch<R: Runtime>(
     let [table_batch, table_token, _] =
         rotation.map_or([0; 3], |(_, [cos, _])| broadcast_strides(cos)).map(|stride| (stride / angles) as u32);
     let sizes = SizesLaunch::new(
-        if int8 || changes { places } else { units } as u32,
+        if in_teams { places } else { units } as u32,
         tokens as u32,
         heads as u32,
         kv_heads as u32,
@@ -90,60 +91,55 @@ pub fn launch<R: Runtime>(
         bounds.end,
         presence(&[rotation.is_some(), bounds.by_row.is_some()]),
     );
-    if changes {
+    if in_teams {
         let tile = Tile::new(machine, parts, each);
         let cubes = machine.folded(places, tile.teams() as usize)?;
         let apart = is_apart(rotation.map(|(layout, _)| layout), vector);
-        // SAFETY: as below; weights, sums and factors were checked against the same heads and tokens.
+        // SAFETY: the tensors were checked against each other, so every head that `Sizes` counts is in all of them, and weights, sums
+        // and factors have the same heads and tokens. The kernels repeat the last head instead of going on after it, and write no slot
+        // from `Sizes::end` on, which is at most the capacity.
         unsafe {
-            cache_write_norm::launch_unchecked::<R>(
-                client,
-                cubes,
-                CubeDim::new_1d(tile.units),
-                vector,
-                angles,
-                array(qkv),
-                array(query),
-                key.launch(vector),
-                value.launch(vector),
-                table(rotation).into(),
-                norm_arguments(norm, factors, apart, [head_dim, angles]),
-                bounds.by_row.map(array).into(),
-                sizes,
-                tile,
-                int8,
-                qkv.dtype,
-                key.elements.dtype,
-                value.elements.dtype,
-            );
-        }
-        return Ok(());
-    }
-    if int8 {
-        let tile = Tile::new(machine, parts, each);
-        let cubes = machine.folded(places, tile.teams() as usize)?;
-        // SAFETY: the tensors were checked against each other, so every head that `Sizes` counts is in all of them. The kernel
-        // repeats the last head instead of going on after it, and writes no slot from `Sizes::end` on, which is at most the
-        // capacity.
-        unsafe {
-            cache_write_int8::launch_unchecked::<R>(
-                client,
-                cubes,
-                CubeDim::new_1d(tile.units),
-                vector,
-                angles,
-                array(qkv),
-                array(query),
-                key.launch(vector),
-                value.launch(vector),
-                table(rotation).into(),
-                bounds.by_row.map(array).into(),
-                sizes,
-                tile,
-                qkv.dtype,
-                key.elements.dtype,
-                value.elements.dtype,
-            );
+            if changes {
+                cache_write_norm::launch_unchecked::<R>(
+                    client,
+                    cubes,
+                    CubeDim::new_1d(tile.units),
+                    vector,
+                    angles,
+                    array(qkv),
+                    array(query),
+                    key.launch(vector),
+                    value.launch(vector),
+                    table(rotation).into(),
+                    norm_arguments(norm, factors, apart, [head_dim, angles]),
+                    bounds.by_row.map(array).into(),
+                    sizes,
+                    tile,
+                    int8,
+                    qkv.dtype,
+                    key.elements.dtype,
+                    value.elements.dtype,
+                );
+            } else {
+                cache_write_int8::launch_unchecked::<R>(
+                    client,
+                    cubes,
+                    CubeDim::new_1d(tile.units),
+                    vector,
+                    angles,
+                    array(qkv),
+                    array(query),
+                    key.launch(vector),
+                    value.launch(vector),
+                    table(rotation).into(),
+                    bounds.by_row.map(array).into(),
+                    sizes,
+                    tile,
+                    qkv.dtype,
+                    key.elements.dtype,
+                    value.elements.dtype,
+                );
+            }
         }
         return Ok(());
     }

@@ -4,7 +4,7 @@ use burn_deepspeed_core::qk_norm::QkNormKind;
 use cubecl::prelude::*;
 
 use super::arguments::CheckedNorm;
-use super::int8::{Tile, write};
+use super::int8::{Tile, put};
 use super::place::{Place, Sizes};
 use super::rotation::{Angles, Table, partner};
 use crate::cube::cached::{Cached, magnitude, scale_of};
@@ -327,24 +327,8 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         }
 
         if at < sizes.count {
-            if is_query {
-                let place = Place { batch: first.batch, token: first.token, head };
-                #[unroll]
-                for p in 0..per_lane {
-                    let part = lane + p as u32 * tile.lanes;
-                    if part < tile.parts {
-                        query[sizes.query(place, part)] = moved[p];
-                    }
-                }
-            } else if slot.taken && head < all_heads {
-                let head = head - sizes.heads;
-                if head >= sizes.kv_heads {
-                    let head = head - sizes.kv_heads;
-                    write::<F, V, N>(&moved, value, first.batch, head, slot.at, scale, lane, tile);
-                } else {
-                    write::<F, K, N>(&moved, key, first.batch, head, slot.at, scale, lane, tile);
-                }
-            }
+            let place = Place { batch: first.batch, token: first.token, head };
+            put::<F, K, V, N>(&moved, query, key, value, place, slot, scale, lane, all_heads, sizes, tile);
         }
     }
 }
