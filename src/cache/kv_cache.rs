@@ -17,27 +17,53 @@ use crate::spec::AttentionSpec;
 pub struct KvCache<B: Backend> {
     layers: Vec<LayerStore<B>>,
     lengths: Vec<usize>,
-    size: CacheSize,
+    capacity: usize,
     device: B::Device,
 }
 
 impl<B: Backend> KvCache<B> {
-    /// Allocates the cache, filled with zeros.
+    /// Allocates the cache of `layers` layers of one size, filled with zeros.
     ///
     /// # Errors
     /// [`ConfigError::UnsupportedDataType`] if the backend does not store the element type.
     pub fn new(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
-        Ok(Self::of_size(CacheSize::new::<B>(spec, device)?, layers, batch, device))
+        let one = CacheSize::new::<B>(std::slice::from_ref(spec), device)?;
+        let layers = one.layers.repeat(layers);
+        Ok(Self::of_size(CacheSize { layers, ..one }, batch, device))
+    }
+
+    /// Allocates the cache of layers that may differ in key/value heads, head size and element types, filled with zeros. Layer `i` is
+    /// that of `specs[i]`. `max_out_tokens` is the same in all of them: rows have one length.
+    ///
+    /// ```
+    /// use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, KvCache};
+    /// use burn_ndarray::NdArray;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32).with_max_out_tokens(100);
+    /// // every second layer has one key/value head of 32 features in place of four of 16
+    /// let wide = config.clone().with_num_kv(Some(1)).with_head_dim(Some(32));
+    /// let specs = [config.resolve(0)?, wide.resolve(1)?];
+    /// let cache = KvCache::<NdArray>::for_layers(&specs, 1, &Default::default())?;
+    /// assert_eq!(cache.memory_bytes(), 100 * 4 * 2 * (4 * 16 + 32));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`new`](Self::new); [`ConfigError::LayerCapacity`] if `max_out_tokens` differs.
+    pub fn for_layers(specs: &[AttentionSpec], batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
+        Ok(Self::of_size(CacheSize::new::<B>(specs, device)?, batch, device))
     }
 
     /// The cache of one layer whose activations have elements of `activations`.
     pub(crate) fn of_layer(spec: &AttentionSpec, activations: DType, batch: usize, device: &B::Device) -> Self {
-        Self::of_size(CacheSize::of_layer(spec, activations), 1, batch, device)
+        let layers = vec![TokenSize::of_layer(spec, activations)];
+        Self::of_size(CacheSize { layers, capacity: spec.max_out_tokens }, batch, device)
     }
 
-    fn of_size(size: CacheSize, layers: usize, batch: usize, device: &B::Device) -> Self {
-        let layers = (0..layers).map(|_| LayerStore::zeros(batch, &size, device)).collect();
-        Self { layers, lengths: vec![0; batch], size, device: device.clone() }
+    fn of_size(CacheSize { layers, capacity }: CacheSize, batch: usize, device: &B::Device) -> Self {
+        let layers = layers.into_iter().map(|size| LayerStore::zeros(size, batch, capacity, device)).collect();
+        Self { layers, lengths: vec![0; batch], capacity, device: device.clone() }
     }
 
     /// The bytes that [`new`](Self::new) allocates for these arguments.
@@ -45,8 +71,15 @@ impl<B: Backend> KvCache<B> {
     /// # Errors
     /// Those of [`new`](Self::new).
     pub fn bytes(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
-        let size = CacheSize::new::<B>(spec, device)?;
-        Ok(size.token.bytes::<B>() * layers * batch * size.capacity)
+        Ok(Self::bytes_for_layers(std::slice::from_ref(spec), batch, device)? * layers)
+    }
+
+    /// The bytes that [`for_layers`](Self::for_layers) allocates for these arguments.
+    ///
+    /// # Errors
+    /// Those of [`for_layers`](Self::for_layers).
+    pub fn bytes_for_layers(specs: &[AttentionSpec], batch: usize, device: &B::Device) -> Result<usize, ConfigError> {
+        Ok(CacheSize::new::<B>(specs, device)?.bytes::<B>(batch))
     }
 
     /// Number of tokens in each row.
@@ -71,7 +104,7 @@ impl<B: Backend> KvCache<B> {
 
     /// Number of tokens that a row can hold.
     pub fn capacity(&self) -> usize {
-        self.size.capacity
+        self.capacity
     }
 
     /// Number of layers.
@@ -81,7 +114,7 @@ impl<B: Backend> KvCache<B> {
 
     /// Bytes of the keys and values of all layers together.
     pub fn memory_bytes(&self) -> usize {
-        self.size.token.bytes::<B>() * self.layers.len() * self.batch() * self.size.capacity
+        self.sizes().map(|size| size.bytes::<B>()).sum::<usize>() * self.batch() * self.capacity
     }
 
     /// Opens a step of `tokens` new tokens in every row. On a filled cache it continues (chunked prefill, decoding).
@@ -104,12 +137,12 @@ impl<B: Backend> KvCache<B> {
             if requested > width {
                 return Err(AttentionError::StepTooNarrow { row, requested, width });
             }
-            if used + requested > self.size.capacity {
-                return Err(AttentionError::CacheFull { row, used, requested, capacity: self.size.capacity });
+            if used + requested > self.capacity {
+                return Err(AttentionError::CacheFull { row, used, requested, capacity: self.capacity });
             }
         }
         let rows = StepRows::new(self.lengths.clone(), new.to_vec(), width);
-        Ok(Step::new(&mut self.layers, &mut self.lengths, self.size.token, rows))
+        Ok(Step::new(&mut self.layers, &mut self.lengths, rows))
     }
 
     /// Forgets every token. Memory stays.
@@ -178,7 +211,7 @@ impl<B: Backend> KvCache<B> {
     pub fn replace_row(&mut self, row: usize, other: &Self, other_row: usize) -> Result<(), AttentionError> {
         self.check_row(row)?;
         other.check_row(other_row)?;
-        if self.size != other.size || self.layers.len() != other.layers.len() {
+        if self.capacity != other.capacity || !self.sizes().eq(other.sizes()) {
             return Err(AttentionError::CacheShape { expected: self.describe(), actual: other.describe() });
         }
         let length = other.lengths[other_row];
@@ -194,11 +227,24 @@ impl<B: Backend> KvCache<B> {
         Ok(())
     }
 
+    /// The size of each layer.
+    fn sizes(&self) -> impl Iterator<Item = TokenSize> {
+        self.layers.iter().map(|store| store.size)
+    }
+
+    /// Runs of layers of one size, in their order.
     fn describe(&self) -> String {
-        let CacheSize { token, capacity } = self.size;
-        let TokenSize { kv_heads, head_dim, .. } = token;
-        let (layers, types) = (self.layers.len(), token.types());
-        format!("{layers} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {types}")
+        let capacity = self.capacity;
+        let sizes: Vec<_> = self.sizes().collect();
+        let run = |run: &[TokenSize]| {
+            let TokenSize { kv_heads, head_dim, .. } = run[0];
+            let (layers, types) = (run.len(), run[0].types());
+            format!("{layers} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {types}")
+        };
+        match sizes.is_empty() {
+            true => "no layers".into(),
+            false => sizes.chunk_by(|a, b| a == b).map(run).collect::<Vec<_>>().join("; then "),
+        }
     }
 
     fn check_row(&self, row: usize) -> Result<(), AttentionError> {

@@ -25,7 +25,6 @@ use crate::spec::AttentionSpec;
 #[derive(Debug)]
 pub struct LayerCache<'a, B: Backend> {
     pub(super) store: &'a mut LayerStore<B>,
-    pub(super) size: TokenSize,
     pub(super) rows: &'a StepRows,
     pub(super) positions: &'a Positions,
     pub(super) tables: &'a mut StepTables<B>,
@@ -44,7 +43,7 @@ impl<B: Backend> LayerCache<'_, B> {
 
     /// Element types of keys and values.
     pub fn types(&self) -> CacheTypes {
-        self.size.types()
+        self.store.size.types()
     }
 
     /// Checks that a layer can use this cache. The modules call it before they compute or write anything.
@@ -55,7 +54,7 @@ impl<B: Backend> LayerCache<'_, B> {
     /// [`AttentionError::CacheMismatch`] if heads, head size or element types differ; [`AttentionError::CacheLost`] if an
     /// earlier write panicked.
     pub fn check(&self, spec: &AttentionSpec, activations: DType) -> Result<(), AttentionError> {
-        self.size.check(spec, activations)?;
+        self.store.size.check(spec, activations)?;
         self.store.held().map(|_| ())
     }
 
@@ -83,7 +82,7 @@ impl<B: Backend> LayerCache<'_, B> {
 
     /// [`append`](Self::append) with a backend's own function for writing into a tensor without other references.
     pub(crate) fn append_with(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>, assign: Assign<B>) {
-        let TokenSize { kv_heads, head_dim, .. } = self.size;
+        let TokenSize { kv_heads, head_dim, .. } = self.store.size;
         let expected = [self.rows.batch(), kv_heads, self.rows.width(), head_dim];
         check_shape("LayerCache::append", "key", &expected, &key.dims());
         check_shape("LayerCache::append", "value", &expected, &value.dims());

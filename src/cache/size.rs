@@ -17,6 +17,19 @@ pub(super) struct TokenSize {
 }
 
 impl TokenSize {
+    fn new<B: Backend>(spec: &AttentionSpec, device: &B::Device) -> Result<Self, ConfigError> {
+        let activations = spec.dtype.of_backend::<B>(device)?;
+        cache_dtypes::<B>(spec.kv_cache_dtype, activations, device)?;
+        Ok(Self::of_layer(spec, activations))
+    }
+
+    /// The size for a layer whose activations have elements of `activations`.
+    pub(super) fn of_layer(spec: &AttentionSpec, activations: DType) -> Self {
+        let types = spec.kv_cache_dtype;
+        let dtypes = [types.key, types.value].map(|given| given.map_or(activations, dtype));
+        Self { kv_heads: spec.kv_heads(), head_dim: spec.head_dim, dtypes }
+    }
+
     pub(super) fn types(&self) -> CacheTypes {
         let [key, value] = self.dtypes.map(element_type);
         CacheTypes { key, value }
@@ -30,7 +43,7 @@ impl TokenSize {
 
     /// An error unless a layer of this specification, with activations of `activations`, can use a cache of this size.
     pub(super) fn check(&self, spec: &AttentionSpec, activations: DType) -> Result<(), AttentionError> {
-        let layer = CacheSize::of_layer(spec, activations).token;
+        let layer = Self::of_layer(spec, activations);
         let (own, needed) = (self.types(), layer.types());
         if self.kv_heads != layer.kv_heads {
             return Err(AttentionError::cache_mismatch("key/value heads:", layer.kv_heads, self.kv_heads));
@@ -48,26 +61,25 @@ impl TokenSize {
     }
 }
 
-/// The size of every layer of a cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The sizes of all layers of a cache.
 pub(super) struct CacheSize {
-    pub(super) token: TokenSize,
+    pub(super) layers: Vec<TokenSize>,
     /// Tokens that a row can hold.
     pub(super) capacity: usize,
 }
 
 impl CacheSize {
-    pub(super) fn new<B: Backend>(spec: &AttentionSpec, device: &B::Device) -> Result<Self, ConfigError> {
-        let activations = spec.dtype.of_backend::<B>(device)?;
-        cache_dtypes::<B>(spec.kv_cache_dtype, activations, device)?;
-        Ok(Self::of_layer(spec, activations))
+    pub(super) fn new<B: Backend>(specs: &[AttentionSpec], device: &B::Device) -> Result<Self, ConfigError> {
+        let capacity = specs.first().map_or(0, |spec| spec.max_out_tokens);
+        if let Some(layer) = specs.iter().position(|spec| spec.max_out_tokens != capacity) {
+            return Err(ConfigError::LayerCapacity { layer, capacity: specs[layer].max_out_tokens, first: capacity });
+        }
+        let layers = specs.iter().map(|spec| TokenSize::new::<B>(spec, device)).collect::<Result<_, _>>()?;
+        Ok(Self { layers, capacity })
     }
 
-    /// The size for a layer whose activations have elements of `activations`.
-    pub(super) fn of_layer(spec: &AttentionSpec, activations: DType) -> Self {
-        let types = spec.kv_cache_dtype;
-        let dtypes = [types.key, types.value].map(|given| given.map_or(activations, dtype));
-        let token = TokenSize { kv_heads: spec.kv_heads(), head_dim: spec.head_dim, dtypes };
-        Self { token, capacity: spec.max_out_tokens }
+    /// Bytes of the keys and values of all layers together.
+    pub(super) fn bytes<B: Backend>(&self, batch: usize) -> usize {
+        self.layers.iter().map(TokenSize::bytes::<B>).sum::<usize>() * batch * self.capacity
     }
 }

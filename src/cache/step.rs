@@ -4,7 +4,6 @@ use burn::tensor::backend::Backend;
 
 use super::layer::LayerCache;
 use super::rows::StepRows;
-use super::size::TokenSize;
 use super::store::LayerStore;
 use super::tables::StepTables;
 use crate::error::AttentionError;
@@ -16,21 +15,15 @@ use crate::position::Positions;
 pub struct Step<'a, B: Backend> {
     layers: &'a mut [LayerStore<B>],
     lengths: &'a mut [usize],
-    size: TokenSize,
     rows: StepRows,
     positions: Positions,
     tables: StepTables<B>,
 }
 
 impl<'a, B: Backend> Step<'a, B> {
-    pub(super) fn new(
-        layers: &'a mut [LayerStore<B>],
-        lengths: &'a mut [usize],
-        size: TokenSize,
-        rows: StepRows,
-    ) -> Self {
+    pub(super) fn new(layers: &'a mut [LayerStore<B>], lengths: &'a mut [usize], rows: StepRows) -> Self {
         let positions = Positions::sequential(rows.starts(), rows.width());
-        Self { layers, lengths, size, rows, positions, tables: StepTables::default() }
+        Self { layers, lengths, rows, positions, tables: StepTables::default() }
     }
 
     /// Position ids of the new tokens, for rotary encodings of left-padded rows and for factors of queries. By default, positions continue from the number
@@ -71,7 +64,6 @@ impl<'a, B: Backend> Step<'a, B> {
         assert!(index < layers, "Step::layer: layer {index} of a cache with {layers} layers; build it with more");
         LayerCache {
             store: &mut self.layers[index],
-            size: self.size,
             rows: &self.rows,
             positions: &self.positions,
             tables: &mut self.tables,

@@ -4,13 +4,19 @@ use std::mem;
 
 use burn::tensor::backend::Backend;
 
-use super::size::CacheSize;
+use super::size::TokenSize;
 use super::stored::Stored;
 use crate::error::AttentionError;
 
 /// The keys and values of one layer.
 #[derive(Debug)]
-pub(super) enum LayerStore<B: Backend> {
+pub(super) struct LayerStore<B: Backend> {
+    pub(super) size: TokenSize,
+    tensors: Tensors<B>,
+}
+
+#[derive(Debug)]
+enum Tensors<B: Backend> {
     /// The cache owns them.
     Held {
         /// The keys.
@@ -24,11 +30,11 @@ pub(super) enum LayerStore<B: Backend> {
 }
 
 impl<B: Backend> LayerStore<B> {
-    /// Allocates the tensors of a layer, filled with zeros.
-    pub(super) fn zeros(batch: usize, size: &CacheSize, device: &B::Device) -> Self {
-        let shape = [batch, size.token.kv_heads, size.capacity, size.token.head_dim];
-        let [key, value] = size.token.dtypes.map(|dtype| Stored::zeros(shape, dtype, device));
-        Self::Held { key, value }
+    /// Allocates the tensors of a layer for rows of `capacity` tokens, filled with zeros.
+    pub(super) fn zeros(size: TokenSize, batch: usize, capacity: usize, device: &B::Device) -> Self {
+        let shape = [batch, size.kv_heads, capacity, size.head_dim];
+        let [key, value] = size.dtypes.map(|dtype| Stored::zeros(shape, dtype, device));
+        Self { size, tensors: Tensors::Held { key, value } }
     }
 
     /// Keys and values.
@@ -36,9 +42,9 @@ impl<B: Backend> LayerStore<B> {
     /// # Errors
     /// [`AttentionError::CacheLost`] if an earlier write panicked.
     pub(super) fn held(&self) -> Result<(&Stored<B>, &Stored<B>), AttentionError> {
-        match self {
-            Self::Held { key, value } => Ok((key, value)),
-            Self::Moved => Err(AttentionError::CacheLost),
+        match &self.tensors {
+            Tensors::Held { key, value } => Ok((key, value)),
+            Tensors::Moved => Err(AttentionError::CacheLost),
         }
     }
 
@@ -47,14 +53,14 @@ impl<B: Backend> LayerStore<B> {
     /// # Errors
     /// [`AttentionError::CacheLost`] if an earlier write panicked.
     pub(super) fn take(&mut self) -> Result<(Stored<B>, Stored<B>), AttentionError> {
-        match mem::replace(self, Self::Moved) {
-            Self::Held { key, value } => Ok((key, value)),
-            Self::Moved => Err(AttentionError::CacheLost),
+        match mem::replace(&mut self.tensors, Tensors::Moved) {
+            Tensors::Held { key, value } => Ok((key, value)),
+            Tensors::Moved => Err(AttentionError::CacheLost),
         }
     }
 
     /// Gives back what [`take`](Self::take) moved out.
     pub(super) fn put(&mut self, (key, value): (Stored<B>, Stored<B>)) {
-        *self = Self::Held { key, value };
+        self.tensors = Tensors::Held { key, value };
     }
 }

@@ -3,8 +3,8 @@
 use burn::tensor::{Bool, Tensor, backend::Backend};
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::{
-    AttentionError, AttentionInit, AttentionMask, DataType, DeepSpeedSelfAttention, FromTensor, InferenceBackend,
-    KvCache, KvCacheType, Positions, WantedOutputs,
+    AttentionError, AttentionInit, AttentionMask, ConfigError, DataType, DeepSpeedSelfAttention, FromTensor,
+    InferenceBackend, KvCache, KvCacheType, Positions, WantedOutputs,
 };
 
 use crate::attention::{llama, randomised};
@@ -133,6 +133,61 @@ fn reordered_beams_are_the_sequences_themselves<B: InferenceBackend>() {
     }
 }
 
+/// Layers with other heads, head sizes and element types in one cache: each computes what it does with a cache of its own.
+fn layers_of_different_sizes_share_a_cache<B: InferenceBackend>() {
+    let device = Default::default();
+    let wide = llama().with_num_kv(Some(1)).with_head_dim(Some(16)).with_rotary_dim(Some(16));
+    let configs = [llama(), wide.clone(), wide.with_kv_cache_dtype(KvCacheType::INT8)];
+    let modules = configs.each_ref().map(|config| randomised(config.init_self_attention::<B>(0, &device).unwrap()));
+    let specs = modules.each_ref().map(|module| module.spec().clone());
+    let mut cache = KvCache::<B>::for_layers(&specs, 2, &device).unwrap();
+    let mut alone = specs.each_ref().map(|spec| KvCache::<B>::new(spec, 1, 2, &device).unwrap());
+    let bytes: Vec<_> = alone.iter().map(KvCache::memory_bytes).collect();
+    assert_eq!(bytes, [2 * 2 * 2 * 8 * 32 * 4, 2 * 2 * 16 * 32 * 4, 2 * 2 * 32 * (16 + 4)]);
+    assert_eq!(cache.memory_bytes(), bytes.iter().sum::<usize>());
+    assert_eq!(KvCache::<B>::bytes_for_layers(&specs, 2, &device).unwrap(), cache.memory_bytes());
+
+    for (seed, tokens) in [(1, 6), (2, 1), (3, 3)] {
+        let input = seeded::<B, 3>([2, tokens, 48], seed);
+        let mut step = cache.step(tokens).unwrap();
+        for (index, (module, alone)) in modules.iter().zip(&mut alone).enumerate() {
+            let together = module.forward(input.clone(), AttentionMask::none(), step.layer(index)).unwrap();
+            assert_near(together, feed(module, alone, input.clone()), 0.0);
+        }
+        let error = modules[0].forward(input, AttentionMask::none(), step.layer(1)).unwrap_err();
+        assert!(matches!(error, AttentionError::CacheMismatch { .. }), "{error}");
+        step.commit();
+        cache.reorder(&[1, 0]).unwrap();
+        alone.iter_mut().for_each(|alone| alone.reorder(&[1, 0]).unwrap());
+    }
+
+    // A row moves to another cache with the keys and values of every layer.
+    let mut other = KvCache::<B>::for_layers(&specs, 1, &device).unwrap();
+    other.replace_row(0, &cache, 1).unwrap();
+    let input = seeded::<B, 3>([1, 2, 48], 4);
+    let mut step = other.step(2).unwrap();
+    for (index, (module, alone)) in modules.iter().zip(&mut alone).enumerate() {
+        let moved = module.forward(input.clone(), AttentionMask::none(), step.layer(index)).unwrap();
+        let expected = feed(module, alone, Tensor::cat(vec![input.clone(); 2], 0));
+        assert_near(moved, expected.narrow(0, 1, 1), 1e-6);
+    }
+    drop(step);
+    let swapped = [specs[1].clone(), specs[0].clone(), specs[2].clone()];
+    let error = KvCache::<B>::for_layers(&swapped, 1, &device).unwrap().replace_row(0, &cache, 1).unwrap_err();
+    assert!(error.to_string().contains("1 layers of 1 heads × 32 tokens × 16 features"), "{error}");
+}
+
+#[test]
+fn layers_of_one_cache_hold_the_same_tokens() {
+    type B = crate::common::AnyBackend;
+    let spec = llama().resolve(0).unwrap();
+    let mut longer = spec.clone();
+    longer.max_out_tokens = 33;
+    let error = KvCache::<B>::for_layers(&[spec.clone(), spec, longer], 1, &Default::default()).unwrap_err();
+    assert_eq!(error, ConfigError::LayerCapacity { layer: 2, capacity: 33, first: 32 });
+    assert!(KvCache::<B>::for_layers(&[], 1, &Default::default()).unwrap().is_empty());
+}
+
 /// Rows of different length: each is what it would be alone, and joins and leaves alone.
 fn ragged_rows_are_the_rows_alone<B: InferenceBackend>() {
     for (types, slack) in kinds::<B>() {
@@ -235,6 +290,7 @@ fn cached_tokens_are_off_by_no_more_than_half_a_scale<B: InferenceBackend>() {
 on_each_backend!(
     cached_tokens_are_off_by_no_more_than_half_a_scale,
     a_full_cache_refuses_before_it_writes,
+    layers_of_different_sizes_share_a_cache,
     a_dropped_step_was_never_there,
     reset_and_truncate_forget,
     reordered_beams_are_the_sequences_themselves,

@@ -45,6 +45,19 @@ pub enum ConfigError {
         /// The known key that is spelled most like the first.
         nearest: Option<String>,
     },
+    /// The layers of one cache hold different numbers of tokens.
+    #[error(
+        "layer {layer} has `max_out_tokens` {capacity} and layer 0 has {first}; the rows of a cache have one length: set the same value \
+         in every layer"
+    )]
+    LayerCapacity {
+        /// The first layer that differs.
+        layer: usize,
+        /// Its tokens.
+        capacity: usize,
+        /// Those of layer 0.
+        first: usize,
+    },
     /// A value of the wrong type.
     #[error("`{key}` is {found}, and {expected} is expected; correct the value")]
     WrongType {
