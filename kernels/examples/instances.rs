@@ -214,6 +214,14 @@ impl Lab {
         vec![
             ("full", MaskArguments::new(Self::rules(false))),
             ("window", MaskArguments::new(Rules { window: Some(Window::Back(256)), ..Self::rules(true) })),
+            ("symmetric window", MaskArguments::new(Rules { window: Some(Window::Around(128)), ..Self::rules(false) })),
+            (
+                "chunks",
+                MaskArguments {
+                    origins: Some(self.tensor(&[2], u32::as_type_native_unchecked().storage_type())),
+                    ..MaskArguments::new(Rules { window: Some(Window::Chunk(256)), ..Self::rules(true) })
+                },
+            ),
             ("softcap", MaskArguments::new(Rules { softcap: Some(30.0), ..Self::rules(true) })),
             ("ragged", MaskArguments { bounds: Some(bounds.clone()), ..plain() }),
             ("padded", MaskArguments { hidden_keys: hidden(None), ..plain() }),

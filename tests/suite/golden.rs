@@ -5,14 +5,18 @@ use burn_deepspeed_examples::conformance::{Types, case};
 
 use crate::common::{golden, on_each_cpu_backend};
 
-pub fn every_case_passes<B: InferenceBackend>(types: impl Into<Types>) {
+fn every_case_passes<B: InferenceBackend>(types: impl Into<Types>) {
     let types = types.into();
     let folders = case::find(&[golden("cases")]).unwrap();
     assert_eq!(folders.len(), 39);
     for folder in folders {
-        let result = case::run::<B>(&folder, types, None, &Default::default()).unwrap();
-        assert!(result.passed(), "{} ({}): {:e} > {:e}", result.name, result.module, result.error, result.tolerance);
+        passes::<B>(&folder, types);
     }
+}
+
+pub fn passes<B: InferenceBackend>(folder: &std::path::Path, types: Types) {
+    let result = case::run::<B>(folder, types, None, &Default::default()).unwrap();
+    assert!(result.passed(), "{} ({}): {:e} > {:e}", result.name, result.module, result.error, result.tolerance);
 }
 
 #[test]
