@@ -10,8 +10,12 @@ use crate::element::ElementType;
 /// New tokens per row up to which a step runs on the decoding kernels, which split the keys instead of the queries.
 pub const MOST_DECODE_TOKENS: usize = 8;
 
-/// Largest head size of the CubeCL attention kernels, in features.
-pub const LARGEST_CUBE_HEAD: usize = 256;
+/// Largest head size of the CubeCL attention kernels, in features. [`ContextProblem::on_cube`] says where it is less.
+pub const LARGEST_CUBE_HEAD: usize = 512;
+
+/// Largest head size of the kernels that multiply on tensor cores, which keep queries and results in registers, and of prompts in f32,
+/// whose keys and values fill shared memory.
+pub const LARGEST_TILED_HEAD: usize = 256;
 
 /// What the choice depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,13 +61,15 @@ impl ContextProblem {
         if !matches!(dtype, ElementType::F32 | ElementType::F16 | ElementType::BF16) {
             return Err(Declined::ElementType(dtype));
         }
-        if head_dim > LARGEST_CUBE_HEAD {
-            return Err(Declined::HeadDim { head_dim, limit: LARGEST_CUBE_HEAD });
+        let decodes = tokens <= MOST_DECODE_TOKENS;
+        let limit = if decodes || dtype != ElementType::F32 { LARGEST_CUBE_HEAD } else { LARGEST_TILED_HEAD };
+        if head_dim > limit {
+            return Err(Declined::HeadDim { head_dim, limit });
         }
         if head_dim != value_dim {
             return Err(Declined::ValueDim { head_dim, value_dim });
         }
-        Ok(match tokens <= MOST_DECODE_TOKENS {
+        Ok(match decodes {
             true => CubeKernel::Decode,
             false if tensor_cores() => CubeKernel::PrefillMma,
             false => CubeKernel::PrefillSimt,
@@ -232,7 +238,10 @@ mod tests {
         assert_eq!(step.on_cpu(), Err(Declined::ElementType(F16)));
         let on_cube = |step: ContextProblem| Plan::from(step.on_cube(|| false)).to_string();
         assert!(on_cube(ContextProblem { dtype: F64, ..step }).contains("elements of F64"));
-        assert!(on_cube(ContextProblem { head_dim: 257, value_dim: 257, ..step }).contains("takes up to 256"));
+        assert!(on_cube(ContextProblem { head_dim: 513, value_dim: 513, ..step }).contains("takes up to 512"));
+        let prompt = ContextProblem { head_dim: 257, value_dim: 257, tokens: 9, ..step };
+        assert_eq!(on_cube(prompt), "kernel `cube::prefill::simt`");
+        assert!(on_cube(ContextProblem { dtype: F32, ..prompt }).contains("takes up to 256"));
         assert!(on_cube(ContextProblem { value_dim: 32, ..step }).contains("values of 32 features and keys of 64"));
         assert_eq!(on_cube(step), "kernel `cube::decode`");
     }

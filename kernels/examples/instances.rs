@@ -258,7 +258,7 @@ impl Lab {
         let run = |head, group, tokens, splits, masks: &_, more: &str| {
             run_on(false, head, group, tokens, splits, masks, more)
         };
-        for head in HEAD_SIZES {
+        for head in HEAD_SIZES.into_iter().chain([512]) {
             run(head, 1, 1, 4, &causal, "");
             run(head, 4, 1, 1, &causal, "");
             run(head, 8, 2, 4, &causal, "");
@@ -287,7 +287,7 @@ impl Lab {
             });
         };
         let simt = |head, group, masks: &_, more: &str| simt_on(false, head, group, masks, more);
-        for head in HEAD_SIZES {
+        for head in HEAD_SIZES.into_iter().chain([512].into_iter().filter(|_| elements.size() == 2)) {
             simt(head, 1, &causal, "");
             simt_on(true, head, 1, &causal, ", int8 cache");
         }

@@ -52,7 +52,11 @@ fn kernels_say_which_takes_a_step_and_why_they_decline() {
             ContextProblem { cache: Some(ElementType::F32.into()), ..good },
             Declined::CacheType { dtype: ElementType::F16, cache: ElementType::F32 },
         ),
-        (ContextProblem { head_dim: 257, ..good }, Declined::HeadDim { head_dim: 257, limit: 256 }),
+        (ContextProblem { head_dim: 513, ..good }, Declined::HeadDim { head_dim: 513, limit: 512 }),
+        (
+            ContextProblem { dtype: ElementType::F32, cache: None, head_dim: 257, ..prompt },
+            Declined::HeadDim { head_dim: 257, limit: 256 },
+        ),
     ] {
         assert_eq!(plan::<Fused>(&problem, &device), Plan::Reference(reason));
         assert_eq!(plan::<Raw>(&problem, &device), Plan::Reference(reason));
@@ -162,15 +166,15 @@ fn what_must_be_fast_is_fast_or_an_error() {
     });
     let error = attention.warmup(1, &[4000]).unwrap_err();
     assert!(matches!(error, AttentionError::CacheFull { .. }), "{error}");
-    // Heads of 512 features are more than the kernels take.
-    let wide = DeepSpeedInferenceConfig::new(64, 1).with_dtype(DataType::Fp32).with_head_dim(Some(512));
+    // Heads of 1024 features are more than the kernels take.
+    let wide = DeepSpeedInferenceConfig::new(64, 1).with_dtype(DataType::Fp32).with_head_dim(Some(1024));
     let attention = wide.with_require_fast(true).init_self_attention::<Fused>(0, &device).unwrap();
     let error = attention.forward_uncached(seeded([1, 3, 64], 1), AttentionMask::none(), None).unwrap_err();
     assert_eq!(
         error,
         AttentionError::NoFastPath {
             operation: "softmax_context",
-            reason: Declined::HeadDim { head_dim: 512, limit: 256 }
+            reason: Declined::HeadDim { head_dim: 1024, limit: 512 }
         }
     );
 }

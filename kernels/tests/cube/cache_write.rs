@@ -269,7 +269,7 @@ fn int8_holds_the_nearest_of_every_head_size() {
             case.check_with(element, planes);
         }
     }
-    for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256].into_iter().enumerate() {
+    for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256, 512].into_iter().enumerate() {
         let rows = vec![[4, 5], [4, 5], [4, 5]];
         let case = Case {
             sizes: [3, 3, 1, 5, head_dim],
@@ -322,7 +322,7 @@ fn norms_come_before_the_rotation_or_after_it() {
 
 #[test]
 fn norms_of_every_head_size_agree_with_plain_loops() {
-    for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256].into_iter().enumerate() {
+    for (at, head_dim) in [1, 7, 8, 80, 96, 128, 160, 255, 256, 512].into_iter().enumerate() {
         let rows = vec![[4, 5], [4, 5], [4, 5]];
         let rotary = (head_dim % 2 == 0).then_some((RotaryLayout::Half, head_dim));
         let int8 = [at % 3 == 2; 2];

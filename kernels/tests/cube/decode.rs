@@ -51,7 +51,7 @@ fn every_window_agrees_with_plain_loops() {
 
 #[test]
 fn every_head_size_agrees_with_plain_loops() {
-    for head_dim in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256] {
+    for head_dim in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256, 512] {
         for &element in Element::ALL {
             check(&Problem::new([3, 3, 1, 50, head_dim], &[50, 17]), element, true, None);
         }
@@ -110,7 +110,7 @@ fn int8_agrees_with_plain_loops_on_what_it_holds() {
         check_int8(&masked[0], element, int8, planes, None);
         check_int8(&masked[11], Element::F32, int8, true, Some(3));
     }
-    for (at, head_dim) in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256].into_iter().enumerate() {
+    for (at, head_dim) in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256, 512].into_iter().enumerate() {
         let element = Element::ALL[at % Element::ALL.len()];
         check_int8(&Problem::new([1, 1, 1, 50, head_dim], &[50, 17]), element, Int8::BOTH, true, None);
     }

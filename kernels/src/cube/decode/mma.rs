@@ -8,6 +8,7 @@ mod loads;
 mod tile;
 mod weights;
 
+use burn_deepspeed_core::path::LARGEST_TILED_HEAD;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
@@ -90,6 +91,9 @@ pub(super) fn plan<R: Runtime>(
         false => Err(Unsupported::Multiple { what, size, multiple }),
     };
     multiple("features of a head", sizes.head_dim, VALUE_CHUNK)?;
+    if sizes.head_dim > LARGEST_TILED_HEAD {
+        return Err(Unsupported::HeadDim { head_dim: sizes.head_dim, limit: LARGEST_TILED_HEAD });
+    }
     let strides = |what, tensor: &Checked<'_, R>, vector: usize| {
         let axes = tensor.shape().iter().zip(tensor.strides().iter()).take(3);
         axes.filter(|(axis, _)| **axis > 1).try_for_each(|(_, stride)| multiple(what, *stride, vector))

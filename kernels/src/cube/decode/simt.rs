@@ -51,12 +51,17 @@ pub(super) fn attend<R: Runtime>(
 
     let vector = vector_size(client, &[query, key.elements, value.elements], head_dim);
     let vectors = head_dim / vector;
-    let units = machine.units(UNITS);
+    let most = machine.units(UNITS);
     // Without plane operations a group of lanes may be any part of the cube.
-    let widest = if machine.plane_operations { machine.plane_size } else { units.min(32) };
+    let widest = if machine.plane_operations { machine.plane_size } else { most.min(32) };
     let lanes = (vectors.next_power_of_two() as u32).min(widest);
     let per_lane = vectors.div_ceil(lanes as usize);
     let rows = rows_per_cube(group * tokens, per_lane * vector);
+    // Every group of lanes leaves a result, a maximum and a sum in shared memory.
+    let left = |units: u32| 4 * ((units / lanes) as usize * (head_dim + 2 * rows) + units as usize);
+    let units = std::iter::successors(Some(most), |units| Some(units / 2))
+        .find(|units| *units <= lanes || left(*units) <= machine.shared_bytes)
+        .unwrap_or(most);
     let tiles = (group * tokens).div_ceil(rows);
     let int8 = [key.is_int8(), value.is_int8()];
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);

@@ -7,7 +7,7 @@ mod stage;
 mod step;
 mod tile;
 
-use burn_deepspeed_core::path::LARGEST_CUBE_HEAD;
+use burn_deepspeed_core::path::LARGEST_TILED_HEAD;
 use cubecl::prelude::*;
 
 use self::kernel::attend;
@@ -132,7 +132,7 @@ impl Engine {
 
 fn check_head(head_dim: usize) -> Result<(), Unsupported> {
     match head_dim.is_multiple_of(COLUMNS) {
-        true if head_dim > LARGEST_CUBE_HEAD => Err(Unsupported::HeadDim { head_dim, limit: LARGEST_CUBE_HEAD }),
+        true if head_dim > LARGEST_TILED_HEAD => Err(Unsupported::HeadDim { head_dim, limit: LARGEST_TILED_HEAD }),
         true => Ok(()),
         false => Err(Unsupported::HeadMultiple { head_dim, multiple: COLUMNS }),
     }
