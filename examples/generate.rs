@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! cargo run --release --example generate                                   # the adder: prints a sum
-//! cargo run --release --example generate -- --prompt "48+76="
+//! cargo run --release --example generate -- --prompt "48+76="              # prints 124
+//! cargo run --release --example generate -- --prompt "48+76=" --echo       # prints 48+76=124
 //! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
 //! cargo run --release --example generate -- --dtype int8 --kv-cache int8
 //! cargo run --release --example generate -- --list                         # the families that are supported
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
 //! ```
 
+use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,11 +20,11 @@ use burn_deepspeed::load::families;
 use burn_deepspeed::{DataType, KvCacheType, Parallelism};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
-use burn_deepspeed_examples::text::{self, Batch, Options, Sampler, Source, TextModel, check};
+use burn_deepspeed_examples::text::{self, Batch, Options, Prompt, Sampler, Source, TextModel, TextStream, check};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Generates text with a decoder-only model of a family that `--list` prints.
+/// Generates text with a decoder-only model of a family that `--list` prints, and prints it as it comes.
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
@@ -95,36 +97,69 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     }
     let prompt = arguments.source.read(&folder)?;
     let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
-    let generated = generate(&*model, &Batch::single(&prompt.ids), arguments, sampler)?;
-    let text = if arguments.print_ids { None } else { prompt.text(&generated)? };
-    println!("{}", text.unwrap_or_else(|| text::list(&generated)));
+    match prompt.tokenizer.as_ref().filter(|_| !arguments.print_ids) {
+        Some(tokenizer) => stream(&*model, &prompt, TextStream::new(tokenizer), arguments, sampler),
+        None => {
+            let bar = ProgressBar::new(arguments.max_new_tokens as u64);
+            bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} tokens {per_sec}")?);
+            let each = |_| {
+                bar.inc(1);
+                Ok(())
+            };
+            let (generated, speed) = generate(&*model, &prompt.ids, arguments, sampler, each)?;
+            bar.finish_and_clear();
+            println!("{}", prompt.list(&generated, arguments.source.echo()));
+            eprintln!("{speed}");
+            Ok(())
+        }
+    }
+}
+
+/// Prints text as it comes.
+fn stream(
+    model: &dyn TextModel,
+    prompt: &Prompt,
+    mut text: TextStream<'_>,
+    arguments: &Arguments,
+    sampler: Sampler,
+) -> Result<(), Failure> {
+    let print = |piece: &str| {
+        let mut output = std::io::stdout().lock();
+        output.write_all(piece.as_bytes()).and_then(|()| output.flush()).map_err(Failure::from)
+    };
+    let before = text.push(&prompt.ids)?;
+    if arguments.source.echo() {
+        print(&before)?;
+    }
+    let each = |token| print(&text.push(&[token])?);
+    let (_, speed) = generate(model, &prompt.ids, arguments, sampler, each)?;
+    print(&(text.finish()? + "\n"))?;
+    eprintln!("{speed}");
     Ok(())
 }
 
-/// Continues one prompt, with progress and speed on standard error.
+/// Continues one prompt. `each` takes every token. Returns them, and how fast they came.
 fn generate(
     model: &dyn TextModel,
-    batch: &Batch,
+    prompt: &[u32],
     arguments: &Arguments,
     mut sampler: Sampler,
-) -> Result<Vec<u32>, Failure> {
+    each: impl FnMut(u32) -> Result<(), Failure>,
+) -> Result<(Vec<u32>, String), Failure> {
     if arguments.max_new_tokens == 0 {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), "no tokens were asked for".into()));
     }
-    let bar = ProgressBar::new(arguments.max_new_tokens as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:32} {pos}/{len} tokens {per_sec}")?);
+    let batch = &Batch::single(prompt);
     let started = Instant::now();
     let mut session = model.session(batch, arguments.max_new_tokens)?;
     let logits = session.prefill(batch, arguments.chunk)?.swap_remove(0);
     let prefilled = started.elapsed().as_secs_f64();
     let decoding = Instant::now();
-    let generated = text::continuation(model, &mut *session, logits, arguments.max_new_tokens, |logits| {
-        bar.inc(1);
-        sampler.draw(logits)
-    })?;
-    bar.finish_and_clear();
+    let most = arguments.max_new_tokens;
+    let generated = text::continuation(model, &mut *session, logits, most, |logits| sampler.draw(logits), each)?;
     let (tokens, steps) = (batch.width(), generated.len().saturating_sub(1));
     let rate = steps as f64 / decoding.elapsed().as_secs_f64().max(1e-9);
-    eprintln!("prompt: {tokens} tokens in {prefilled:.3} s; generated {}, {rate:.1} tokens/s", generated.len());
-    Ok(generated)
+    let speed =
+        format!("prompt: {tokens} tokens in {prefilled:.3} s; generated {}, {rate:.1} tokens/s", generated.len());
+    Ok((generated, speed))
 }

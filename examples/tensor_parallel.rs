@@ -110,11 +110,11 @@ fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result
     let logits = session.prefill(&batch, None)?.swap_remove(0);
     // Every rank has the same bits, so every rank draws the same token.
     let draw = |logits: &[f32]| sampler.draw(logits);
-    let generated = text::continuation(&*model, &mut *session, logits, arguments.max_new_tokens, draw)?;
+    let generated = text::continuation(&*model, &mut *session, logits, arguments.max_new_tokens, draw, |_| Ok(()))?;
     // If the ranks generated different texts, this is an error.
     let settings = AgreedSettings::new([("the text", &generated)]);
     communicator.barrier(&Agreement::barrier().with_settings(&settings))?;
-    let text = if arguments.print_ids { None } else { prompt.text(&generated)? };
-    let text = text.unwrap_or_else(|| text::list(&generated));
+    let echo = arguments.source.echo();
+    let text = if arguments.print_ids { prompt.list(&generated, echo) } else { prompt.text(&generated, echo)? };
     Ok((communicator.rank() == 0).then_some(text))
 }

@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, exit};
 use burn_deepspeed_examples::int8::KINDS;
-use burn_deepspeed_examples::text::{self, Batch, Options, Prompt, Source, TextModel, continuation, likeliest, list};
+use burn_deepspeed_examples::text::{self, Batch, Options, Prompt, Source, TextModel, continuation, likeliest};
 use clap::Parser;
 
 /// Bytes of a KiB.
@@ -85,8 +85,8 @@ fn generate(model: &dyn TextModel, prompt: &Prompt, new_tokens: usize) -> Result
     let batch = Batch::single(&prompt.ids);
     let mut session = model.session(&batch, new_tokens)?;
     let first = session.prefill(&batch, None)?.swap_remove(0);
-    let generated = continuation(model, &mut *session, first.clone(), new_tokens, likeliest)?;
-    let text = prompt.text(&generated)?.unwrap_or_else(|| list(&[&prompt.ids[..], &generated].concat()));
+    let generated = continuation(model, &mut *session, first.clone(), new_tokens, likeliest, |_| Ok(()))?;
+    let text = prompt.text(&generated, true)?;
     Ok((first, text))
 }
 

@@ -84,6 +84,65 @@ fn a_prompt_longer_than_the_model_is_refused() {
     assert!(error.contains("token 160 is not in the vocabulary"), "{error}");
 }
 
+/// A tokenizer of these tokens, in the order of their ids, with this decoder.
+fn tokenizer(tokens: &[&str], decoder: serde_json::Value) -> tokenizers::Tokenizer {
+    let vocab: serde_json::Map<_, _> =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).into(), id.into())).collect();
+    let special = serde_json::json!({ "id": 0, "content": tokens[0], "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true });
+    let file = serde_json::json!({ "version": "1.0", "added_tokens": [special], "decoder": decoder,
+        "model": { "type": "BPE", "vocab": vocab, "merges": [], "byte_fallback": true } });
+    file.to_string().parse().unwrap()
+}
+
+/// Whatever the tokens are, the pieces together are the text that the tokenizer makes of all of them.
+#[test]
+fn streamed_pieces_are_the_whole_text() {
+    use burn_deepspeed_examples::text::TextStream;
+    use serde_json::json;
+
+    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let spaces = json!({ "type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true });
+    let fallback = json!({ "type": "Sequence", "decoders": [{ "type": "Replace", "pattern": { "String": "▁" }, "content": " " },
+        { "type": "ByteFallback" }, { "type": "Fuse" }, { "type": "Strip", "content": " ", "start": 1, "stop": 0 }] });
+    // Of each the last tokens are the bytes of "é" and of "🙂", in this order.
+    let tokenizers = [
+        tokenizer(&["<s>", "Ġ", "a", "b", "Ã", "©", "ð", "Ł", "Ļ", "Ĥ"], bytes),
+        tokenizer(&["<s>", "▁", "a", "▁b", "é", "c"], spaces),
+        tokenizer(&["<s>", "▁", "a", "▁b", "<0xC3>", "<0xA9>", "<0xF0>", "<0x9F>", "<0x99>", "<0x82>"], fallback),
+    ];
+    let mut streamed = 0;
+    for tokenizer in &tokenizers {
+        let count = tokenizer.get_vocab_size(true) as u32;
+        for seed in 0..300u32 {
+            let random = |at: u32| (seed * 97 + at * 31 + seed * at * 7 + seed * seed) / 3 % count;
+            let ids: Vec<u32> = (0..seed % 13).map(random).collect();
+            let mut stream = TextStream::new(tokenizer);
+            let pieces: Vec<_> = ids.iter().map(|&id| stream.push(&[id]).unwrap()).collect();
+            let (before, rest) = (pieces.concat(), stream.finish().unwrap());
+            let whole = tokenizer.decode(&ids, true).unwrap();
+            if rest.starts_with('\n') {
+                assert_eq!(rest, format!("\n{whole}")); // a token changed text before it
+            } else {
+                assert_eq!(before + &rest, whole, "{ids:?}");
+                streamed += 1;
+            }
+        }
+    }
+    assert!(streamed > 600, "{streamed}");
+    // A character comes when its last byte is there, and special tokens never.
+    for (tokenizer, tokens) in [(&tokenizers[0], [2, 6, 7, 8, 9, 0, 4, 5]), (&tokenizers[2], [2, 6, 7, 8, 9, 0, 4, 5])]
+    {
+        let mut stream = TextStream::new(tokenizer);
+        let pieces = tokens.map(|id| stream.push(&[id]).unwrap());
+        assert_eq!(pieces, ["a", "", "", "", "🙂", "", "", "é"]);
+        assert_eq!(stream.finish().unwrap(), "");
+    }
+    // What is incomplete at the end is not lost.
+    let mut stream = TextStream::new(&tokenizers[0]);
+    assert_eq!(stream.push(&[2, 4]).unwrap() + &stream.finish().unwrap(), "a\u{fffd}");
+}
+
 /// The trained checkpoint that `generate` runs without a model, on sums that its training never saw.
 fn the_adder_adds_sums_it_has_not_seen<B: InferenceBackend>() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/adder");

@@ -99,7 +99,7 @@ fn a_text_ends_at_every_token_of_the_generation_config() {
         let (model, batch) = (open(folder), Batch::single(&[27, 25, 18, 20, 9]));
         let mut session = model.session(&batch, 10).unwrap();
         let logits = session.prefill(&batch, None).unwrap().swap_remove(0);
-        text::continuation(&model, &mut *session, logits, 10, likeliest).unwrap()
+        text::continuation(&model, &mut *session, logits, 10, likeliest, |_| Ok(())).unwrap()
     };
     let folder = copied("eos_in_generation_config");
     // The 10 that follows ends the text and is no part of it.
@@ -132,7 +132,7 @@ fn padding_and_truncation_that_a_tokenizer_was_saved_with_touch_no_prompt() {
     let (model, batch) = (open(&folder), Batch::single(&prompt.ids));
     let mut session = model.session(&batch, 8).unwrap();
     let logits = session.prefill(&batch, None).unwrap().swap_remove(0);
-    assert_eq!(text::continuation(&model, &mut *session, logits, 8, likeliest).unwrap(), generated);
+    assert_eq!(text::continuation(&model, &mut *session, logits, 8, likeliest, |_| Ok(())).unwrap(), generated);
 }
 
 /// One function opens a tokenizer, so that no program can forget.

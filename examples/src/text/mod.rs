@@ -6,9 +6,11 @@ mod model;
 mod prompt;
 mod sampling;
 mod session;
+mod stream;
 
 pub use continuation::continuation;
 pub use model::{Model, Options, TextModel, open};
 pub use prompt::{Prompt, Source, list};
 pub use sampling::{Sampler, likeliest};
 pub use session::{Batch, Session, TextSession};
+pub use stream::TextStream;

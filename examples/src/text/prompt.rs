@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tokenizers::Tokenizer;
 
+use super::TextStream;
 use crate::{Failure, tokenizer};
 
 /// A model and a prompt on the command line.
@@ -19,6 +20,9 @@ pub struct Source {
     /// Token ids to continue, as in 5,9,2.
     #[arg(long, value_delimiter = ',')]
     prompt_ids: Option<Vec<u32>>,
+    /// Print the prompt before what is generated. Without a model and a prompt this is always so.
+    #[arg(long)]
+    echo: bool,
 }
 
 /// The tokens to continue, and the tokenizer of the model.
@@ -30,10 +34,18 @@ pub struct Prompt {
 }
 
 impl Prompt {
-    /// The prompt and its continuation as text; `None` without a tokenizer.
-    pub fn text(&self, generated: &[u32]) -> Result<Option<String>, Failure> {
-        let all = [&self.ids, generated].concat();
-        self.tokenizer.as_ref().map(|tokenizer| tokenizer.decode(&all, true)).transpose()
+    /// The continuation as text, with the prompt before it under `echo`; ids without a tokenizer.
+    pub fn text(&self, generated: &[u32], echo: bool) -> Result<String, Failure> {
+        let Some(tokenizer) = &self.tokenizer else { return Ok(self.list(generated, echo)) };
+        let mut stream = TextStream::new(tokenizer);
+        let before = stream.push(&self.ids)?;
+        let pieces = [if echo { before } else { String::new() }, stream.push(generated)?, stream.finish()?];
+        Ok(pieces.concat())
+    }
+
+    /// The continuation as ids, with those of the prompt before it under `echo`.
+    pub fn list(&self, generated: &[u32], echo: bool) -> String {
+        list(&[if echo { &self.ids[..] } else { &[] }, generated].concat())
     }
 }
 
@@ -45,7 +57,12 @@ pub fn list(ids: &[u32]) -> String {
 impl Source {
     /// This text, for the model in this folder.
     pub fn text(model: PathBuf, prompt: impl Into<String>) -> Self {
-        Self { model: Some(model), prompt: Some(prompt.into()), prompt_ids: None }
+        Self { model: Some(model), prompt: Some(prompt.into()), prompt_ids: None, echo: true }
+    }
+
+    /// Whether the prompt is printed before what is generated: if it was asked for, and if neither a model nor a prompt was given.
+    pub fn echo(&self) -> bool {
+        self.echo || self.model.is_none() && self.prompt.is_none() && self.prompt_ids.is_none()
     }
 
     /// The folder of the model. Default: that of the adder, which `train-adder` wrote.
