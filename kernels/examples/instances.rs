@@ -287,7 +287,7 @@ impl Lab {
             });
         };
         let simt = |head, group, masks: &_, more: &str| simt_on(false, head, group, masks, more);
-        for head in HEAD_SIZES.into_iter().chain([512].into_iter().filter(|_| elements.size() == 2)) {
+        for head in HEAD_SIZES.into_iter().chain((elements.size() == 2).then_some(512)) {
             simt(head, 1, &causal, "");
             simt_on(true, head, 1, &causal, ", int8 cache");
         }

@@ -57,11 +57,9 @@ pub(super) fn attend<R: Runtime>(
     let lanes = (vectors.next_power_of_two() as u32).min(widest);
     let per_lane = vectors.div_ceil(lanes as usize);
     let rows = rows_per_cube(group * tokens, per_lane * vector);
-    // Every group of lanes leaves a result, a maximum and a sum in shared memory.
-    let left = |units: u32| 4 * ((units / lanes) as usize * (head_dim + 2 * rows) + units as usize);
-    let units = std::iter::successors(Some(most), |units| Some(units / 2))
-        .find(|units| *units <= lanes || left(*units) <= machine.shared_bytes)
-        .unwrap_or(most);
+    // Every group of lanes has a result, maxima, sums and an exchange in shared memory, in f32.
+    let fitting = machine.shared_bytes / (4 * (head_dim + 2 * rows + lanes as usize));
+    let units = if (most / lanes) as usize <= fitting { most } else { lanes << fitting.max(1).ilog2() };
     let tiles = (group * tokens).div_ceil(rows);
     let int8 = [key.is_int8(), value.is_int8()];
     let splits = given.unwrap_or_else(|| splits(machine, batch * kv_heads * tiles, keys)).max(1);
