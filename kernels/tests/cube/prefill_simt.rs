@@ -1,6 +1,7 @@
 //! Prompts on the portable engine.
 
 use burn_deepspeed_core::visibility::Window;
+use burn_deepspeed_kernels::cube::Machine;
 use burn_deepspeed_kernels::cube::prefill::simt::launch;
 
 use crate::lab::{Element, elements_and_planes, lab};
@@ -52,6 +53,20 @@ fn every_head_size_agrees_with_plain_loops() {
     }
     check_int8(&Problem::new([3, 1, 19, 33, 512], &[33, 21]), Element::F16, Int8::BOTH, true);
     check(&Problem::new([1, 1, 129, 129, 64], &[129]), Element::F32, false);
+}
+
+/// Vulkan and WebGPU promise no more than 16 KB.
+#[test]
+fn long_heads_fit_into_little_shared_memory() {
+    let lab = lab(true);
+    for shared_bytes in [16 * 1024, 24 * 1024] {
+        let machine = Machine { shared_bytes, ..lab.machine };
+        for (element, head_dim) in [(Element::F32, 256), (Element::F16, 256), (Element::F16, 512)] {
+            let problem = Problem::new([3, 1, 19, 33, head_dim], &[33, 21]);
+            let how = format!("{shared_bytes} bytes");
+            problem.check(&lab, element, Int8::default(), &how, |attention| launch(&lab.client, &machine, attention));
+        }
+    }
 }
 
 #[test]

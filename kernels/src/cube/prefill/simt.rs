@@ -128,12 +128,12 @@ pub fn launch<R: Runtime>(
     Ok(())
 }
 
-/// The largest tile that fits into shared memory and registers.
+/// The largest tile that fits into shared memory and registers, with fewer units along the keys where none fits with all.
 fn tile(machine: &Machine, head_dim: usize, vector: usize, element: usize, select: bool) -> Result<Tile, Unsupported> {
-    let units_x = if machine.plane_operations { machine.plane_size.min(16) } else { 8 };
+    let widest = if machine.plane_operations { machine.plane_size.min(16) } else { 8 };
     let vectors = (head_dim / vector) as u32;
     let limit = machine.shared_bytes.min(SHARED_LIMIT);
-    let tiles = PATCHES.map(|(queries, keys)| Tile {
+    let tile = |units_x: u32, (queries, keys): (u32, u32)| Tile {
         units_x,
         queries,
         keys,
@@ -141,13 +141,15 @@ fn tile(machine: &Machine, head_dim: usize, vector: usize, element: usize, selec
         per_unit: vectors.div_ceil(units_x),
         select,
         planes: machine.plane_operations,
-    });
-    let fits = |tile: &&Tile| {
+    };
+    let fits = |tile: &Tile| {
         let results = tile.queries * tile.per_unit * vector as u32;
         tile.shared_bytes(vector, element) <= limit && (results <= MOST_RESULTS || tile.queries == 1)
     };
-    let smallest = tiles[tiles.len() - 1].shared_bytes(vector, element);
-    tiles.iter().find(fits).copied().ok_or(Unsupported::SharedMemory { needed: smallest, limit })
+    let widths = std::iter::successors(Some(widest), |width| (*width > 1).then_some(width / 2));
+    let mut tiles = widths.flat_map(|width| PATCHES.map(|patch| tile(width, patch)));
+    let smallest = tile(1, (1, 1)).shared_bytes(vector, element);
+    tiles.find(fits).ok_or(Unsupported::SharedMemory { needed: smallest, limit })
 }
 
 /// A tile of queries of one key head against all keys that one of them sees.
