@@ -40,10 +40,10 @@ fn every_encoder_computes_the_same_numbers<B: InferenceBackend>() {
     assert_eq!(checked, 22);
 }
 
-/// The rest on a device: a window on both sides, causal rows, and the attention of a learned query.
+/// A window on both sides, patches, and the attention of a learned query. A device on the CPU takes long to compile more.
 fn encoders_compute_the_same_numbers_on_a_device<B: InferenceBackend>() {
-    for name in ["modernbert", "clip", "siglip"] {
-        assert!(check::<B>(&golden("encoders").join(name)) >= 2, "{name}");
+    for name in ["modernbert_masked_lm", "siglip_vision"] {
+        assert_eq!(check::<B>(&golden("encoders").join(name)), 1, "{name}");
     }
 }
 
@@ -176,10 +176,11 @@ fn how_a_vector_is_made_is_said() {
     for (name, images, expected) in [
         ("bert", false, "the mean over the tokens; there is no modules.json"),
         ("clip_text", false, "the state of the end token, as the class"),
-        ("clip", false, "the state of the end token and a projection, as the class"),
+        ("clip", false, "the state of the end token, projected, as the class"),
         ("siglip", false, "the last token, padding included"),
         ("siglip", true, "attention of a learned query"),
-        ("vit", true, "the state of the class token"),
+        ("vit", true, "the state of the class token, after the pooler, as"),
+        ("vit_classifier", true, "the state of the class token, as"),
     ] {
         let embedder = open::<B>(&encoder(name), images).unwrap();
         assert!(embedder.pooling().contains(expected), "{name}: {}", embedder.pooling());

@@ -16,17 +16,11 @@ use crate::decoder::activation::Activation;
 #[derive(Debug)]
 pub(super) struct Block<B: Backend> {
     attention: DeepSpeedSelfAttention<B>,
-    norms: Norms<B>,
+    /// The norm of the sum with attention, in layers whose norms come after the sums. Others have theirs before the branches.
+    attention_norm: Option<FusedNorm<B>>,
+    /// The norm of the sum with the MLP, or before the MLP.
+    mlp_norm: FusedNorm<B>,
     mlp: Mlp<B>,
-}
-
-/// The norms of a layer, without one before attention.
-#[derive(Debug)]
-enum Norms<B: Backend> {
-    /// Of the sum with attention, and of the sum with the MLP.
-    After(FusedNorm<B>, FusedNorm<B>),
-    /// Before the MLP.
-    Before(FusedNorm<B>),
 }
 
 /// Two projections with an activation between them, and a gate in some.
@@ -44,14 +38,14 @@ impl<B: Backend> Block<B> {
         let path = plan.config.layer_path(checkpoint, layer);
         let at = |name: &str| format!("{path}.{name}");
         let attention = plan.config.attention_config(layer).init_self_attention(layer, loader.device)?;
+        let (attention_norm, mlp_norm) = match plan.paths.norms {
+            BlockNorms::After { attention, mlp } => (Some(loader.norm(&at(attention))?), mlp),
+            BlockNorms::Before { mlp } => (None, mlp),
+        };
         Ok(Self {
             attention: attention.load(checkpoint, &plan.config.attention_names(checkpoint, layer))?,
-            norms: match plan.paths.norms {
-                BlockNorms::After { attention, mlp } => {
-                    Norms::After(loader.norm(&at(attention))?, loader.norm(&at(mlp))?)
-                }
-                BlockNorms::Before { mlp } => Norms::Before(loader.norm(&at(mlp))?),
-            },
+            attention_norm,
+            mlp_norm: loader.norm(&at(mlp_norm))?,
             mlp: Mlp::load(loader, &path)?,
         })
     }
@@ -67,14 +61,14 @@ impl<B: InferenceBackend> Block<B> {
     /// - input, output: `[B, T, E]`
     pub fn forward(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
         let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
-        Ok(match &self.norms {
-            Norms::After(attention, mlp) => {
-                let hidden = B::Ops::residual_norm(input, attended, attention);
-                B::Ops::residual_norm(hidden.clone(), self.mlp.forward(hidden), mlp)
+        Ok(match &self.attention_norm {
+            Some(norm) => {
+                let hidden = B::Ops::residual_norm(input, attended, norm);
+                B::Ops::residual_norm(hidden.clone(), self.mlp.forward(hidden), &self.mlp_norm)
             }
-            Norms::Before(norm) => {
+            None => {
                 let sum = input + attended;
-                sum.clone() + self.mlp.forward(normalise(sum, norm))
+                sum.clone() + self.mlp.forward(normalise(sum, &self.mlp_norm))
             }
         })
     }

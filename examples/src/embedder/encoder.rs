@@ -27,10 +27,10 @@ pub struct Encoder<B: Backend> {
     device: B::Device,
 }
 
-/// What an encoder takes: rows of tokens, or images `[B, C, height, width]`.
+/// What an encoder takes: rows of tokens, or the patches of images, `[B, T, C · height · width]` of a patch.
 pub enum Rows<B: Backend> {
     Tokens(TokenRows),
-    Images(Tensor<B, 4>),
+    Images(Tensor<B, 3>),
 }
 
 /// What an encoder computes.
@@ -77,9 +77,9 @@ impl<B: Backend> Encoder<B> {
         Ok(Self { blocks: layers.collect::<Result<_, _>>()?, ..self })
     }
 
-    /// Whether the vector that the class makes is projected at the end.
-    pub fn is_projected(&self) -> bool {
-        self.head.as_ref().is_some_and(Head::is_projected)
+    /// How the class makes one vector of a row; `None` if it does not.
+    pub fn describe_vector(&self) -> Option<String> {
+        self.head.as_ref().map(Head::describe)
     }
 }
 

@@ -27,10 +27,16 @@ enum Pooler<B: Backend> {
     /// The state of the token with this id.
     EndToken(usize),
     /// A projection of the last state.
-    LastToken(Weight<B>),
-    /// The first state, with a norm or a projection.
-    FirstToken(Option<FusedNorm<B>>, Option<(Weight<B>, Activation)>),
+    LastToken(Box<Weight<B>>),
+    FirstToken(Box<FirstToken<B>>),
     Probe(Box<Probe<B>>),
+}
+
+/// The first state, with a norm or a projection.
+#[derive(Debug)]
+struct FirstToken<B: Backend> {
+    norm: Option<FusedNorm<B>>,
+    dense: Option<(Weight<B>, Activation)>,
 }
 
 /// Attention of one learned query to all states, and an MLP; the head of SigLIP, <https://arxiv.org/abs/2303.15343>.
@@ -53,7 +59,7 @@ impl<B: Backend> Head<B> {
             ClassPooling::EndToken(default) => Pooler::EndToken(plan.end.unwrap_or(default)),
             ClassPooling::LastToken { projection, .. } => {
                 width = plan.pooled_size;
-                Pooler::LastToken(loader.linear(&loader.at(projection), [hidden, width], true)?)
+                Pooler::LastToken(Box::new(loader.linear(&loader.at(projection), [hidden, width], true)?))
             }
             ClassPooling::FirstToken { norm, pooler } => {
                 let norm = norm.map(|path| loader.norm(&loader.at(path))).transpose()?;
@@ -64,7 +70,7 @@ impl<B: Backend> Head<B> {
                     }
                     None => None,
                 };
-                Pooler::FirstToken(norm, dense)
+                Pooler::FirstToken(Box::new(FirstToken { norm, dense }))
             }
             ClassPooling::Probe(path) => Pooler::Probe(Box::new(Probe::load(loader, &loader.at(path))?)),
         };
@@ -75,9 +81,16 @@ impl<B: Backend> Head<B> {
         Ok(Some(Self { pooler, projection }))
     }
 
-    /// Whether the vector is projected at the end.
-    pub fn is_projected(&self) -> bool {
-        self.projection.is_some()
+    /// How the vector is made.
+    pub fn describe(&self) -> String {
+        let pooled = match &self.pooler {
+            Pooler::EndToken(_) => "the state of the end token",
+            Pooler::LastToken(_) => "a projection of the state of the last token, padding included",
+            Pooler::FirstToken(head) if head.dense.is_some() => "the state of the class token, after the pooler",
+            Pooler::FirstToken(_) => "the state of the class token",
+            Pooler::Probe(_) => "attention of a learned query",
+        };
+        format!("{pooled}{}", if self.projection.is_some() { ", projected" } else { "" })
     }
 }
 
@@ -96,10 +109,10 @@ impl<B: InferenceBackend> Head<B> {
                 Tensor::cat(ends.into_iter().enumerate().map(state).collect(), 0)
             }
             Pooler::LastToken(projection) => B::Ops::linear(slot(tokens - 1), projection),
-            Pooler::FirstToken(norm, dense) => {
+            Pooler::FirstToken(head) => {
                 let first = slot(0);
-                let first = norm.as_ref().map_or(first.clone(), |norm| normalise(first, norm));
-                match dense {
+                let first = head.norm.as_ref().map_or(first.clone(), |norm| normalise(first, norm));
+                match &head.dense {
                     Some((projection, activation)) => activation.apply(B::Ops::linear(first, projection)),
                     None => first,
                 }

@@ -37,7 +37,6 @@ pub(super) struct PatchEmbedding<B: Backend> {
     class_token: Option<Tensor<B, 2>>,
     /// `[T, E]`.
     positions: Tensor<B, 2>,
-    shape: ImageShape,
 }
 
 impl<B: Backend> Input<B> {
@@ -129,24 +128,17 @@ impl<B: Backend> PatchEmbedding<B> {
             )?,
             class_token,
             positions: loader.rows(&loader.at(paths.positions), tokens)?,
-            shape,
         })
     }
 }
 
 impl<B: InferenceBackend> PatchEmbedding<B> {
-    /// The states of images, normalised if there is a norm. Pixels beyond the last whole patch are not read.
+    /// The states of images, normalised if there is a norm.
     ///
     /// # Shapes
-    /// - images: `[B, C, height, width]`, output: `[B, T, E]`
-    pub fn forward(&self, images: Tensor<B, 4>, norm: Option<&FusedNorm<B>>) -> Tensor<B, 3> {
-        let ImageShape { channels, patch: [height, width], .. } = self.shape;
-        let [rows, columns] = self.shape.grid();
-        let batch = images.dims()[0];
-        let whole = images.slice([0..batch, 0..channels, 0..rows * height, 0..columns * width]);
-        let patches: Tensor<B, 6> = whole.reshape([batch, channels, rows, height, columns, width]);
-        let patches = patches.permute([0, 2, 4, 1, 3, 5]);
-        let patches: Tensor<B, 3> = patches.reshape([batch, rows * columns, channels * height * width]);
+    /// - patches: `[B, T, C · height · width]`, output: `[B, T, E]`, one more with a class token
+    pub fn forward(&self, patches: Tensor<B, 3>, norm: Option<&FusedNorm<B>>) -> Tensor<B, 3> {
+        let batch = patches.dims()[0];
         let mut states = B::Ops::linear(patches, &self.projection);
         if let Some(token) = &self.class_token {
             let token: Tensor<B, 3> = token.clone().unsqueeze();

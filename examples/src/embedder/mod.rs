@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::config::read_json;
-use burn_deepspeed::load::families::ImageShape;
+use burn_deepspeed::load::families::{ClassPooling, ImageShape};
 use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport, Side};
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{DataType, InferenceBackend};
@@ -180,12 +180,10 @@ impl<B: InferenceBackend> Embedder<B> {
                 (Sentences::open(&list.encoder, &plan, prompt, &options.allowed_keys)?, takes)
             }
         };
-        let own = plan.class_pooling();
-        let modules = Modules::open(&list, (plan.hidden, own.is_some()), &options.allowed_keys, device)?;
+        let own = plan.paths.pooling != ClassPooling::None;
+        let modules = Modules::open(&list, (plan.hidden, own), &options.allowed_keys, device)?;
         let (encoder, report) = Encoder::load(&plan, &checkpoint, device)?;
-        let projected = encoder.is_projected();
-        let own = own.map(|own| format!("{own}{}", if projected { " and a projection" } else { "" }));
-        let (pooling, device) = (modules.describe(own), device.clone());
+        let (pooling, device) = (modules.describe(encoder.describe_vector()), device.clone());
         Ok((Self { sentences, encoder, modules, takes, pooling, folder: folder.into(), device }, report))
     }
 
@@ -244,9 +242,9 @@ impl<B: InferenceBackend> Embed for Embedder<B> {
         scaling: Scaling,
     ) -> Result<Vec<ImageEmbedding>, Failure> {
         let mut records = Vec::new();
-        for images::Images { names, pixels } in images::read::<B>(file, self.image()?, &self.device)? {
+        for images::Images { names, patches } in images::read::<B>(file, self.image()?, &self.device)? {
             let mut vectors = Vec::with_capacity(names.len());
-            for batch in pixels.split(batch_size.get(), 0) {
+            for batch in patches.split(batch_size.get(), 0) {
                 let lengths = vec![usize::MAX; batch.dims()[0]];
                 let states = self.encoder.forward(&Rows::Images(batch))?;
                 vectors.extend(numbers(self.modules.forward(states, &lengths, 0, scaling))?);
@@ -268,7 +266,7 @@ impl<B: InferenceBackend> Embed for Embedder<B> {
     fn run_images(&self, file: &Path) -> Result<Computed, Failure> {
         let mut all = images::read::<B>(file, self.image()?, &self.device)?;
         match (all.pop(), all.is_empty()) {
-            (Some(images), true) => computed(self.encoder.forward(&Rows::Images(images.pixels))?),
+            (Some(images), true) => computed(self.encoder.forward(&Rows::Images(images.patches))?),
             _ => Err(format!("{} has several tensors; give one with a batch of images", file.display()).into()),
         }
     }

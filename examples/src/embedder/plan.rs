@@ -74,17 +74,6 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// How the class makes one vector of a row; `None` if it does not.
-    pub fn class_pooling(&self) -> Option<&'static str> {
-        match self.paths.pooling {
-            ClassPooling::None => None,
-            ClassPooling::EndToken(_) => Some("the state of the end token"),
-            ClassPooling::LastToken { .. } => Some("a projection of the state of the last token, padding included"),
-            ClassPooling::FirstToken { .. } => Some("the state of the class token"),
-            ClassPooling::Probe(_) => Some("attention of a learned query"),
-        }
-    }
-
     /// The images that the encoder takes; `None` for an encoder of texts.
     pub fn image(&self) -> Option<ImageShape> {
         match self.input {
