@@ -145,6 +145,31 @@ fn images_of_another_size_are_errors() {
     }
 }
 
+/// A file may state any size: it is compared with the tensors before anything of that size is allocated.
+#[test]
+fn a_size_that_the_tensors_do_not_have_is_an_error() {
+    for (name, key, expected) in [
+        ("bert", "vocab_size", "tensor `embeddings.word_embeddings.weight`"),
+        ("bert", "type_vocab_size", "tensor `embeddings.token_type_embeddings.weight`"),
+        ("bert", "max_position_embeddings", "tensor `embeddings.position_embeddings.weight`"),
+        ("bert", "num_hidden_layers", "no tensor `encoder.layer.3.attention.output.dense.weight`"),
+        ("distilbert", "hidden_dim", "tensor `transformer.layer.0.ffn.lin1.weight`"),
+        ("roberta", "pad_token_id", "config.json: `pad_token_id` is "),
+        ("modernbert", "intermediate_size", "tensor `layers.0.mlp.Wi.weight`"),
+        ("clip_text_projected", "projection_dim", "tensor `text_projection.weight`"),
+        ("siglip_text", "projection_size", "tensor `head.weight`"),
+        ("vit", "num_channels", "tensor `embeddings.patch_embeddings.projection.weight`"),
+        ("vit", "image_size", "tensor `embeddings.position_embeddings`"),
+        ("vit", "pooler_output_size", "tensor `pooler.dense.weight`"),
+    ] {
+        for size in [1u64 << 40, u64::MAX >> 1] {
+            let folder = changed(name, |record| record[key] = size.into());
+            let error = refused(folder.path(), name == "vit");
+            assert!(error.contains(expected), "{name}, {key}: {error}");
+        }
+    }
+}
+
 #[test]
 fn texts_and_images_are_not_mixed_up() {
     let text = open::<B>(&encoder("clip"), false).unwrap();

@@ -48,6 +48,11 @@ impl<'a> Plan<'a> {
         let paths = config.encoder().ok_or_else(|| {
             fields.unsupported("model_type", "an encoder, such as bert, roberta or clip; `generate` runs the decoders")
         })?;
+        if config.learned_positions() == Some(0) {
+            let rows = config.max_positions.unwrap_or(0);
+            let supported = format!("a token before the last of the {rows} rows of positions, which count from it");
+            return Err(fields.unsupported("pad_token_id", &supported));
+        }
         let hidden = config.attention_config(0).hidden_size;
         let pooler = match paths.pooling {
             ClassPooling::FirstToken { pooler: Some(_), .. } => fields.text(&["pooler_act"])?.unwrap_or("tanh"),
