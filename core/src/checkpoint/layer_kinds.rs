@@ -54,6 +54,12 @@ impl LayerKinds {
         Self(vec![Pattern { runs: vec![(before, first as u64), (kind, u64::MAX)], times: 1 }])
     }
 
+    /// The same kinds after one layer of `kind`.
+    pub fn after(mut self, kind: usize) -> Self {
+        self.0.insert(0, Pattern { runs: vec![(kind, 1)], times: 1 });
+        self
+    }
+
     /// Whether some of the first `layers` layers are of `kind`. It looks at runs, so it does not depend on the number of layers.
     pub(super) fn has(&self, kind: usize, layers: usize) -> bool {
         let mut start = 0u64;
@@ -107,6 +113,7 @@ mod tests {
         assert_eq!(first(&LayerKinds::listed([3, 0, 1])), [3, 0, 1, 0]);
         assert_eq!(first(&LayerKinds::default()), [0, 0]);
         assert_eq!(first(&LayerKinds::all(2)), [2, 2]);
+        assert_eq!(first(&LayerKinds::every(3, 0, 1).after(2)), [2, 1, 1, 0, 1, 1, 0]);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl LayerType {
     }
 
     /// 0 for a layer that sees all tokens, 1 for one with a window.
-    fn number(self) -> usize {
+    pub(super) fn number(self) -> usize {
         usize::from(self == Self::Sliding)
     }
 

@@ -1,5 +1,6 @@
 //! What a caller says about a `config.json`.
 
+use super::pair::Side;
 use crate::config::DataType;
 
 /// How a `config.json` is read; [`default`](Self::default) takes everything from the file and allows no unknown key.
@@ -23,12 +24,20 @@ pub struct ConfigOptions {
     /// Keys that the caller knows to change nothing: they may be unknown, or have a value that is not supported. The key of a
     /// record is `record.key`. Default: none.
     pub allowed_keys: Vec<String>,
+    /// Which encoder of a file that describes two, such as that of a whole CLIP. Default: none, which is an error for such a file.
+    /// Other files do not need it.
+    pub side: Option<Side>,
 }
 
 impl ConfigOptions {
     /// Sets [`dtype`](Self::dtype).
     pub fn with_dtype(self, dtype: DataType) -> Self {
         Self { dtype: Some(dtype), ..self }
+    }
+
+    /// Sets [`side`](Self::side).
+    pub fn with_side(self, side: Side) -> Self {
+        Self { side: Some(side), ..self }
     }
 
     /// Adds to [`allowed_keys`](Self::allowed_keys).

@@ -1,32 +1,48 @@
 //! The activations of MLPs, as `transformers` names them.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu_approximate, relu, silu};
+use burn::tensor::activation::{gelu_approximate, relu, sigmoid, silu};
 use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::{ConfigError, InferenceBackend, Operations};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Activation {
+pub(crate) enum Activation {
     Relu,
     /// The square of ReLU, <https://arxiv.org/abs/2109.08668>.
     ReluSquared,
     Gelu,
     GeluTanh,
+    /// `x · sigmoid(1.702 · x)`.
+    QuickGelu,
     Silu,
+    Sigmoid,
+    Tanh,
 }
 
 impl Activation {
+    /// That of the MLP.
     pub fn of(config: &HuggingFaceConfig) -> Result<Self, ConfigError> {
-        match config.activation.as_str() {
+        let key = config.fields()?.spelling(config.family.class.activation.names).to_string();
+        Self::named(&config.activation, &key)
+    }
+
+    /// The activation of this name, which a file has under `key`.
+    pub fn named(name: &str, key: &str) -> Result<Self, ConfigError> {
+        match name {
             "relu" => Ok(Self::Relu),
             "relu2" => Ok(Self::ReluSquared),
             "gelu" => Ok(Self::Gelu),
             "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
+            "quick_gelu" => Ok(Self::QuickGelu),
             "silu" | "swish" => Ok(Self::Silu),
+            "sigmoid" => Ok(Self::Sigmoid),
+            "tanh" => Ok(Self::Tanh),
             other => Err(ConfigError::Unsupported {
-                key: config.fields()?.spelling(config.family.class.activation.names).into(),
+                key: key.into(),
                 value: format!("\"{other}\""),
-                supported: "relu, relu2, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, silu, swish".into(),
+                supported: "relu, relu2, gelu, gelu_new, gelu_fast, gelu_pytorch_tanh, quick_gelu, silu, swish, \
+                            sigmoid, tanh"
+                    .into(),
             }),
         }
     }
@@ -37,7 +53,10 @@ impl Activation {
             Self::ReluSquared => relu(x).square(),
             Self::Gelu => B::Ops::gelu(x),
             Self::GeluTanh => gelu_approximate(x),
+            Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
             Self::Silu => silu(x),
+            Self::Sigmoid => sigmoid(x),
+            Self::Tanh => x.tanh(),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! On several ranks attention is split by heads and the MLP by its inner features, <https://arxiv.org/abs/1909.08053>; embeddings
 //! and norms are on each.
 
-mod activation;
+pub(crate) mod activation;
 mod block;
 mod load;
 mod parts;

@@ -35,7 +35,7 @@ pub(super) fn paths(config: &HuggingFaceConfig) -> Result<&DecoderPaths, ConfigE
     config.decoder().ok_or_else(|| ConfigError::UnknownValue {
         key: "model_type".into(),
         value: config.family.name().into(),
-        accepted: "a decoder; `embed` runs BERT".into(),
+        accepted: "a decoder; `embed` runs the encoders".into(),
     })
 }
 

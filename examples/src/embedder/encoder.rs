@@ -1,142 +1,107 @@
-//! BERT: embeddings, and post-norm blocks around this crate's attention.
+//! An encoder of any family whose record has [`EncoderPaths`](burn_deepspeed::load::families::EncoderPaths): embeddings of tokens or of
+//! patches, blocks around this crate's attention, and the vector that the class makes itself.
 //!
-//! [BERT](https://arxiv.org/abs/1810.04805) normalises after each sum, not before attention, and every token sees
-//! every other: the preset builds [`DeepSpeedSelfAttention`] without a norm and without a triangle.
+//! The blocks of the families differ in where their norms are, in the gate of the MLP, and in windows and positions.
 
-use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Initializer};
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use burn_deepspeed::error::Origin;
-use burn_deepspeed::load::HuggingFaceConfig;
-use burn_deepspeed::spec::NormSpec;
-use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, Weight};
-use burn_deepspeed::{
-    AttentionError, AttentionInit, AttentionMask, ConfigError, DeepSpeedSelfAttention, InferenceBackend, Operations,
-    WeightError,
-};
+use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::load::{Checkpoint, LoadReport};
+use burn_deepspeed::ops::qkv_gemm::normalise;
+use burn_deepspeed::weight::{FusedNorm, Int8Blocks};
+use burn_deepspeed::{AttentionError, AttentionMask, InferenceBackend, WeightError};
 
-/// Segments that the class of BERT tells apart, if `type_vocab_size` is not given.
-const TOKEN_TYPES: usize = 2;
+use super::block::Block;
+use super::head::Head;
+use super::input::Input;
+use super::load::Loader;
+use super::plan::Plan;
+use super::tokens::TokenRows;
 
-/// A BERT encoder without a head.
-#[derive(Module, Debug)]
+/// An encoder.
+#[derive(Debug)]
 pub struct Encoder<B: Backend> {
-    pub(super) words: Embedding<B>,
-    pub(super) positions: Embedding<B>,
-    pub(super) token_types: Embedding<B>,
-    pub(super) embedding_norm: FusedNorm<B>,
-    pub(super) blocks: Vec<Block<B>>,
+    input: Input<B>,
+    input_norm: Option<FusedNorm<B>>,
+    blocks: Vec<Block<B>>,
+    final_norm: Option<FusedNorm<B>>,
+    head: Option<Head<B>>,
+    device: B::Device,
 }
 
-/// One layer.
-#[derive(Module, Debug)]
-pub struct Block<B: Backend> {
-    pub(super) attention: DeepSpeedSelfAttention<B>,
-    pub(super) attention_norm: FusedNorm<B>,
-    pub(super) up: Weight<B>,
-    pub(super) down: Weight<B>,
-    pub(super) output_norm: FusedNorm<B>,
+/// What an encoder takes: rows of tokens, or images `[B, C, height, width]`.
+pub enum Rows<B: Backend> {
+    Tokens(TokenRows),
+    Images(Tensor<B, 4>),
+}
+
+/// What an encoder computes.
+pub struct States<B: Backend> {
+    /// The last hidden states, `[B, T, E]`. Those of padding have no meaning.
+    pub hidden: Tensor<B, 3>,
+    /// One vector for each row, `[B, features]`, if the class makes one.
+    pub vectors: Option<Tensor<B, 2>>,
 }
 
 impl<B: Backend> Encoder<B> {
-    /// An encoder with random weights.
-    pub fn init(config: &HuggingFaceConfig, device: &B::Device) -> Result<Self, ConfigError> {
-        let (fields, family) = (config.fields()?, config.family);
-        if family.name() != "bert" {
-            return Err(fields.unsupported("model_type", "bert; `generate` runs the decoders"));
-        }
-        if config.activation != "gelu" {
-            let key = fields.spelling(family.class.activation.names);
-            return Err(fields.unsupported(key, "gelu, the exact one"));
-        }
-
-        let hidden = config.attention_config(0).hidden_size;
-        let embedding = |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer()).init(device);
-        let token_types = fields.size(&["type_vocab_size"])?.unwrap_or(TOKEN_TYPES);
-        Ok(Self {
-            words: embedding(config.vocab_size),
-            positions: embedding(
-                config
-                    .max_positions
-                    .ok_or(ConfigError::Missing { key: "max_position_embeddings", origin: Origin::HuggingFace })?,
-            ),
-            token_types: embedding(token_types),
-            embedding_norm: layer_norm(config, device),
-            blocks: (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?,
-        })
-    }
-
-    /// The encoder with projections of int8; embeddings and norms stay as they are.
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        let int8 = |block: Block<B>| -> Result<Block<B>, WeightError> {
-            Ok(Block {
-                attention: block.attention.quantize(blocks)?,
-                up: block.up.quantize(blocks)?,
-                down: block.down.quantize(blocks)?,
-                ..block
-            })
+    /// Reads an encoder. Every tensor of the checkpoint must be used, except buffers, heads, and those of another encoder in it.
+    ///
+    /// # Errors
+    /// A [`WeightError`] that names the tensor.
+    pub fn load(
+        plan: &Plan<'_>,
+        checkpoint: &Checkpoint,
+        device: &B::Device,
+    ) -> Result<(Self, LoadReport), WeightError> {
+        let loader = Loader::new(plan, checkpoint, device)?;
+        plan.config.ignore_buffers(checkpoint);
+        let unused: Vec<String> = plan.paths.unused.iter().map(|start| loader.at(start)).collect();
+        let heads = plan.paths.heads;
+        let starts = |name: &str, start: &str| name.starts_with(start);
+        checkpoint.ignore(|name| {
+            heads.iter().any(|start| starts(name, start)) || unused.iter().any(|start| starts(name, start))
+        });
+        let norm = |path: Option<&str>| path.map(|path| loader.norm(&loader.at(path))).transpose();
+        let encoder = Self {
+            input: Input::load(&loader)?,
+            input_norm: norm(plan.paths.input_norm)?,
+            blocks: (0..plan.config.layers).map(|layer| Block::load(&loader, layer)).collect::<Result<_, _>>()?,
+            final_norm: norm(plan.paths.final_norm)?,
+            head: Head::load(&loader)?,
+            device: device.clone(),
         };
-        Ok(Self { blocks: self.blocks.into_iter().map(int8).collect::<Result<_, _>>()?, ..self })
+        Ok((encoder, checkpoint.finish()?))
     }
 
-    /// Tokens of the longest text.
-    pub fn max_positions(&self) -> usize {
-        let [rows, _] = self.positions.weight.lazy_shape().dims();
-        rows
+    /// The encoder with projections of int8; embeddings, norms and the head stay as they are.
+    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
+        let layers = self.blocks.into_iter().map(|block| block.quantize(blocks));
+        Ok(Self { blocks: layers.collect::<Result<_, _>>()?, ..self })
     }
-}
 
-fn initializer() -> Initializer {
-    Initializer::Normal { mean: 0.0, std: 0.02 }
-}
-
-fn layer_norm<B: Backend>(config: &HuggingFaceConfig, device: &B::Device) -> FusedNorm<B> {
-    let attention = config.attention_config(0);
-    let spec = NormSpec { rms: false, epsilon: attention.layer_norm_eps };
-    FusedNorm::init(attention.hidden_size, true, spec, DType::F32, device)
-}
-
-impl<B: Backend> Block<B> {
-    fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
-        let attention = config.attention_config(layer);
-        let (hidden, mlp) = (attention.hidden_size, config.mlp_size);
-        let linear = |input, output| Weight::init(input, output, true, Orientation::OutputInput, DType::F32, device);
-        Ok(Self {
-            attention: attention.init_self_attention(layer, device)?,
-            attention_norm: layer_norm(config, device),
-            up: linear(hidden, mlp),
-            down: linear(mlp, hidden),
-            output_norm: layer_norm(config, device),
-        })
+    /// Whether the vector that the class makes is projected at the end.
+    pub fn is_projected(&self) -> bool {
+        self.head.as_ref().is_some_and(Head::is_projected)
     }
 }
 
 impl<B: InferenceBackend> Encoder<B> {
-    /// The last hidden states. Padding is on the right; its hidden states have no meaning.
+    /// Runs rows of one length.
     ///
-    /// # Shapes
-    /// - ids, padding: `[B, T]`; padding is 1 for a real token, 0 hides
-    /// - output: `[B, T, E]`
-    pub fn forward(&self, ids: Tensor<B, 2, Int>, padding: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, AttentionError> {
-        let [batch, tokens] = ids.dims();
-        let positions = Tensor::arange(0..tokens as i64, &ids.device()).unsqueeze();
-        // A single text is the first of BERT's two segments, so every token has type 0.
-        let first_segment = self.token_types.weight.val().narrow(0, 0, 1).unsqueeze();
-        let places = first_segment + self.positions.forward(positions);
-        let places = places.repeat_dim(0, batch);
-        let mask = AttentionMask::from_padding(padding);
-        let embedded = B::Ops::residual_norm(self.words.forward(ids), places, &self.embedding_norm);
-        self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(hidden, mask.clone()))
-    }
-}
-
-impl<B: InferenceBackend> Block<B> {
-    fn forward(&self, input: Tensor<B, 3>, mask: AttentionMask<B>) -> Result<Tensor<B, 3>, AttentionError> {
-        // BERT adds positions to its embeddings, so attention needs none.
-        let attended = self.attention.forward_uncached(input.clone(), mask, None)?;
-        let hidden = B::Ops::residual_norm(input, attended, &self.attention_norm);
-        let linear = B::Ops::linear;
-        let mlp = linear(B::Ops::gelu(linear(hidden.clone(), &self.up)), &self.down);
-        Ok(B::Ops::residual_norm(hidden, mlp, &self.output_norm))
+    /// # Panics
+    /// If the encoder takes images and gets tokens, or the other way round.
+    pub fn forward(&self, rows: &Rows<B>) -> Result<States<B>, AttentionError> {
+        let norm = self.input_norm.as_ref();
+        let (embedded, mask, tokens) = match (&self.input, rows) {
+            (Input::Tokens(embedding), Rows::Tokens(rows)) => {
+                (embedding.forward(rows, norm, &self.device), rows.mask(&self.device), Some(rows))
+            }
+            (Input::Patches(embedding), Rows::Images(images)) => {
+                (embedding.forward(images.clone(), norm), AttentionMask::none(), None)
+            }
+            _ => panic!("Encoder::forward: tokens and images are not the same"),
+        };
+        let hidden = self.blocks.iter().try_fold(embedded, |hidden, block| block.forward(hidden, mask.clone()))?;
+        let hidden = self.final_norm.as_ref().map_or(hidden.clone(), |norm| normalise(hidden, norm));
+        let vectors = self.head.as_ref().map(|head| head.forward(hidden.clone(), tokens)).transpose()?;
+        Ok(States { hidden, vectors })
     }
 }

@@ -1,22 +1,31 @@
-//! Sentence embeddings: a BERT encoder, and the modules that the checkpoint has after it.
+//! Embeddings of sentences and of images: an encoder, and the modules that the checkpoint has after it.
 //!
-//! This is the pipeline of [Sentence-BERT](https://arxiv.org/abs/1908.10084) that all-MiniLM-L6-v2 and its relatives run: the mean
-//! over the vectors of the tokens, of length 1. `modules.json` of a checkpoint may list another pooling and projections.
+//! For sentences this is the pipeline of [Sentence-BERT](https://arxiv.org/abs/1908.10084) that all-MiniLM-L6-v2 and its relatives run: the
+//! mean over the vectors of the tokens, of length 1. `modules.json` of a checkpoint may list another pooling and projections. CLIP, SigLIP
+//! and ViT make one vector themselves.
 
+mod block;
+pub mod check;
 mod dense;
 mod encoder;
+mod head;
+mod images;
+mod input;
 mod load;
 mod modules;
 mod options;
+mod plan;
 mod pooling;
 mod prompts;
 mod tokens;
 
-use std::path::Path;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::config::read_json;
-use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::load::families::ImageShape;
+use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport, Side};
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{DataType, InferenceBackend};
 use serde::Serialize;
@@ -24,10 +33,12 @@ use serde_json::Value;
 
 use crate::backend::BackendName;
 use crate::{Failure, on_backend};
-use encoder::Encoder;
+use encoder::{Encoder, Rows, States};
 use modules::{ModuleList, Modules};
 pub use options::Options;
-use tokens::{Batch, Sentences, Tokens};
+use plan::Plan;
+pub use tokens::TokenRows;
+use tokens::{Sentences, Tokens};
 
 /// Shortest vector that still has a direction; a shorter one keeps its length over this, as in PyTorch's `normalize`.
 const SHORTEST: f64 = 1e-12;
@@ -35,10 +46,28 @@ const SHORTEST: f64 = 1e-12;
 /// Sentences run together if the shortest has this share of the tokens of the longest: padding costs as much as text.
 const ALIKE: f64 = 0.75;
 
-/// A sentence encoder on some backend.
+/// An encoder on some backend.
 pub trait Embed {
     /// Embeds the sentences, those of similar length together. The result is in the order of `sentences`.
     fn embed(&self, sentences: &[&str], scaling: Scaling) -> Result<Vec<Embedding>, Failure>;
+
+    /// Embeds the images of a safetensors file, each tensor of which is an image `[C, height, width]` or a batch of them, as the model wants
+    /// them. The result is in the order of the names.
+    fn embed_images(
+        &self,
+        file: &Path,
+        batch_size: NonZeroUsize,
+        scaling: Scaling,
+    ) -> Result<Vec<ImageEmbedding>, Failure>;
+
+    /// Runs the encoder alone on rows of tokens.
+    fn run(&self, rows: TokenRows) -> Result<Computed, Failure>;
+
+    /// Runs the encoder alone on the images of a file with one tensor.
+    fn run_images(&self, file: &Path) -> Result<Computed, Failure>;
+
+    /// How the vectors are made.
+    fn pooling(&self) -> &str;
 
     /// The same encoder with projections of int8.
     fn quantize(self: Box<Self>, blocks: Int8Blocks) -> Result<Box<dyn Embed>, Failure>;
@@ -53,12 +82,22 @@ pub fn open(backend: BackendName, folder: &Path, options: &Options) -> Result<(B
     on_backend!(backend, boxed, folder, options)
 }
 
-/// A sentence encoder with its tokenizer.
+/// An encoder with its tokenizer, if it takes sentences and has one.
 pub struct Embedder<B: Backend> {
-    sentences: Sentences,
+    sentences: Option<Sentences>,
     encoder: Encoder<B>,
     modules: Modules<B>,
+    takes: Takes,
+    pooling: String,
+    folder: PathBuf,
     device: B::Device,
+}
+
+/// What an encoder takes.
+#[derive(Debug, Clone, Copy)]
+enum Takes {
+    Tokens { longest: usize, vocab_size: usize },
+    Images(ImageShape),
 }
 
 /// How long the vectors are.
@@ -77,12 +116,30 @@ pub enum Scaling {
 pub struct Embedding {
     /// The sentence as it was given.
     pub text: String,
-    /// Tokens that were embedded, `[CLS]` and `[SEP]` included.
+    /// Tokens that were embedded, `[CLS]` and `[SEP]` included, and padding not.
     pub tokens: usize,
     /// Tokens that were left out at the end, because the sentence is longer than the model takes; 0 for most.
     pub cut_tokens: usize,
     /// One number for each feature of the last module.
     pub embedding: Vec<f32>,
+}
+
+/// An image and its vector: one record of the output.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImageEmbedding {
+    /// The name of its tensor, with its place in a batch.
+    pub image: String,
+    /// One number for each feature.
+    pub embedding: Vec<f32>,
+}
+
+/// What an encoder computes from rows, without the modules after it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Computed {
+    /// The last hidden states of each row, token by token. Those of padding have no meaning.
+    pub hidden: Vec<Vec<f32>>,
+    /// The vector of each row, if the class makes one.
+    pub vectors: Option<Vec<Vec<f32>>>,
 }
 
 impl<B: InferenceBackend> Embedder<B> {
@@ -105,43 +162,67 @@ impl<B: InferenceBackend> Embedder<B> {
             .into());
         }
         let list = ModuleList::open(folder)?;
-        let reading = ConfigOptions::default().with_dtype(DataType::Fp32).with_allowed_keys(&options.allowed_keys);
+        let side = if options.images { Side::Vision } else { Side::Text };
+        let reading = ConfigOptions::default()
+            .with_dtype(DataType::Fp32)
+            .with_allowed_keys(&options.allowed_keys)
+            .with_side(side);
         let file = list.encoder.join("config.json");
         let config = HuggingFaceConfig::read_file(&file, &reading)?;
+        let plan = Plan::of(&config).map_err(|error| error.in_file(&file))?;
         let checkpoint = Checkpoint::open(&list.encoder)?;
         config.check(&checkpoint)?;
-        let encoder = Encoder::init(&config, device).map_err(|error| error.in_file(&file))?;
-        let (positions, vocabulary) = (encoder.max_positions(), config.vocab_size);
-        let prompt = prompts::read(folder, options)?;
-        let sentences = Sentences::open(&list.encoder, (positions, vocabulary), prompt, &options.allowed_keys)?;
-        let width = config.attention_config(0).hidden_size;
-        let modules = Modules::open(&list, width, &options.allowed_keys, device)?;
-        let (encoder, report) = encoder.load(&config, &checkpoint, device)?;
-        Ok((Self { sentences, encoder, modules, device: device.clone() }, report))
+        let (sentences, takes) = match plan.image() {
+            Some(shape) => (None, Takes::Images(shape)),
+            None => {
+                let prompt = prompts::read(folder, options)?;
+                let takes = Takes::Tokens { longest: plan.longest(), vocab_size: config.vocab_size };
+                (Sentences::open(&list.encoder, &plan, prompt, &options.allowed_keys)?, takes)
+            }
+        };
+        let own = plan.class_pooling();
+        let modules = Modules::open(&list, (plan.hidden, own.is_some()), &options.allowed_keys, device)?;
+        let (encoder, report) = Encoder::load(&plan, &checkpoint, device)?;
+        let projected = encoder.is_projected();
+        let own = own.map(|own| format!("{own}{}", if projected { " and a projection" } else { "" }));
+        let (pooling, device) = (modules.describe(own), device.clone());
+        Ok((Self { sentences, encoder, modules, takes, pooling, folder: folder.into(), device }, report))
     }
 
     /// Embeds sentences as one batch.
-    fn vectors(&self, sentences: &[&Tokens], scaling: Scaling) -> Result<Vec<Vec<f32>>, Failure> {
-        let Batch { ids, padding } = Batch::<B>::new(sentences, &self.device);
-        let hidden = self.encoder.forward(ids, padding)?;
+    fn vectors(&self, of: &Sentences, sentences: &[&Tokens], scaling: Scaling) -> Result<Vec<Vec<f32>>, Failure> {
+        let states = self.encoder.forward(&Rows::Tokens(of.rows(sentences)))?;
         let lengths: Vec<usize> = sentences.iter().map(|sentence| sentence.ids.len()).collect();
-        let vectors = self.modules.forward(hidden, &lengths, self.sentences.prompt_tokens(), scaling);
-        let [_, features] = vectors.dims();
-        let values: Vec<f32> = vectors.into_data().iter().collect();
-        if !values.iter().all(|value| value.is_finite()) {
-            return Err("the vectors are not finite; the checkpoint has a NaN or an infinity, download it again".into());
+        numbers(self.modules.forward(states, &lengths, of.prompt_tokens(), scaling))
+    }
+
+    /// The tokenizer.
+    fn sentences(&self) -> Result<&Sentences, Failure> {
+        self.sentences.as_ref().ok_or_else(|| match self.takes {
+            Takes::Images(_) => "the encoder takes images; give them with `--images`".into(),
+            Takes::Tokens { .. } => {
+                let file = self.folder.join("tokenizer.json");
+                format!("{} is missing; save the model's fast tokenizer there", file.display()).into()
+            }
+        })
+    }
+
+    fn image(&self) -> Result<&ImageShape, Failure> {
+        match &self.takes {
+            Takes::Images(shape) => Ok(shape),
+            Takes::Tokens { .. } => Err("the encoder takes sentences and no images; leave out `--images`".into()),
         }
-        Ok(values.chunks(features).map(<[f32]>::to_vec).collect())
     }
 }
 
 impl<B: InferenceBackend> Embed for Embedder<B> {
     fn embed(&self, sentences: &[&str], scaling: Scaling) -> Result<Vec<Embedding>, Failure> {
-        let tokens = self.sentences.split(sentences)?;
+        let of = self.sentences()?;
+        let tokens = of.split(sentences)?;
         let mut vectors = vec![Vec::new(); sentences.len()];
         for group in alike(&tokens) {
             let group_tokens: Vec<&Tokens> = group.iter().map(|&sentence| &tokens[sentence]).collect();
-            for (sentence, vector) in group.iter().zip(self.vectors(&group_tokens, scaling)?) {
+            for (sentence, vector) in group.iter().zip(self.vectors(of, &group_tokens, scaling)?) {
                 vectors[*sentence] = vector;
             }
         }
@@ -156,8 +237,65 @@ impl<B: InferenceBackend> Embed for Embedder<B> {
             .collect())
     }
 
+    fn embed_images(
+        &self,
+        file: &Path,
+        batch_size: NonZeroUsize,
+        scaling: Scaling,
+    ) -> Result<Vec<ImageEmbedding>, Failure> {
+        let mut records = Vec::new();
+        for images::Images { names, pixels } in images::read::<B>(file, self.image()?, &self.device)? {
+            let mut vectors = Vec::with_capacity(names.len());
+            for batch in pixels.split(batch_size.get(), 0) {
+                let lengths = vec![usize::MAX; batch.dims()[0]];
+                let states = self.encoder.forward(&Rows::Images(batch))?;
+                vectors.extend(numbers(self.modules.forward(states, &lengths, 0, scaling))?);
+            }
+            records
+                .extend(names.into_iter().zip(vectors).map(|(image, embedding)| ImageEmbedding { image, embedding }));
+        }
+        Ok(records)
+    }
+
+    fn run(&self, rows: TokenRows) -> Result<Computed, Failure> {
+        let Takes::Tokens { longest, vocab_size } = self.takes else {
+            return Err("the encoder takes images and no tokens".into());
+        };
+        rows.check(longest, vocab_size)?;
+        computed(self.encoder.forward(&Rows::Tokens(rows))?)
+    }
+
+    fn run_images(&self, file: &Path) -> Result<Computed, Failure> {
+        let mut all = images::read::<B>(file, self.image()?, &self.device)?;
+        match (all.pop(), all.is_empty()) {
+            (Some(images), true) => computed(self.encoder.forward(&Rows::Images(images.pixels))?),
+            _ => Err(format!("{} has several tensors; give one with a batch of images", file.display()).into()),
+        }
+    }
+
+    fn pooling(&self) -> &str {
+        &self.pooling
+    }
+
     fn quantize(self: Box<Self>, blocks: Int8Blocks) -> Result<Box<dyn Embed>, Failure> {
         Ok(Box::new(Self { encoder: self.encoder.quantize(blocks)?, ..*self }))
+    }
+}
+
+/// What an encoder computed, on the host.
+fn computed<B: Backend>(states: States<B>) -> Result<Computed, Failure> {
+    Ok(Computed { hidden: numbers(states.hidden.flatten(1, 2))?, vectors: states.vectors.map(numbers).transpose()? })
+}
+
+/// The rows of a tensor.
+fn numbers<B: Backend>(rows: Tensor<B, 2>) -> Result<Vec<Vec<f32>>, Failure> {
+    let [_, features] = rows.dims();
+    let values: Vec<f32> = rows.into_data().iter().collect();
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values.chunks(features).map(<[f32]>::to_vec).collect()),
+        false => {
+            Err("the vectors are not finite: the checkpoint or an image has a NaN or an infinity; replace it".into())
+        }
     }
 }
 

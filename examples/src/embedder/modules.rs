@@ -8,6 +8,7 @@ use burn_deepspeed::{ConfigError, InferenceBackend};
 use serde_json::Value;
 
 use super::dense::Dense;
+use super::encoder::States;
 use super::pooling::Pooling;
 use super::{Scaling, unit_length};
 use crate::Failure;
@@ -16,7 +17,7 @@ use crate::Failure;
 pub struct ModuleList {
     /// The folder of the encoder itself.
     pub encoder: PathBuf,
-    /// The folder of the pooling; `None` for the mean over all tokens.
+    /// The folder of the pooling; `None` for what the class makes itself, or the mean over all tokens.
     pooling: Option<PathBuf>,
     after: Vec<(Kind, PathBuf)>,
     /// Whether a `modules.json` was read.
@@ -50,7 +51,7 @@ impl Kind {
 }
 
 impl ModuleList {
-    /// Reads `modules.json`. Without it the folder is an encoder, with the pooling of `1_Pooling` or the mean.
+    /// Reads `modules.json`. Without it the folder is an encoder, with the pooling of `1_Pooling`, that of its class, or the mean.
     ///
     /// # Errors
     /// An error that names a module that is not supported.
@@ -102,7 +103,8 @@ impl ModuleList {
 
 /// The modules after the encoder.
 pub struct Modules<B: Backend> {
-    pooling: Pooling,
+    /// `None` for the vector that the class makes itself.
+    pooling: Option<Pooling>,
     after: Vec<Module<B>>,
     listed: bool,
 }
@@ -113,21 +115,29 @@ enum Module<B: Backend> {
 }
 
 impl<B: InferenceBackend> Modules<B> {
-    /// Reads the folders of the modules, for an encoder with vectors of `width` features.
+    /// Reads the folders of the modules, for an encoder with states of `width` features. `own` says that its class makes a vector
+    /// itself, which is taken if the folder says nothing else.
     ///
     /// # Errors
     /// An error that names the file and the key or the tensor.
-    pub fn open(list: &ModuleList, width: usize, allowed: &[String], device: &B::Device) -> Result<Self, Failure> {
+    pub fn open(
+        list: &ModuleList,
+        (width, own): (usize, bool),
+        allowed: &[String],
+        device: &B::Device,
+    ) -> Result<Self, Failure> {
         let pooling = match &list.pooling {
-            None => Pooling::mean(),
+            None if own => None,
+            None => Some(Pooling::mean()),
             Some(folder) => {
                 let file = folder.join("config.json");
                 let record = super::json(&file)?.ok_or_else(|| format!("{} is missing", file.display()))?;
                 let fields = Fields::new(&record).map(|fields| fields.allowing(allowed));
-                fields.and_then(|fields| Pooling::read(&fields, width)).map_err(|error| error.in_file(&file))?
+                let pooling = fields.and_then(|fields| Pooling::read(&fields, width));
+                Some(pooling.map_err(|error| error.in_file(&file))?)
             }
         };
-        let (mut after, mut width) = (Vec::new(), width * pooling.modes.len());
+        let (mut after, mut width) = (Vec::new(), width * pooling.as_ref().map_or(1, |pooling| pooling.modes.len()));
         for (kind, folder) in &list.after {
             after.push(match kind {
                 Kind::Dense => {
@@ -145,12 +155,16 @@ impl<B: InferenceBackend> Modules<B> {
         Ok(Self { pooling, after, listed: list.listed })
     }
 
-    /// The vectors of sentences. `lengths` are their tokens, of which the first `prompt` are those of a prompt.
+    /// The vectors of sentences. `lengths` are their tokens, of which the first `prompt` are those of a prompt. Padding is on the right.
     ///
     /// # Shapes
-    /// - hidden: `[B, T, E]`, with padding on the right; output: `[B, features]`
-    pub fn forward(&self, hidden: Tensor<B, 3>, lengths: &[usize], prompt: usize, scaling: Scaling) -> Tensor<B, 2> {
-        let pooled = self.pooling.forward(hidden, lengths, prompt);
+    /// - output: `[B, features]`
+    pub fn forward(&self, states: States<B>, lengths: &[usize], prompt: usize, scaling: Scaling) -> Tensor<B, 2> {
+        let pooled = match (&self.pooling, states.vectors) {
+            (None, Some(vectors)) => vectors,
+            (Some(pooling), _) => pooling.forward(states.hidden, lengths, prompt),
+            (None, None) => Pooling::mean().forward(states.hidden, lengths, prompt),
+        };
         let kept = match (scaling, self.after.last()) {
             (Scaling::Unscaled, Some(Module::Normalize)) => self.after.len() - 1,
             _ => self.after.len(),
@@ -163,6 +177,18 @@ impl<B: InferenceBackend> Modules<B> {
             Scaling::Saved if self.listed => vectors,
             Scaling::Saved | Scaling::Unit => unit_length(vectors),
             Scaling::Unscaled => vectors,
+        }
+    }
+}
+
+impl<B: Backend> Modules<B> {
+    /// How the vectors are made, and who says so. `own` is what the class makes itself.
+    pub fn describe(&self, own: Option<String>) -> String {
+        match (&self.pooling, own) {
+            (None, Some(own)) => format!("{own}, as the class of the model says"),
+            (Some(pooling), _) if self.listed => format!("{}, as modules.json says", pooling.describe()),
+            (Some(pooling), _) => format!("{}; there is no modules.json", pooling.describe()),
+            (None, None) => Pooling::mean().describe(),
         }
     }
 }

@@ -82,6 +82,21 @@ impl Pooling {
         Ok(Self { modes, include_prompt: fields.flag(&["include_prompt"])?.unwrap_or(true) })
     }
 
+    /// The modes in words.
+    pub fn describe(&self) -> String {
+        let name = |mode: &Mode| match mode {
+            Mode::First => "the state of the first token",
+            Mode::Max => "the largest value of each feature",
+            Mode::Mean => "the mean over the tokens",
+            Mode::MeanSqrtLength => "the sum over the root of the number of tokens",
+            Mode::WeightedMean => "the mean over the tokens, weighted by their positions",
+            Mode::Last => "the state of the last token",
+        };
+        let modes: Vec<&str> = self.modes.iter().map(name).collect();
+        let prompt = if self.include_prompt { "" } else { ", without the prompt" };
+        format!("{}{prompt}", modes.join(" and "))
+    }
+
     /// The modes of `pooling_mode`, a name or a list of names.
     fn named(fields: &Fields<'_>) -> Result<Option<Vec<Mode>>, ConfigError> {
         const KEY: &str = "pooling_mode";

@@ -1,14 +1,15 @@
-//! The tokenizer of a sentence encoder: its prompt, its truncation, and batches of token ids.
+//! The tokenizer of an encoder of texts: its prompt, its truncation and padding, and rows of token ids.
 
 use std::path::Path;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_deepspeed::ConfigError;
 use burn_deepspeed::fields::Fields;
+use burn_deepspeed::{AttentionMask, ConfigError};
 use serde_json::{Value, json};
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, PostProcessor, Tokenizer, TruncationParams};
 
+use super::plan::Plan;
 use crate::{Failure, tokenizer};
 
 /// A tokenizer that cuts at the length of the encoder.
@@ -21,6 +22,7 @@ pub struct Sentences {
     /// The text before each sentence; empty for most models.
     prompt: String,
     prompt_tokens: usize,
+    padding: Padding,
 }
 
 /// The tokens of a sentence.
@@ -31,29 +33,33 @@ pub struct Tokens {
     pub cut: usize,
 }
 
-/// A batch as an encoder takes it, `[B, T]`, with padding on the right.
-pub struct Batch<B: Backend> {
-    /// Token ids.
-    pub ids: Tensor<B, 2, Int>,
-    /// 1 = a real token.
-    pub padding: Tensor<B, 2, Int>,
+/// Rows of token ids, all of one length of at least 1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRows {
+    /// The ids, those of padding included.
+    pub ids: Vec<Vec<u32>>,
+    /// Whether each is a real token; others are hidden. `None` hides none.
+    pub real: Option<Vec<Vec<bool>>>,
+}
+
+/// How texts are padded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Padding {
+    /// To the longest text of a batch, with token 0. It is hidden, and its states are never read.
+    Batch,
+    /// To the longest that the model takes, with this token. Real tokens see it unless it is `hidden`.
+    Longest { token: u32, width: usize, hidden: bool },
 }
 
 impl Sentences {
     /// Reads `tokenizer.json`, and `sentence_bert_config.json` for the longest sentence where the folder has one; else that is the
-    /// `model_max_length` of `tokenizer_config.json`. It is never above `max_positions`.
+    /// `model_max_length` of `tokenizer_config.json`. It is never above what the model takes. `None` if there is no tokenizer.
     ///
     /// # Errors
     /// An error that names the file and the key.
-    pub fn open(
-        folder: &Path,
-        (max_positions, vocab_size): (usize, usize),
-        prompt: String,
-        allowed: &[String],
-    ) -> Result<Self, Failure> {
-        let missing =
-            || format!("{} is missing; save the model's fast tokenizer there", folder.join("tokenizer.json").display());
-        let mut tokenizer = tokenizer::open(folder)?.ok_or_else(missing)?;
+    pub fn open(folder: &Path, plan: &Plan<'_>, prompt: String, allowed: &[String]) -> Result<Option<Self>, Failure> {
+        let (max_positions, vocab_size) = (plan.longest(), plan.config.vocab_size);
+        let Some(mut tokenizer) = tokenizer::open(folder)? else { return Ok(None) };
         let file = folder.join("sentence_bert_config.json");
         let record = super::json(&file)?.unwrap_or_else(|| json!({}));
         let settings = Settings::read(&record, allowed).map_err(|error| error.in_file(&file))?;
@@ -73,8 +79,40 @@ impl Sentences {
             .into());
         }
         let prompt_tokens = prompt_tokens(&tokenizer, &prompt)?;
+        let padding = match plan.paths.padding_to_longest(&plan.config.fields()?)? {
+            Some(default) => {
+                let tokenizer::Padding { token, hidden } = tokenizer::padding(folder, &tokenizer)?;
+                let token = token.map_or_else(|| u32::try_from(default), Ok);
+                let token =
+                    token.map_err(|_| format!("`pad_token_id` is {default}, which is not the id of a token"))?;
+                if token as usize >= vocab_size {
+                    return Err(outside(token, vocab_size));
+                }
+                Padding::Longest { token, width: limit, hidden }
+            }
+            None => Padding::Batch,
+        };
         tokenizer.with_truncation(Some(TruncationParams { max_length: limit, ..Default::default() }))?;
-        Ok(Self { tokenizer, vocab_size, prompt, prompt_tokens })
+        Ok(Some(Self { tokenizer, vocab_size, prompt, prompt_tokens, padding }))
+    }
+
+    /// Sentences as one batch.
+    pub fn rows(&self, sentences: &[&Tokens]) -> TokenRows {
+        let (token, width, hidden) = match self.padding {
+            Padding::Batch => (0, sentences.iter().map(|sentence| sentence.ids.len()).max().unwrap_or(0), true),
+            Padding::Longest { token, width, hidden } => (token, width, hidden),
+        };
+        let rest = |sentence: &&Tokens| width - sentence.ids.len().min(width);
+        let padded = |sentence: &&Tokens| {
+            sentence.ids.iter().copied().chain(std::iter::repeat_n(token, rest(sentence))).collect()
+        };
+        let real = |sentence: &&Tokens| {
+            std::iter::repeat_n(true, sentence.ids.len()).chain(std::iter::repeat_n(false, rest(sentence))).collect()
+        };
+        TokenRows {
+            ids: sentences.iter().map(padded).collect(),
+            real: hidden.then(|| sentences.iter().map(real).collect()),
+        }
     }
 
     /// Tokens of each text that belong to the prompt, with what the tokenizer adds before it.
@@ -102,32 +140,54 @@ impl Sentences {
             .into());
         }
         let mut ids = tokens.iter().flat_map(|tokens| &tokens.ids);
-        if let Some(id) = ids.find(|&&id| id as usize >= self.vocab_size) {
-            return Err(format!(
-                "token {id} is not in the vocabulary of {} ids; use the tokenizer.json that belongs to the checkpoint",
-                self.vocab_size
-            )
-            .into());
+        if let Some(&id) = ids.find(|&&id| id as usize >= self.vocab_size) {
+            return Err(outside(id, self.vocab_size));
         }
         Ok(tokens)
     }
 }
 
-impl<B: Backend> Batch<B> {
-    /// Pads sentences to the longest.
-    pub fn new(sentences: &[&Tokens], device: &B::Device) -> Self {
-        let width = sentences.iter().map(|sentence| sentence.ids.len()).max().unwrap_or(0);
-        let shape = [sentences.len(), width];
-        let padded = |real: fn(u32) -> i64| {
-            let rows = sentences.iter().flat_map(|sentence| {
-                let ids = sentence.ids.iter().map(|&id| real(id));
-                // Padding is token 0. Its vectors are never read.
-                ids.chain(std::iter::repeat_n(0, width - sentence.ids.len()))
-            });
-            Tensor::from_data(TensorData::new(rows.collect::<Vec<_>>(), shape), device)
-        };
-        Self { ids: padded(i64::from), padding: padded(|_| 1) }
+impl TokenRows {
+    /// Rows and their length.
+    pub fn dims(&self) -> [usize; 2] {
+        [self.ids.len(), self.ids.first().map_or(0, Vec::len)]
     }
+
+    /// An error unless the rows have one length of at least 1, up to `longest`, and ids below `vocab_size`.
+    pub fn check(&self, longest: usize, vocab_size: usize) -> Result<(), Failure> {
+        let [rows, width] = self.dims();
+        let lengths = self.ids.iter().map(Vec::len).chain(self.real.iter().flatten().map(Vec::len));
+        let marked = self.real.as_ref().map_or(rows, Vec::len);
+        if width == 0 || marked != rows || lengths.into_iter().any(|length| length != width) {
+            return Err("rows of tokens and their mask need one length of at least 1; pad the shorter ones".into());
+        }
+        if width > longest {
+            return Err(format!("a row has {width} tokens, and the model takes {longest}; shorten it").into());
+        }
+        match self.ids.iter().flatten().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(outside(id, vocab_size)),
+            None => Ok(()),
+        }
+    }
+
+    /// The ids, `[B, T]`.
+    pub fn ids<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2, Int> {
+        let ids: Vec<i64> = self.ids.iter().flatten().map(|&id| i64::from(id)).collect();
+        Tensor::from_data(TensorData::new(ids, self.dims()), device)
+    }
+
+    /// The mask that hides padding.
+    pub fn mask<B: Backend>(&self, device: &B::Device) -> AttentionMask<B> {
+        let Some(real) = &self.real else { return AttentionMask::none() };
+        let real: Vec<i64> = real.iter().flatten().map(|&real| i64::from(real)).collect();
+        AttentionMask::from_padding(Tensor::from_data(TensorData::new(real, self.dims()), device))
+    }
+}
+
+/// The error for a token that the model does not have.
+fn outside(id: u32, vocab_size: usize) -> Failure {
+    let remedy = "use the tokenizer.json that belongs to the checkpoint";
+    format!("token {id} is not in the vocabulary of {vocab_size} ids; {remedy}").into()
 }
 
 /// The tokens of a prompt alone, without a special token at its end; 0 without a prompt.

@@ -1,6 +1,7 @@
 //! BERT, an encoder.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
+use crate::checkpoint::encoder::{BlockNorms, EncoderInput, EncoderPaths, PositionIds, TokenPaths};
 use crate::checkpoint::family::{Family, PositionTable};
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
@@ -9,17 +10,8 @@ pub(super) static FAMILY: Family = Family {
     title: "BERT",
     about: "post-norm, an encoder",
     model_types: &["bert"],
-    class: Class {
-        name: "BertConfig",
-        mlp_size: Setting::new(&["intermediate_size"], MlpSize::Fixed(3072)),
-        vocab_size: Setting::new(&["vocab_size"], 30522),
-        max_positions: Setting::new(&["max_position_embeddings"], Some(512)),
-        epsilon: Setting::new(&["layer_norm_eps"], 1e-12),
-        ..Class::SHARED
-    },
-    reads: &["type_vocab_size"],
-    rope: None,
-    only: &[Only::text("position_embedding_type", "absolute"), Only::flag("is_decoder", false)],
+    class: CLASS,
+    only: ONLY,
     harmless: &[
         "directionality",
         "pooler_fc_size",
@@ -28,19 +20,46 @@ pub(super) static FAMILY: Family = Family {
         "pooler_size_per_head",
         "pooler_type",
     ],
-    attention: |base, fields| {
-        fields.positive(&["type_vocab_size"])?;
-        Ok(base.with_pre_layer_norm(false).with_triangular_masking(false).into())
-    },
-    layer: LayerPaths {
-        layers: "encoder.layer",
-        prefixes: &["bert."],
-        qkv: QkvPaths::Separate("attention.self", ["query", "key", "value"]),
-        output: "attention.output.dense",
-        ..LayerPaths::SHARED
-    },
-    buffers: &[],
-    positions: Some(PositionTable { path: "embeddings.position_embeddings", offset: 0 }),
-    decoder: None,
+    attention: |base, _| Ok(base.with_pre_layer_norm(false).with_triangular_masking(false).into()),
+    layer: LayerPaths { prefixes: &["bert."], ..LAYER },
+    positions: Some(POSITIONS),
+    encoder: Some(ENCODER),
     ..Family::SHARED
+};
+
+pub(super) const CLASS: Class = Class {
+    name: "BertConfig",
+    mlp_size: Setting::new(&["intermediate_size"], MlpSize::Fixed(3072)),
+    vocab_size: Setting::new(&["vocab_size"], 30522),
+    max_positions: Setting::new(&["max_position_embeddings"], Some(512)),
+    epsilon: Setting::new(&["layer_norm_eps"], 1e-12),
+    ..Class::SHARED
+};
+
+pub(super) const ONLY: &[Only] = &[Only::text("position_embedding_type", "absolute"), Only::flag("is_decoder", false)];
+
+pub(super) const LAYER: LayerPaths = LayerPaths {
+    layers: "encoder.layer",
+    qkv: QkvPaths::Separate("attention.self", ["query", "key", "value"]),
+    output: "attention.output.dense",
+    ..LayerPaths::SHARED
+};
+
+pub(super) const POSITIONS: PositionTable = PositionTable { path: "embeddings.position_embeddings", offset: 0 };
+
+pub(super) const ENCODER: EncoderPaths = EncoderPaths {
+    input: EncoderInput::Tokens(TOKENS),
+    input_norm: Some("embeddings.LayerNorm"),
+    norms: BlockNorms::After { attention: "attention.output.LayerNorm", mlp: "output.LayerNorm" },
+    up: "intermediate.dense",
+    down: "output.dense",
+    unused: &["pooler."],
+    heads: &["classifier.", "cls.", "qa_outputs."],
+    ..EncoderPaths::SHARED
+};
+
+pub(super) const TOKENS: TokenPaths = TokenPaths {
+    words: "embeddings.word_embeddings",
+    segments: Some("embeddings.token_type_embeddings"),
+    position_ids: PositionIds::Slots,
 };

@@ -5,8 +5,10 @@
 mod arcee;
 mod bert;
 mod bloom;
+mod clip;
 mod cohere;
 mod cohere2;
+mod distilbert;
 mod ernie4_5;
 mod falcon;
 mod gemma;
@@ -26,6 +28,7 @@ mod llama;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod modernbert;
 mod mpt;
 mod olmo2;
 mod olmo3;
@@ -34,20 +37,28 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod roberta;
 mod rotary;
 mod seed_oss;
+mod siglip;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
 mod table;
+mod vit;
 
 pub use super::class::{Class, MlpSize, Setting};
 pub use super::decoder::{DecoderPaths, Factor, Flag, Gate};
+pub use super::encoder::{
+    BlockNorms, ClassPooling, EncoderInput, EncoderPaths, ImageShape, PatchPaths, PositionIds, TokenPaths,
+    VectorProjection,
+};
 pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
 pub use super::layer_kinds::LayerKinds;
 pub use super::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
 pub use super::layer_types::LayerType;
 pub use super::only::Only;
+pub use super::pair::Pair;
 pub use super::rope::{Rope, RopeKeys};
 use crate::error::ConfigError;
 pub use crate::fields::Fields;
@@ -91,15 +102,33 @@ pub const ALL: &[&Family] = &[
     &seed_oss::FAMILY,
     &arcee::FAMILY,
     &bert::FAMILY,
+    &distilbert::FAMILY,
+    &roberta::FAMILY,
+    &roberta::XLM,
+    &modernbert::FAMILY,
+    &clip::TEXT,
+    &clip::VISION,
+    &siglip::TEXT,
+    &siglip::VISION,
+    &vit::FAMILY,
 ];
+
+/// Every checkpoint that holds two encoders.
+pub const PAIRS: &[&Pair] = &[&clip::PAIR, &siglip::PAIR];
+
+/// The pair of a `model_type`.
+pub(super) fn pair_of_model_type(model_type: &str) -> Option<&'static Pair> {
+    PAIRS.iter().copied().find(|pair| pair.model_type == model_type)
+}
 
 /// The family of a `model_type`.
 ///
 /// # Errors
-/// [`ConfigError::UnknownModelType`] with the names of [`ALL`].
+/// [`ConfigError::UnknownModelType`] with the names of [`ALL`] and [`PAIRS`].
 pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
     ALL.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
-        let supported = ALL.iter().map(|family| family.name()).collect();
+        let pairs = PAIRS.iter().map(|pair| pair.model_type);
+        let supported = ALL.iter().map(|family| family.name()).chain(pairs).collect();
         ConfigError::UnknownModelType { model_type: model_type.into(), supported }
     })
 }

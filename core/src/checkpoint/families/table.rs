@@ -1,6 +1,6 @@
 //! The table of families.
 
-use super::ALL;
+use super::{ALL, PAIRS};
 use crate::checkpoint::family::Family;
 use crate::checkpoint::layer_paths::QkvPaths;
 use crate::layout::Orientation;
@@ -22,8 +22,10 @@ fn line(family: &Family) -> String {
         Orientation::OutputInput => "`[out, in]`",
         Orientation::InputOutput => "`[in, out]`",
     };
-    let types: Vec<String> = family.model_types.iter().map(|name| format!("`{name}`")).collect();
-    let program = if family.decoder.is_some() { "`generate`" } else { "`embed`" };
+    let own = family.model_types.iter().map(|name| format!("`{name}`"));
+    let pairs = PAIRS.iter().filter(|pair| *pair.text == *family || *pair.vision == *family);
+    let types: Vec<String> = own.chain(pairs.map(|pair| format!("in `{}`", pair.model_type))).collect();
+    let program = if family.encoder.is_some() { "`embed`" } else { "`generate`" };
     let (title, types, about) = (family.title, types.join(", "), family.about);
     format!("| {title} | {types} | {program} | {qkv} | {matrices} | {about} |")
 }
