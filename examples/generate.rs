@@ -5,6 +5,7 @@
 //! cargo run --release --example generate -- --prompt "48+76="              # prints 124
 //! cargo run --release --example generate -- --prompt "48+76=" --echo       # prints 48+76=124
 //! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
+//! cargo run --release --example generate -- --model DIR --chat --prompt "What is Rust?" --system "Answer in one sentence."
 //! cargo run --release --example generate -- --dtype int8 --kv-cache int8
 //! cargo run --release --example generate -- --list                         # the families that are supported
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
@@ -128,8 +129,9 @@ fn stream(
         output.write_all(piece.as_bytes()).and_then(|()| output.flush()).map_err(Failure::from)
     };
     let before = text.push(&prompt.ids)?;
-    if arguments.source.echo() {
-        print(&before)?;
+    match arguments.source.echo() {
+        true => print(&before)?,
+        false => text.skip()?,
     }
     let each = |token| print(&text.push(&[token])?);
     let (_, speed) = generate(model, &prompt.ids, arguments, sampler, each)?;

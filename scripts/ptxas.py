@@ -119,7 +119,7 @@ def main():
         wanted = dict.fromkeys(ARCHITECTURES, arguments.only)
         if arguments.check and not arguments.only:
             # Saves time: the others have no limit.
-            wanted[80] = TENSOR_CORES
+            wanted = dict.fromkeys(ARCHITECTURES, TENSOR_CORES)
         found = {number: pool.submit(kernels, arguments, number, only) for number, only in wanted.items()}
         results = {number: result.result() for number, result in found.items()}
     spilling = [
@@ -130,8 +130,11 @@ def main():
     ]
     print(", ".join(f"{len(results[number])} kernels for {name}" for number, name in ARCHITECTURES.items()))
     if arguments.check:
-        hopper = lambda text: [line.split(" | ")[:6] for line in text.splitlines() if line.startswith("| ")]
-        if not arguments.only and hopper(TABLE.read_text()) != hopper(table({90: results[90], 80: results[90]})):
+        # Shared memory is left out: where CubeCL places its barriers differs from run to run by some bytes.
+        rows = (line.split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| "))
+        stated = [row[:5] + row[6:] for row in rows if TENSOR_CORES in row[0]]
+        found = (line.split(" | ") for line in table(results).splitlines() if line.startswith("| "))
+        if not arguments.only and stated != [row[:5] + row[6:] for row in found if TENSOR_CORES in row[0]]:
             print(f"{TABLE.relative_to(ROOT)} is out of date; write it anew with --write")
     else:
         text = table(results)

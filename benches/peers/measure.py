@@ -43,6 +43,8 @@ IMPLEMENTATIONS = {
     "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
     "ours-int8-rounded": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded", "ours"),
+    "ours-without-norm": ("burn-deepspeed on ndarray, without the norm of queries and keys", "ours"),
+    "ours-with-sinks": ("burn-deepspeed on ndarray, with sinks", "ours"),
     "transformers-sdpa": ("transformers sdpa", "torch"),
     "transformers-static": ("transformers sdpa, static cache", "torch"),
     "transformers-eager": ("transformers eager", "torch"),
@@ -54,12 +56,21 @@ IMPLEMENTATIONS = {
 }
 # How fast the machine reads: timed in the same rounds as each memory-bound workload, on the number of bytes that it reads.
 READS = ("read", "read-4")
+# Implementations that are another with a changed workload: what an option costs.
+CHANGED = {
+    "ours-without-norm": ("ours-ndarray", {"norm": False}),
+    "ours-with-sinks": ("ours-ndarray", {"sinks": True}),
+}
 # The implementations that run each group of workloads.
 TAKE_PART = {
     "attention": list(IMPLEMENTATIONS)[:9],
     "layer": [
         "ours-ndarray", "ours-flex", "ours-int8", "ours-int8-cache", "ours-int8-rounded", "transformers-sdpa",
         "transformers-static", "transformers-eager", "int8",
+    ],
+    "family": [
+        "ours-ndarray", "ours-flex", "ours-without-norm", "ours-with-sinks", "transformers-sdpa", "transformers-static",
+        "transformers-eager",
     ],
     "encoder": ["ours-ndarray", "ours-flex", "transformers-sdpa"],
     "length": ["ours-ndarray", "sdpa"],
@@ -109,16 +120,17 @@ class Program:
             self.process = None
 
 
-def measure(workload: dict, reference: np.ndarray, rows: list[int], names: list[str], programs: dict, settings) -> list[dict]:
-    """A row for each implementation."""
+def measure(workload: dict, references: dict, rows: list[int], names: list[str], programs: dict, settings) -> list[dict]:
+    """A row for each implementation. Results of one with a changed workload have a reference of their own."""
     results = {}
     for name in names:
-        program = programs[IMPLEMENTATIONS[name][1]]
+        program, reference = programs[IMPLEMENTATIONS[name][1]], references.get(name, references[None])
+        own, change = CHANGED.get(name, (name, {}))
         if name in READS:
             asked = {"workload": {"kind": "read", "elements": workload["bytes"] // 4}, "rows": [], "width": 0}
         else:
-            asked = {"workload": workload, "rows": rows, "width": reference.shape[-1] if rows else 0}
-        answer = program.ask(do="prepare", implementation=name, **asked)
+            asked = {"workload": workload | change, "rows": rows, "width": reference.shape[-1] if rows else 0}
+        answer = program.ask(do="prepare", implementation=own, key=name, **asked)
         results[name] = {"implementation": name}
         if "error" in answer:
             results[name]["failure"] = answer["error"].strip().splitlines()[0][:300]
@@ -220,7 +232,9 @@ def main():
     rows = []
     for workload in wanted:
         checked = checked_rows(workload)
-        reference = reference_of(workload, checked, programs[most]["torch"])
+        references = {None: reference_of(workload, checked, programs[most]["torch"])}
+        for name in set(CHANGED) & set(TAKE_PART[workload["group"]]) & set(settings.impls):
+            references[name] = reference_of(workload | CHANGED[name][1], checked, programs[most]["torch"])
         for threads in [most] if workload["group"] == "length" else programs:
             names = TAKE_PART[workload["group"]]
             if workload["group"] == "limit":
@@ -228,7 +242,7 @@ def main():
             elif workload["limit"] == "read":
                 names = [*names, *READS]
             names = [name for name in names if name in settings.impls]
-            for row in measure(workload, reference, checked, names, programs[threads], settings):
+            for row in measure(workload, references, checked, names, programs[threads], settings):
                 row = {"workload": workload["name"], "threads": threads} | row
                 rows.append(row)
                 difference = f"  {row['difference']:.1e}" if "difference" in row else ""

@@ -25,15 +25,32 @@ def attention(name: str, title: str, sizes: tuple, group: str = "attention", **m
     return workload
 
 
-def layer(name: str, title: str, hidden: int, heads: int, tokens: int, cached: int) -> dict:
-    pairs = tokens * cached + tokens * (tokens + 1) // 2
-    return {
-        "name": name, "title": title, "group": "layer", "kind": "layer",
+def layer(name: str, title: str, hidden: int, heads: int, tokens: int, cached: int, group: str = "layer", **more) -> dict:
+    """A LLaMA layer unless `more` says otherwise: `kv_heads`, `head_dim`, `window`, `model` with its norm of queries and keys."""
+    workload = {
+        "name": name, "title": title, "group": group, "kind": "layer",
         "hidden": hidden, "heads": heads, "tokens": tokens, "cached": cached,
-        "flops": 8 * tokens * hidden**2 + 4 * hidden * pairs,
-        "bytes": 4 * (4 * hidden**2 + 2 * hidden * (cached + tokens) + 2 * hidden * tokens),
-        "limit": "read" if tokens == 1 else "matmul",
-    }  # fmt: skip
+        "kv_heads": heads, "head_dim": hidden // heads, "window": None, "model": "llama", "norm": False, "sinks": False,
+    } | more  # fmt: skip
+    width, kv_width = heads * workload["head_dim"], workload["kv_heads"] * workload["head_dim"]
+    window = workload["window"] or cached + tokens
+    pairs = sum(min(cached + at + 1, window) for at in range(tokens))
+    weights = hidden * (2 * width + 2 * kv_width)
+    workload["flops"] = 2 * tokens * weights + 4 * width * pairs
+    workload["bytes"] = 4 * (weights + 2 * kv_width * (min(cached, window) + tokens) + 2 * hidden * tokens)
+    workload["limit"] = "read" if tokens == 1 else "matmul"
+    return workload
+
+
+def qwen(name: str, title: str, tokens: int, cached: int) -> dict:
+    """Qwen 3 4B."""
+    return layer(name, f"Qwen 3, {title}", 2560, 32, tokens, cached, "family", kv_heads=8, head_dim=128, model="qwen3", norm=True)
+
+
+def gemma(name: str, title: str, tokens: int, cached: int) -> dict:
+    """Gemma 3 4B, a layer with a window."""
+    sizes = {"kv_heads": 4, "head_dim": 256, "window": 1024}
+    return layer(name, f"Gemma 3, {title}", 2560, 8, tokens, cached, "family", **sizes, model="gemma3", norm=True)
 
 
 def length(which: str, keys: int) -> dict:
@@ -75,6 +92,12 @@ def workloads(folder: pathlib.Path) -> list[dict]:
         layer("L2-prompt", "hidden 4096, 512 tokens", 4096, 32, 512, 0),
         layer("L2-512", "hidden 4096, one token", 4096, 32, 1, 512),
         layer("L2-4096", "hidden 4096, one token", 4096, 32, 1, 4096),
+        qwen("L3-prompt", "prompt of 512", 512, 0),
+        qwen("L3-512", "one token on 512", 1, 512),
+        qwen("L3-4096", "one token on 4096", 1, 4096),
+        gemma("L4-prompt", "prompt of 2048", 2048, 0),
+        gemma("L4-512", "one token on 512", 1, 512),
+        gemma("L4-4096", "one token on 4096", 1, 4096),
         sentences | {"folder": str(folder), "batch": 16, "sentences": 64},
         *(length("prefill", 2**power) for power in range(7, 15)),
         *(length("decode", 2**power) for power in range(7, 15)),
@@ -109,11 +132,14 @@ def visible(workload: dict, row: int, query: int) -> range:
     return range(max(0, at + 1 - workload["window"]) if workload["window"] else 0, end)
 
 
-def attend(query: np.ndarray, key: np.ndarray, value: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
-    """One query in float64: softmax(query · keyᵀ / √features + bias) · value."""
+def attend(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, bias: np.ndarray | float = 0.0, sink: float = -math.inf
+) -> np.ndarray:
+    """One query in float64: softmax(query · keyᵀ / √features + bias) · value. The sink joins the sum of the softmax."""
     scores = key.astype(np.float64) @ query.astype(np.float64) / math.sqrt(query.size) + bias
-    weights = np.exp(scores - scores.max())
-    return weights @ value.astype(np.float64) / weights.sum()
+    most = max(scores.max(), sink)
+    weights = np.exp(scores - most)
+    return weights @ value.astype(np.float64) / (weights.sum() + math.exp(sink - most))
 
 
 def attention_reference(workload: dict, rows: list[int]) -> np.ndarray:
@@ -133,34 +159,59 @@ def attention_reference(workload: dict, rows: list[int]) -> np.ndarray:
     return np.stack([row(at) for at in rows])
 
 
+def layer_sizes(workload: dict) -> tuple[int, ...]:
+    return tuple(workload[key] for key in ("hidden", "heads", "kv_heads", "head_dim"))
+
+
 @functools.lru_cache(maxsize=1)
-def layer_weights(hidden: int) -> tuple[np.ndarray, ...]:
+def layer_weights(hidden: int, heads: int, kv_heads: int, size: int) -> tuple[np.ndarray, ...]:
     """Gamma, QKV and output matrix, `[in, out]`."""
     gamma = noise(11, (hidden,), 0.1) + np.float32(1)
-    return gamma, noise(12, (hidden, 3 * hidden), 0.02), noise(13, (hidden, hidden), 0.02)
+    return gamma, noise(12, (hidden, (heads + 2 * kv_heads) * size), 0.02), noise(13, (heads * size, hidden), 0.02)
+
+
+def norm_weights(size: int) -> list[np.ndarray]:
+    """Factors of the features of queries and of keys, after their norm."""
+    return [noise(seed, (size,), 0.1) + np.float32(1) for seed in (17, 18)]
+
+
+def rotary_tables(workload: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines of the new tokens, `[T, H / 2]`, in float64."""
+    cached, tokens, size = workload["cached"], workload["tokens"], workload["head_dim"]
+    angles = np.arange(cached, cached + tokens)[:, None] / 10000.0 ** (np.arange(0, size, 2) / size)
+    return np.cos(angles), np.sin(angles)
 
 
 def layer_reference(workload: dict, rows: list[int]) -> np.ndarray:
-    hidden, heads, tokens, cached = (workload[key] for key in ("hidden", "heads", "tokens", "cached"))
-    gamma, qkv, output = layer_weights(hidden)
-    size = hidden // heads
+    hidden, heads, kv_heads, size = layer_sizes(workload)
+    tokens, cached, window = workload["tokens"], workload["cached"], workload["window"] or math.inf
+    gamma, qkv, output = layer_weights(hidden, heads, kv_heads, size)
     input_ = noise(14, (tokens, hidden)).astype(np.float64)
-    normed = input_ / np.sqrt((input_**2).mean(1, keepdims=True) + EPSILON) * gamma
-    query, key, value = (normed @ qkv).reshape(tokens, 3, heads, size).transpose(1, 2, 0, 3)
-    angles = np.arange(cached, cached + tokens)[:, None] / 10000.0 ** (np.arange(0, size, 2) / size)
+
+    def rms(side: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        return side / np.sqrt((side**2).mean(-1, keepdims=True) + EPSILON) * weight
+
+    split = np.split(rms(input_, gamma) @ qkv, [heads * size, (heads + kv_heads) * size], axis=1)
+    query, key, value = (side.reshape(tokens, -1, size).swapaxes(0, 1) for side in split)
+    if workload["norm"]:
+        query, key = map(rms, (query, key), norm_weights(size))
+    cosine, sine = rotary_tables(workload)
 
     def rotated(side: np.ndarray) -> np.ndarray:
         first, second = np.split(side, 2, axis=-1)
-        cosine, sine = np.cos(angles), np.sin(angles)
         return np.concatenate((first * cosine - second * sine, second * cosine + first * sine), axis=-1)
 
     query, key = rotated(query), rotated(key)
-    past = [noise(seed, (heads, cached, size)) for seed in (15, 16)]
+    past = [noise(seed, (kv_heads, cached, size)) for seed in (15, 16)]
     key, value = (np.concatenate(pair, axis=1) for pair in zip(past, (key, value), strict=True))
+    sinks = noise(19, (heads,)) if workload["sinks"] else [-math.inf] * heads
 
     def context(row: int) -> np.ndarray:
-        seen = cached + row + 1
-        return np.concatenate([attend(query[at, row], key[at, :seen], value[at, :seen]) for at in range(heads)])
+        at = cached + row
+        seen = slice(int(max(0, at + 1 - window)), at + 1)
+        groups = [head // (heads // kv_heads) for head in range(heads)]
+        one = zip(query[:, row], groups, sinks, strict=True)
+        return np.concatenate([attend(head, key[group, seen], value[group, seen], sink=sink) for head, group, sink in one])
 
     return np.stack([context(row) for row in rows]) @ output
 

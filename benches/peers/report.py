@@ -19,6 +19,8 @@ OTHERS = {
     "ours-int8": "int8 weights, ms",
     "ours-int8-cache": "int8 weights and cache, ms",
     "ours-int8-rounded": "and inputs rounded, ms",
+    "ours-without-norm": "without the norm of queries and keys, ms",
+    "ours-with-sinks": "with sinks, ms",
 }
 # The unit of a rate, by what limits it.
 UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
@@ -171,7 +173,7 @@ def memory(result: Result) -> list[str]:
 def every_time(result: Result) -> list[str]:
     """Each time with its difference from float64, and why something did not run."""
     lines, reasons = ["", "## Every time"], {}
-    for group in ("attention", "layer", "encoder"):
+    for group in ("attention", "layer", "family", "encoder"):
         ours = [name for name in result.labels if name.startswith("ours") and result.took_part(name, group)]
         names = [name for name in result.labels if name in {*ours, *result.peers(group)}]
         rows = []
@@ -193,7 +195,7 @@ def every_time(result: Result) -> list[str]:
 def markdown(result: Result) -> str:
     lines = [*machine(result), "", "![Ratios to each peer, share of the limits, rate by length](performance.svg)"]
     lines += limits(result)
-    for group, title in (("attention", "Attention"), ("layer", "A whole layer"), ("encoder", "Sentence embeddings")):
+    for group, title in (("attention", "Attention"), ("layer", "A whole layer"), ("family", "Layers of Qwen 3 and Gemma 3"), ("encoder", "Sentence embeddings")):
         if result.of(group):
             lines += ratios(result, group, title)
     if result.of("length"):

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from problems import EPSILON, layer_weights, noise
+from problems import EPSILON, layer_sizes, layer_weights, noise, norm_weights, rotary_tables
 
 Call = Callable[[], torch.Tensor]
 
@@ -106,30 +106,32 @@ def flex(workload: dict) -> Call:
 # Layers.
 
 
-def llama(workload: dict, attention: str, static: bool = False, int8: bool = False) -> Call:
-    """RMSNorm and LLaMA's attention. What `transformers` computes once for all layers, rotary tables and masks, is not timed."""
+def layer(workload: dict, attention: str, static: bool = False, int8: bool = False) -> Call:
+    """The norm and the attention of a model. What `transformers` computes once for all layers, rotary tables and masks, is not timed."""
     from transformers.cache_utils import DynamicCache, StaticCache
-    from transformers.models.llama import modeling_llama as modeling
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-    hidden, heads, tokens, cached = (workload[key] for key in ("hidden", "heads", "tokens", "cached"))
-    config = modeling.LlamaConfig(
-        hidden_size=hidden, num_attention_heads=heads, num_key_value_heads=heads, num_hidden_layers=1,
-        max_position_embeddings=cached + tokens, rms_norm_eps=EPSILON,
-    )  # fmt: skip
-    config._attn_implementation = attention
-    module, norm = llama_attention(config), modeling.LlamaRMSNorm(hidden, EPSILON)
-    norm.weight.data = torch.from_numpy(layer_weights(hidden)[0])
+    hidden, heads, kv_heads, size = layer_sizes(workload)
+    tokens, cached, window = workload["tokens"], workload["cached"], workload["window"]
+    module = layer_attention(workload, attention)
+    norm = LlamaRMSNorm(hidden, EPSILON)
+    norm.weight.data = torch.from_numpy(layer_weights(hidden, heads, kv_heads, size)[0])
     if int8:
         module = torch.ao.quantization.quantize_dynamic(copy.deepcopy(module), {torch.nn.Linear}, dtype=torch.qint8)
     input_ = torch.from_numpy(noise(14, (1, tokens, hidden)))
-    rotary = modeling.LlamaRotaryEmbedding(config)(input_, torch.arange(cached, cached + tokens)[None])
-    shape = (1, heads, cached, hidden // heads)
-    past = [torch.from_numpy(noise(seed, shape)) for seed in (15, 16)]
+    rotary = [torch.from_numpy(table).float().repeat(1, 2)[None] for table in rotary_tables(workload)]
+    past = [torch.from_numpy(noise(seed, (1, kv_heads, cached, size))) for seed in (15, 16)]
+    if window:
+        # The cache of a layer with a window keeps what the next token sees.
+        past = [side[:, :, 1 - window :] for side in past]
+    before = past[0].shape[2]
     mask = None
-    if attention == "eager":
-        mask = torch.full((tokens, cached + tokens), -math.inf).triu(cached + 1)[None, None]
-    cache = StaticCache(config, max_cache_len=cached + tokens) if static else DynamicCache()
-    cache.update(*(past if cached else [torch.zeros(1, heads, tokens, hidden // heads)] * 2), 0)
+    if attention == "eager" or window and before + tokens > window:
+        at, key = torch.arange(before, before + tokens)[:, None], torch.arange(before + tokens)
+        hidden_pairs = (key > at) | (key <= at - (window or before + tokens))
+        mask = torch.where(hidden_pairs, -math.inf, 0.0)[None, None]
+    cache = StaticCache(module.config, max_cache_len=cached + tokens) if static else DynamicCache()
+    cache.update(*(past if cached else [torch.zeros(1, kv_heads, tokens, size)] * 2), 0)
     stored = cache.layers[0]
 
     def call() -> torch.Tensor:
@@ -144,21 +146,44 @@ def llama(workload: dict, attention: str, static: bool = False, int8: bool = Fal
 
 
 @functools.lru_cache(maxsize=1)
-def projections(hidden: int) -> list[torch.nn.Parameter]:
+def projections(*sizes: int) -> list[torch.nn.Parameter]:
     """The matrices of query, key, value and output, `[out, in]`; the same for every implementation."""
-    _, qkv, output = (torch.from_numpy(weight) for weight in layer_weights(hidden))
-    matrices = [matrix.T.contiguous() for matrix in (*qkv.split(hidden, 1), output)]
+    _, heads, kv_heads, size = sizes
+    _, qkv, output = (torch.from_numpy(weight) for weight in layer_weights(*sizes))
+    matrices = [matrix.T.contiguous() for matrix in (*qkv.split([heads * size, *2 * [kv_heads * size]], 1), output)]
     return [torch.nn.Parameter(matrix, requires_grad=False) for matrix in matrices]
 
 
-def llama_attention(config) -> torch.nn.Module:
-    from transformers.models.llama.modeling_llama import LlamaAttention
+def layer_attention(workload: dict, attention: str) -> torch.nn.Module:
+    """The attention module of the model of a workload, with its weights."""
+    from transformers.models.gemma3 import modeling_gemma3 as gemma3
+    from transformers.models.llama import modeling_llama as llama
+    from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+    hidden, heads, kv_heads, size = layer_sizes(workload)
+    sizes = {
+        "hidden_size": hidden, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": size,
+        "num_hidden_layers": 1, "max_position_embeddings": workload["cached"] + workload["tokens"], "rms_norm_eps": EPSILON,
+    }  # fmt: skip
+    match workload["model"]:
+        case "qwen3":
+            config, module = qwen3.Qwen3Config(**sizes), qwen3.Qwen3Attention
+        case "gemma3":
+            window = {"sliding_window": workload["window"], "layer_types": ["sliding_attention"]}
+            config, module = gemma3.Gemma3TextConfig(**sizes, query_pre_attn_scalar=size, **window), gemma3.Gemma3Attention
+        case _:
+            config, module = llama.LlamaConfig(**sizes), llama.LlamaAttention
+    config._attn_implementation = attention
     with torch.device("meta"):
-        module = LlamaAttention(config, 0).eval()
+        module = module(config, 0).eval()
     linears = (module.q_proj, module.k_proj, module.v_proj, module.o_proj)
-    for linear, matrix in zip(linears, projections(config.hidden_size), strict=True):
+    for linear, matrix in zip(linears, projections(hidden, heads, kv_heads, size), strict=True):
         linear.weight = matrix
+    if workload["norm"]:
+        # Gemma stores the factors minus 1.
+        less = float(workload["model"] == "gemma3")
+        for norm, weight in zip((module.q_norm, module.k_norm), norm_weights(size), strict=True):
+            norm.weight = torch.nn.Parameter(torch.from_numpy(weight) - less, requires_grad=False)
     return module
 
 
@@ -223,10 +248,10 @@ IMPLEMENTATIONS: dict[str, Callable[[dict], Call]] = {
     "sdpa": sdpa,
     "unfused": unfused,
     "flex-attention": flex,
-    "transformers-sdpa": lambda workload: encoder(workload) if workload["kind"] == "encoder" else llama(workload, "sdpa"),
-    "transformers-static": lambda workload: llama(workload, "sdpa", static=True),
-    "transformers-eager": lambda workload: llama(workload, "eager"),
-    "int8": lambda workload: llama(workload, "sdpa", int8=True),
+    "transformers-sdpa": lambda workload: encoder(workload) if workload["kind"] == "encoder" else layer(workload, "sdpa"),
+    "transformers-static": lambda workload: layer(workload, "sdpa", static=True),
+    "transformers-eager": lambda workload: layer(workload, "eager"),
+    "int8": lambda workload: layer(workload, "sdpa", int8=True),
     "torch-matmul": matmul,
 }
 
@@ -250,7 +275,7 @@ def answer(calls: dict[str, Call], request: dict) -> dict:
             result = call()
             rows = result.reshape(-1, request["width"])[request["rows"]].tolist() if request["rows"] else []
             del result
-            calls[name] = call
+            calls[request["key"]] = call
             return {"rows": rows, "seconds": [timed(call)]}
         case "time":
             call = calls[request["implementation"]]

@@ -2,6 +2,7 @@
 //!
 //! Padding and truncation are left out. They are whatever state the file was saved in, and would pad a prompt or cut it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn_deepspeed::ConfigError;
@@ -59,6 +60,25 @@ pub fn model_max_length(folder: &Path) -> Result<Option<usize>, Failure> {
     let length = length.map_err(|error| error.in_file(&file))?;
     // "No limit" is written as 10^30.
     Ok(length.filter(|&length| length < 1e15).map(|length| length as usize))
+}
+
+/// The special tokens that `tokenizer_config.json` names, with their keys.
+///
+/// # Errors
+/// If the file is damaged.
+pub fn named_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>, Failure> {
+    const KEYS: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let file = folder.join("tokenizer_config.json");
+    if !file.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let record = read_json(&file)?;
+    let named = Fields::new(&record).and_then(|fields| {
+        let token = |key| Ok(token_text(&fields, key)?.map(|text| (key, text.to_owned())));
+        KEYS.into_iter().filter_map(|key| token(key).transpose()).collect()
+    });
+    Ok(named.map_err(|error| error.in_file(&file))?)
 }
 
 /// How `tokenizer_config.json` says that texts are padded.
@@ -135,20 +155,24 @@ fn template(record: &Value, tokenizer: &Tokenizer) -> Result<Option<Template>, C
     Ok(Some((pieces, bos.into_iter().chain(eos).collect())))
 }
 
-/// A token that `tokenizer_config.json` names, as a text or as a record with its `content`.
+/// A token that `tokenizer_config.json` names, and its id.
 fn special_token(
     fields: &Fields<'_>,
     key: &'static str,
     tokenizer: &Tokenizer,
 ) -> Result<Option<(String, u32)>, ConfigError> {
-    let text = match fields.value(key) {
-        None => return Ok(None),
-        Some(Value::Object(_)) => fields.record(key)?.map_or(Ok(None), |record| record.text(&["content"]))?,
-        Some(_) => fields.text(&[key])?,
-    };
-    let Some(text) = text else { return Ok(None) };
+    let Some(text) = token_text(fields, key)? else { return Ok(None) };
     match tokenizer.token_to_id(text) {
         Some(id) => Ok(Some((text.into(), id))),
         None => Err(fields.unsupported(key, "a token of tokenizer.json")),
+    }
+}
+
+/// The text of a token that `tokenizer_config.json` names, as a text or as a record with its `content`.
+fn token_text<'a>(fields: &Fields<'a>, key: &'static str) -> Result<Option<&'a str>, ConfigError> {
+    match fields.value(key) {
+        None => Ok(None),
+        Some(Value::Object(_)) => fields.record(key)?.map_or(Ok(None), |record| record.text(&["content"])),
+        Some(_) => fields.text(&[key]),
     }
 }

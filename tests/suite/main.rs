@@ -8,6 +8,7 @@ mod architecture;
 mod attention;
 mod cache;
 mod cache_check;
+mod chat;
 mod checkpoint_writer;
 mod config;
 mod contract;

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use burn::tensor::DType;
 use burn_deepspeed::load::{
-    AttentionNames, Checkpoint, CheckpointWriter, QkvLayout, QkvNames, ReadTensors, SplitCheckpoint,
+    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, ReadTensors, SplitCheckpoint,
+    WeightNames,
 };
 use burn_deepspeed::weight::Orientation;
 use burn_deepspeed::{ConfigError, DataType, WeightError};
@@ -43,6 +44,44 @@ fn a_tensor_that_one_file_lacks_names_the_file() {
     let message = error(&paths, &names, 1).to_string();
     let path = paths[1].display();
     assert!(message.contains(&format!("{path}: the checkpoint has no tensor `out.weight` (nearest: `")), "{message}");
+}
+
+/// Each spelling of Megatron's, with the layout of its time: the files of two ranks load as they were written.
+#[test]
+fn the_names_of_megatron_are_found() {
+    let layer = "model.language_model.encoder.layers.0";
+    let attention = |block: &str, kv_heads, layout| {
+        (format!("{block}.query_key_value"), format!("{block}.dense"), "input_layernorm.", kv_heads, layout)
+    };
+    let core =
+        |norm| ("self_attention.linear_qkv".into(), "self_attention.linear_proj".into(), norm, 4, QkvLayout::PerGroup);
+    let spellings: [(String, String, &str, usize, QkvLayout); 5] = [
+        attention("attention", 12, QkvLayout::Concat),
+        attention("attention", 12, QkvLayout::PerHead),
+        attention("self_attention", 12, QkvLayout::PerHead),
+        core("input_layernorm."),
+        core("self_attention.linear_qkv.layer_norm_"),
+    ];
+    for (qkv, output, norm, kv_heads, layout) in spellings {
+        let at = |path: &str| format!("{layer}.{path}");
+        let written = AttentionNames::new(
+            QkvNames::fused(&at(&qkv), layout),
+            WeightNames::of(&at(&output)),
+            Orientation::OutputInput,
+        )
+        .with_norm(NormNames::new(at(&format!("{norm}weight")), at(&format!("{norm}bias"))));
+        let folder = tempfile::tempdir().unwrap();
+        let paths = [0, 1].map(|rank| folder.path().join(format!("mp_rank_{rank:02}.safetensors")));
+        let config = config(kv_heads, DataType::Fp32);
+        for (rank, path) in paths.iter().enumerate() {
+            write(&randomised(fresh::<B>(&on_rank(&config, rank, 2))), path, &written);
+        }
+        let names = AttentionNames::megatron(&Checkpoint::open(&paths[0]).unwrap(), layer, layout);
+        assert_eq!(names, written);
+        let split = SplitCheckpoint::open(&paths).unwrap();
+        fresh::<B>(&config).load_split(&split, &names).unwrap();
+        assert_eq!(split.finish().unwrap().loaded.len(), 6);
+    }
 }
 
 #[test]

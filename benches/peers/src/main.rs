@@ -32,6 +32,8 @@ enum Request {
     /// Builds the call, runs it, and returns some rows of its result and its time. If the first run was fast, a second one is timed.
     Prepare {
         implementation: String,
+        /// The name of the call in later requests.
+        key: String,
         workload: Workload,
         rows: Vec<usize>,
         /// Elements of a row.
@@ -61,7 +63,7 @@ fn main() -> ExitCode {
 
 fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failure> {
     match serde_json::from_str(line)? {
-        Request::Prepare { implementation, workload, rows, width } => {
+        Request::Prepare { implementation, key, workload, rows, width } => {
             let mut call = prepare(&implementation, &workload)?;
             let start = Instant::now();
             let result = call()?;
@@ -72,7 +74,7 @@ fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failur
             let result = result()?;
             let row = |row: usize| result.get(row * width..(row + 1) * width).ok_or("the result has fewer rows");
             let rows = rows.into_iter().map(row).collect::<Result<Vec<_>, _>>()?;
-            calls.insert(implementation, call);
+            calls.insert(key, call);
             Ok(json!({ "rows": rows, "seconds": seconds }))
         }
         Request::Time { implementation, calls: count, warm } => {

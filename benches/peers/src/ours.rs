@@ -9,12 +9,15 @@ use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    KvCacheType, NormType, Operations, Window,
+    KvCacheType, NormType, Operations, QkNorm, QkNormKind, QkNormWeights, RotaryLayout, Window,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
 
 use crate::call::{Call, Failure, Output};
 use crate::workload::{Dense, Heads, Layer, Workload, noise};
+
+/// Of every norm, as in `problems.py`.
+const EPSILON: f64 = 1e-6;
 
 /// The call for a problem.
 pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
@@ -79,24 +82,36 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
 
 /// A step that is dropped without commit, so that each call finds the same cache.
 fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failure> {
-    let &Layer { hidden, heads, tokens, cached } = sizes;
+    let &Layer { hidden, heads, kv_heads, head_dim, tokens, cached, .. } = sizes;
     let device = B::Device::default();
+    let norm = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, EPSILON);
     let config = DeepSpeedInferenceConfig::new(hidden, heads)
+        .with_num_kv(Some(kv_heads))
+        .with_head_dim(Some(head_dim))
         .with_num_hidden_layers(Some(1))
         .with_max_out_tokens(cached + tokens)
         .with_dtype(DataType::Fp32)
         .with_kv_cache_dtype(int8.cache)
         .with_norm_type(NormType::RMSNorm)
-        .with_layer_norm_eps(1e-6)
-        .with_rotary_dim(Some(hidden / heads))
-        .with_rotate_half(true)
-        .with_rotate_every_two(false)
+        .with_layer_norm_eps(EPSILON)
+        .with_rotary(RotaryLayout::Half, head_dim)
+        .with_qk_norm(sizes.norm.then_some(norm))
+        .with_sinks(sizes.sinks)
+        .with_local_attention(sizes.window.is_some())
+        .with_window_size(sizes.window.unwrap_or(1))
         .with_qkv_bias(false)
         // The orientation that checkpoints store.
         .with_transposed_mode(true)
         .with_output_bias(false);
     let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
-    let attention = attention.map(&mut Fill(vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)].into_iter()));
+    let mut noises = vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)];
+    if sizes.norm {
+        noises.extend([(17, 0.1, 1.0), (18, 0.1, 1.0)]);
+    }
+    if sizes.sinks {
+        noises.push((19, 1.0, 0.0));
+    }
+    let attention = attention.map(&mut Fill(noises.into_iter()));
 
     let attention = match int8.weights {
         true => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(int8.rounded),
@@ -104,7 +119,7 @@ fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failur
     };
     let mut cache = config.init_cache::<B>(1, &device)?;
     if cached > 0 {
-        let shape = [1, heads, cached, hidden / heads];
+        let shape = [1, kv_heads, cached, head_dim];
         let mut step = cache.step(cached)?;
         step.layer(0).append(tensor(Dense::noise(15, shape)), tensor(Dense::noise(16, shape)));
         step.commit();
@@ -116,7 +131,8 @@ fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failur
     }))
 }
 
-/// Gives each parameter noise of this seed, deviation and mean: gamma, QKV and output matrix in this order.
+/// Gives each parameter noise of this seed, deviation and mean: gamma, QKV and output matrix, the weights of the norms of queries and
+/// of keys, and the sinks, in this order.
 struct Fill(std::vec::IntoIter<(u32, f64, f32)>);
 
 impl<B: Backend> ModuleMapper<B> for Fill {

@@ -50,13 +50,20 @@ pub struct Heads {
     pub lengths: Option<Vec<usize>>,
 }
 
-/// Sizes of a LLaMA layer without its MLP.
+/// Sizes of a layer without its MLP: LLaMA's, with what its relatives add.
 #[derive(Deserialize)]
 pub struct Layer {
     pub hidden: usize,
     pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
     pub tokens: usize,
     pub cached: usize,
+    /// Keys that a query sees, itself included.
+    pub window: Option<usize>,
+    /// RMS norm of queries and keys.
+    pub norm: bool,
+    pub sinks: bool,
 }
 
 /// Elements of a tensor, row-major, and its shape.

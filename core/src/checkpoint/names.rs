@@ -273,6 +273,36 @@ impl AttentionNames {
         self
     }
 
+    /// The names of Megatron-LM for the layer at `layer`, such as `model.language_model.encoder.layers.0`: `query_key_value` and
+    /// `dense` in `self_attention`, or in `attention` where the checkpoint has only that, after the norm `input_layernorm`. Where the
+    /// checkpoint has `self_attention.linear_qkv` they are those of Megatron Core, whose norm may be part of that projection.
+    ///
+    /// `layout` does not follow from shapes. It is
+    ///
+    /// - [`QkvLayout::Concat`] for checkpoints of version 0, DeepSpeed's `megatron_v2` false;
+    /// - [`QkvLayout::PerHead`] from version 2 on, `megatron_v2` true;
+    /// - [`QkvLayout::PerGroup`] for grouped heads, and for Megatron Core.
+    ///
+    /// Version 1 alternates query, key and value by feature. Megatron-LM's own tools convert it to version 2.
+    pub fn megatron(checkpoint: &Checkpoint, layer: &str, layout: QkvLayout) -> Self {
+        let at = |path: &str| format!("{layer}.{path}");
+        let has = |path: &str| checkpoint.contains(&at(path));
+        let (qkv, output) = if has("self_attention.linear_qkv.weight") {
+            ("self_attention.linear_qkv", "self_attention.linear_proj")
+        } else if has("attention.query_key_value.weight") {
+            ("attention.query_key_value", "attention.dense")
+        } else {
+            ("self_attention.query_key_value", "self_attention.dense")
+        };
+        let fused_norm = format!("{qkv}.layer_norm_weight");
+        let norm = match has(&fused_norm) {
+            true => NormNames::new(at(&fused_norm), at(&format!("{qkv}.layer_norm_bias"))),
+            false => NormNames::of(&at("input_layernorm")),
+        };
+        let output = WeightNames::of(&at(output));
+        Self::new(QkvNames::fused(&at(qkv), layout), output, Orientation::OutputInput).with_norm(norm)
+    }
+
     /// The names of an attention block of the `diffusers` library at `path`: `to_q`, `to_k`, `to_v`, `to_out.0`.
     pub fn diffusers(path: &str) -> Self {
         let qkv = QkvNames::separate(path, ["to_q", "to_k", "to_v"]);

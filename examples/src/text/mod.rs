@@ -1,5 +1,6 @@
 //! Text from a decoder: prompts, a model with its cache, the choice of the next token, and a check against other programs.
 
+mod chat;
 pub mod check;
 mod continuation;
 mod model;
@@ -8,6 +9,7 @@ mod sampling;
 mod session;
 mod stream;
 
+pub use chat::{ChatTemplate, Message};
 pub use continuation::continuation;
 pub use model::{Model, Options, TextModel, open};
 pub use prompt::{Prompt, Source, list};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use tokenizers::Tokenizer;
 
-use super::TextStream;
+use super::{ChatTemplate, Message, TextStream};
 use crate::{Failure, tokenizer};
 
 /// A model and a prompt on the command line.
@@ -20,6 +20,12 @@ pub struct Source {
     /// Token ids to continue, as in 5,9,2.
     #[arg(long, value_delimiter = ',')]
     prompt_ids: Option<Vec<u32>>,
+    /// Write the prompt as a user's turn in the checkpoint's chat template.
+    #[arg(long, requires = "prompt")]
+    chat: bool,
+    /// Text of a system turn before it.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    system: Option<String>,
     /// Print the prompt before what is generated. Without a model and a prompt this is always so.
     #[arg(long)]
     echo: bool,
@@ -39,6 +45,9 @@ impl Prompt {
         let Some(tokenizer) = &self.tokenizer else { return Ok(self.list(generated, echo)) };
         let mut stream = TextStream::new(tokenizer);
         let before = stream.push(&self.ids)?;
+        if !echo {
+            stream.skip()?;
+        }
         let pieces = [if echo { before } else { String::new() }, stream.push(generated)?, stream.finish()?];
         Ok(pieces.concat())
     }
@@ -57,7 +66,14 @@ pub fn list(ids: &[u32]) -> String {
 impl Source {
     /// This text, for the model in this folder.
     pub fn text(model: PathBuf, prompt: impl Into<String>) -> Self {
-        Self { model: Some(model), prompt: Some(prompt.into()), prompt_ids: None, echo: true }
+        Self {
+            model: Some(model),
+            prompt: Some(prompt.into()),
+            prompt_ids: None,
+            chat: false,
+            system: None,
+            echo: true,
+        }
     }
 
     /// Whether the prompt is printed before what is generated: if it was asked for, and if neither a model nor a prompt was given.
@@ -82,7 +98,9 @@ impl Source {
                     (None, None) => "17+25=",
                     (None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
                 };
-                let encoding = tokenizer.encode(prompt, true);
+                let chat = self.chat.then(|| self.conversation(folder, prompt)).transpose()?;
+                // A chat template writes the special tokens itself.
+                let encoding = tokenizer.encode(chat.as_deref().unwrap_or(prompt), chat.is_none());
                 encoding.map_err(|cause| format!("the tokenizer cannot read {prompt:?}: {cause}"))?.get_ids().to_vec()
             }
             (None, Some(_), None) => {
@@ -94,5 +112,12 @@ impl Source {
             true => Err("the prompt has no tokens; give at least one".into()),
             false => Ok(Prompt { ids, tokenizer }),
         }
+    }
+
+    /// The prompt as a turn of the user in the chat template of the folder.
+    fn conversation(&self, folder: &Path, prompt: &str) -> Result<String, Failure> {
+        let system = self.system.as_deref().map(|content| Message { role: "system", content });
+        let messages: Vec<_> = system.into_iter().chain([Message { role: "user", content: prompt }]).collect();
+        ChatTemplate::open(folder)?.render(&messages)
     }
 }
