@@ -1,5 +1,6 @@
 //! Where a decoder keeps everything around attention, and how its blocks are built.
 
+use super::experts::Experts;
 use super::only::Only;
 use crate::error::ConfigError;
 use crate::fields::Fields;
@@ -40,6 +41,8 @@ pub struct DecoderPaths {
     pub down: &'static str,
     /// Whether the projections of the MLP have a bias.
     pub mlp_bias: Flag,
+    /// The experts that some layers have in place of this MLP.
+    pub experts: Option<Experts>,
     /// Whether the MLP reads the input of the block instead of its sum with attention.
     pub parallel: Flag,
     /// Keys that a decoder built from these paths supports with one value only.
@@ -66,6 +69,7 @@ impl DecoderPaths {
         up: "",
         down: "",
         mlp_bias: Flag::Fixed(true),
+        experts: None,
         parallel: Flag::Fixed(false),
         only: &[],
     };
@@ -92,7 +96,7 @@ impl Flag {
         }
     }
 
-    fn key(self) -> Option<&'static str> {
+    pub(super) fn key(self) -> Option<&'static str> {
         match self {
             Self::Fixed(_) => None,
             Self::Key(key, _) => Some(key),
@@ -169,7 +173,8 @@ impl DecoderPaths {
         let settings = self.flags().into_iter().filter_map(Flag::key);
         let factors = self.factors().into_iter().filter_map(Factor::key);
         let only = self.only.iter().map(|only| only.key);
-        settings.chain(factors).chain(self.logit_softcap.map(|(key, _)| key)).chain(only)
+        let experts = self.experts.into_iter().flat_map(|experts| experts.keys().collect::<Vec<_>>());
+        settings.chain(experts).chain(factors).chain(self.logit_softcap.map(|(key, _)| key)).chain(only)
     }
 
     /// Checks the values of the keys that are read, without those of `only`.
@@ -179,6 +184,7 @@ impl DecoderPaths {
     pub(super) fn check(&self, fields: &Fields<'_>) -> Result<(), ConfigError> {
         self.flags().into_iter().try_for_each(|flag| flag.of(fields).map(|_| ()))?;
         self.factors().into_iter().try_for_each(|factor| factor.of(fields, 1).map(|_| ()))?;
+        self.experts.iter().try_for_each(|experts| experts.check(fields))?;
         self.logit_softcap(fields).map(|_| ())
     }
 }

@@ -6,8 +6,10 @@
 
 mod attention;
 mod class;
+mod composite;
 mod data_file;
 mod decoder;
+mod experts;
 pub mod families;
 mod family;
 mod files;

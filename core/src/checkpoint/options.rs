@@ -23,12 +23,20 @@ pub struct ConfigOptions {
     /// Keys that the caller knows to change nothing: they may be unknown, or have a value that is not supported. The key of a
     /// record is `record.key`. Default: none.
     pub allowed_keys: Vec<String>,
+    /// Whether the language model of a model that also reads images is read alone: the record `text_config`, and the tensors of the
+    /// language model. A file without images is read as it is. Default: false.
+    pub text_only: bool,
 }
 
 impl ConfigOptions {
     /// Sets [`dtype`](Self::dtype).
     pub fn with_dtype(self, dtype: DataType) -> Self {
         Self { dtype: Some(dtype), ..self }
+    }
+
+    /// Sets [`text_only`](Self::text_only).
+    pub fn with_text_only(self, text_only: bool) -> Self {
+        Self { text_only, ..self }
     }
 
     /// Adds to [`allowed_keys`](Self::allowed_keys).

@@ -69,8 +69,12 @@ impl<B: Backend> Decoder<B> {
                 (Some(gate), Gate::WithUp) => Some(projection(&gate, paths.up, &gate_part)?),
                 (gate, _) => gate,
             };
-            block.up = projection(&block.up, paths.up, &up_part)?;
-            block.down = projection(&block.down, paths.down, &outer)?;
+            block.up = block.up.map(|up| projection(&up, paths.up, &up_part)).transpose()?;
+            block.down = block.down.map(|down| projection(&down, paths.down, &outer)).transpose()?;
+            block.experts = match block.experts {
+                Some(experts) => Some(experts.load((config, layer), (checkpoint, &reader), device)?),
+                None => None,
+            };
             blocks.push(block);
         }
         self.blocks = blocks;

@@ -8,6 +8,7 @@
 
 mod activation;
 mod block;
+mod experts;
 mod load;
 mod parts;
 

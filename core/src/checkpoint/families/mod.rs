@@ -18,22 +18,28 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod helium;
 mod internlm2;
 mod llama;
+mod llama4;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod mpt;
+mod olmo;
 mod olmo2;
 mod olmo3;
 mod opt;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod rotary;
 mod seed_oss;
 mod smollm3;
@@ -43,6 +49,9 @@ mod table;
 
 pub use super::class::{Class, MlpSize, Setting};
 pub use super::decoder::{DecoderPaths, Factor, Flag, Gate};
+pub use super::experts::{
+    ExpertActivation, ExpertLayers, ExpertSizes, ExpertWeights, Experts, GateOrder, Routing, SharedExpert,
+};
 pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
 pub use super::layer_kinds::LayerKinds;
 pub use super::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
@@ -64,19 +73,25 @@ pub const ALL: &[&Family] = &[
     &opt::FAMILY,
     &mpt::FAMILY,
     &falcon::FAMILY,
+    &gpt_oss::FAMILY,
     &llama::FAMILY,
+    &llama4::FAMILY,
     &mistral::FAMILY,
+    &mixtral::FAMILY,
     &ministral::FAMILY,
     &ministral3::FAMILY,
     &internlm2::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3_moe::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
     &phi::FAMILY,
     &phi3::FAMILY,
     &smollm3::FAMILY,
+    &olmo::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,
     &granite::FAMILY,
@@ -93,11 +108,21 @@ pub const ALL: &[&Family] = &[
     &bert::FAMILY,
 ];
 
+/// Classes with linear attention in most of their layers.
+const LINEAR: &[&str] = &["qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"];
+
 /// The family of a `model_type`.
 ///
 /// # Errors
-/// [`ConfigError::UnknownModelType`] with the names of [`ALL`].
+/// [`ConfigError::UnknownModelType`] with the names of [`ALL`]; [`ConfigError::Unsupported`] for a class with linear attention.
 pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
+    if LINEAR.contains(&model_type) {
+        return Err(ConfigError::Unsupported {
+            key: "layer_types".into(),
+            value: format!("\"linear_attention\" in most layers of a `{model_type}`"),
+            supported: "models whose layers are all softmax attention, such as `qwen3` and `qwen3_moe`".into(),
+        });
+    }
     ALL.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
         let supported = ALL.iter().map(|family| family.name()).collect();
         ConfigError::UnknownModelType { model_type: model_type.into(), supported }
