@@ -66,6 +66,9 @@ struct Arguments {
     /// Allow this key in config.json: it changes nothing. May be given several times.
     #[arg(long, value_name = "KEY")]
     allow_key: Vec<String>,
+    /// Run the language model alone of a model that also reads images, such as Llama 4.
+    #[arg(long)]
+    text_only: bool,
     /// Threads of the CPU kernels. Default: one per core.
     #[arg(long)]
     threads: Option<NonZeroUsize>,
@@ -86,7 +89,13 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = arguments.source.folder();
     let kv_cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
     let allowed_keys = arguments.allow_key.clone();
-    let options = Options { dtype: arguments.dtype.into(), kv_cache, allowed_keys, ..Options::default() };
+    let options = Options {
+        dtype: arguments.dtype.into(),
+        kv_cache,
+        allowed_keys,
+        text_only: arguments.text_only,
+        ..Options::default()
+    };
     let started = Instant::now();
     let (model, report) = text::open(arguments.backend, &folder, &options)?;
     let (config, seconds) = (model.config(), started.elapsed().as_secs_f64());

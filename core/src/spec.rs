@@ -39,6 +39,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<QkNorm>,
     /// What each query is multiplied by, after norm and rotation.
     pub query_factor: Option<QueryFactor>,
+    /// `c` of the range `-c..=c` that queries, keys and values are limited to after the projection.
+    pub qkv_clip: Option<f64>,
     /// Whether each query head has a sink.
     pub sinks: bool,
     /// Whether the context is multiplied by the sigmoid of a projection of the input.
@@ -114,7 +116,7 @@ impl AttentionSpec {
             ("the norm", &self.norm),
             ("`qk_norm`", &self.qk_norm),
             ("`query_factor`", &self.query_factor),
-            ("`sinks` or `context_gate`", &(self.sinks, self.context_gate)),
+            ("`sinks`, `context_gate` or `qkv_clip`", &(self.sinks, self.context_gate, self.qkv_clip)),
             ("`dtype`", &self.dtype),
             ("`kv_cache_dtype`", &self.kv_cache_dtype),
             ("`max_out_tokens`", &self.max_out_tokens),

@@ -137,7 +137,7 @@ fn a_configuration_may_state_any_number_of_layers() {
             "gptj" => record["rotary_dim"] = 4.into(),
             "gpt_neo" => record["attention_types"] = json!([[["global", "local"], HUGE / 2]]),
             "gpt_neox" => record["rotary_pct"] = 0.5.into(),
-            "gemma" | "helium" | "qwen2" | "qwen3" => record["num_key_value_heads"] = 8.into(),
+            "gemma" | "helium" | "qwen2" | "qwen2_moe" | "qwen3" => record["num_key_value_heads"] = 8.into(),
             "stablelm" => {
                 record["num_key_value_heads"] = 8.into();
                 record["partial_rotary_factor"] = 0.5.into();
@@ -168,6 +168,31 @@ fn layers_that_the_checkpoint_lacks_are_an_error_before_a_model_is_built() {
     let wide = model(|record| record["n_embd"] = (2 * HUGE).into()).unwrap();
     let error = wide.check(&checkpoint).unwrap_err();
     assert!(matches!(error, WeightError::Shape { .. }), "{error}");
+}
+
+#[test]
+fn experts_that_the_checkpoint_lacks_are_an_error_before_a_model_is_built() {
+    let (_folder, checkpoint) = with_tensors(&[
+        ("layers.0.self_attn.o_proj.weight", ElementType::F32, &[8, 8], &[0; 256]),
+        ("layers.0.block_sparse_moe.experts.0.w2.weight", ElementType::F32, &[8, 2], &[0; 64]),
+        ("layers.0.mlp.experts.down_proj", ElementType::F32, &[3, 2, 8], &[0; 192]),
+    ]);
+    let check = |family: &str, experts: usize, size: usize| {
+        let record = json!({
+            "model_type": family, "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+            "num_hidden_layers": 1, "num_local_experts": experts, "num_experts_per_tok": 1, "intermediate_size": size
+        });
+        HuggingFaceConfig::from_json(record).unwrap().check(&checkpoint)
+    };
+    check("mixtral", 1, 2).unwrap();
+    check("gpt_oss", 3, 2).unwrap();
+    let error = check("mixtral", HUGE, 2).unwrap_err();
+    let missing = "layers.0.block_sparse_moe.experts.1.w2.weight";
+    assert!(matches!(&error, WeightError::Missing { name, .. } if name == missing), "{error}");
+    for (family, experts, size) in [("gpt_oss", HUGE, 2), ("gpt_oss", 2, 2), ("gpt_oss", 3, HUGE), ("mixtral", 1, 3)] {
+        let error = check(family, experts, size).unwrap_err();
+        assert!(matches!(&error, WeightError::Shape { .. }), "{error}");
+    }
 }
 
 #[test]

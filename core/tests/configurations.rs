@@ -152,7 +152,13 @@ fn every_key_but_the_sizes_may_be_absent() {
                     if key == "original_max_position_embeddings" => {}
                 // They contradict another key.
                 Err(ConfigError::Unsupported { key: other, .. })
-                    if ["num_key_value_heads", "num_ln_in_parallel_attn", "use_sliding_window"].contains(&&*other) => {}
+                    if [
+                        "num_experts_per_tok",
+                        "num_key_value_heads",
+                        "num_ln_in_parallel_attn",
+                        "use_sliding_window",
+                    ]
+                    .contains(&&*other) => {}
                 Err(other) => panic!("{name}, {key}: {other}"),
             }
         }
@@ -174,7 +180,7 @@ fn smallest(family: &str) -> Value {
 /// epsilon, activation, and whether the embeddings are tied.
 type Row = (&'static str, &'static str, usize, Option<usize>, Option<usize>, f64, &'static str, bool);
 
-const DEFAULTS: [Row; 45] = [
+const DEFAULTS: [Row; 51] = [
     ("arcee", "ArceeConfig", 32000, Some(4096), Some(18432), 1e-5, "relu2", false),
     ("bert", "BertConfig", 30522, Some(512), Some(3072), 1e-12, "gelu", true),
     ("clip_text_model", "CLIPTextConfig", 49408, Some(77), Some(2048), 1e-5, "quick_gelu", true),
@@ -208,12 +214,17 @@ const DEFAULTS: [Row; 45] = [
     // `configuration_internlm2.py` of its checkpoints.
     ("internlm2", "InternLM2Config", 103168, Some(2048), Some(11008), 1e-6, "silu", false),
     ("gptj", "GPTJConfig", 50400, Some(2048), None, 1e-5, "gelu_new", false),
+    ("gpt_oss", "GptOssConfig", 201088, Some(131072), Some(2880), 1e-5, "silu", false),
     ("llama", "LlamaConfig", 32000, Some(2048), Some(11008), 1e-6, "silu", false),
+    ("llama4_text", "Llama4TextConfig", 202048, Some(131072), Some(16384), 1e-5, "silu", false),
     ("mistral", "MistralConfig", 32000, Some(131072), Some(14336), 1e-6, "silu", false),
+    ("mixtral", "MixtralConfig", 32000, Some(131072), Some(14336), 1e-5, "silu", false),
     ("ministral", "MinistralConfig", 32000, Some(131072), Some(14336), 1e-6, "silu", false),
     ("ministral3", "Ministral3Config", 131072, Some(262144), Some(14336), 1e-5, "silu", false),
     // Its MLP and activation: `modeling_mpt.py`.
     ("mpt", "MptConfig", 50368, Some(2048), None, 1e-5, "gelu", true),
+    // Its epsilon: `modeling_olmo.py`.
+    ("olmo", "OlmoConfig", 50304, Some(2048), Some(11008), 1e-5, "silu", false),
     ("olmo2", "Olmo2Config", 50304, Some(2048), Some(11008), 1e-5, "silu", false),
     ("olmo3", "Olmo3Config", 50304, Some(2048), Some(11008), 1e-5, "silu", false),
     // Its epsilon: `modeling_opt.py`.
@@ -222,6 +233,8 @@ const DEFAULTS: [Row; 45] = [
     ("phi3", "Phi3Config", 32064, Some(4096), Some(8192), 1e-5, "silu", false),
     ("qwen2", "Qwen2Config", 151936, Some(32768), Some(22016), 1e-6, "silu", false),
     ("qwen3", "Qwen3Config", 151936, Some(32768), Some(22016), 1e-6, "silu", false),
+    ("qwen2_moe", "Qwen2MoeConfig", 151936, Some(32768), Some(5632), 1e-6, "silu", false),
+    ("qwen3_moe", "Qwen3MoeConfig", 151936, Some(32768), Some(6144), 1e-6, "silu", false),
     ("smollm3", "SmolLM3Config", 128256, Some(32768), Some(11008), 1e-6, "silu", true),
     ("stablelm", "StableLmConfig", 50304, Some(4096), Some(6912), 1e-5, "silu", false),
     ("starcoder2", "Starcoder2Config", 49152, Some(4096), Some(12288), 1e-5, "gelu_pytorch_tanh", true),
@@ -414,7 +427,14 @@ fn what_would_change_attention_and_is_not_supported_names_key_and_value() {
         ("opt", "layer_norm_elementwise_affine", json!(false)),
         ("cohere2", "position_embedding_type", json!("alibi")),
         ("cohere2", "_sliding_window_pattern", json!(3)),
-        ("falcon", "alibi", json!(true)),
+        ("gpt_oss", "quantization_config", json!({ "quant_method": "mxfp4" })),
+        ("gpt_oss", "swiglu_limit", json!(0)),
+        ("gpt_oss", "num_experts_per_tok", json!(129)),
+        ("mixtral", "attention_bias", json!(true)),
+        ("qwen3_moe", "layer_types", json!(["full_attention"])),
+        ("qwen3_moe", "mlp_only_layers", json!([-1])),
+        ("llama4_text", "moe_layers", json!([1.5])),
+        ("olmo", "clip_qkv", json!(0)),
         ("falcon", "num_ln_in_parallel_attn", json!(2)),
         ("gemma", "use_bidirectional_attention", json!(true)),
         ("gemma2", "hidden_act", json!("relu")),

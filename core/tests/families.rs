@@ -2,12 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use burn_deepspeed_core::checkpoint::families::{self, QkvPaths};
-use burn_deepspeed_core::checkpoint::{HuggingFaceConfig, QkvLayout};
-use burn_deepspeed_core::config::DeepSpeedInferenceConfig;
+use burn_deepspeed_core::checkpoint::{ConfigOptions, HuggingFaceConfig, QkvLayout};
+use burn_deepspeed_core::config::{DataType, DeepSpeedInferenceConfig, WindowKind};
 use burn_deepspeed_core::error::ConfigError;
 use burn_deepspeed_core::position::QueryFactor;
 use burn_deepspeed_core::position::rotary::RopeScaling;
-use burn_deepspeed_core::qk_norm::QkNormKind;
+use burn_deepspeed_core::qk_norm::{QkNormKind, QkNormWeights};
 use serde_json::{Value, json};
 
 /// A configuration of 4 layers with these keys.
@@ -181,7 +181,7 @@ fn scores_and_queries_have_the_factors_of_their_class() {
     let error = message("ministral3", json!({ "rope_parameters": { "rope_type": "default" } }));
     assert!(error.contains("`llama_4_scaling_beta` is missing"), "{error}");
     for (record, expected) in [
-        (json!({ "clip_qkv": 8.0 }), "`attn_config.clip_qkv` is 8.0"),
+        (json!({ "clip_qkv": -8.0 }), "`attn_config.clip_qkv` is -8.0"),
         (json!({ "alibi": false }), "`attn_config.alibi` is false"),
         (json!({ "qk_ln": true }), "`attn_config.qk_ln` is true"),
         (json!({ "kv_heads": 2 }), "`attn_config.kv_heads` is 2, and MptConfig does not read it"),
@@ -189,6 +189,201 @@ fn scores_and_queries_have_the_factors_of_their_class() {
     ] {
         let error = message("mpt", json!({ "attn_config": record }));
         assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn queries_keys_and_values_are_limited_where_the_configuration_says_so() {
+    let clip = |family, keys| read(family, keys).unwrap().attention_config(0).qkv_clip;
+    assert_eq!((clip("olmo", json!({ "clip_qkv": 8.0 })), clip("olmo", json!({}))), (Some(8.0), None));
+    assert_eq!(clip("mpt", json!({ "attn_config": { "clip_qkv": 6 } })), Some(6.0));
+    // The class takes 0 for none.
+    assert_eq!(clip("mpt", json!({ "attn_config": { "clip_qkv": 0 } })), None);
+}
+
+#[test]
+fn alibi_of_falcon_is_divided_by_the_root_of_the_head_size() {
+    let of = |keys| read("falcon", keys).unwrap().attention_config(0);
+    let alibi = of(json!({ "alibi": true }));
+    assert_eq!((alibi.bigscience_bloom, alibi.alibi_factor, alibi.rotary_dim), (true, 0.25, None));
+    let slopes = alibi.resolve(0).unwrap();
+    assert_eq!(slopes.position.slopes(&slopes.shard).unwrap(), [0.0625, 0.015625, 0.00390625, 0.0009765625]);
+    let rotary = of(json!({}));
+    assert_eq!((rotary.bigscience_bloom, rotary.alibi_factor, rotary.rotary_dim), (false, 1.0, Some(16)));
+}
+
+#[test]
+fn layers_of_llama_4_have_chunks_or_no_positions() {
+    let kind = |config: &DeepSpeedInferenceConfig| {
+        let chunk = config.local_attention.then_some((config.window_size, config.window_kind));
+        (chunk, config.rotary_dim.is_some(), config.qk_norm.is_some(), config.query_factor.is_some())
+    };
+    let of = |keys| layers("llama4_text", keys, kind);
+    let chunked = |size| (Some((size, WindowKind::Chunked)), true, true, false);
+    let full = (None, false, false, true);
+    assert_eq!(of(json!({})), [chunked(8192), chunked(8192), chunked(8192), full]);
+    let keys = json!({ "attention_chunk_size": 9, "no_rope_layers": [], "no_rope_layer_interval": 2 });
+    assert_eq!(of(keys), [chunked(9), full, chunked(9), full]);
+    let keys = json!({
+        "no_rope_layers": [0, 1, 1, 0], "use_qk_norm": false, "attn_temperature_tuning": 0,
+        "layer_types": ["full_attention", "chunked_attention", "full_attention", "chunked_attention"]
+    });
+    let chunk = Some((8192, WindowKind::Chunked));
+    let expected = [(None, false), (chunk, true), (None, true), (chunk, false)];
+    assert_eq!(of(keys), expected.map(|(chunk, rotary)| (chunk, rotary, false, false)));
+    let config =
+        read("llama4_text", json!({ "attn_temperature_tuning": 4, "attn_scale": 0.2, "rms_norm_eps": 0.5 })).unwrap();
+    assert_eq!(config.attention_config(3).query_factor, Some(QueryFactor::llama4(0.2, 8192)));
+    let rotary = config.attention_config(0);
+    let norm = rotary.qk_norm.unwrap();
+    assert_eq!(
+        (norm.kind, norm.weights, norm.epsilon, norm.after_rotation),
+        (QkNormKind::Rms, QkNormWeights::None, 0.5, true)
+    );
+    assert_eq!((rotary.head_dim, rotary.rotate_every_two, rotary.rope_theta), (Some(128), true, 5e5));
+    for (keys, expected) in [
+        (json!({ "attention_chunk_size": null }), "`attention_chunk_size` is null"),
+        (json!({ "layer_types": ["sliding_attention"] }), "supported: \"full_attention\", \"chunked_attention\""),
+        (json!({ "attn_temperature_tuning": "yes" }), "`attn_temperature_tuning` is \"yes\""),
+    ] {
+        let error = message("llama4_text", keys);
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn gpt_oss_has_sinks_windows_and_yarn() {
+    let config = read("gpt_oss", json!({})).unwrap();
+    let windows: Vec<_> = (0..4).map(|layer| window(&config.attention_config(layer))).collect();
+    assert_eq!(windows, [Some(128), None, Some(128), None]);
+    let attention = config.attention_config(0);
+    assert_eq!((attention.sinks, attention.qkv_bias, attention.output_bias), (true, true, true));
+    assert_eq!((attention.head_dim, attention.rope_theta), (Some(64), 150000.0));
+    let RopeScaling::Yarn { factor, truncate: false, original_max_position_embeddings: 4096, attention_factor, .. } =
+        attention.rope_scaling
+    else {
+        panic!("{:?}", attention.rope_scaling)
+    };
+    assert_eq!((factor, attention_factor), (32.0, 0.1 * 32f64.ln() + 1.0));
+    let plain = json!({ "rope_parameters": { "rope_type": "default" }, "attention_bias": false });
+    let plain = read("gpt_oss", plain).unwrap().attention_config(1);
+    assert_eq!((plain.rope_scaling, plain.rope_theta, plain.qkv_bias), (RopeScaling::Default, 150000.0, false));
+}
+
+#[test]
+fn windows_of_models_with_experts_are_those_of_the_class() {
+    let of = |family, keys| layers(family, keys, window);
+    let (all, none) = (Some(9), None);
+    let used = |more: Value| {
+        let mut keys = json!({ "sliding_window": 9, "use_sliding_window": true });
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        keys
+    };
+    assert_eq!(of("qwen2_moe", used(json!({}))), [all, none, all, none]);
+    assert_eq!(of("qwen2_moe", used(json!({ "max_window_layers": 1 }))), [all, none, none, none]);
+    assert_eq!(of("qwen2_moe", used(json!({ "max_window_layers": 2 }))), [all, none, none, none]);
+    assert_eq!(of("qwen2_moe", json!({ "sliding_window": 9 })), [none; 4]);
+    assert_eq!(of("qwen3_moe", used(json!({}))), [all; 4]);
+    assert_eq!(of("qwen3_moe", json!({ "sliding_window": 9 })), [none; 4]);
+    assert_eq!(of("mixtral", json!({ "sliding_window": 9 })), [all; 4]);
+    assert_eq!(of("mixtral", json!({})), [none; 4]);
+    assert_eq!(read("mixtral", json!({})).unwrap().attention_config(0).rope_theta, 1e6);
+}
+
+#[test]
+fn experts_have_the_numbers_and_layers_of_their_class() {
+    let sizes = |family, keys| {
+        let config = read(family, keys).unwrap();
+        let layer = (0..4).find(|&layer| config.experts(layer).is_some()).unwrap();
+        let (_, sizes) = config.experts(layer).unwrap();
+        (sizes.count, sizes.chosen, sizes.size, sizes.shared)
+    };
+    for (family, expected) in [
+        ("gpt_oss", (128, 4, 2880, None)),
+        ("llama4_text", (16, 1, 8192, Some(8192))),
+        ("mixtral", (8, 2, 14336, None)),
+        ("qwen2_moe", (60, 4, 1408, Some(5632))),
+        ("qwen3_moe", (128, 8, 768, None)),
+    ] {
+        assert_eq!(sizes(family, json!({})), expected, "{family}");
+    }
+    assert_eq!(sizes("qwen3_moe", json!({ "num_experts": 9, "moe_intermediate_size": 5 })), (9, 8, 5, None));
+    let sparse = |family, keys| {
+        let config = read(family, keys).unwrap();
+        [0, 1, 2, 3].map(|layer| config.experts(layer).is_some())
+    };
+    for family in ["gpt_oss", "llama4_text", "mixtral", "qwen2_moe", "qwen3_moe"] {
+        assert_eq!(sparse(family, json!({})), [true; 4], "{family}");
+    }
+    assert_eq!(sparse("qwen3_moe", json!({ "decoder_sparse_step": 2 })), [false, true, false, true]);
+    let keys = json!({ "decoder_sparse_step": 2, "mlp_only_layers": [1, u64::MAX] });
+    assert_eq!(sparse("qwen2_moe", keys), [false, false, false, true]);
+    assert_eq!(sparse("llama4_text", json!({ "interleave_moe_layer_step": 2 })), [false, true, false, true]);
+    assert_eq!(sparse("llama4_text", json!({ "moe_layers": [0, 3] })), [true, false, false, true]);
+    assert!(read("llama", json!({})).unwrap().experts(0).is_none());
+    for (family, keys, expected) in [
+        ("gpt_oss", json!({ "num_local_experts": 3 }), "`num_experts_per_tok` is 4, which is not supported"),
+        ("mixtral", json!({ "num_local_experts": 0 }), "`num_local_experts` is 0"),
+        (
+            "qwen2_moe",
+            json!({ "num_local_experts": 60 }),
+            "`num_local_experts` is 60, and Qwen2MoeConfig does not read it",
+        ),
+        ("qwen3_moe", json!({ "num_experts": 9, "num_local_experts": 8 }), "both are the same setting"),
+        ("qwen3_moe", json!({ "norm_topk_prob": 1 }), "`norm_topk_prob` is 1"),
+        ("qwen3_moe", json!({ "mlp_only_layers": 1 }), "`mlp_only_layers` is 1"),
+        ("gpt_oss", json!({ "swiglu_alpha": "1" }), "`swiglu_alpha` is \"1\""),
+    ] {
+        let error = message(family, keys);
+        assert!(error.contains(expected), "{family}: {error}");
+    }
+}
+
+#[test]
+fn the_language_model_of_a_llama_4_is_read_alone_if_that_is_asked_for() {
+    let text = record("llama4_text", json!({ "attention_chunk_size": 9 }));
+    let whole = |keys: Value| {
+        let mut whole = json!({
+            "architectures": ["Llama4ForConditionalGeneration"], "boi_token_index": 1, "dtype": "bfloat16", "eos_token_id": [2, 3],
+            "image_token_index": 4, "model_type": "llama4", "text_config": text, "tie_word_embeddings": false,
+            "transformers_version": "4.51.0", "vision_config": { "hidden_size": 8 }
+        });
+        whole.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        whole
+    };
+    let options = ConfigOptions::default().with_text_only(true);
+    let read = |keys| HuggingFaceConfig::read(whole(keys), &options);
+    let config = read(json!({})).unwrap();
+    assert_eq!((config.family.name(), config.eos_token_ids.as_slice()), ("llama4_text", &[2, 3][..]));
+    let attention = config.attention_config(0);
+    assert_eq!((attention.window_size, attention.dtype), (9, Some(DataType::Bf16)));
+    assert_eq!(config.head_path().as_deref(), Some("language_model.lm_head"));
+    // A file without images is read as it is.
+    let plain = HuggingFaceConfig::read(text.clone(), &options).unwrap();
+    assert_eq!(plain.head_path().as_deref(), Some("lm_head"));
+    let error = HuggingFaceConfig::from_json(whole(json!({}))).unwrap_err().to_string();
+    assert!(error.contains("`model_type` is \"llama4\"") && error.contains("`text_only`"), "{error}");
+    for (keys, expected) in [
+        (json!({ "text_config": null }), "`text_config` is null"),
+        (json!({ "text_config": [] }), "`text_config` is []"),
+        (json!({ "text_config": { "model_type": "llama" } }), "`text_config.model_type` is \"llama\""),
+        (json!({ "hidden_size": 8 }), "`hidden_size` is 8, and Llama4Config does not read it"),
+        (json!({ "quantization_config": { "quant_method": "fp8" } }), "`quantization_config` is"),
+        (json!({ "tie_word_embeddings": true }), "`tie_word_embeddings` is true"),
+    ] {
+        let error = read(keys).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn linear_attention_is_refused_by_the_name_of_its_key() {
+    for family in ["qwen3_next", "qwen3_5_text"] {
+        let error = message(family, json!({}));
+        assert!(
+            error.contains("`layer_types` is \"linear_attention\" in most layers") && error.contains(family),
+            "{error}"
+        );
     }
 }
 

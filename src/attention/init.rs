@@ -63,7 +63,7 @@ pub trait AttentionInit: sealed::Sealed {
     /// Those of [`resolve`](DeepSpeedInferenceConfig::resolve); [`ConfigError::UnsupportedDataType`] if the backend does not
     /// store `dtype`; [`ConfigError::NoFusedKernels`] for `use_triton` on a backend without GPU kernels;
     /// [`ConfigError::GroupsDoNotDivide`]; [`ConfigError::WrongModule`] if the configuration sets rotary positions, ALiBi, a
-    /// window, a norm of queries and keys, a factor of queries, sinks, or a gate on the context.
+    /// window, a norm of queries and keys, a factor of queries, `qkv_clip`, sinks, or a gate on the context.
     fn init_diffusers<B: Backend>(
         &self,
         layer_id: usize,
@@ -179,6 +179,7 @@ fn diffusers<B: Backend>(
         (spec.window.is_some(), "it has no window", "set `local_attention` to false"),
         (spec.qk_norm.is_some(), "it has no norm of queries and keys", "unset `qk_norm`"),
         (spec.query_factor.is_some(), "it has no positions", "unset `query_factor`"),
+        (spec.qkv_clip.is_some(), "it does not limit queries, keys and values", "unset `qkv_clip`"),
         (spec.sinks, "it has no sinks", "set `sinks` to false"),
         (spec.context_gate, "it has no gate on the context", "set `context_gate` to false"),
     ] {

@@ -318,15 +318,19 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         // Without a norm this is the input.
         let inp_norm = projected.inp_norm;
         let gate = self.gate.as_ref().zip(inp_norm.clone()).map(|(gate, input)| B::Ops::linear(input, gate));
+        let qkv = match self.spec().qkv_clip {
+            Some(clip) => projected.qkv.clamp(-clip, clip),
+            None => projected.qkv,
+        };
         // On one rank the operation computes them itself.
         let sums = match self.spec().norm_of_all_heads() {
             Some(_) if self.spec().ranks.ranks() > 1 && batch * tokens > 0 => {
-                Some(over_ranks(sums_of_squares(projected.qkv.clone(), self.spec()))?)
+                Some(over_ranks(sums_of_squares(qkv.clone(), self.spec()))?)
             }
             _ => None,
         };
         let attended = B::Ops::softmax_context(SoftmaxContext {
-            qkv: projected.qkv,
+            qkv,
             norm: self.query_key_norm(),
             sums,
             sinks: self.sinks.as_ref().map(Sinks::values),

@@ -14,8 +14,6 @@ use super::tables::bounds_on_device;
 use crate::element::CacheTypes;
 use crate::error::{AttentionError, check_shape};
 #[cfg(feature = "cubecl")]
-use crate::parallel::HeadShard;
-#[cfg(feature = "cubecl")]
 use crate::position::alibi;
 use crate::position::rotary::{Rotary, RotaryTable};
 use crate::position::{Positions, QueryFactor};
@@ -147,14 +145,14 @@ impl<B: Backend> LayerCache<'_, B> {
         Some(bounds.clone())
     }
 
-    /// The ALiBi slopes of a rank, copied to the device once per step.
-    pub(crate) fn slopes(&mut self, shard: &HeadShard, device: &B::Device) -> Tensor<B, 1> {
+    /// ALiBi slopes on the device, copied there once per step.
+    pub(crate) fn slopes(&mut self, slopes: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
         match &self.tables.slopes {
-            Some((known, slopes)) if known == shard => slopes.clone(),
+            Some((known, tensor)) if *known == slopes => tensor.clone(),
             _ => {
-                let slopes = alibi::on_device(alibi::shard_slopes(shard), device);
-                self.tables.slopes = Some((*shard, slopes.clone()));
-                slopes
+                let tensor = alibi::on_device(slopes.clone(), device);
+                self.tables.slopes = Some((slopes, tensor.clone()));
+                tensor
             }
         }
     }

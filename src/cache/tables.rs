@@ -4,8 +4,6 @@
 use burn::tensor::{DType, Int, TensorData};
 use burn::tensor::{Tensor, backend::Backend};
 
-#[cfg(feature = "cubecl")]
-use crate::parallel::HeadShard;
 use crate::position::factor::on_device;
 use crate::position::rotary::{Rotary, RotaryTable};
 use crate::position::{Positions, QueryFactor};
@@ -18,7 +16,7 @@ pub(super) struct StepTables<B: Backend> {
     #[cfg(feature = "cubecl")]
     pub(super) bounds: Option<Tensor<B, 2, Int>>,
     #[cfg(feature = "cubecl")]
-    pub(super) slopes: Option<(HeadShard, Tensor<B, 1>)>,
+    pub(super) slopes: Option<(Vec<f32>, Tensor<B, 1>)>,
 }
 
 impl<B: Backend> Default for StepTables<B> {

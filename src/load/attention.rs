@@ -127,7 +127,11 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         if let Some(norm) = self.norm() {
             let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
             let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
-            writer.tensor(&names.gamma, gamma)?;
+            if !names.unweighted {
+                writer.tensor(&names.gamma, gamma)?;
+            } else if norm.gamma().into_data().iter::<f32>().any(|factor| factor != 1.0) {
+                return Err(WeightError::WeightedNorm(names.gamma.clone()));
+            }
             norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))?;
         }
         if let Some(norm) = self.query_key_norm() {

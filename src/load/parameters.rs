@@ -185,6 +185,9 @@ fn gamma<B: Backend>(
     dtype: DType,
     device: &B::Device,
 ) -> Result<Tensor<B, 1>, WeightError> {
+    if names.unweighted {
+        return Ok(Tensor::ones([size], (device, dtype)));
+    }
     if !names.plus_one {
         let values = replicated::vector(files, &names.gamma, size, element_type(dtype))?;
         return Ok(of_floats(values, [size], dtype, device));

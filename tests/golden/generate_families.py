@@ -31,6 +31,8 @@ def families():
     yarn = {"rope_type": "yarn", "rope_theta": 3e4, "factor": 4.0, "original_max_position_embeddings": 24}
     def kinds(layers, full):
         return ["full_attention" if layer in full else "sliding_attention" for layer in range(layers)]
+    def experts(count, **more):
+        return {"num_experts_per_tok": 2, count: 5, "router_aux_loss_coef": 0.0, **more}
     falcon = dict(hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=HEADS, ffn_hidden_size=40,
                   max_position_embeddings=96)
     return {
@@ -66,6 +68,16 @@ def families():
         "ministral": lambda: tf.MinistralForCausalLM(tf.MinistralConfig(head_dim=HEAD_DIM, sliding_window=WINDOW, layer_types=kinds(3, [1]), rope_parameters=rope(), **lm())),
         "ministral3": lambda: tf.Ministral3ForCausalLM(tf.Ministral3Config(head_dim=HEAD_DIM, rope_parameters={**yarn, "type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.3}, **lm())),
         "mpt": lambda: tf.MptForCausalLM(tf.MptConfig(d_model=HIDDEN, n_heads=HEADS, n_layers=2, max_seq_len=96, attn_config={"softmax_scale": 0.3}, **tied)),
+        "mpt_clip": lambda: tf.MptForCausalLM(tf.MptConfig(d_model=HIDDEN, n_heads=HEADS, n_layers=2, max_seq_len=96, attn_config={"clip_qkv": 1.1}, **tied)),
+        "olmo": lambda: tf.OlmoForCausalLM(tf.OlmoConfig(clip_qkv=1.3, rope_parameters=rope(), **lm())),
+        "falcon_alibi": lambda: tf.FalconForCausalLM(tf.FalconConfig(alibi=True, multi_query=False, parallel_attn=False, bias=True, **falcon, **common)),
+        "gpt_oss": lambda: tf.GptOssForCausalLM(tf.GptOssConfig(head_dim=HEAD_DIM, sliding_window=WINDOW, rope_parameters={**yarn, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0}, swiglu_alpha=1.3, swiglu_limit=1.6, **experts("num_local_experts"), **lm(intermediate_size=20))),
+        # The positions of its layers without rotary count padding, so there is none.
+        "llama4": lambda: tf.Llama4ForCausalLM(tf.Llama4TextConfig(head_dim=HEAD_DIM, attention_chunk_size=WINDOW, no_rope_layer_interval=2, interleave_moe_layer_step=2, intermediate_size_mlp=28, floor_scale=4, attn_scale=0.3, rope_parameters=rope(5e5), **experts("num_local_experts"), **lm(4, intermediate_size=20))),
+        "llama4_dense": lambda: tf.Llama4ForCausalLM(tf.Llama4TextConfig(head_dim=HEAD_DIM, attention_chunk_size=WINDOW, no_rope_layers=[1, 0, 1], moe_layers=[0], intermediate_size_mlp=28, use_qk_norm=False, attn_temperature_tuning=False, attention_bias=True, rope_parameters={**rope(5e5), "rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0, "original_max_position_embeddings": 24}, **experts("num_local_experts"), **lm(intermediate_size=20))),
+        "mixtral": lambda: tf.MixtralForCausalLM(tf.MixtralConfig(head_dim=HEAD_DIM, sliding_window=WINDOW, rope_parameters=rope(1e6), **experts("num_local_experts"), **lm(intermediate_size=20))),
+        "qwen3_moe": lambda: tf.Qwen3MoeForCausalLM(tf.Qwen3MoeConfig(head_dim=HEAD_DIM, rope_parameters=rope(1e6), moe_intermediate_size=20, norm_topk_prob=True, mlp_only_layers=[1], **experts("num_experts"), **lm())),
+        "qwen2_moe": lambda: tf.Qwen2MoeForCausalLM(tf.Qwen2MoeConfig(rope_parameters=rope(1e6), use_sliding_window=True, sliding_window=WINDOW, max_window_layers=3, moe_intermediate_size=20, shared_expert_intermediate_size=28, decoder_sparse_step=2, norm_topk_prob=False, **experts("num_experts"), **lm())),
         "internlm2": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(attention_bias=True, rope_parameters={**rope(), "rope_type": "dynamic", "factor": 2.0}, **lm(max_position_embeddings=20))),
     }
 
@@ -105,7 +117,9 @@ def spread(model, gain):
     """Random weights of a size that keeps logits apart, rounded to float16."""
     gemma = type(model).__name__.startswith("Gemma")
     for name, p in model.named_parameters():
-        if p.dim() >= 2 and "norm" not in name:
+        if name.endswith("sinks"):
+            p.normal_(0.0, 1.0)
+        elif p.dim() >= 2 and "norm" not in name:
             small = 0.2 if gemma and "embed" in name else 1.0  # otherwise a token's own embedding decides every next one
             p.normal_(0.0, small * gain / p.shape[-1] ** 0.5)
         elif name.endswith("weight"):
@@ -148,9 +162,11 @@ def main():
         for seed in range(60):
             torch.manual_seed(seed)
             model = build().eval()
-            model.config._attn_implementation = "eager"
+            # With ALiBi, Falcon's other attention adds the bias twice.
+            model.config._attn_implementation = "sdpa" if name == "falcon_alibi" else "eager"
+            model.config._experts_implementation = "eager"
             spread(model, 2.0)
-            lens = [9, 6, 3]
+            lens = [9, 9, 9] if name == "llama4" else [9, 6, 3]
             width = max(lens)
             ids, mask = torch.zeros(3, width, dtype=torch.long), torch.zeros(3, width, dtype=torch.long)
             for r, n in enumerate(lens):

@@ -7,7 +7,9 @@ use burn_deepspeed::load::{
     AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, WeightNames, families,
 };
 use burn_deepspeed::weight::Orientation;
-use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType, NormType};
+use burn_deepspeed::{
+    AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType, NormType, WeightError,
+};
 use burn_deepspeed_examples::int8;
 use burn_deepspeed_examples::text::{Model, Options, TextModel, check};
 
@@ -34,6 +36,26 @@ fn every_family_generates_the_same_ids<B: InferenceBackend>() {
 fn prompts_in_pieces_give_the_same_ids<B: InferenceBackend>() {
     check_all::<B>(NonZeroUsize::new(1));
     check_all::<B>(NonZeroUsize::new(4));
+}
+
+/// A Llama 4 as it is published: its language model is one of two parts, under a prefix.
+fn the_language_model_of_a_model_of_images_runs_alone<B: InferenceBackend>() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, text) = (folder.path(), golden("families/llama4"));
+    let config = std::fs::read_to_string(text.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let whole =
+        serde_json::json!({ "model_type": "llama4", "text_config": config, "vision_config": { "hidden_size": 4 } });
+    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
+    let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
+    tensors.iter_mut().for_each(|tensor| tensor.0.insert_str(0, "language_model."));
+    tensors.push(("vision_model.class_embedding".into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
+    crate::load::save(&path.join("model.safetensors"), &tensors);
+
+    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
+    check::run(&model, &text.join("expected.json"), None).unwrap();
+    let error = Model::<B>::open(path, &Options::default(), &Default::default()).err().unwrap().to_string();
+    assert!(error.contains("text_only"), "{error}");
 }
 
 /// Heads and MLP split over two ranks: halves of a gate that is stored with its MLP, norms after the sum, norms over all heads.
@@ -69,7 +91,7 @@ fn int8_keeps_the_logits_close<B: InferenceBackend>() {
 
 /// A record of Burn holds every parameter, those of the norms after the branches too.
 fn records_hold_every_parameter<B: InferenceBackend>() {
-    for name in ["gemma2", "olmo3", "phi3", "stablelm_parallel"] {
+    for name in ["gemma2", "gpt_oss", "olmo3", "phi3", "qwen2_moe", "stablelm_parallel"] {
         let folder = golden("families").join(name);
         let record = tempfile::tempdir().unwrap();
         let path = record.path().join("model");
@@ -84,6 +106,11 @@ on_each_cpu_backend!(every_family_generates_the_same_ids);
 
 #[cfg(feature = "ndarray")]
 mod on_ndarray {
+    #[test]
+    fn the_language_model_of_a_model_of_images_runs_alone() {
+        super::the_language_model_of_a_model_of_images_runs_alone::<burn_ndarray::NdArray>();
+    }
+
     #[test]
     fn prompts_in_pieces_give_the_same_ids() {
         super::prompts_in_pieces_give_the_same_ids::<burn_ndarray::NdArray>();
@@ -133,13 +160,41 @@ fn norms_that_are_stored_minus_one_are_read_and_written() {
     assert_eq!((gamma(true), gamma(false)), (vec![1.0; 24], vec![0.0; 24]));
 }
 
+/// A norm without weights has factors of 1, which no file holds; others are not lost.
+#[test]
+fn norms_without_weights_are_read_and_written() {
+    type B = crate::common::AnyBackend;
+    let device = Default::default();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let config = DeepSpeedInferenceConfig::new(24, 3).with_dtype(DataType::Fp32).with_norm_bias(false);
+    let qkv = QkvNames::fused("qkv", QkvLayout::Concat);
+    let names = AttentionNames::new(qkv, WeightNames::of("output"), Orientation::OutputInput);
+    let names = |unweighted| names.clone().with_norm(NormNames::of("norm").with_unweighted(unweighted));
+    let attention = config.init_self_attention::<B>(0, &device).unwrap();
+    let mut writer = CheckpointWriter::default();
+    attention.write(&mut writer, &names(true)).unwrap();
+    writer.save(&path).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(!checkpoint.contains("norm.weight"));
+    let random = crate::attention::randomised(attention);
+    let error = random.write(&mut CheckpointWriter::default(), &names(true)).unwrap_err();
+    assert!(matches!(error, WeightError::WeightedNorm(name) if name == "norm.weight"));
+    let gamma = random.load(&checkpoint, &names(true)).unwrap().norm().unwrap().gamma();
+    assert_eq!(gamma.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0; 24]);
+    checkpoint.finish().unwrap();
+}
+
 /// A file that states another width than its tensors have is an error that names the tensor, before anything is allocated.
 #[test]
 fn a_width_that_the_file_does_not_have_is_an_error() {
     type B = crate::common::AnyBackend;
-    for (name, tensor) in
-        [("phi3", "model.layers.0.mlp.gate_up_proj.weight"), ("qwen3", "model.layers.0.mlp.gate_proj.weight")]
-    {
+    for (name, tensor) in [
+        ("gpt_oss", "model.layers.0.mlp.experts.down_proj"),
+        ("mixtral", "model.layers.0.block_sparse_moe.experts.0.w2.weight"),
+        ("phi3", "model.layers.0.mlp.gate_up_proj.weight"),
+        ("qwen3", "model.layers.0.mlp.gate_proj.weight"),
+    ] {
         let (source, folder) = (golden("families").join(name), tempfile::tempdir().unwrap());
         std::fs::copy(source.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
         let text = std::fs::read_to_string(source.join("config.json")).unwrap();

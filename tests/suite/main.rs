@@ -33,6 +33,7 @@ mod ops;
 mod parallel;
 mod properties;
 mod qk_norm;
+mod qkv_clip;
 mod quantized;
 mod quantized_checkpoints;
 mod quantized_split;

@@ -483,6 +483,9 @@ mod ranks {
             let part = module::<AnyBackend>(&config).with_communicator(communicator).unwrap();
             part.forward_uncached(seeded([1, 2, 24], 1), AttentionMask::none(), None).unwrap_err().to_string()
         });
-        assert!(errors.iter().all(|error| error.contains("`sinks` or `context_gate` is not the same")), "{errors:?}");
+        assert!(
+            errors.iter().all(|error| error.contains("`sinks`, `context_gate` or `qkv_clip` is not the same")),
+            "{errors:?}"
+        );
     }
 }

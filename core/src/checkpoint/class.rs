@@ -1,7 +1,7 @@
 //! The settings that every family has, and what an absent one means in its class of `transformers`.
 
 /// A setting: the spellings that the class takes, and its default.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setting<T> {
     /// The spellings, the class's own first. Each that is given must have the same value.
     pub names: &'static [&'static str],

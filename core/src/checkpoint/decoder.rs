@@ -1,5 +1,7 @@
 //! Where a decoder keeps everything around attention, and how its blocks are built.
 
+use super::experts::Experts;
+use super::flag::Flag;
 use super::only::Only;
 use crate::error::ConfigError;
 use crate::fields::Fields;
@@ -40,6 +42,8 @@ pub struct DecoderPaths {
     pub down: &'static str,
     /// Whether the projections of the MLP have a bias.
     pub mlp_bias: Flag,
+    /// The experts that some layers have in place of this MLP.
+    pub experts: Option<Experts>,
     /// Whether the MLP reads the input of the block instead of its sum with attention.
     pub parallel: Flag,
     /// Keys that a decoder built from these paths supports with one value only.
@@ -66,38 +70,10 @@ impl DecoderPaths {
         up: "",
         down: "",
         mlp_bias: Flag::Fixed(true),
+        experts: None,
         parallel: Flag::Fixed(false),
         only: &[],
     };
-}
-
-/// A boolean of a family, fixed or given by `config.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Flag {
-    /// The same for every model of the family.
-    Fixed(bool),
-    /// The value of a key, and what it is if the key is absent.
-    Key(&'static str, bool),
-}
-
-impl Flag {
-    /// The value for the model of this `config.json`.
-    ///
-    /// # Errors
-    /// [`ConfigError::WrongType`].
-    pub fn of(self, fields: &Fields<'_>) -> Result<bool, ConfigError> {
-        match self {
-            Self::Fixed(value) => Ok(value),
-            Self::Key(key, default) => Ok(fields.flag(&[key])?.unwrap_or(default)),
-        }
-    }
-
-    pub(super) fn key(self) -> Option<&'static str> {
-        match self {
-            Self::Fixed(_) => None,
-            Self::Key(key, _) => Some(key),
-        }
-    }
 }
 
 /// The gate of an MLP.
@@ -169,7 +145,8 @@ impl DecoderPaths {
         let settings = self.flags().into_iter().filter_map(Flag::key);
         let factors = self.factors().into_iter().filter_map(Factor::key);
         let only = self.only.iter().map(|only| only.key);
-        settings.chain(factors).chain(self.logit_softcap.map(|(key, _)| key)).chain(only)
+        let experts = self.experts.into_iter().flat_map(|experts| experts.keys().collect::<Vec<_>>());
+        settings.chain(experts).chain(factors).chain(self.logit_softcap.map(|(key, _)| key)).chain(only)
     }
 
     /// Checks the values of the keys that are read, without those of `only`.
@@ -179,6 +156,7 @@ impl DecoderPaths {
     pub(super) fn check(&self, fields: &Fields<'_>) -> Result<(), ConfigError> {
         self.flags().into_iter().try_for_each(|flag| flag.of(fields).map(|_| ()))?;
         self.factors().into_iter().try_for_each(|factor| factor.of(fields, 1).map(|_| ()))?;
+        self.experts.iter().try_for_each(|experts| experts.check(fields))?;
         self.logit_softcap(fields).map(|_| ())
     }
 }

@@ -1,7 +1,8 @@
 //! Where an encoder keeps everything around attention, and how its blocks are built.
 
 use super::class::Setting;
-use super::decoder::{Flag, Gate};
+use super::decoder::Gate;
+use super::flag::Flag;
 use crate::error::ConfigError;
 use crate::fields::Fields;
 

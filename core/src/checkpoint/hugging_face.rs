@@ -5,8 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::class::MlpSize;
+use super::composite::Composite;
 use super::decoder::DecoderPaths;
 use super::encoder::EncoderPaths;
+use super::experts::{ExpertSizes, Experts};
 use super::families::{of_model_type, pair_of_model_type};
 use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
@@ -44,6 +46,9 @@ pub struct HuggingFaceConfig {
     side: Option<SideOfPair>,
     attention: FamilyAttention,
     paths: (LayerPaths, Option<DecoderPaths>),
+    experts: Option<ExpertSizes>,
+    /// The model around the language model that this is.
+    around: Option<&'static Composite>,
     allowed_keys: Vec<String>,
 }
 
@@ -115,7 +120,14 @@ impl HuggingFaceConfig {
     /// [`DeepSpeedInferenceConfig::resolve`].
     ///
     /// [`RopeScaling::from_fields`]: crate::position::rotary::RopeScaling::from_fields
-    pub fn read(mut record: Value, options: &ConfigOptions) -> Result<Self, ConfigError> {
+    pub fn read(record: Value, options: &ConfigOptions) -> Result<Self, ConfigError> {
+        let fields = Fields::new(&record)?.allowing(&options.allowed_keys);
+        let around = Composite::of(&fields)?;
+        let mut record = match around {
+            Some(around) if options.text_only => around.language_model(&fields)?,
+            Some(around) => return Err(around.refused(&fields)),
+            None => record,
+        };
         let missing = |key| ConfigError::Missing { key, origin: Origin::HuggingFace };
         let model_type = Fields::new(&record)?.text(&["model_type"])?.ok_or(missing("model_type"))?;
         let pair = pair_of_model_type(model_type);
@@ -169,6 +181,8 @@ impl HuggingFaceConfig {
         base.intermediate_size = Some(mlp_size);
         let attention = (family.attention)(base, &fields)?;
         attention.kinds.iter().try_for_each(|kind| kind.resolve(0).map(|_| ()))?;
+        let paths = family.paths(&fields)?;
+        let experts = paths.1.and_then(|decoder| decoder.experts);
         Ok(Self {
             family,
             layers,
@@ -178,7 +192,9 @@ impl HuggingFaceConfig {
             activation: activation.into(),
             tie_word_embeddings: fields.flag(&["tie_word_embeddings"])?.unwrap_or(class.tie_word_embeddings),
             eos_token_ids: fields.sizes("eos_token_id")?,
-            paths: family.paths(&fields)?,
+            around,
+            experts: experts.map(|experts| experts.sizes(&fields)).transpose()?,
+            paths,
             attention,
             allowed_keys: options.allowed_keys.clone(),
             side,
@@ -278,38 +294,61 @@ impl HuggingFaceConfig {
         self.family.encoder.as_ref()
     }
 
-    /// Checks the number of layers and the sizes of their attention against the checkpoint. Do this before you build a model: a
-    /// file may state any number, and a model allocates memory for each layer.
+    /// The experts of layer `layer`; `None` if it has an MLP without experts.
+    pub fn experts(&self, layer: usize) -> Option<(&Experts, &ExpertSizes)> {
+        let experts = self.decoder()?.experts.as_ref()?;
+        self.experts.as_ref().filter(|sizes| sizes.in_layer(layer)).map(|sizes| (experts, sizes))
+    }
+
+    /// Checks the number of layers, the sizes of their attention, and the number of experts against the checkpoint. Do this before you
+    /// build a model: a file may state any number, and a model allocates memory for each layer and expert.
     ///
     /// # Errors
-    /// [`WeightError::Missing`] or [`WeightError::Shape`], about the output projection of the first layer that does not fit.
+    /// [`WeightError::Missing`] or [`WeightError::Shape`], about the output projection, or an expert, of the first layer that does not
+    /// fit.
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), WeightError> {
         let (heads, hidden) = (self.kind(0).heads, self.kind(0).hidden_size);
         let inputs = heads.saturating_mul(self.kind(0).head_size());
         // The first missing layer ends the loop, so its length is bounded by the number of tensors in the checkpoint.
         (0..self.layers).try_for_each(|layer| {
             let names = self.attention_names(checkpoint, layer);
-            checkpoint.check_shape(&names.output.matrix, &names.orientation.shape(inputs, hidden))
+            checkpoint.check_shape(&names.output.matrix, &names.orientation.shape(inputs, hidden))?;
+            let Some((experts, sizes)) = self.experts(layer) else { return Ok(()) };
+            experts.check_layer((checkpoint, &self.layer_path(checkpoint, layer)), sizes, hidden)
         })
     }
 
     /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies. In a file
-    /// of two encoders, also the tensors of the other one.
+    /// of two encoders, also the tensors of the other one, and under [`text_only`](ConfigOptions::text_only) those that read images.
     pub fn ignore_buffers(&self, checkpoint: &Checkpoint) {
         checkpoint.ignore(|name| self.family.is_buffer(name));
         if let Some(SideOfPair { pair, side, .. }) = self.side {
             checkpoint.ignore(|name| pair.is_foreign(name, side));
         }
+        if let Some(around) = self.around {
+            checkpoint.ignore(|name| around.is_other(name));
+        }
     }
 
     /// What the checkpoint puts before the names of the bare model: `transformer.` for a `GPT2LMHeadModel`, nothing for a
     /// `GPT2Model`.
-    pub fn prefix(&self, checkpoint: &Checkpoint) -> &'static str {
-        let first = format!("{}.0.", self.layer().layers);
+    pub fn prefix(&self, checkpoint: &Checkpoint) -> String {
+        let (first, outer) = (format!("{}.0.", self.layer().layers), self.outer_prefix());
         let has = |prefix: &str| {
-            checkpoint.names().any(|name| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(&first)))
+            let rest = |name: &str| Some(name.strip_prefix(outer)?.strip_prefix(prefix)?.starts_with(&first));
+            checkpoint.names().any(|name| rest(name).unwrap_or(false))
         };
-        self.layer().prefixes.iter().copied().find(|prefix| has(prefix)).unwrap_or("")
+        format!("{outer}{}", self.layer().prefixes.iter().find(|prefix| has(prefix)).unwrap_or(&""))
+    }
+
+    /// The path of the output embedding in the checkpoint, if the model is a decoder.
+    pub fn head_path(&self) -> Option<String> {
+        self.decoder().map(|decoder| format!("{}{}", self.outer_prefix(), decoder.head))
+    }
+
+    /// What precedes the names of the language model in a model that also reads images.
+    fn outer_prefix(&self) -> &'static str {
+        self.around.map_or("", Composite::prefix)
     }
 
     /// The path of layer `layer` in the checkpoint, such as `transformer.h.3`.

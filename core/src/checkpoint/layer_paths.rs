@@ -15,8 +15,12 @@ pub struct LayerPaths {
     pub norm: Option<&'static str>,
     /// Whether the weights of every norm of the model are stored as `w - 1`, without those of queries and keys.
     pub norm_plus_one: bool,
+    /// Whether the norms of the model have no weights.
+    pub norm_unweighted: bool,
     /// The norms of queries and keys.
     pub qk_norm: Option<QkNormPaths>,
+    /// The sinks.
+    pub sinks: Option<&'static str>,
     /// The QKV projection.
     pub qkv: QkvPaths,
     /// The output projection.
@@ -58,7 +62,9 @@ impl LayerPaths {
         prefixes: &[],
         norm: None,
         norm_plus_one: false,
+        norm_unweighted: false,
         qk_norm: None,
+        sinks: None,
         qkv: QkvPaths::projections(""),
         output: "",
         orientation: Orientation::OutputInput,
@@ -66,7 +72,7 @@ impl LayerPaths {
 
     /// The names of a norm of the model.
     pub fn norm_names(&self, path: &str) -> NormNames {
-        NormNames::of(path).with_plus_one(self.norm_plus_one)
+        NormNames::of(path).with_plus_one(self.norm_plus_one).with_unweighted(self.norm_unweighted)
     }
 
     /// The names of the attention in the layer at `path`.
@@ -82,6 +88,6 @@ impl LayerPaths {
             QkNormPaths::Whole([query, key]) => QkNormNames::of(&at(query), &at(key)),
             QkNormPaths::EachHead([query, key]) => QkNormNames::of_each_head(&at(query), &at(key)),
         });
-        AttentionNames { norm, qk_norm, ..names }
+        AttentionNames { norm, qk_norm, sinks: self.sinks.map(at), ..names }
     }
 }

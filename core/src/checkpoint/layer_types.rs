@@ -13,23 +13,37 @@ pub enum LayerType {
     Full,
     /// A token sees a window.
     Sliding,
+    /// A token sees its chunk.
+    Chunked,
 }
 
 impl LayerType {
     /// Names in a configuration, the older ones too.
-    const NAMES: [(&str, Self); 3] =
-        [("full_attention", Self::Full), ("sliding_attention", Self::Sliding), ("attention", Self::Full)];
+    const NAMES: [(&str, Self); 4] = [
+        ("full_attention", Self::Full),
+        ("sliding_attention", Self::Sliding),
+        ("chunked_attention", Self::Chunked),
+        ("attention", Self::Full),
+    ];
     /// The key of the list.
     const KEY: &str = "layer_types";
 
-    /// The list `layer_types` of a configuration with this number of layers; `None` if it is absent. No more entries are stored
-    /// than the file has.
+    /// The list `layer_types` of a configuration with this number of layers, of layers that see all tokens or a window; `None` if it is
+    /// absent. No more entries are stored than the file has.
     ///
     /// # Errors
     /// [`ConfigError::Unsupported`] for another kind of layer, [`ConfigError::LayerCount`], [`ConfigError::WrongType`].
     pub fn list(fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<Self>>, ConfigError> {
+        Self::list_with(Self::Sliding, fields, layers)
+    }
+
+    /// The same, of layers that see all tokens, or those of the type `other`.
+    ///
+    /// # Errors
+    /// Those of [`list`](Self::list).
+    pub fn list_with(other: Self, fields: &Fields<'_>, layers: usize) -> Result<Option<Vec<Self>>, ConfigError> {
         let Some(list) = fields.list(Self::KEY)? else { return Ok(None) };
-        let types = list.iter().enumerate().map(|(layer, entry)| Self::of(entry, &fields.name(Self::KEY), layer));
+        let types = list.iter().enumerate().map(|(layer, entry)| other.of(entry, &fields.name(Self::KEY), layer));
         let types = types.collect::<Result<Vec<_>, _>>()?;
         match types.len() == layers {
             true => Ok(Some(types)),
@@ -67,19 +81,21 @@ impl LayerType {
 
     /// 0 for a layer that sees all tokens, 1 for one with a window.
     pub(super) fn number(self) -> usize {
-        usize::from(self == Self::Sliding)
+        usize::from(self != Self::Full)
     }
 
-    fn of(entry: &Value, key: &str, layer: usize) -> Result<Self, ConfigError> {
+    /// The type of a layer, which sees all tokens or is of this type.
+    fn of(self, entry: &Value, key: &str, layer: usize) -> Result<Self, ConfigError> {
         let key = format!("{key}[{layer}]");
         let Some(name) = entry.as_str() else {
             return Err(ConfigError::WrongType { key, found: shown(entry), expected: "a text" });
         };
-        let known = Self::NAMES.iter().find(|(known, _)| *known == name);
-        known.map(|(_, kind)| *kind).ok_or_else(|| ConfigError::Unsupported {
-            key,
-            value: shown(entry),
-            supported: "\"full_attention\", \"sliding_attention\"".into(),
+        let mut accepted = Self::NAMES.iter().filter(|(_, kind)| *kind == Self::Full || *kind == self);
+        let known = accepted.clone().find(|(known, _)| *known == name);
+        known.map(|(_, kind)| *kind).ok_or_else(|| {
+            let own = accepted.find(|(_, kind)| *kind == self).map_or("full_attention", |(known, _)| known);
+            let supported = format!("\"full_attention\", \"{own}\"");
+            ConfigError::Unsupported { key, value: shown(entry), supported }
         })
     }
 }

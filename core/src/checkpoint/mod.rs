@@ -6,12 +6,15 @@
 
 mod attention;
 mod class;
+mod composite;
 mod data_file;
 mod decoder;
 mod encoder;
+mod experts;
 pub mod families;
 mod family;
 mod files;
+mod flag;
 mod float;
 mod folder;
 mod hugging_face;

@@ -36,6 +36,8 @@ pub struct NormNames {
     pub beta: String,
     /// Whether the factor is `1 + gamma` (Gemma). 1 is added when it is read, and subtracted when it is written.
     pub plus_one: bool,
+    /// Whether the norm has no weights (OLMo 1): the factor is 1, and no tensor holds it.
+    pub unweighted: bool,
 }
 
 /// The names of the weights of the norm of queries and keys.
@@ -139,12 +141,17 @@ impl NormNames {
 
     /// A norm whose factor is stored as it is.
     pub fn new(gamma: String, beta: String) -> Self {
-        Self { gamma, beta, plus_one: false }
+        Self { gamma, beta, plus_one: false, unweighted: false }
     }
 
     /// Sets whether the factor is `1 + gamma`.
     pub fn with_plus_one(self, plus_one: bool) -> Self {
         Self { plus_one, ..self }
+    }
+
+    /// Sets whether the norm has no weights.
+    pub fn with_unweighted(self, unweighted: bool) -> Self {
+        Self { unweighted, ..self }
     }
 }
 

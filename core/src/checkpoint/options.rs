@@ -27,6 +27,9 @@ pub struct ConfigOptions {
     /// Which encoder of a file that describes two, such as that of a whole CLIP. Default: none, which is an error for such a file.
     /// Other files do not need it.
     pub side: Option<Side>,
+    /// Whether the language model of a model that also reads images is read alone: the record `text_config`, and the tensors of the
+    /// language model. A file without images is read as it is. Default: false.
+    pub text_only: bool,
 }
 
 impl ConfigOptions {
@@ -38,6 +41,11 @@ impl ConfigOptions {
     /// Sets [`side`](Self::side).
     pub fn with_side(self, side: Side) -> Self {
         Self { side: Some(side), ..self }
+    }
+
+    /// Sets [`text_only`](Self::text_only).
+    pub fn with_text_only(self, text_only: bool) -> Self {
+        Self { text_only, ..self }
     }
 
     /// Adds to [`allowed_keys`](Self::allowed_keys).

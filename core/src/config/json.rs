@@ -104,7 +104,7 @@ pub fn read_json(path: &Path) -> Result<serde_json::Value, ConfigError> {
 /// A value in DeepSpeed's spelling, translated to this crate's.
 fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, ConfigError> {
     use serde_json::Value;
-    const OPTIONAL: [&str; 11] = [
+    const OPTIONAL: [&str; 12] = [
         "hidden_size",
         "heads",
         "intermediate_size",
@@ -115,6 +115,7 @@ fn normalise(key: &str, value: &serde_json::Value) -> Result<serde_json::Value, 
         "head_dim",
         "softcap",
         "score_factor",
+        "qkv_clip",
         "quantize_groups",
     ];
     const NORMS: &[&str] = &["UNKNOWN", "LayerNorm", "GroupNorm", "RMSNorm"];

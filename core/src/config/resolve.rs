@@ -65,6 +65,12 @@ impl DeepSpeedInferenceConfig {
         if let Some(cap) = self.softcap.filter(|cap| !(cap.is_finite() && *cap > 0.0)) {
             return Err(out_of_range("softcap", cap, "a number above 0"));
         }
+        if let Some(clip) = self.qkv_clip.filter(|clip| !(clip.is_finite() && *clip > 0.0)) {
+            return Err(out_of_range("qkv_clip", clip, "a number above 0"));
+        }
+        if !(self.alibi_factor.is_finite() && self.alibi_factor > 0.0) {
+            return Err(out_of_range("alibi_factor", self.alibi_factor, "a number above 0"));
+        }
         self.check_queries_and_keys()?;
         if self.min_out_tokens > self.max_out_tokens {
             let limit = "at most `max_out_tokens`; raise `max_out_tokens`";
@@ -95,6 +101,7 @@ impl DeepSpeedInferenceConfig {
                 .then_some(NormSpec { rms: self.norm_type == NormType::RMSNorm, epsilon: self.layer_norm_eps }),
             qk_norm: self.qk_norm,
             query_factor: self.query_factor,
+            qkv_clip: self.qkv_clip,
             sinks: self.sinks,
             context_gate: self.context_gate,
             dtype: self.dtype,
@@ -172,7 +179,10 @@ impl DeepSpeedInferenceConfig {
             (false, false) => None,
         };
         let Some(dim) = self.rotary_dim.filter(|&dim| dim > 0) else {
-            return Ok(if self.bigscience_bloom { PositionEncoding::Alibi } else { PositionEncoding::None });
+            return Ok(match self.bigscience_bloom {
+                true => PositionEncoding::Alibi { factor: self.alibi_factor },
+                false => PositionEncoding::None,
+            });
         };
         if self.bigscience_bloom {
             return Err(ConfigError::AlibiAndRotary(dim));

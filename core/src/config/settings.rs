@@ -191,6 +191,11 @@ settings! {
         context_gate [with_context_gate]: bool = false;
         /// *Extension.* Scores become `c · tanh(score / c)` before bias and mask (Gemma 2).
         softcap [with_softcap]: Option<f64> = None;
+        /// *Extension.* Queries, keys and values are limited to `-c..=c` after the projection, before their norm and rotation (`clip_qkv`
+        /// of OLMo and MPT).
+        qkv_clip [with_qkv_clip]: Option<f64> = None;
+        /// *Extension.* Factor of the ALiBi slopes. Falcon has 1/√head_dim.
+        alibi_factor [with_alibi_factor]: f64 = 1.0;
         /// *Extension.* Whether the QKV projection has a bias, and that of the gate if there is one.
         qkv_bias [with_qkv_bias]: bool = true;
         /// *Extension.* Whether the output projection has a bias.

@@ -199,6 +199,11 @@ pub enum WeightError {
         /// Input feature.
         input: usize,
     },
+    /// The norm has factors other than 1, and the names say that it has no weights.
+    #[error(
+        "the norm has factors other than 1, and its names are `unweighted`; write them as `{0}`, with `with_unweighted(false)`"
+    )]
+    WeightedNorm(String),
     /// The module normalises its input, and the names do not name the norm in the checkpoint.
     #[error(
         "the module normalises its input and `AttentionNames::norm` is None; name the norm, or set `pre_layer_norm` to false"

@@ -15,6 +15,7 @@ use burn_deepspeed::{
 };
 
 use super::activation::Activation;
+use super::experts::Experts;
 use super::parts::{Norm, linear, norm, paths};
 
 /// One layer.
@@ -25,8 +26,10 @@ pub(super) struct Block<B: Backend> {
     pub mlp_norm: Option<Norm<B>>,
     pub mlp_output_norm: Option<Norm<B>>,
     pub gate: Option<Weight<B>>,
-    pub up: Weight<B>,
-    pub down: Weight<B>,
+    /// The MLP; `None` in a layer with experts.
+    pub up: Option<Weight<B>>,
+    pub down: Option<Weight<B>>,
+    pub experts: Option<Experts<B>>,
     #[module(skip)]
     branch: Branch,
     #[module(skip)]
@@ -64,14 +67,17 @@ impl<B: Backend> Block<B> {
         let bias = paths.mlp_bias.of(&fields)?;
         let linear = |input, output| linear(config, [input, output], bias, device);
         let norm = |path: Option<&str>| path.map(|_| norm(config, device));
+        let experts = Experts::init(config, layer, device)?;
+        let dense = experts.is_none();
         Ok(Self {
             attention,
             attention_output_norm: norm(paths.attention_output_norm),
             mlp_norm: norm(paths.mlp_norm),
             mlp_output_norm: norm(paths.mlp_output_norm),
-            gate: (paths.gate != Gate::None).then(|| linear(hidden, mlp)).transpose()?,
-            up: linear(hidden, mlp)?,
-            down: linear(mlp, hidden)?,
+            gate: (dense && paths.gate != Gate::None).then(|| linear(hidden, mlp)).transpose()?,
+            up: dense.then(|| linear(hidden, mlp)).transpose()?,
+            down: dense.then(|| linear(mlp, hidden)).transpose()?,
+            experts,
             branch: if paths.parallel.of(&fields)? { Branch::Parallel } else { Branch::Sequential },
             activation: Activation::of(config)?,
             factor: paths.residual_factor.of(&fields, hidden)?,
@@ -85,6 +91,7 @@ impl<B: Backend> Block<B> {
             ("the layer of the MLP", &layer),
             ("its activation", &self.activation),
             ("the factor of its output", &self.factor),
+            ("its experts", &self.experts.as_ref().map(Experts::settings)),
         ]);
         Ok(Self {
             attention: self.attention.with_communicator(communicator.clone())?,
@@ -101,8 +108,9 @@ impl<B: Backend> Block<B> {
         Ok(Self {
             attention: self.attention.quantize(blocks)?,
             gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
-            up: self.up.quantize(blocks)?,
-            down: self.down.quantize(blocks)?,
+            up: self.up.map(|up| up.quantize(blocks)).transpose()?,
+            down: self.down.map(|down| down.quantize(blocks)).transpose()?,
+            experts: self.experts.map(|experts| experts.quantize(blocks)).transpose()?,
             ..self
         })
     }
@@ -133,19 +141,30 @@ impl<B: InferenceBackend> Block<B> {
 
     /// The MLP, summed over the ranks.
     fn mlp(&self, input: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
+        if let Some(experts) = &self.experts {
+            return self.over_ranks(experts.forward(input, self.activation));
+        }
+        let (Some(up), Some(down)) = (&self.up, &self.down) else { return Ok(input.zeros_like()) };
         let linear = B::Ops::linear;
         let inner = match &self.gate {
-            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
-            None => self.activation.apply(linear(input, &self.up)),
+            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, up),
+            None => self.activation.apply(linear(input, up)),
         };
-        let Some(Sum { communicator, settings }) = &self.mlp_sum else {
-            return Ok(linear(inner, &self.down));
-        };
-        let mlp = B::Ops::all_reduce(B::Ops::vector_matmul(inner, &self.down), &**communicator, settings)?;
-        Ok(match self.down.bias() {
+        if self.mlp_sum.is_none() {
+            return Ok(linear(inner, down));
+        }
+        let mlp = self.over_ranks(B::Ops::vector_matmul(inner, down))?;
+        Ok(match down.bias() {
             Some(bias) => mlp + bias.unsqueeze(),
             None => mlp,
         })
+    }
+
+    fn over_ranks(&self, partial: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
+        match &self.mlp_sum {
+            Some(Sum { communicator, settings }) => Ok(B::Ops::all_reduce(partial, &**communicator, settings)?),
+            None => Ok(partial),
+        }
     }
 
     fn scaled(&self, output: Tensor<B, 3>) -> Tensor<B, 3> {

@@ -69,20 +69,22 @@ impl<B: Backend> Decoder<B> {
                 (Some(gate), Gate::WithUp) => Some(projection(&gate, paths.up, &gate_part)?),
                 (gate, _) => gate,
             };
-            block.up = projection(&block.up, paths.up, &up_part)?;
-            block.down = projection(&block.down, paths.down, &outer)?;
+            block.up = block.up.map(|up| projection(&up, paths.up, &up_part)).transpose()?;
+            block.down = block.down.map(|down| projection(&down, paths.down, &outer)).transpose()?;
+            block.experts = match block.experts {
+                Some(experts) => Some(experts.load((config, layer), (checkpoint, &reader), device)?),
+                None => None,
+            };
             blocks.push(block);
         }
         self.blocks = blocks;
 
-        let untied = checkpoint.contains(&format!("{}.weight", paths.head)) || !config.tie_word_embeddings;
+        let head = config.head_path().unwrap_or_else(|| paths.head.into());
+        let untied = checkpoint.contains(&format!("{head}.weight")) || !config.tie_word_embeddings;
         self.head = match untied {
-            true => reader.projection(
-                &self.head,
-                &WeightNames::of(paths.head),
-                Orientation::OutputInput,
-                &WeightPart::Whole,
-            )?,
+            true => {
+                reader.projection(&self.head, &WeightNames::of(&head), Orientation::OutputInput, &WeightPart::Whole)?
+            }
             false => tied(&self.head, self.tokens.weight.val())?,
         };
         let report = checkpoint.finish()?;

@@ -8,6 +8,7 @@
 
 pub(crate) mod activation;
 mod block;
+mod experts;
 mod load;
 mod parts;
 

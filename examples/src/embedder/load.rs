@@ -16,7 +16,7 @@ pub(super) struct Loader<'a, B: Backend> {
     pub checkpoint: &'a Checkpoint,
     pub device: &'a B::Device,
     reader: ParameterReader<'a, B>,
-    prefix: &'static str,
+    prefix: String,
     dtype: DType,
 }
 

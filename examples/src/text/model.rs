@@ -29,6 +29,8 @@ pub struct Options {
     pub uneven_heads: bool,
     /// Keys of `config.json` that the caller knows to change nothing. Default: none.
     pub allowed_keys: Vec<String>,
+    /// Whether the language model of a model that also reads images is opened alone. Default: false.
+    pub text_only: bool,
 }
 
 impl Default for Options {
@@ -39,6 +41,7 @@ impl Default for Options {
             rank: None,
             uneven_heads: false,
             allowed_keys: Vec::new(),
+            text_only: false,
         }
     }
 }
@@ -113,6 +116,7 @@ impl<B: InferenceBackend> Model<B> {
     /// Reads a folder in the Hugging Face layout; the report says what was read.
     pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         let reading = ConfigOptions::default().with_dtype(options.dtype).with_allowed_keys(&options.allowed_keys);
+        let reading = reading.with_text_only(options.text_only);
         let file = folder.join("config.json");
         let config =
             HuggingFaceConfig::read_file(&file, &reading)?.with_attention(|attention| options.applied_to(attention));

@@ -11,8 +11,6 @@ use super::reference::reference_with;
 use crate::cache::Stored;
 use crate::ops::attention::cpu::{Call, owned_vector, with_stored};
 use crate::ops::cpu::{InMemory, tensor};
-use crate::position::PositionEncoding;
-use crate::position::alibi::shard_slopes;
 use crate::position::rotary::RotaryTable;
 use crate::spec::{AttentionSpec, QkNorm};
 use crate::weight::QueryKeyNorm;
@@ -32,7 +30,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     let factors = query_factors(&mut keys, spec.query_factor, &device);
     let factors = factors.map(|factors| B::with_elements(&factors, |factors| factors.dense().into_owned()));
     let (heads, kv_heads, head_dim) = (spec.heads(), spec.kv_heads(), spec.head_dim);
-    let slopes = (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard));
+    let slopes = spec.position.slopes(&spec.shard);
     let sinks = sinks.map(owned_vector);
     let longest = visibility.ends.iter().copied().max().unwrap_or(0);
 

@@ -18,8 +18,8 @@ use crate::ops::cube::{
     CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, from_int, handle, int,
     kernel_accepts, masks, optional_handle, owned, rows, rules,
 };
+use crate::position::alibi;
 use crate::position::rotary::RotaryLayout;
-use crate::position::{PositionEncoding, alibi};
 use crate::spec::{QkNorm, QkNormKind};
 use burn_deepspeed_core::path::CubeKernel;
 
@@ -95,16 +95,16 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         weights: weights.map(|weights| [float(weights.query()), float(weights.key())]),
         sums: sums.map(float),
     });
-    let alibi = spec.position == PositionEncoding::Alibi;
+    let slopes = spec.position.slopes(&spec.shard);
     let (mut cache, bounds, slopes, start, end) = match keys {
         Keys::Cached(mut layer) => {
             let bounds = layer.bounds(&device);
-            let slopes = alibi.then(|| layer.slopes(&spec.shard, &device));
+            let slopes = slopes.map(|slopes| layer.slopes(slopes, &device));
             let (start, end) = (layer.rows().starts()[0], layer.rows().keys());
             (Some(layer), bounds, slopes, start, end)
         }
         Keys::Fresh(_) => {
-            let slopes = alibi.then(|| alibi::on_device(alibi::shard_slopes(&spec.shard), &device));
+            let slopes = slopes.map(|slopes| alibi::on_device(slopes, &device));
             (None, None, slopes, 0, tokens)
         }
     };

@@ -7,8 +7,6 @@ use super::queries_and_keys::{Transform, query_factors, rotary_table};
 use crate::cache::{Assign, slice_assign};
 use crate::ops::attention::{self, Attention};
 use crate::ops::heads::merge_heads;
-use crate::position::PositionEncoding;
-use crate::position::alibi::shard_slopes;
 
 /// The definition of [`Operations::softmax_context`](crate::ops::Operations::softmax_context).
 pub fn reference<B: Backend>(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
@@ -45,7 +43,7 @@ pub(super) fn reference_with<B: Backend>(
         scale: spec.scale,
         softcap: spec.softcap,
         sinks,
-        slopes: (spec.position == PositionEncoding::Alibi).then(|| shard_slopes(&spec.shard)),
+        slopes: spec.position.slopes(&spec.shard),
         visibility,
         mask,
     });

@@ -2,8 +2,9 @@
 
 use super::llama;
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag, Gate};
+use crate::checkpoint::decoder::{DecoderPaths, Gate};
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::rope::RopeKeys;
 
 pub(super) static FAMILY: Family = Family {

@@ -2,8 +2,9 @@
 
 use super::{llama, rotary};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Factor, Flag};
+use crate::checkpoint::decoder::{DecoderPaths, Factor};
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_paths::{LayerPaths, QkNormPaths};
 use crate::checkpoint::rope::{Rope, RopeKeys};
 use crate::config::DeepSpeedInferenceConfig;

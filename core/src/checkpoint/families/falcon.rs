@@ -1,8 +1,9 @@
 //! Falcon, in its three layouts: one key/value head or one for each query head, or the groups of the new architecture.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
 use crate::checkpoint::only::Only;
@@ -17,7 +18,7 @@ const PARALLEL: Flag = Flag::Key("parallel_attn", true);
 
 pub(super) static FAMILY: Family = Family {
     title: "Falcon",
-    about: "parallel residual with one norm or two, QKV by groups of heads",
+    about: "parallel residual with one norm or two, QKV by groups of heads; in some ALiBi",
     model_types: &["falcon"],
     class: Class {
         name: "FalconConfig",
@@ -29,13 +30,9 @@ pub(super) static FAMILY: Family = Family {
         activation: Setting::new(&["activation"], "gelu"),
         ..Class::SHARED
     },
-    reads: &["multi_query", "new_decoder_architecture", "num_kv_heads", "num_ln_in_parallel_attn"],
+    reads: &["alibi", "multi_query", "new_decoder_architecture", "num_kv_heads", "num_ln_in_parallel_attn"],
     rope: Some(RopeKeys::SHARED),
-    only: &[
-        // Its slopes are divided by the root of the head size, which those of this crate are not.
-        Only::flag("alibi", false),
-        Only::flag("apply_residual_connection_post_layernorm", false),
-    ],
+    only: &[Only::flag("apply_residual_connection_post_layernorm", false)],
     // Its product with the hidden size is `ffn_hidden_size`, which the class reads.
     harmless: &["ff_factor"],
     attention: |base, fields| {
@@ -47,7 +44,16 @@ pub(super) static FAMILY: Family = Family {
             (false, true) => Some(1),
             (false, false) => Some(heads),
         };
-        Ok(FAMILY.read_rope(fields)?.whole()?.halves(config).into())
+        let rope = FAMILY.read_rope(fields)?.whole()?;
+        Ok(match fields.flag(&["alibi"])?.unwrap_or(false) {
+            true => {
+                // The class adds ALiBi to the products before it divides them by the root of the head size.
+                let factor = 1.0 / (config.head_size().max(1) as f64).sqrt();
+                config.with_bigscience_bloom(true).with_alibi_factor(factor)
+            }
+            false => rope.halves(config),
+        }
+        .into())
     },
     layer: LayerPaths {
         layers: "h",

@@ -2,8 +2,9 @@
 
 use super::gpt2;
 use crate::checkpoint::class::{Class, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 use crate::layout::RotaryLayout;

@@ -1,8 +1,9 @@
 //! LLaMA, and what its many relatives share with it.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag, Gate};
+use crate::checkpoint::decoder::{DecoderPaths, Gate};
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 use crate::checkpoint::rope::{Rope, RopeKeys};

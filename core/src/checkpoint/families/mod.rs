@@ -20,23 +20,29 @@ mod gpt2;
 mod gpt_bigcode;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod helium;
 mod internlm2;
 mod llama;
+mod llama4;
 mod ministral;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod modernbert;
 mod mpt;
+mod olmo;
 mod olmo2;
 mod olmo3;
 mod opt;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_moe;
 mod roberta;
 mod rotary;
 mod seed_oss;
@@ -48,12 +54,16 @@ mod table;
 mod vit;
 
 pub use super::class::{Class, MlpSize, Setting};
-pub use super::decoder::{DecoderPaths, Factor, Flag, Gate};
+pub use super::decoder::{DecoderPaths, Factor, Gate};
 pub use super::encoder::{
     BlockNorms, ClassPooling, EncoderInput, EncoderPaths, ImageShape, PatchPaths, PositionIds, TokenPaths,
     VectorProjection,
 };
+pub use super::experts::{
+    ExpertActivation, ExpertLayers, ExpertSizes, ExpertWeights, Experts, GateOrder, Routing, SharedExpert,
+};
 pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
+pub use super::flag::Flag;
 pub use super::layer_kinds::LayerKinds;
 pub use super::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
 pub use super::layer_types::LayerType;
@@ -75,19 +85,25 @@ pub const ALL: &[&Family] = &[
     &opt::FAMILY,
     &mpt::FAMILY,
     &falcon::FAMILY,
+    &gpt_oss::FAMILY,
     &llama::FAMILY,
+    &llama4::FAMILY,
     &mistral::FAMILY,
+    &mixtral::FAMILY,
     &ministral::FAMILY,
     &ministral3::FAMILY,
     &internlm2::FAMILY,
     &qwen2::FAMILY,
     &qwen3::FAMILY,
+    &qwen2_moe::FAMILY,
+    &qwen3_moe::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
     &phi::FAMILY,
     &phi3::FAMILY,
     &smollm3::FAMILY,
+    &olmo::FAMILY,
     &olmo2::FAMILY,
     &olmo3::FAMILY,
     &granite::FAMILY,
@@ -121,11 +137,21 @@ pub(super) fn pair_of_model_type(model_type: &str) -> Option<&'static Pair> {
     PAIRS.iter().copied().find(|pair| pair.model_type == model_type)
 }
 
+/// Classes with linear attention in most of their layers.
+const LINEAR: &[&str] = &["qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"];
+
 /// The family of a `model_type`.
 ///
 /// # Errors
-/// [`ConfigError::UnknownModelType`] with the names of [`ALL`] and [`PAIRS`].
+/// [`ConfigError::UnknownModelType`] with the names of [`ALL`] and [`PAIRS`]; [`ConfigError::Unsupported`] for a class with linear attention.
 pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
+    if LINEAR.contains(&model_type) {
+        return Err(ConfigError::Unsupported {
+            key: "layer_types".into(),
+            value: format!("\"linear_attention\" in most layers of a `{model_type}`"),
+            supported: "models whose layers are all softmax attention, such as `qwen3` and `qwen3_moe`".into(),
+        });
+    }
     ALL.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
         let pairs = PAIRS.iter().map(|pair| pair.model_type);
         let supported = ALL.iter().map(|family| family.name()).chain(pairs).collect();

@@ -1,9 +1,10 @@
 //! ModernBERT: pre-norm, windows on both sides of a token, rotary positions, a gated MLP.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{Flag, Gate};
+use crate::checkpoint::decoder::Gate;
 use crate::checkpoint::encoder::{BlockNorms, EncoderInput, EncoderPaths, PositionIds, TokenPaths};
 use crate::checkpoint::family::{Family, FamilyAttention};
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::layer_types::LayerType;

@@ -1,8 +1,9 @@
 //! MPT: ALiBi, LayerNorm without bias, and no biases at all.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::known;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::layout::QkvLayout;
@@ -47,7 +48,8 @@ pub(super) static FAMILY: Family = Family {
     attention: |base, fields| {
         let base = base.with_qkv_bias(false).with_output_bias(false).with_norm_bias(false);
         let config = base.with_bigscience_bloom(true);
-        Ok(config.with_score_factor(softmax_scale(fields)?).into())
+        let (scale, clip) = scale_and_clip(fields)?;
+        Ok(config.with_score_factor(scale).with_qkv_clip(clip).into())
     },
     layer: LayerPaths {
         layers: "blocks",
@@ -69,6 +71,14 @@ pub(super) static FAMILY: Family = Family {
     ..Family::SHARED
 };
 
+/// `clip_qkv`; the class takes 0 for none.
+fn clip(record: &Fields<'_>) -> Result<Option<f64>, ConfigError> {
+    match record.number(&["clip_qkv"])? {
+        Some(0.0) => Ok(None),
+        _ => record.above_zero(&["clip_qkv"]),
+    }
+}
+
 /// What the record `attn_config` must say: the class computes this and nothing else.
 const ATTENTION: &[Only] = &[
     Only::flag("alibi", true),
@@ -76,18 +86,17 @@ const ATTENTION: &[Only] = &[
     Only::flag("is_encoder_decoder", false),
     Only::flag("prefix_lm", false),
     Only::flag("qk_ln", false),
-    Only::nothing("clip_qkv", "queries, keys and values are not clipped here"),
     Only::number("alibi_bias_max", 8.0),
     Only::text("attn_type", "multihead_attention"),
 ];
 
-/// `attn_config.softmax_scale`, after a check of the whole record.
-fn softmax_scale(fields: &Fields<'_>) -> Result<Option<f64>, ConfigError> {
-    let Some(record) = fields.record("attn_config")? else { return Ok(None) };
-    let own = ["attn_impl", "attn_pdrop", "dtype", "model_type", "softmax_scale"];
+/// `attn_config.softmax_scale` and `attn_config.clip_qkv`, after a check of the whole record.
+fn scale_and_clip(fields: &Fields<'_>) -> Result<(Option<f64>, Option<f64>), ConfigError> {
+    let Some(record) = fields.record("attn_config")? else { return Ok((None, None)) };
+    let own = ["attn_impl", "attn_pdrop", "clip_qkv", "dtype", "model_type", "softmax_scale"];
     let harmless = known::HARMLESS.iter().copied().flatten().copied();
     let known: Vec<&str> = own.into_iter().chain(harmless).chain(ATTENTION.iter().map(|only| only.key)).collect();
     record.check_keys(&known, FAMILY.class.name)?;
     ATTENTION.iter().try_for_each(|only| only.check(&record))?;
-    record.above_zero(&["softmax_scale"])
+    Ok((record.above_zero(&["softmax_scale"])?, clip(&record)?))
 }

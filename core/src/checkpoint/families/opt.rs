@@ -1,8 +1,9 @@
 //! OPT.
 
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::{Family, PositionTable};
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_paths::{LayerPaths, QkvPaths};
 use crate::checkpoint::only::Only;
 

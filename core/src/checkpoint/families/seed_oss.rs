@@ -2,8 +2,9 @@
 
 use super::llama;
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::rope::RopeKeys;
 
 /// Key/value heads, if `num_key_value_heads` is not given; `null` is one for each query head.

@@ -2,8 +2,9 @@
 
 use super::{llama, qwen2, rotary};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::{Family, FamilyAttention};
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::layer_types::LayerType;
 use crate::checkpoint::rope::RopeKeys;
@@ -57,12 +58,12 @@ pub(super) static FAMILY: Family = Family {
         let kinds = vec![rotary.clone(), local(&rotary), bare.clone(), local(&bare)];
         let without = if window.is_some() { 3 } else { 2 };
         let Some(types) = LayerType::list(fields, layers)? else {
-            return Ok(FamilyAttention { kinds, layers: without_positions(fields, layers, without)? });
+            return Ok(FamilyAttention { kinds, layers: without_positions(fields, layers, [0, without])? });
         };
         if window.is_none() && types.contains(&LayerType::Sliding) {
             return Err(ConfigError::Missing { key: "sliding_window", origin: Origin::HuggingFace });
         }
-        let positions = without_positions(fields, layers, 2)?;
+        let positions = without_positions(fields, layers, [0, 2])?;
         let kind = |(layer, kind)| positions.of(layer) + usize::from(kind == LayerType::Sliding);
         let layers = LayerKinds::listed(types.into_iter().enumerate().map(kind));
         Ok(FamilyAttention { kinds, layers })
@@ -72,15 +73,26 @@ pub(super) static FAMILY: Family = Family {
     ..Family::SHARED
 };
 
-/// Kind 0 for layers with positions, `kind` for those without: 0 in the list `no_rope_layers`, or every
+/// Layers from one without positions to the next.
+pub(super) fn interval(fields: &Fields<'_>) -> Result<usize, ConfigError> {
+    Ok(fields.positive(&["no_rope_layer_interval"])?.unwrap_or(INTERVAL))
+}
+
+/// The first of two kinds for layers with positions, the second for those without: 0 in the list `no_rope_layers`, or every
 /// `no_rope_layer_interval`th layer.
-fn without_positions(fields: &Fields<'_>, layers: usize, kind: usize) -> Result<LayerKinds, ConfigError> {
+pub(super) fn without_positions(
+    fields: &Fields<'_>,
+    layers: usize,
+    [with, without]: [usize; 2],
+) -> Result<LayerKinds, ConfigError> {
     const KEY: &str = "no_rope_layers";
-    let interval = fields.positive(&["no_rope_layer_interval"])?.unwrap_or(INTERVAL);
-    let Some(list) = fields.list(KEY)? else { return Ok(LayerKinds::every(interval, kind, 0)) };
+    let interval = interval(fields)?;
+    let Some(list) = fields.list(KEY)? else {
+        return Ok(LayerKinds::every(interval, without, with));
+    };
     let kinds = list.iter().map(|entry| match entry.as_u64() {
-        Some(0) => Ok(kind),
-        Some(1) => Ok(0),
+        Some(0) => Ok(without),
+        Some(1) => Ok(with),
         _ => Err(fields.wrong(KEY, "a list with 0 for each layer without positions, and 1 for the others")),
     });
     let kinds = kinds.collect::<Result<Vec<_>, _>>()?;

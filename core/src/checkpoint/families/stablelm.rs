@@ -2,8 +2,9 @@
 
 use super::{llama, rotary};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
-use crate::checkpoint::decoder::{DecoderPaths, Flag};
+use crate::checkpoint::decoder::DecoderPaths;
 use crate::checkpoint::family::Family;
+use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_paths::{LayerPaths, QkNormPaths};
 use crate::checkpoint::rope::RopeKeys;
 use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};

@@ -1,0 +1,101 @@
+//! The language model inside of a model that also reads images.
+
+use serde_json::Value;
+
+use super::known;
+use crate::error::ConfigError;
+use crate::fields::Fields;
+
+/// A model of a language model and something that reads images.
+#[derive(Debug, PartialEq)]
+pub(super) struct Composite {
+    /// Its `model_type`.
+    model_type: &'static str,
+    /// The `model_type` of its language model.
+    text: &'static str,
+    /// The class of its configuration.
+    class: &'static str,
+    /// Keys that concern images alone.
+    images: &'static [&'static str],
+    /// Where the names of the language model begin, and those of everything else.
+    prefixes: (&'static str, &'static [&'static str]),
+}
+
+/// The record of the language model.
+const TEXT: &str = "text_config";
+/// Settings that the language model may leave to the record around it.
+const SHARED: [&str; 3] = ["dtype", "eos_token_id", "torch_dtype"];
+
+const ALL: &[Composite] = &[Composite {
+    model_type: "llama4",
+    text: "llama4_text",
+    class: "Llama4Config",
+    images: &[
+        "boi_token_id",
+        "boi_token_index",
+        "eoi_token_id",
+        "eoi_token_index",
+        "image_token_id",
+        "image_token_index",
+        "vision_config",
+    ],
+    prefixes: ("language_model.", &["multi_modal_projector.", "vision_model."]),
+}];
+
+impl Composite {
+    /// The model of this `model_type`, if it has a language model inside.
+    pub(super) fn of(fields: &Fields<'_>) -> Result<Option<&'static Self>, ConfigError> {
+        let model_type = fields.text(&["model_type"])?;
+        Ok(ALL.iter().find(|composite| model_type == Some(composite.model_type)))
+    }
+
+    /// What precedes the names of the language model.
+    pub(super) fn prefix(&self) -> &'static str {
+        self.prefixes.0
+    }
+
+    /// Whether a tensor belongs to something else than the language model.
+    pub(super) fn is_other(&self, name: &str) -> bool {
+        self.prefixes.1.iter().any(|prefix| name.starts_with(prefix))
+    }
+
+    /// The error for a caller who did not ask for the language model alone.
+    pub(super) fn refused(&self, fields: &Fields<'_>) -> ConfigError {
+        let supported = format!("\"{}\"; read its language model alone with `text_only` of `ConfigOptions`", self.text);
+        fields.unsupported("model_type", &supported)
+    }
+
+    /// The record of the language model, with what it leaves to the record around it.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnreadKeys`], [`ConfigError::WrongType`], [`ConfigError::Unsupported`] or [`ConfigError::Spellings`] about the record around
+    /// it, or its type.
+    pub(super) fn language_model(&self, fields: &Fields<'_>) -> Result<Value, ConfigError> {
+        let own = ["model_type", "text_config", "tie_word_embeddings"];
+        let harmless = known::HARMLESS.iter().copied().flatten().copied();
+        let only = known::ONLY.iter().map(|only| only.key);
+        let images = self.images.iter().copied();
+        let known: Vec<&str> = own.into_iter().chain(SHARED).chain(harmless).chain(only).chain(images).collect();
+        fields.check_keys(&known, self.class)?;
+        known::ONLY.iter().try_for_each(|only| only.check(fields))?;
+        let missing = || fields.wrong(TEXT, "the record of the language model");
+        let text = fields.record(TEXT)?.ok_or_else(missing)?;
+        if text.text(&["model_type"])?.is_some_and(|model_type| model_type != self.text) {
+            return Err(text.unsupported("model_type", &format!("\"{}\"", self.text)));
+        }
+        // The class does not tie embeddings by the flag outside.
+        if fields.flag(&["tie_word_embeddings"])?.unwrap_or(false)
+            && !text.flag(&["tie_word_embeddings"])?.unwrap_or(false)
+        {
+            return Err(fields.unsupported("tie_word_embeddings", "false; write it into `text_config`"));
+        }
+        let mut record = fields.value(TEXT).cloned().unwrap_or_default();
+        record["model_type"] = self.text.into();
+        for key in SHARED {
+            if let (Some(outside), None) = (fields.value(key), text.value(key)) {
+                record[key] = outside.clone();
+            }
+        }
+        Ok(record)
+    }
+}

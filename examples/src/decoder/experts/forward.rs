@@ -1,0 +1,122 @@
+//! The output of the experts.
+
+use burn::tensor::activation::{sigmoid, softmax};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn_deepspeed::{InferenceBackend, Operations};
+
+use super::{Experts, Form, GateOrder, GatedMlp, Shared, Weighting};
+use crate::decoder::activation::Activation;
+
+impl<B: InferenceBackend> Experts<B> {
+    /// The sum over the experts of this rank, and its part of the shared one.
+    ///
+    /// # Shapes
+    /// - x, output: `[B, T, E]`
+    pub fn forward(&self, x: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        let [batch, tokens, hidden] = x.dims();
+        let rows = batch * tokens;
+        if rows == 0 {
+            return x;
+        }
+        let shape = [batch, tokens, hidden];
+        let x = x.reshape([1, rows, hidden]);
+        let (device, dtype) = (x.device(), x.dtype());
+        let scores = B::Ops::linear(x.clone(), &self.router).reshape([rows, self.settings.count]).cast(DType::F32);
+        let chosen = self.chosen(scores.clone());
+        let places = |places: Vec<usize>| {
+            let places: Vec<i64> = places.into_iter().map(|place| place as i64).collect();
+            let count = places.len();
+            Tensor::<B, 1, Int>::from_data(TensorData::new(places, [count]), &device)
+        };
+        let weights = self.weights(scores, places(chosen.clone()).reshape([rows, self.settings.chosen]));
+        let mut sum = match &self.shared {
+            Some(shared) => shared.forward(x.clone(), activation),
+            None => x.zeros_like(),
+        };
+        for (number, expert) in self.experts.iter().enumerate() {
+            let own = |(place, expert): (usize, &usize)| (*expert == self.first + number).then_some(place);
+            let sent: Vec<usize> = chosen.iter().enumerate().filter_map(own).collect();
+            if sent.is_empty() {
+                continue;
+            }
+            let count = sent.len();
+            let tokens = places(sent.iter().map(|place| place / self.settings.chosen).collect());
+            let factor = weights.clone().select(0, places(sent)).reshape([1, count, 1]).cast(dtype);
+            let input = x.clone().select(1, tokens.clone());
+            let output = match self.settings.weighting {
+                Weighting::SigmoidOfInput => self.expert(expert, input * factor, activation),
+                _ => self.expert(expert, input, activation) * factor,
+            };
+            sum = sum.select_assign(1, tokens, output, IndexingUpdateOp::Add);
+        }
+        sum.reshape(shape)
+    }
+
+    /// The best experts of each token, one token after the other.
+    fn chosen(&self, scores: Tensor<B, 2>) -> Vec<usize> {
+        let scores: Vec<f32> = scores.into_data().iter::<f32>().collect();
+        let of_token = |scores: &[f32]| {
+            let mut order: Vec<usize> = (0..scores.len()).collect();
+            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+            order.truncate(self.settings.chosen);
+            order
+        };
+        scores.chunks(self.settings.count).flat_map(of_token).collect()
+    }
+
+    /// The weights of the chosen experts, one token after the other.
+    fn weights(&self, scores: Tensor<B, 2>, chosen: Tensor<B, 2, Int>) -> Tensor<B, 1> {
+        let weights = match self.settings.weighting {
+            Weighting::SoftmaxOfChosen => softmax(scores.gather(1, chosen), 1),
+            Weighting::SigmoidOfInput => sigmoid(scores.gather(1, chosen)),
+            Weighting::SoftmaxOfAll { normalised } => {
+                let weights = softmax(scores, 1).gather(1, chosen);
+                if normalised { weights.clone() / weights.sum_dim(1) } else { weights }
+            }
+        };
+        weights.flatten(0, 1)
+    }
+
+    fn expert(&self, expert: &GatedMlp<B>, x: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        let (gate, up) = expert.gate_and_up(x, self.settings.order);
+        let inner = match self.settings.form {
+            Form::Gated => activation.apply(gate) * up,
+            Form::ClampedSwiglu { alpha, limit } => {
+                let (gate, up) = (gate.clamp_max(limit), up.clamp(-limit, limit));
+                let swish = gate.clone() * sigmoid(gate.mul_scalar(alpha));
+                swish * up.add_scalar(1.0)
+            }
+        };
+        B::Ops::linear(inner, &expert.down)
+    }
+}
+
+impl<B: InferenceBackend> Shared<B> {
+    fn forward(&self, x: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        let (gate, up) = self.mlp.gate_and_up(x.clone(), GateOrder::Halves);
+        let output = B::Ops::linear(activation.apply(gate) * up, &self.mlp.down);
+        match &self.scale {
+            Some(scale) => output * sigmoid(B::Ops::linear(x, scale)),
+            None => output,
+        }
+    }
+}
+
+impl<B: InferenceBackend> GatedMlp<B> {
+    fn gate_and_up(&self, x: Tensor<B, 3>, order: GateOrder) -> (Tensor<B, 3>, Tensor<B, 3>) {
+        if let Some(gate) = &self.gate {
+            return (B::Ops::linear(x.clone(), gate), B::Ops::linear(x, &self.up));
+        }
+        let both = B::Ops::linear(x, &self.up);
+        let [one, rows, width] = both.dims();
+        let inner = width / 2;
+        match order {
+            GateOrder::Halves => (both.clone().narrow(2, 0, inner), both.narrow(2, inner, inner)),
+            GateOrder::Interleaved => {
+                let pairs: Tensor<B, 4> = both.reshape([one, rows, inner, 2]);
+                let part = |which| pairs.clone().narrow(3, which, 1).reshape([one, rows, inner]);
+                (part(0), part(1))
+            }
+        }
+    }
+}
