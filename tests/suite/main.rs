@@ -11,6 +11,7 @@ mod cache_check;
 mod checkpoint_writer;
 mod config;
 mod contract;
+mod diffusion;
 mod documents;
 mod families;
 mod generate;
