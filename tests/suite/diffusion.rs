@@ -13,7 +13,7 @@ use burn_deepspeed::{
 
 use crate::attention::randomised;
 use crate::checkpoint_writer::assert_same;
-use crate::common::{AnyBackend, assert_near, on_each_backend, on_each_cpu_backend, seeded, values};
+use crate::common::{AnyBackend, assert_near, on_each_backend, seeded, values};
 use crate::qk_norm::norms;
 
 /// 4 heads of 12 features, of which 2, 4 and 6 rotate by the three positions of a token.
@@ -165,7 +165,11 @@ fn int8_streams_are_near<B: InferenceBackend>() {
     assert_near(int8.text.unwrap(), dense.text.unwrap(), 0.1 * largest);
 }
 
-on_each_cpu_backend!(what_is_written_is_read, int8_streams_are_near, streams_without_tokens_change_nothing);
+mod cpu {
+    use super::{int8_streams_are_near, streams_without_tokens_change_nothing, what_is_written_is_read};
+    use crate::common::on_each_cpu_backend;
+    on_each_cpu_backend!(what_is_written_is_read, int8_streams_are_near, streams_without_tokens_change_nothing);
+}
 
 #[test]
 fn settings_that_the_modules_lack_are_errors() {
