@@ -46,10 +46,12 @@ mutants cache driver tests action="--write":
 # Rewrites the golden cases; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
 golden:
     python3 tests/golden/generate.py --out tests/golden/cases
+    python3 tests/golden/generate_diffusion.py --out tests/golden/cases
     python3 tests/golden/generate_models.py --out tests/golden/models
     python3 tests/golden/generate_families.py --out tests/golden/families
     python3 tests/golden/generate_encoders.py --out tests/golden/encoders
     python3 tests/golden/generate_positions.py
+    python3 tests/golden/generate_chat.py --out tests/golden/chat.json
 
 # Trains the adder that `generate` runs without a model.
 adder:

@@ -39,7 +39,9 @@
 //! | --- | --- |
 //! | a decoder or encoder | [`DeepSpeedSelfAttention`], built by [`AttentionInit::init_self_attention`] |
 //! | a BLOOM model | [`BloomSelfAttention`], built by [`AttentionInit::init_bloom`] |
-//! | a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
+//! | a U-Net of a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
+//! | a diffusion transformer: Stable Diffusion 3, Flux | [`DeepSpeedJointAttention`], built by [`AttentionInit::init_joint`] |
+//! | its VAE | [`DeepSpeedVaeAttention`], built by [`AttentionInit::init_vae`] |
 //! | a Hugging Face checkpoint | [`load::HuggingFaceConfig`] and [`load::Checkpoint`] |
 //! | a DeepSpeed configuration | [`DeepSpeedInferenceConfig::from_json_file`] |
 //! | your own attention module | [`Operations`] and the reference implementations in [`ops`] |
@@ -97,7 +99,7 @@ mod zeros;
 
 pub use attention::{
     AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
-    DeepSpeedSelfAttention, WantedOutputs,
+    DeepSpeedJointAttention, DeepSpeedSelfAttention, DeepSpeedVaeAttention, JointOutput, JointStream, WantedOutputs,
 };
 #[cfg(feature = "cpu")]
 pub use backend::CpuOps;
@@ -110,8 +112,8 @@ pub use burn_deepspeed_core::{config, error, fields, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{
-    DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, QkNorm, QkNormKind, QkNormWeights,
-    WindowKind,
+    DataType, DeepSpeedInferenceConfig, JointStreams, KvCacheType, MlpActivation, NormType, QkNorm, QkNormKind,
+    QkNormWeights, VaeBlock, WindowKind,
 };
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};

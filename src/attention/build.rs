@@ -4,12 +4,13 @@ use std::num::NonZeroUsize;
 
 use burn::tensor::{DType, backend::Backend};
 
+use super::joint::JointStream;
 use super::projections::Projections;
 use crate::config::{DataType, DeepSpeedInferenceConfig};
 use crate::element::{OfBackend, is_cubecl, require_int8};
 use crate::error::ConfigError;
 use crate::spec::AttentionSpec;
-use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{Int8Blocks, Orientation, QkvWeight, QueryKeyNorm, SeparateQkv, Weight};
 
 /// A configuration that was checked against a backend.
 pub(super) struct Build<'a, B: Backend> {
@@ -63,7 +64,30 @@ impl<'a, B: Backend> Build<'a, B> {
     }
 
     pub(super) fn fused(&self) -> Result<QkvWeight<B>, ConfigError> {
-        Ok(QkvWeight::Fused(self.qkv_weight(self.spec.hidden_size, self.spec.qkv_width())?))
+        self.fused_from(self.spec.hidden_size)
+    }
+
+    fn fused_from(&self, inputs: usize) -> Result<QkvWeight<B>, ConfigError> {
+        Ok(QkvWeight::Fused(self.qkv_weight(inputs, self.spec.qkv_width())?))
+    }
+
+    /// A stream of a joint attention: tokens of `inputs` features.
+    pub(super) fn stream(&self, inputs: usize, has_output: bool) -> Result<JointStream<B>, ConfigError> {
+        let qkv = match self.config.set_empty_params {
+            true => QkvWeight::Separate(SeparateQkv {
+                query: self.qkv_weight(inputs, self.spec.query_width())?,
+                key: self.qkv_weight(inputs, self.spec.kv_width())?,
+                value: self.qkv_weight(inputs, self.spec.kv_width())?,
+            }),
+            false => self.fused_from(inputs)?,
+        };
+        let output = has_output.then(|| self.output()).transpose()?;
+        Ok(JointStream { qkv, query_key_norm: QueryKeyNorm::init(&self.spec, self.device), output })
+    }
+
+    fn output(&self) -> Result<Weight<B>, ConfigError> {
+        let int8 = self.config.dtype == Some(DataType::Int8);
+        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias, int8)
     }
 
     /// The projection of the gate on the context, if the layer has one: of the type of the QKV projection, and with a bias if that has
@@ -84,9 +108,7 @@ impl<'a, B: Backend> Build<'a, B> {
 
     /// The projections of a module with this QKV projection.
     pub(super) fn projections(self, qkv: QkvWeight<B>) -> Result<Projections<B>, ConfigError> {
-        let (width, hidden) = (self.spec.query_width(), self.spec.hidden_size);
-        let int8 = self.config.dtype == Some(DataType::Int8);
-        let output = self.weight(width, hidden, self.config.output_bias, int8)?;
+        let output = self.output()?;
         Ok(Projections::new(qkv, output, self.spec, self.config.defer_output_bias))
     }
 }

@@ -5,12 +5,14 @@ use burn::tensor::backend::Backend;
 use super::bloom::BloomSelfAttention;
 use super::build::Build;
 use super::diffusers::DeepSpeedDiffusersAttention;
+use super::joint::DeepSpeedJointAttention;
 use super::self_attention::DeepSpeedSelfAttention;
+use super::vae::DeepSpeedVaeAttention;
 use crate::cache::KvCache;
-use crate::config::DeepSpeedInferenceConfig;
+use crate::config::{DeepSpeedInferenceConfig, JointStreams, VaeBlock};
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
-use crate::weight::{FusedNorm, QueryKeyNorm, Sinks};
+use crate::weight::{FusedNorm, GroupNorm, QueryKeyNorm, Sinks};
 
 mod sealed {
     pub trait Sealed {}
@@ -81,6 +83,32 @@ pub trait AttentionInit: sealed::Sealed {
         device: &B::Device,
     ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError>;
 
+    /// Builds the joint attention of a diffusion transformer. `hidden_size` is that of the image tokens. Biases, the norm of queries and
+    /// keys, and rotary positions are the same for both streams. `triangular_masking` and the norm settings are not read.
+    ///
+    /// # Errors
+    /// Those of [`init_diffusers`](Self::init_diffusers), except about rotary positions and norms of queries and keys of each head;
+    /// [`ConfigError::WrongModule`] also for `defer_output_bias`; [`ConfigError::OutOfRange`] for text tokens without features.
+    fn init_joint<B: Backend>(
+        &self,
+        streams: JointStreams,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedJointAttention<B>, ConfigError>;
+
+    /// Builds the attention of a VAE. `hidden_size` is the number of channels. `triangular_masking` and the norm settings of the
+    /// configuration are not read: `block` has those of the norm.
+    ///
+    /// # Errors
+    /// Those of [`init_diffusers`](Self::init_diffusers) and of [`VaeBlock::check`]; [`ConfigError::WrongModule`] also for
+    /// `defer_output_bias`.
+    fn init_vae<B: Backend>(
+        &self,
+        block: VaeBlock,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedVaeAttention<B>, ConfigError>;
+
     /// Allocates a cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
     ///
     /// # Errors
@@ -140,6 +168,24 @@ impl AttentionInit for DeepSpeedInferenceConfig {
         diffusers(self, Some(context_dim), layer_id, device)
     }
 
+    fn init_joint<B: Backend>(
+        &self,
+        streams: JointStreams,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedJointAttention<B>, ConfigError> {
+        joint(self, streams, layer_id, device)
+    }
+
+    fn init_vae<B: Backend>(
+        &self,
+        block: VaeBlock,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedVaeAttention<B>, ConfigError> {
+        vae(self, block, layer_id, device)
+    }
+
     fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {
         KvCache::new(&self.resolve(0)?, cached_layers(self)?, batch, device)
     }
@@ -163,34 +209,102 @@ fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttent
     Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)?, query_key_norm, sinks, gate })
 }
 
+/// What a module for diffusion models does not have, of what a configuration may ask for.
+#[derive(Clone, Copy, PartialEq)]
+enum Lacks {
+    /// Positions and a norm of queries and keys, among others.
+    Positions,
+    /// The same, and an output bias that is left to the caller.
+    DeferredBias,
+    /// ALiBi, a norm over all heads, and an output bias that is left to the caller.
+    Alibi,
+}
+
+/// The configuration of a module for diffusion models: it has no norm of tokens before the projection and no causal mask, so these
+/// settings do not matter.
+fn for_diffusion(config: &DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
+    config.clone().with_pre_layer_norm(false).with_triangular_masking(false)
+}
+
+fn check_diffusion<B: Backend>(build: &Build<'_, B>, module: &'static str, lacks: Lacks) -> Result<(), ConfigError> {
+    let (spec, rotates) = (&build.spec, lacks == Lacks::Alibi);
+    let position = match spec.position {
+        PositionEncoding::None => false,
+        PositionEncoding::Rotary(_) => !rotates,
+        _ => true,
+    };
+    let norm = if rotates { spec.norm_of_all_heads() } else { spec.qk_norm };
+    let (of_position, unset_position) = match rotates {
+        true => ("it has no ALiBi", "unset `bigscience_bloom`"),
+        false => ("it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"),
+    };
+    let (of_norm, unset_norm) = match rotates {
+        true => ("it has no norm over all heads", "set the `kind` of `qk_norm` to rms or layer_norm"),
+        false => ("it has no norm of queries and keys", "unset `qk_norm`"),
+    };
+    let defers = lacks != Lacks::Positions && build.config.defer_output_bias;
+    for (given, fact, remedy) in [
+        (position, of_position, unset_position),
+        (spec.window.is_some(), "it has no window", "set `local_attention` to false"),
+        (norm.is_some(), of_norm, unset_norm),
+        (spec.query_factor.is_some(), "it has no positions", "unset `query_factor`"),
+        (spec.qkv_clip.is_some(), "it does not limit queries, keys and values", "unset `qkv_clip`"),
+        (spec.sinks, "it has no sinks", "set `sinks` to false"),
+        (spec.context_gate, "it has no gate on the context", "set `context_gate` to false"),
+        (defers, "it adds its output bias", "set `defer_output_bias` to false"),
+    ] {
+        if given {
+            return Err(ConfigError::WrongModule { module, fact, remedy });
+        }
+    }
+    Ok(())
+}
+
 fn diffusers<B: Backend>(
     config: &DeepSpeedInferenceConfig,
     context_dim: Option<usize>,
     layer_id: usize,
     device: &B::Device,
 ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
-    // The module has no norm, so neither its type nor its position matters.
-    let config = config.clone().with_pre_layer_norm(false).with_triangular_masking(false);
+    let config = for_diffusion(config);
     let build = Build::<B>::new(&config, layer_id, device)?;
-    let spec = &build.spec;
-    let position = spec.position != PositionEncoding::None;
-    for (given, fact, remedy) in [
-        (position, "it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"),
-        (spec.window.is_some(), "it has no window", "set `local_attention` to false"),
-        (spec.qk_norm.is_some(), "it has no norm of queries and keys", "unset `qk_norm`"),
-        (spec.query_factor.is_some(), "it has no positions", "unset `query_factor`"),
-        (spec.qkv_clip.is_some(), "it does not limit queries, keys and values", "unset `qkv_clip`"),
-        (spec.sinks, "it has no sinks", "set `sinks` to false"),
-        (spec.context_gate, "it has no gate on the context", "set `context_gate` to false"),
-    ] {
-        if given {
-            return Err(ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy });
-        }
-    }
+    check_diffusion(&build, "DeepSpeedDiffusersAttention", Lacks::Positions)?;
     let qkv = match context_dim {
         Some(context) => build.separate(context)?,
         None if config.set_empty_params => build.separate(config.hidden_size)?,
         None => build.fused()?,
     };
     Ok(DeepSpeedDiffusersAttention { projections: build.projections(qkv)? })
+}
+
+fn joint<B: Backend>(
+    config: &DeepSpeedInferenceConfig,
+    streams: JointStreams,
+    layer_id: usize,
+    device: &B::Device,
+) -> Result<DeepSpeedJointAttention<B>, ConfigError> {
+    if streams.text == Some(0) {
+        return Err(ConfigError::OutOfRange { key: "text", value: "0".into(), limit: "at least 1" });
+    }
+    let config = for_diffusion(config);
+    let build = Build::<B>::new(&config, layer_id, device)?;
+    check_diffusion(&build, "DeepSpeedJointAttention", Lacks::Alibi)?;
+    let image = build.stream(config.hidden_size, streams.image_output)?;
+    let text = streams.text.map(|features| build.stream(features, streams.text_output)).transpose()?;
+    Ok(DeepSpeedJointAttention::new(image, text, streams.text_first, build.spec))
+}
+
+fn vae<B: Backend>(
+    config: &DeepSpeedInferenceConfig,
+    block: VaeBlock,
+    layer_id: usize,
+    device: &B::Device,
+) -> Result<DeepSpeedVaeAttention<B>, ConfigError> {
+    block.check(config.hidden_size)?;
+    let config = for_diffusion(config);
+    let build = Build::<B>::new(&config, layer_id, device)?;
+    check_diffusion(&build, "DeepSpeedVaeAttention", Lacks::DeferredBias)?;
+    let norm = GroupNorm::init(config.hidden_size, block.groups, block.epsilon, build.dtype, device);
+    let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
+    Ok(DeepSpeedVaeAttention { norm, projections: build.projections(qkv)?, block })
 }

@@ -2,14 +2,19 @@
 
 mod bloom;
 mod build;
+mod connection;
 mod diffusers;
 mod init;
+mod joint;
 mod outputs;
 mod projections;
 mod self_attention;
+mod vae;
 
 pub use bloom::BloomSelfAttention;
 pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
 pub use init::AttentionInit;
+pub use joint::{DeepSpeedJointAttention, JointOutput, JointStream};
 pub use outputs::{AttentionOutput, WantedOutputs};
 pub use self_attention::DeepSpeedSelfAttention;
+pub use vae::DeepSpeedVaeAttention;

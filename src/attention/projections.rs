@@ -5,10 +5,11 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
+use super::connection::{Connection, require};
 use crate::config::KvCacheType;
 use crate::error::{AttentionError, ConfigError, WeightError};
 use crate::ops::{InferenceBackend, Operations, Plan};
-use crate::parallel::{AgreedSettings, Communicator};
+use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, QkvWeight, Weight};
 use crate::zeros::zeros;
@@ -23,19 +24,12 @@ pub struct Projections<B: Backend> {
     #[module(skip)]
     defer_output_bias: bool,
     #[module(skip)]
-    link: Option<Link>,
-}
-
-/// The communicator of a layer, and the settings in which every rank must agree.
-#[derive(Debug, Clone)]
-struct Link {
-    communicator: Arc<dyn Communicator>,
-    settings: AgreedSettings,
+    connection: Connection,
 }
 
 impl<B: Backend> Projections<B> {
     pub(super) fn new(qkv: QkvWeight<B>, output: Weight<B>, spec: AttentionSpec, defer_output_bias: bool) -> Self {
-        Self { qkv, output, spec, defer_output_bias, link: None }
+        Self { qkv, output, spec, defer_output_bias, connection: Connection::default() }
     }
 
     /// The same layer with other weights.
@@ -54,30 +48,19 @@ impl<B: Backend> Projections<B> {
     pub(super) fn with_kv_cache_dtype(self, kv_cache_dtype: KvCacheType) -> Self {
         let mut spec = self.spec;
         spec.kv_cache_dtype = kv_cache_dtype;
-        let link = self.link.map(|link| Link { settings: spec.settings(), ..link });
-        Self { spec, link, ..self }
+        let connection = self.connection.with_settings(&spec);
+        Self { spec, connection, ..self }
     }
 
     pub(super) fn with_communicator(self, communicator: Arc<dyn Communicator>) -> Result<Self, ConfigError> {
-        let (own, actual, size) = (self.spec.ranks, communicator.rank(), communicator.size());
-        if (own.rank(), own.ranks()) != (actual, size) {
-            return Err(ConfigError::OtherRank { rank: own.rank(), ranks: own.ranks(), actual, size });
-        }
-        let link = Some(Link { communicator, settings: self.spec.settings() });
-        Ok(Self { link, ..self })
-    }
-
-    /// The connection to the other ranks.
-    fn link(&self) -> Result<&Link, AttentionError> {
-        let (rank, ranks) = (self.spec.ranks.rank(), self.spec.ranks.ranks());
-        self.link.as_ref().ok_or(AttentionError::NoCommunicator { rank, ranks })
+        Ok(Self { connection: Connection::new(communicator, &self.spec)?, ..self })
     }
 
     /// An error unless the sums over the ranks that attention itself needs can be computed.
     pub(super) fn check_link(&self) -> Result<(), AttentionError> {
         match self.spec.norm_of_all_heads() {
-            Some(_) if self.spec.ranks.ranks() > 1 => self.link().map(|_| ()),
-            _ => Ok(()),
+            Some(_) => self.connection.check(&self.spec),
+            None => Ok(()),
         }
     }
 
@@ -89,13 +72,7 @@ impl<B: Backend> Projections<B> {
 
     /// An error if the plan is the reference and the layer requires a kernel.
     pub(super) fn require(&self, operation: &'static str, plan: impl FnOnce() -> Plan) -> Result<(), AttentionError> {
-        if !self.spec.require_fast {
-            return Ok(());
-        }
-        match plan() {
-            Plan::Reference(reason) => Err(AttentionError::NoFastPath { operation, reason }),
-            Plan::Kernel(_) => Ok(()),
-        }
+        require(operation, &self.spec, plan)
     }
 }
 
@@ -108,23 +85,12 @@ impl<B: InferenceBackend> Projections<B> {
     /// The output projection of `context`, summed over all ranks, with the bias added once. On one rank that is a single
     /// operation.
     pub(super) fn finish(&self, context: Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError> {
-        if self.spec.ranks.ranks() == 1 && !self.defer_output_bias {
-            return Ok(B::Ops::linear(context, &self.output));
-        }
-        let sum = self.over_ranks(self.partial(context))?;
-        Ok(match self.output.bias().filter(|_| !self.defer_output_bias && sum.shape().num_elements() > 0) {
-            Some(bias) => sum + bias.unsqueeze(),
-            None => sum,
-        })
+        self.connection.project(context, &self.output, &self.spec, !self.defer_output_bias)
     }
 
     /// The sum of `partial` over all ranks.
     pub(super) fn over_ranks<const D: usize>(&self, partial: Tensor<B, D>) -> Result<Tensor<B, D>, AttentionError> {
-        if self.spec.ranks.ranks() == 1 {
-            return Ok(partial);
-        }
-        let Link { communicator, settings } = self.link()?;
-        Ok(B::Ops::all_reduce(partial, &**communicator, settings)?)
+        self.connection.over_ranks(partial, &self.spec)
     }
 }
 

@@ -3,8 +3,11 @@
 use burn::tensor::Tensor;
 
 use crate::ops::cpu::InMemory;
-use crate::ops::{Attention, ContextProblem, Operations, Plan, QkvGemmOutput, SoftmaxContext, SoftmaxContextOutput};
-use crate::ops::{attention, context_gate, gelu, qkv_gemm, residual_norm, softmax_context};
+use crate::ops::{
+    Attention, ContextProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput, SoftmaxContext,
+    SoftmaxContextOutput,
+};
+use crate::ops::{attention, context_gate, gelu, normalise_and_rotate, qkv_gemm, residual_norm, softmax_context};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
 /// Every operation that the CPU kernels have, for a backend whose tensors are [`InMemory`]; the others on the reference.
@@ -17,6 +20,7 @@ impl<B: InMemory> Operations<B> for CpuOps {
             "qkv_gemm",
             "softmax_context",
             "masked_attention",
+            "normalise_and_rotate",
             "context_gate",
             "linear",
             "vector_matmul",
@@ -36,6 +40,10 @@ impl<B: InMemory> Operations<B> for CpuOps {
 
     fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
         softmax_context::cpu::softmax_context(arguments)
+    }
+
+    fn normalise_and_rotate(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B, 4>; 3] {
+        normalise_and_rotate::cpu::normalise_and_rotate(arguments)
     }
 
     fn plan_softmax_context(problem: &ContextProblem, _device: &B::Device) -> Plan {

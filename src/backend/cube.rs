@@ -4,9 +4,10 @@ use burn::tensor::Tensor;
 
 use crate::ops::cube::CubeDevice;
 use crate::ops::{
-    Attention, ContextProblem, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext, SoftmaxContextOutput,
+    Attention, ContextProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext,
+    SoftmaxContextOutput,
 };
-use crate::ops::{attention, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context};
+use crate::ops::{attention, normalise_and_rotate, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 #[cfg(feature = "nccl")]
 use crate::{
@@ -25,6 +26,7 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
             "qkv_gemm",
             "softmax_context",
             "masked_attention",
+            "normalise_and_rotate",
             "softmax",
             "linear",
             "vector_matmul",
@@ -44,6 +46,10 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
 
     fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
         softmax_context::cube::softmax_context(arguments)
+    }
+
+    fn normalise_and_rotate(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B, 4>; 3] {
+        normalise_and_rotate::cube::normalise_and_rotate(arguments)
     }
 
     fn plan_softmax_context(problem: &ContextProblem, device: &B::Device) -> Plan {

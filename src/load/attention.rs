@@ -1,21 +1,16 @@
-//! Reads and writes the attention modules.
+//! Reads and writes self-attention.
 
 use std::slice;
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
-use burn_deepspeed_core::checkpoint::{
-    AttentionFiles, AttentionNames, Checkpoint, CheckpointWriter, Part, ProjectionParts, QkvSources, SplitCheckpoint,
-};
+use burn::tensor::backend::Backend;
+use burn_deepspeed_core::checkpoint::{AttentionNames, Checkpoint, CheckpointWriter, SplitCheckpoint};
 
-use super::parameters::{assembled, norm};
+use super::reader::LayerReader;
 use super::tensors::WriteTensors;
 use super::written::{write_head_weights, write_projections};
-use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
-use crate::element::OfBackend;
+use crate::attention::DeepSpeedSelfAttention;
 use crate::error::WeightError;
-use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, QkvWeight, QueryKeyNorm, SeparateQkv, Sinks, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its rank.
@@ -77,7 +72,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     }
 
     fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = LayerReader::new(files.0, names, self.spec(), self.output())?;
+        let reader = LayerReader::new(files.0, names, self.spec(), &self.output().device())?;
         let norm = self.norm().map(|module| reader.norm(module)).transpose()?;
         let query_key_norm = reader.query_key_norm(files.1, self.query_key_norm())?;
         let sinks = reader.sinks(files.1)?;
@@ -143,125 +138,5 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
             writer.tensor(names.sinks.as_ref().ok_or(WeightError::NoSinkName)?, sinks.values())?;
         }
         write_projections(writer, names, self.spec(), (self.qkv(), self.gate(), self.output()))
-    }
-}
-
-impl<B: Backend> DeepSpeedDiffusersAttention<B> {
-    /// See [`DeepSpeedSelfAttention::load`].
-    ///
-    /// # Errors
-    /// A [`WeightError`] that names the tensor.
-    pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let ranks = self.spec().training_ranks;
-        self.read((slice::from_ref(checkpoint), ranks), names)
-    }
-
-    /// See [`DeepSpeedSelfAttention::load_split`].
-    ///
-    /// # Errors
-    /// Those of [`DeepSpeedSelfAttention::load_split`].
-    pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let files = split.files_of(self.spec().training_ranks)?;
-        self.read((files, 1), names)
-    }
-
-    fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = LayerReader::new(files.0, names, self.spec(), self.output())?;
-        let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
-        Ok(Self { projections: self.projections.with_weights(qkv, output) }.no_grad())
-    }
-
-    /// See [`DeepSpeedSelfAttention::write`].
-    ///
-    /// # Errors
-    /// Those of [`DeepSpeedSelfAttention::write`].
-    pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        write_projections(writer, names, self.spec(), (self.qkv(), None, self.output()))
-    }
-}
-
-/// What is read for a layer: where from, and into which form.
-struct LayerReader<'a, B: Backend> {
-    files: &'a [Checkpoint],
-    names: &'a AttentionNames,
-    spec: &'a AttentionSpec,
-    dtype: DType,
-    device: B::Device,
-}
-
-impl<'a, B: Backend> LayerReader<'a, B> {
-    /// Reads the layer with this output projection.
-    fn new(
-        files: &'a [Checkpoint],
-        names: &'a AttentionNames,
-        spec: &'a AttentionSpec,
-        output: &Weight<B>,
-    ) -> Result<Self, WeightError> {
-        let device = output.device();
-        Ok(Self { files, names, spec, dtype: spec.dtype.of_backend::<B>(&device)?, device })
-    }
-
-    fn norm(&self, module: &FusedNorm<B>) -> Result<FusedNorm<B>, WeightError> {
-        let names = self.names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-        norm(module, self.files, names, self.dtype, &self.device)
-    }
-
-    /// The weights of the norm of queries and keys, cut to the heads of the rank.
-    fn query_key_norm(
-        &self,
-        concatenated: usize,
-        module: Option<&QueryKeyNorm<B>>,
-    ) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
-        let Some(module) = module else { return files.refuse_norm_weights().map(|()| None) };
-        let [query, key] = module.shapes();
-        let weights = |part, shape| {
-            let data = TensorData::new(files.norm_weights(part)?, shape);
-            Ok::<_, WeightError>(Tensor::from_data(data, (&self.device, DType::F32)))
-        };
-        Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, weights(Part::Key, key)?)))
-    }
-
-    /// The sinks of the heads of the rank, if the layer has some.
-    fn sinks(&self, concatenated: usize) -> Result<Option<Sinks<B>>, WeightError> {
-        let sinks = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.sinks()?;
-        let heads = sinks.len();
-        let tensor = || Tensor::from_data(TensorData::new(sinks, [heads]), (&self.device, DType::F32));
-        Ok(self.spec.sinks.then(|| Sinks::new(tensor())))
-    }
-
-    /// The projection of the gate.
-    fn gate(&self, concatenated: usize, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
-        let sources = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.qkv()?;
-        self.assembled(module, &sources.projection(&[Part::Gate], &self.spec.shard, module.input_size()))
-    }
-
-    /// The projections, from files of which each holds the parts of `concatenated` ranks one after the other.
-    fn projections(
-        &self,
-        concatenated: usize,
-        qkv: &QkvWeight<B>,
-        output: &Weight<B>,
-    ) -> Result<(QkvWeight<B>, Weight<B>), WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
-        Ok((self.qkv(&files.qkv()?, qkv)?, self.assembled(output, &files.output()?)?))
-    }
-
-    fn qkv(&self, sources: &QkvSources<'_>, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
-        let read = |parts: &[Part], module: &Weight<B>| {
-            self.assembled(module, &sources.projection(parts, &self.spec.shard, module.input_size()))
-        };
-        Ok(match module {
-            QkvWeight::Fused(module) => QkvWeight::Fused(read(&Part::ALL, module)?),
-            QkvWeight::Separate(SeparateQkv { query, key, value }) => QkvWeight::Separate(SeparateQkv {
-                query: read(&[Part::Query], query)?,
-                key: read(&[Part::Key], key)?,
-                value: read(&[Part::Value], value)?,
-            }),
-        })
-    }
-
-    fn assembled(&self, module: &Weight<B>, parts: &ProjectionParts<'_>) -> Result<Weight<B>, WeightError> {
-        assembled(module, parts, self.dtype, &self.device)
     }
 }

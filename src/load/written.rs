@@ -40,6 +40,25 @@ pub(super) fn write_projections<B: Backend>(
     (qkv, gate, output): (&QkvWeight<B>, Option<&Weight<B>>, &Weight<B>),
 ) -> Result<(), WeightError> {
     write_qkv(writer, names, (qkv, gate), spec)?;
+    write_output(writer, names, output)
+}
+
+/// Writes the projections of a layer that may have no output projection.
+pub(super) fn write_qkv_and_output<B: Backend>(
+    writer: &mut CheckpointWriter,
+    names: &AttentionNames,
+    spec: &AttentionSpec,
+    (qkv, output): (&QkvWeight<B>, Option<&Weight<B>>),
+) -> Result<(), WeightError> {
+    write_qkv(writer, names, (qkv, None), spec)?;
+    output.map_or(Ok(()), |output| write_output(writer, names, output))
+}
+
+fn write_output<B: Backend>(
+    writer: &mut CheckpointWriter,
+    names: &AttentionNames,
+    output: &Weight<B>,
+) -> Result<(), WeightError> {
     write_weight(writer, &names.output, names.orientation, (&[output], &in_order(&[output])))
 }
 

@@ -5,12 +5,14 @@
 //! | [`qkv_gemm`](Operations::qkv_gemm) | `QKVGemmOp` | norm, QKV projection, bias |
 //! | [`softmax_context`](Operations::softmax_context) | `SoftmaxContextOp` | normalise, rotate, append to the cache, attend |
 //! | [`masked_attention`](Operations::masked_attention) | the fused attention of `diffusers_attention.py` | attention without a cache |
+//! | [`normalise_and_rotate`](Operations::normalise_and_rotate) | | heads before they are joined with those of other tokens |
 //! | [`softmax`](Operations::softmax) | `SoftmaxOp` | masked softmax of given scores |
 //! | [`context_gate`](Operations::context_gate) | | the context times the sigmoid of a gate |
 //! | [`linear`](Operations::linear) | `LinearOp` | projection with bias |
 //! | [`vector_matmul`](Operations::vector_matmul) | `VectorMatMulOp` | projection without bias |
 //! | [`all_reduce`](Operations::all_reduce) | `dist.all_reduce` after the output projection | the sum over ranks |
 //! | [`residual_norm`](Operations::residual_norm) | `layer_norm_residual` | norm of a sum |
+//! | [`group_norm`](Operations::group_norm) | | norm of groups of channels |
 //! | [`gelu`](Operations::gelu) | `bias_gelu` | the exact GELU, after a projection |
 //! | [`pad_transform`](Operations::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
@@ -22,9 +24,11 @@ pub mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;
 pub mod gelu;
+pub mod group_norm;
 mod heads;
 pub mod linear;
 mod masked_softmax;
+pub mod normalise_and_rotate;
 mod operations;
 pub mod pad_transform;
 mod projection;
@@ -35,6 +39,7 @@ pub mod softmax_context;
 pub mod vector_matmul;
 
 pub use attention::Attention;
+pub use normalise_and_rotate::NormaliseAndRotate;
 pub use operations::{InferenceBackend, Operations, Reference};
 pub use pad_transform::padded_head_size;
 pub use qkv_gemm::QkvGemmOutput;

@@ -3,13 +3,14 @@
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::attention::{self, Attention};
+use super::normalise_and_rotate::{self, NormaliseAndRotate};
 use super::qkv_gemm::{self, QkvGemmOutput};
 use super::softmax::{self, Softmax};
 use super::softmax_context::{self, ContextProblem, Declined, Plan, SoftmaxContext, SoftmaxContextOutput};
-use super::{all_reduce, context_gate, gelu, linear, pad_transform, residual_norm, vector_matmul};
+use super::{all_reduce, context_gate, gelu, group_norm, linear, pad_transform, residual_norm, vector_matmul};
 use crate::error::CommunicationError;
 use crate::parallel::{AgreedSettings, Communicator};
-use crate::weight::{FusedNorm, QkvWeight, Weight};
+use crate::weight::{FusedNorm, GroupNorm, QkvWeight, Weight};
 
 /// A Burn backend that the modules run on. It names the type of its operations:
 ///
@@ -90,6 +91,16 @@ pub trait Operations<B: Backend> {
         Plan::Reference(Declined::NoKernel)
     }
 
+    /// Splits a packed projection, and normalises and rotates queries and keys: what [`softmax_context`](Self::softmax_context) does
+    /// before it attends, for tokens that are joined with others.
+    ///
+    /// # Shapes
+    /// - qkv: `[B, T, (N + 2K)·H]`
+    /// - output: queries `[B, N, T, H]`, keys and values `[B, K, T, H]`
+    fn normalise_and_rotate(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B, 4>; 3] {
+        normalise_and_rotate::reference(arguments)
+    }
+
     /// `softmax(hide(softcap(scale · QKᵀ) + bias)) · V`, for separate queries, keys and values. A sink joins the sum of the softmax.
     ///
     /// # Shapes
@@ -150,6 +161,14 @@ pub trait Operations<B: Backend> {
     /// - input, residual, output: `[B, T, E]`
     fn residual_norm(input: Tensor<B, 3>, residual: Tensor<B, 3>, norm: &FusedNorm<B>) -> Tensor<B, 3> {
         residual_norm::reference(input, residual, norm)
+    }
+
+    /// The norm of groups of channels over the pixels of an image, in f32: in a VAE, before the projection.
+    ///
+    /// # Shapes
+    /// - image, output: `[B, C, pixels]`
+    fn group_norm(image: Tensor<B, 3>, norm: &GroupNorm<B>) -> Tensor<B, 3> {
+        group_norm::reference(image, norm)
     }
 
     /// `x · (1 + erf(x / √2)) / 2` of each element: the activation in BERT's MLP.

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::position::Positions;
 
-/// Cosine and sine of a step, in f32; both are `[B, 1, T, rotary_dim / 2]`.
+/// Cosine and sine of a step, in f32; both are `[B, 1, T, rotary_dim / 2]`, or `[1, 1, T, rotary_dim / 2]` for rows at the same positions.
 #[derive(Debug, Clone)]
 pub struct RotaryTable<B: Backend> {
     layout: RotaryLayout,
@@ -28,6 +28,22 @@ impl<B: Backend> RotaryTable<B> {
     /// Which features of a head form a pair.
     pub fn layout(&self) -> RotaryLayout {
         self.layout
+    }
+
+    /// The part of these tokens.
+    ///
+    /// # Panics
+    /// If the table has fewer tokens.
+    pub fn narrow(&self, start: usize, tokens: usize) -> Self {
+        let part = |table: &Tensor<B, 4>| table.clone().narrow(2, start, tokens);
+        Self { layout: self.layout, cos: part(&self.cos), sin: part(&self.sin) }
+    }
+
+    /// The same for `batch` rows, which share one row of the table.
+    pub(crate) fn of_rows(&self, batch: usize) -> Self {
+        let [_, one, tokens, half] = self.cos.dims();
+        let rows = |table: &Tensor<B, 4>| table.clone().expand([batch, one, tokens, half]);
+        Self { layout: self.layout, cos: rows(&self.cos), sin: rows(&self.sin) }
     }
 
     /// Rotates the first `rotary_dim` features of every head.

@@ -1,6 +1,7 @@
 //! The parameters of attention: projections whose matrix is dense or int8, and norms.
 
 mod dense;
+mod group_norm;
 mod int8;
 mod norm;
 mod param;
@@ -11,6 +12,7 @@ mod sinks;
 
 pub use burn_deepspeed_core::layout::Orientation;
 pub use dense::{DenseMatrix, transposed};
+pub use group_norm::GroupNorm;
 pub use int8::{Int8Blocks, Int8Matrix};
 pub use norm::FusedNorm;
 pub use projection::{Matrix, Weight};

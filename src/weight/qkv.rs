@@ -46,6 +46,14 @@ impl<B: Backend> QkvWeight<B> {
         rounded
     }
 
+    /// The fused projection, or that of the queries.
+    pub fn first(&self) -> &Weight<B> {
+        match self {
+            Self::Fused(fused) => fused,
+            Self::Separate(separate) => &separate.query,
+        }
+    }
+
     fn try_map<E>(self, change: impl Fn(Weight<B>) -> Result<Weight<B>, E>) -> Result<Self, E> {
         Ok(match self {
             Self::Fused(weight) => Self::Fused(change(weight)?),

@@ -4,7 +4,10 @@ use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Tensor};
 use burn_autodiff::Autodiff;
-use burn_deepspeed::{AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, QueryFactor};
+use burn_deepspeed::{
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, JointStreams, Positions, QkNorm, QkNormKind,
+    QkNormWeights, QueryFactor, RotaryLayout, VaeBlock,
+};
 
 use crate::attention::{llama, randomised};
 use crate::common::seeded;
@@ -139,6 +142,23 @@ fn diffusers_attention_is_differentiable() {
     });
     check(config.init_diffusers_cross::<B>(12, 0, &Default::default()).unwrap(), [1, 7, 40], |module, input| {
         module.forward(input, Some(seeded([1, 3, 12], 9)), AttentionMask::none()).unwrap()
+    });
+}
+
+#[test]
+fn attention_of_diffusion_transformers_and_vaes_is_differentiable() {
+    let device = Default::default();
+    let config = DeepSpeedInferenceConfig::new(40, 5).with_dtype(DataType::Fp32);
+    let norm = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, 1e-2);
+    let rotates = config.clone().with_qk_norm(Some(norm)).with_rotary(RotaryLayout::Interleaved, 8);
+    check(rotates.init_joint::<B>(JointStreams::text_first(12), 0, &device).unwrap(), [1, 7, 40], |module, input| {
+        let table = module.rotary_table(&Positions::sequential(&[2], 10));
+        let output = module.forward(input, Some(seeded([1, 3, 12], 9)), table.as_ref(), AttentionMask::none()).unwrap();
+        Tensor::cat(vec![output.image, output.text.unwrap()], 1)
+    });
+    let block = VaeBlock::default().with_groups(4).with_rescale_output_factor(1.5);
+    check(config.init_vae::<B>(block, 0, &device).unwrap(), [1, 40, 6], |module, input| {
+        module.forward(input.reshape([1, 40, 2, 3])).unwrap().reshape([1, 40, 6])
     });
 }
 

@@ -12,6 +12,7 @@ mod chat;
 mod checkpoint_writer;
 mod config;
 mod contract;
+mod diffusion;
 mod documents;
 mod encoders;
 mod families;

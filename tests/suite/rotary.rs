@@ -141,7 +141,11 @@ fn axes() -> [Vec<i64>; 3] {
 
 fn three_positions_rotate_their_sections<B: InferenceBackend>() {
     let device = Default::default();
-    for (pairs, order) in [([1, 1, 2], SectionOrder::Chunked), ([2, 1, 1], SectionOrder::Interleaved)] {
+    for (pairs, order) in [
+        ([1, 1, 2], SectionOrder::Chunked),
+        ([2, 1, 1], SectionOrder::Interleaved),
+        ([1, 1, 2], SectionOrder::Separate),
+    ] {
         let sections = RotarySections { pairs, order };
         for layout in [RotaryLayout::Half, RotaryLayout::Interleaved] {
             let config = config().with_rotary(layout, 8).with_rope_sections(Some(sections));
@@ -167,11 +171,13 @@ fn three_positions_rotate_their_sections<B: InferenceBackend>() {
             let PositionEncoding::Rotary(rotary) = &spec.position else { panic!() };
             let (given, rotated) = (values(qkv), values(rotated));
             for (token, (head, pair)) in (0..14).flat_map(|token| (0..8).map(move |at| (token, (at / 4, at % 4)))) {
-                let axis = match (order, pair) {
-                    (SectionOrder::Chunked, pair) => [0, 1, 2, 2][pair],
-                    (SectionOrder::Interleaved, pair) => [0, 1, 2, 0][pair],
+                let even = -(pair as f64) / 4.0;
+                let (axis, power) = match order {
+                    SectionOrder::Chunked => ([0, 1, 2, 2][pair], even),
+                    SectionOrder::Interleaved => ([0, 1, 2, 0][pair], even),
+                    SectionOrder::Separate => ([0, 1, 2, 2][pair], [0.0, 0.0, 0.0, -0.5][pair]),
                 };
-                let angle = axes()[axis][token] as f64 * rotary.theta.powf(-(pair as f64) / 4.0);
+                let angle = axes()[axis][token] as f64 * rotary.theta.powf(power);
                 let (first, second) =
                     if layout == RotaryLayout::Half { (pair, pair + 4) } else { (2 * pair, 2 * pair + 1) };
                 let at = token * spec.qkv_width() + spec.query_width() + head * 10;

@@ -48,7 +48,9 @@ pub use float::{Float, Floats};
 pub use hugging_face::HuggingFaceConfig;
 pub use int8::BlockedInt8;
 pub use layout::{Head, Part, QkvLayout, whole};
-pub use names::{AttentionNames, HeadWeightNames, NormNames, QkNormNames, QkvNames, ScaleNames, WeightNames};
+pub use names::{
+    AttentionNames, HeadWeightNames, JointNames, NormNames, QkNormNames, QkvNames, ScaleNames, WeightNames,
+};
 pub use options::ConfigOptions;
 pub use pair::Side;
 pub use parts::{ProjectionParts, WeightPart};

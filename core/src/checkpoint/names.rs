@@ -315,4 +315,47 @@ impl AttentionNames {
         let qkv = QkvNames::separate(path, ["to_q", "to_k", "to_v"]);
         Self::new(qkv, WeightNames::of(&format!("{path}.to_out.0")), Orientation::OutputInput)
     }
+
+    /// The names of a VAE's attention at `path`, as the checkpoint has them: those of [`diffusers`](Self::diffusers) with `group_norm`;
+    /// those of its older files, `query`, `key`, `value`, `proj_attn`; or those of the first Stable Diffusion, `norm`, `q`, `k`, `v`,
+    /// `proj_out`. Matrices may be kernels of 1×1 convolutions, `[C, C, 1, 1]`.
+    pub fn vae(checkpoint: &Checkpoint, path: &str) -> Self {
+        let (norm, qkv, output) =
+            [("group_norm", ["query", "key", "value"], "proj_attn"), ("norm", ["q", "k", "v"], "proj_out")]
+                .into_iter()
+                .find(|(_, [query, ..], _)| checkpoint.contains(&format!("{path}.{query}.weight")))
+                .unwrap_or(("group_norm", ["to_q", "to_k", "to_v"], "to_out.0"));
+        let output = WeightNames::of(&format!("{path}.{output}"));
+        let norm = NormNames::of(&format!("{path}.{norm}"));
+        Self::new(QkvNames::separate(path, qkv), output, Orientation::OutputInput).with_norm(norm)
+    }
+}
+
+/// Where the parameters of a joint attention are in a checkpoint. Names of what a layer does not have are not looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JointNames {
+    /// Those of the image tokens, or of a single stream.
+    pub image: AttentionNames,
+    /// Those of the text tokens.
+    pub text: AttentionNames,
+}
+
+impl JointNames {
+    /// These names.
+    pub fn new(image: AttentionNames, text: AttentionNames) -> Self {
+        Self { image, text }
+    }
+
+    /// The names of the `diffusers` library at `path`: `to_q`, `norm_q`, `to_out.0` and so on for the image, `add_q_proj`,
+    /// `norm_added_q`, `to_add_out` for the text.
+    pub fn diffusers(path: &str) -> Self {
+        let norms = |[query, key]: [&str; 2]| QkNormNames::of(&format!("{path}.{query}"), &format!("{path}.{key}"));
+        let text = QkvNames::separate(path, ["add_q_proj", "add_k_proj", "add_v_proj"]);
+        let text = AttentionNames::new(text, WeightNames::of(&format!("{path}.to_add_out")), Orientation::OutputInput);
+        Self::new(
+            AttentionNames::diffusers(path).with_qk_norm(norms(["norm_q", "norm_k"])),
+            text.with_qk_norm(norms(["norm_added_q", "norm_added_k"])),
+        )
+    }
 }

@@ -1,5 +1,6 @@
 //! The settings of DeepSpeed's `DeepSpeedInferenceConfig`: how they are given, read, saved and checked.
 
+mod diffusion;
 mod json;
 mod resolve;
 mod settings;
@@ -8,6 +9,7 @@ mod values;
 pub use crate::data_type::{DataType, KvCacheType};
 pub use crate::position::{QueryFactor, RotarySections, SectionOrder};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
+pub use diffusion::{JointStreams, VaeBlock};
 pub use json::read_json;
 pub use settings::DeepSpeedInferenceConfig;
 pub use values::{MlpActivation, NormType, WindowKind};

@@ -5,8 +5,8 @@ use super::values::{NormType, WindowKind};
 use crate::error::{ConfigError, Origin};
 use crate::layout::RotaryLayout;
 use crate::parallel::{Communicator, RankGroup, TpPlan};
-use crate::position::PositionEncoding;
 use crate::position::rotary::{RopeScaling, Rotary};
+use crate::position::{PositionEncoding, SectionOrder};
 use crate::spec::{AttentionSpec, NormSpec, QkNorm, QkNormKind, QkNormWeights};
 use crate::visibility::Window;
 
@@ -211,6 +211,14 @@ impl DeepSpeedInferenceConfig {
             counts.push(("rope_scaling.long_factor", "factors", long_factor.len()));
         }
         counts.extend(self.rope_sections.map(|sections| ("rope_sections", "pairs", sections.total())));
+        let separate = self.rope_sections.is_some_and(|sections| sections.order == SectionOrder::Separate);
+        if separate && self.rope_scaling != RopeScaling::Default {
+            return Err(ConfigError::Contradiction {
+                key: "rope_sections.order",
+                other: "`rope_scaling`",
+                remedy: "separate sections are not scaled; set `rope_scaling` to default, or `order` to that of the model",
+            });
+        }
         match counts.into_iter().find(|(.., given)| *given != pairs) {
             Some((key, what, given)) => Err(ConfigError::RotaryPairs { key, what, given, pairs }),
             None => Ok(()),

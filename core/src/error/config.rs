@@ -264,6 +264,14 @@ pub enum ConfigError {
         "`norm_type` GroupNorm cannot precede a QKV projection (DeepSpeed accepts it and has no kernel for it); use LayerNorm or RMSNorm, or set `pre_layer_norm` to false and normalise outside"
     )]
     GroupNorm,
+    /// The channels of a VAE's attention cannot be divided into this number of groups.
+    #[error("{groups} groups do not divide {channels} channels; set `groups` to `norm_num_groups` of the VAE")]
+    ChannelGroups {
+        /// Groups that are normalised.
+        groups: usize,
+        /// Channels of the input.
+        channels: usize,
+    },
     /// The backend does not store this element type.
     #[error("the backend `{backend}` does not store {dtype}; {remedy}")]
     UnsupportedDataType {

@@ -135,7 +135,11 @@ impl Rotary {
     /// If LongRoPE does not have one factor for each pair, which [`resolve`](crate::config::DeepSpeedInferenceConfig::resolve) checks.
     pub fn frequencies(&self, length: usize) -> (Vec<f64>, f64) {
         let dim = self.dim as f64;
-        let with_base = |base: f64| (0..self.dim / 2).map(move |i| base.powf(-2.0 * i as f64 / dim));
+        let power = |pair: usize| match self.sections {
+            Some(sections) => sections.power(pair, self.dim / 2),
+            None => -2.0 * pair as f64 / dim,
+        };
+        let with_base = |base: f64| (0..self.dim / 2).map(move |pair| base.powf(power(pair)));
         match self.scaling {
             RopeScaling::Default => (with_base(self.theta).collect(), 1.0),
             RopeScaling::Linear { factor } => (with_base(self.theta).map(|f| f / factor).collect(), 1.0),

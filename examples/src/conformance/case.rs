@@ -1,5 +1,7 @@
 //! One conformance case: reads its folder, builds the module, runs its calls, compares.
 
+mod diffusion;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +16,8 @@ use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, Weight};
 use burn_deepspeed::{
-    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, FromTensor, InferenceBackend, NormType,
-    OfBackend, Operations, Positions,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, FromTensor, InferenceBackend, JointStreams,
+    NormType, OfBackend, Operations, Positions, VaeBlock,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -50,6 +52,8 @@ struct CaseRecord {
     #[serde(default)]
     layer_id: usize,
     config: Value,
+    joint: Option<JointStreams>,
+    vae: Option<VaeBlock>,
     calls: Vec<Value>,
     tolerance: BTreeMap<String, f64>,
 }
@@ -98,6 +102,8 @@ pub fn run<B: InferenceBackend>(
     let error = match record.module.as_str() {
         "DeepSpeedSelfAttention" | "BloomSelfAttention" => case.self_attention()?,
         "DeepSpeedDiffusersAttention" => case.diffusers()?,
+        "DeepSpeedJointAttention" => case.joint()?,
+        "DeepSpeedVaeAttention" => case.vae()?,
         "SoftmaxOp" => case.softmax()?,
         "QKVGemmOp" => case.qkv_gemm()?,
         other => return Err(format!("module `{other}` is not one that a case can test").into()),
@@ -138,6 +144,15 @@ impl<B: InferenceBackend> Case<'_, B> {
         config.norm_bias = has("norm_b");
         let rows = self.tensors.shape("weights.attn_ow").map_or(config.hidden_size, |shape| shape[0]);
         config.head_dim = config.head_dim.or(Some(rows / config.heads.max(1)));
+        self.on_rank(config)
+    }
+
+    /// The configuration of this rank, as the case states it.
+    fn of_rank(&self) -> DeepSpeedInferenceConfig {
+        self.on_rank(self.config.clone())
+    }
+
+    fn on_rank(&self, config: DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
         match &self.ranks {
             Some(communicator) => config.with_uneven_heads(true).for_rank_of(&**communicator),
             None => config,
@@ -234,34 +249,6 @@ impl<B: InferenceBackend> Case<'_, B> {
             }
         }
         Ok(self.record.calls.iter().any(|call| has(call, "alibi")))
-    }
-
-    fn diffusers(&self) -> Result<f64, Failure> {
-        let config = self.fitted();
-        let names = self.names(QkvLayout::Concat);
-        let context_dim = self.tensors.shape("weights.attn_kw").map(|shape| shape[0]);
-        let mut module = match context_dim {
-            Some(context) => config.init_diffusers_cross::<B>(context, self.record.layer_id, self.device)?,
-            None => config.init_diffusers::<B>(self.record.layer_id, self.device)?,
-        }
-        .load(&self.tensors, &names)?;
-        if let Some(communicator) = self.ranks.clone() {
-            module = module.with_communicator(communicator)?;
-        }
-        let mut worst = Worst::default();
-        for call in &self.record.calls {
-            let context = match has(call, "context") {
-                true => Some(self.tensor(call, "context")?),
-                false => None,
-            };
-            let mask = match has(call, "padding_mask") {
-                true => AttentionMask::from_padding(self.ints(call, "padding_mask")?),
-                false => AttentionMask::none(),
-            };
-            let output = module.forward(self.tensor(call, "input")?, context, mask)?;
-            worst.compare(output, self.f32(call, "output")?, None);
-        }
-        Ok(worst.error)
     }
 
     fn softmax(&self) -> Result<f64, Failure> {

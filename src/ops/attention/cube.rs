@@ -44,6 +44,13 @@ impl<T> Side<T> {
             Self::Int8 { elements, scales } => Side::Int8 { elements: visit(elements), scales: visit(scales) },
         }
     }
+
+    /// The elements alone.
+    pub fn into_elements(self) -> T {
+        match self {
+            Self::Dense(elements) | Self::Int8 { elements, .. } => elements,
+        }
+    }
 }
 
 /// The buffers of keys, or values, as the kernels take them.

@@ -103,7 +103,7 @@ fn with_rotation<B: InMemory, R>(table: Option<&RotaryTable<B>>, read: impl FnOn
 }
 
 /// Reads what is done to queries and keys: their rotation, the norm of queries and that of keys.
-fn with_transform<B: InMemory, R>(
+pub(in crate::ops) fn with_transform<B: InMemory, R>(
     spec: &AttentionSpec,
     (weights, sums): (Option<&QueryKeyNorm<B>>, Option<&Tensor<B, 3>>),
     table: Option<&RotaryTable<B>>,
@@ -137,26 +137,26 @@ fn head_norm<'a>(norm: QkNorm, weights: Option<&'a [f32]>, mean_squares: Option<
 
 /// A packed projection, `[batch, tokens, width]`.
 #[derive(Clone, Copy)]
-struct Packed<'a> {
-    elements: &'a [f32],
-    norm: Option<HeadNorm<'a>>,
-    rotation: Option<Rotation<'a>>,
-    factors: Option<&'a [f32]>,
-    batch: usize,
-    tokens: usize,
-    width: usize,
-    head_dim: usize,
+pub(in crate::ops) struct Packed<'a> {
+    pub elements: &'a [f32],
+    pub norm: Option<HeadNorm<'a>>,
+    pub rotation: Option<Rotation<'a>>,
+    pub factors: Option<&'a [f32]>,
+    pub batch: usize,
+    pub tokens: usize,
+    pub width: usize,
+    pub head_dim: usize,
 }
 
 impl<'a> Packed<'a> {
     /// `heads` heads, the first of which begins at feature `first`.
-    fn part(self, first: usize, heads: usize) -> Part<'a> {
+    pub fn part(self, first: usize, heads: usize) -> Part<'a> {
         Part { packed: self, first, heads }
     }
 }
 
 /// Some heads of a packed projection.
-struct Part<'a> {
+pub(in crate::ops) struct Part<'a> {
     packed: Packed<'a>,
     first: usize,
     heads: usize,
@@ -184,6 +184,14 @@ impl<'a> Part<'a> {
         scratch.resize(batch * tokens * token, 0.0);
         self.put(Places::Packed, scratch);
         Heads { elements: scratch, batch: tokens * token, head: head_dim, token }
+    }
+
+    /// The heads, normalised and rotated, `[batch, tokens, heads, head_dim]`.
+    pub fn moved(&self) -> Vec<f32> {
+        let Packed { batch, tokens, head_dim, .. } = self.packed;
+        let mut moved = vec![0.0; batch * tokens * self.heads * head_dim];
+        self.put(Places::Packed, &mut moved);
+        moved
     }
 
     /// What moves the heads to their places.

@@ -2,7 +2,7 @@
 //! of all heads.
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Shape};
+use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::ops::numeric::empty_device_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -19,8 +19,9 @@ use crate::ops::cube::{
     kernel_accepts, masks, optional_handle, owned, rows, rules,
 };
 use crate::position::alibi;
-use crate::position::rotary::RotaryLayout;
-use crate::spec::{QkNorm, QkNormKind};
+use crate::position::rotary::{RotaryLayout, RotaryTable};
+use crate::spec::{AttentionSpec, QkNorm, QkNormKind};
+use crate::weight::QueryKeyNorm;
 use burn_deepspeed_core::path::CubeKernel;
 
 /// The arguments of a step of attention, with `T` for each tensor.
@@ -47,15 +48,33 @@ struct ContextCall<T> {
 
 /// Cosine and sine of the new tokens, `[B, 1, T, half]`.
 #[derive(Debug, Clone)]
-struct Rotation<T> {
+pub(in crate::ops) struct Rotation<T> {
     layout: RotaryLayout,
     cos: T,
     sin: T,
 }
 
+impl<T> Rotation<T> {
+    /// Replaces every tensor.
+    pub fn map<U>(self, visit: &mut impl FnMut(T) -> U) -> Rotation<U> {
+        Rotation { layout: self.layout, cos: visit(self.cos), sin: visit(self.sin) }
+    }
+}
+
+impl<R: CubeRuntime> Rotation<CubeTensor<R>> {
+    /// As the kernel takes it.
+    pub fn handles(self) -> cache_write::Rotation<R> {
+        cache_write::Rotation {
+            layout: self.layout,
+            cos: angles(handle(&rows(self.cos))),
+            sin: angles(handle(&rows(self.sin))),
+        }
+    }
+}
+
 /// The norm of queries and keys.
 #[derive(Debug, Clone)]
-struct HeadNorm<T> {
+pub(in crate::ops) struct HeadNorm<T> {
     norm: QkNorm,
     /// Features of all queries and of all keys, on every rank.
     features: [usize; 2],
@@ -63,6 +82,18 @@ struct HeadNorm<T> {
     weights: Option<[T; 2]>,
     /// Sums of squares of all ranks, `[B, T, 2]`; without them a norm of all heads adds its own.
     sums: Option<T>,
+}
+
+impl<T> HeadNorm<T> {
+    /// Replaces every tensor.
+    pub fn map<U>(self, visit: &mut impl FnMut(T) -> U) -> HeadNorm<U> {
+        HeadNorm {
+            norm: self.norm,
+            features: self.features,
+            weights: self.weights.map(|weights| weights.map(&mut *visit)),
+            sums: self.sums.map(visit),
+        }
+    }
 }
 
 /// The results of a step of attention, with `T` for each tensor.
@@ -83,18 +114,9 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
     arguments.check(); // before anything is written
     let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
     let ([_, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
-    let rotation = rotary_table(&mut keys, spec, &device).map(|table| Rotation {
-        layout: table.layout(),
-        cos: float(table.cos),
-        sin: float(table.sin),
-    });
+    let rotation = rotary_table(&mut keys, spec, &device).map(rotation::<B>);
     let factors = query_factors(&mut keys, spec.query_factor, &device).map(float);
-    let norm = spec.qk_norm.map(|norm| HeadNorm {
-        norm,
-        features: spec.all_features(),
-        weights: weights.map(|weights| [float(weights.query()), float(weights.key())]),
-        sums: sums.map(float),
-    });
+    let norm = spec.qk_norm.map(|norm| norm_of_heads(norm, spec, weights, sums));
     let slopes = spec.position.slopes(&spec.shard);
     let (mut cache, bounds, slopes, start, end) = match keys {
         Keys::Cached(mut layer) => {
@@ -141,6 +163,26 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
     SoftmaxContextOutput { context: from_float(context), keys }
 }
 
+/// Cosine and sine for the arguments of a call.
+pub(in crate::ops) fn rotation<B: CubeDevice>(table: RotaryTable<B>) -> Rotation<FloatTensor<B>> {
+    Rotation { layout: table.layout(), cos: float(table.cos), sin: float(table.sin) }
+}
+
+/// The norm of a layer for the arguments of a call.
+pub(in crate::ops) fn norm_of_heads<B: CubeDevice>(
+    norm: QkNorm,
+    spec: &AttentionSpec,
+    weights: Option<&QueryKeyNorm<B>>,
+    sums: Option<Tensor<B, 3>>,
+) -> HeadNorm<FloatTensor<B>> {
+    HeadNorm {
+        norm,
+        features: spec.all_features(),
+        weights: weights.map(|weights| [float(weights.query()), float(weights.key())]),
+        sums: sums.map(float),
+    }
+}
+
 /// Keys, or values, of a cache for the arguments of a call.
 fn side<B: CubeDevice>(stored: Stored<B>) -> Side<FloatTensor<B>> {
     match stored {
@@ -171,17 +213,8 @@ impl CubeCall for ContextCall<()> {
             head_dim: call.head_dim,
             qkv: visit(call.qkv),
             cached: call.cached.map(|sides| sides.map(|side| side.map(visit))),
-            norm: call.norm.map(|HeadNorm { norm, features, weights, sums }| HeadNorm {
-                norm,
-                features,
-                weights: weights.map(|weights| weights.map(&mut *visit)),
-                sums: sums.map(&mut *visit),
-            }),
-            rotation: call.rotation.map(|Rotation { layout, cos, sin }| Rotation {
-                layout,
-                cos: visit(cos),
-                sin: visit(sin),
-            }),
+            norm: call.norm.map(|norm| norm.map(visit)),
+            rotation: call.rotation.map(|rotation| rotation.map(visit)),
             factors: call.factors.map(&mut *visit),
             scale: call.scale,
             sinks: call.sinks.map(&mut *visit),
@@ -212,11 +245,7 @@ impl CubeCall for ContextCall<()> {
             None => [(); 2].map(|()| Side::Dense(empty(&qkv, [batch, call.kv_heads, tokens, call.head_dim]))),
         };
         let [key, value] = sides.each_ref().map(SideHandles::from);
-        let rotation = call.rotation.map(|Rotation { layout, cos, sin }| cache_write::Rotation {
-            layout,
-            cos: angles(handle(&rows(cos))),
-            sin: angles(handle(&rows(sin))),
-        });
+        let rotation = call.rotation.map(Rotation::handles);
         let norm =
             call.norm.map(|norm| head_norm(norm, &qkv, [call.heads, call.kv_heads].map(|heads| heads * call.head_dim)));
         let factors = optional_handle(call.factors.as_ref());
@@ -255,7 +284,7 @@ impl CubeCall for ContextCall<()> {
 
 /// The norm as the kernel takes it. A norm of all heads without sums adds those of `qkv` first, in a launch of its own: `own` counts the
 /// features of the queries and keys there.
-fn head_norm<R: CubeRuntime>(
+pub(in crate::ops) fn head_norm<R: CubeRuntime>(
     arguments: HeadNorm<CubeTensor<R>>,
     qkv: &CubeTensor<R>,
     own: [usize; 2],

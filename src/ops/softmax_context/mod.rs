@@ -12,5 +12,6 @@ pub use super::heads::split_heads;
 pub(crate) use super::heads::{merge_heads, split};
 pub use arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 pub use burn_deepspeed_core::path::{ContextProblem, CpuKernel, CubeKernel, Declined, Plan};
+pub(super) use queries_and_keys::Transform;
 pub use queries_and_keys::sums_of_squares;
 pub use reference::reference;

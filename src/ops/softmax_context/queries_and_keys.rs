@@ -58,7 +58,7 @@ pub fn sums_of_squares<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> T
 }
 
 /// What the definition of a step does to queries and keys.
-pub(super) struct Transform<'a, B: Backend> {
+pub(in crate::ops) struct Transform<'a, B: Backend> {
     pub norm: Option<QkNorm>,
     pub weights: Option<&'a QueryKeyNorm<B>>,
     pub table: Option<RotaryTable<B>>,

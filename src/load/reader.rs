@@ -1,0 +1,121 @@
+//! Reads the parameters of one attention layer.
+
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn_deepspeed_core::checkpoint::{
+    AttentionFiles, AttentionNames, Checkpoint, Part, ProjectionParts, QkvSources, replicated,
+};
+
+use super::parameters::{assembled, norm};
+use super::tensors::of_floats;
+use crate::element::{OfBackend, element_type};
+use crate::error::WeightError;
+use crate::spec::AttentionSpec;
+use crate::weight::{FusedNorm, GroupNorm, QkvWeight, QueryKeyNorm, SeparateQkv, Sinks, Weight};
+
+/// What is read for a layer: where from, and into which form.
+pub(super) struct LayerReader<'a, B: Backend> {
+    files: &'a [Checkpoint],
+    names: &'a AttentionNames,
+    spec: &'a AttentionSpec,
+    dtype: DType,
+    device: B::Device,
+}
+
+impl<'a, B: Backend> LayerReader<'a, B> {
+    /// Reads the layer onto this device.
+    pub fn new(
+        files: &'a [Checkpoint],
+        names: &'a AttentionNames,
+        spec: &'a AttentionSpec,
+        device: &B::Device,
+    ) -> Result<Self, WeightError> {
+        Ok(Self { files, names, spec, dtype: spec.dtype.of_backend::<B>(device)?, device: device.clone() })
+    }
+
+    pub fn norm(&self, module: &FusedNorm<B>) -> Result<FusedNorm<B>, WeightError> {
+        let names = self.names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
+        norm(module, self.files, names, self.dtype, &self.device)
+    }
+
+    /// The weights of the norm of queries and keys, cut to the heads of the rank.
+    pub fn query_key_norm(
+        &self,
+        concatenated: usize,
+        module: Option<&QueryKeyNorm<B>>,
+    ) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
+        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+        let Some(module) = module else { return files.refuse_norm_weights().map(|()| None) };
+        let [query, key] = module.shapes();
+        let weights = |part, shape| {
+            let data = TensorData::new(files.norm_weights(part)?, shape);
+            Ok::<_, WeightError>(Tensor::from_data(data, (&self.device, DType::F32)))
+        };
+        Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, weights(Part::Key, key)?)))
+    }
+
+    /// The sinks of the heads of the rank, if the layer has some.
+    pub fn sinks(&self, concatenated: usize) -> Result<Option<Sinks<B>>, WeightError> {
+        let sinks = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.sinks()?;
+        let heads = sinks.len();
+        let tensor = || Tensor::from_data(TensorData::new(sinks, [heads]), (&self.device, DType::F32));
+        Ok(self.spec.sinks.then(|| Sinks::new(tensor())))
+    }
+
+    /// The projection of the gate.
+    pub fn gate(&self, concatenated: usize, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        let sources = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.qkv()?;
+        self.assembled(module, &sources.projection(&[Part::Gate], &self.spec.shard, module.input_size()))
+    }
+
+    /// The projections, from files of which each holds the parts of `concatenated` ranks one after the other.
+    pub fn projections(
+        &self,
+        concatenated: usize,
+        qkv: &QkvWeight<B>,
+        output: &Weight<B>,
+    ) -> Result<(QkvWeight<B>, Weight<B>), WeightError> {
+        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+        Ok((self.qkv(&files.qkv()?, qkv)?, self.assembled(output, &files.output()?)?))
+    }
+
+    /// The QKV projection, and the output projection if there is one.
+    pub fn qkv_and_output(
+        &self,
+        concatenated: usize,
+        qkv: &QkvWeight<B>,
+        output: Option<&Weight<B>>,
+    ) -> Result<(QkvWeight<B>, Option<Weight<B>>), WeightError> {
+        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+        let output = output.map(|output| self.assembled(output, &files.output()?)).transpose()?;
+        Ok((self.qkv(&files.qkv()?, qkv)?, output))
+    }
+
+    /// The norm of groups of channels.
+    pub fn group_norm(&self, module: &GroupNorm<B>) -> Result<GroupNorm<B>, WeightError> {
+        let names = self.names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
+        let channels = module.channels();
+        let vector = |name: &str| {
+            let values = replicated::vector(self.files, name, channels, element_type(self.dtype))?;
+            Ok::<_, WeightError>(of_floats(values, [channels], self.dtype, &self.device))
+        };
+        Ok(GroupNorm::new(vector(&names.gamma)?, vector(&names.beta)?, module.groups(), module.epsilon()))
+    }
+
+    fn qkv(&self, sources: &QkvSources<'_>, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
+        let read = |parts: &[Part], module: &Weight<B>| {
+            self.assembled(module, &sources.projection(parts, &self.spec.shard, module.input_size()))
+        };
+        Ok(match module {
+            QkvWeight::Fused(module) => QkvWeight::Fused(read(&Part::ALL, module)?),
+            QkvWeight::Separate(SeparateQkv { query, key, value }) => QkvWeight::Separate(SeparateQkv {
+                query: read(&[Part::Query], query)?,
+                key: read(&[Part::Key], key)?,
+                value: read(&[Part::Value], value)?,
+            }),
+        })
+    }
+
+    fn assembled(&self, module: &Weight<B>, parts: &ProjectionParts<'_>) -> Result<Weight<B>, WeightError> {
+        assembled(module, parts, self.dtype, &self.device)
+    }
+}

@@ -1,0 +1,78 @@
+//! The heads of a projection after norm and rotation, before they are joined with those of other tokens. DeepSpeed has none.
+
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
+#[cfg(feature = "cubecl")]
+pub(crate) mod cube;
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use super::heads::split_heads;
+use super::softmax_context::Transform;
+use crate::error::check_shape;
+use crate::position::rotary::RotaryTable;
+use crate::spec::AttentionSpec;
+use crate::weight::QueryKeyNorm;
+use crate::zeros::cast;
+
+/// The arguments of [`Operations::normalise_and_rotate`](crate::ops::Operations::normalise_and_rotate).
+#[derive(Debug)]
+pub struct NormaliseAndRotate<'a, B: Backend> {
+    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
+    pub qkv: Tensor<B, 3>,
+    /// The weights of the norm of queries and keys, if the layer has a norm with weights.
+    pub norm: Option<&'a QueryKeyNorm<B>>,
+    /// Cosine and sine of these tokens, `[B or 1, 1, T, rotary_dim / 2]`, if they are rotated.
+    pub table: Option<RotaryTable<B>>,
+    /// Sizes of the layer, and its norm of queries and keys.
+    pub spec: &'a AttentionSpec,
+}
+
+impl<B: Backend> NormaliseAndRotate<'_, B> {
+    /// Panics unless all parts fit together.
+    #[track_caller]
+    fn check(&self) {
+        let (operation, spec) = ("normalise_and_rotate", self.spec);
+        let [batch, tokens, _] = self.qkv.dims();
+        check_shape(operation, "qkv", &[batch, tokens, spec.qkv_width()], &self.qkv.dims());
+        if let Some(RotaryTable { cos, sin, .. }) = &self.table {
+            let [rows, .., half] = cos.dims();
+            let rows = if rows == 1 { 1 } else { batch };
+            for (name, part) in [("cosines", cos), ("sines", sin)] {
+                check_shape(operation, name, &[rows, 1, tokens, half.min(spec.head_dim / 2)], &part.dims());
+            }
+        }
+        let rows = |heads| spec.qk_norm.and_then(|norm| norm.weights.rows(heads));
+        let expected = rows(spec.heads()).zip(rows(spec.kv_heads()));
+        assert!(
+            expected.is_some() == self.norm.is_some(),
+            "{operation}: `norm` is {}, and the layer has {}",
+            if self.norm.is_some() { "given" } else { "None" },
+            if expected.is_some() { "a norm with weights" } else { "no norm with weights" }
+        );
+        if let (Some((query, key)), Some(norm)) = (expected, self.norm) {
+            let [of_query, of_key] = norm.shapes();
+            check_shape(operation, "query weights of the norm", &[query, spec.head_dim], &of_query);
+            check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
+        }
+    }
+
+    /// Whether there is something to compute: otherwise the heads are views of the projection.
+    #[cfg(any(feature = "cpu", feature = "cubecl"))]
+    fn changes_heads(&self) -> bool {
+        let [batch, tokens, _] = self.qkv.dims();
+        batch * tokens > 0 && (self.table.is_some() || self.spec.qk_norm.is_some())
+    }
+}
+
+/// The definition of [`Operations::normalise_and_rotate`](crate::ops::Operations::normalise_and_rotate).
+pub fn reference<B: Backend>(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B, 4>; 3] {
+    arguments.check();
+    let NormaliseAndRotate { qkv, norm: weights, table, spec } = arguments;
+    let ([batch, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
+    if batch * tokens == 0 {
+        return split_heads(qkv, spec);
+    }
+    let heads = Transform { norm: spec.qk_norm, weights, table, factors: None }.apply(qkv, None, spec);
+    heads.map(|heads| cast(heads, dtype))
+}
