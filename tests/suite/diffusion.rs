@@ -64,35 +64,36 @@ fn two_streams_are_one_sequence<B: InferenceBackend>() {
     }
 }
 
-/// Kernels do what the reference does, with every norm, both layouts, and tables of one row and of several.
+/// Kernels do what the reference does, with every norm, both layouts, and tables of one row and of several. A layout for each norm: each
+/// pair is another kernel, which a device on the CPU takes seconds to compile.
 fn heads_are_normalised_and_rotated_as_by_the_reference<B: InferenceBackend>() {
     let device = Default::default();
-    for norm in norms().into_iter().map(Some).chain([None]) {
-        for layout in [Some(RotaryLayout::Half), Some(RotaryLayout::Interleaved), None] {
-            let config = flux().with_num_kv(Some(2)).with_qk_norm(norm).with_rope_sections(None);
-            let config = match layout {
-                Some(layout) => config.with_rotary(layout, 8),
-                None => config.with_rotary_dim(None),
-            };
-            let spec = config.resolve(0).unwrap();
-            let weights = QueryKeyNorm::<B>::init(&spec, &device).map(|norm| {
-                let [query, key] = norm.shapes();
-                QueryKeyNorm::new(seeded(query, 3), seeded(key, 4))
-            });
-            for starts in [vec![5], vec![5, 0, 2]] {
-                let table = || match &spec.position {
-                    PositionEncoding::Rotary(rotary) => {
-                        Some(RotaryTable::new(rotary, &Positions::sequential(&starts, 5), &device))
-                    }
-                    _ => None,
-                };
-                let qkv = seeded::<B, 3>([3, 5, 96], 5);
-                let arguments =
-                    || NormaliseAndRotate { qkv: qkv.clone(), norm: weights.as_ref(), table: table(), spec: &spec };
-                let actual = B::Ops::normalise_and_rotate(arguments());
-                for (actual, expected) in actual.into_iter().zip(normalise_and_rotate::reference(arguments())) {
-                    assert_near(actual, expected, 2e-5);
+    let layouts = [Some(RotaryLayout::Half), Some(RotaryLayout::Interleaved), None];
+    let pairs = norms().into_iter().map(Some).chain([None, None]).zip(layouts.into_iter().cycle());
+    for (norm, layout) in pairs {
+        let config = flux().with_num_kv(Some(2)).with_qk_norm(norm).with_rope_sections(None);
+        let config = match layout {
+            Some(layout) => config.with_rotary(layout, 8),
+            None => config.with_rotary_dim(None),
+        };
+        let spec = config.resolve(0).unwrap();
+        let weights = QueryKeyNorm::<B>::init(&spec, &device).map(|norm| {
+            let [query, key] = norm.shapes();
+            QueryKeyNorm::new(seeded(query, 3), seeded(key, 4))
+        });
+        for starts in [vec![5], vec![5, 0, 2]] {
+            let table = || match &spec.position {
+                PositionEncoding::Rotary(rotary) => {
+                    Some(RotaryTable::new(rotary, &Positions::sequential(&starts, 5), &device))
                 }
+                _ => None,
+            };
+            let qkv = seeded::<B, 3>([3, 5, 96], 5);
+            let arguments =
+                || NormaliseAndRotate { qkv: qkv.clone(), norm: weights.as_ref(), table: table(), spec: &spec };
+            let actual = B::Ops::normalise_and_rotate(arguments());
+            for (actual, expected) in actual.into_iter().zip(normalise_and_rotate::reference(arguments())) {
+                assert_near(actual, expected, 2e-5);
             }
         }
     }

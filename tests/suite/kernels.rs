@@ -154,6 +154,7 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
         "qkv_gemm",
         "softmax_context",
         "masked_attention",
+        "normalise_and_rotate",
         "context_gate",
         "linear",
         "vector_matmul",
