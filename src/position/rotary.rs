@@ -40,6 +40,7 @@ impl<B: Backend> RotaryTable<B> {
     }
 
     /// The same for `batch` rows, which share one row of the table.
+    #[cfg(feature = "cpu")]
     pub(crate) fn of_rows(&self, batch: usize) -> Self {
         let [_, one, tokens, half] = self.cos.dims();
         let rows = |table: &Tensor<B, 4>| table.clone().expand([batch, one, tokens, half]);
