@@ -8,7 +8,7 @@ pub(crate) mod cube;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::heads::split_heads;
-use super::softmax_context::Transform;
+use super::softmax_context::{Transform, check_norm_weights};
 use crate::error::check_shape;
 use crate::position::rotary::RotaryTable;
 use crate::spec::AttentionSpec;
@@ -42,19 +42,7 @@ impl<B: Backend> NormaliseAndRotate<'_, B> {
                 check_shape(operation, name, &[rows, 1, tokens, half.min(spec.head_dim / 2)], &part.dims());
             }
         }
-        let rows = |heads| spec.qk_norm.and_then(|norm| norm.weights.rows(heads));
-        let expected = rows(spec.heads()).zip(rows(spec.kv_heads()));
-        assert!(
-            expected.is_some() == self.norm.is_some(),
-            "{operation}: `norm` is {}, and the layer has {}",
-            if self.norm.is_some() { "given" } else { "None" },
-            if expected.is_some() { "a norm with weights" } else { "no norm with weights" }
-        );
-        if let (Some((query, key)), Some(norm)) = (expected, self.norm) {
-            let [of_query, of_key] = norm.shapes();
-            check_shape(operation, "query weights of the norm", &[query, spec.head_dim], &of_query);
-            check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
-        }
+        check_norm_weights(operation, spec, self.norm);
     }
 
     /// Whether there is something to compute: otherwise the heads are views of the projection.

@@ -89,19 +89,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
     #[track_caller]
     fn check_norm(&self, [batch, tokens]: [usize; 2]) {
         let (operation, spec) = ("softmax_context", self.spec);
-        let rows = |heads| spec.qk_norm.and_then(|norm| norm.weights.rows(heads));
-        let expected = rows(spec.heads()).zip(rows(spec.kv_heads()));
-        assert!(
-            expected.is_some() == self.norm.is_some(),
-            "{operation}: `norm` is {}, and the layer has {}",
-            if self.norm.is_some() { "given" } else { "None" },
-            if expected.is_some() { "a norm with weights" } else { "no norm with weights" }
-        );
-        if let (Some((query, key)), Some(norm)) = (expected, self.norm) {
-            let [of_query, of_key] = norm.shapes();
-            check_shape(operation, "query weights of the norm", &[query, spec.head_dim], &of_query);
-            check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
-        }
+        check_norm_weights(operation, spec, self.norm);
         if let Some(sums) = &self.sums {
             assert!(
                 spec.norm_of_all_heads().is_some(),
@@ -167,4 +155,26 @@ pub struct SoftmaxContextOutput<B: Backend> {
     pub context: Tensor<B, 3>,
     /// Keys and values, `[B, K, S, H]` each, if they were requested.
     pub keys: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+}
+
+/// Panics unless the weights of the norm of queries and keys are there where the layer needs them, and fit it.
+#[track_caller]
+pub(in crate::ops) fn check_norm_weights<B: Backend>(
+    operation: &str,
+    spec: &AttentionSpec,
+    norm: Option<&QueryKeyNorm<B>>,
+) {
+    let rows = |heads| spec.qk_norm.and_then(|norm| norm.weights.rows(heads));
+    let expected = rows(spec.heads()).zip(rows(spec.kv_heads()));
+    assert!(
+        expected.is_some() == norm.is_some(),
+        "{operation}: `norm` is {}, and the layer has {}",
+        if norm.is_some() { "given" } else { "None" },
+        if expected.is_some() { "a norm with weights" } else { "no norm with weights" }
+    );
+    if let (Some((query, key)), Some(norm)) = (expected, norm) {
+        let [of_query, of_key] = norm.shapes();
+        check_shape(operation, "query weights of the norm", &[query, spec.head_dim], &of_query);
+        check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
+    }
 }

@@ -10,6 +10,7 @@ mod reference;
 
 pub use super::heads::split_heads;
 pub(crate) use super::heads::{merge_heads, split};
+pub(super) use arguments::check_norm_weights;
 pub use arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 pub use burn_deepspeed_core::path::{ContextProblem, CpuKernel, CubeKernel, Declined, Plan};
 pub(super) use queries_and_keys::Transform;
