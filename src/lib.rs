@@ -39,6 +39,7 @@
 //! | --- | --- |
 //! | a decoder or encoder | [`DeepSpeedSelfAttention`], built by [`AttentionInit::init_self_attention`] |
 //! | a BLOOM model | [`BloomSelfAttention`], built by [`AttentionInit::init_bloom`] |
+//! | a DeepSeek model | [`DeepSpeedLatentAttention`], built by [`AttentionInit::init_latent_attention`] |
 //! | a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
 //! | a Hugging Face checkpoint | [`load::HuggingFaceConfig`] and [`load::Checkpoint`] |
 //! | a DeepSpeed configuration | [`DeepSpeedInferenceConfig::from_json_file`] |
@@ -56,6 +57,7 @@
 //! | N | query heads of this rank |
 //! | K | key/value heads of this rank |
 //! | H | features of a head; Hv of a value, if it differs |
+//! | L, R | features of a cached latent, and of the rotated key that heads share |
 //!
 //! # Guarantees
 //!
@@ -97,7 +99,7 @@ mod zeros;
 
 pub use attention::{
     AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
-    DeepSpeedSelfAttention, WantedOutputs,
+    DeepSpeedLatentAttention, DeepSpeedSelfAttention, WantedOutputs,
 };
 #[cfg(feature = "cpu")]
 pub use backend::CpuOps;
@@ -110,8 +112,8 @@ pub use burn_deepspeed_core::{config, error, fields, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{
-    DataType, DeepSpeedInferenceConfig, KvCacheType, MlpActivation, NormType, QkNorm, QkNormKind, QkNormWeights,
-    WindowKind,
+    DataType, DeepSpeedInferenceConfig, KvCacheType, LatentSizes, MlpActivation, NormType, QkNorm, QkNormKind,
+    QkNormWeights, WindowKind,
 };
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};

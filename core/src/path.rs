@@ -6,6 +6,7 @@ use std::fmt;
 
 use crate::data_type::CacheTypes;
 use crate::element::ElementType;
+use crate::latent::LatentSizes;
 
 /// New tokens per row up to which a step runs on the decoding kernels, which split the keys instead of the queries.
 pub const MOST_DECODE_TOKENS: usize = 8;
@@ -87,6 +88,39 @@ impl ContextProblem {
             Some(cache) => Err(Declined::CacheType { dtype: self.dtype, cache }),
             None => Ok(()),
         }
+    }
+}
+
+/// What the choice for a step of latent attention depends on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentProblem {
+    /// Element type of the activations.
+    pub dtype: ElementType,
+    /// New tokens of each row.
+    pub tokens: usize,
+    /// The sizes of the layer.
+    pub sizes: LatentSizes,
+    /// Element type of the cached rows; `None` without a cache.
+    pub cache: Option<ElementType>,
+}
+
+impl LatentProblem {
+    /// The step with the projection from latents absorbed into queries and context: attention of one key/value head over the cached rows,
+    /// whose first features are the values. `None` where the step is [expanded](Self::expanded).
+    ///
+    /// A pair of a query and a key takes 2L + R products in place of H + Hv, 3.4 times as many in DeepSeek's layers, but nothing is
+    /// projected from the cached latents. So a few tokens are absorbed, and a prompt is expanded.
+    pub fn absorbed(&self) -> Option<ContextProblem> {
+        let Self { dtype, tokens, sizes, cache } = *self;
+        let cache = CacheTypes { key: cache?, value: cache? };
+        let problem = ContextProblem::new(dtype, tokens, sizes.row_dim(), Some(cache));
+        (tokens <= MOST_DECODE_TOKENS).then_some(ContextProblem { value_dim: sizes.kv_lora_rank, ..problem })
+    }
+
+    /// The step with keys and values that were projected from the latents.
+    pub fn expanded(&self) -> ContextProblem {
+        let problem = ContextProblem::new(self.dtype, self.tokens, self.sizes.key_dim(), None);
+        ContextProblem { value_dim: self.sizes.v_head_dim, ..problem }
     }
 }
 

@@ -5,9 +5,10 @@ use burn::tensor::backend::Backend;
 use super::bloom::BloomSelfAttention;
 use super::build::Build;
 use super::diffusers::DeepSpeedDiffusersAttention;
+use super::latent::DeepSpeedLatentAttention;
 use super::self_attention::DeepSpeedSelfAttention;
 use crate::cache::KvCache;
-use crate::config::DeepSpeedInferenceConfig;
+use crate::config::{DeepSpeedInferenceConfig, LatentSizes};
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
 use crate::weight::{FusedNorm, QueryKeyNorm, Sinks};
@@ -81,6 +82,30 @@ pub trait AttentionInit: sealed::Sealed {
         device: &B::Device,
     ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError>;
 
+    /// Builds latent attention (DeepSeek V2 and V3) for layer `layer_id`.
+    ///
+    /// # Errors
+    /// Those of [`resolve_latent`](DeepSpeedInferenceConfig::resolve_latent), and of
+    /// [`init_self_attention`](Self::init_self_attention) that concern the backend.
+    fn init_latent_attention<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedLatentAttention<B>, ConfigError>;
+
+    /// Allocates a cache of latents, as [`init_cache`](Self::init_cache): `L + R` numbers for each token of a layer.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] without `num_hidden_layers`, else those of
+    /// [`resolve_latent`](DeepSpeedInferenceConfig::resolve_latent) and [`KvCache::new`].
+    fn init_latent_cache<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        batch: usize,
+        device: &B::Device,
+    ) -> Result<KvCache<B>, ConfigError>;
+
     /// Allocates a cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
     ///
     /// # Errors
@@ -138,6 +163,24 @@ impl AttentionInit for DeepSpeedInferenceConfig {
             return Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" });
         }
         diffusers(self, Some(context_dim), layer_id, device)
+    }
+
+    fn init_latent_attention<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedLatentAttention<B>, ConfigError> {
+        Build::of_spec(self, self.resolve_latent(sizes, layer_id)?, device)?.latent(sizes)
+    }
+
+    fn init_latent_cache<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        batch: usize,
+        device: &B::Device,
+    ) -> Result<KvCache<B>, ConfigError> {
+        KvCache::new(&self.resolve_latent(sizes, 0)?, cached_layers(self)?, batch, device)
     }
 
     fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {

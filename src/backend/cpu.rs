@@ -3,8 +3,11 @@
 use burn::tensor::Tensor;
 
 use crate::ops::cpu::InMemory;
-use crate::ops::{Attention, ContextProblem, Operations, Plan, QkvGemmOutput, SoftmaxContext, SoftmaxContextOutput};
-use crate::ops::{attention, context_gate, gelu, qkv_gemm, residual_norm, softmax_context};
+use crate::ops::{
+    Attention, ContextProblem, LatentContext, LatentProblem, Operations, Plan, QkvGemmOutput, SoftmaxContext,
+    SoftmaxContextOutput,
+};
+use crate::ops::{attention, context_gate, gelu, latent_context, qkv_gemm, residual_norm, softmax_context};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
 /// Every operation that the CPU kernels have, for a backend whose tensors are [`InMemory`]; the others on the reference.
@@ -16,6 +19,7 @@ impl<B: InMemory> Operations<B> for CpuOps {
         &[
             "qkv_gemm",
             "softmax_context",
+            "latent_context",
             "masked_attention",
             "context_gate",
             "linear",
@@ -36,6 +40,15 @@ impl<B: InMemory> Operations<B> for CpuOps {
 
     fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
         softmax_context::cpu::softmax_context(arguments)
+    }
+
+    fn latent_context(arguments: LatentContext<'_, B>) -> Tensor<B, 3> {
+        latent_context::cpu::latent_context(arguments)
+    }
+
+    fn plan_latent_context(problem: &LatentProblem, _device: &B::Device) -> Plan {
+        let absorbed = problem.absorbed().and_then(|problem| problem.on_cpu().ok());
+        absorbed.map_or_else(|| problem.expanded().on_cpu(), Ok).into()
     }
 
     fn plan_softmax_context(problem: &ContextProblem, _device: &B::Device) -> Plan {

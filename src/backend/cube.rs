@@ -4,9 +4,10 @@ use burn::tensor::Tensor;
 
 use crate::ops::cube::CubeDevice;
 use crate::ops::{
-    Attention, ContextProblem, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext, SoftmaxContextOutput,
+    Attention, ContextProblem, LatentContext, LatentProblem, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext,
+    SoftmaxContextOutput,
 };
-use crate::ops::{attention, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context};
+use crate::ops::{attention, latent_context, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 #[cfg(feature = "nccl")]
 use crate::{
@@ -24,6 +25,7 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
         &[
             "qkv_gemm",
             "softmax_context",
+            "latent_context",
             "masked_attention",
             "softmax",
             "linear",
@@ -44,6 +46,14 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
 
     fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
         softmax_context::cube::softmax_context(arguments)
+    }
+
+    fn latent_context(arguments: LatentContext<'_, B>) -> Tensor<B, 3> {
+        latent_context::cube::latent_context(arguments)
+    }
+
+    fn plan_latent_context(problem: &LatentProblem, device: &B::Device) -> Plan {
+        latent_context::cube::plan_latent_context::<B>(problem, device)
     }
 
     fn plan_softmax_context(problem: &ContextProblem, device: &B::Device) -> Plan {

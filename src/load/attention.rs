@@ -10,7 +10,7 @@ use burn_deepspeed_core::checkpoint::{
 
 use super::parameters::{assembled, norm};
 use super::tensors::WriteTensors;
-use super::written::{write_head_weights, write_projections};
+use super::written::{write_head_weights, write_norm, write_projections};
 use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::element::OfBackend;
 use crate::error::WeightError;
@@ -126,9 +126,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
         if let Some(norm) = self.norm() {
             let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-            let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
-            writer.tensor(&names.gamma, gamma)?;
-            norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))?;
+            write_norm(writer, names, norm)?;
         }
         if let Some(norm) = self.query_key_norm() {
             let names = names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;

@@ -31,15 +31,16 @@
 //! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
 
 mod attention;
+mod latent;
 mod parameters;
 mod tensors;
 mod written;
 
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
 pub use burn_deepspeed_core::checkpoint::{
-    AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, HeadWeightNames, HuggingFaceConfig,
-    LoadReport, NormNames, QkNormNames, QkvLayout, QkvNames, ScaleFormat, ScaleNames, SplitCheckpoint, WeightNames,
-    WeightPart,
+    AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, DeepSeekAttention, HeadWeightNames,
+    HuggingFaceConfig, LatentNames, LoadReport, NormNames, QkNormNames, QkvLayout, QkvNames, ScaleFormat, ScaleNames,
+    SplitCheckpoint, WeightNames, WeightPart,
 };
 pub use parameters::ParameterReader;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

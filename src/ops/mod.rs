@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`qkv_gemm`](Operations::qkv_gemm) | `QKVGemmOp` | norm, QKV projection, bias |
 //! | [`softmax_context`](Operations::softmax_context) | `SoftmaxContextOp` | normalise, rotate, append to the cache, attend |
+//! | [`latent_context`](Operations::latent_context) | | rotate, append a latent to the cache, attend to what is projected from latents |
 //! | [`masked_attention`](Operations::masked_attention) | the fused attention of `diffusers_attention.py` | attention without a cache |
 //! | [`softmax`](Operations::softmax) | `SoftmaxOp` | masked softmax of given scores |
 //! | [`context_gate`](Operations::context_gate) | | the context times the sigmoid of a gate |
@@ -23,6 +24,7 @@ pub mod cpu;
 pub mod cube;
 pub mod gelu;
 mod heads;
+pub mod latent_context;
 pub mod linear;
 mod masked_softmax;
 mod operations;
@@ -35,6 +37,7 @@ pub mod softmax_context;
 pub mod vector_matmul;
 
 pub use attention::Attention;
+pub use latent_context::{LatentContext, LatentProblem};
 pub use operations::{InferenceBackend, Operations, Reference};
 pub use pad_transform::padded_head_size;
 pub use qkv_gemm::QkvGemmOutput;

@@ -1,11 +1,13 @@
 //! The settings of DeepSpeed's `DeepSpeedInferenceConfig`: how they are given, read, saved and checked.
 
 mod json;
+mod latent;
 mod resolve;
 mod settings;
 mod values;
 
 pub use crate::data_type::{DataType, KvCacheType};
+pub use crate::latent::LatentSizes;
 pub use crate::position::{QueryFactor, RotarySections, SectionOrder};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
 pub use json::read_json;
