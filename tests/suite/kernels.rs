@@ -153,6 +153,7 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
     let fast = [
         "qkv_gemm",
         "softmax_context",
+        "latent_context",
         "masked_attention",
         "context_gate",
         "linear",
