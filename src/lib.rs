@@ -39,6 +39,7 @@
 //! | --- | --- |
 //! | a decoder or encoder | [`DeepSpeedSelfAttention`], built by [`AttentionInit::init_self_attention`] |
 //! | a BLOOM model | [`BloomSelfAttention`], built by [`AttentionInit::init_bloom`] |
+//! | a DeepSeek model | [`DeepSpeedLatentAttention`], built by [`AttentionInit::init_latent_attention`] |
 //! | a U-Net of a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
 //! | a diffusion transformer: Stable Diffusion 3, Flux | [`DeepSpeedJointAttention`], built by [`AttentionInit::init_joint`] |
 //! | its VAE | [`DeepSpeedVaeAttention`], built by [`AttentionInit::init_vae`] |
@@ -58,6 +59,7 @@
 //! | N | query heads of this rank |
 //! | K | key/value heads of this rank |
 //! | H | features of a head; Hv of a value, if it differs |
+//! | L, R | features of a cached latent, and of the rotated key that heads share |
 //!
 //! # Guarantees
 //!
@@ -99,7 +101,8 @@ mod zeros;
 
 pub use attention::{
     AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
-    DeepSpeedJointAttention, DeepSpeedSelfAttention, DeepSpeedVaeAttention, JointOutput, JointStream, WantedOutputs,
+    DeepSpeedJointAttention, DeepSpeedLatentAttention, DeepSpeedSelfAttention, DeepSpeedVaeAttention, JointOutput,
+    JointStream, WantedOutputs,
 };
 #[cfg(feature = "cpu")]
 pub use backend::CpuOps;
@@ -112,8 +115,8 @@ pub use burn_deepspeed_core::{config, error, fields, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{
-    DataType, DeepSpeedInferenceConfig, JointStreams, KvCacheType, MlpActivation, NormType, QkNorm, QkNormKind,
-    QkNormWeights, VaeBlock, WindowKind,
+    DataType, DeepSpeedInferenceConfig, JointStreams, KvCacheType, LatentSizes, MlpActivation, NormType, QkNorm,
+    QkNormKind, QkNormWeights, VaeBlock, WindowKind,
 };
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};

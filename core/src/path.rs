@@ -6,12 +6,17 @@ use std::fmt;
 
 use crate::data_type::CacheTypes;
 use crate::element::ElementType;
+use crate::latent::LatentSizes;
 
 /// New tokens per row up to which a step runs on the decoding kernels, which split the keys instead of the queries.
 pub const MOST_DECODE_TOKENS: usize = 8;
 
-/// Largest head size of the CubeCL attention kernels, in features. [`ContextProblem::on_cube`] says where it is less.
-pub const LARGEST_CUBE_HEAD: usize = 512;
+/// Largest size of a query and of a key in the CubeCL attention kernels, in features: a latent of 512 and 64 that rotate (DeepSeek).
+/// [`ContextProblem::on_cube`] says where it is less.
+pub const LARGEST_CUBE_HEAD: usize = 576;
+
+/// Largest size of a value there, in features.
+pub const LARGEST_CUBE_VALUE: usize = 512;
 
 /// Largest head size of the kernels that multiply on tensor cores, which keep queries and results in registers, and of prompts in f32,
 /// whose keys and values fill shared memory.
@@ -51,7 +56,7 @@ impl ContextProblem {
     }
 
     /// The CubeCL kernel for this step. `tensor_cores` says whether the device multiplies tiles of this element type and
-    /// head size; it is asked only where the answer matters.
+    /// head size; it is asked only where the answer matters. There, the caller pads values that are shorter than keys.
     ///
     /// # Errors
     /// The reason, if there is none.
@@ -66,12 +71,12 @@ impl ContextProblem {
         if head_dim > limit {
             return Err(Declined::HeadDim { head_dim, limit });
         }
-        if head_dim != value_dim {
-            return Err(Declined::ValueDim { head_dim, value_dim });
+        if value_dim > LARGEST_CUBE_VALUE {
+            return Err(Declined::ValueDim { value_dim, limit: LARGEST_CUBE_VALUE });
         }
         Ok(match decodes {
             true => CubeKernel::Decode,
-            false if tensor_cores() => CubeKernel::PrefillMma,
+            false if value_dim <= head_dim && tensor_cores() => CubeKernel::PrefillMma,
             false => CubeKernel::PrefillSimt,
         })
     }
@@ -83,6 +88,39 @@ impl ContextProblem {
             Some(cache) => Err(Declined::CacheType { dtype: self.dtype, cache }),
             None => Ok(()),
         }
+    }
+}
+
+/// What the choice for a step of latent attention depends on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentProblem {
+    /// Element type of the activations.
+    pub dtype: ElementType,
+    /// New tokens of each row.
+    pub tokens: usize,
+    /// The sizes of the layer.
+    pub sizes: LatentSizes,
+    /// Element type of the cached rows; `None` without a cache.
+    pub cache: Option<ElementType>,
+}
+
+impl LatentProblem {
+    /// The step with the projection from latents absorbed into queries and context: attention of one key/value head over the cached rows,
+    /// whose first features are the values. `None` where the step is [expanded](Self::expanded).
+    ///
+    /// A pair of a query and a key takes 2L + R products in place of H + Hv, 3.4 times as many in DeepSeek's layers, but nothing is
+    /// projected from the cached latents. So a few tokens are absorbed, and a prompt is expanded.
+    pub fn absorbed(&self) -> Option<ContextProblem> {
+        let Self { dtype, tokens, sizes, cache } = *self;
+        let cache = CacheTypes { key: cache?, value: cache? };
+        let problem = ContextProblem::new(dtype, tokens, sizes.row_dim(), Some(cache));
+        (tokens <= MOST_DECODE_TOKENS).then_some(ContextProblem { value_dim: sizes.kv_lora_rank, ..problem })
+    }
+
+    /// The step with keys and values that were projected from the latents.
+    pub fn expanded(&self) -> ContextProblem {
+        let problem = ContextProblem::new(self.dtype, self.tokens, self.sizes.key_dim(), None);
+        ContextProblem { value_dim: self.sizes.v_head_dim, ..problem }
     }
 }
 
@@ -179,12 +217,12 @@ pub enum Declined {
         /// The most that the kernel takes.
         limit: usize,
     },
-    /// Values have another number of features than keys.
+    /// A value has too many features.
     ValueDim {
-        /// Features of queries and keys.
-        head_dim: usize,
-        /// Features of values.
+        /// Features of a value.
         value_dim: usize,
+        /// The most that the kernel takes.
+        limit: usize,
     },
 }
 
@@ -199,8 +237,8 @@ impl fmt::Display for Declined {
             Self::HeadDim { head_dim, limit } => {
                 write!(f, "heads of {head_dim} features; the kernel takes up to {limit}")
             }
-            Self::ValueDim { head_dim, value_dim } => {
-                write!(f, "values of {value_dim} features and keys of {head_dim}; the kernel takes equal sizes")
+            Self::ValueDim { value_dim, limit } => {
+                write!(f, "values of {value_dim} features; the kernel takes up to {limit}")
             }
         }
     }
@@ -233,16 +271,24 @@ mod tests {
     }
 
     #[test]
+    fn tensor_cores_take_values_that_are_no_longer_than_keys() {
+        let prompt = |value_dim| ContextProblem { value_dim, ..ContextProblem::new(F16, 9, 192, None) };
+        assert_eq!(prompt(128).on_cube(|| true), Ok(CubeKernel::PrefillMma));
+        assert_eq!(prompt(200).on_cube(|| true), Ok(CubeKernel::PrefillSimt));
+    }
+
+    #[test]
     fn each_reason_to_decline_is_told() {
         let step = ContextProblem::new(F16, 1, 64, None);
         assert_eq!(step.on_cpu(), Err(Declined::ElementType(F16)));
         let on_cube = |step: ContextProblem| Plan::from(step.on_cube(|| false)).to_string();
         assert!(on_cube(ContextProblem { dtype: F64, ..step }).contains("elements of F64"));
-        assert!(on_cube(ContextProblem { head_dim: 513, value_dim: 513, ..step }).contains("takes up to 512"));
+        assert!(on_cube(ContextProblem { head_dim: 577, value_dim: 512, ..step }).contains("takes up to 576"));
+        assert!(on_cube(ContextProblem { head_dim: 513, value_dim: 513, ..step }).contains("values of 513 features"));
         let prompt = ContextProblem { head_dim: 257, value_dim: 257, tokens: 9, ..step };
         assert_eq!(on_cube(prompt), "kernel `cube::prefill::simt`");
         assert!(on_cube(ContextProblem { dtype: F32, ..prompt }).contains("takes up to 256"));
-        assert!(on_cube(ContextProblem { value_dim: 32, ..step }).contains("values of 32 features and keys of 64"));
+        assert_eq!(on_cube(ContextProblem { head_dim: 576, value_dim: 512, ..step }), "kernel `cube::decode`");
         assert_eq!(on_cube(step), "kernel `cube::decode`");
     }
 }

@@ -1,6 +1,7 @@
 //! Every size of one layer on one rank, checked once.
 
 use crate::data_type::{DataType, KvCacheType};
+pub use crate::latent::LatentSizes;
 use crate::parallel::{AgreedSettings, HeadShard, RankGroup};
 use crate::position::{PositionEncoding, QueryFactor};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
@@ -21,8 +22,10 @@ pub struct AttentionSpec {
     pub ranks: RankGroup,
     /// Ranks that wrote the checkpoint, 1 for one file of all heads.
     pub training_ranks: usize,
-    /// H: features of a head.
+    /// H: features of a head. With latent attention, those of a cached row.
     pub head_dim: usize,
+    /// The sizes of latent attention, if that is what the layer has.
+    pub latent: Option<LatentSizes>,
     /// Plain factor on QKᵀ.
     pub scale: f64,
     /// `c` of `c · tanh(score / c)`.
@@ -106,7 +109,7 @@ impl AttentionSpec {
         AgreedSettings::new([
             ("`hidden_size`", &self.hidden_size),
             ("`heads` or `num_kv`", &heads),
-            ("`head_dim`", &self.head_dim),
+            ("`head_dim` or the sizes of latents", &(self.head_dim, self.latent)),
             ("the layer", &self.layer_id),
             ("the scale of the scores", &self.scale),
             ("`softcap`", &self.softcap),

@@ -5,12 +5,13 @@ use std::num::NonZeroUsize;
 use burn::tensor::{DType, backend::Backend};
 
 use super::joint::JointStream;
+use super::latent::{DeepSpeedLatentAttention, LatentQuery, QueryLatent};
 use super::projections::Projections;
-use crate::config::{DataType, DeepSpeedInferenceConfig};
+use crate::config::{DataType, DeepSpeedInferenceConfig, LatentSizes};
 use crate::element::{OfBackend, is_cubecl, require_int8};
 use crate::error::ConfigError;
-use crate::spec::AttentionSpec;
-use crate::weight::{Int8Blocks, Orientation, QkvWeight, QueryKeyNorm, SeparateQkv, Weight};
+use crate::spec::{AttentionSpec, NormSpec};
+use crate::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, QueryKeyNorm, SeparateQkv, Weight};
 
 /// A configuration that was checked against a backend.
 pub(super) struct Build<'a, B: Backend> {
@@ -27,7 +28,15 @@ impl<'a, B: Backend> Build<'a, B> {
         layer_id: usize,
         device: &'a B::Device,
     ) -> Result<Self, ConfigError> {
-        let mut spec = config.resolve(layer_id)?;
+        Self::of_spec(config, config.resolve(layer_id)?, device)
+    }
+
+    /// A configuration of which a layer was derived.
+    pub(super) fn of_spec(
+        config: &'a DeepSpeedInferenceConfig,
+        mut spec: AttentionSpec,
+        device: &'a B::Device,
+    ) -> Result<Self, ConfigError> {
         let dtype = spec.dtype.of_backend::<B>(device)?;
         if config.enable_qkv_quantization {
             require_int8::<B>(device)?;
@@ -59,8 +68,13 @@ impl<'a, B: Backend> Build<'a, B> {
     }
 
     fn qkv_weight(&self, input: usize, output: usize) -> Result<Weight<B>, ConfigError> {
+        self.input_weight(input, output, self.config.qkv_bias)
+    }
+
+    /// A projection before attention.
+    fn input_weight(&self, input: usize, output: usize, bias: bool) -> Result<Weight<B>, ConfigError> {
         let int8 = self.config.dtype == Some(DataType::Int8) || self.config.enable_qkv_quantization;
-        self.weight(input, output, self.config.qkv_bias, int8)
+        self.weight(input, output, bias, int8)
     }
 
     pub(super) fn fused(&self) -> Result<QkvWeight<B>, ConfigError> {
@@ -81,13 +95,14 @@ impl<'a, B: Backend> Build<'a, B> {
             }),
             false => self.fused_from(inputs)?,
         };
-        let output = has_output.then(|| self.output()).transpose()?;
+        let output = has_output.then(|| self.output(self.spec.query_width())).transpose()?;
         Ok(JointStream { qkv, query_key_norm: QueryKeyNorm::init(&self.spec, self.device), output })
     }
 
-    fn output(&self) -> Result<Weight<B>, ConfigError> {
+    /// The output projection of a context of `width` features.
+    fn output(&self, width: usize) -> Result<Weight<B>, ConfigError> {
         let int8 = self.config.dtype == Some(DataType::Int8);
-        self.weight(self.spec.query_width(), self.spec.hidden_size, self.config.output_bias, int8)
+        self.weight(width, self.spec.hidden_size, self.config.output_bias, int8)
     }
 
     /// The projection of the gate on the context, if the layer has one: of the type of the QKV projection, and with a bias if that has
@@ -106,9 +121,34 @@ impl<'a, B: Backend> Build<'a, B> {
         }))
     }
 
+    /// Latent attention of these sizes.
+    pub(super) fn latent(self, sizes: &LatentSizes) -> Result<DeepSpeedLatentAttention<B>, ConfigError> {
+        let (config, hidden, heads) = (self.config, self.spec.hidden_size, self.spec.heads());
+        let norm = |size, spec| FusedNorm::init(size, config.norm_bias, spec, self.dtype, self.device);
+        let latent_norm = |size| norm(size, NormSpec { rms: true, epsilon: sizes.norm_epsilon });
+        let latent = sizes.q_lora_rank.map(|rank| {
+            let down = QkvWeight::Fused(self.qkv_weight(hidden, rank)?);
+            Ok::<_, ConfigError>(QueryLatent { down, norm: latent_norm(rank) })
+        });
+        let input = sizes.q_lora_rank.unwrap_or(hidden);
+        let up = QkvWeight::Fused(self.input_weight(input, heads * sizes.key_dim(), false)?);
+        let query = LatentQuery { latent: latent.transpose()?, up };
+        let rows = QkvWeight::Fused(self.qkv_weight(hidden, sizes.row_dim())?);
+        let up = self.weight(sizes.kv_lora_rank, heads * sizes.up_dim(), false, false)?;
+        let (norm, latent_norm) = (self.spec.norm.map(|spec| norm(hidden, spec)), latent_norm(sizes.kv_lora_rank));
+        let projections = self.projections_of(rows, heads * sizes.v_head_dim)?;
+        Ok(DeepSpeedLatentAttention { norm, query, projections, latent_norm, up })
+    }
+
     /// The projections of a module with this QKV projection.
     pub(super) fn projections(self, qkv: QkvWeight<B>) -> Result<Projections<B>, ConfigError> {
-        let output = self.output()?;
+        let width = self.spec.query_width();
+        self.projections_of(qkv, width)
+    }
+
+    /// The same, with a context of `width` features.
+    fn projections_of(self, qkv: QkvWeight<B>, width: usize) -> Result<Projections<B>, ConfigError> {
+        let output = self.output(width)?;
         Ok(Projections::new(qkv, output, self.spec, self.config.defer_output_bias))
     }
 }

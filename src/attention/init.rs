@@ -6,10 +6,11 @@ use super::bloom::BloomSelfAttention;
 use super::build::Build;
 use super::diffusers::DeepSpeedDiffusersAttention;
 use super::joint::DeepSpeedJointAttention;
+use super::latent::DeepSpeedLatentAttention;
 use super::self_attention::DeepSpeedSelfAttention;
 use super::vae::DeepSpeedVaeAttention;
 use crate::cache::KvCache;
-use crate::config::{DeepSpeedInferenceConfig, JointStreams, VaeBlock};
+use crate::config::{DeepSpeedInferenceConfig, JointStreams, LatentSizes, VaeBlock};
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
 use crate::weight::{FusedNorm, GroupNorm, QueryKeyNorm, Sinks};
@@ -108,6 +109,29 @@ pub trait AttentionInit: sealed::Sealed {
         layer_id: usize,
         device: &B::Device,
     ) -> Result<DeepSpeedVaeAttention<B>, ConfigError>;
+    /// Builds latent attention (DeepSeek V2 and V3) for layer `layer_id`.
+    ///
+    /// # Errors
+    /// Those of [`resolve_latent`](DeepSpeedInferenceConfig::resolve_latent), and of
+    /// [`init_self_attention`](Self::init_self_attention) that concern the backend.
+    fn init_latent_attention<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedLatentAttention<B>, ConfigError>;
+
+    /// Allocates a cache of latents, as [`init_cache`](Self::init_cache): `L + R` numbers for each token of a layer.
+    ///
+    /// # Errors
+    /// [`ConfigError::Missing`] without `num_hidden_layers`, else those of
+    /// [`resolve_latent`](DeepSpeedInferenceConfig::resolve_latent) and [`KvCache::new`].
+    fn init_latent_cache<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        batch: usize,
+        device: &B::Device,
+    ) -> Result<KvCache<B>, ConfigError>;
 
     /// Allocates a cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
     ///
@@ -184,6 +208,24 @@ impl AttentionInit for DeepSpeedInferenceConfig {
         device: &B::Device,
     ) -> Result<DeepSpeedVaeAttention<B>, ConfigError> {
         vae(self, block, layer_id, device)
+    }
+
+    fn init_latent_attention<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedLatentAttention<B>, ConfigError> {
+        Build::of_spec(self, self.resolve_latent(sizes, layer_id)?, device)?.latent(sizes)
+    }
+
+    fn init_latent_cache<B: Backend>(
+        &self,
+        sizes: &LatentSizes,
+        batch: usize,
+        device: &B::Device,
+    ) -> Result<KvCache<B>, ConfigError> {
+        KvCache::new(&self.resolve_latent(sizes, 0)?, cached_layers(self)?, batch, device)
     }
 
     fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {

@@ -4,10 +4,12 @@ use burn::tensor::Tensor;
 
 use crate::ops::cpu::InMemory;
 use crate::ops::{
-    Attention, ContextProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput, SoftmaxContext,
-    SoftmaxContextOutput,
+    Attention, ContextProblem, LatentContext, LatentProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput,
+    SoftmaxContext, SoftmaxContextOutput,
 };
-use crate::ops::{attention, context_gate, gelu, normalise_and_rotate, qkv_gemm, residual_norm, softmax_context};
+use crate::ops::{
+    attention, context_gate, gelu, latent_context, normalise_and_rotate, qkv_gemm, residual_norm, softmax_context,
+};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
 /// Every operation that the CPU kernels have, for a backend whose tensors are [`InMemory`]; the others on the reference.
@@ -19,6 +21,7 @@ impl<B: InMemory> Operations<B> for CpuOps {
         &[
             "qkv_gemm",
             "softmax_context",
+            "latent_context",
             "masked_attention",
             "normalise_and_rotate",
             "context_gate",
@@ -44,6 +47,15 @@ impl<B: InMemory> Operations<B> for CpuOps {
 
     fn normalise_and_rotate(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B, 4>; 3] {
         normalise_and_rotate::cpu::normalise_and_rotate(arguments)
+    }
+
+    fn latent_context(arguments: LatentContext<'_, B>) -> Tensor<B, 3> {
+        latent_context::cpu::latent_context(arguments)
+    }
+
+    fn plan_latent_context(problem: &LatentProblem, _device: &B::Device) -> Plan {
+        let absorbed = problem.absorbed().and_then(|problem| problem.on_cpu().ok());
+        absorbed.map_or_else(|| problem.expanded().on_cpu(), Ok).into()
     }
 
     fn plan_softmax_context(problem: &ContextProblem, _device: &B::Device) -> Plan {

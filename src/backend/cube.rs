@@ -4,10 +4,12 @@ use burn::tensor::Tensor;
 
 use crate::ops::cube::CubeDevice;
 use crate::ops::{
-    Attention, ContextProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput, Softmax, SoftmaxContext,
-    SoftmaxContextOutput,
+    Attention, ContextProblem, LatentContext, LatentProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput,
+    Softmax, SoftmaxContext, SoftmaxContextOutput,
 };
-use crate::ops::{attention, normalise_and_rotate, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context};
+use crate::ops::{
+    attention, latent_context, normalise_and_rotate, pad_transform, qkv_gemm, residual_norm, softmax, softmax_context,
+};
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 #[cfg(feature = "nccl")]
 use crate::{
@@ -25,6 +27,7 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
         &[
             "qkv_gemm",
             "softmax_context",
+            "latent_context",
             "masked_attention",
             "normalise_and_rotate",
             "softmax",
@@ -50,6 +53,14 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
 
     fn normalise_and_rotate(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B, 4>; 3] {
         normalise_and_rotate::cube::normalise_and_rotate(arguments)
+    }
+
+    fn latent_context(arguments: LatentContext<'_, B>) -> Tensor<B, 3> {
+        latent_context::cube::latent_context(arguments)
+    }
+
+    fn plan_latent_context(problem: &LatentProblem, device: &B::Device) -> Plan {
+        latent_context::cube::plan_latent_context::<B>(problem, device)
     }
 
     fn plan_softmax_context(problem: &ContextProblem, device: &B::Device) -> Plan {

@@ -197,7 +197,7 @@ impl<B: Backend> KvCache<B> {
         let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [rows.len()]), &self.device);
         for store in &mut self.layers {
             let (key, value) = store.take()?;
-            store.put((key.select(index.clone()), value.select(index.clone())));
+            store.put((key.select(index.clone()), value.map(|value| value.select(index.clone()))));
         }
         self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
         Ok(())
@@ -220,7 +220,8 @@ impl<B: Backend> KvCache<B> {
                 let (from_key, from_value) = source.held()?;
                 let (key, value) = store.take()?;
                 let key = key.copy_row(row, from_key, other_row, length);
-                store.put((key, value.copy_row(row, from_value, other_row, length)));
+                let value = value.zip(from_value).map(|(value, from)| value.copy_row(row, from, other_row, length));
+                store.put((key, value));
             }
         }
         self.lengths[row] = length;

@@ -73,7 +73,7 @@ impl<B: Backend> LayerCache<'_, B> {
     /// - key, value: `[B, K, T, H]`
     ///
     /// # Panics
-    /// If a shape is wrong, before anything is written; if an earlier write panicked.
+    /// If a shape is wrong, or values are the first features of the keys, before anything is written; if an earlier write panicked.
     pub fn append(&mut self, key: Tensor<B, 4>, value: Tensor<B, 4>) {
         self.append_with(key, value, slice_assign);
     }
@@ -89,33 +89,56 @@ impl<B: Backend> LayerCache<'_, B> {
         self.put_storage(append(keys, key, rows, assign), append(values, value, rows, assign));
     }
 
+    /// Writes new keys whose first features are the values, as [`append_with`](Self::append_with).
+    ///
+    /// # Shapes
+    /// - new: `[B, 1, T, L + R]`
+    pub(crate) fn append_latents(&mut self, new: Tensor<B, 4>, assign: Assign<B>) {
+        let TokenSize { kv_heads, head_dim, latent, .. } = self.store.size;
+        assert!(latent.is_some(), "LayerCache::append_latents: the cache stores values apart from keys");
+        let expected = [self.rows.batch(), kv_heads, self.rows.width(), head_dim];
+        check_shape("LayerCache::append_latents", "new", &expected, &new.dims());
+        let (stored, _) = self.store.take().unwrap_or_else(|error| panic!("LayerCache::append_latents: {error}"));
+        self.store.put((append(stored, new, self.rows, assign), None));
+    }
+
     /// The keys and values of all rows up to the longest, the new ones included: `[B, K, S, H]` each, as floats; int8 is
-    /// dequantised to f32. The contents after the end of a shorter row are unspecified.
+    /// dequantised to f32. Values that are the first features of the keys are `[B, 1, S, L]`. The contents after the end of a shorter row are unspecified.
     ///
     /// # Panics
     /// If an earlier write panicked.
     pub fn visible(&self) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let keys = self.rows.keys();
         let (key, value) = self.storage();
-        (key.dense(keys), value.dense(keys))
+        match self.store.size.latent {
+            Some(features) => {
+                let key = key.dense(keys);
+                (key.clone(), key.narrow(3, 0, features))
+            }
+            None => (key.dense(keys), value.dense(keys)),
+        }
     }
 
-    /// The whole preallocated keys and values, for a kernel that reads them in place.
+    /// The whole preallocated keys and values, for a kernel that reads them in place. Both are the keys where values are the first
+    /// features of the keys.
     ///
     /// # Panics
     /// If an earlier write panicked.
     pub fn storage(&self) -> (&Stored<B>, &Stored<B>) {
-        self.store.held().unwrap_or_else(|error| panic!("LayerCache::storage: {error}"))
+        let (key, value) = self.store.held().unwrap_or_else(|error| panic!("LayerCache::storage: {error}"));
+        (key, value.unwrap_or(key))
     }
 
     /// Moves keys and values out, so that a kernel that writes into them holds the only reference.
     pub(crate) fn take_storage(&mut self) -> (Stored<B>, Stored<B>) {
-        self.store.take().unwrap_or_else(|error| panic!("LayerCache::append: {error}"))
+        assert!(self.store.size.latent.is_none(), "LayerCache::append: values are the first features of the keys");
+        let (key, value) = self.store.take().unwrap_or_else(|error| panic!("LayerCache::append: {error}"));
+        (key, value.unwrap_or_else(|| panic!("LayerCache::append: the cache has no values")))
     }
 
     /// Gives back what [`take_storage`](Self::take_storage) moved out.
     pub(crate) fn put_storage(&mut self, key: Stored<B>, value: Stored<B>) {
-        self.store.put((key, value));
+        self.store.put((key, Some(value)));
     }
 }
 

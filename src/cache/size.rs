@@ -12,6 +12,8 @@ use crate::spec::AttentionSpec;
 pub(super) struct TokenSize {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
+    /// Features of a value that is the first features of its key, and takes no memory of its own.
+    pub(super) latent: Option<usize>,
     /// Element types of keys and values.
     pub(super) dtypes: [DType; 2],
 }
@@ -27,7 +29,8 @@ impl TokenSize {
     pub(super) fn of_layer(spec: &AttentionSpec, activations: DType) -> Self {
         let types = spec.kv_cache_dtype;
         let dtypes = [types.key, types.value].map(|given| given.map_or(activations, dtype));
-        Self { kv_heads: spec.kv_heads(), head_dim: spec.head_dim, dtypes }
+        let latent = spec.latent.map(|sizes| sizes.kv_lora_rank);
+        Self { kv_heads: spec.kv_heads(), head_dim: spec.head_dim, latent, dtypes }
     }
 
     pub(super) fn types(&self) -> CacheTypes {
@@ -37,8 +40,8 @@ impl TokenSize {
 
     /// Bytes of the key and the value of one token in one layer.
     pub(super) fn bytes<B: Backend>(&self) -> usize {
-        self.kv_heads
-            * self.dtypes.into_iter().map(|dtype| Stored::<B>::token_bytes(self.head_dim, dtype)).sum::<usize>()
+        let stored = if self.latent.is_some() { &self.dtypes[..1] } else { &self.dtypes };
+        self.kv_heads * stored.iter().map(|dtype| Stored::<B>::token_bytes(self.head_dim, *dtype)).sum::<usize>()
     }
 
     /// An error unless a layer of this specification, with activations of `activations`, can use a cache of this size.
@@ -50,6 +53,13 @@ impl TokenSize {
         }
         if self.head_dim != layer.head_dim {
             return Err(AttentionError::cache_mismatch("a head size of", layer.head_dim, self.head_dim));
+        }
+        if self.latent != layer.latent {
+            let values = |latent: Option<usize>| match latent {
+                Some(features) => format!("the first {features} features of the keys"),
+                None => "stored apart from the keys".into(),
+            };
+            return Err(AttentionError::cache_mismatch("values that are", values(layer.latent), values(self.latent)));
         }
         if own.key != needed.key {
             return Err(AttentionError::cache_mismatch("keys of type", needed.key, own.key));

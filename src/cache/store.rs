@@ -21,8 +21,8 @@ enum Tensors<B: Backend> {
     Held {
         /// The keys.
         key: Stored<B>,
-        /// The values.
-        value: Stored<B>,
+        /// The values; `None` if they are the first features of the keys.
+        value: Option<Stored<B>>,
     },
     /// A write owns them and holds the only reference, so that the backend writes in place. A layer stays in this state only
     /// if the write panicked.
@@ -33,17 +33,19 @@ impl<B: Backend> LayerStore<B> {
     /// Allocates the tensors of a layer for rows of `capacity` tokens, filled with zeros.
     pub(super) fn zeros(size: TokenSize, batch: usize, capacity: usize, device: &B::Device) -> Self {
         let shape = [batch, size.kv_heads, capacity, size.head_dim];
-        let [key, value] = size.dtypes.map(|dtype| Stored::zeros(shape, dtype, device));
+        let stored = |dtype| Stored::zeros(shape, dtype, device);
+        let [key, value] = size.dtypes;
+        let (key, value) = (stored(key), size.latent.is_none().then(|| stored(value)));
         Self { size, tensors: Tensors::Held { key, value } }
     }
 
-    /// Keys and values.
+    /// Keys, and values that are stored apart.
     ///
     /// # Errors
     /// [`AttentionError::CacheLost`] if an earlier write panicked.
-    pub(super) fn held(&self) -> Result<(&Stored<B>, &Stored<B>), AttentionError> {
+    pub(super) fn held(&self) -> Result<(&Stored<B>, Option<&Stored<B>>), AttentionError> {
         match &self.tensors {
-            Tensors::Held { key, value } => Ok((key, value)),
+            Tensors::Held { key, value } => Ok((key, value.as_ref())),
             Tensors::Moved => Err(AttentionError::CacheLost),
         }
     }
@@ -52,7 +54,7 @@ impl<B: Backend> LayerStore<B> {
     ///
     /// # Errors
     /// [`AttentionError::CacheLost`] if an earlier write panicked.
-    pub(super) fn take(&mut self) -> Result<(Stored<B>, Stored<B>), AttentionError> {
+    pub(super) fn take(&mut self) -> Result<(Stored<B>, Option<Stored<B>>), AttentionError> {
         match mem::replace(&mut self.tensors, Tensors::Moved) {
             Tensors::Held { key, value } => Ok((key, value)),
             Tensors::Moved => Err(AttentionError::CacheLost),
@@ -60,7 +62,7 @@ impl<B: Backend> LayerStore<B> {
     }
 
     /// Gives back what [`take`](Self::take) moved out.
-    pub(super) fn put(&mut self, (key, value): (Stored<B>, Stored<B>)) {
+    pub(super) fn put(&mut self, (key, value): (Stored<B>, Option<Stored<B>>)) {
         self.tensors = Tensors::Held { key, value };
     }
 }

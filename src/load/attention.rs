@@ -8,7 +8,7 @@ use burn_deepspeed_core::checkpoint::{AttentionNames, Checkpoint, CheckpointWrit
 
 use super::reader::LayerReader;
 use super::tensors::WriteTensors;
-use super::written::{write_head_weights, write_projections};
+use super::written::{write_head_weights, write_norm, write_projections};
 use crate::attention::DeepSpeedSelfAttention;
 use crate::error::WeightError;
 
@@ -121,13 +121,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
         if let Some(norm) = self.norm() {
             let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-            let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
-            if !names.unweighted {
-                writer.tensor(&names.gamma, gamma)?;
-            } else if norm.gamma().into_data().iter::<f32>().any(|factor| factor != 1.0) {
-                return Err(WeightError::WeightedNorm(names.gamma.clone()));
-            }
-            norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))?;
+            write_norm(writer, names, norm)?;
         }
         if let Some(norm) = self.query_key_norm() {
             let names = names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;

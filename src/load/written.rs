@@ -2,14 +2,29 @@
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed_core::checkpoint::{
-    AttentionNames, BlockedInt8, CheckpointWriter, HeadWeightNames, QkvNames, ScaleNames, WeightNames,
+    AttentionNames, BlockedInt8, CheckpointWriter, HeadWeightNames, NormNames, QkvNames, ScaleNames, WeightNames,
 };
 use burn_deepspeed_core::layout::Orientation;
 
 use super::tensors::{WriteTensors, picked};
 use crate::error::{WeightError, check_shape};
 use crate::spec::{AttentionSpec, QkNormWeights};
-use crate::weight::{Int8Matrix, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
+
+/// Writes a norm. One without weights in the checkpoint must have weights of 1.
+pub(super) fn write_norm<B: Backend>(
+    writer: &mut CheckpointWriter,
+    names: &NormNames,
+    norm: &FusedNorm<B>,
+) -> Result<(), WeightError> {
+    let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
+    if !names.unweighted {
+        writer.tensor(&names.gamma, gamma)?;
+    } else if norm.gamma().into_data().iter::<f32>().any(|factor| factor != 1.0) {
+        return Err(WeightError::WeightedNorm(names.gamma.clone()));
+    }
+    norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))
+}
 
 /// Writes the weights of a norm of heads, `[1 or heads, H]`: one tensor in the shape of its kind, or one for each head.
 pub(super) fn write_head_weights<B: Backend>(
@@ -120,7 +135,7 @@ fn write_qkv<B: Backend>(
 }
 
 /// Writes projections as one, their outputs in this order.
-fn write_weight<B: Backend>(
+pub(super) fn write_weight<B: Backend>(
     writer: &mut CheckpointWriter,
     names: &WeightNames,
     orientation: Orientation,
@@ -179,7 +194,7 @@ fn blocked<B: Backend>(matrix: &Int8Matrix<B>) -> BlockedInt8 {
 }
 
 /// The outputs of these projections, in order.
-fn in_order<B: Backend>(weights: &[&Weight<B>]) -> Vec<usize> {
+pub(super) fn in_order<B: Backend>(weights: &[&Weight<B>]) -> Vec<usize> {
     (0..weights.iter().map(|weight| weight.output_size()).sum()).collect()
 }
 

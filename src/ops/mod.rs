@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`qkv_gemm`](Operations::qkv_gemm) | `QKVGemmOp` | norm, QKV projection, bias |
 //! | [`softmax_context`](Operations::softmax_context) | `SoftmaxContextOp` | normalise, rotate, append to the cache, attend |
+//! | [`latent_context`](Operations::latent_context) | | rotate, append a latent to the cache, attend to what is projected from latents |
 //! | [`masked_attention`](Operations::masked_attention) | the fused attention of `diffusers_attention.py` | attention without a cache |
 //! | [`normalise_and_rotate`](Operations::normalise_and_rotate) | | heads before they are joined with those of other tokens |
 //! | [`softmax`](Operations::softmax) | `SoftmaxOp` | masked softmax of given scores |
@@ -26,6 +27,7 @@ pub mod cube;
 pub mod gelu;
 pub mod group_norm;
 mod heads;
+pub mod latent_context;
 pub mod linear;
 mod masked_softmax;
 pub mod normalise_and_rotate;
@@ -39,6 +41,7 @@ pub mod softmax_context;
 pub mod vector_matmul;
 
 pub use attention::Attention;
+pub use latent_context::{LatentContext, LatentProblem};
 pub use normalise_and_rotate::NormaliseAndRotate;
 pub use operations::{InferenceBackend, Operations, Reference};
 pub use pad_transform::padded_head_size;

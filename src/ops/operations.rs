@@ -3,6 +3,7 @@
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::attention::{self, Attention};
+use super::latent_context::{self, LatentContext, LatentProblem};
 use super::normalise_and_rotate::{self, NormaliseAndRotate};
 use super::qkv_gemm::{self, QkvGemmOutput};
 use super::softmax::{self, Softmax};
@@ -78,6 +79,20 @@ pub trait Operations<B: Backend> {
     /// - context: `[B, T, N·H]`; keys and values, if requested, `[B, K, S, H]`
     fn softmax_context(arguments: SoftmaxContext<'_, B>) -> SoftmaxContextOutput<B> {
         softmax_context::reference(arguments)
+    }
+
+    /// Rotates, appends latents to the cache, and attends to the keys and values that are projected from the visible latents.
+    ///
+    /// # Shapes
+    /// - query: `[B, T, N·(nope + R)]`, rows: `[B, T, L + R]`
+    /// - output: `[B, T, N·Hv]`
+    fn latent_context(arguments: LatentContext<'_, B>) -> Tensor<B, 3> {
+        latent_context::reference(arguments)
+    }
+
+    /// The path that [`latent_context`](Self::latent_context) takes, and why it takes no other.
+    fn plan_latent_context(_problem: &LatentProblem, _device: &B::Device) -> Plan {
+        Plan::Reference(Declined::NoKernel)
     }
 
     /// The path that [`softmax_context`](Self::softmax_context) takes, and why it takes no other.

@@ -52,7 +52,8 @@ fn kernels_say_which_takes_a_step_and_why_they_decline() {
             ContextProblem { cache: Some(ElementType::F32.into()), ..good },
             Declined::CacheType { dtype: ElementType::F16, cache: ElementType::F32 },
         ),
-        (ContextProblem { head_dim: 513, ..good }, Declined::HeadDim { head_dim: 513, limit: 512 }),
+        (ContextProblem { head_dim: 577, ..good }, Declined::HeadDim { head_dim: 577, limit: 576 }),
+        (ContextProblem { value_dim: 513, ..good }, Declined::ValueDim { value_dim: 513, limit: 512 }),
         (
             ContextProblem { dtype: ElementType::F32, cache: None, head_dim: 257, ..prompt },
             Declined::HeadDim { head_dim: 257, limit: 256 },
@@ -174,7 +175,7 @@ fn what_must_be_fast_is_fast_or_an_error() {
         error,
         AttentionError::NoFastPath {
             operation: "softmax_context",
-            reason: Declined::HeadDim { head_dim: 1024, limit: 512 }
+            reason: Declined::HeadDim { head_dim: 1024, limit: 576 }
         }
     );
 }

@@ -153,6 +153,7 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
     let fast = [
         "qkv_gemm",
         "softmax_context",
+        "latent_context",
         "masked_attention",
         "normalise_and_rotate",
         "context_gate",

@@ -23,6 +23,7 @@ mod gpu;
 #[cfg(feature = "autodiff")]
 mod gradients;
 mod kernels;
+mod latent;
 mod load;
 #[cfg(feature = "mpi")]
 mod mpi;

@@ -9,6 +9,7 @@ mod class;
 mod composite;
 mod data_file;
 mod decoder;
+mod deepseek;
 mod encoder;
 mod experts;
 pub mod families;
@@ -20,6 +21,7 @@ mod folder;
 mod hugging_face;
 mod int8;
 mod known;
+mod latent_names;
 mod layer_kinds;
 mod layer_paths;
 mod layer_types;
@@ -43,10 +45,12 @@ mod wrapper;
 mod write;
 
 pub use attention::{AttentionFiles, QkvSources};
+pub use deepseek::DeepSeekAttention;
 pub use files::Checkpoint;
 pub use float::{Float, Floats};
 pub use hugging_face::HuggingFaceConfig;
 pub use int8::BlockedInt8;
+pub use latent_names::LatentNames;
 pub use layout::{Head, Part, QkvLayout, whole};
 pub use names::{
     AttentionNames, HeadWeightNames, JointNames, NormNames, QkNormNames, QkvNames, ScaleNames, WeightNames,

@@ -2,11 +2,13 @@
 
 mod diffusion;
 mod json;
+mod latent;
 mod resolve;
 mod settings;
 mod values;
 
 pub use crate::data_type::{DataType, KvCacheType};
+pub use crate::latent::LatentSizes;
 pub use crate::position::{QueryFactor, RotarySections, SectionOrder};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
 pub use diffusion::{JointStreams, VaeBlock};

@@ -91,6 +91,7 @@ impl DeepSpeedInferenceConfig {
             ranks,
             training_ranks: self.training_mp_size,
             head_dim,
+            latent: None,
             scale: self.scale(layer_id, head_dim)?,
             softcap: self.softcap,
             causal: self.triangular_masking,
@@ -145,7 +146,7 @@ impl DeepSpeedInferenceConfig {
     }
 
     /// DeepSpeed multiplies queries and keys by the root of this factor each.
-    fn scale(&self, layer_id: usize, head_dim: usize) -> Result<f64, ConfigError> {
+    pub(super) fn scale(&self, layer_id: usize, head_dim: usize) -> Result<f64, ConfigError> {
         if let Some(factor) = self.score_factor {
             if !(factor.is_finite() && factor > 0.0) {
                 let (key, value) = ("score_factor", factor.to_string());

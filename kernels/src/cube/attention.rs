@@ -1,6 +1,6 @@
 //! The problem that [`decode`](super::decode) and [`prefill`](super::prefill) solve.
 
-use burn_deepspeed_core::path::LARGEST_CUBE_HEAD;
+use burn_deepspeed_core::path::{LARGEST_CUBE_HEAD, LARGEST_CUBE_VALUE};
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
@@ -24,9 +24,9 @@ pub struct Attention<'a, R: Runtime> {
     pub query: &'a TensorHandle<R>,
     /// `[B, K, capacity, H]`; query head `n` reads key head `n / (N / K)`. Only the keys of a row are read.
     pub key: CacheTensor<'a, R>,
-    /// `[B, K, capacity, H]`.
+    /// `[B, K, capacity, Hv]`; may be a part of the keys.
     pub value: CacheTensor<'a, R>,
-    /// `[B, N, T, H]`; every element is written.
+    /// `[B, N, T, Hv]`; every element is written.
     pub context: &'a TensorHandle<R>,
     /// Plain factor on QKᵀ.
     pub scale: f32,
@@ -54,9 +54,16 @@ pub(crate) struct AttentionSizes {
     pub kv_heads: usize,
     pub tokens: usize,
     pub head_dim: usize,
+    pub value_dim: usize,
 }
 
 impl AttentionSizes {
+    /// An error unless values have as many features as keys.
+    pub fn equal(&self) -> Result<(), Unsupported> {
+        let Self { head_dim, value_dim, .. } = *self;
+        if head_dim == value_dim { Ok(()) } else { Err(Unsupported::ValueDim { head_dim, value_dim }) }
+    }
+
     /// Query heads of one key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
@@ -64,7 +71,7 @@ impl AttentionSizes {
 
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.batch * self.heads * self.tokens * self.head_dim == 0
+        self.batch * self.heads * self.tokens * self.value_dim == 0
     }
 }
 
@@ -112,12 +119,15 @@ impl<'a, R: Runtime> Attention<'a, R> {
         if head_dim > LARGEST_CUBE_HEAD {
             return Err(Unsupported::HeadDim { head_dim, limit: LARGEST_CUBE_HEAD });
         }
-        if value_dim != head_dim {
+        if value_dim > LARGEST_CUBE_VALUE {
+            return Err(Unsupported::HeadDim { head_dim: value_dim, limit: LARGEST_CUBE_VALUE });
+        }
+        if head_dim == 0 && value_dim > 0 {
             return Err(Unsupported::ValueDim { head_dim, value_dim });
         }
         countable(product(&[batch, heads, tokens]))?;
         countable(self.keys)?;
-        let sizes = AttentionSizes { batch, heads, kv_heads, tokens, head_dim };
+        let sizes = AttentionSizes { batch, heads, kv_heads, tokens, head_dim, value_dim };
         Ok(CheckedAttention { query, key, value, context, sinks, masks, sizes })
     }
 }

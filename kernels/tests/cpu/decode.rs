@@ -43,6 +43,21 @@ fn every_window_agrees_with_plain_loops() {
 }
 
 #[test]
+fn values_may_have_another_size_than_keys() {
+    for [head_dim, value_dim] in [[40, 24], [24, 40], [7, 12], [192, 128]] {
+        let problem = Problem { value_dim, ..Problem::new([6, 2, 3, 333, head_dim], &[333, 41]) };
+        check(&problem);
+        check(&Problem { hidden_keys: true, ..problem });
+    }
+    for (head_dim, value_dim) in [(40, 24), (576, 512)] {
+        let latents =
+            Problem { value_dim, keys_are_values: true, ..Problem::new([5, 1, 3, 333, head_dim], &[333, 41]) };
+        check(&latents);
+        check(&Problem { hidden_pairs: true, ..latents });
+    }
+}
+
+#[test]
 fn every_head_size_agrees_with_plain_loops() {
     for head_dim in [1, 7, 8, 15, 16, 17, 36, 64, 128, 256, 512] {
         check(&Problem::new([3, 1, 2, 333, head_dim], &[333, 21]));

@@ -81,13 +81,13 @@ impl Tensors {
     /// The same with keys, or values, in int8; their f32 versions are replaced by the dequantised values.
     pub fn in_int8(mut self, problem: &Problem, [key, value]: [bool; 2]) -> Self {
         self.key_int8 = key.then(|| Int8::of(&mut self.key, problem.head_dim));
-        self.value_int8 = value.then(|| Int8::of(&mut self.value, problem.head_dim));
+        self.value_int8 = value.then(|| Int8::of(&mut self.value, problem.value_dim));
         self
     }
 
     /// The arguments of a kernel.
     pub fn attention<'a>(&'a self, problem: &'a Problem) -> Attention<'a> {
-        let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *problem;
+        let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *problem;
         Attention {
             batch,
             heads,
@@ -95,19 +95,23 @@ impl Tensors {
             tokens,
             capacity,
             head_dim,
-            value_dim: head_dim,
+            value_dim,
             query: Heads::dense(&self.query, heads, tokens, head_dim),
             key: cached(&self.key, &self.key_int8, [kv_heads, capacity, head_dim]),
-            value: cached(&self.value, &self.value_int8, [kv_heads, capacity, head_dim]),
+            value: match problem.keys_are_values {
+                true => cached(&self.key, &self.key_int8, [kv_heads, capacity, head_dim]),
+                false => cached(&self.value, &self.value_int8, [kv_heads, capacity, value_dim]),
+            },
             scale: problem.scale(),
             sinks: self.sinks.as_deref(),
             masks: self.masks(problem),
         }
     }
 
-    /// The result of a kernel, `[batch, tokens, heads, head_dim]`.
+    /// The result of a kernel, `[batch, tokens, heads, value_dim]`.
     pub fn solve(&self, problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) -> Vec<f32> {
-        let mut output = vec![f32::NAN; self.query.len()];
+        let Problem { batch, heads, tokens, value_dim, .. } = *problem;
+        let mut output = vec![f32::NAN; batch * tokens * heads * value_dim];
         kernel(&self.attention(problem), &mut output);
         output
     }
@@ -129,9 +133,12 @@ impl Tensors {
         }
     }
 
-    /// The result of plain loops, `[batch, tokens, heads, head_dim]`.
+    /// The result of plain loops, `[batch, tokens, heads, value_dim]`.
     pub fn expected(&self, problem: &Problem) -> Vec<f64> {
-        problem.solve(&self.query, &self.key, &self.value)
+        let Problem { head_dim, value_dim, .. } = *problem;
+        let first = |key: &[f32]| key.chunks(head_dim).flat_map(|key| &key[..value_dim]).copied().collect::<Vec<_>>();
+        let of_keys = problem.keys_are_values.then(|| first(&self.key));
+        problem.solve(&self.query, &self.key, of_keys.as_deref().unwrap_or(&self.value))
     }
 }
 

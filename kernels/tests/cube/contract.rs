@@ -135,10 +135,10 @@ fn attention_names_the_tensor_that_does_not_fit() {
     for answer in kernels(lab, Attention { query: &columns, ..fits }) {
         assert!(answer.is_err(), "{answer:?}");
     }
-    let wide = other(&[2, 2, 7, 16]);
-    let wide = Attention { value: CacheTensor::floats(&wide), context: &other(&[2, 4, 3, 16]), ..fits };
-    for answer in kernels(lab, wide) {
-        assert_eq!(answer, Err(Unsupported::ValueDim { head_dim: 8, value_dim: 16 }));
+    let long = other(&[2, 2, 7, 513]);
+    let long = Attention { value: CacheTensor::floats(&long), context: &other(&[2, 4, 3, 513]), ..fits };
+    for answer in kernels(lab, long) {
+        assert_eq!(answer, Err(Unsupported::HeadDim { head_dim: 513, limit: 512 }));
     }
     // Nothing was launched.
     assert!(lab.read(&tensors.context).iter().all(|value| value.is_nan()));

@@ -139,6 +139,31 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
     }
 }
 
+#[test]
+fn values_may_have_another_size_than_keys() {
+    let sizes = [[40, 24], [24, 40], [7, 12], [192, 128], [576, 512]];
+    for (at, [head_dim, value_dim]) in sizes.into_iter().enumerate() {
+        let problem = Problem { value_dim, ..Problem::new([6, 2, 3, 83, head_dim], &[70, 31]) };
+        for &element in Element::ALL {
+            check(&problem, element, true, [None, Some(3)][at % 2]);
+        }
+        let int8 = Problem { hidden_keys: true, ..problem };
+        check_int8(&int8, Element::F32, Int8::ALL[at % 3], at % 2 == 0, Some(2));
+    }
+}
+
+#[test]
+fn values_may_be_the_first_features_of_the_keys() {
+    for (head_dim, value_dim) in [(40, 24), (72, 64), (576, 512)] {
+        let latents =
+            Problem { value_dim, keys_are_values: true, ..Problem::new([5, 1, 2, 300, head_dim], &[300, 31]) };
+        check(&latents, Element::F32, true, Some(2));
+        check(&latents, Element::F16, true, None);
+        check_int8(&latents, Element::F16, Int8::BOTH, true, None);
+        check(&Problem { hidden_keys: true, hidden_pairs: true, ..latents }, Element::F32, true, None);
+    }
+}
+
 // Small problems with the least that makes each part of the kernel count; `scripts/mutants.py` runs them on kernels with mistakes.
 #[test]
 fn a_small_problem_agrees_with_plain_loops() {

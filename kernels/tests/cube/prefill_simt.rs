@@ -114,6 +114,20 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
     }
 }
 
+#[test]
+fn values_may_have_another_size_than_keys() {
+    for (at, [head_dim, value_dim]) in [[40, 24], [24, 40], [7, 12], [192, 128]].into_iter().enumerate() {
+        let problem = Problem { value_dim, ..Problem::new([6, 2, 37, 83, head_dim], &[70, 43]) };
+        for &element in Element::ALL {
+            check(&problem, element, true);
+        }
+        check_int8(&Problem { hidden_keys: true, ..problem }, Element::F32, Int8::ALL[at % 3], at % 2 == 0);
+    }
+    let latents = Problem { value_dim: 48, keys_are_values: true, ..Problem::new([3, 1, 19, 83, 56], &[70, 43]) };
+    check_int8(&latents, Element::F16, Int8::BOTH, true);
+    check(&Problem { hidden_pairs: true, ..latents }, Element::F32, true);
+}
+
 // Small problems with the least that makes each part of the kernel count; `scripts/mutants.py` runs them on kernels with mistakes.
 #[test]
 fn a_small_problem_agrees_with_plain_loops() {

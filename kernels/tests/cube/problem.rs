@@ -44,21 +44,35 @@ impl<R: Runtime> Side<R> {
     fn tensor(&self) -> CacheTensor<'_, R> {
         CacheTensor { elements: &self.elements, scales: self.scales.as_ref() }
     }
+
+    /// The first `features` of each head, in the same memory.
+    fn first(&self, features: usize) -> Self {
+        let size = self.elements.shape()[3];
+        let worth = self.worth.chunks(size).flat_map(|head| &head[..features]).copied().collect();
+        let of = |tensor: &Tensor<R>, shape: Vec<usize>| {
+            Tensor::new(tensor.handle.clone(), shape, tensor.strides().to_vec(), tensor.dtype)
+        };
+        let mut shape = self.elements.shape().to_vec();
+        shape[3] = features;
+        let scales = self.scales.as_ref().map(|scales| of(scales, scales.shape().to_vec()));
+        Self { worth, elements: of(&self.elements, shape), scales }
+    }
 }
 
 impl Problem {
     /// Keys (seed 2) or values (seed 3), their rows padded to a multiple of `pitch`. Where they are int8, a slot that no query may
     /// read holds elements like any other, and a scale of NaN.
     fn side<R: Runtime>(&self, lab: &Lab<R>, element: Element, int8: Int8, seed: u64, pitch: usize) -> Side<R> {
-        let Self { batch, kv_heads, capacity, head_dim, .. } = *self;
-        let shape = [batch, kv_heads, capacity, head_dim];
+        let Self { batch, kv_heads, capacity, .. } = *self;
+        let size = self.features(seed);
+        let shape = [batch, kv_heads, capacity, size];
         let mut worth = self.cache(|value| element.round(value), seed);
         if !(if seed == 2 { int8.keys } else { int8.values }) {
             let elements = lab.floats(&worth, &shape, element, pitch);
             return Side { worth, elements, scales: None };
         }
         let (mut elements, mut scales) = (Vec::new(), Vec::new());
-        for (at, features) in worth.chunks_mut(head_dim).enumerate() {
+        for (at, features) in worth.chunks_mut(size).enumerate() {
             let dead = features[0].is_nan();
             if int8.strange == Some(at % capacity) {
                 features[0] = f32::NAN;
@@ -119,10 +133,14 @@ impl Problem {
         int8: Int8,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
     ) -> (Vec<f32>, Vec<f64>, L) {
-        let Self { batch, heads, tokens, head_dim, .. } = *self;
+        let Self { batch, heads, tokens, head_dim, value_dim, .. } = *self;
         let query = self.query(|value| element.round(value));
-        let (key, value) = (self.side(lab, element, int8, 2, 64), self.side(lab, element, int8, 3, 16));
-        let context = lab.output(&[batch, tokens, heads * head_dim], element, 8);
+        let key = self.side(lab, element, int8, 2, 64);
+        let value = match self.keys_are_values {
+            true => key.first(value_dim),
+            false => self.side(lab, element, int8, 3, 16),
+        };
+        let context = lab.output(&[batch, tokens, heads * value_dim], element, 8);
         let sinks = self.sinks().map(|sinks| lab.floats(&sinks, &[heads], Element::F32, 1));
         let launched = launch(Attention {
             query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),

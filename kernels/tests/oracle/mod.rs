@@ -13,6 +13,10 @@ pub struct Problem {
     pub tokens: usize,
     pub capacity: usize,
     pub head_dim: usize,
+    /// Features of a value.
+    pub value_dim: usize,
+    /// Whether a value is the first features of its key.
+    pub keys_are_values: bool,
     /// Slot of the first query of each row.
     pub starts: Vec<usize>,
     /// Keys of each row.
@@ -42,6 +46,8 @@ impl Problem {
             tokens,
             capacity,
             head_dim,
+            value_dim: head_dim,
+            keys_are_values: false,
             starts: ends.iter().map(|end| end.saturating_sub(tokens)).collect(),
             ends: ends.to_vec(),
             causal: true,
@@ -76,15 +82,21 @@ impl Problem {
         query.into_iter().map(round).collect()
     }
 
+    /// Features of a key (seed 2) or of a value (seed 3).
+    pub fn features(&self, seed: u64) -> usize {
+        if seed == 2 { self.head_dim } else { self.value_dim }
+    }
+
     /// Keys (seed 2) or values (seed 3); NaN in every slot after the end of its row and in every hidden one.
     pub fn cache(&self, round: impl Fn(f32) -> f32, seed: u64) -> Vec<f32> {
-        let mut cache = noise(self.batch * self.kv_heads * self.capacity * self.head_dim, seed);
+        let size = self.features(seed);
+        let mut cache = noise(self.batch * self.kv_heads * self.capacity * size, seed);
         if self.slant != 0.0 && seed == 2 {
-            let first = cache.iter_mut().step_by(self.head_dim).enumerate();
+            let first = cache.iter_mut().step_by(size).enumerate();
             first.for_each(|(slot, value)| *value = (slot % self.capacity) as f32 / 16.0);
         }
         let hidden = self.hidden();
-        for (slot, features) in cache.chunks_mut(self.head_dim).enumerate() {
+        for (slot, features) in cache.chunks_mut(size).enumerate() {
             let (row, key) = (slot / self.capacity / self.kv_heads, slot % self.capacity);
             let dead = key >= self.ends[row] || self.hidden_keys && hidden[row * self.keys() + key];
             features.iter_mut().for_each(|value| *value = if dead { f32::NAN } else { round(*value) });
@@ -151,18 +163,18 @@ impl Problem {
         }
     }
 
-    /// `[B, N, T, H]` and caches to `[B, T, N·H]`.
+    /// `[B, N, T, H]` and caches to `[B, T, N·Hv]`.
     pub fn solve(&self, query: &[f32], key: &[f32], value: &[f32]) -> Vec<f64> {
-        let Self { batch, heads, kv_heads, tokens, capacity, head_dim, .. } = *self;
+        let Self { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *self;
         let (keys, hidden, pairs, biases) = (self.keys(), self.hidden(), self.pairs(), self.biases());
         let (slopes, positions, sinks) = (self.slopes(), self.positions(), self.sinks());
-        let mut context = vec![0.0; batch * tokens * heads * head_dim];
+        let mut context = vec![0.0; batch * tokens * heads * value_dim];
         for b in 0..batch {
             for n in 0..heads {
                 for t in 0..tokens {
                     let at = self.starts[b] + t;
                     let row = &query[((b * heads + n) * tokens + t) * head_dim..][..head_dim];
-                    let cache = |s: usize| ((b * kv_heads + n / (heads / kv_heads)) * capacity + s) * head_dim;
+                    let slot = |s: usize| (b * kv_heads + n / (heads / kv_heads)) * capacity + s;
                     let visible = |s: usize| {
                         s < self.ends[b]
                             && !(self.causal && s > at)
@@ -171,7 +183,7 @@ impl Problem {
                             && !(self.hidden_pairs && pairs[t * keys + s])
                     };
                     let score = |s: usize| {
-                        let features = &key[cache(s)..][..head_dim];
+                        let features = &key[slot(s) * head_dim..][..head_dim];
                         let dot: f64 = row.iter().zip(features).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum();
                         let mut score = dot * f64::from(self.scale());
                         if let Some(cap) = self.softcap {
@@ -199,10 +211,10 @@ impl Problem {
                     let scores = || seen.iter().map(|(_, score)| *score).chain(sink);
                     let largest = scores().fold(f64::NEG_INFINITY, f64::max);
                     let total: f64 = scores().map(|score| (score - largest).exp()).sum();
-                    let out = &mut context[((b * tokens + t) * heads + n) * head_dim..][..head_dim];
+                    let out = &mut context[((b * tokens + t) * heads + n) * value_dim..][..value_dim];
                     for (s, score) in seen {
                         let probability = (score - largest).exp() / total;
-                        let features = &value[cache(s)..][..head_dim];
+                        let features = &value[slot(s) * value_dim..][..value_dim];
                         out.iter_mut().zip(features).for_each(|(out, v)| *out += probability * f64::from(*v));
                     }
                 }

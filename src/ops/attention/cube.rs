@@ -1,7 +1,7 @@
 //! Attention on CubeCL kernels.
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{FloatDType, Tensor};
+use burn::tensor::{FloatDType, Shape, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use burn_deepspeed_kernels::cube::{
@@ -17,6 +17,7 @@ use crate::ops::cube::{
     CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, handle, kernel_accepts, masks,
     optional_handle, rows, rules,
 };
+use crate::ops::pad_transform;
 use crate::position::alibi;
 use burn_deepspeed_core::path::{ContextProblem, CubeKernel, Declined};
 
@@ -92,10 +93,11 @@ pub(crate) struct Launch<'a, R: CubeRuntime> {
 }
 
 impl<R: CubeRuntime> Launch<'_, R> {
-    /// Attends; returns `[B, T, N·H]`, with the heads of a token contiguous, as the output projection reads them.
+    /// Attends; returns `[B, T, N·Hv]`, with the heads of a token contiguous, as the output projection reads them.
     pub fn attend(self) -> CubeTensor<R> {
-        let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| self.query.meta.shape()[axis]);
-        let context = empty(self.query, [batch, tokens, heads * head_dim]);
+        let [batch, heads, tokens, _] = std::array::from_fn(|axis| self.query.meta.shape()[axis]);
+        let value_dim = self.value.elements.shape()[3];
+        let context = empty(self.query, [batch, tokens, heads * value_dim]);
         let client = &self.query.client;
         let machine = Machine::new(client);
         let problem = Problem {
@@ -121,7 +123,7 @@ impl<R: CubeRuntime> Launch<'_, R> {
     }
 }
 
-/// `[B, T, N·H]` as `[B, N, T, H]`, in the same memory.
+/// `[B, T, N·Hv]` as `[B, N, T, Hv]`, in the same memory.
 fn by_head<R: CubeRuntime>(packed: &CubeTensor<R>, heads: usize) -> TensorHandle<R> {
     let (shape, strides) = (packed.meta.shape(), packed.meta.strides());
     let head_dim = shape[2] / heads;
@@ -156,11 +158,17 @@ pub(crate) fn masked_attention<B: CubeDevice>(arguments: Attention<B>) -> Tensor
     };
     arguments.check();
     let Attention { query, key, value, scale, softcap, sinks, slopes, visibility, mask } = arguments;
+    // Tensor cores take values as long as keys: shorter ones end in zeros, which are cut off the result.
+    let (head_dim, value_dim) = (key.dims()[3], value.dims()[3]);
+    let value = match kernel {
+        CubeKernel::PrefillMma if value_dim < head_dim => pad_transform::cube::pad_transform(value, head_dim),
+        _ => value,
+    };
     let Visibility { causal, window, starts, ends } = &visibility;
     let rules = rules(*causal, *window, softcap, starts[0], ends[0]);
     let bounds = (starts.len() > 1).then(|| bounds_on_device(starts, ends, &device));
     let slopes = slopes.map(|slopes| alibi::on_device(slopes, &device));
-    from_float(B::run::<AttentionCall<()>>(AttentionCall {
+    let context: Tensor<B, 4> = from_float(B::run::<AttentionCall<()>>(AttentionCall {
         kernel,
         keys: key.dims()[2],
         query: float(query),
@@ -169,7 +177,8 @@ pub(crate) fn masked_attention<B: CubeDevice>(arguments: Attention<B>) -> Tensor
         scale: scale as f32,
         sinks: sinks.map(f32_vector),
         masks: masks(rules, bounds, &mask, slopes),
-    }))
+    }));
+    if context.dims()[3] > value_dim { context.narrow(3, 0, value_dim) } else { context }
 }
 
 impl CubeCall for AttentionCall<()> {
@@ -196,7 +205,8 @@ impl CubeCall for AttentionCall<()> {
     }
 
     fn announce(call: AttentionCall<TensorKind>) -> TensorKind {
-        call.query
+        let ((query, dtype), (value, _)) = (call.query, call.value);
+        (Shape::new([query[0], query[1], query[2], value[3]]), dtype)
     }
 
     fn launch<R: CubeRuntime>(call: AttentionCall<CubeTensor<R>>) -> CubeTensor<R> {

@@ -78,6 +78,7 @@ pub(super) fn plan<R: Runtime>(
         check_tensor_cores(client, machine, elements)?;
         check_tensor_cores(client, machine, weights)?;
     }
+    sizes.equal()?;
     let queries = sizes.group() * sizes.tokens;
     if queries < FEWEST_QUERIES {
         return Err(Unsupported::FewRows { rows: queries, least: FEWEST_QUERIES });

@@ -34,15 +34,15 @@ impl<'a, R: Runtime> Results<'a, R> {
         sizes: AttentionSizes,
         splits: usize,
     ) -> Result<Self, Unsupported> {
-        let AttentionSizes { batch, heads, tokens, head_dim, .. } = sizes;
+        let AttentionSizes { batch, heads, tokens, value_dim, .. } = sizes;
         let rows = batch * heads * tokens;
         // What the splits leave is counted in 32 bits, too.
-        countable(product(&[rows, splits, head_dim.max(2)]))?;
-        let rows_of_cube = (UNITS as usize / head_dim.next_power_of_two()).max(1);
+        countable(product(&[rows, splits, value_dim.max(2)]))?;
+        let rows_of_cube = (UNITS as usize / value_dim.next_power_of_two()).max(1);
         let cubes = machine.cubes([rows.div_ceil(rows_of_cube), 1, 1])?;
-        let units = machine.units((head_dim.next_power_of_two() * rows_of_cube) as u32);
+        let units = machine.units((value_dim.next_power_of_two() * rows_of_cube) as u32);
         let floats = |each: usize| client.empty(rows * splits * each * size_of::<f32>());
-        let partial = (splits > 1).then(|| floats(head_dim));
+        let partial = (splits > 1).then(|| floats(value_dim));
         Ok(Self { context, sinks, sizes, splits, partial, stats: floats(2), cubes, units })
     }
 
@@ -53,7 +53,7 @@ impl<'a, R: Runtime> Results<'a, R> {
     /// Where a split writes its context, and the type of that.
     pub fn output(&self) -> (ArrayArg<R>, StorageType) {
         match &self.partial {
-            Some(partial) => (self.floats(partial, self.sizes.head_dim), f32_type()),
+            Some(partial) => (self.floats(partial, self.sizes.value_dim), f32_type()),
             None => (array(self.context), self.context.dtype),
         }
     }
@@ -76,14 +76,14 @@ impl<'a, R: Runtime> Results<'a, R> {
     /// Adds the splits, if there are several.
     pub fn combine(self, client: &ComputeClient<R>) {
         let Some(partial) = &self.partial else { return };
-        let AttentionSizes { kv_heads, tokens, head_dim, .. } = self.sizes;
+        let AttentionSizes { kv_heads, tokens, value_dim, .. } = self.sizes;
         // SAFETY: the kernel checks its row against the number of rows and its feature against the head.
         unsafe {
             combine::launch_unchecked::<R>(
                 client,
                 self.cubes.clone(),
                 CubeDim::new_1d(self.units),
-                self.floats(partial, head_dim),
+                self.floats(partial, value_dim),
                 self.stats(),
                 array(self.context),
                 sinks::launch(self.sinks),
@@ -95,7 +95,7 @@ impl<'a, R: Runtime> Results<'a, R> {
                     self.splits as u32,
                     head_strides(self.context, 1),
                 ),
-                head_dim as u32,
+                value_dim as u32,
                 self.context.dtype,
             );
         }

@@ -3,6 +3,7 @@
 mod kernel;
 mod tile;
 
+use burn_deepspeed_core::divisor::gcd;
 use cubecl::prelude::*;
 
 use self::kernel::decode;
@@ -43,22 +44,24 @@ pub(super) fn attend<R: Runtime>(
     given: Option<usize>,
 ) -> Result<usize, Unsupported> {
     let (query, context) = (*query, *context);
-    let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = *sizes;
+    let AttentionSizes { batch, kv_heads, tokens, head_dim, value_dim, .. } = *sizes;
     if sizes.is_empty() {
         return Ok(given.unwrap_or(1).max(1));
     }
     let group = sizes.group();
 
-    let vector = vector_size(client, &[query, key.elements, value.elements], head_dim);
-    let vectors = head_dim / vector;
+    let unit = gcd(head_dim, value_dim);
+    let vector = vector_size(client, &[query, key.elements, value.elements], unit);
+    let (vectors, value_vectors) = (head_dim / vector, value_dim / vector);
+    let widest_row = vectors.max(value_vectors);
     let most = machine.units(UNITS);
     // Without plane operations a group of lanes may be any part of the cube.
     let widest = if machine.plane_operations { machine.plane_size } else { most.min(32) };
-    let lanes = (vectors.next_power_of_two() as u32).min(widest);
-    let per_lane = vectors.div_ceil(lanes as usize);
+    let lanes = (widest_row.next_power_of_two() as u32).min(widest);
+    let per_lane = widest_row.div_ceil(lanes as usize);
     let rows = rows_per_cube(group * tokens, per_lane * vector);
     // Every group of lanes has a result, maxima, sums and an exchange in shared memory, in f32.
-    let fitting = machine.shared_bytes / (4 * (head_dim + 2 * rows + lanes as usize));
+    let fitting = machine.shared_bytes / (4 * (value_dim + 2 * rows + lanes as usize));
     let units = if (most / lanes) as usize <= fitting { most } else { lanes << fitting.max(1).ilog2() };
     let tiles = (group * tokens).div_ceil(rows);
     let int8 = [key.is_int8(), value.is_int8()];
@@ -70,11 +73,15 @@ pub(super) fn attend<R: Runtime>(
     let tile = Tile {
         units,
         lanes,
-        per_lane: per_lane as u32,
+        per_lane: vectors.div_ceil(lanes as usize) as u32,
+        value_per_lane: value_vectors.div_ceil(lanes as usize) as u32,
         vectors: vectors as u32,
+        value_vectors: value_vectors as u32,
         rows: rows as u32,
         unroll,
-        runs: [key.elements, value.elements].iter().all(|part| (head_dim * part.dtype.size()).is_multiple_of(SECTOR)),
+        runs: [(key, head_dim), (value, value_dim)]
+            .iter()
+            .all(|(part, features)| (features * part.elements.dtype.size()).is_multiple_of(SECTOR)),
         whole: splits == 1,
         // Elements of int8 are finite, and a weight of 0 hides them.
         select: masks.differs_by_row(tokens) && !int8[1],

@@ -156,6 +156,7 @@ pub fn launch<R: Runtime>(
     let checked = problem.check("prefill::mma", client)?;
     let CheckedAttention { query, key, value, context, sinks, masks, sizes } = checked;
     let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
+    sizes.equal()?;
     check_head(head_dim)?;
     if sizes.is_empty() {
         return Ok(());

@@ -1,7 +1,11 @@
 //! The portable engine: products on ordinary arithmetic units, in f32.
 
+mod tile;
+
+use burn_deepspeed_core::divisor::gcd;
 use cubecl::prelude::*;
 
+use self::tile::{Tile, UNITS_Y, tile};
 use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::cached::Cached;
 use crate::cube::lanes::{lanes_max, lanes_sum, vector_sum};
@@ -10,51 +14,8 @@ use crate::cube::masks::{HIDDEN, Masks, Query};
 use crate::cube::sinks::{self, Sinks};
 use crate::cube::tensors::{HeadStrides, array, head_strides, vector_size};
 
-/// Units along the queries.
-const UNITS_Y: u32 = 8;
-/// Shared memory that a cube may take, in bytes: what every CUDA device grants without being asked.
-const SHARED_LIMIT: usize = 48 * 1024;
-/// Queries and keys of a unit, largest first.
-const PATCHES: [(u32, u32); 6] = [(4, 4), (4, 2), (2, 4), (2, 2), (2, 1), (1, 1)];
-/// Results that a unit may hold, in f32.
-const MOST_RESULTS: u32 = 64;
 /// Stored in place of the probability of a hidden pair.
 const LEFT_OUT: f32 = -1.0;
-
-/// What is compiled into the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Tile {
-    /// Units along the keys.
-    units_x: u32,
-    /// Queries of a unit.
-    queries: u32,
-    /// Keys of a unit.
-    keys: u32,
-    /// Vectors of a head.
-    vectors: u32,
-    /// Vectors of a result that a unit holds.
-    per_unit: u32,
-    /// Whether the queries may see different keys.
-    select: bool,
-    planes: bool,
-}
-
-impl Tile {
-    fn all_queries(&self) -> u32 {
-        self.queries * UNITS_Y
-    }
-
-    fn all_keys(&self) -> u32 {
-        self.keys * self.units_x
-    }
-
-    /// Bytes of shared memory: queries, keys, values, probabilities, and the exchange between lanes.
-    fn shared_bytes(&self, vector: usize, element: usize) -> usize {
-        let rows = self.all_queries() + 2 * self.all_keys();
-        let staged = rows as usize * (self.vectors as usize + 1) * vector * element;
-        staged + 4 * (self.all_queries() * (self.all_keys() + 1) + UNITS_Y * self.units_x) as usize
-    }
-}
 
 #[derive(CubeType, CubeLaunch)]
 struct Sizes {
@@ -82,12 +43,13 @@ pub fn launch<R: Runtime>(
     let scale = problem.scale;
     let CheckedAttention { query, key, value, context, sinks, masks, sizes } =
         problem.check("prefill::simt", client)?;
-    let AttentionSizes { batch, kv_heads, tokens, head_dim, .. } = sizes;
+    let AttentionSizes { batch, kv_heads, tokens, head_dim, value_dim, .. } = sizes;
     if sizes.is_empty() {
         return Ok(());
     }
-    let vector = vector_size(client, &[query, key.elements, value.elements, context], head_dim);
-    let tile = tile(machine, head_dim, vector, query.dtype.size(), masks.differs_by_row(tokens))?;
+    let unit = gcd(head_dim, value_dim);
+    let vector = vector_size(client, &[query, key.elements, value.elements, context], unit);
+    let tile = tile(machine, [head_dim, value_dim], vector, query.dtype.size(), masks.differs_by_row(tokens))?;
     let rows = sizes.group() * tokens;
     let tiles = rows.div_ceil(tile.all_queries() as usize);
     let cubes = machine.cubes([tiles, kv_heads, batch])?;
@@ -128,30 +90,6 @@ pub fn launch<R: Runtime>(
     Ok(())
 }
 
-/// The largest tile that fits into shared memory and registers, with fewer units along the keys where none fits with all.
-fn tile(machine: &Machine, head_dim: usize, vector: usize, element: usize, select: bool) -> Result<Tile, Unsupported> {
-    let widest = if machine.plane_operations { machine.plane_size.min(16) } else { 8 };
-    let vectors = (head_dim / vector) as u32;
-    let limit = machine.shared_bytes.min(SHARED_LIMIT);
-    let tile = |units_x: u32, (queries, keys): (u32, u32)| Tile {
-        units_x,
-        queries,
-        keys,
-        vectors,
-        per_unit: vectors.div_ceil(units_x),
-        select,
-        planes: machine.plane_operations,
-    };
-    let fits = |tile: &Tile| {
-        let results = tile.queries * tile.per_unit * vector as u32;
-        tile.shared_bytes(vector, element) <= limit && (results <= MOST_RESULTS || tile.queries == 1)
-    };
-    let widths = std::iter::successors(Some(widest), |width| (*width > 1).then_some(width / 2));
-    let mut tiles = widths.flat_map(|width| PATCHES.map(|patch| tile(width, patch)));
-    let smallest = tile(1, (1, 1)).shared_bytes(vector, element);
-    tiles.find(fits).ok_or(Unsupported::SharedMemory { needed: smallest, limit })
-}
-
 /// A tile of queries of one key head against all keys that one of them sees.
 ///
 /// Tile: `UNITS_Y` units along the queries, `units_x` along the keys. Queries stay in shared memory; keys and values
@@ -179,6 +117,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
     let tile_queries = comptime!(tile.all_queries());
     let tile_keys = comptime!(tile.all_keys());
     let row_vectors = comptime!(tile.vectors + 1);
+    let value_row = comptime!(tile.value_vectors + 1);
     let queries = comptime!(tile.queries as usize);
     let keys = comptime!(tile.keys as usize);
     let per_unit = comptime!(tile.per_unit as usize);
@@ -194,7 +133,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
 
     let mut shared_query = SharedMemory::<Vector<F, N>>::new(comptime!((tile_queries * row_vectors) as usize));
     let mut shared_key = SharedMemory::<Vector<F, N>>::new(comptime!((tile_keys * row_vectors) as usize));
-    let mut shared_value = SharedMemory::<Vector<F, N>>::new(comptime!((tile_keys * row_vectors) as usize));
+    let mut shared_value = SharedMemory::<Vector<F, N>>::new(comptime!((tile_keys * value_row) as usize));
     let mut shared_probability = SharedMemory::<f32>::new(comptime!((tile_queries * (tile_keys + 1)) as usize));
     let mut exchange = SharedMemory::<f32>::new(comptime!(units as usize));
 
@@ -241,23 +180,54 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
     let value_head = value.head(batch, kv_head);
     for base in range_stepped(begin, stop, tile_keys) {
         sync_cube();
-        for at in range_stepped(UNIT_POS, comptime!(tile_keys * tile.vectors), units) {
-            let slot = base + at / tile.vectors;
-            let part = at % tile.vectors;
-            let place = (at / tile.vectors * row_vectors + part) as usize;
-            let mut keep = slot < stop;
-            if keep {
-                keep = !masks.hides_key(batch, slot);
+        if comptime!(tile.vectors == tile.value_vectors) {
+            for at in range_stepped(UNIT_POS, comptime!(tile_keys * tile.vectors), units) {
+                let slot = base + at / tile.vectors;
+                let part = at % tile.vectors;
+                let place = (at / tile.vectors * row_vectors + part) as usize;
+                let mut keep = slot < stop;
+                if keep {
+                    keep = !masks.hides_key(batch, slot);
+                }
+                // Keys that no query sees are not read, whatever they hold.
+                let mut key_part = Vector::<F, N>::new(F::from_int(0));
+                let mut value_part = Vector::<F, N>::new(F::from_int(0));
+                if keep {
+                    key_part = key.features::<F, N>(key.part(key_head, slot, part), key.scale(key_head, slot));
+                    value_part =
+                        value.features::<F, N>(value.part(value_head, slot, part), value.scale(value_head, slot));
+                }
+                shared_key[place] = key_part;
+                shared_value[place] = value_part;
             }
-            // Keys that no query sees are not read, whatever they hold.
-            let mut key_part = Vector::<F, N>::new(F::from_int(0));
-            let mut value_part = Vector::<F, N>::new(F::from_int(0));
-            if keep {
-                key_part = key.features::<F, N>(key.part(key_head, slot, part), key.scale(key_head, slot));
-                value_part = value.features::<F, N>(value.part(value_head, slot, part), value.scale(value_head, slot));
+        } else {
+            for at in range_stepped(UNIT_POS, comptime!(tile_keys * tile.vectors), units) {
+                let slot = base + at / tile.vectors;
+                let part = at % tile.vectors;
+                let mut keep = slot < stop;
+                if keep {
+                    keep = !masks.hides_key(batch, slot);
+                }
+                let mut key_part = Vector::<F, N>::new(F::from_int(0));
+                if keep {
+                    key_part = key.features::<F, N>(key.part(key_head, slot, part), key.scale(key_head, slot));
+                }
+                shared_key[(at / tile.vectors * row_vectors + part) as usize] = key_part;
             }
-            shared_key[place] = key_part;
-            shared_value[place] = value_part;
+            for at in range_stepped(UNIT_POS, comptime!(tile_keys * tile.value_vectors), units) {
+                let slot = base + at / tile.value_vectors;
+                let part = at % tile.value_vectors;
+                let mut keep = slot < stop;
+                if keep {
+                    keep = !masks.hides_key(batch, slot);
+                }
+                let mut value_part = Vector::<F, N>::new(F::from_int(0));
+                if keep {
+                    value_part =
+                        value.features::<F, N>(value.part(value_head, slot, part), value.scale(value_head, slot));
+                }
+                shared_value[(at / tile.value_vectors * value_row + part) as usize] = value_part;
+            }
         }
         sync_cube();
 
@@ -334,8 +304,8 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
             let mut values = Array::<Vector<f32, N>>::new(per_unit);
             #[unroll]
             for p in 0..per_unit {
-                let part = min(x + p as u32 * tile.units_x, comptime!(tile.vectors - 1));
-                values[p] = Vector::cast_from(shared_value[(column * row_vectors + part) as usize]);
+                let part = min(x + p as u32 * tile.units_x, comptime!(tile.value_vectors - 1));
+                values[p] = Vector::cast_from(shared_value[(column * value_row + part) as usize]);
             }
             #[unroll]
             for q in 0..queries {
@@ -372,7 +342,7 @@ fn prefill<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size
             #[unroll]
             for p in 0..per_unit {
                 let part = x + p as u32 * tile.units_x;
-                if part < tile.vectors {
+                if part < tile.value_vectors {
                     context[(base + part) as usize] =
                         Vector::cast_from(result[q * per_unit + p] * Vector::<f32, N>::new(factor));
                 }

@@ -42,11 +42,12 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
 ) {
     let rows = comptime!(tile.rows as usize);
     let per_lane = comptime!(tile.per_lane as usize);
+    let value_per_lane = comptime!(tile.value_per_lane as usize);
     let unroll = comptime!(tile.unroll as usize);
     let slots = comptime!(tile.units / tile.lanes);
     let vector = query[0].size();
     let width = comptime!(vector as u32);
-    let head_dim = comptime!(tile.vectors * width);
+    let value_dim = comptime!(tile.value_vectors * width);
 
     let split = CUBE_POS_X % sizes.splits;
     let first_row = CUBE_POS_X / sizes.splits * tile.rows;
@@ -82,7 +83,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
 
     // The queries, and the range of all.
     let mut queries = Array::<Vector<f32, N>>::new(comptime!(rows * per_lane));
-    let mut result = Array::<Vector<f32, N>>::new(comptime!(rows * per_lane));
+    let mut result = Array::<Vector<f32, N>>::new(comptime!(rows * value_per_lane));
     let mut all_from = u32::MAX.runtime();
     let mut all_to = 0u32.runtime();
     #[unroll]
@@ -101,7 +102,10 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                 part = Vector::cast_from(query[(base + at) as usize]);
             }
             queries[r * per_lane + p] = part * Vector::<f32, N>::new(sizes.scale);
-            result[r * per_lane + p] = Vector::<f32, N>::new(0.0f32);
+        }
+        #[unroll]
+        for p in 0..value_per_lane {
+            result[r * value_per_lane + p] = Vector::<f32, N>::new(0.0f32);
         }
     }
 
@@ -115,7 +119,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     let key_head = key.head(batch, kv_head);
     let value_head = value.head(batch, kv_head);
     let mut keys = Array::<Vector<K, KN>>::new(comptime!(unroll * per_lane));
-    let mut values = Array::<Vector<V, VN>>::new(comptime!(unroll * per_lane));
+    let mut values = Array::<Vector<V, VN>>::new(comptime!(unroll * value_per_lane));
     let mut key_scales = Array::<f32>::new(comptime!(shares.keys as usize));
     let mut value_scales = Array::<f32>::new(comptime!(shares.keys as usize));
     let mut kept = Array::<u32>::new(comptime!(shares.keys as usize));
@@ -131,14 +135,33 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             if keep {
                 keep = !masks.hides_key(batch, at);
             }
-            #[unroll]
-            for p in 0..per_lane {
-                let part = lane + p as u32 * tile.lanes;
-                keys[u * per_lane + p] = Vector::<K, KN>::new(K::from_int(0));
-                values[u * per_lane + p] = Vector::<V, VN>::new(V::from_int(0));
-                if keep && part < tile.vectors {
-                    keys[u * per_lane + p] = key.part(key_head, at, part);
-                    values[u * per_lane + p] = value.part(value_head, at, part);
+            if comptime!(tile.vectors == tile.value_vectors) {
+                #[unroll]
+                for p in 0..per_lane {
+                    let part = lane + p as u32 * tile.lanes;
+                    keys[u * per_lane + p] = Vector::<K, KN>::new(K::from_int(0));
+                    values[u * per_lane + p] = Vector::<V, VN>::new(V::from_int(0));
+                    if keep && part < tile.vectors {
+                        keys[u * per_lane + p] = key.part(key_head, at, part);
+                        values[u * per_lane + p] = value.part(value_head, at, part);
+                    }
+                }
+            } else {
+                #[unroll]
+                for p in 0..per_lane {
+                    let part = lane + p as u32 * tile.lanes;
+                    keys[u * per_lane + p] = Vector::<K, KN>::new(K::from_int(0));
+                    if keep && part < tile.vectors {
+                        keys[u * per_lane + p] = key.part(key_head, at, part);
+                    }
+                }
+                #[unroll]
+                for p in 0..value_per_lane {
+                    let part = lane + p as u32 * tile.lanes;
+                    values[u * value_per_lane + p] = Vector::<V, VN>::new(V::from_int(0));
+                    if keep && part < tile.value_vectors {
+                        values[u * value_per_lane + p] = value.part(value_head, at, part);
+                    }
                 }
             }
         }
@@ -244,8 +267,8 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                 let holder = comptime!(r as u32 * tile.unroll / shares.held);
                 let factor = of_part(shrink[comptime!(r % shares.rows as usize)], lane, holder, tile);
                 #[unroll]
-                for p in 0..per_lane {
-                    result[r * per_lane + p] = result[r * per_lane + p] * Vector::<f32, N>::new(factor);
+                for p in 0..value_per_lane {
+                    result[r * value_per_lane + p] = result[r * value_per_lane + p] * Vector::<f32, N>::new(factor);
                 }
             }
         }
@@ -258,17 +281,17 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                 weights[r] = of_part(weight, lane, comptime!(at / shares.held), tile);
             }
             #[unroll]
-            for p in 0..per_lane {
-                let features = value.widen::<N>(values[u * per_lane + p]);
+            for p in 0..value_per_lane {
+                let features = value.widen::<N>(values[u * value_per_lane + p]);
                 #[unroll]
                 for r in 0..rows {
                     if comptime!(tile.select) {
                         // A value that this query does not see may be anything: it is left out, not multiplied by 0.
                         if weights[r] != UNSEEN {
-                            result[r * per_lane + p] += Vector::<f32, N>::new(weights[r]) * features;
+                            result[r * value_per_lane + p] += Vector::<f32, N>::new(weights[r]) * features;
                         }
                     } else {
-                        result[r * per_lane + p] += Vector::<f32, N>::new(weights[r]) * features;
+                        result[r * value_per_lane + p] += Vector::<f32, N>::new(weights[r]) * features;
                     }
                 }
             }
@@ -278,7 +301,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
     // The results of the groups are added.
     let mut group_largest = SharedMemory::<f32>::new(comptime!(slots as usize * rows));
     let mut group_total = SharedMemory::<f32>::new(comptime!(slots as usize * rows));
-    let mut group_result = SharedMemory::<f32>::new(comptime!((slots * head_dim) as usize));
+    let mut group_result = SharedMemory::<f32>::new(comptime!((slots * value_dim) as usize));
     #[unroll]
     for r in 0..comptime!(shares.rows as usize) {
         total[r] = row_sum(total[r], tile);
@@ -302,13 +325,13 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
         }
         let factor = (group_largest[slot as usize * rows + r] - cube_largest).exp();
         #[unroll]
-        for p in 0..per_lane {
+        for p in 0..value_per_lane {
             let part = lane + p as u32 * tile.lanes;
-            if part < tile.vectors {
-                let scaled = result[r * per_lane + p] * Vector::<f32, N>::new(factor);
+            if part < tile.value_vectors {
+                let scaled = result[r * value_per_lane + p] * Vector::<f32, N>::new(factor);
                 #[unroll]
                 for e in 0..vector {
-                    group_result[place(slot * tile.vectors + part, e as u32, width) as usize] = scaled[e];
+                    group_result[place(slot * tile.value_vectors + part, e as u32, width) as usize] = scaled[e];
                 }
             }
         }
@@ -318,10 +341,10 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
             let head = kv_head * sizes.group + row % sizes.group;
             let token = row / sizes.group;
             let divisor = sinks.join(cube_total, head, cube_largest, false);
-            for feature in range_stepped(UNIT_POS, head_dim, tile.units) {
+            for feature in range_stepped(UNIT_POS, value_dim, tile.units) {
                 let mut sum = 0.0f32.runtime();
                 for s in 0..slots {
-                    let part = s * tile.vectors + feature / width;
+                    let part = s * tile.value_vectors + feature / width;
                     sum += group_result[place(part, feature % width, width) as usize];
                 }
                 if comptime!(tile.whole) {
@@ -331,7 +354,7 @@ pub(super) fn decode<F: Float, K: Numeric, V: Numeric, O: Float, M: Int, E: Floa
                     output[at as usize] = O::cast_from(context);
                 } else {
                     let at = ((batch * CUBE_COUNT_Y + kv_head) * all_rows + row) * sizes.splits + split;
-                    output[(at * head_dim + feature) as usize] = O::cast_from(sum);
+                    output[(at * value_dim + feature) as usize] = O::cast_from(sum);
                 }
             }
             if UNIT_POS == 0 {

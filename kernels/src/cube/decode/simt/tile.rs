@@ -12,8 +12,12 @@ pub(super) struct Tile {
     pub lanes: u32,
     /// Vectors of a key that a lane holds.
     pub per_lane: u32,
+    /// Vectors of a value that a lane holds.
+    pub value_per_lane: u32,
     /// Vectors of a key.
     pub vectors: u32,
+    /// Vectors of a value.
+    pub value_vectors: u32,
     /// Queries of a cube, all of one key head.
     pub rows: u32,
     /// Keys that a group of lanes has in flight.
