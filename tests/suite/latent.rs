@@ -193,6 +193,7 @@ fn a_setting_that_latents_do_not_have_is_named() {
     let fails = |config: DeepSpeedInferenceConfig| config.resolve_latent(&sizes(), 0).unwrap_err();
     for (config, fact) in [
         (config().with_sinks(true), "sinks"),
+        (config().with_qkv_clip(Some(8.0)), "does not limit queries"),
         (config().with_num_kv(Some(1)), "num_kv"),
         (config().with_rotary(RotaryLayout::Half, 4), "qk_rope_head_dim"),
     ] {
