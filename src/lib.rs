@@ -38,6 +38,7 @@
 //! | you have | start with |
 //! | --- | --- |
 //! | a decoder or encoder | [`DeepSpeedSelfAttention`], built by [`AttentionInit::init_self_attention`] |
+//! | an encoder-decoder | the same, and [`DeepSpeedCrossAttention`], built by [`AttentionInit::init_cross_attention`] |
 //! | a BLOOM model | [`BloomSelfAttention`], built by [`AttentionInit::init_bloom`] |
 //! | a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
 //! | a Hugging Face checkpoint | [`load::HuggingFaceConfig`] and [`load::Checkpoint`] |
@@ -96,8 +97,8 @@ pub mod weight;
 mod zeros;
 
 pub use attention::{
-    AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
-    DeepSpeedSelfAttention, WantedOutputs,
+    AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, CrossCache, DeepSpeedCrossAttention,
+    DeepSpeedDiffusersAttention, DeepSpeedSelfAttention, LayerContext, WantedOutputs,
 };
 #[cfg(feature = "cpu")]
 pub use backend::CpuOps;

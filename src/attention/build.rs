@@ -9,7 +9,7 @@ use crate::config::{DataType, DeepSpeedInferenceConfig};
 use crate::element::{OfBackend, is_cubecl, require_int8};
 use crate::error::ConfigError;
 use crate::spec::AttentionSpec;
-use crate::weight::{Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
 
 /// A configuration that was checked against a backend.
 pub(super) struct Build<'a, B: Backend> {
@@ -58,8 +58,35 @@ impl<'a, B: Backend> Build<'a, B> {
     }
 
     fn qkv_weight(&self, input: usize, output: usize) -> Result<Weight<B>, ConfigError> {
+        self.part(input, output, self.config.qkv_bias)
+    }
+
+    /// A projection of the kind of QKV, with a bias or without.
+    fn part(&self, input: usize, output: usize, bias: bool) -> Result<Weight<B>, ConfigError> {
         let int8 = self.config.dtype == Some(DataType::Int8) || self.config.enable_qkv_quantization;
-        self.weight(input, output, self.config.qkv_bias, int8)
+        self.weight(input, output, bias, int8)
+    }
+
+    /// The projection of queries alone.
+    pub(super) fn query(&self) -> Result<Weight<B>, ConfigError> {
+        self.qkv_weight(self.spec.hidden_size, self.spec.query_width())
+    }
+
+    /// The projection of keys from `context` features.
+    pub(super) fn key(&self, context: usize) -> Result<Weight<B>, ConfigError> {
+        self.part(context, self.spec.kv_width(), self.config.qkv_bias && self.config.key_bias)
+    }
+
+    /// The projection of values from `context` features.
+    pub(super) fn value(&self, context: usize) -> Result<Weight<B>, ConfigError> {
+        self.qkv_weight(context, self.spec.kv_width())
+    }
+
+    /// The norm before the projections.
+    pub(super) fn norm(&self) -> Option<FusedNorm<B>> {
+        let norm =
+            |spec| FusedNorm::init(self.config.hidden_size, self.config.norm_bias, spec, self.dtype, self.device);
+        self.spec.norm.map(norm)
     }
 
     pub(super) fn fused(&self) -> Result<QkvWeight<B>, ConfigError> {
@@ -76,9 +103,9 @@ impl<'a, B: Backend> Build<'a, B> {
     /// Separate projections; the input of keys and values has `context` features.
     pub(super) fn separate(&self, context: usize) -> Result<QkvWeight<B>, ConfigError> {
         Ok(QkvWeight::Separate(SeparateQkv {
-            query: self.qkv_weight(self.spec.hidden_size, self.spec.query_width())?,
-            key: self.qkv_weight(context, self.spec.kv_width())?,
-            value: self.qkv_weight(context, self.spec.kv_width())?,
+            query: self.query()?,
+            key: self.key(context)?,
+            value: self.value(context)?,
         }))
     }
 

@@ -4,13 +4,15 @@ use burn::tensor::backend::Backend;
 
 use super::bloom::BloomSelfAttention;
 use super::build::Build;
+use super::cross::DeepSpeedCrossAttention;
 use super::diffusers::DeepSpeedDiffusersAttention;
 use super::self_attention::DeepSpeedSelfAttention;
 use crate::cache::KvCache;
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
-use crate::weight::{FusedNorm, QueryKeyNorm, Sinks};
+use crate::spec::AttentionSpec;
+use crate::weight::{QkvWeight, QueryKeyNorm, Sinks};
 
 mod sealed {
     pub trait Sealed {}
@@ -81,6 +83,18 @@ pub trait AttentionInit: sealed::Sealed {
         device: &B::Device,
     ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError>;
 
+    /// Builds the cross attention of a decoder layer, to a context of `context_dim` features. `triangular_masking` and `kv_cache_dtype`
+    /// are not read: every query sees the whole context, whose keys have the element type of the activations.
+    ///
+    /// # Errors
+    /// Those of [`init_diffusers_cross`](Self::init_diffusers_cross).
+    fn init_cross_attention<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedCrossAttention<B>, ConfigError>;
+
     /// Allocates a cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
     ///
     /// # Errors
@@ -134,10 +148,17 @@ impl AttentionInit for DeepSpeedInferenceConfig {
         layer_id: usize,
         device: &B::Device,
     ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
-        if context_dim == 0 {
-            return Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" });
-        }
+        check_context_dim(context_dim)?;
         diffusers(self, Some(context_dim), layer_id, device)
+    }
+
+    fn init_cross_attention<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedCrossAttention<B>, ConfigError> {
+        cross_attention(self, context_dim, layer_id, device)
     }
 
     fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {
@@ -155,11 +176,10 @@ fn cached_layers(config: &DeepSpeedInferenceConfig) -> Result<usize, ConfigError
 
 fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
     let config = build.config;
-    let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
-    let norm = build.spec.norm.map(norm);
     let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
     let query_key_norm = QueryKeyNorm::init(&build.spec, build.device);
     let (sinks, gate) = (Sinks::init(&build.spec, build.device), build.gate()?);
+    let norm = build.norm();
     Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)?, query_key_norm, sinks, gate })
 }
 
@@ -172,7 +192,39 @@ fn diffusers<B: Backend>(
     // The module has no norm, so neither its type nor its position matters.
     let config = config.clone().with_pre_layer_norm(false).with_triangular_masking(false);
     let build = Build::<B>::new(&config, layer_id, device)?;
-    let spec = &build.spec;
+    check_plain(&build.spec, "DeepSpeedDiffusersAttention")?;
+    let qkv = match context_dim {
+        Some(context) => build.separate(context)?,
+        None if config.set_empty_params => build.separate(config.hidden_size)?,
+        None => build.fused()?,
+    };
+    Ok(DeepSpeedDiffusersAttention { projections: build.projections(qkv)? })
+}
+
+fn cross_attention<B: Backend>(
+    config: &DeepSpeedInferenceConfig,
+    context_dim: usize,
+    layer_id: usize,
+    device: &B::Device,
+) -> Result<DeepSpeedCrossAttention<B>, ConfigError> {
+    check_context_dim(context_dim)?;
+    let config = config.clone().with_triangular_masking(false);
+    let build = Build::<B>::new(&config, layer_id, device)?;
+    check_plain(&build.spec, "DeepSpeedCrossAttention")?;
+    let (norm, query) = (build.norm(), build.query()?);
+    let (key, value) = (build.key(context_dim)?, build.value(context_dim)?);
+    Ok(DeepSpeedCrossAttention { norm, projections: build.projections(QkvWeight::Fused(query))?, key, value })
+}
+
+fn check_context_dim(context_dim: usize) -> Result<(), ConfigError> {
+    match context_dim {
+        0 => Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" }),
+        _ => Ok(()),
+    }
+}
+
+/// An error if the layer has something that attention to a context does not have.
+fn check_plain(spec: &AttentionSpec, module: &'static str) -> Result<(), ConfigError> {
     let position = spec.position != PositionEncoding::None;
     for (given, fact, remedy) in [
         (position, "it has no position encoding", "unset `rotary_dim` and `bigscience_bloom`"),
@@ -183,13 +235,8 @@ fn diffusers<B: Backend>(
         (spec.context_gate, "it has no gate on the context", "set `context_gate` to false"),
     ] {
         if given {
-            return Err(ConfigError::WrongModule { module: "DeepSpeedDiffusersAttention", fact, remedy });
+            return Err(ConfigError::WrongModule { module, fact, remedy });
         }
     }
-    let qkv = match context_dim {
-        Some(context) => build.separate(context)?,
-        None if config.set_empty_params => build.separate(config.hidden_size)?,
-        None => build.fused()?,
-    };
-    Ok(DeepSpeedDiffusersAttention { projections: build.projections(qkv)? })
+    Ok(())
 }

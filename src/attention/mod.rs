@@ -2,6 +2,8 @@
 
 mod bloom;
 mod build;
+mod context;
+mod cross;
 mod diffusers;
 mod init;
 mod outputs;
@@ -9,7 +11,9 @@ mod projections;
 mod self_attention;
 
 pub use bloom::BloomSelfAttention;
-pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
+pub use context::{ContextKeys, CrossCache, LayerContext};
+pub use cross::DeepSpeedCrossAttention;
+pub use diffusers::DeepSpeedDiffusersAttention;
 pub use init::AttentionInit;
 pub use outputs::{AttentionOutput, WantedOutputs};
 pub use self_attention::DeepSpeedSelfAttention;

@@ -10,12 +10,12 @@ use burn_deepspeed_core::checkpoint::{
 
 use super::parameters::{assembled, norm};
 use super::tensors::WriteTensors;
-use super::written::{write_head_weights, write_projections};
-use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
+use super::written::{write_head_weights, write_norm, write_projections};
+use crate::attention::{DeepSpeedCrossAttention, DeepSpeedDiffusersAttention, DeepSpeedSelfAttention};
 use crate::element::OfBackend;
 use crate::error::WeightError;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, QkvWeight, QueryKeyNorm, SeparateQkv, Sinks, Weight};
+use crate::weight::{FusedNorm, Matrix, QkvWeight, QueryKeyNorm, SeparateQkv, Sinks, Weight};
 
 impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// The module with the weights of a checkpoint: converted to its element type, in its layout, cut to the heads of its rank.
@@ -82,7 +82,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         let query_key_norm = reader.query_key_norm(files.1, self.query_key_norm())?;
         let sinks = reader.sinks(files.1)?;
         let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
-        let gate = self.gate().map(|module| reader.gate(files.1, module)).transpose()?;
+        let gate = self.gate().map(|module| reader.part(files.1, Part::Gate, module)).transpose()?;
         let projections = self.projections.with_weights(qkv, output);
         Ok(Self { norm, projections, query_key_norm, sinks, gate }.no_grad())
     }
@@ -124,12 +124,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the heads do not split over the ranks of
     /// [`QkvLayout::PerRank`](super::QkvLayout::PerRank).
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
-        if let Some(norm) = self.norm() {
-            let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-            let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
-            writer.tensor(&names.gamma, gamma)?;
-            norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))?;
-        }
+        write_norm(writer, names, self.norm())?;
         if let Some(norm) = self.query_key_norm() {
             let names = names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;
             write_head_weights(writer, &names.query, norm.query(), self.spec())?;
@@ -176,6 +171,55 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     }
 }
 
+impl<B: Backend> DeepSpeedCrossAttention<B> {
+    /// See [`DeepSpeedSelfAttention::load`].
+    ///
+    /// # Errors
+    /// A [`WeightError`] that names the tensor.
+    pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
+        let ranks = self.spec().training_ranks;
+        self.read((slice::from_ref(checkpoint), ranks), names)
+    }
+
+    /// See [`DeepSpeedSelfAttention::load_split`].
+    ///
+    /// # Errors
+    /// Those of [`DeepSpeedSelfAttention::load_split`].
+    pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
+        let files = split.files_of(self.spec().training_ranks)?;
+        self.read((files, 1), names)
+    }
+
+    fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
+        let reader = LayerReader::new(files.0, names, self.spec(), self.output())?;
+        let norm = self.norm().map(|module| reader.norm(module)).transpose()?;
+        let part = |part, module| reader.part(files.1, part, module);
+        let query = part(Part::Query, self.query())?;
+        let (key, value) = (part(Part::Key, &self.key)?, part(Part::Value, &self.value)?);
+        let output = reader.assembled(self.output(), &reader.files(files.1)?.output()?)?;
+        let projections = self.projections.with_weights(QkvWeight::Fused(query), output);
+        Ok(Self { norm, projections, key, value }.no_grad())
+    }
+
+    /// See [`DeepSpeedSelfAttention::write`].
+    ///
+    /// # Errors
+    /// Those of [`DeepSpeedSelfAttention::write`].
+    pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
+        write_norm(writer, names, self.norm())?;
+        let [query, key, value] = [self.query(), &self.key, &self.value].map(|weight| {
+            // A clone of a parameter that was never read draws other values.
+            match weight.stored() {
+                Matrix::Dense(matrix) => _ = matrix.values(),
+                Matrix::Int8(matrix) => _ = (matrix.elements(), matrix.scales()),
+            }
+            weight.clone()
+        });
+        let qkv = QkvWeight::Separate(SeparateQkv { query, key, value });
+        write_projections(writer, names, self.spec(), (&qkv, None, self.output()))
+    }
+}
+
 /// What is read for a layer: where from, and into which form.
 struct LayerReader<'a, B: Backend> {
     files: &'a [Checkpoint],
@@ -197,6 +241,11 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         Ok(Self { files, names, spec, dtype: spec.dtype.of_backend::<B>(&device)?, device })
     }
 
+    /// The files, of which each holds the parts of `concatenated` ranks one after the other.
+    fn files(&self, concatenated: usize) -> Result<AttentionFiles<'a>, WeightError> {
+        AttentionFiles::new(self.files, concatenated, self.names, self.spec)
+    }
+
     fn norm(&self, module: &FusedNorm<B>) -> Result<FusedNorm<B>, WeightError> {
         let names = self.names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
         norm(module, self.files, names, self.dtype, &self.device)
@@ -208,7 +257,7 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         concatenated: usize,
         module: Option<&QueryKeyNorm<B>>,
     ) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+        let files = self.files(concatenated)?;
         let Some(module) = module else { return files.refuse_norm_weights().map(|()| None) };
         let [query, key] = module.shapes();
         let weights = |part, shape| {
@@ -220,16 +269,16 @@ impl<'a, B: Backend> LayerReader<'a, B> {
 
     /// The sinks of the heads of the rank, if the layer has some.
     fn sinks(&self, concatenated: usize) -> Result<Option<Sinks<B>>, WeightError> {
-        let sinks = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.sinks()?;
+        let sinks = self.files(concatenated)?.sinks()?;
         let heads = sinks.len();
         let tensor = || Tensor::from_data(TensorData::new(sinks, [heads]), (&self.device, DType::F32));
         Ok(self.spec.sinks.then(|| Sinks::new(tensor())))
     }
 
-    /// The projection of the gate.
-    fn gate(&self, concatenated: usize, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
-        let sources = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.qkv()?;
-        self.assembled(module, &sources.projection(&[Part::Gate], &self.spec.shard, module.input_size()))
+    /// A part of the QKV projection, or that of the gate.
+    fn part(&self, concatenated: usize, part: Part, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        let sources = self.files(concatenated)?.qkv()?;
+        self.assembled(module, &sources.projection(&[part], &self.spec.shard, module.input_size()))
     }
 
     /// The projections, from files of which each holds the parts of `concatenated` ranks one after the other.
@@ -239,7 +288,7 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         qkv: &QkvWeight<B>,
         output: &Weight<B>,
     ) -> Result<(QkvWeight<B>, Weight<B>), WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+        let files = self.files(concatenated)?;
         Ok((self.qkv(&files.qkv()?, qkv)?, self.assembled(output, &files.output()?)?))
     }
 

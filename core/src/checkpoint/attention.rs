@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::slice;
 
 use super::files::Checkpoint;
 use super::float::Floats;
@@ -135,7 +136,12 @@ impl<'a> AttentionFiles<'a> {
                     for (part, names) in Part::ALL.into_iter().zip([query, key, value]) {
                         self.check_outputs(checkpoint, &names.matrix, of_part(part))?;
                         matrix(&names.matrix, &names.scales, part.heads(&shard));
-                        bias(&names.bias, part.heads(&shard));
+                        if part == Part::Key && !self.spec.key_bias {
+                            // In a fused projection these elements of the bias stay 0.
+                            replicated::refuse(slice::from_ref(checkpoint), &names.bias, "set `key_bias` to true")?;
+                        } else {
+                            bias(&names.bias, part.heads(&shard));
+                        }
                     }
                 }
                 QkvNames::SeparateWithGate { query, key, value } => {
