@@ -48,6 +48,7 @@ golden:
     python3 tests/golden/generate.py --out tests/golden/cases
     python3 tests/golden/generate_models.py --out tests/golden/models
     python3 tests/golden/generate_families.py --out tests/golden/families
+    python3 tests/golden/generate_seq2seq.py --out tests/golden/seq2seq
     python3 tests/golden/generate_positions.py
 
 # Trains the adder that `generate` runs without a model.

@@ -4,6 +4,7 @@ mod bloom;
 mod build;
 mod context;
 mod cross;
+mod cross_cache;
 mod diffusers;
 mod init;
 mod outputs;
@@ -11,8 +12,9 @@ mod projections;
 mod self_attention;
 
 pub use bloom::BloomSelfAttention;
-pub use context::{ContextKeys, CrossCache, LayerContext};
+pub use context::{ContextKeys, LayerContext};
 pub use cross::DeepSpeedCrossAttention;
+pub use cross_cache::CrossCache;
 pub use diffusers::DeepSpeedDiffusersAttention;
 pub use init::AttentionInit;
 pub use outputs::{AttentionOutput, WantedOutputs};

@@ -6,7 +6,7 @@ use std::slice;
 
 use super::files::Checkpoint;
 use super::float::Floats;
-use super::layout::{Head, Part, segments, shards};
+use super::layout::{Head, Part, segments, segments_of_bias, shards};
 use super::names::{AttentionNames, HeadWeightNames, QkvNames, ScaleNames};
 use super::parts::{BiasParts, ProjectionParts};
 use super::piece::{BiasPiece, Piece};
@@ -310,7 +310,7 @@ impl<'a> QkvSources<'a> {
             inputs: vec![Segment::whole(inputs)],
         });
         let heads: Vec<&[Head]> = self.biases.iter().map(|source| source.heads.as_slice()).collect();
-        let cuts = self.biases.iter().zip(segments(&wanted, &heads, head_dim));
+        let cuts = self.biases.iter().zip(segments_of_bias(&wanted, &heads, head_dim));
         let bias = cuts.filter(|(_, segments)| !segments.is_empty()).map(|(source, segments)| BiasPiece {
             checkpoint: source.checkpoint,
             name: source.name,
