@@ -51,6 +51,7 @@ golden:
     python3 tests/golden/generate_families.py --out tests/golden/families
     python3 tests/golden/generate_encoders.py --out tests/golden/encoders
     python3 tests/golden/generate_latent.py --out tests/golden/latent
+    python3 tests/golden/generate_seq2seq.py --out tests/golden/seq2seq
     python3 tests/golden/generate_positions.py
     python3 tests/golden/generate_chat.py --out tests/golden/chat.json
 

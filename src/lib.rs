@@ -38,6 +38,7 @@
 //! | you have | start with |
 //! | --- | --- |
 //! | a decoder or encoder | [`DeepSpeedSelfAttention`], built by [`AttentionInit::init_self_attention`] |
+//! | an encoder-decoder | the same, and [`DeepSpeedCrossAttention`], built by [`AttentionInit::init_cross_attention`] |
 //! | a BLOOM model | [`BloomSelfAttention`], built by [`AttentionInit::init_bloom`] |
 //! | a DeepSeek model | [`DeepSpeedLatentAttention`], built by [`AttentionInit::init_latent_attention`] |
 //! | a U-Net of a diffusion model | [`DeepSpeedDiffusersAttention`], built by [`AttentionInit::init_diffusers`] |
@@ -100,9 +101,9 @@ pub mod weight;
 mod zeros;
 
 pub use attention::{
-    AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, DeepSpeedDiffusersAttention,
-    DeepSpeedJointAttention, DeepSpeedLatentAttention, DeepSpeedSelfAttention, DeepSpeedVaeAttention, JointOutput,
-    JointStream, WantedOutputs,
+    AttentionInit, AttentionOutput, BloomSelfAttention, ContextKeys, CrossCache, DeepSpeedCrossAttention,
+    DeepSpeedDiffusersAttention, DeepSpeedJointAttention, DeepSpeedLatentAttention, DeepSpeedSelfAttention,
+    DeepSpeedVaeAttention, JointOutput, JointStream, LayerContext, WantedOutputs,
 };
 #[cfg(feature = "cpu")]
 pub use backend::CpuOps;

@@ -48,6 +48,8 @@ pub struct AttentionSpec {
     pub sinks: bool,
     /// Whether the context is multiplied by the sigmoid of a projection of the input.
     pub context_gate: bool,
+    /// Whether the bias of the QKV projection, if there is one, has a part for the keys.
+    pub key_bias: bool,
     /// Element type of weights and activations; `None` is the backend's default float.
     pub dtype: Option<DataType>,
     /// Element types of the cache.

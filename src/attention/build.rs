@@ -71,10 +71,34 @@ impl<'a, B: Backend> Build<'a, B> {
         self.input_weight(input, output, self.config.qkv_bias)
     }
 
-    /// A projection before attention.
+    /// A projection before attention, with a bias or without.
     fn input_weight(&self, input: usize, output: usize, bias: bool) -> Result<Weight<B>, ConfigError> {
         let int8 = self.config.dtype == Some(DataType::Int8) || self.config.enable_qkv_quantization;
         self.weight(input, output, bias, int8)
+    }
+
+    /// The projection of queries alone, from `inputs` features.
+    pub(super) fn query(&self, inputs: usize) -> Result<Weight<B>, ConfigError> {
+        self.qkv_weight(inputs, self.spec.query_width())
+    }
+
+    /// The projection of keys from `context` features.
+    pub(super) fn key(&self, context: usize) -> Result<Weight<B>, ConfigError> {
+        self.input_weight(context, self.spec.kv_width(), self.config.qkv_bias && self.config.key_bias)
+    }
+
+    /// The projection of values from `context` features.
+    pub(super) fn value(&self, context: usize) -> Result<Weight<B>, ConfigError> {
+        self.qkv_weight(context, self.spec.kv_width())
+    }
+
+    /// The norm before the projections.
+    pub(super) fn norm(&self) -> Option<FusedNorm<B>> {
+        self.spec.norm.map(|spec| self.norm_of(self.spec.hidden_size, spec))
+    }
+
+    fn norm_of(&self, features: usize, spec: NormSpec) -> FusedNorm<B> {
+        FusedNorm::init(features, self.config.norm_bias, spec, self.dtype, self.device)
     }
 
     pub(super) fn fused(&self) -> Result<QkvWeight<B>, ConfigError> {
@@ -87,14 +111,8 @@ impl<'a, B: Backend> Build<'a, B> {
 
     /// A stream of a joint attention: tokens of `inputs` features.
     pub(super) fn stream(&self, inputs: usize, has_output: bool) -> Result<JointStream<B>, ConfigError> {
-        let qkv = match self.config.set_empty_params {
-            true => QkvWeight::Separate(SeparateQkv {
-                query: self.qkv_weight(inputs, self.spec.query_width())?,
-                key: self.qkv_weight(inputs, self.spec.kv_width())?,
-                value: self.qkv_weight(inputs, self.spec.kv_width())?,
-            }),
-            false => self.fused_from(inputs)?,
-        };
+        let qkv =
+            if self.config.set_empty_params { self.separate_from(inputs, inputs)? } else { self.fused_from(inputs)? };
         let output = has_output.then(|| self.output(self.spec.query_width())).transpose()?;
         Ok(JointStream { qkv, query_key_norm: QueryKeyNorm::init(&self.spec, self.device), output })
     }
@@ -108,24 +126,24 @@ impl<'a, B: Backend> Build<'a, B> {
     /// The projection of the gate on the context, if the layer has one: of the type of the QKV projection, and with a bias if that has
     /// one.
     pub(super) fn gate(&self) -> Result<Option<Weight<B>>, ConfigError> {
-        let gate = || self.qkv_weight(self.spec.hidden_size, self.spec.query_width());
+        let gate = || self.query(self.spec.hidden_size);
         self.spec.context_gate.then(gate).transpose()
     }
 
     /// Separate projections; the input of keys and values has `context` features.
     pub(super) fn separate(&self, context: usize) -> Result<QkvWeight<B>, ConfigError> {
-        Ok(QkvWeight::Separate(SeparateQkv {
-            query: self.qkv_weight(self.spec.hidden_size, self.spec.query_width())?,
-            key: self.qkv_weight(context, self.spec.kv_width())?,
-            value: self.qkv_weight(context, self.spec.kv_width())?,
-        }))
+        self.separate_from(self.spec.hidden_size, context)
+    }
+
+    fn separate_from(&self, inputs: usize, context: usize) -> Result<QkvWeight<B>, ConfigError> {
+        let (query, key, value) = (self.query(inputs)?, self.key(context)?, self.value(context)?);
+        Ok(QkvWeight::Separate(SeparateQkv { query, key, value }))
     }
 
     /// Latent attention of these sizes.
     pub(super) fn latent(self, sizes: &LatentSizes) -> Result<DeepSpeedLatentAttention<B>, ConfigError> {
-        let (config, hidden, heads) = (self.config, self.spec.hidden_size, self.spec.heads());
-        let norm = |size, spec| FusedNorm::init(size, config.norm_bias, spec, self.dtype, self.device);
-        let latent_norm = |size| norm(size, NormSpec { rms: true, epsilon: sizes.norm_epsilon });
+        let (hidden, heads) = (self.spec.hidden_size, self.spec.heads());
+        let latent_norm = |size| self.norm_of(size, NormSpec { rms: true, epsilon: sizes.norm_epsilon });
         let latent = sizes.q_lora_rank.map(|rank| {
             let down = QkvWeight::Fused(self.qkv_weight(hidden, rank)?);
             Ok::<_, ConfigError>(QueryLatent { down, norm: latent_norm(rank) })
@@ -135,7 +153,7 @@ impl<'a, B: Backend> Build<'a, B> {
         let query = LatentQuery { latent: latent.transpose()?, up };
         let rows = QkvWeight::Fused(self.qkv_weight(hidden, sizes.row_dim())?);
         let up = self.weight(sizes.kv_lora_rank, heads * sizes.up_dim(), false, false)?;
-        let (norm, latent_norm) = (self.spec.norm.map(|spec| norm(hidden, spec)), latent_norm(sizes.kv_lora_rank));
+        let (norm, latent_norm) = (self.norm(), latent_norm(sizes.kv_lora_rank));
         let projections = self.projections_of(rows, heads * sizes.v_head_dim)?;
         Ok(DeepSpeedLatentAttention { norm, query, projections, latent_norm, up })
     }

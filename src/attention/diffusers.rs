@@ -5,13 +5,13 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
+use super::context::ContextKeys;
 use super::projections::{Projections, set_require_grad};
 use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
-use crate::ops::attention::Visibility;
-use crate::ops::softmax_context::{merge_heads, split, split_heads};
-use crate::ops::{Attention, ContextProblem, InferenceBackend, Operations, Plan};
+use crate::ops::softmax_context::{split, split_heads};
+use crate::ops::{ContextProblem, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, QkvWeight, SeparateQkv, Weight};
@@ -43,20 +43,6 @@ use crate::weight::{Int8Blocks, QkvWeight, SeparateQkv, Weight};
 #[derive(Module, Debug)]
 pub struct DeepSpeedDiffusersAttention<B: Backend> {
     pub(crate) projections: Projections<B>,
-}
-
-/// The keys and values of a context, `[B, K, S, H]` each. They stay valid until the context or the weights change.
-#[derive(Debug, Clone)]
-pub struct ContextKeys<B: Backend> {
-    key: Tensor<B, 4>,
-    value: Tensor<B, 4>,
-}
-
-impl<B: Backend> ContextKeys<B> {
-    /// Keys and values, `[B, K, S, H]` each.
-    pub fn tensors(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
-        (&self.key, &self.value)
-    }
 }
 
 impl<B: Backend> DeepSpeedDiffusersAttention<B> {
@@ -184,11 +170,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     pub fn context_keys(&self, context: Tensor<B, 3>) -> ContextKeys<B> {
         let projections = self.qkv().separate(self.spec().query_width());
         let SeparateQkv { key, value, .. } = projections.as_ref();
-        let [batch, tokens, _] = context.dims();
-        check_shape("context_keys", "context", &[batch, tokens, key.input_size()], &context.dims());
-        let linear = B::Ops::linear;
-        let heads = |projected| split(projected, self.spec().kv_heads());
-        ContextKeys { key: heads(linear(context.clone(), key)), value: heads(linear(context, value)) }
+        ContextKeys::project(context, [key, value], self.spec())
     }
 
     /// What goes into the output projection.
@@ -200,7 +182,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     }
 
     fn attend_to(&self, input: Tensor<B, 3>, keys: &ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
-        if let Some(context) = self.without_tokens(&input, keys.key.dims()[2], &mask) {
+        if let Some(context) = self.without_tokens(&input, keys.tokens(), &mask) {
             return context;
         }
         let linear = B::Ops::linear;
@@ -237,19 +219,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
     }
 
     fn attend(&self, query: Tensor<B, 4>, keys: ContextKeys<B>, mask: AttentionMask<B>) -> Tensor<B, 3> {
-        let visibility = Visibility::full(keys.key.dims()[2]);
-        let ContextKeys { key, value } = keys;
-        let AttentionSpec { scale, softcap, .. } = *self.spec();
-        merge_heads(B::Ops::masked_attention(Attention {
-            query,
-            key,
-            value,
-            scale,
-            softcap,
-            sinks: None,
-            slopes: None,
-            visibility,
-            mask,
-        }))
+        let ends = vec![keys.tokens()];
+        keys.attend(query, mask, ends, self.spec())
     }
 }

@@ -4,6 +4,7 @@ use burn::tensor::backend::Backend;
 
 use super::bloom::BloomSelfAttention;
 use super::build::Build;
+use super::cross::DeepSpeedCrossAttention;
 use super::diffusers::DeepSpeedDiffusersAttention;
 use super::joint::DeepSpeedJointAttention;
 use super::latent::DeepSpeedLatentAttention;
@@ -13,7 +14,7 @@ use crate::cache::KvCache;
 use crate::config::{DeepSpeedInferenceConfig, JointStreams, LatentSizes, VaeBlock};
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
-use crate::weight::{FusedNorm, GroupNorm, QueryKeyNorm, Sinks};
+use crate::weight::{GroupNorm, QkvWeight, QueryKeyNorm, Sinks};
 
 mod sealed {
     pub trait Sealed {}
@@ -109,6 +110,7 @@ pub trait AttentionInit: sealed::Sealed {
         layer_id: usize,
         device: &B::Device,
     ) -> Result<DeepSpeedVaeAttention<B>, ConfigError>;
+
     /// Builds latent attention (DeepSeek V2 and V3) for layer `layer_id`.
     ///
     /// # Errors
@@ -132,6 +134,18 @@ pub trait AttentionInit: sealed::Sealed {
         batch: usize,
         device: &B::Device,
     ) -> Result<KvCache<B>, ConfigError>;
+
+    /// Builds the cross attention of a decoder layer, to a context of `context_dim` features. `triangular_masking` and `kv_cache_dtype`
+    /// are not read: every query sees the whole context, whose keys have the element type of the activations.
+    ///
+    /// # Errors
+    /// Those of [`init_diffusers_cross`](Self::init_diffusers_cross).
+    fn init_cross_attention<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedCrossAttention<B>, ConfigError>;
 
     /// Allocates a cache for `batch` rows of `max_out_tokens` tokens in each of `num_hidden_layers` layers.
     ///
@@ -186,9 +200,7 @@ impl AttentionInit for DeepSpeedInferenceConfig {
         layer_id: usize,
         device: &B::Device,
     ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
-        if context_dim == 0 {
-            return Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" });
-        }
+        check_context_dim(context_dim)?;
         diffusers(self, Some(context_dim), layer_id, device)
     }
 
@@ -228,6 +240,15 @@ impl AttentionInit for DeepSpeedInferenceConfig {
         KvCache::new(&self.resolve_latent(sizes, 0)?, cached_layers(self)?, batch, device)
     }
 
+    fn init_cross_attention<B: Backend>(
+        &self,
+        context_dim: usize,
+        layer_id: usize,
+        device: &B::Device,
+    ) -> Result<DeepSpeedCrossAttention<B>, ConfigError> {
+        cross_attention(self, context_dim, layer_id, device)
+    }
+
     fn init_cache<B: Backend>(&self, batch: usize, device: &B::Device) -> Result<KvCache<B>, ConfigError> {
         KvCache::new(&self.resolve(0)?, cached_layers(self)?, batch, device)
     }
@@ -243,15 +264,14 @@ fn cached_layers(config: &DeepSpeedInferenceConfig) -> Result<usize, ConfigError
 
 fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
     let config = build.config;
-    let norm = |spec| FusedNorm::init(config.hidden_size, config.norm_bias, spec, build.dtype, build.device);
-    let norm = build.spec.norm.map(norm);
     let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
     let query_key_norm = QueryKeyNorm::init(&build.spec, build.device);
     let (sinks, gate) = (Sinks::init(&build.spec, build.device), build.gate()?);
+    let norm = build.norm();
     Ok(DeepSpeedSelfAttention { norm, projections: build.projections(qkv)?, query_key_norm, sinks, gate })
 }
 
-/// What a module for diffusion models does not have, of what a configuration may ask for.
+/// What a module for diffusion models, or one that attends to a context, does not have, of what a configuration may ask for.
 #[derive(Clone, Copy, PartialEq)]
 enum Lacks {
     /// Positions and a norm of queries and keys, among others.
@@ -268,7 +288,7 @@ fn for_diffusion(config: &DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig 
     config.clone().with_pre_layer_norm(false).with_triangular_masking(false)
 }
 
-fn check_diffusion<B: Backend>(build: &Build<'_, B>, module: &'static str, lacks: Lacks) -> Result<(), ConfigError> {
+fn check_settings<B: Backend>(build: &Build<'_, B>, module: &'static str, lacks: Lacks) -> Result<(), ConfigError> {
     let (spec, rotates) = (&build.spec, lacks == Lacks::Alibi);
     let position = match spec.position {
         PositionEncoding::None => false,
@@ -310,13 +330,35 @@ fn diffusers<B: Backend>(
 ) -> Result<DeepSpeedDiffusersAttention<B>, ConfigError> {
     let config = for_diffusion(config);
     let build = Build::<B>::new(&config, layer_id, device)?;
-    check_diffusion(&build, "DeepSpeedDiffusersAttention", Lacks::Positions)?;
+    check_settings(&build, "DeepSpeedDiffusersAttention", Lacks::Positions)?;
     let qkv = match context_dim {
         Some(context) => build.separate(context)?,
         None if config.set_empty_params => build.separate(config.hidden_size)?,
         None => build.fused()?,
     };
     Ok(DeepSpeedDiffusersAttention { projections: build.projections(qkv)? })
+}
+
+fn cross_attention<B: Backend>(
+    config: &DeepSpeedInferenceConfig,
+    context_dim: usize,
+    layer_id: usize,
+    device: &B::Device,
+) -> Result<DeepSpeedCrossAttention<B>, ConfigError> {
+    check_context_dim(context_dim)?;
+    let config = config.clone().with_triangular_masking(false);
+    let build = Build::<B>::new(&config, layer_id, device)?;
+    check_settings(&build, "DeepSpeedCrossAttention", Lacks::Positions)?;
+    let (norm, query) = (build.norm(), build.query(config.hidden_size)?);
+    let (key, value) = (build.key(context_dim)?, build.value(context_dim)?);
+    Ok(DeepSpeedCrossAttention { norm, projections: build.projections(QkvWeight::Fused(query))?, key, value })
+}
+
+fn check_context_dim(context_dim: usize) -> Result<(), ConfigError> {
+    match context_dim {
+        0 => Err(ConfigError::OutOfRange { key: "context_dim", value: "0".into(), limit: "at least 1" }),
+        _ => Ok(()),
+    }
 }
 
 fn joint<B: Backend>(
@@ -330,7 +372,7 @@ fn joint<B: Backend>(
     }
     let config = for_diffusion(config);
     let build = Build::<B>::new(&config, layer_id, device)?;
-    check_diffusion(&build, "DeepSpeedJointAttention", Lacks::Alibi)?;
+    check_settings(&build, "DeepSpeedJointAttention", Lacks::Alibi)?;
     let image = build.stream(config.hidden_size, streams.image_output)?;
     let text = streams.text.map(|features| build.stream(features, streams.text_output)).transpose()?;
     Ok(DeepSpeedJointAttention::new(image, text, streams.text_first, build.spec))
@@ -345,7 +387,7 @@ fn vae<B: Backend>(
     block.check(config.hidden_size)?;
     let config = for_diffusion(config);
     let build = Build::<B>::new(&config, layer_id, device)?;
-    check_diffusion(&build, "DeepSpeedVaeAttention", Lacks::DeferredBias)?;
+    check_settings(&build, "DeepSpeedVaeAttention", Lacks::DeferredBias)?;
     let norm = GroupNorm::init(config.hidden_size, block.groups, block.epsilon, build.dtype, device);
     let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
     Ok(DeepSpeedVaeAttention { norm, projections: build.projections(qkv)?, block })

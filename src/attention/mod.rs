@@ -3,6 +3,9 @@
 mod bloom;
 mod build;
 mod connection;
+mod context;
+mod cross;
+mod cross_cache;
 mod diffusers;
 mod init;
 mod joint;
@@ -13,7 +16,10 @@ mod self_attention;
 mod vae;
 
 pub use bloom::BloomSelfAttention;
-pub use diffusers::{ContextKeys, DeepSpeedDiffusersAttention};
+pub use context::{ContextKeys, LayerContext};
+pub use cross::DeepSpeedCrossAttention;
+pub use cross_cache::CrossCache;
+pub use diffusers::DeepSpeedDiffusersAttention;
 pub use init::AttentionInit;
 pub use joint::{DeepSpeedJointAttention, JointOutput, JointStream};
 pub(crate) use latent::fused;

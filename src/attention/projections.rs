@@ -64,6 +64,11 @@ impl<B: Backend> Projections<B> {
         }
     }
 
+    /// An error unless the sum over the ranks can be computed.
+    pub(super) fn check_sum(&self) -> Result<(), AttentionError> {
+        if self.spec.ranks.ranks() > 1 { self.link().map(|_| ()) } else { Ok(()) }
+    }
+
     /// `[B, T, N·H]` of zeros: the context of queries that see no keys.
     pub(super) fn no_context(&self, input: &Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, _] = input.dims();

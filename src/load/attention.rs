@@ -1,12 +1,10 @@
 //! Reads and writes self-attention.
 
-use std::slice;
-
 use burn::module::Module;
 use burn::tensor::backend::Backend;
-use burn_deepspeed_core::checkpoint::{AttentionNames, Checkpoint, CheckpointWriter, SplitCheckpoint};
+use burn_deepspeed_core::checkpoint::{AttentionNames, Checkpoint, CheckpointWriter, Part, SplitCheckpoint};
 
-use super::reader::LayerReader;
+use super::reader::{LayerFiles, LayerReader};
 use super::tensors::WriteTensors;
 use super::written::{write_head_weights, write_norm, write_projections};
 use crate::attention::DeepSpeedSelfAttention;
@@ -26,8 +24,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let ranks = self.spec().training_ranks;
-        self.read((slice::from_ref(checkpoint), ranks), names)
+        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
     }
 
     /// [`load`](Self::load), from the files of the ranks that wrote the checkpoint. The number of files need not be the number of
@@ -67,17 +64,16 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// A [`WeightError`] that names the tensor and the file; [`WeightError::FileCount`] if `training_mp_size` is above 1 and not
     /// the number of files; [`ConfigError::Ranks`](crate::ConfigError::Ranks) if that many ranks cannot have written these heads.
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let files = split.files_of(self.spec().training_ranks)?;
-        self.read((files, 1), names)
+        self.read(LayerFiles::split(split, self.spec())?, names)
     }
 
-    fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = LayerReader::new(files.0, names, self.spec(), &self.output().device())?;
+    fn read(self, files: LayerFiles<'_>, names: &AttentionNames) -> Result<Self, WeightError> {
+        let reader = LayerReader::new(files, names, self.spec(), &self.output().device())?;
         let norm = self.norm().map(|module| reader.norm(module)).transpose()?;
-        let query_key_norm = reader.query_key_norm(files.1, self.query_key_norm())?;
-        let sinks = reader.sinks(files.1)?;
-        let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
-        let gate = self.gate().map(|module| reader.gate(files.1, module)).transpose()?;
+        let query_key_norm = reader.query_key_norm(self.query_key_norm())?;
+        let sinks = reader.sinks()?;
+        let (qkv, output) = reader.projections(self.qkv(), self.output())?;
+        let gate = self.gate().map(|module| reader.part(Part::Gate, module)).transpose()?;
         let projections = self.projections.with_weights(qkv, output);
         Ok(Self { norm, projections, query_key_norm, sinks, gate }.no_grad())
     }

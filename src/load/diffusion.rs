@@ -1,12 +1,10 @@
 //! Reads and writes the attention of diffusion models.
 
-use std::slice;
-
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn_deepspeed_core::checkpoint::{AttentionNames, Checkpoint, CheckpointWriter, JointNames, SplitCheckpoint};
 
-use super::reader::LayerReader;
+use super::reader::{LayerFiles, LayerReader};
 use super::tensors::WriteTensors;
 use super::written::{write_head_weights, write_projections, write_qkv_and_output};
 use crate::attention::{DeepSpeedDiffusersAttention, DeepSpeedJointAttention, DeepSpeedVaeAttention, JointStream};
@@ -19,8 +17,7 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let ranks = self.spec().training_ranks;
-        self.read((slice::from_ref(checkpoint), ranks), names)
+        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
     }
 
     /// See [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
@@ -28,13 +25,12 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let files = split.files_of(self.spec().training_ranks)?;
-        self.read((files, 1), names)
+        self.read(LayerFiles::split(split, self.spec())?, names)
     }
 
-    fn read(self, files: (&[Checkpoint], usize), names: &AttentionNames) -> Result<Self, WeightError> {
-        let reader = LayerReader::new(files.0, names, self.spec(), &self.output().device())?;
-        let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
+    fn read(self, files: LayerFiles<'_>, names: &AttentionNames) -> Result<Self, WeightError> {
+        let reader = LayerReader::new(files, names, self.spec(), &self.output().device())?;
+        let (qkv, output) = reader.projections(self.qkv(), self.output())?;
         Ok(Self { projections: self.projections.with_weights(qkv, output) }.no_grad())
     }
 
@@ -53,8 +49,7 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &JointNames) -> Result<Self, WeightError> {
-        let ranks = self.spec().training_ranks;
-        self.read((slice::from_ref(checkpoint), ranks), names)
+        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
     }
 
     /// See [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
@@ -62,11 +57,10 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
     pub fn load_split(self, split: &SplitCheckpoint, names: &JointNames) -> Result<Self, WeightError> {
-        let files = split.files_of(self.spec().training_ranks)?;
-        self.read((files, 1), names)
+        self.read(LayerFiles::split(split, self.spec())?, names)
     }
 
-    fn read(self, files: (&[Checkpoint], usize), names: &JointNames) -> Result<Self, WeightError> {
+    fn read(self, files: LayerFiles<'_>, names: &JointNames) -> Result<Self, WeightError> {
         let image = self.image.read(files, &names.image, self.spec())?;
         let text = self.text.as_ref().map(|text| text.read(files, &names.text, self.spec())).transpose()?;
         Ok(self.with_streams(image, text).no_grad())
@@ -83,15 +77,10 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
 }
 
 impl<B: Backend> JointStream<B> {
-    fn read(
-        &self,
-        files: (&[Checkpoint], usize),
-        names: &AttentionNames,
-        spec: &AttentionSpec,
-    ) -> Result<Self, WeightError> {
-        let reader = LayerReader::new(files.0, names, spec, &self.qkv().first().device())?;
-        let query_key_norm = reader.query_key_norm(files.1, self.query_key_norm())?;
-        let (qkv, output) = reader.qkv_and_output(files.1, self.qkv(), self.output())?;
+    fn read(&self, files: LayerFiles<'_>, names: &AttentionNames, spec: &AttentionSpec) -> Result<Self, WeightError> {
+        let reader = LayerReader::new(files, names, spec, &self.qkv().first().device())?;
+        let query_key_norm = reader.query_key_norm(self.query_key_norm())?;
+        let (qkv, output) = reader.qkv_and_output(self.qkv(), self.output())?;
         Ok(Self { qkv, query_key_norm, output })
     }
 
@@ -116,10 +105,10 @@ impl<B: Backend> DeepSpeedVaeAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor; [`WeightError::NoNormNames`].
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        let files = (slice::from_ref(checkpoint), self.spec().training_ranks);
-        let reader = LayerReader::new(files.0, names, self.spec(), &self.output().device())?;
+        let files = LayerFiles::whole(checkpoint, self.spec());
+        let reader = LayerReader::new(files, names, self.spec(), &self.output().device())?;
         let norm = reader.group_norm(self.norm())?;
-        let (qkv, output) = reader.projections(files.1, self.qkv(), self.output())?;
+        let (qkv, output) = reader.projections(self.qkv(), self.output())?;
         Ok(Self { norm, projections: self.projections.with_weights(qkv, output), ..self }.no_grad())
     }
 

@@ -31,6 +31,7 @@
 //! Burn's own records are loaded and saved with Burn's recorders: the modules are ordinary Burn modules.
 
 mod attention;
+mod cross;
 mod diffusion;
 mod latent;
 mod parameters;

@@ -1,8 +1,10 @@
 //! Reads the parameters of one attention layer.
 
+use std::slice;
+
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::checkpoint::{
-    AttentionFiles, AttentionNames, Checkpoint, Part, ProjectionParts, QkvSources, replicated,
+    AttentionFiles, AttentionNames, Checkpoint, Part, ProjectionParts, SplitCheckpoint, replicated,
 };
 
 use super::parameters::{assembled, norm};
@@ -12,9 +14,29 @@ use crate::error::WeightError;
 use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, GroupNorm, QkvWeight, QueryKeyNorm, SeparateQkv, Sinks, Weight};
 
+/// The files of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct LayerFiles<'a> {
+    files: &'a [Checkpoint],
+    /// Ranks whose parts each file holds, one after the other.
+    concatenated: usize,
+}
+
+impl<'a> LayerFiles<'a> {
+    /// One file with all heads.
+    pub fn whole(checkpoint: &'a Checkpoint, spec: &AttentionSpec) -> Self {
+        Self { files: slice::from_ref(checkpoint), concatenated: spec.training_ranks }
+    }
+
+    /// A file for each rank of training.
+    pub fn split(split: &'a SplitCheckpoint, spec: &AttentionSpec) -> Result<Self, WeightError> {
+        Ok(Self { files: split.files_of(spec.training_ranks)?, concatenated: 1 })
+    }
+}
+
 /// What is read for a layer: where from, and into which form.
 pub(super) struct LayerReader<'a, B: Backend> {
-    files: &'a [Checkpoint],
+    files: LayerFiles<'a>,
     names: &'a AttentionNames,
     spec: &'a AttentionSpec,
     dtype: DType,
@@ -24,7 +46,7 @@ pub(super) struct LayerReader<'a, B: Backend> {
 impl<'a, B: Backend> LayerReader<'a, B> {
     /// Reads the layer onto this device.
     pub fn new(
-        files: &'a [Checkpoint],
+        files: LayerFiles<'a>,
         names: &'a AttentionNames,
         spec: &'a AttentionSpec,
         device: &B::Device,
@@ -32,18 +54,18 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         Ok(Self { files, names, spec, dtype: spec.dtype.of_backend::<B>(device)?, device: device.clone() })
     }
 
+    fn files(&self) -> Result<AttentionFiles<'a>, WeightError> {
+        AttentionFiles::new(self.files.files, self.files.concatenated, self.names, self.spec)
+    }
+
     pub fn norm(&self, module: &FusedNorm<B>) -> Result<FusedNorm<B>, WeightError> {
         let names = self.names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-        norm(module, self.files, names, self.dtype, &self.device)
+        norm(module, self.files.files, names, self.dtype, &self.device)
     }
 
     /// The weights of the norm of queries and keys, cut to the heads of the rank.
-    pub fn query_key_norm(
-        &self,
-        concatenated: usize,
-        module: Option<&QueryKeyNorm<B>>,
-    ) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
+    pub fn query_key_norm(&self, module: Option<&QueryKeyNorm<B>>) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
+        let files = self.files()?;
         let Some(module) = module else { return files.refuse_norm_weights().map(|()| None) };
         let [query, key] = module.shapes();
         let weights = |part, shape| {
@@ -54,40 +76,40 @@ impl<'a, B: Backend> LayerReader<'a, B> {
     }
 
     /// The sinks of the heads of the rank, if the layer has some.
-    pub fn sinks(&self, concatenated: usize) -> Result<Option<Sinks<B>>, WeightError> {
-        let sinks = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.sinks()?;
+    pub fn sinks(&self) -> Result<Option<Sinks<B>>, WeightError> {
+        let sinks = self.files()?.sinks()?;
         let heads = sinks.len();
         let tensor = || Tensor::from_data(TensorData::new(sinks, [heads]), (&self.device, DType::F32));
         Ok(self.spec.sinks.then(|| Sinks::new(tensor())))
     }
 
-    /// The projection of the gate.
-    pub fn gate(&self, concatenated: usize, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
-        let sources = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?.qkv()?;
-        self.assembled(module, &sources.projection(&[Part::Gate], &self.spec.shard, module.input_size()))
+    /// A part of the QKV projection, or that of the gate.
+    pub fn part(&self, part: Part, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        let sources = self.files()?.qkv()?;
+        self.assembled(module, &sources.projection(&[part], &self.spec.shard, module.input_size()))
     }
 
-    /// The projections, from files of which each holds the parts of `concatenated` ranks one after the other.
+    /// The output projection.
+    pub fn output(&self, module: &Weight<B>) -> Result<Weight<B>, WeightError> {
+        self.assembled(module, &self.files()?.output()?)
+    }
+
+    /// The QKV projection and the output projection.
     pub fn projections(
         &self,
-        concatenated: usize,
         qkv: &QkvWeight<B>,
         output: &Weight<B>,
     ) -> Result<(QkvWeight<B>, Weight<B>), WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
-        Ok((self.qkv(&files.qkv()?, qkv)?, self.assembled(output, &files.output()?)?))
+        Ok((self.qkv(qkv)?, self.output(output)?))
     }
 
     /// The QKV projection, and the output projection if there is one.
     pub fn qkv_and_output(
         &self,
-        concatenated: usize,
         qkv: &QkvWeight<B>,
         output: Option<&Weight<B>>,
     ) -> Result<(QkvWeight<B>, Option<Weight<B>>), WeightError> {
-        let files = AttentionFiles::new(self.files, concatenated, self.names, self.spec)?;
-        let output = output.map(|output| self.assembled(output, &files.output()?)).transpose()?;
-        Ok((self.qkv(&files.qkv()?, qkv)?, output))
+        Ok((self.qkv(qkv)?, output.map(|output| self.output(output)).transpose()?))
     }
 
     /// The norm of groups of channels.
@@ -95,13 +117,14 @@ impl<'a, B: Backend> LayerReader<'a, B> {
         let names = self.names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
         let channels = module.channels();
         let vector = |name: &str| {
-            let values = replicated::vector(self.files, name, channels, element_type(self.dtype))?;
+            let values = replicated::vector(self.files.files, name, channels, element_type(self.dtype))?;
             Ok::<_, WeightError>(of_floats(values, [channels], self.dtype, &self.device))
         };
         Ok(GroupNorm::new(vector(&names.gamma)?, vector(&names.beta)?, module.groups(), module.epsilon()))
     }
 
-    fn qkv(&self, sources: &QkvSources<'_>, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
+    fn qkv(&self, module: &QkvWeight<B>) -> Result<QkvWeight<B>, WeightError> {
+        let sources = self.files()?.qkv()?;
         let read = |parts: &[Part], module: &Weight<B>| {
             self.assembled(module, &sources.projection(parts, &self.spec.shard, module.input_size()))
         };

@@ -47,6 +47,19 @@ pub(super) fn write_head_weights<B: Backend>(
     }
 }
 
+/// Writes the norm before the projections, if there is one.
+pub(super) fn write_norm<B: Backend>(
+    writer: &mut CheckpointWriter,
+    names: &AttentionNames,
+    norm: Option<&FusedNorm<B>>,
+) -> Result<(), WeightError> {
+    let Some(norm) = norm else { return Ok(()) };
+    let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
+    let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
+    writer.tensor(&names.gamma, gamma)?;
+    norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))
+}
+
 /// Writes the projections of a layer.
 pub(super) fn write_projections<B: Backend>(
     writer: &mut CheckpointWriter,
@@ -117,10 +130,15 @@ fn write_qkv<B: Backend>(
         }
         QkvNames::Separate { query, key, value } => {
             let own = qkv.separate(width);
-            for (names, weight) in [(query, &own.query), (key, &own.key), (value, &own.value)] {
+            for (names, weight) in [(query, &own.query), (value, &own.value)] {
                 write_weight(writer, names, orientation, (&[weight], &in_order(&[weight])))?;
             }
-            Ok(())
+            let (keys, outputs) = (&[&own.key][..], in_order(&[&own.key]));
+            match spec.key_bias {
+                true => write_weight(writer, key, orientation, (keys, &outputs)),
+                // In a fused projection these elements of the bias are 0.
+                false => write_matrix(writer, &key.matrix, &key.scales, orientation, (keys, &outputs)),
+            }
         }
         QkvNames::SeparateWithFusedBias { query, key, value, bias } => {
             let own = qkv.separate(width);

@@ -4,7 +4,9 @@ pub mod alibi;
 pub(crate) mod factor;
 pub mod rotary;
 
-pub use burn_deepspeed_core::position::{PositionEncoding, Positions, QueryFactor, RotarySections, SectionOrder};
+pub use burn_deepspeed_core::position::{
+    PositionEncoding, Positions, QueryFactor, RelativeBuckets, RotarySections, SectionOrder,
+};
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 

@@ -1,4 +1,4 @@
-//! The parameters of attention: projections whose matrix is dense or int8, and norms.
+//! The parameters of attention: projections whose matrix is dense or int8, norms, and biases of scores.
 
 mod dense;
 mod group_norm;
@@ -8,6 +8,7 @@ mod param;
 mod projection;
 mod qkv;
 mod query_key_norm;
+mod relative_bias;
 mod sinks;
 
 pub use burn_deepspeed_core::layout::Orientation;
@@ -18,4 +19,5 @@ pub use norm::FusedNorm;
 pub use projection::{Matrix, Weight};
 pub use qkv::{QkvWeight, SeparateQkv};
 pub use query_key_norm::QueryKeyNorm;
+pub use relative_bias::RelativeBias;
 pub use sinks::Sinks;

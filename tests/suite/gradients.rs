@@ -5,8 +5,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Tensor};
 use burn_autodiff::Autodiff;
 use burn_deepspeed::{
-    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, JointStreams, Positions, QkNorm, QkNormKind,
-    QkNormWeights, QueryFactor, RotaryLayout, VaeBlock,
+    AttentionInit, AttentionMask, CrossCache, DataType, DeepSpeedInferenceConfig, JointStreams, Positions, QkNorm,
+    QkNormKind, QkNormWeights, QueryFactor, RotaryLayout, VaeBlock,
 };
 
 use crate::attention::{llama, randomised};
@@ -142,6 +142,18 @@ fn diffusers_attention_is_differentiable() {
     });
     check(config.init_diffusers_cross::<B>(12, 0, &Default::default()).unwrap(), [1, 7, 40], |module, input| {
         module.forward(input, Some(seeded([1, 3, 12], 9)), AttentionMask::none()).unwrap()
+    });
+}
+
+/// The context comes from the input, so its gradient goes through the keys and values, and through beams.
+#[test]
+fn cross_attention_is_differentiable() {
+    let config = llama().with_rotary_dim(None);
+    check(config.init_cross_attention::<B>(24, 0, &Default::default()).unwrap(), [2, 5, 48], |module, input| {
+        let context = input.clone().narrow(2, 10, 24);
+        let mut cache = CrossCache::new([module], context, &[5, 3]).unwrap();
+        cache.reorder(&[1, 0]).unwrap();
+        module.forward(input, AttentionMask::none(), cache.layer(0).unwrap()).unwrap()
     });
 }
 

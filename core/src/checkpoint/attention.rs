@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::slice;
 
 use super::files::Checkpoint;
 use super::float::Floats;
-use super::layout::{Head, Part, segments, shards};
+use super::layout::{Head, Part, segments, segments_of_bias, shards};
 use super::names::{AttentionNames, HeadWeightNames, QkvNames, ScaleNames};
 use super::parts::{BiasParts, ProjectionParts};
 use super::piece::{BiasPiece, Piece};
@@ -135,7 +136,12 @@ impl<'a> AttentionFiles<'a> {
                     for (part, names) in Part::ALL.into_iter().zip([query, key, value]) {
                         self.check_outputs(checkpoint, &names.matrix, of_part(part))?;
                         matrix(&names.matrix, &names.scales, part.heads(&shard));
-                        bias(&names.bias, part.heads(&shard));
+                        if part == Part::Key && !self.spec.key_bias {
+                            // In a fused projection these elements of the bias stay 0.
+                            replicated::refuse(slice::from_ref(checkpoint), &names.bias, "set `key_bias` to true")?;
+                        } else {
+                            bias(&names.bias, part.heads(&shard));
+                        }
                     }
                 }
                 QkvNames::SeparateWithGate { query, key, value } => {
@@ -304,7 +310,7 @@ impl<'a> QkvSources<'a> {
             inputs: vec![Segment::whole(inputs)],
         });
         let heads: Vec<&[Head]> = self.biases.iter().map(|source| source.heads.as_slice()).collect();
-        let cuts = self.biases.iter().zip(segments(&wanted, &heads, head_dim));
+        let cuts = self.biases.iter().zip(segments_of_bias(&wanted, &heads, head_dim));
         let bias = cuts.filter(|(_, segments)| !segments.is_empty()).map(|(source, segments)| BiasPiece {
             checkpoint: source.checkpoint,
             name: source.name,

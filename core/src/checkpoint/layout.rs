@@ -162,8 +162,22 @@ fn find(head: &Head, sources: &[&[Head]]) -> (usize, usize) {
 
 /// For each source, where the features of its heads go if those of `wanted` are contiguous.
 pub(super) fn segments(wanted: &[Head], sources: &[&[Head]], head_dim: usize) -> Vec<Vec<Segment>> {
+    segments_at(wanted.iter().enumerate(), sources, head_dim)
+}
+
+/// The same for a bias, in which keys that no source has leave a gap.
+pub(super) fn segments_of_bias(wanted: &[Head], sources: &[&[Head]], head_dim: usize) -> Vec<Vec<Segment>> {
+    let has = |head: &Head| head.part != Part::Key || sources.iter().any(|source| source.contains(head));
+    segments_at(wanted.iter().enumerate().filter(|(_, head)| has(head)), sources, head_dim)
+}
+
+fn segments_at<'a>(
+    wanted: impl Iterator<Item = (usize, &'a Head)>,
+    sources: &[&[Head]],
+    head_dim: usize,
+) -> Vec<Vec<Segment>> {
     let mut found: Vec<Vec<Segment>> = vec![Vec::new(); sources.len()];
-    for (to, head) in wanted.iter().enumerate() {
+    for (to, head) in wanted {
         let (source, from) = find(head, sources);
         found[source].push(Segment { from: from * head_dim, len: head_dim, to: to * head_dim });
     }

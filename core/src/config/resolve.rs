@@ -105,6 +105,7 @@ impl DeepSpeedInferenceConfig {
             qkv_clip: self.qkv_clip,
             sinks: self.sinks,
             context_gate: self.context_gate,
+            key_bias: self.key_bias,
             dtype: self.dtype,
             kv_cache_dtype: self.kv_cache_dtype,
             max_out_tokens: self.max_out_tokens,

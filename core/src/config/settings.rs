@@ -198,6 +198,8 @@ settings! {
         alibi_factor [with_alibi_factor]: f64 = 1.0;
         /// *Extension.* Whether the QKV projection has a bias, and that of the gate if there is one.
         qkv_bias [with_qkv_bias]: bool = true;
+        /// *Extension.* Whether the bias of the QKV projection has a part for the keys (Whisper has none).
+        key_bias [with_key_bias]: bool = true;
         /// *Extension.* Whether the output projection has a bias.
         output_bias [with_output_bias]: bool = true;
         /// *Extension.* Whether a LayerNorm has a bias (an RMSNorm has none).

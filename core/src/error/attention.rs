@@ -98,6 +98,50 @@ pub enum AttentionError {
         "the keys and values of this layer were lost when an earlier write into the cache panicked; build a new cache"
     )]
     CacheLost,
+    /// The rows of a context and those of the input of cross attention differ in number. Nothing was computed.
+    #[error(
+        "the context has {context} rows and the input {input}; build the context from the batch of the input, or bring its \
+         rows into the order of the input with `CrossCache::reorder`"
+    )]
+    ContextRows {
+        /// Rows of the context.
+        context: usize,
+        /// Rows of the input.
+        input: usize,
+    },
+    /// The context has another number of features than a layer projects to keys and values. Nothing was computed.
+    #[error(
+        "the context has {actual} features and the keys of layer {layer} are projected from {expected}; give the output of \
+         the encoder that the layer was built for, or another `context_dim`"
+    )]
+    ContextWidth {
+        /// The layer.
+        layer: usize,
+        /// Features that the layer reads.
+        expected: usize,
+        /// Features of the context.
+        actual: usize,
+    },
+    /// A row of a context is said to be longer than the context. Nothing was computed.
+    #[error("row {row} of the context is given {length} tokens and the context holds {tokens}; give at most {tokens}")]
+    ContextLength {
+        /// The row.
+        row: usize,
+        /// Its length.
+        length: usize,
+        /// Tokens of the context, padding included.
+        tokens: usize,
+    },
+    /// A layer that the context was not built for.
+    #[error(
+        "the context was built for {layers} layers, and layer {layer} was asked for; build it from all layers of the model"
+    )]
+    NoSuchLayer {
+        /// The layer, counted from 0.
+        layer: usize,
+        /// Layers of the context.
+        layers: usize,
+    },
     /// Position ids that cannot be used.
     #[error("position ids {problem}")]
     Positions {
