@@ -149,15 +149,14 @@ impl Problem {
         rows.map(|row| row.iter().position(|hidden| !hidden).unwrap_or(row.len())).collect()
     }
 
-    /// Whether the window of a query at slot `at` has slot `s`.
-    fn in_window(&self, row: usize, at: usize, s: usize) -> bool {
+    /// Whether the window of a query at slot `at` has slot `s`; the first token of the row is in slot `origin`.
+    fn in_window(&self, origin: usize, at: usize, s: usize) -> bool {
         match self.window {
             None => true,
             Some(Window::Back(keys)) => s + keys > at,
             Some(Window::Around(reach)) => s.abs_diff(at) <= reach,
             Some(Window::Chunk(size)) => {
-                let origin = if self.hidden_keys { self.origins()[row] as i128 } else { 0 };
-                let chunk = |slot: usize| (slot as i128 - origin).div_euclid(size as i128);
+                let chunk = |slot: usize| (slot as i128 - origin as i128).div_euclid(size as i128);
                 chunk(s) == chunk(at)
             }
         }
@@ -169,6 +168,7 @@ impl Problem {
         let (keys, hidden, pairs, biases) = (self.keys(), self.hidden(), self.pairs(), self.biases());
         let (slopes, positions, sinks) = (self.slopes(), self.positions(), self.sinks());
         let mut context = vec![0.0; batch * tokens * heads * value_dim];
+        let origins = if self.hidden_keys { self.origins() } else { vec![0; batch] };
         for b in 0..batch {
             for n in 0..heads {
                 for t in 0..tokens {
@@ -176,9 +176,8 @@ impl Problem {
                     let row = &query[((b * heads + n) * tokens + t) * head_dim..][..head_dim];
                     let slot = |s: usize| (b * kv_heads + n / (heads / kv_heads)) * capacity + s;
                     let visible = |s: usize| {
-                        s < self.ends[b]
-                            && !(self.causal && s > at)
-                            && self.in_window(b, at, s)
+                        !(self.causal && s > at)
+                            && self.in_window(origins[b], at, s)
                             && !(self.hidden_keys && hidden[b * keys + s])
                             && !(self.hidden_pairs && pairs[t * keys + s])
                     };
@@ -201,7 +200,7 @@ impl Problem {
                         }
                         score
                     };
-                    let seen: Vec<(usize, f64)> = (0..keys)
+                    let seen: Vec<(usize, f64)> = (0..self.ends[b].min(keys))
                         .filter(|s| visible(*s))
                         .map(|s| (s, score(s)))
                         .filter(|(_, score)| *score != f64::NEG_INFINITY)
