@@ -208,7 +208,7 @@ fn parts_of_the_ranks_sum_to_the_whole() {
             let part = config().with_mp_size(2).with_local_rank(Some(rank));
             let part = part.init_cross_attention::<AnyBackend>(15, 0, &device).unwrap();
             let part = match files {
-                true => part.load_split(&SplitCheckpoint::open(&[&path]).unwrap(), &names()).unwrap(),
+                true => part.load_split(&SplitCheckpoint::open([&path]).unwrap(), &names()).unwrap(),
                 false => part.load(&Checkpoint::open(&path).unwrap(), &names()).unwrap(),
             };
             let cache = contexts(&part, &[5, 7], 2);
