@@ -4,7 +4,7 @@ use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cube::decode::simt::launch;
 use burn_deepspeed_kernels::cube::decode::splits;
 
-use crate::lab::{Element, elements_and_planes, lab};
+use crate::lab::{Element, elements_and_planes, lab, some};
 use crate::oracle::Problem;
 use crate::problem::Int8;
 
@@ -22,11 +22,11 @@ fn check_int8(problem: &Problem, element: Element, int8: Int8, planes: bool, giv
 
 #[test]
 fn every_mask_agrees_with_plain_loops() {
-    for masked in Problem::new([6, 2, 3, 83, 40], &[70, 31]).masked() {
+    for masked in some(Problem::new([6, 2, 3, 83, 40], &[70, 31]).masked()) {
         check(&masked, Element::F32, true, None);
     }
     // Each flag of the masks is seen above; here the plain ones and all together.
-    for (element, planes) in elements_and_planes() {
+    for (element, planes) in some(elements_and_planes()) {
         for tokens in [1, 3] {
             let masked = Problem::new([4, 2, tokens, 83, 40], &[70, 31]).masked();
             for masked in masked.iter().step_by(11) {
@@ -38,10 +38,10 @@ fn every_mask_agrees_with_plain_loops() {
 
 #[test]
 fn every_window_agrees_with_plain_loops() {
-    for masked in Problem::new([6, 2, 3, 83, 40], &[70, 31]).windows() {
+    for masked in some(Problem::new([6, 2, 3, 83, 40], &[70, 31]).windows()) {
         check(&masked, Element::F32, true, None);
     }
-    for (element, planes) in elements_and_planes() {
+    for (element, planes) in some(elements_and_planes()) {
         for masked in Problem::new([4, 2, 1, 300, 40], &[300, 31]).windows().iter().skip(4).step_by(6) {
             check(masked, element, planes, Some(3));
             check_int8(masked, element, Int8::BOTH, planes, None);
@@ -51,7 +51,7 @@ fn every_window_agrees_with_plain_loops() {
 
 #[test]
 fn every_head_size_agrees_with_plain_loops() {
-    for head_dim in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256, 512] {
+    for head_dim in some([1, 7, 8, 36, 64, 80, 96, 128, 160, 256, 512]) {
         for &element in Element::ALL {
             check(&Problem::new([3, 3, 1, 50, head_dim], &[50, 17]), element, true, None);
         }
@@ -64,7 +64,7 @@ fn every_head_size_agrees_with_plain_loops() {
 
 #[test]
 fn splits_add_up_even_where_some_are_empty() {
-    for given in [1, 2, 3, 7, 64] {
+    for given in some([1, 2, 3, 7, 64]) {
         for masked in Problem::new([4, 2, 2, 300, 80], &[300, 5]).masked().iter().step_by(11) {
             check(masked, Element::F32, true, Some(given));
         }
@@ -110,7 +110,7 @@ fn int8_agrees_with_plain_loops_on_what_it_holds() {
         check_int8(&masked[0], element, int8, planes, None);
         check_int8(&masked[11], Element::F32, int8, true, Some(3));
     }
-    for (at, head_dim) in [1, 7, 8, 36, 64, 80, 96, 128, 160, 256, 512].into_iter().enumerate() {
+    for (at, head_dim) in some([1, 7, 8, 36, 64, 80, 96, 128, 160, 256, 512].into_iter().enumerate()) {
         let element = Element::ALL[at % Element::ALL.len()];
         check_int8(&Problem::new([1, 1, 1, 50, head_dim], &[50, 17]), element, Int8::BOTH, true, None);
     }
@@ -119,7 +119,7 @@ fn int8_agrees_with_plain_loops_on_what_it_holds() {
 
 #[test]
 fn splits_of_int8_add_up_even_where_some_are_empty() {
-    for given in [1, 2, 3, 4, 7] {
+    for given in some([1, 2, 3, 4, 7]) {
         check_int8(&Problem::new([2, 1, 1, 300, 80], &[300, 5]), Element::F32, Int8::BOTH, true, Some(given));
         check_int8(&Problem::new([2, 1, 1, 300, 128], &[299, 0]), Element::F16, Int8::VALUES, true, Some(given));
     }
@@ -142,7 +142,7 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
 #[test]
 fn values_may_have_another_size_than_keys() {
     let sizes = [[40, 24], [24, 40], [7, 12], [192, 128], [576, 512]];
-    for (at, [head_dim, value_dim]) in sizes.into_iter().enumerate() {
+    for (at, [head_dim, value_dim]) in some(sizes.into_iter().enumerate()) {
         let problem = Problem { value_dim, ..Problem::new([6, 2, 3, 83, head_dim], &[70, 31]) };
         for &element in Element::ALL {
             check(&problem, element, true, [None, Some(3)][at % 2]);
@@ -154,7 +154,7 @@ fn values_may_have_another_size_than_keys() {
 
 #[test]
 fn values_may_be_the_first_features_of_the_keys() {
-    for (head_dim, value_dim) in [(40, 24), (72, 64), (576, 512)] {
+    for (head_dim, value_dim) in some([(40, 24), (72, 64), (576, 512)]) {
         let latents =
             Problem { value_dim, keys_are_values: true, ..Problem::new([5, 1, 2, 300, head_dim], &[300, 31]) };
         check(&latents, Element::F32, true, Some(2));

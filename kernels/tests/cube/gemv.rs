@@ -5,7 +5,7 @@ use burn_deepspeed_kernels::cube::Machine;
 use burn_deepspeed_kernels::cube::gemv::mma::{self, Engine};
 use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, launch};
 
-use crate::lab::{Element, Lab, lab};
+use crate::lab::{Element, Lab, lab, some};
 use crate::oracle::{assert_near, noise};
 
 const EPSILON: f32 = 1e-5;
@@ -242,12 +242,12 @@ fn opposite(mut values: Vec<f32>, sign: f32) -> Vec<f32> {
 fn every_size_agrees_with_plain_loops() {
     let sizes = [1, 5, 64, 129, 300];
     for (which, orientation) in ORIENTATIONS.into_iter().enumerate() {
-        for (at, inputs) in [1, 7, 33, 64, 257, 1024].into_iter().enumerate() {
+        for (at, inputs) in some([1, 7, 33, 64, 257, 1024].into_iter().enumerate()) {
             let plain = problem([2, inputs, sizes[at % sizes.len()]], orientation);
             let half = Problem { element: Element::F16, pitch: 8, ..plain };
             if (at + which).is_multiple_of(2) { plain } else { half }.check(&lab(true));
         }
-        for outputs in sizes {
+        for outputs in some(sizes) {
             problem([2, 64, outputs], orientation).check(&lab(true));
         }
     }
@@ -256,7 +256,7 @@ fn every_size_agrees_with_plain_loops() {
 #[test]
 fn every_number_of_rows_agrees_with_plain_loops() {
     for orientation in ORIENTATIONS {
-        for rows in [1, 2, 3, 5, 8] {
+        for rows in some([1, 2, 3, 5, 8]) {
             problem([rows, 136, 37], orientation).check(&lab(true));
         }
         for rows in [1, 5] {
@@ -275,7 +275,7 @@ fn every_norm_agrees_with_plain_loops() {
             (Some(NormKind::RmsNorm), false),
             (Some(NormKind::RmsNorm), true),
         ];
-        for (at, (norm, beta)) in norms.into_iter().enumerate() {
+        for (at, (norm, beta)) in some(norms.into_iter().enumerate()) {
             let plain = Problem { norm, beta, ..problem([3, 100, 20], orientation) };
             let half = Problem { element: Element::F16, ..plain };
             let half_parameters = Problem { parameters: Element::F16, normed: false, bias: false, ..plain };
@@ -361,7 +361,7 @@ fn blocks(inputs: usize) -> [[usize; 2]; 6] {
 fn every_size_of_int8_agrees_with_plain_loops() {
     let sizes = [1, 5, 64, 131, 300];
     // Words of 16, 8 and 4 bytes, and bytes.
-    for (at, inputs) in [1, 7, 20, 64, 257, 1000, 1024].into_iter().enumerate() {
+    for (at, inputs) in some([1, 7, 20, 64, 257, 1000, 1024].into_iter().enumerate()) {
         for (which, blocks) in blocks(inputs).into_iter().enumerate().skip(at % 2).step_by(2) {
             let plain = int8([1 + (at + which) % 3, inputs, sizes[(at + which) % sizes.len()]], blocks);
             let half = Problem { element: Element::F16, pitch: 8, ..plain };
@@ -373,7 +373,7 @@ fn every_size_of_int8_agrees_with_plain_loops() {
 
 #[test]
 fn every_number_of_rows_times_int8_agrees_with_plain_loops() {
-    for rows in 1..=MOST_ROWS {
+    for rows in some(1..=MOST_ROWS) {
         let plain = int8([rows, 144, 37], [1, 144]);
         let half = Problem { element: Element::F16, ..int8([rows, 144, 37], [4, 48]) };
         if rows % 2 == 0 { half } else { plain }.check(&lab(rows != 4));

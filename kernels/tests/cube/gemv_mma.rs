@@ -6,7 +6,7 @@ use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, No
 use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 
 use crate::gemv::{Problem, int8, problem};
-use crate::lab::{Element, Lab, Tensor, lab};
+use crate::lab::{Element, Lab, Tensor, lab, some};
 
 /// The device, with few multiprocessors: cubes have several blocks of outputs.
 fn small(processors: u32) -> Lab {
@@ -64,7 +64,7 @@ fn every_size_agrees_with_plain_loops() {
 
 #[test]
 fn every_number_of_rows_agrees_with_plain_loops() {
-    for rows in 2..=MOST_ROWS {
+    for rows in some(2..=MOST_ROWS) {
         check(dense([rows, 136, 37]), &lab(true));
         let wide = if rows % 2 == 0 { 144 } else { 64 };
         check(int8([rows, 144, 37], [1, wide]), &lab(true));
@@ -73,7 +73,7 @@ fn every_number_of_rows_agrees_with_plain_loops() {
 
 #[test]
 fn cubes_of_several_blocks_agree_with_plain_loops() {
-    for (processors, outputs) in [(1, 16), (1, 37), (1, 80), (2, 150), (3, 200), (2, 187)] {
+    for (processors, outputs) in some([(1, 16), (1, 37), (1, 80), (2, 150), (3, 200), (2, 187)]) {
         check(dense([8, 328, outputs]), &small(processors));
         check(int8([5, 336, outputs], [3, 128]), &small(processors));
         check(int8([2, 336, outputs], [1, 336]), &small(processors));
@@ -82,13 +82,13 @@ fn cubes_of_several_blocks_agree_with_plain_loops() {
 
 #[test]
 fn every_norm_agrees_with_plain_loops() {
-    for (norm, beta) in [
+    for (norm, beta) in some([
         (None, false),
         (Some(NormKind::LayerNorm), false),
         (Some(NormKind::LayerNorm), true),
         (Some(NormKind::RmsNorm), false),
         (Some(NormKind::RmsNorm), true),
-    ] {
+    ]) {
         let plain = Problem { norm, beta, ..dense([3, 104, 20]) };
         check(plain, &lab(true));
         check(Problem { parameters: Element::F16, normed: false, bias: false, ..plain }, &lab(true));
@@ -99,7 +99,7 @@ fn every_norm_agrees_with_plain_loops() {
 
 #[test]
 fn every_block_of_int8_agrees_with_plain_loops() {
-    for (at, blocks) in [[1, 256], [5, 999], [1, 64], [3, 128], [40, 192]].into_iter().enumerate() {
+    for (at, blocks) in some([[1, 256], [5, 999], [1, 64], [3, 128], [40, 192]].into_iter().enumerate()) {
         check(int8([2 + at, 256, 75], blocks), &lab(true));
         check(Problem { norm: None, bias: false, normed: false, pitch: 16, ..int8([3, 208, 75], blocks) }, &lab(true));
     }

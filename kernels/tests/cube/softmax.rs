@@ -3,7 +3,7 @@
 use burn_deepspeed_kernels::cube::softmax::launch;
 use burn_deepspeed_kernels::cube::{Machine, Softmax, TensorHandle, Unsupported};
 
-use crate::lab::{Element, Gpu, Lab, lab};
+use crate::lab::{Element, Gpu, Lab, lab, some};
 use crate::oracle::{assert_near, noise};
 use crate::refused::refuses;
 
@@ -169,7 +169,7 @@ impl Case {
 
 #[test]
 fn rows_of_every_length_agree_with_plain_loops() {
-    for keys in [1, 2, 3, 7, 17, 65, 129, 1000, 1999, 5000, 8193, 8200, 10007] {
+    for keys in some([1, 2, 3, 7, 17, 65, 129, 1000, 1999, 5000, 8193, 8200, 10007]) {
         for &element in Element::ALL {
             let case = Case::new([1, 2, 3, keys], element);
             case.check(&lab(true));
