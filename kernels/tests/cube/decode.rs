@@ -83,12 +83,12 @@ fn a_row_that_sees_nothing_is_zero() {
 #[test]
 fn a_sink_joins_the_sum_once_however_the_keys_are_split() {
     for (given, element) in [(1, Element::F32), (3, Element::F16)] {
-        for sunk in Problem::new([4, 2, 2, 300, 40], &[300, 0]).sunk() {
+        for sunk in some(Problem::new([4, 2, 2, 300, 40], &[300, 0]).sunk()) {
             check(&sunk, element, true, Some(given));
         }
         let hidden =
             Problem { hidden_keys: true, window: Some(Window::Back(2)), ..Problem::new([4, 2, 2, 60, 40], &[60, 0]) };
-        for sunk in hidden.sunk() {
+        for sunk in some(hidden.sunk()) {
             check_int8(&sunk, element, Int8::BOTH, true, Some(given));
         }
     }

@@ -123,7 +123,7 @@ fn a_row_that_sees_nothing_is_zero() {
 fn a_sink_joins_the_sum_once() {
     // With scores that are scaled in the exponential, and before; with ALiBi, and without.
     let problem = Problem::new([4, 2, 17, 50, 16], &[45, 0]);
-    for sunk in problem.sunk() {
+    for sunk in some(problem.sunk()) {
         check(&sunk, Element::F32);
         check(&Problem { slopes: true, ..sunk.clone() }, Element::F32);
         check(&Problem { hidden_keys: true, window: Some(Window::Back(2)), ..sunk }, Element::F32);
@@ -258,7 +258,7 @@ mod cuda {
     #[test]
     #[ignore = "needs a CUDA device"]
     fn a_sink_joins_the_sum_once_on_tensor_cores() {
-        for sunk in Problem::new([4, 2, 37, 90, 64], &[80, 0]).sunk() {
+        for sunk in some(Problem::new([4, 2, 37, 90, 64], &[80, 0]).sunk()) {
             check_on(&cuda(), PROCESSORS[0], &sunk, Element::F16, Int8::default(), ASYNCHRONOUS);
             let masked = Problem { hidden_keys: true, window: Some(Window::Back(2)), ..sunk.clone() };
             check_on(&cuda(), PROCESSORS[0], &masked, Element::Bf16, Int8::BOTH, SYNCHRONOUS);

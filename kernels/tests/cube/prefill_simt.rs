@@ -80,11 +80,11 @@ fn a_row_that_sees_nothing_is_zero() {
 #[test]
 fn a_sink_joins_the_sum_once() {
     let problem = Problem::new([4, 2, 19, 83, 16], &[70, 0]);
-    for sunk in problem.sunk() {
+    for sunk in some(problem.sunk()) {
         check(&sunk, Element::F32, true);
     }
     let hidden = Problem { hidden_keys: true, window: Some(Window::Back(2)), ..problem };
-    for sunk in hidden.sunk() {
+    for sunk in some(hidden.sunk()) {
         check_int8(&sunk, Element::F16, Int8::BOTH, true);
     }
     check(&Problem { sink: Some(0.5), ..hidden.clone() }, Element::F32, false);
