@@ -279,6 +279,26 @@ fn layers_that_predict_later_tokens_are_not_loaded() {
     assert!(error.contains("model.layers.3."), "{error}");
 }
 
+/// Weights in fp8, as DeepSeek published V3: the configuration says so, and without it the first such tensor does.
+#[test]
+fn weights_in_fp8_are_an_error() {
+    type B = crate::common::AnyBackend;
+    let name = "model.layers.1.self_attn.kv_b_proj.weight";
+    let keys = serde_json::json!({ "quantization_config": { "fmt": "e4m3", "quant_method": "fp8" } });
+    let folder = changed("deepseek_v3", keys, |tensors| {
+        let tensor = tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap();
+        tensor.1 = safetensors::Dtype::F8_E4M3;
+        tensor.3.truncate(tensor.2.iter().product());
+    });
+    let error =
+        |options: &Options| Model::<B>::open(folder.path(), options, &Default::default()).unwrap_err().to_string();
+    let stated = error(&Options::default());
+    assert!(stated.contains("`quantization_config` is") && stated.contains("bf16"), "{stated}");
+    let allowed = Options { allowed_keys: vec!["quantization_config".into()], ..Options::default() };
+    let found = error(&allowed);
+    assert!(found.contains(name) && found.contains("F8_E4M3"), "{found}");
+}
+
 /// A cached row is key and value: it has one element type, and a quarter of the bytes in int8, with a scale.
 #[test]
 fn a_cache_of_latents_has_one_row_for_all_heads() {

@@ -10,7 +10,7 @@ use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, ParameterReader, ReadT
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 use burn_deepspeed::{OfBackend, WeightError};
 
-use super::{Experts, GatedMlp, Shared};
+use super::{Experts, GatedMlp, Shared, score_type};
 
 /// The layer of a checkpoint that holds the experts.
 struct Layer<'a, B: Backend> {
@@ -60,7 +60,7 @@ impl<B: Backend> Experts<B> {
             (Some(module), Some(names), Some(size)) => Some(source.shared(module, &names, (ranks.part(size), size))?),
             (module, ..) => module,
         };
-        let exact = ParameterReader::new(checkpoint, self.router.dtype(), device);
+        let exact = ParameterReader::new(checkpoint, score_type(record.routing, dtype), device);
         let source = Layer { reader: &exact, ..source };
         let router = source.projection(&self.router, record.router, &WeightPart::Whole)?;
         let correction = match record.routing {

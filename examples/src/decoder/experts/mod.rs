@@ -90,7 +90,7 @@ impl<B: Backend> Experts<B> {
         let (attention, fields) = (config.attention_config(layer), config.fields()?);
         let (ranks, hidden) = (attention.rank_group()?, attention.hidden_size);
         let dtype = attention.dtype.of_backend::<B>(device)?;
-        // What decides between experts is never int8; the classes with groups compute it in f32.
+        // What decides between experts is never int8.
         let score = |outputs, bias, dtype| Weight::init(hidden, outputs, bias, Orientation::OutputInput, dtype, device);
         let linear = |input, output, bias| linear(config, [input, output], bias, device);
         let separate = |size| {
@@ -124,7 +124,6 @@ impl<B: Backend> Experts<B> {
                 (weighting, scale.above_zero(&fields)?)
             }
         };
-        let exact = matches!(experts.routing, Routing::Grouped(_));
         let correction = matches!(weighting, Weighting::SigmoidOfAll { .. });
         let form = match experts.activation {
             ExpertActivation::Gated => Form::Gated,
@@ -139,7 +138,7 @@ impl<B: Backend> Experts<B> {
         let own = ranks.part(sizes.count);
         Ok(Some(Self {
             first: own.start,
-            router: score(sizes.count, experts.router_bias, if exact { DType::F32 } else { dtype }),
+            router: score(sizes.count, experts.router_bias, score_type(experts.routing, dtype)),
             correction: correction.then(|| Initializer::Zeros.init([sizes.count], device)),
             experts: own.map(|_| expert()).collect::<Result<_, _>>()?,
             shared: shared.transpose()?,
@@ -166,6 +165,11 @@ impl<B: Backend> Experts<B> {
             self.shared.map(|shared| Ok::<_, WeightError>(Shared { mlp: shared.mlp.quantize(blocks)?, ..shared }));
         Ok(Self { experts: experts.collect::<Result<_, _>>()?, shared: shared.transpose()?, ..self })
     }
+}
+
+/// The element type of the scores that decide between experts: classes with groups compute them in f32.
+fn score_type(routing: Routing, own: DType) -> DType {
+    if matches!(routing, Routing::Grouped(_)) { DType::F32 } else { own }
 }
 
 impl<B: Backend> GatedMlp<B> {
