@@ -90,7 +90,7 @@ fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result
     };
     let (model, report) = text::open(arguments.backend, &folder, &options)?;
     let config = model.config();
-    let shard = config.attention_config(0).resolve(0)?.shard;
+    let shard = config.attention_spec(0)?.shard;
     eprintln!(
         "rank {} of {}: heads {:?} of {}, {report}",
         communicator.rank(),

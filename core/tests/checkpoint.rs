@@ -134,6 +134,7 @@ fn a_configuration_may_state_any_number_of_layers() {
             "model_type": family.name(), "hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": HUGE
         });
         match family.name() {
+            "deepseek_v2" => record["num_experts_per_tok"] = 6.into(),
             "gptj" => record["rotary_dim"] = 4.into(),
             "gpt_neo" => record["attention_types"] = json!([[["global", "local"], HUGE / 2]]),
             "gpt_neox" => record["rotary_pct"] = 0.5.into(),

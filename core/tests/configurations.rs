@@ -135,6 +135,9 @@ fn every_key_but_the_sizes_may_be_absent() {
                 Ok(_) => assert!(!required.contains(&key.as_str()), "{name}: {key}"),
                 // Layers of a type that needs a window.
                 Err(ConfigError::Missing { key: "sliding_window", .. }) if key == "sliding_window" => {}
+                // What the class has no default for, and needs.
+                Err(ConfigError::Missing { key: missing, .. })
+                    if missing == key && ["n_group", "num_experts_per_tok", "topk_group"].contains(&missing) => {}
                 Err(ConfigError::Missing { key: missing, .. }) => assert!(required.contains(&missing), "{name}: {key}"),
                 // The defaults of the class do not fit these small models: more key/value heads, 64 features that rotate
                 // or a quarter of 4.
@@ -153,9 +156,13 @@ fn every_key_but_the_sizes_may_be_absent() {
                 // They contradict another key.
                 Err(ConfigError::Unsupported { key: other, .. })
                     if [
+                        "head_dim",
+                        "n_group",
                         "num_experts_per_tok",
                         "num_key_value_heads",
                         "num_ln_in_parallel_attn",
+                        "qk_head_dim",
+                        "topk_group",
                         "use_sliding_window",
                     ]
                     .contains(&&*other) => {}
@@ -173,14 +180,19 @@ fn smallest(family: &str) -> Value {
         "helium" => 20,
         _ => 16,
     };
-    json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": heads, "num_hidden_layers": 24 })
+    let mut record =
+        json!({ "model_type": family, "hidden_size": 1024, "num_attention_heads": heads, "num_hidden_layers": 24 });
+    if family == "deepseek_v2" {
+        record["num_experts_per_tok"] = 6.into();
+    }
+    record
 }
 
 /// The defaults of the classes in `transformers` 5.24: vocabulary, length, width of the MLP (`None`: four times the hidden size),
 /// epsilon, activation, and whether the embeddings are tied.
 type Row = (&'static str, &'static str, usize, Option<usize>, Option<usize>, f64, &'static str, bool);
 
-const DEFAULTS: [Row; 51] = [
+const DEFAULTS: [Row; 53] = [
     ("arcee", "ArceeConfig", 32000, Some(4096), Some(18432), 1e-5, "relu2", false),
     ("bert", "BertConfig", 30522, Some(512), Some(3072), 1e-12, "gelu", true),
     ("clip_text_model", "CLIPTextConfig", 49408, Some(77), Some(2048), 1e-5, "quick_gelu", true),
@@ -197,6 +209,8 @@ const DEFAULTS: [Row; 51] = [
     ("bloom", "BloomConfig", 250880, None, None, 1e-5, "gelu_new", true),
     ("cohere", "CohereConfig", 256000, Some(8192), Some(22528), 1e-5, "silu", true),
     ("cohere2", "Cohere2Config", 256000, Some(8192), Some(22528), 1e-5, "silu", true),
+    ("deepseek_v2", "DeepseekV2Config", 102400, Some(2048), Some(11008), 1e-6, "silu", false),
+    ("deepseek_v3", "DeepseekV3Config", 129280, Some(4096), Some(18432), 1e-6, "silu", false),
     ("falcon", "FalconConfig", 65024, Some(2048), None, 1e-5, "gelu", true),
     ("gemma", "GemmaConfig", 256000, Some(8192), Some(24576), 1e-6, "gelu_pytorch_tanh", true),
     ("gemma2", "Gemma2Config", 256000, Some(8192), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
@@ -434,6 +448,23 @@ fn what_would_change_attention_and_is_not_supported_names_key_and_value() {
         ("qwen3_moe", "layer_types", json!(["full_attention"])),
         ("qwen3_moe", "mlp_only_layers", json!([-1])),
         ("llama4_text", "moe_layers", json!([1.5])),
+        ("deepseek_v2", "topk_method", json!("noaux_tc")),
+        ("deepseek_v2", "scoring_func", json!("sigmoid")),
+        ("deepseek_v2", "norm_topk_prob", json!(true)),
+        ("deepseek_v2", "mlp_bias", json!(true)),
+        ("deepseek_v2", "rope_interleave", json!(false)),
+        ("deepseek_v2", "moe_layer_freq", json!(2)),
+        ("deepseek_v2", "num_nextn_predict_layers", json!(1)),
+        ("deepseek_v2", "head_dim", json!(128)),
+        ("deepseek_v3", "topk_method", json!("greedy")),
+        ("deepseek_v3", "scoring_func", json!("softmax")),
+        ("deepseek_v3", "mlp_bias", json!(false)),
+        ("deepseek_v3", "n_group", json!(7)),
+        ("deepseek_v3", "n_group", json!(256)),
+        ("deepseek_v3", "topk_group", json!(9)),
+        ("deepseek_v3", "num_key_value_heads", json!(8)),
+        ("deepseek_v3", "routed_scaling_factor", json!(0)),
+        ("deepseek_v3", "index_topk", json!(2048)),
         ("olmo", "clip_qkv", json!(0)),
         ("falcon", "num_ln_in_parallel_attn", json!(2)),
         ("gemma", "use_bidirectional_attention", json!(true)),

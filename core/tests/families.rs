@@ -5,6 +5,7 @@ use burn_deepspeed_core::checkpoint::families::{self, QkvPaths};
 use burn_deepspeed_core::checkpoint::{ConfigOptions, HuggingFaceConfig, QkvLayout};
 use burn_deepspeed_core::config::{DataType, DeepSpeedInferenceConfig, WindowKind};
 use burn_deepspeed_core::error::ConfigError;
+use burn_deepspeed_core::latent::LatentSizes;
 use burn_deepspeed_core::position::QueryFactor;
 use burn_deepspeed_core::position::rotary::RopeScaling;
 use burn_deepspeed_core::qk_norm::{QkNormKind, QkNormWeights};
@@ -337,6 +338,103 @@ fn experts_have_the_numbers_and_layers_of_their_class() {
         let error = message(family, keys);
         assert!(error.contains(expected), "{family}: {error}");
     }
+}
+
+/// A DeepSeek of 4 layers.
+fn deepseek(family: &str, keys: Value) -> Result<HuggingFaceConfig, ConfigError> {
+    let mut all = json!({ "num_key_value_heads": 4, "num_experts_per_tok": 6 });
+    all.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    read(family, all)
+}
+
+#[test]
+fn latents_have_the_sizes_of_the_class() {
+    for family in ["deepseek_v2", "deepseek_v3"] {
+        let config = deepseek(family, json!({})).unwrap();
+        let expected = LatentSizes::new(512, [128, 64], 128).with_q_lora_rank(Some(1536));
+        assert_eq!((config.latent, expected.norm_epsilon), (Some(expected), 1e-6));
+        let attention = config.attention_config(0);
+        assert_eq!((attention.rotary_dim, attention.rope_theta), (Some(64), 10000.0));
+        assert_eq!((attention.qkv_bias, attention.output_bias), (false, false));
+        assert_eq!(attention.score_factor, Some(1.0 / 192f64.sqrt()));
+        assert!(attention.rotate_every_two && !attention.rotate_half);
+        assert_eq!(config.attention_spec(3).unwrap().latent, Some(expected));
+        let without = deepseek(family, json!({ "q_lora_rank": null, "attention_bias": true })).unwrap();
+        assert_eq!(without.latent.unwrap().q_lora_rank, None);
+        assert!(without.attention_config(0).qkv_bias && without.attention_config(0).output_bias);
+    }
+    let half = deepseek("deepseek_v3", json!({ "rope_interleave": false })).unwrap().attention_config(0);
+    assert!(half.rotate_half && !half.rotate_every_two);
+    assert_eq!(read("llama", json!({})).unwrap().latent, None);
+    let yarn = json!({
+        "type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.5, "original_max_position_embeddings": 4096
+    });
+    let factor = deepseek("deepseek_v3", json!({ "rope_scaling": yarn })).unwrap().attention_config(0).score_factor;
+    let expected = (0.05 * 40f64.ln() + 1.0).powi(2) / 192f64.sqrt();
+    assert!((factor.unwrap() - expected).abs() < 1e-12, "{factor:?}");
+    for (keys, expected) in [
+        (json!({ "kv_lora_rank": "512" }), "`kv_lora_rank` is \"512\""),
+        (json!({ "kv_lora_rank": 1 << 30 }), "`kv_lora_rank` is 1073741824"),
+        (json!({ "qk_nope_head_dim": u64::MAX }), "`qk_nope_head_dim` is 18446744073709551615"),
+        (json!({ "q_lora_rank": 0 }), "`q_lora_rank` is 0"),
+        (json!({ "qk_rope_head_dim": 7 }), "rotary"),
+        (json!({ "rope_interleave": 1 }), "`rope_interleave` is 1"),
+        (json!({ "partial_rotary_factor": 0.5 }), "`partial_rotary_factor` is 0.5"),
+    ] {
+        let error = deepseek("deepseek_v3", keys).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn experts_of_deepseek_are_in_groups_after_the_first_layers() {
+    let sizes = |family, keys| {
+        let config = deepseek(family, keys).unwrap();
+        let (_, sizes) = config.experts(3).unwrap();
+        let groups = sizes.groups.map(|groups| (groups.count, groups.chosen));
+        ((sizes.count, sizes.chosen, sizes.size, sizes.shared), groups)
+    };
+    assert_eq!(sizes("deepseek_v2", json!({})), ((64, 6, 1407, Some(2814)), None));
+    // Under `greedy` the class does not read them.
+    assert_eq!(sizes("deepseek_v2", json!({ "n_group": 7, "topk_group": 9 })).1, None);
+    let limited =
+        json!({ "topk_method": "group_limited_greedy", "n_group": 8, "topk_group": 3, "n_shared_experts": 3 });
+    assert_eq!(sizes("deepseek_v2", limited), ((64, 6, 1407, Some(4221)), Some((8, 3))));
+    assert_eq!(
+        sizes("deepseek_v3", json!({ "num_experts_per_tok": null })),
+        ((256, 8, 2048, Some(2048)), Some((8, 4)))
+    );
+    let sparse = |family, keys| {
+        let config = deepseek(family, keys).unwrap();
+        [0, 1, 2, 3].map(|layer| config.experts(layer).is_some())
+    };
+    assert_eq!(sparse("deepseek_v2", json!({})), [true; 4]);
+    assert_eq!(sparse("deepseek_v3", json!({})), [false, false, false, true]);
+    assert_eq!(sparse("deepseek_v3", json!({ "first_k_dense_replace": 1 })), [false, true, true, true]);
+    assert_eq!(sparse("deepseek_v3", json!({ "first_k_dense_replace": u64::MAX })), [false; 4]);
+    for (family, keys, expected) in [
+        ("deepseek_v2", json!({ "num_experts_per_tok": null }), "`num_experts_per_tok` is missing"),
+        ("deepseek_v2", json!({ "topk_method": "group_limited_greedy" }), "`n_group` is missing"),
+        ("deepseek_v2", json!({ "topk_method": "group_limited_greedy", "n_group": 2 }), "`topk_group` is missing"),
+        ("deepseek_v2", json!({ "topk_group": "1" }), "`topk_group` is \"1\""),
+        ("deepseek_v2", json!({ "num_experts_per_tok": 65 }), "`num_experts_per_tok` is 65"),
+        ("deepseek_v3", json!({ "n_group": 128, "topk_group": 2 }), "`topk_group` is 2"),
+        ("deepseek_v3", json!({ "n_group": 256 }), "groups of at least 2"),
+        ("deepseek_v3", json!({ "norm_topk_prob": "yes" }), "`norm_topk_prob` is \"yes\""),
+        ("deepseek_v3", json!({ "n_shared_experts": 0 }), "`n_shared_experts` is 0"),
+        ("deepseek_v3", json!({ "n_routed_experts": 8, "num_local_experts": 9 }), "both are the same setting"),
+        ("deepseek_v3", json!({ "num_nextn_predict_layers": true }), "`num_nextn_predict_layers` is true"),
+        ("deepseek_v3", json!({ "num_nextn_predict_layers": 1, "num_mtp_layers": 2 }), "both are the same setting"),
+        ("deepseek_v3", json!({ "num_experts": 8 }), "`num_experts` is 8, and DeepseekV3Config does not read it"),
+        ("deepseek_v2", json!({ "num_local_experts": 8 }), "and DeepseekV2Config does not read it"),
+    ] {
+        let error = deepseek(family, keys).unwrap_err().to_string();
+        assert!(error.contains(expected), "{family}: {error}");
+    }
+    // As DeepSeek published V3.
+    let fp8 = json!({ "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128] });
+    let error = deepseek("deepseek_v3", json!({ "quantization_config": fp8 })).unwrap_err().to_string();
+    assert!(error.contains("`quantization_config` is") && error.contains("fp8") && error.contains("bf16"), "{error}");
 }
 
 #[test]

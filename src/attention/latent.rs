@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::projections::{Projections, set_require_grad};
 use crate::cache::LayerCache;
+use crate::config::KvCacheType;
 use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
@@ -126,6 +127,11 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         let query = self.query.map(|weight| weight.quantize(blocks))?;
         Ok(Self { query, projections: self.projections.quantize(blocks)?, ..self })
+    }
+
+    /// See [`DeepSpeedSelfAttention::with_kv_cache_dtype`](crate::DeepSpeedSelfAttention::with_kv_cache_dtype).
+    pub fn with_kv_cache_dtype(self, types: impl Into<KvCacheType>) -> Self {
+        Self { projections: self.projections.with_kv_cache_dtype(types.into()), ..self }
     }
 
     /// See [`DeepSpeedSelfAttention::with_communicator`](crate::DeepSpeedSelfAttention::with_communicator). Heads are split over the

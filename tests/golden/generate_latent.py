@@ -31,7 +31,7 @@ def layers():
         return dict(hidden_size=HIDDEN, num_attention_heads=HEADS, num_key_value_heads=HEADS, num_hidden_layers=1, kv_lora_rank=14,
                     qk_nope_head_dim=nope, qk_rope_head_dim=6, v_head_dim=7, max_position_embeddings=96, rms_norm_eps=0.02, **more)
     return {
-        "deepseek_v2": (*v2, sizes(nope=10, q_lora_rank=None, attention_bias=True, rope_parameters=yarn(mscale=0.7, mscale_all_dim=0.7))),
+        "deepseek_v2": (*v2, sizes(nope=10, q_lora_rank=None, attention_bias=True, num_experts_per_tok=2, rope_parameters=yarn(mscale=0.7, mscale_all_dim=0.7))),
         "deepseek_v3": (*v3, sizes(q_lora_rank=10, rope_parameters=yarn(mscale=1.3, mscale_all_dim=0.6))),
         "deepseek_v3_half": (*v3, sizes(q_lora_rank=10, rope_interleave=False, attention_bias=True,
                                         rope_parameters={"rope_type": "default", "rope_theta": 500.0})),

@@ -11,7 +11,7 @@ use burn_deepspeed::{
     AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType, NormType, WeightError,
 };
 use burn_deepspeed_examples::int8;
-use burn_deepspeed_examples::text::{Model, Options, TextModel, check};
+use burn_deepspeed_examples::text::{Batch, Model, Options, TextModel, check};
 
 use crate::common::{golden, golden_families, on_each_cpu_backend};
 
@@ -91,7 +91,7 @@ fn int8_keeps_the_logits_close<B: InferenceBackend>() {
 
 /// A record of Burn holds every parameter, those of the norms after the branches too.
 fn records_hold_every_parameter<B: InferenceBackend>() {
-    for name in ["gemma2", "gpt_oss", "olmo3", "phi3", "qwen2_moe", "stablelm_parallel"] {
+    for name in ["deepseek_v2", "deepseek_v3", "gemma2", "gpt_oss", "olmo3", "phi3", "qwen2_moe", "stablelm_parallel"] {
         let folder = golden("families").join(name);
         let record = tempfile::tempdir().unwrap();
         let path = record.path().join("model");
@@ -206,6 +206,113 @@ fn a_width_that_the_file_does_not_have_is_an_error() {
             assert!(error.to_string().contains(tensor), "{name}: {error}");
         }
     }
+}
+
+/// A folder with these changes of a family's configuration, and with its tensors after a change.
+fn changed(
+    name: &str,
+    keys: serde_json::Value,
+    change: impl FnOnce(&mut Vec<crate::load::Entry>),
+) -> tempfile::TempDir {
+    let (source, folder) = (golden("families").join(name), tempfile::tempdir().unwrap());
+    let text = std::fs::read_to_string(source.join("config.json")).unwrap();
+    let mut record: serde_json::Value = serde_json::from_str(&text).unwrap();
+    record.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+    std::fs::write(folder.path().join("config.json"), record.to_string()).unwrap();
+    let mut tensors = crate::resharding::entries(&source.join("model.safetensors"));
+    change(&mut tensors);
+    crate::load::save(&folder.path().join("model.safetensors"), &tensors);
+    folder
+}
+
+/// Sizes of latents and experts, and a number of experts, are compared with the tensors.
+#[test]
+fn a_deepseek_of_other_sizes_than_its_file_is_an_error() {
+    type B = crate::common::AnyBackend;
+    for (key, value, tensor) in [
+        ("kv_lora_rank", 15u64, "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"),
+        ("kv_lora_rank", 1 << 40, "`kv_lora_rank` is 1099511627776"),
+        ("q_lora_rank", 12, "model.layers.0.self_attn.q_a_proj.weight"),
+        ("q_lora_rank", 1 << 20, "model.layers.0.self_attn.q_a_proj.weight"),
+        ("v_head_dim", 8, "model.layers.0.self_attn.o_proj.weight"),
+        ("v_head_dim", 1 << 20, "model.layers.0.self_attn.o_proj.weight"),
+        ("intermediate_size", 1 << 40, "model.layers.0.mlp.gate_proj.weight"),
+        ("moe_intermediate_size", 1 << 40, "model.layers.1.mlp.experts.0.down_proj.weight"),
+        ("n_routed_experts", 3 << 40, "model.layers.1.mlp.experts.6.down_proj.weight"),
+        ("n_shared_experts", 1 << 40, "model.layers.1.mlp.shared_experts.gate_proj.weight"),
+        ("num_hidden_layers", 1 << 40, "model.layers.3.self_attn.o_proj.weight"),
+    ] {
+        let folder = changed("deepseek_v3", serde_json::json!({ key: value }), |_| ());
+        let error = Model::<B>::open(folder.path(), &Options::default(), &Default::default()).unwrap_err();
+        assert!(error.to_string().contains(tensor), "{key}: {error}");
+    }
+}
+
+/// The layers after the last one that DeepSeek V3's files have are not loaded; tensors that are not of these layers are unexpected.
+#[test]
+fn layers_that_predict_later_tokens_are_not_loaded() {
+    type B = crate::common::AnyBackend;
+    let after = |tensors: &mut Vec<crate::load::Entry>, layer: usize| {
+        let of_last: Vec<_> =
+            tensors.iter().filter(|tensor| tensor.0.starts_with("model.layers.2.")).cloned().collect();
+        assert!(!of_last.is_empty());
+        let name = |name: &str| name.replace("model.layers.2.", &format!("model.layers.{layer}."));
+        tensors.extend(of_last.into_iter().map(|tensor| (name(&tensor.0), tensor.1, tensor.2, tensor.3)));
+    };
+    let expected = golden("families/deepseek_v3").join("expected.json");
+    for (count, layers) in
+        [(serde_json::json!(1), &[3][..]), (serde_json::Value::Null, &[3]), (serde_json::json!(2), &[3, 4])]
+    {
+        let keys = serde_json::json!({ "num_nextn_predict_layers": count });
+        let folder = changed("deepseek_v3", keys, |tensors| layers.iter().for_each(|&layer| after(tensors, layer)));
+        check::run(&open::<B>(folder.path(), &Options::default()), &expected, None).unwrap();
+    }
+    for (count, layer) in [(1, 4), (1, 30), (0, 3)] {
+        let keys = serde_json::json!({ "num_nextn_predict_layers": count });
+        let folder = changed("deepseek_v3", keys, |tensors| after(tensors, layer));
+        let error = Model::<B>::open(folder.path(), &Options::default(), &Default::default()).unwrap_err().to_string();
+        assert!(error.contains(&format!("model.layers.{layer}.")), "{error}");
+    }
+    // V2 has no such layers.
+    let folder = changed("deepseek_v2", serde_json::json!({}), |tensors| after(tensors, 3));
+    let error = Model::<B>::open(folder.path(), &Options::default(), &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("model.layers.3."), "{error}");
+}
+
+/// Weights in fp8, as DeepSeek published V3: the configuration says so, and without it the first such tensor does.
+#[test]
+fn weights_in_fp8_are_an_error() {
+    type B = crate::common::AnyBackend;
+    let name = "model.layers.1.self_attn.kv_b_proj.weight";
+    let keys = serde_json::json!({ "quantization_config": { "fmt": "e4m3", "quant_method": "fp8" } });
+    let folder = changed("deepseek_v3", keys, |tensors| {
+        let tensor = tensors.iter_mut().find(|tensor| tensor.0 == name).unwrap();
+        tensor.1 = safetensors::Dtype::F8_E4M3;
+        tensor.3.truncate(tensor.2.iter().product());
+    });
+    let error =
+        |options: &Options| Model::<B>::open(folder.path(), options, &Default::default()).unwrap_err().to_string();
+    let stated = error(&Options::default());
+    assert!(stated.contains("`quantization_config` is") && stated.contains("bf16"), "{stated}");
+    let allowed = Options { allowed_keys: vec!["quantization_config".into()], ..Options::default() };
+    let found = error(&allowed);
+    assert!(found.contains(name) && found.contains("F8_E4M3"), "{found}");
+}
+
+/// A cached row is key and value: it has one element type, and a quarter of the bytes in int8, with a scale.
+#[test]
+fn a_cache_of_latents_has_one_row_for_all_heads() {
+    type B = crate::common::AnyBackend;
+    let folder = golden("families/deepseek_v3");
+    let model = open::<B>(&folder, &Options::default());
+    assert_eq!(model.cache_bytes().unwrap(), 3 * 96 * 4 * (14 + 6)); // layers, tokens, bytes, latent and rotated key
+    let keys = KvCacheType { key: Some(DataType::Int8), ..KvCacheType::default() };
+    let batch = Batch::single(&[3, 4]);
+    let error = model.in_int8(false, keys).unwrap().session(&batch, 1).err().unwrap().to_string();
+    assert!(error.contains("one element type"), "{error}");
+    let options = Options { kv_cache: keys, ..Options::default() };
+    let error = Model::<B>::open(&folder, &options, &Default::default()).unwrap_err().to_string();
+    assert!(error.contains("one element type"), "{error}");
 }
 
 #[test]

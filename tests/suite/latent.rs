@@ -1,7 +1,7 @@
 //! Latent attention: against layers of `transformers`, in steps, in int8, and in files.
 
 use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
-use burn_deepspeed::load::{Checkpoint, CheckpointWriter, DeepSeekAttention, LatentNames, ReadTensors};
+use burn_deepspeed::load::{Checkpoint, CheckpointWriter, HuggingFaceConfig, LatentNames, ReadTensors};
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{
     AttentionInit, AttentionMask, ConfigError, DataType, DeepSpeedInferenceConfig, DeepSpeedLatentAttention,
@@ -63,12 +63,12 @@ fn layers_of_transformers_are_matched<B: InferenceBackend>() {
     let device = Default::default();
     for name in ["deepseek_v2", "deepseek_v3", "deepseek_v3_half"] {
         let folder = golden("latent").join(name);
-        let DeepSeekAttention { config, sizes, .. } =
-            DeepSeekAttention::from_json_file(folder.join("config.json")).unwrap();
-        let config = config.with_dtype(DataType::Fp32).with_max_out_tokens(11);
+        let model = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
+        let (config, sizes) = (model.attention_config(0).with_max_out_tokens(11), model.latent.unwrap());
         let checkpoint = Checkpoint::open(folder.join("model.safetensors")).unwrap();
+        let names = model.latent_names(&checkpoint, 0).unwrap();
         let module = config.init_latent_attention::<B>(&sizes, 0, &device).unwrap();
-        let module = module.load(&checkpoint, &names(&sizes)).unwrap();
+        let module = module.load(&checkpoint, &names).unwrap();
         checkpoint.finish().unwrap();
         let case = Checkpoint::open(folder.join("case.safetensors")).unwrap();
         let [input, expected] =

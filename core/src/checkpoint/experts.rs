@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::class::Setting;
 use super::files::Checkpoint;
-use super::flag::Flag;
-use crate::error::{ConfigError, WeightError};
+use super::routing::{GroupSizes, Routing};
+use crate::error::{ConfigError, Origin, WeightError};
 use crate::fields::Fields;
 
 /// An MLP of experts, of which a router chooses a few for each token, <https://arxiv.org/abs/2101.03961>. Paths are relative to a
@@ -16,15 +16,15 @@ pub struct Experts {
     pub layers: ExpertLayers,
     /// The number of experts.
     pub count: Setting<usize>,
-    /// The number of experts that each token is sent to.
-    pub chosen: Setting<usize>,
+    /// The number of experts that each token is sent to; required if the class has no default.
+    pub chosen: Setting<Option<usize>>,
     /// Inner features of an expert.
     pub size: Setting<usize>,
     /// The projection to a score for each expert.
     pub router: &'static str,
     /// Whether the router has a bias.
     pub router_bias: bool,
-    /// How scores become weights.
+    /// How experts are chosen, and how scores become factors.
     pub routing: Routing,
     /// Where the matrices are.
     pub weights: ExpertWeights,
@@ -39,6 +39,8 @@ pub struct Experts {
 pub enum ExpertLayers {
     /// All.
     All,
+    /// All but the first ones; the setting says how many those are.
+    From(Setting<usize>),
     /// Each layer whose number, counted from 1, the value of a key divides (every layer if it is absent), apart from those that another
     /// key lists, counted from 0.
     StepWithout {
@@ -54,20 +56,6 @@ pub enum ExpertLayers {
         /// The key of the step.
         step: &'static str,
     },
-}
-
-/// What the scores of a token become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Routing {
-    /// The softmax over the scores of the chosen experts: factors of their outputs.
-    SoftmaxOfChosen,
-    /// The softmax over the scores of all experts. Those of the chosen ones are factors of their outputs.
-    SoftmaxOfAll {
-        /// Whether the factors are divided by their sum.
-        normalised: Flag,
-    },
-    /// The sigmoid of each score: factors of the inputs of the chosen experts.
-    SigmoidOfInput,
 }
 
 /// Where the matrices of the experts are.
@@ -115,7 +103,7 @@ pub enum ExpertActivation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SharedExpert {
     /// Inner features.
-    pub size: Setting<usize>,
+    pub size: SharedSize,
     /// The gate.
     pub gate: &'static str,
     /// The projection to the inner features.
@@ -124,6 +112,22 @@ pub struct SharedExpert {
     pub down: &'static str,
     /// The projection to a number for each token. Its sigmoid multiplies the output.
     pub scale: Option<&'static str>,
+}
+
+/// The inner features of the MLP for every token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SharedSize {
+    /// This number.
+    Features(Setting<usize>),
+    /// Those of so many experts.
+    Experts(Setting<usize>),
+}
+
+impl SharedSize {
+    fn setting(&self) -> &Setting<usize> {
+        let (Self::Features(setting) | Self::Experts(setting)) = self;
+        setting
+    }
 }
 
 /// The numbers of an MLP of experts in one model.
@@ -138,12 +142,16 @@ pub struct ExpertSizes {
     pub size: usize,
     /// Inner features of the shared expert, if there is one.
     pub shared: Option<usize>,
+    /// The groups that limit the choice of experts, if there are some.
+    pub groups: Option<GroupSizes>,
     layers: Layers,
 }
 
 /// Layers, counted from 0.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Layers {
+    /// This one and those after it.
+    From(usize),
     /// Each whose number, counted from 1, `step` divides, apart from these.
     Step { step: usize, without: Vec<usize> },
     /// These.
@@ -154,6 +162,7 @@ impl ExpertSizes {
     /// Whether layer `layer`, counted from 0, has experts.
     pub fn in_layer(&self, layer: usize) -> bool {
         match &self.layers {
+            Layers::From(first) => layer >= *first,
             Layers::Step { step, without } => {
                 layer.checked_add(1).is_some_and(|number| number.is_multiple_of(*step)) && !without.contains(&layer)
             }
@@ -166,23 +175,32 @@ impl Experts {
     /// The numbers in this `config.json`.
     ///
     /// # Errors
-    /// [`ConfigError::WrongType`]; [`ConfigError::Unsupported`] for 0, and for more chosen experts than there are.
+    /// [`ConfigError::WrongType`]; [`ConfigError::Missing`]; [`ConfigError::Unsupported`] for 0, for more chosen experts than there
+    /// are, and for groups that do not fit them.
     pub fn sizes(&self, fields: &Fields<'_>) -> Result<ExpertSizes, ConfigError> {
         let size = |setting: &Setting<usize>| Ok(fields.positive(setting.names)?.unwrap_or(setting.default));
-        let (count, chosen) = (size(&self.count)?, size(&self.chosen)?);
+        let missing = ConfigError::Missing { key: self.chosen.names[0], origin: Origin::HuggingFace };
+        let chosen = fields.positive(self.chosen.names)?.or(self.chosen.default).ok_or(missing)?;
+        let (count, features) = (size(&self.count)?, size(&self.size)?);
         if chosen > count {
             let supported = format!("at most `{}`, which is {count}", fields.spelling(self.count.names));
             let (key, value) = (fields.spelling(self.chosen.names).into(), chosen.to_string());
             return Err(ConfigError::Unsupported { key, value, supported });
         }
-        let shared = self.shared.as_ref().map(|shared| size(&shared.size)).transpose()?;
-        Ok(ExpertSizes { count, chosen, size: size(&self.size)?, shared, layers: self.layers(fields)? })
+        let shared = self.shared.as_ref().map(|shared| match shared.size {
+            SharedSize::Features(setting) => size(&setting),
+            SharedSize::Experts(setting) => Ok(size(&setting)?.saturating_mul(features)),
+        });
+        let (shared, layers) = (shared.transpose()?, self.layers(fields)?);
+        let groups = self.routing.groups(fields, count, chosen)?;
+        Ok(ExpertSizes { count, chosen, size: features, shared, groups, layers })
     }
 
     fn layers(&self, fields: &Fields<'_>) -> Result<Layers, ConfigError> {
         let step = |key| Ok::<_, ConfigError>(fields.positive(&[key])?.unwrap_or(1));
         match self.layers {
-            ExpertLayers::All => Ok(Layers::Step { step: 1, without: Vec::new() }),
+            ExpertLayers::All => Ok(Layers::From(0)),
+            ExpertLayers::From(first) => Ok(Layers::From(fields.size(first.names)?.unwrap_or(first.default))),
             ExpertLayers::StepWithout { step: key, without } => {
                 Ok(Layers::Step { step: step(key)?, without: listed(fields, without)?.unwrap_or_default() })
             }
@@ -197,21 +215,18 @@ impl Experts {
     pub(super) fn keys(&self) -> impl Iterator<Item = &'static str> {
         let layers = match self.layers {
             ExpertLayers::All => vec![],
+            ExpertLayers::From(first) => first.names.to_vec(),
             ExpertLayers::StepWithout { step, without: list } | ExpertLayers::ListedOrStep { list, step } => {
                 vec![step, list]
             }
-        };
-        let normalised = match self.routing {
-            Routing::SoftmaxOfAll { normalised } => normalised.key(),
-            Routing::SoftmaxOfChosen | Routing::SigmoidOfInput => None,
         };
         let activation = match self.activation {
             ExpertActivation::Gated => [&[][..]; 2],
             ExpertActivation::ClampedSwiglu { alpha, limit } => [alpha.names, limit.names],
         };
-        let shared = self.shared.map_or(&[][..], |shared| shared.size.names);
+        let shared = self.shared.as_ref().map_or(&[][..], |shared| shared.size.setting().names);
         let sizes = [self.count.names, self.chosen.names, self.size.names, shared].into_iter().chain(activation);
-        sizes.flatten().copied().chain(layers).chain(normalised)
+        sizes.flatten().copied().chain(layers).chain(self.routing.keys())
     }
 
     /// Checks the values of the keys that are read.
@@ -219,9 +234,7 @@ impl Experts {
     /// # Errors
     /// Those of [`sizes`](Self::sizes).
     pub(super) fn check(&self, fields: &Fields<'_>) -> Result<(), ConfigError> {
-        if let Routing::SoftmaxOfAll { normalised } = self.routing {
-            normalised.of(fields)?;
-        }
+        self.routing.check(fields)?;
         if let ExpertActivation::ClampedSwiglu { alpha, limit } = self.activation {
             alpha.above_zero(fields)?;
             limit.above_zero(fields)?;

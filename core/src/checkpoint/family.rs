@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::class::Class;
+use super::class::{Class, Setting};
 use super::decoder::DecoderPaths;
 use super::encoder::EncoderPaths;
 use super::known;
@@ -13,6 +13,7 @@ use super::rope::{Rope, RopeKeys};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
 use crate::fields::Fields;
+use crate::latent::LatentSizes;
 
 /// A model family: how its `config.json` is read, and where its checkpoints keep their tensors.
 pub struct Family {
@@ -34,6 +35,11 @@ pub struct Family {
     pub harmless: &'static [&'static str],
     /// Sets what distinguishes the attention of the family from the shared settings, which are passed in.
     pub attention: fn(DeepSpeedInferenceConfig, &Fields<'_>) -> Result<FamilyAttention, ConfigError>,
+    /// The sizes of latent attention, for families that have it in every layer.
+    pub latent: Option<fn(&Fields<'_>) -> Result<LatentSizes, ConfigError>>,
+    /// The number of layers after the last one that checkpoints hold and the class does not load: they predict later tokens, for
+    /// speculation. `None` for families that have none.
+    pub prediction_layers: Option<Setting<usize>>,
     /// The paths of a layer and of its attention.
     pub layer: LayerPaths,
     /// Ends of the names of buffers that older versions of `transformers` saved with the weights, in addition to those of every
@@ -89,6 +95,8 @@ impl Family {
         only: &[],
         harmless: &[],
         attention: |base, _| Ok(base.into()),
+        latent: None,
+        prediction_layers: None,
         layer: LayerPaths::SHARED,
         buffers: &[],
         positions: None,
@@ -103,9 +111,16 @@ impl Family {
         let decoder = self.decoder.iter().flat_map(DecoderPaths::keys);
         let encoder = self.encoder.iter().flat_map(EncoderPaths::keys);
         let rope = self.rope.iter().flat_map(RopeKeys::keys);
+        let prediction = self.prediction_layers.iter().flat_map(|setting| setting.names).copied();
         let own = known::READ.iter().chain(self.reads).copied();
-        let mut keys: Vec<_> =
-            own.chain(self.class.keys()).chain(rope).chain(only).chain(decoder).chain(encoder).collect();
+        let mut keys: Vec<_> = own
+            .chain(self.class.keys())
+            .chain(rope)
+            .chain(only)
+            .chain(decoder)
+            .chain(encoder)
+            .chain(prediction)
+            .collect();
         keys.sort_unstable();
         keys.dedup();
         keys
@@ -124,7 +139,8 @@ impl Family {
         let mut known = self.read_keys();
         known.extend(self.harmless_keys());
         fields.check_keys(&known, self.class.name)?;
-        known::ONLY.iter().chain(self.only).try_for_each(|only| only.check(fields))?;
+        // What a family says of a key comes before what all say.
+        self.only.iter().chain(known::ONLY).try_for_each(|only| only.check(fields))?;
         // Who builds the decoder checks the values of its keys.
         self.decoder.iter().flat_map(|paths| paths.only).try_for_each(|only| only.holds(fields).map(|_| ()))?;
         self.decoder.iter().try_for_each(|paths| paths.check(fields))?;
@@ -149,6 +165,15 @@ impl Family {
     /// Those of [`Fields::size`].
     pub fn max_positions(&self, fields: &Fields<'_>) -> Result<Option<usize>, ConfigError> {
         Ok(fields.positive(self.class.max_positions.names)?.or(self.class.max_positions.default))
+    }
+
+    /// The number of layers after the last one that a checkpoint holds for speculation.
+    ///
+    /// # Errors
+    /// Those of [`Fields::size`].
+    pub fn prediction_layers(&self, fields: &Fields<'_>) -> Result<usize, ConfigError> {
+        let read = |setting: Setting<usize>| Ok(fields.size(setting.names)?.unwrap_or(setting.default));
+        self.prediction_layers.map_or(Ok(0), read)
     }
 
     /// The rotary settings of this `config.json`.

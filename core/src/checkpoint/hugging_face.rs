@@ -12,13 +12,16 @@ use super::experts::{ExpertSizes, Experts};
 use super::families::{of_model_type, pair_of_model_type};
 use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
+use super::latent_names::LatentNames;
 use super::layer_paths::LayerPaths;
 use super::names::AttentionNames;
 use super::options::ConfigOptions;
-use super::pair::{Pair, Side};
+use super::pair::{Pair, SideOfPair};
 use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, read_json};
 use crate::error::{ConfigError, Origin, WeightError};
 use crate::fields::Fields;
+use crate::latent::LatentSizes;
+use crate::spec::AttentionSpec;
 
 /// What the `config.json` of a Hugging Face checkpoint says about attention and the blocks around it.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +45,10 @@ pub struct HuggingFaceConfig {
     pub eos_token_ids: Vec<usize>,
     /// The whole record, for what is not read here.
     pub record: Value,
+    /// The sizes of latent attention; `None` if the model has keys and values of its own for each head.
+    pub latent: Option<LatentSizes>,
+    /// Layers after the last one that the checkpoint holds for speculation.
+    prediction_layers: usize,
     /// For a file that describes two encoders: which one this is.
     side: Option<SideOfPair>,
     attention: FamilyAttention,
@@ -50,22 +57,6 @@ pub struct HuggingFaceConfig {
     /// The model around the language model that this is.
     around: Option<&'static Composite>,
     allowed_keys: Vec<String>,
-}
-
-/// One of two encoders that a file describes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct SideOfPair {
-    pair: &'static Pair,
-    side: Side,
-    /// The key of its settings.
-    key: &'static str,
-}
-
-impl SideOfPair {
-    /// The settings of this encoder in a file.
-    fn fields<'a>(&self, file: &Fields<'a>) -> Result<Fields<'a>, ConfigError> {
-        file.record(self.key)?.ok_or(ConfigError::Missing { key: self.key, origin: Origin::HuggingFace })
-    }
 }
 
 impl HuggingFaceConfig {
@@ -180,7 +171,8 @@ impl HuggingFaceConfig {
         base.num_hidden_layers = Some(layers);
         base.intermediate_size = Some(mlp_size);
         let attention = (family.attention)(base, &fields)?;
-        attention.kinds.iter().try_for_each(|kind| kind.resolve(0).map(|_| ()))?;
+        let latent = family.latent.map(|sizes| sizes(&fields)).transpose()?;
+        attention.kinds.iter().try_for_each(|kind| kind.resolve_with(latent.as_ref(), 0).map(|_| ()))?;
         let paths = family.paths(&fields)?;
         let experts = paths.1.and_then(|decoder| decoder.experts);
         Ok(Self {
@@ -192,6 +184,8 @@ impl HuggingFaceConfig {
             activation: activation.into(),
             tie_word_embeddings: fields.flag(&["tie_word_embeddings"])?.unwrap_or(class.tie_word_embeddings),
             eos_token_ids: fields.sizes("eos_token_id")?,
+            prediction_layers: family.prediction_layers(&fields)?,
+            latent,
             around,
             experts: experts.map(|experts| experts.sizes(&fields)).transpose()?,
             paths,
@@ -275,6 +269,14 @@ impl HuggingFaceConfig {
         self.kind(self.attention.layers.of(layer)).clone()
     }
 
+    /// The sizes of layer `layer` on this rank.
+    ///
+    /// # Errors
+    /// Those of [`resolve_with`](DeepSpeedInferenceConfig::resolve_with).
+    pub fn attention_spec(&self, layer: usize) -> Result<AttentionSpec, ConfigError> {
+        self.kind(self.attention.layers.of(layer)).resolve_with(self.latent.as_ref(), layer)
+    }
+
     fn kind(&self, kind: usize) -> &DeepSpeedInferenceConfig {
         &self.attention.kinds[kind]
     }
@@ -308,7 +310,7 @@ impl HuggingFaceConfig {
     /// fit.
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), WeightError> {
         let (heads, hidden) = (self.kind(0).heads, self.kind(0).hidden_size);
-        let inputs = heads.saturating_mul(self.kind(0).head_size());
+        let inputs = heads.saturating_mul(self.latent.map_or(self.kind(0).head_size(), |sizes| sizes.v_head_dim));
         // The first missing layer ends the loop, so its length is bounded by the number of tensors in the checkpoint.
         (0..self.layers).try_for_each(|layer| {
             let names = self.attention_names(checkpoint, layer);
@@ -319,9 +321,16 @@ impl HuggingFaceConfig {
     }
 
     /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies. In a file
-    /// of two encoders, also the tensors of the other one, and under [`text_only`](ConfigOptions::text_only) those that read images.
+    /// of two encoders, also the tensors of the other one, under [`text_only`](ConfigOptions::text_only) those that read images, and in a
+    /// DeepSeek V3 the layers that predict later tokens.
     pub fn ignore_buffers(&self, checkpoint: &Checkpoint) {
         checkpoint.ignore(|name| self.family.is_buffer(name));
+        if self.prediction_layers > 0 {
+            let layers = format!("{}{}.", self.prefix(checkpoint), self.layer().layers);
+            let all = self.layers..self.layers.saturating_add(self.prediction_layers);
+            let layer = |name: &str| name.strip_prefix(&layers)?.split_once('.')?.0.parse::<usize>().ok();
+            checkpoint.ignore(|name| layer(name).is_some_and(|layer| all.contains(&layer)));
+        }
         if let Some(SideOfPair { pair, side, .. }) = self.side {
             checkpoint.ignore(|name| pair.is_foreign(name, side));
         }
@@ -356,9 +365,16 @@ impl HuggingFaceConfig {
         format!("{}{}.{layer}", self.prefix(checkpoint), self.layer().layers)
     }
 
-    /// Where layer `layer` keeps the parameters of its attention.
+    /// Where layer `layer` keeps the parameters of its attention. Latent attention has [`latent_names`](Self::latent_names).
     pub fn attention_names(&self, checkpoint: &Checkpoint, layer: usize) -> AttentionNames {
         self.layer().attention(&self.layer_path(checkpoint, layer))
+    }
+
+    /// Where layer `layer` keeps the parameters of its latent attention; `None` if it has another.
+    pub fn latent_names(&self, checkpoint: &Checkpoint, layer: usize) -> Option<LatentNames> {
+        let (sizes, path) = (self.latent?, self.layer_path(checkpoint, layer));
+        let names = LatentNames::deepseek(&format!("{path}.self_attn"), sizes.q_lora_rank.is_some());
+        Some(names.with_norm(&format!("{path}.{}", self.layer().norm?)))
     }
 }
 

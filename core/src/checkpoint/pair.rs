@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::family::Family;
 use super::known;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Origin};
 use crate::fields::Fields;
 
 /// One of the two encoders of a checkpoint such as a whole CLIP.
@@ -36,6 +36,22 @@ pub struct Pair {
     pub harmless: &'static [&'static str],
     /// Beginnings of the names of tensors that belong to neither encoder.
     pub unused: &'static [&'static str],
+}
+
+/// One of two encoders that a file describes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct SideOfPair {
+    pub(super) pair: &'static Pair,
+    pub(super) side: Side,
+    /// The key of its settings.
+    pub(super) key: &'static str,
+}
+
+impl SideOfPair {
+    /// The settings of this encoder in a file.
+    pub(super) fn fields<'a>(&self, file: &Fields<'a>) -> Result<Fields<'a>, ConfigError> {
+        file.record(self.key)?.ok_or(ConfigError::Missing { key: self.key, origin: Origin::HuggingFace })
+    }
 }
 
 impl Side {

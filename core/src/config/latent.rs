@@ -48,6 +48,17 @@ impl DeepSpeedInferenceConfig {
         Ok(AttentionSpec { scale: self.scale(layer_id, sizes.key_dim())?, latent: Some(*sizes), ..spec })
     }
 
+    /// [`resolve_latent`](Self::resolve_latent) if there are sizes of latents, else [`resolve`](Self::resolve).
+    ///
+    /// # Errors
+    /// Those of either.
+    pub fn resolve_with(&self, latent: Option<&LatentSizes>, layer_id: usize) -> Result<AttentionSpec, ConfigError> {
+        match latent {
+            Some(sizes) => self.resolve_latent(sizes, layer_id),
+            None => self.resolve(layer_id),
+        }
+    }
+
     /// An error for a setting that latent attention does not have.
     fn check_latent(&self, sizes: &LatentSizes) -> Result<(), ConfigError> {
         let own_heads = self.num_kv.is_none_or(|heads| heads == self.heads);

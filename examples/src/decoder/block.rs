@@ -10,7 +10,7 @@ use burn_deepspeed::ops::Keys;
 use burn_deepspeed::parallel::{AgreedSettings, Communicator};
 use burn_deepspeed::weight::{Int8Blocks, Weight};
 use burn_deepspeed::{
-    AttentionError, AttentionInit, AttentionMask, AttentionOutput, ConfigError, DeepSpeedSelfAttention,
+    AttentionError, AttentionInit, AttentionMask, ConfigError, DeepSpeedLatentAttention, DeepSpeedSelfAttention,
     InferenceBackend, KvCacheType, Operations, WantedOutputs, WeightError,
 };
 
@@ -21,7 +21,9 @@ use super::parts::{Norm, linear, norm, paths};
 /// One layer.
 #[derive(Module, Debug)]
 pub(super) struct Block<B: Backend> {
-    pub attention: DeepSpeedSelfAttention<B>,
+    /// Attention; `None` in a layer with latent attention.
+    pub attention: Option<DeepSpeedSelfAttention<B>>,
+    pub latent: Option<DeepSpeedLatentAttention<B>>,
     pub attention_output_norm: Option<Norm<B>>,
     pub mlp_norm: Option<Norm<B>>,
     pub mlp_output_norm: Option<Norm<B>>,
@@ -60,7 +62,8 @@ enum Branch {
 impl<B: Backend> Block<B> {
     pub fn init(config: &HuggingFaceConfig, layer: usize, device: &B::Device) -> Result<Self, ConfigError> {
         let attention_config = config.attention_config(layer);
-        let attention = attention_config.init_self_attention(layer, device)?;
+        let latent = config.latent.map(|sizes| attention_config.init_latent_attention(&sizes, layer, device));
+        let attention = config.latent.is_none().then(|| attention_config.init_self_attention(layer, device));
         let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
         let paths = paths(config)?;
         let fields = config.fields()?;
@@ -70,7 +73,8 @@ impl<B: Backend> Block<B> {
         let experts = Experts::init(config, layer, device)?;
         let dense = experts.is_none();
         Ok(Self {
-            attention,
+            attention: attention.transpose()?,
+            latent: latent.transpose()?,
             attention_output_norm: norm(paths.attention_output_norm),
             mlp_norm: norm(paths.mlp_norm),
             mlp_output_norm: norm(paths.mlp_output_norm),
@@ -94,19 +98,25 @@ impl<B: Backend> Block<B> {
             ("its experts", &self.experts.as_ref().map(Experts::settings)),
         ]);
         Ok(Self {
-            attention: self.attention.with_communicator(communicator.clone())?,
+            attention: self.attention.map(|own| own.with_communicator(communicator.clone())).transpose()?,
+            latent: self.latent.map(|own| own.with_communicator(communicator.clone())).transpose()?,
             mlp_sum: (communicator.size() > 1).then(|| Sum { communicator: communicator.clone(), settings }),
             ..self
         })
     }
 
     pub fn with_kv_cache_dtype(self, types: KvCacheType) -> Self {
-        Self { attention: self.attention.with_kv_cache_dtype(types), ..self }
+        Self {
+            attention: self.attention.map(|own| own.with_kv_cache_dtype(types)),
+            latent: self.latent.map(|own| own.with_kv_cache_dtype(types)),
+            ..self
+        }
     }
 
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self {
-            attention: self.attention.quantize(blocks)?,
+            attention: self.attention.map(|own| own.quantize(blocks)).transpose()?,
+            latent: self.latent.map(|own| own.quantize(blocks)).transpose()?,
             gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
             up: self.up.map(|up| up.quantize(blocks)).transpose()?,
             down: self.down.map(|down| down.quantize(blocks)).transpose()?,
@@ -127,8 +137,7 @@ impl<B: InferenceBackend> Block<B> {
     ) -> Result<Tensor<B, 3>, AttentionError> {
         // The MLP of a block with one norm reads the normalised input of attention.
         let wanted = WantedOutputs::NONE.with_inp_norm(self.mlp_norm.is_none() && self.branch == Branch::Parallel);
-        let AttentionOutput { output, inp_norm, .. } =
-            self.attention.forward_detailed(x.clone(), mask, keys, wanted)?;
+        let (output, inp_norm) = self.attend(x.clone(), mask, keys, wanted)?;
         let sum = x.clone() + self.scaled(normed(self.attention_output_norm.as_ref(), output));
         let branch = if self.branch == Branch::Parallel { x } else { sum.clone() };
         let input = match (&self.mlp_norm, inp_norm) {
@@ -137,6 +146,26 @@ impl<B: InferenceBackend> Block<B> {
             (None, None) => branch,
         };
         Ok(sum + self.scaled(normed(self.mlp_output_norm.as_ref(), self.mlp(input)?)))
+    }
+
+    /// The output of attention, and its normalised input if that is wanted.
+    fn attend(
+        &self,
+        x: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: Keys<'_, B>,
+        wanted: WantedOutputs,
+    ) -> Result<(Tensor<B, 3>, Option<Tensor<B, 3>>), AttentionError> {
+        if let Some(attention) = &self.attention {
+            let outputs = attention.forward_detailed(x, mask, keys, wanted)?;
+            return Ok((outputs.output, outputs.inp_norm));
+        }
+        let latent = self.latent.as_ref().unwrap_or_else(|| unreachable!("a block has one of the two"));
+        let output = match keys {
+            Keys::Cached(cache) => latent.forward(x, mask, cache),
+            Keys::Fresh(positions) => latent.forward_uncached(x, mask, Some(positions)),
+        };
+        Ok((output?, None))
     }
 
     /// The MLP, summed over the ranks.

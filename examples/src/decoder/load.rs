@@ -60,7 +60,12 @@ impl<B: Backend> Decoder<B> {
                 (Some(norm), Some(path)) => norm.read(&reader, &config.layer().norm_names(&at(path))).map(Some),
                 (norm, _) => Ok(norm),
             };
-            block.attention = block.attention.load(checkpoint, &config.attention_names(checkpoint, layer))?;
+            let names = config.attention_names(checkpoint, layer);
+            block.attention = block.attention.map(|attention| attention.load(checkpoint, &names)).transpose()?;
+            block.latent = match (block.latent, config.latent_names(checkpoint, layer)) {
+                (Some(latent), Some(names)) => Some(latent.load(checkpoint, &names)?),
+                (latent, _) => latent,
+            };
             block.attention_output_norm = norm(block.attention_output_norm, paths.attention_output_norm)?;
             block.mlp_norm = norm(block.mlp_norm, paths.mlp_norm)?;
             block.mlp_output_norm = norm(block.mlp_output_norm, paths.mlp_output_norm)?;

@@ -9,7 +9,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::weight::Int8Blocks;
-use burn_deepspeed::{AttentionInit, ConfigError, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCacheType};
+use burn_deepspeed::{ConfigError, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCache, KvCacheType};
 
 use super::{Batch, Session, TextSession};
 use crate::backend::BackendName;
@@ -169,7 +169,7 @@ impl<B: InferenceBackend> TextModel for Model<B> {
     }
 
     fn cache_bytes(&self) -> Result<usize, Failure> {
-        Ok(self.config.attention_config(0).cache_memory_bytes::<B>(1, &self.device)?)
+        Ok(KvCache::<B>::bytes(&self.config.attention_spec(0)?, self.config.layers, 1, &self.device)?)
     }
 }
 

@@ -82,7 +82,11 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
             .into());
         }
         let attention = config.attention_config(0).with_max_out_tokens(capacity);
-        let cache = attention.init_cache(batch.ids.len(), &model.device)?;
+        let rows = batch.ids.len();
+        let cache = match &config.latent {
+            Some(sizes) => attention.init_latent_cache(sizes, rows, &model.device)?,
+            None => attention.init_cache(rows, &model.device)?,
+        };
         let none = vec![Vec::new(); batch.ids.len()];
         Ok(Self { model, cache, ids: none.clone(), mask: none })
     }

@@ -5,12 +5,13 @@ use serde_json::json;
 use super::{llama, rotary};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
 use crate::checkpoint::decoder::DecoderPaths;
-use crate::checkpoint::experts::{ExpertActivation, ExpertLayers, ExpertWeights, Experts, GateOrder, Routing};
+use crate::checkpoint::experts::{ExpertActivation, ExpertLayers, ExpertWeights, Experts, GateOrder};
 use crate::checkpoint::family::Family;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::layer_paths::LayerPaths;
 use crate::checkpoint::layer_types::LayerType;
 use crate::checkpoint::rope::{Rope, RopeKeys};
+use crate::checkpoint::routing::Routing;
 use crate::checkpoint::window;
 use crate::error::ConfigError;
 use crate::fields::Fields;
@@ -66,7 +67,7 @@ pub(super) static FAMILY: Family = Family {
 const EXPERTS: Experts = Experts {
     layers: ExpertLayers::All,
     count: Setting::new(&["num_local_experts", "num_experts"], 128),
-    chosen: Setting::new(&["num_experts_per_tok"], 4),
+    chosen: Setting::new(&["num_experts_per_tok"], Some(4)),
     size: Setting::new(&["intermediate_size"], MLP),
     router: "mlp.router",
     router_bias: true,

@@ -7,12 +7,13 @@ use super::{llama, rotary, smollm3};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
 use crate::checkpoint::decoder::{DecoderPaths, Gate};
 use crate::checkpoint::experts::{
-    ExpertActivation, ExpertLayers, ExpertWeights, Experts, GateOrder, Routing, SharedExpert,
+    ExpertActivation, ExpertLayers, ExpertWeights, Experts, GateOrder, SharedExpert, SharedSize,
 };
 use crate::checkpoint::family::{Family, FamilyAttention};
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::layer_types::LayerType;
 use crate::checkpoint::rope::RopeKeys;
+use crate::checkpoint::routing::Routing;
 use crate::config::{DeepSpeedInferenceConfig, WindowKind};
 use crate::error::ConfigError;
 use crate::fields::Fields;
@@ -82,7 +83,7 @@ pub(super) static FAMILY: Family = Family {
 const EXPERTS: Experts = Experts {
     layers: ExpertLayers::ListedOrStep { list: "moe_layers", step: "interleave_moe_layer_step" },
     count: Setting::new(&["num_local_experts"], 16),
-    chosen: Setting::new(&["num_experts_per_tok"], 1),
+    chosen: Setting::new(&["num_experts_per_tok"], Some(1)),
     size: EXPERT,
     router: "feed_forward.router",
     router_bias: false,
@@ -95,7 +96,7 @@ const EXPERTS: Experts = Experts {
     },
     activation: ExpertActivation::Gated,
     shared: Some(SharedExpert {
-        size: EXPERT,
+        size: SharedSize::Features(EXPERT),
         gate: "feed_forward.shared_expert.gate_proj",
         up: "feed_forward.shared_expert.up_proj",
         down: "feed_forward.shared_expert.down_proj",

@@ -3,10 +3,11 @@
 use super::{llama, mistral, rotary};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
 use crate::checkpoint::decoder::DecoderPaths;
-use crate::checkpoint::experts::{ExpertActivation, ExpertLayers, ExpertWeights, Experts, Routing};
+use crate::checkpoint::experts::{ExpertActivation, ExpertLayers, ExpertWeights, Experts};
 use crate::checkpoint::family::Family;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::rope::RopeKeys;
+use crate::checkpoint::routing::Routing;
 use crate::checkpoint::window;
 
 /// Inner features of an expert, if `intermediate_size` is not given.
@@ -43,7 +44,7 @@ pub(super) static FAMILY: Family = Family {
 const EXPERTS: Experts = Experts {
     layers: ExpertLayers::All,
     count: Setting::new(&["num_local_experts", "num_experts"], 8),
-    chosen: Setting::new(&["num_experts_per_tok"], 2),
+    chosen: Setting::new(&["num_experts_per_tok"], Some(2)),
     size: Setting::new(&["intermediate_size"], MLP),
     router: "block_sparse_moe.gate",
     router_bias: false,

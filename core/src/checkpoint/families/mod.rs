@@ -8,6 +8,8 @@ mod bloom;
 mod clip;
 mod cohere;
 mod cohere2;
+mod deepseek_v2;
+mod deepseek_v3;
 mod distilbert;
 mod ernie4_5;
 mod falcon;
@@ -60,7 +62,7 @@ pub use super::encoder::{
     VectorProjection,
 };
 pub use super::experts::{
-    ExpertActivation, ExpertLayers, ExpertSizes, ExpertWeights, Experts, GateOrder, Routing, SharedExpert,
+    ExpertActivation, ExpertLayers, ExpertSizes, ExpertWeights, Experts, GateOrder, SharedExpert, SharedSize,
 };
 pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
 pub use super::flag::Flag;
@@ -70,6 +72,7 @@ pub use super::layer_types::LayerType;
 pub use super::only::Only;
 pub use super::pair::Pair;
 pub use super::rope::{Rope, RopeKeys};
+pub use super::routing::{GroupScores, GroupSizes, GroupedRouting, Routing};
 use crate::error::ConfigError;
 pub use crate::fields::Fields;
 pub use table::table;
@@ -97,6 +100,8 @@ pub const ALL: &[&Family] = &[
     &qwen3::FAMILY,
     &qwen2_moe::FAMILY,
     &qwen3_moe::FAMILY,
+    &deepseek_v2::FAMILY,
+    &deepseek_v3::FAMILY,
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,

@@ -3,7 +3,7 @@
 use super::{llama, qwen2, qwen3_moe};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
 use crate::checkpoint::decoder::DecoderPaths;
-use crate::checkpoint::experts::{Experts, SharedExpert};
+use crate::checkpoint::experts::{Experts, SharedExpert, SharedSize};
 use crate::checkpoint::family::Family;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::rope::RopeKeys;
@@ -55,10 +55,10 @@ pub(super) static FAMILY: Family = Family {
 
 const EXPERTS: Experts = Experts {
     count: Setting::new(&["num_experts"], 60),
-    chosen: Setting::new(&["num_experts_per_tok"], 4),
+    chosen: Setting::new(&["num_experts_per_tok"], Some(4)),
     size: Setting::new(&["moe_intermediate_size"], 1408),
     shared: Some(SharedExpert {
-        size: Setting::new(&["shared_expert_intermediate_size"], 5632),
+        size: SharedSize::Features(Setting::new(&["shared_expert_intermediate_size"], 5632)),
         gate: "mlp.shared_expert.gate_proj",
         up: "mlp.shared_expert.up_proj",
         down: "mlp.shared_expert.down_proj",

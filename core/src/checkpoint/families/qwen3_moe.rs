@@ -3,11 +3,12 @@
 use super::{llama, qwen2, qwen3};
 use crate::checkpoint::class::{Class, MlpSize, Setting};
 use crate::checkpoint::decoder::DecoderPaths;
-use crate::checkpoint::experts::{ExpertActivation, ExpertLayers, ExpertWeights, Experts, Routing};
+use crate::checkpoint::experts::{ExpertActivation, ExpertLayers, ExpertWeights, Experts};
 use crate::checkpoint::family::Family;
 use crate::checkpoint::flag::Flag;
 use crate::checkpoint::layer_kinds::LayerKinds;
 use crate::checkpoint::rope::RopeKeys;
+use crate::checkpoint::routing::Routing;
 use crate::checkpoint::window;
 use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};
 
@@ -48,7 +49,7 @@ pub(super) static FAMILY: Family = Family {
 pub(super) const EXPERTS: Experts = Experts {
     layers: ExpertLayers::StepWithout { step: "decoder_sparse_step", without: "mlp_only_layers" },
     count: Setting::new(&["num_experts", "num_local_experts"], 128),
-    chosen: Setting::new(&["num_experts_per_tok"], 8),
+    chosen: Setting::new(&["num_experts_per_tok"], Some(8)),
     size: Setting::new(&["moe_intermediate_size"], 768),
     router: "mlp.gate",
     router_bias: false,

@@ -15,6 +15,7 @@ pub fn table() -> String {
 
 fn line(family: &Family) -> String {
     let qkv = match family.layer.qkv {
+        _ if family.latent.is_some() => "by latents".into(),
         QkvPaths::Fused(_, layout) => format!("fused, `{layout:?}`"),
         QkvPaths::Separate(..) => "separate".into(),
     };

@@ -2,6 +2,7 @@
 
 use burn::tensor::activation::{sigmoid, softmax};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn_deepspeed::load::families::GroupSizes;
 use burn_deepspeed::{InferenceBackend, Operations};
 
 use super::{Experts, Form, GateOrder, GatedMlp, Shared, Weighting};
@@ -21,8 +22,12 @@ impl<B: InferenceBackend> Experts<B> {
         let shape = [batch, tokens, hidden];
         let x = x.reshape([1, rows, hidden]);
         let (device, dtype) = (x.device(), x.dtype());
-        let scores = B::Ops::linear(x.clone(), &self.router).reshape([rows, self.settings.count]).cast(DType::F32);
-        let chosen = self.chosen(scores.clone());
+        let scores = B::Ops::linear(x.clone().cast(self.router.dtype()), &self.router);
+        let scores = scores.reshape([rows, self.settings.count]).cast(DType::F32);
+        let chosen = match &self.correction {
+            Some(terms) => self.chosen(sigmoid(scores.clone()) + terms.val().unsqueeze()),
+            None => self.chosen(scores.clone()),
+        };
         let places = |places: Vec<usize>| {
             let places: Vec<i64> = places.into_iter().map(|place| place as i64).collect();
             let count = places.len();
@@ -56,12 +61,25 @@ impl<B: InferenceBackend> Experts<B> {
     fn chosen(&self, scores: Tensor<B, 2>) -> Vec<usize> {
         let scores: Vec<f32> = scores.into_data().iter::<f32>().collect();
         let of_token = |scores: &[f32]| {
-            let mut order: Vec<usize> = (0..scores.len()).collect();
-            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-            order.truncate(self.settings.chosen);
-            order
+            let groups = self.settings.groups.map(|groups| (self.best_groups(scores, groups), groups));
+            let in_group = |expert: &usize| {
+                groups.as_ref().is_none_or(|(best, groups)| best.contains(&(expert * groups.count / scores.len())))
+            };
+            best((0..scores.len()).filter(in_group).collect(), self.settings.chosen, |expert| scores[expert])
         };
         scores.chunks(self.settings.count).flat_map(of_token).collect()
+    }
+
+    /// The groups whose experts one token may be sent to.
+    fn best_groups(&self, scores: &[f32], groups: GroupSizes) -> Vec<usize> {
+        // A group has the score of its best expert, or of its best two.
+        let counted = if self.correction.is_some() { 2 } else { 1 };
+        let of_group = |scores: &[f32]| {
+            let experts = best((0..scores.len()).collect(), counted, |expert| scores[expert]);
+            experts.into_iter().map(|expert| scores[expert]).sum::<f32>()
+        };
+        let totals: Vec<f32> = scores.chunks(scores.len() / groups.count).map(of_group).collect();
+        best((0..totals.len()).collect(), groups.chosen, |group| totals[group])
     }
 
     /// The weights of the chosen experts, one token after the other.
@@ -73,7 +91,13 @@ impl<B: InferenceBackend> Experts<B> {
                 let weights = softmax(scores, 1).gather(1, chosen);
                 if normalised { weights.clone() / weights.sum_dim(1) } else { weights }
             }
+            Weighting::SigmoidOfAll { normalised } => {
+                let weights = sigmoid(scores.gather(1, chosen));
+                if normalised { weights.clone() / (weights.sum_dim(1) + 1e-20) } else { weights }
+            }
         };
+        let scale = self.settings.scale;
+        let weights = if scale == 1.0 { weights } else { weights.mul_scalar(scale) };
         weights.flatten(0, 1)
     }
 
@@ -89,6 +113,13 @@ impl<B: InferenceBackend> Experts<B> {
         };
         B::Ops::linear(inner, &expert.down)
     }
+}
+
+/// The `count` of these numbers whose scores are highest, the best first.
+fn best(mut numbers: Vec<usize>, count: usize, score: impl Fn(usize) -> f32) -> Vec<usize> {
+    numbers.sort_by(|&a, &b| score(b).total_cmp(&score(a)));
+    numbers.truncate(count);
+    numbers
 }
 
 impl<B: InferenceBackend> Shared<B> {

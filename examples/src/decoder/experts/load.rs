@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
+use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
-use burn_deepspeed::load::families::{ExpertSizes, ExpertWeights, SharedExpert};
+use burn_deepspeed::load::families::{ExpertSizes, ExpertWeights, GroupScores, GroupedRouting, Routing, SharedExpert};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, ParameterReader, ReadTensors, WeightNames, WeightPart};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 use burn_deepspeed::{OfBackend, WeightError};
 
-use super::{Experts, GatedMlp, Shared};
+use super::{Experts, GatedMlp, Shared, score_type};
 
 /// The layer of a checkpoint that holds the experts.
 struct Layer<'a, B: Backend> {
@@ -59,8 +60,17 @@ impl<B: Backend> Experts<B> {
             (Some(module), Some(names), Some(size)) => Some(source.shared(module, &names, (ranks.part(size), size))?),
             (module, ..) => module,
         };
+        let exact = ParameterReader::new(checkpoint, score_type(record.routing, dtype), device);
+        let source = Layer { reader: &exact, ..source };
         let router = source.projection(&self.router, record.router, &WeightPart::Whole)?;
-        Ok(Self { router, experts, shared, ..self })
+        let correction = match record.routing {
+            Routing::Grouped(GroupedRouting { scores: GroupScores::Sigmoid { correction, .. }, .. }) => {
+                let terms = checkpoint.tensor(&source.at(correction), [sizes.count], DType::F32, device)?;
+                Some(Param::from_tensor(terms))
+            }
+            _ => None,
+        };
+        Ok(Self { router, correction, experts, shared, ..self })
     }
 }
 

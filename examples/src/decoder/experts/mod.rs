@@ -6,10 +6,13 @@
 mod forward;
 mod load;
 
-use burn::module::Module;
-use burn::tensor::backend::Backend;
+use burn::module::{Module, Param};
+use burn::nn::Initializer;
+use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::load::HuggingFaceConfig;
-use burn_deepspeed::load::families::{ExpertActivation, ExpertWeights, GateOrder, Routing};
+use burn_deepspeed::load::families::{
+    ExpertActivation, ExpertWeights, GateOrder, GroupScores, GroupSizes, GroupedRouting, Routing,
+};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{ConfigError, OfBackend, WeightError};
 
@@ -19,6 +22,8 @@ use super::parts::linear;
 #[derive(Module, Debug)]
 pub(super) struct Experts<B: Backend> {
     pub router: Weight<B>,
+    /// What is added to the score of each expert before the choice, in f32.
+    pub correction: Option<Param<Tensor<B, 1>>>,
     pub experts: Vec<GatedMlp<B>>,
     pub shared: Option<Shared<B>>,
     /// The number of the first expert of this rank.
@@ -51,6 +56,10 @@ pub(super) struct Settings {
     count: usize,
     chosen: usize,
     weighting: Weighting,
+    /// What the weights are multiplied by.
+    scale: f64,
+    /// The groups that limit the choice.
+    groups: Option<GroupSizes>,
     form: Form,
     /// The order of the outputs of `up` without a gate.
     order: GateOrder,
@@ -61,6 +70,7 @@ pub(super) struct Settings {
 enum Weighting {
     SoftmaxOfChosen,
     SoftmaxOfAll { normalised: bool },
+    SigmoidOfAll { normalised: bool },
     SigmoidOfInput,
 }
 
@@ -81,7 +91,7 @@ impl<B: Backend> Experts<B> {
         let (ranks, hidden) = (attention.rank_group()?, attention.hidden_size);
         let dtype = attention.dtype.of_backend::<B>(device)?;
         // What decides between experts is never int8.
-        let score = |outputs, bias| Weight::init(hidden, outputs, bias, Orientation::OutputInput, dtype, device);
+        let score = |outputs, bias, dtype| Weight::init(hidden, outputs, bias, Orientation::OutputInput, dtype, device);
         let linear = |input, output, bias| linear(config, [input, output], bias, device);
         let separate = |size| {
             let (gate, up) = (Some(linear(hidden, size, false)?), linear(hidden, size, false)?);
@@ -96,13 +106,25 @@ impl<B: Backend> Experts<B> {
         };
         let shared = experts.shared.zip(sizes.shared).map(|(shared, size)| {
             let mlp = separate(ranks.part(size).len())?;
-            Ok::<_, ConfigError>(Shared { mlp, scale: shared.scale.map(|_| score(1, false)) })
+            Ok::<_, ConfigError>(Shared { mlp, scale: shared.scale.map(|_| score(1, false, dtype)) })
         });
-        let weighting = match experts.routing {
-            Routing::SoftmaxOfChosen => Weighting::SoftmaxOfChosen,
-            Routing::SoftmaxOfAll { normalised } => Weighting::SoftmaxOfAll { normalised: normalised.of(&fields)? },
-            Routing::SigmoidOfInput => Weighting::SigmoidOfInput,
+        let (weighting, scale) = match experts.routing {
+            Routing::SoftmaxOfChosen => (Weighting::SoftmaxOfChosen, 1.0),
+            Routing::SoftmaxOfAll { normalised } => {
+                (Weighting::SoftmaxOfAll { normalised: normalised.of(&fields)? }, 1.0)
+            }
+            Routing::SigmoidOfInput => (Weighting::SigmoidOfInput, 1.0),
+            Routing::Grouped(GroupedRouting { scores, scale, .. }) => {
+                let weighting = match scores {
+                    GroupScores::Softmax => Weighting::SoftmaxOfAll { normalised: false },
+                    GroupScores::Sigmoid { normalised, .. } => {
+                        Weighting::SigmoidOfAll { normalised: normalised.of(&fields)? }
+                    }
+                };
+                (weighting, scale.above_zero(&fields)?)
+            }
         };
+        let correction = matches!(weighting, Weighting::SigmoidOfAll { .. });
         let form = match experts.activation {
             ExpertActivation::Gated => Form::Gated,
             ExpertActivation::ClampedSwiglu { alpha, limit } => {
@@ -116,10 +138,19 @@ impl<B: Backend> Experts<B> {
         let own = ranks.part(sizes.count);
         Ok(Some(Self {
             first: own.start,
-            router: score(sizes.count, experts.router_bias),
+            router: score(sizes.count, experts.router_bias, score_type(experts.routing, dtype)),
+            correction: correction.then(|| Initializer::Zeros.init([sizes.count], device)),
             experts: own.map(|_| expert()).collect::<Result<_, _>>()?,
             shared: shared.transpose()?,
-            settings: Settings { count: sizes.count, chosen: sizes.chosen, weighting, form, order },
+            settings: Settings {
+                count: sizes.count,
+                chosen: sizes.chosen,
+                weighting,
+                scale,
+                groups: sizes.groups,
+                form,
+                order,
+            },
         }))
     }
 
@@ -134,6 +165,11 @@ impl<B: Backend> Experts<B> {
             self.shared.map(|shared| Ok::<_, WeightError>(Shared { mlp: shared.mlp.quantize(blocks)?, ..shared }));
         Ok(Self { experts: experts.collect::<Result<_, _>>()?, shared: shared.transpose()?, ..self })
     }
+}
+
+/// The element type of the scores that decide between experts: classes with groups compute them in f32.
+fn score_type(routing: Routing, own: DType) -> DType {
+    if matches!(routing, Routing::Grouped(_)) { DType::F32 } else { own }
 }
 
 impl<B: Backend> GatedMlp<B> {
