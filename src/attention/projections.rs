@@ -66,7 +66,7 @@ impl<B: Backend> Projections<B> {
 
     /// An error unless the sum over the ranks can be computed.
     pub(super) fn check_sum(&self) -> Result<(), AttentionError> {
-        if self.spec.ranks.ranks() > 1 { self.link().map(|_| ()) } else { Ok(()) }
+        self.connection.check(&self.spec)
     }
 
     /// `[B, T, N·H]` of zeros: the context of queries that see no keys.

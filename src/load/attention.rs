@@ -24,7 +24,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
+        let files = LayerFiles::whole(checkpoint, self.spec());
+        self.read(files, names)
     }
 
     /// [`load`](Self::load), from the files of the ranks that wrote the checkpoint. The number of files need not be the number of
@@ -64,7 +65,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// A [`WeightError`] that names the tensor and the file; [`WeightError::FileCount`] if `training_mp_size` is above 1 and not
     /// the number of files; [`ConfigError::Ranks`](crate::ConfigError::Ranks) if that many ranks cannot have written these heads.
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::split(split, self.spec())?, names)
+        let files = LayerFiles::split(split, self.spec())?;
+        self.read(files, names)
     }
 
     fn read(self, files: LayerFiles<'_>, names: &AttentionNames) -> Result<Self, WeightError> {

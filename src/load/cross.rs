@@ -16,7 +16,8 @@ impl<B: Backend> DeepSpeedCrossAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
+        let files = LayerFiles::whole(checkpoint, self.spec());
+        self.read(files, names)
     }
 
     /// See [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
@@ -24,7 +25,8 @@ impl<B: Backend> DeepSpeedCrossAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::split(split, self.spec())?, names)
+        let files = LayerFiles::split(split, self.spec())?;
+        self.read(files, names)
     }
 
     fn read(self, files: LayerFiles<'_>, names: &AttentionNames) -> Result<Self, WeightError> {

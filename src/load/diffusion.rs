@@ -17,7 +17,8 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
+        let files = LayerFiles::whole(checkpoint, self.spec());
+        self.read(files, names)
     }
 
     /// See [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
@@ -25,7 +26,8 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
     pub fn load_split(self, split: &SplitCheckpoint, names: &AttentionNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::split(split, self.spec())?, names)
+        let files = LayerFiles::split(split, self.spec())?;
+        self.read(files, names)
     }
 
     fn read(self, files: LayerFiles<'_>, names: &AttentionNames) -> Result<Self, WeightError> {
@@ -49,7 +51,8 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
     /// # Errors
     /// A [`WeightError`] that names the tensor.
     pub fn load(self, checkpoint: &Checkpoint, names: &JointNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::whole(checkpoint, self.spec()), names)
+        let files = LayerFiles::whole(checkpoint, self.spec());
+        self.read(files, names)
     }
 
     /// See [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
@@ -57,7 +60,8 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
     /// # Errors
     /// Those of [`DeepSpeedSelfAttention::load_split`](crate::DeepSpeedSelfAttention::load_split).
     pub fn load_split(self, split: &SplitCheckpoint, names: &JointNames) -> Result<Self, WeightError> {
-        self.read(LayerFiles::split(split, self.spec())?, names)
+        let files = LayerFiles::split(split, self.spec())?;
+        self.read(files, names)
     }
 
     fn read(self, files: LayerFiles<'_>, names: &JointNames) -> Result<Self, WeightError> {

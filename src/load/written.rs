@@ -47,19 +47,6 @@ pub(super) fn write_head_weights<B: Backend>(
     }
 }
 
-/// Writes the norm before the projections, if there is one.
-pub(super) fn write_norm<B: Backend>(
-    writer: &mut CheckpointWriter,
-    names: &AttentionNames,
-    norm: Option<&FusedNorm<B>>,
-) -> Result<(), WeightError> {
-    let Some(norm) = norm else { return Ok(()) };
-    let names = names.norm.as_ref().ok_or(WeightError::NoNormNames)?;
-    let gamma = if names.plus_one { norm.gamma().sub_scalar(1.0) } else { norm.gamma() };
-    writer.tensor(&names.gamma, gamma)?;
-    norm.beta().map_or(Ok(()), |beta| writer.tensor(&names.beta, beta))
-}
-
 /// Writes the projections of a layer.
 pub(super) fn write_projections<B: Backend>(
     writer: &mut CheckpointWriter,
