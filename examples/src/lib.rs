@@ -15,6 +15,7 @@ pub mod conformance;
 pub mod decoder;
 pub mod embedder;
 pub mod int8;
+mod layers;
 pub mod ranks;
 pub mod scaling;
 pub mod sums;
