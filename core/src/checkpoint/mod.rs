@@ -2,7 +2,8 @@
 //!
 //! A [`Checkpoint`] reads what is asked for and nothing else of the file. [`AttentionFiles`] finds the projections of one layer
 //! in one file or in those of several ranks, and [`ProjectionParts`] assembles a matrix from its pieces. [`CheckpointWriter`]
-//! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says.
+//! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says,
+//! and [`EncoderDecoderConfig`] that of a model with an encoder and a decoder.
 
 mod attention;
 mod class;
@@ -11,6 +12,8 @@ mod data_file;
 mod decoder;
 mod deepseek;
 mod encoder;
+mod encoder_decoder;
+mod encoder_decoder_config;
 mod experts;
 pub mod families;
 mod family;
@@ -46,6 +49,7 @@ mod write;
 
 pub use attention::{AttentionFiles, QkvSources};
 pub use deepseek::DeepSeekAttention;
+pub use encoder_decoder_config::{EncoderDecoderConfig, FeatureShape, Stack};
 pub use files::Checkpoint;
 pub use float::{Float, Floats};
 pub use hugging_face::HuggingFaceConfig;
