@@ -116,9 +116,5 @@ fn sources(arguments: &Arguments, tokenizer: Option<&Tokenizer>) -> Result<Sourc
     let Some(tokenizer) = tokenizer else {
         return Err(format!("{} has no tokenizer.json; give --ids 5,9,1", arguments.model.display()).into());
     };
-    let encoded = |text: &String| {
-        let encoding = tokenizer.encode(text.as_str(), true);
-        Ok(encoding.map_err(|cause| format!("the tokenizer cannot read {text:?}: {cause}"))?.get_ids().to_vec())
-    };
-    Ok(Sources::Tokens(arguments.texts.iter().map(encoded).collect::<Result<_, Failure>>()?))
+    Sources::of_texts(tokenizer, &arguments.texts)
 }

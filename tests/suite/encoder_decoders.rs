@@ -9,6 +9,7 @@ use burn_deepspeed::load::{Checkpoint, CheckpointWriter, ReadTensors, WriteTenso
 use burn_deepspeed_examples::embedder::Embedder;
 use burn_deepspeed_examples::seq2seq::{Model, Options, Seq2Seq, Sources, check, generate};
 use burn_deepspeed_examples::text::{self, Batch};
+use burn_deepspeed_examples::tokenizer;
 use serde_json::{Value, json};
 
 use crate::common::{AnyBackend, golden, on_each_cpu_backend};
@@ -110,6 +111,15 @@ on_each_cpu_backend!(
     every_encoder_decoder_generates_what_transformers_generates,
     a_row_alone_becomes_what_it_becomes_in_a_batch,
 );
+
+#[test]
+fn texts_become_the_tokens_of_the_tokenizer() {
+    let tokenizer = tokenizer::open(&golden("encoders/roberta")).unwrap().unwrap();
+    let sources = Sources::of_texts(&tokenizer, &["the red cat sat", "a dog"]).unwrap();
+    assert_eq!(sources, Sources::Tokens(vec![vec![0, 8, 20, 10, 13, 2], vec![0, 9, 11, 2]]));
+    let found = generate(&open::<B>(&folder("t5")).unwrap(), &sources, None, 3).unwrap();
+    assert_eq!(found.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+}
 
 #[test]
 fn a_difference_is_found() {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn_deepspeed::load::{EncoderDecoderConfig, FeatureShape};
+use tokenizers::Tokenizer;
 
 use crate::Failure;
 
@@ -16,6 +17,18 @@ pub enum Sources {
 }
 
 impl Sources {
+    /// Texts as rows of tokens, with what the tokenizer adds to them.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot read a text.
+    pub fn of_texts(tokenizer: &Tokenizer, texts: &[impl AsRef<str>]) -> Result<Self, Failure> {
+        let ids = |text: &str| {
+            let encoding = tokenizer.encode(text, true);
+            Ok(encoding.map_err(|cause| format!("the tokenizer cannot read {text:?}: {cause}"))?.get_ids().to_vec())
+        };
+        Ok(Self::Tokens(texts.iter().map(|text| ids(text.as_ref())).collect::<Result<_, Failure>>()?))
+    }
+
     /// An error unless the encoder takes these rows of tokens.
     pub(super) fn check_tokens(rows: &[Vec<u32>], config: &EncoderDecoderConfig) -> Result<(), Failure> {
         if let Some(FeatureShape { bins, frames }) = config.features {
