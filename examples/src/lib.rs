@@ -4,7 +4,7 @@
 //!
 //! A program chooses its backend when it starts. Everything that is generic over the backend is therefore compiled here, once
 //! for each backend of the build, and reaches the programs without the backend in its type: [`text::TextModel`],
-//! [`embedder::Embed`], [`conformance::conformance`]. The programs stay small and compile in seconds.
+//! [`embedder::Embed`], [`seq2seq::Seq2Seq`], [`conformance::conformance`]. The programs stay small and compile in seconds.
 #![cfg_attr(
     not(any(feature = "ndarray", feature = "flex", feature = "cuda", feature = "wgpu")),
     allow(dead_code, unused_variables, reason = "a program may bring its own backend and choose none by name")
@@ -15,8 +15,10 @@ pub mod conformance;
 pub mod decoder;
 pub mod embedder;
 pub mod int8;
+mod layers;
 pub mod ranks;
 pub mod scaling;
+pub mod seq2seq;
 pub mod sums;
 pub mod text;
 pub mod tokenizer;

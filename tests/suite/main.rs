@@ -15,6 +15,7 @@ mod contract;
 mod cross_attention;
 mod diffusion;
 mod documents;
+mod encoder_decoders;
 mod encoders;
 mod families;
 mod generate;

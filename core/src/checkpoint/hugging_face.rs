@@ -379,7 +379,7 @@ impl HuggingFaceConfig {
 }
 
 /// The element type of the file, which one of two encoders may repeat.
-fn dtype(file: &Fields<'_>, own: &Fields<'_>) -> Result<DataType, ConfigError> {
+pub(super) fn dtype(file: &Fields<'_>, own: &Fields<'_>) -> Result<DataType, ConfigError> {
     let names = ["dtype", "torch_dtype"];
     let (outer, inner) = (file.text(&names)?, own.text(&names)?);
     if outer.is_some() && inner.is_some() && outer != inner {

@@ -2,7 +2,8 @@
 //!
 //! A [`Checkpoint`] reads what is asked for and nothing else of the file. [`AttentionFiles`] finds the projections of one layer
 //! in one file or in those of several ranks, and [`ProjectionParts`] assembles a matrix from its pieces. [`CheckpointWriter`]
-//! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says.
+//! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says,
+//! and [`EncoderDecoderConfig`] that of a model with an encoder and a decoder.
 
 mod attention;
 mod class;
@@ -10,6 +11,8 @@ mod composite;
 mod data_file;
 mod decoder;
 mod encoder;
+mod encoder_decoder;
+mod encoder_decoder_config;
 mod experts;
 pub mod families;
 mod family;
@@ -45,6 +48,7 @@ mod wrapper;
 mod write;
 
 pub use attention::{AttentionFiles, QkvSources};
+pub use encoder_decoder_config::{EncoderDecoderConfig, FeatureShape, Stack};
 pub use files::Checkpoint;
 pub use float::{Float, Floats};
 pub use hugging_face::HuggingFaceConfig;

@@ -4,17 +4,17 @@
 //! The blocks of the families differ in where their norms are, in the gate of the MLP, and in windows and positions.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::load::families::BlockNorms;
 use burn_deepspeed::load::{Checkpoint, LoadReport};
 use burn_deepspeed::ops::qkv_gemm::normalise;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks};
-use burn_deepspeed::{AttentionError, AttentionMask, InferenceBackend, WeightError};
+use burn_deepspeed::{AttentionError, AttentionInit, AttentionMask, InferenceBackend, WeightError};
 
-use super::block::Block;
 use super::head::Head;
 use super::input::Input;
-use super::load::Loader;
 use super::plan::Plan;
 use super::tokens::TokenRows;
+use crate::layers::{Block, Loader, Mlp, MlpBranch};
 
 /// An encoder.
 #[derive(Debug)]
@@ -51,8 +51,9 @@ impl<B: Backend> Encoder<B> {
         checkpoint: &Checkpoint,
         device: &B::Device,
     ) -> Result<(Self, LoadReport), WeightError> {
-        let loader = Loader::new(plan, checkpoint, device)?;
-        plan.config.ignore_buffers(checkpoint);
+        let config = plan.config;
+        let loader = Loader::new(&config.attention_config(0), checkpoint, config.prefix(checkpoint), device)?;
+        config.ignore_buffers(checkpoint);
         let unused: Vec<String> = plan.paths.unused.iter().map(|start| loader.at(start)).collect();
         let heads = plan.paths.heads;
         let starts = |name: &str, start: &str| name.starts_with(start);
@@ -61,11 +62,11 @@ impl<B: Backend> Encoder<B> {
         });
         let norm = |path: Option<&str>| path.map(|path| loader.norm(&loader.at(path))).transpose();
         let encoder = Self {
-            input: Input::load(&loader)?,
+            input: Input::load(plan, &loader)?,
             input_norm: norm(plan.paths.input_norm)?,
-            blocks: (0..plan.config.layers).map(|layer| Block::load(&loader, layer)).collect::<Result<_, _>>()?,
+            blocks: (0..config.layers).map(|layer| block(plan, &loader, layer)).collect::<Result<_, _>>()?,
             final_norm: norm(plan.paths.final_norm)?,
-            head: Head::load(&loader)?,
+            head: Head::load(plan, &loader)?,
             device: device.clone(),
         };
         Ok((encoder, checkpoint.finish()?))
@@ -104,4 +105,20 @@ impl<B: InferenceBackend> Encoder<B> {
         let vectors = self.head.as_ref().map(|head| head.forward(hidden.clone(), tokens)).transpose()?;
         Ok(States { hidden, vectors })
     }
+}
+
+/// The layer `layer` of an encoder.
+fn block<B: Backend>(plan: &Plan<'_>, loader: &Loader<'_, B>, layer: usize) -> Result<Block<B>, WeightError> {
+    let (config, checkpoint) = (plan.config, loader.checkpoint);
+    let path = config.layer_path(checkpoint, layer);
+    let at = |name: &str| format!("{path}.{name}");
+    let attention = config.attention_config(layer).init_self_attention(layer, loader.device)?;
+    let (attention_norm, mlp_norm) = match plan.paths.norms {
+        BlockNorms::After { attention, mlp } => (Some(loader.norm(&at(attention))?), mlp),
+        BlockNorms::Before { mlp } => (None, mlp),
+    };
+    let attention = attention.load(checkpoint, &config.attention_names(checkpoint, layer))?;
+    let (norm, norm_after) = (loader.norm(&at(mlp_norm))?, attention_norm.is_some());
+    let mlp = MlpBranch { norm, norm_after, mlp: Mlp::load(loader, &plan.mlp, &path)? };
+    Ok(Block { attention, attention_norm, mlp })
 }

@@ -10,10 +10,10 @@ use burn_deepspeed::{
     WeightError,
 };
 
-use super::block::Mlp;
-use super::load::Loader;
+use super::plan::Plan;
 use super::tokens::TokenRows;
 use crate::decoder::activation::Activation;
+use crate::layers::{Loader, Mlp};
 
 /// The pooling of a class, and the projection after it.
 #[derive(Debug)]
@@ -51,8 +51,8 @@ struct Probe<B: Backend> {
 
 impl<B: Backend> Head<B> {
     /// The head of an encoder; `None` if its class makes no vector.
-    pub fn load(loader: &Loader<'_, B>) -> Result<Option<Self>, WeightError> {
-        let (plan, hidden) = (loader.plan, loader.plan.hidden);
+    pub fn load(plan: &Plan<'_>, loader: &Loader<'_, B>) -> Result<Option<Self>, WeightError> {
+        let hidden = plan.hidden;
         let mut width = hidden;
         let pooler = match plan.paths.pooling {
             ClassPooling::None => return Ok(None),
@@ -72,7 +72,7 @@ impl<B: Backend> Head<B> {
                 };
                 Pooler::FirstToken(Box::new(FirstToken { norm, dense }))
             }
-            ClassPooling::Probe(path) => Pooler::Probe(Box::new(Probe::load(loader, &loader.at(path))?)),
+            ClassPooling::Probe(path) => Pooler::Probe(Box::new(Probe::load(plan, loader, &loader.at(path))?)),
         };
         let projection = match plan.config.vector_projection(loader.checkpoint)? {
             Some((path, size)) => Some(loader.linear(path, [width, size], false)?),
@@ -137,20 +137,20 @@ fn end_of(ids: &[u32], end: usize) -> usize {
 }
 
 impl<B: Backend> Probe<B> {
-    fn load(loader: &Loader<'_, B>, path: &str) -> Result<Self, WeightError> {
+    fn load(plan: &Plan<'_>, loader: &Loader<'_, B>, path: &str) -> Result<Self, WeightError> {
         let at = |name: &str| format!("{path}.{name}");
         let qkv = QkvNames::Fused {
             names: WeightNames::new(at("attention.in_proj_weight"), at("attention.in_proj_bias")),
             layout: QkvLayout::Concat,
         };
         let names = AttentionNames::new(qkv, WeightNames::of(&at("attention.out_proj")), Orientation::OutputInput);
-        let config = loader.plan.config.attention_config(0);
-        let attention = config.init_diffusers_cross(loader.plan.hidden, 0, loader.device)?;
+        let config = plan.config.attention_config(0);
+        let attention = config.init_diffusers_cross(plan.hidden, 0, loader.device)?;
         Ok(Self {
             query: loader.rows(&at("probe"), 1)?,
             attention: attention.load(loader.checkpoint, &names)?,
             norm: loader.norm(&at("layernorm"))?,
-            mlp: Mlp::load(loader, path)?,
+            mlp: Mlp::load(loader, &plan.mlp, path)?,
         })
     }
 }

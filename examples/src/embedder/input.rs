@@ -2,14 +2,15 @@
 
 use burn::nn::Embedding;
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::load::families::{ImageShape, PatchPaths, TokenPaths};
 use burn_deepspeed::ops::qkv_gemm::normalise;
 use burn_deepspeed::weight::{FusedNorm, Weight};
 use burn_deepspeed::{InferenceBackend, Operations, WeightError};
 
-use super::load::Loader;
-use super::plan::InputPlan;
+use super::plan::{InputPlan, Plan};
 use super::tokens::TokenRows;
+use crate::layers::Loader;
 
 /// The input of an encoder.
 #[derive(Debug)]
@@ -40,10 +41,10 @@ pub(super) struct PatchEmbedding<B: Backend> {
 }
 
 impl<B: Backend> Input<B> {
-    pub fn load(loader: &Loader<'_, B>) -> Result<Self, WeightError> {
-        match &loader.plan.input {
+    pub fn load(plan: &Plan<'_>, loader: &Loader<'_, B>) -> Result<Self, WeightError> {
+        match &plan.input {
             InputPlan::Tokens { paths, segments, padding } => {
-                TokenEmbedding::load(loader, paths, *segments, *padding).map(Self::Tokens)
+                TokenEmbedding::load(plan.config, loader, (paths, *segments, *padding)).map(Self::Tokens)
             }
             InputPlan::Patches { paths, shape } => PatchEmbedding::load(loader, paths, *shape).map(Self::Patches),
         }
@@ -52,12 +53,10 @@ impl<B: Backend> Input<B> {
 
 impl<B: Backend> TokenEmbedding<B> {
     fn load(
+        config: &HuggingFaceConfig,
         loader: &Loader<'_, B>,
-        paths: &TokenPaths,
-        segments: Option<(&'static str, usize)>,
-        padding: Option<usize>,
+        (paths, segments, padding): (&TokenPaths, Option<(&'static str, usize)>, Option<usize>),
     ) -> Result<Self, WeightError> {
-        let config = loader.plan.config;
         let table = config.family.positions.zip(config.max_positions);
         let segments = segments.map(|(path, count)| loader.embedding(&loader.at(path), count)).transpose()?;
         Ok(Self {

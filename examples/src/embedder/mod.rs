@@ -4,14 +4,12 @@
 //! mean over the vectors of the tokens, of length 1. `modules.json` of a checkpoint may list another pooling and projections. CLIP, SigLIP
 //! and ViT make one vector themselves.
 
-mod block;
 pub mod check;
 mod dense;
 mod encoder;
 mod head;
 mod images;
 mod input;
-mod load;
 mod modules;
 mod options;
 mod plan;

@@ -5,6 +5,7 @@ use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::load::families::{ClassPooling, EncoderInput, EncoderPaths, ImageShape, PatchPaths, TokenPaths};
 
 use crate::decoder::activation::Activation;
+use crate::layers::MlpPlan;
 
 /// How an encoder is built.
 pub struct Plan<'a> {
@@ -13,8 +14,7 @@ pub struct Plan<'a> {
     pub input: InputPlan,
     /// Width of the states.
     pub hidden: usize,
-    pub activation: Activation,
-    pub mlp_bias: bool,
+    pub mlp: MlpPlan,
     /// The token whose state is the vector.
     pub end: Option<usize>,
     /// Outputs of the projection that belongs to the pooling.
@@ -71,8 +71,14 @@ impl<'a> Plan<'a> {
             paths,
             input,
             hidden,
-            activation: Activation::of(config)?,
-            mlp_bias: paths.mlp_bias.of(&fields)?,
+            mlp: MlpPlan {
+                gate: paths.gate,
+                up: paths.up,
+                down: paths.down,
+                bias: paths.mlp_bias.of(&fields)?,
+                inner: config.mlp_size,
+                activation: Activation::of(config)?,
+            },
             end: paths.end_token(&fields)?,
             pooled_size: paths.pooled_size(&fields, hidden)?,
             pooler: Activation::named(pooler, "pooler_act")?,

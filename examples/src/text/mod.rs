@@ -3,6 +3,7 @@
 mod chat;
 pub mod check;
 mod continuation;
+mod greedy;
 mod model;
 mod prompt;
 mod sampling;
@@ -11,6 +12,7 @@ mod stream;
 
 pub use chat::{ChatTemplate, Message};
 pub use continuation::continuation;
+pub use greedy::greedy;
 pub use model::{Model, Options, TextModel, open};
 pub use prompt::{Prompt, Source, list};
 pub use sampling::{Sampler, likeliest};

@@ -3,6 +3,7 @@
 //! To add a family, write its record in a new file and add it to [`ALL`].
 
 mod arcee;
+mod bart;
 mod bert;
 mod bloom;
 mod clip;
@@ -52,14 +53,19 @@ mod siglip;
 mod smollm3;
 mod stablelm;
 mod starcoder2;
+mod t5;
 mod table;
 mod vit;
+mod whisper;
 
 pub use super::class::{Class, MlpSize, Setting};
 pub use super::decoder::{DecoderPaths, Factor, Gate};
 pub use super::encoder::{
     BlockNorms, ClassPooling, EncoderInput, EncoderPaths, ImageShape, PatchPaths, PositionIds, TokenPaths,
     VectorProjection,
+};
+pub use super::encoder_decoder::{
+    BlockSettings, BranchPaths, EncoderDecoder, EncoderDecoderClass, MlpPaths, RelativePaths, SourceInput, StackPaths,
 };
 pub use super::experts::{
     ExpertActivation, ExpertLayers, ExpertSizes, ExpertWeights, Experts, GateOrder, SharedExpert, SharedSize,
@@ -137,6 +143,9 @@ pub const ALL: &[&Family] = &[
 /// Every checkpoint that holds two encoders.
 pub const PAIRS: &[&Pair] = &[&clip::PAIR, &siglip::PAIR];
 
+/// Every family of encoder-decoders.
+pub const ENCODER_DECODERS: &[&EncoderDecoder] = &[&t5::FAMILY, &bart::FAMILY, &whisper::FAMILY];
+
 /// The pair of a `model_type`.
 pub(super) fn pair_of_model_type(model_type: &str) -> Option<&'static Pair> {
     PAIRS.iter().copied().find(|pair| pair.model_type == model_type)
@@ -148,7 +157,8 @@ const LINEAR: &[&str] = &["qwen3_5", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_5
 /// The family of a `model_type`.
 ///
 /// # Errors
-/// [`ConfigError::UnknownModelType`] with the names of [`ALL`] and [`PAIRS`]; [`ConfigError::Unsupported`] for a class with linear attention.
+/// [`ConfigError::UnknownModelType`] with the names of [`ALL`] and [`PAIRS`]; [`ConfigError::Unsupported`] for a class with linear attention,
+/// and for an encoder-decoder.
 pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
     if LINEAR.contains(&model_type) {
         return Err(ConfigError::Unsupported {
@@ -157,9 +167,22 @@ pub fn of_model_type(model_type: &str) -> Result<&'static Family, ConfigError> {
             supported: "models whose layers are all softmax attention, such as `qwen3` and `qwen3_moe`".into(),
         });
     }
+    if encoder_decoder_of_model_type(model_type).is_some() {
+        return Err(ConfigError::Unsupported {
+            key: "model_type".into(),
+            value: format!("\"{model_type}\", an encoder-decoder"),
+            supported: "decoders and encoders; read it with `EncoderDecoderConfig`, run it with the example `seq2seq`"
+                .into(),
+        });
+    }
     ALL.iter().copied().find(|family| family.model_types.contains(&model_type)).ok_or_else(|| {
         let pairs = PAIRS.iter().map(|pair| pair.model_type);
         let supported = ALL.iter().map(|family| family.name()).chain(pairs).collect();
         ConfigError::UnknownModelType { model_type: model_type.into(), supported }
     })
+}
+
+/// The encoder-decoder of a `model_type`.
+pub(super) fn encoder_decoder_of_model_type(model_type: &str) -> Option<&'static EncoderDecoder> {
+    ENCODER_DECODERS.iter().copied().find(|family| family.model_types.contains(&model_type))
 }

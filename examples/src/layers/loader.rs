@@ -1,4 +1,4 @@
-//! Reads the parameters of an encoder from a Hugging Face checkpoint.
+//! Reads the parameters of a model from a Hugging Face checkpoint.
 
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -7,24 +7,41 @@ use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::load::{Checkpoint, NormNames, ParameterReader, ReadTensors, WeightNames, WeightPart};
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Orientation, Weight};
-
-use super::plan::Plan;
+use burn_deepspeed::{DeepSpeedInferenceConfig, NormType};
 
 /// Reads parameters in the form that the configuration says. Paths are those in the file.
-pub(super) struct Loader<'a, B: Backend> {
-    pub plan: &'a Plan<'a>,
+pub(crate) struct Loader<'a, B: Backend> {
     pub checkpoint: &'a Checkpoint,
     pub device: &'a B::Device,
+    /// Width of the states.
+    pub hidden: usize,
     reader: ParameterReader<'a, B>,
     prefix: String,
     dtype: DType,
+    norm: NormSpec,
+    norm_bias: bool,
 }
 
 impl<'a, B: Backend> Loader<'a, B> {
-    pub fn new(plan: &'a Plan<'a>, checkpoint: &'a Checkpoint, device: &'a B::Device) -> Result<Self, WeightError> {
-        let dtype = plan.config.attention_config(0).dtype.of_backend::<B>(device)?;
-        let reader = ParameterReader::new(checkpoint, dtype, device);
-        Ok(Self { plan, checkpoint, device, reader, prefix: plan.config.prefix(checkpoint), dtype })
+    /// Reads in the element type of these settings of attention, with norms of their kind. `prefix` precedes the names of the bare model.
+    pub fn new(
+        attention: &DeepSpeedInferenceConfig,
+        checkpoint: &'a Checkpoint,
+        prefix: String,
+        device: &'a B::Device,
+    ) -> Result<Self, WeightError> {
+        let dtype = attention.dtype.of_backend::<B>(device)?;
+        let rms = attention.norm_type == NormType::RMSNorm;
+        Ok(Self {
+            checkpoint,
+            device,
+            hidden: attention.hidden_size,
+            reader: ParameterReader::new(checkpoint, dtype, device),
+            prefix,
+            dtype,
+            norm: NormSpec { rms, epsilon: attention.layer_norm_eps },
+            norm_bias: attention.norm_bias && !rms,
+        })
     }
 
     /// A path of the bare model as it is in the file.
@@ -39,9 +56,7 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// A norm. Checkpoints that come from TensorFlow call its parameters `gamma` and `beta`.
     pub fn norm(&self, path: &str) -> Result<FusedNorm<B>, WeightError> {
-        let attention = self.plan.config.attention_config(0);
-        let spec = NormSpec { rms: false, epsilon: attention.layer_norm_eps };
-        let module = FusedNorm::init(attention.hidden_size, attention.norm_bias, spec, self.dtype, self.device);
+        let module = FusedNorm::init(self.hidden, self.norm_bias, self.norm, self.dtype, self.device);
         let gamma = format!("{path}.gamma");
         let names = match self.checkpoint.contains(&gamma) {
             true => NormNames::new(gamma, format!("{path}.beta")),
@@ -70,28 +85,33 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     /// An embedding of `rows` rows.
     pub fn embedding(&self, path: &str, rows: usize) -> Result<Embedding<B>, WeightError> {
-        let empty = EmbeddingConfig::new(rows, self.plan.hidden).init(self.device);
+        let empty = EmbeddingConfig::new(rows, self.hidden).init(self.device);
         self.reader.embedding(empty, &format!("{path}.weight"))
+    }
+
+    /// A tensor of this shape.
+    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, WeightError> {
+        self.checkpoint.tensor(name, shape, self.dtype, self.device)
     }
 
     /// A tensor of `rows` rows of the width of the states, which may have dimensions of 1 before them.
     pub fn rows(&self, name: &str, rows: usize) -> Result<Tensor<B, 2>, WeightError> {
-        let (checkpoint, width) = (self.checkpoint, self.plan.hidden);
-        Ok(match *checkpoint.shape(name).unwrap_or_default() {
-            [_] if rows == 1 => checkpoint.tensor::<B, 1>(name, [width], self.dtype, self.device)?.unsqueeze(),
-            [1, _, _] => checkpoint.tensor::<B, 3>(name, [1, rows, width], self.dtype, self.device)?.squeeze_dim(0),
-            _ => checkpoint.tensor(name, [rows, width], self.dtype, self.device)?,
+        let width = self.hidden;
+        Ok(match *self.checkpoint.shape(name).unwrap_or_default() {
+            [_] if rows == 1 => self.tensor::<1>(name, [width])?.unsqueeze(),
+            [1, _, _] => self.tensor::<3>(name, [1, rows, width])?.squeeze_dim(0),
+            _ => self.tensor(name, [rows, width])?,
         })
     }
 
     /// A convolution over patches of `[channels, height, width]` as a projection of their pixels.
     pub fn convolution(&self, path: &str, patch: [usize; 3], bias: bool) -> Result<Weight<B>, WeightError> {
         let [channels, height, width] = patch;
-        let (hidden, name) = (self.plan.hidden, format!("{path}.weight"));
+        let (hidden, name) = (self.hidden, format!("{path}.weight"));
         let shape = [hidden, channels, height, width];
-        let kernel: Tensor<B, 4> = self.checkpoint.tensor(&name, shape, self.dtype, self.device)?;
+        let kernel: Tensor<B, 4> = self.tensor(&name, shape)?;
         let bias = match bias {
-            true => Some(self.checkpoint.tensor(&format!("{path}.bias"), [hidden], self.dtype, self.device)?),
+            true => Some(self.tensor(&format!("{path}.bias"), [hidden])?),
             false => None,
         };
         Ok(Weight::new(kernel.flatten(1, 3), bias, Orientation::OutputInput))
