@@ -2,6 +2,10 @@
 check:
     bash .ci/run
 
+# The same with every case of the kernels' tests on every device; takes hours. CI runs it once a week.
+check-all:
+    bash .ci/run all
+
 # A quick check: format, lints, and every test on the CPU backend.
 quick:
     cargo fmt --all --check
