@@ -36,7 +36,7 @@ pub struct Family {
     /// Sets what distinguishes the attention of the family from the shared settings, which are passed in.
     pub attention: fn(DeepSpeedInferenceConfig, &Fields<'_>) -> Result<FamilyAttention, ConfigError>,
     /// The sizes of latent attention, for families that have it in every layer.
-    pub latent: Option<fn(&Fields<'_>) -> Result<LatentSizes, ConfigError>>,
+    pub latent: Option<ReadLatent>,
     /// The number of layers after the last one that checkpoints hold and the class does not load: they predict later tokens, for
     /// speculation. `None` for families that have none.
     pub prediction_layers: Option<Setting<usize>>,
@@ -54,6 +54,9 @@ pub struct Family {
     /// Changes the paths where they depend on the `config.json`.
     pub variant: Option<Variant>,
 }
+
+/// Reads the sizes of latent attention from a `config.json`.
+pub type ReadLatent = fn(&Fields<'_>) -> Result<LatentSizes, ConfigError>;
 
 /// Changes paths by what a `config.json` says.
 pub type Variant = fn(&Fields<'_>, &mut LayerPaths, &mut DecoderPaths) -> Result<(), ConfigError>;

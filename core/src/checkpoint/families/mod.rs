@@ -70,7 +70,7 @@ pub use super::encoder_decoder::{
 pub use super::experts::{
     ExpertActivation, ExpertLayers, ExpertSizes, ExpertWeights, Experts, GateOrder, SharedExpert, SharedSize,
 };
-pub use super::family::{Family, FamilyAttention, PositionTable, Variant};
+pub use super::family::{Family, FamilyAttention, PositionTable, ReadLatent, Variant};
 pub use super::flag::Flag;
 pub use super::layer_kinds::LayerKinds;
 pub use super::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
