@@ -37,13 +37,13 @@ fn json_of(file: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap()
 }
 
-/// The rows of tokens that a golden file has, without padding, and what they become.
-fn rows(name: &str) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, Vec<Vec<u32>>) {
+/// The rows of tokens that a golden file has, without padding, what the decoder starts with, and what they become.
+fn rows(name: &str) -> [Vec<Vec<u32>>; 3] {
     let expected = json_of(&folder(name).join("expected.json"));
     let read = |key: &str| serde_json::from_value::<Vec<Vec<u32>>>(expected[key].clone()).unwrap();
     let lengths = read("attention_mask").into_iter().map(|row| row.iter().sum::<u32>() as usize);
     let sources = read("input_ids").into_iter().zip(lengths).map(|(row, length)| row[..length].to_vec()).collect();
-    (sources, read("decoder_ids"), read("generated_ids"))
+    [sources, read("decoder_ids"), read("generated_ids")]
 }
 
 /// A copy of a checkpoint with another `config.json`.
@@ -99,10 +99,10 @@ fn every_encoder_decoder_generates_what_transformers_generates<B: InferenceBacke
 fn a_row_alone_becomes_what_it_becomes_in_a_batch<B: InferenceBackend>() {
     for name in ["bart", "t5_gated"] {
         let model = open::<B>(&folder(name)).unwrap();
-        let (sources, decoder, expected) = rows(name);
+        let [sources, decoder, expected] = rows(name);
         for ((source, start), text) in sources.into_iter().zip(&decoder).zip(&expected) {
             let found = generate(&model, &Sources::Tokens(vec![source]), Some(start), text.len()).unwrap();
-            assert_eq!(found, [text.clone()], "{name}");
+            assert_eq!(found, std::slice::from_ref(text), "{name}");
         }
     }
 }
@@ -143,7 +143,7 @@ fn a_difference_is_found() {
 
 #[test]
 fn texts_end_at_the_end_token_and_start_with_that_of_the_configuration() {
-    let (sources, _, _) = rows("bart");
+    let [sources, _, _] = rows("bart");
     let sources = Sources::Tokens(sources);
     let free = generate(&open::<B>(&folder("bart")).unwrap(), &sources, None, 10).unwrap();
     assert!(free.iter().all(|row| row.len() == 10));
