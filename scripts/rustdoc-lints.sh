@@ -5,6 +5,11 @@
 #     RUSTDOC=$PWD/scripts/rustdoc-lints.sh cargo test --all-features --doc
 set -euo pipefail
 
+# Cargo runs it in the folder of the package.
+root=$(realpath "$(dirname "$0")/..")
+target=${CARGO_TARGET_DIR:-target}
+[[ $target = /* ]] || target=$root/$target
+
 given=() tests=false
 while [ $# -gt 0 ]; do
     case $1 in
@@ -17,7 +22,7 @@ while [ $# -gt 0 ]; do
 done
 # Cargo also asks for the version.
 if [ "$tests" = true ]; then
-    given+=(--out-dir "${CARGO_TARGET_DIR:-target}/doc")
+    given+=(--out-dir "$target/doc")
     # Cargo hands flags of the user to rustdoc by itself only for documentation.
     read -ra flags <<<"${RUSTDOCFLAGS:-}"
     given+=("${flags[@]}")
