@@ -1,6 +1,6 @@
 //! Attention to a context: its keys and values, computed once.
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::error::check_shape;
 use crate::mask::AttentionMask;
@@ -21,6 +21,18 @@ impl<B: Backend> ContextKeys<B> {
     /// Keys and values, `[B, K, S, H]` each.
     pub fn tensors(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
         (&self.key, &self.value)
+    }
+
+    /// The rows of this index, `[rows]`, in its order.
+    pub(super) fn select(&self, index: &Tensor<B, 1, Int>) -> Self {
+        let [key, value] = [&self.key, &self.value].map(|tensor| {
+            let ([rows], [_, heads, tokens, features]) = (index.dims(), tensor.dims());
+            match rows == 0 || tensor.shape().num_elements() == 0 {
+                true => Tensor::empty([rows, heads, tokens, features], (&tensor.device(), tensor.dtype())),
+                false => tensor.clone().select(0, index.clone()),
+            }
+        });
+        Self { key, value }
     }
 
     /// S: tokens of the longest context.

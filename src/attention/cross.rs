@@ -11,10 +11,10 @@ use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::softmax_context::split;
-use crate::ops::{ContextProblem, InferenceBackend, Operations, Plan};
+use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, Weight};
+use crate::weight::{FusedNorm, Int8Blocks, Weight};
 
 /// Attention from the tokens of a decoder to the output of an encoder, with the norm before it: the second attention of a layer in
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762). DeepSpeed has none.
@@ -48,10 +48,7 @@ impl<B: Backend> DeepSpeedCrossAttention<B> {
 
     /// The projection of queries, from `E` to `N·H` features.
     pub fn query(&self) -> &Weight<B> {
-        match &self.projections.qkv {
-            QkvWeight::Fused(query) => query,
-            QkvWeight::Separate(separate) => &separate.query,
-        }
+        self.projections.qkv.first()
     }
 
     /// The projection of keys, from the context to `K·H` features.
@@ -155,8 +152,7 @@ impl<B: InferenceBackend> DeepSpeedCrossAttention<B> {
 
     /// The path that attention from `tokens` queries takes, and the reason if it is the reference.
     pub fn explain(&self, tokens: usize) -> Plan {
-        let problem = ContextProblem::new(element_type(self.output().dtype()), tokens, self.spec().head_dim, None);
-        B::Ops::plan_masked_attention(&problem, &self.output().device())
+        self.projections.explain(tokens)
     }
 
     /// The keys and values of a context, `[B, S, context features]`, for this layer.

@@ -118,18 +118,10 @@ impl<B: Backend> CrossCache<B> {
         if rows.iter().copied().eq(0..self.batch()) {
             return Ok(());
         }
-        let data: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-        for keys in &mut self.layers {
-            let index = TensorData::new(data.clone(), [rows.len()]);
-            let index = Tensor::<B, 1, Int>::from_data(index, &keys.key.device());
-            let [key, value] = [&keys.key, &keys.value].map(|tensor| {
-                let [_, heads, tokens, features] = tensor.dims();
-                match rows.is_empty() || tensor.shape().num_elements() == 0 {
-                    true => Tensor::empty([rows.len(), heads, tokens, features], (&tensor.device(), tensor.dtype())),
-                    false => tensor.clone().select(0, index.clone()),
-                }
-            });
-            *keys = ContextKeys { key, value };
+        if let Some(first) = self.layers.first() {
+            let data: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+            let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [rows.len()]), &first.key.device());
+            self.layers.iter_mut().for_each(|keys| *keys = keys.select(&index));
         }
         self.lengths = rows.iter().map(|&row| self.lengths[row]).collect();
         Ok(())

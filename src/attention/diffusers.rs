@@ -7,11 +7,10 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::context::ContextKeys;
 use super::projections::{Projections, set_require_grad};
-use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::softmax_context::{split, split_heads};
-use crate::ops::{ContextProblem, InferenceBackend, Operations, Plan};
+use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, QkvWeight, SeparateQkv, Weight};
@@ -136,8 +135,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
 
     /// The path that attention from `tokens` queries takes, and the reason if it is the reference.
     pub fn explain(&self, tokens: usize) -> Plan {
-        let problem = ContextProblem::new(element_type(self.output().dtype()), tokens, self.spec().head_dim, None);
-        B::Ops::plan_masked_attention(&problem, &self.output().device())
+        self.projections.explain(tokens)
     }
 
     fn check_path(&self, tokens: usize) -> Result<(), AttentionError> {

@@ -78,14 +78,6 @@ pub struct QueryLatent<B: Backend> {
     pub(crate) norm: FusedNorm<B>,
 }
 
-/// The matrix of a projection of this module.
-pub(crate) fn fused<B: Backend>(weight: &QkvWeight<B>) -> &Weight<B> {
-    match weight {
-        QkvWeight::Fused(weight) => weight,
-        QkvWeight::Separate(_) => unreachable!("the module is built from fused projections"),
-    }
-}
-
 impl<B: Backend> LatentQuery<B> {
     fn map(self, change: impl Fn(QkvWeight<B>) -> Result<QkvWeight<B>, WeightError>) -> Result<Self, WeightError> {
         let with = |QueryLatent { down, norm }| Ok::<_, WeightError>(QueryLatent { down: change(down)?, norm });

@@ -22,7 +22,6 @@ pub use cross_cache::CrossCache;
 pub use diffusers::DeepSpeedDiffusersAttention;
 pub use init::AttentionInit;
 pub use joint::{DeepSpeedJointAttention, JointOutput, JointStream};
-pub(crate) use latent::fused;
 pub use latent::{DeepSpeedLatentAttention, LatentQuery, QueryLatent};
 pub use outputs::{AttentionOutput, WantedOutputs};
 pub use self_attention::DeepSpeedSelfAttention;

@@ -7,8 +7,9 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::connection::{Connection, require};
 use crate::config::KvCacheType;
+use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError};
-use crate::ops::{InferenceBackend, Operations, Plan};
+use crate::ops::{ContextProblem, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
 use crate::weight::{Int8Blocks, QkvWeight, Weight};
@@ -82,6 +83,12 @@ impl<B: Backend> Projections<B> {
 }
 
 impl<B: InferenceBackend> Projections<B> {
+    /// The path that attention without a cache takes from `tokens` queries, and the reason if it is the reference.
+    pub(super) fn explain(&self, tokens: usize) -> Plan {
+        let problem = ContextProblem::new(element_type(self.output.dtype()), tokens, self.spec.head_dim, None);
+        B::Ops::plan_masked_attention(&problem, &self.output.device())
+    }
+
     /// The output projection of `context` on this rank, without the bias.
     pub(super) fn partial(&self, context: Tensor<B, 3>) -> Tensor<B, 3> {
         B::Ops::vector_matmul(context, &self.output)

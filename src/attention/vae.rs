@@ -7,12 +7,11 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::projections::{Projections, set_require_grad};
 use crate::config::VaeBlock;
-use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::ops::softmax_context::{merge_heads, split_heads};
-use crate::ops::{Attention, ContextProblem, InferenceBackend, Operations, Plan};
+use crate::ops::{Attention, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
 use crate::weight::{GroupNorm, Int8Blocks, QkvWeight, Weight};
@@ -123,8 +122,7 @@ impl<B: InferenceBackend> DeepSpeedVaeAttention<B> {
 
     /// The path that attention of `pixels` pixels takes, and the reason if it is the reference.
     pub fn explain(&self, pixels: usize) -> Plan {
-        let problem = ContextProblem::new(element_type(self.output().dtype()), pixels, self.spec().head_dim, None);
-        B::Ops::plan_masked_attention(&problem, &self.output().device())
+        self.projections.explain(pixels)
     }
 
     /// The context of the pixels, `[B, pixels, N·H]`.

@@ -6,7 +6,7 @@ use burn_deepspeed_core::checkpoint::{Checkpoint, CheckpointWriter, LatentNames,
 
 use super::parameters::ParameterReader;
 use super::written::{in_order, write_norm, write_weight};
-use crate::attention::{DeepSpeedLatentAttention, LatentQuery, QueryLatent, fused};
+use crate::attention::{DeepSpeedLatentAttention, LatentQuery, QueryLatent};
 use crate::element::OfBackend;
 use crate::error::WeightError;
 use crate::weight::{QkvWeight, Weight};
@@ -36,19 +36,19 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
         };
         let latent = match (&self.query.latent, &names.query_latent) {
             (Some(QueryLatent { down, norm }), Some((down_names, norm_names))) => Some(QueryLatent {
-                down: QkvWeight::Fused(read(fused(down), down_names, WeightPart::Whole)?),
+                down: QkvWeight::Fused(read(down.first(), down_names, WeightPart::Whole)?),
                 norm: reader.norm(norm, norm_names)?,
             }),
             (Some(_), None) => return Err(WeightError::NoNormNames),
             (None, _) => None,
         };
-        let up = QkvWeight::Fused(read(fused(&self.query.up), &names.query, of_heads(sizes.key_dim()))?);
+        let up = QkvWeight::Fused(read(self.query.up.first(), &names.query, of_heads(sizes.key_dim()))?);
         let norm = match (&self.norm, &names.norm) {
             (Some(norm), Some(names)) => Some(reader.norm(norm, names)?),
             (Some(_), None) => return Err(WeightError::NoNormNames),
             (None, _) => None,
         };
-        let rows = read(fused(&self.projections.qkv), &names.rows, WeightPart::Whole)?;
+        let rows = read(self.projections.qkv.first(), &names.rows, WeightPart::Whole)?;
         let latent_norm = reader.norm(&self.latent_norm, &names.latent_norm)?;
         let keys_and_values = read(&self.up, &names.up, of_heads(sizes.up_dim()))?;
         let (own, all) = own(sizes.v_head_dim);
@@ -68,11 +68,11 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
             write_norm(writer, names.norm.as_ref().ok_or(WeightError::NoNormNames)?, norm)?;
         }
         let mut weights = vec![(&self.up, &names.up), (&self.projections.output, &names.output)];
-        weights.push((fused(&self.query.up), &names.query));
-        weights.push((fused(&self.projections.qkv), &names.rows));
+        weights.push((self.query.up.first(), &names.query));
+        weights.push((self.projections.qkv.first(), &names.rows));
         if let Some(QueryLatent { down, norm }) = &self.query.latent {
             let (down_names, norm_names) = names.query_latent.as_ref().ok_or(WeightError::NoNormNames)?;
-            weights.push((fused(down), down_names));
+            weights.push((down.first(), down_names));
             write_norm(writer, norm_names, norm)?;
         }
         write_norm(writer, &names.latent_norm, &self.latent_norm)?;

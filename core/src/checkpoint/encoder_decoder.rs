@@ -230,7 +230,7 @@ impl EncoderDecoder {
     }
 
     fn only(&self) -> impl Iterator<Item = &Only> {
-        known::ONLY.iter().filter(|only| only.key != BOTH.key).chain([&BOTH]).chain(self.only)
+        known::only([&BOTH].into_iter().chain(self.only))
     }
 
     /// Checks that each key of a `config.json` is known, and the values that only one is supported of.

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::encoder_decoder::{EncoderDecoder, SourceInput, StackPaths};
 use super::families::{ENCODER_DECODERS, encoder_decoder_of_model_type, of_model_type};
 use super::files::Checkpoint;
+use super::generation_config::of_generation_config;
 use super::hugging_face::dtype;
 use super::options::ConfigOptions;
 use crate::config::{DeepSpeedInferenceConfig, read_json};
@@ -105,12 +106,8 @@ impl EncoderDecoderConfig {
     pub fn read_file(path: impl AsRef<Path>, options: &ConfigOptions) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         let mut config = Self::read(read_json(path)?, options).map_err(|error| error.in_file(path))?;
-        let generation = path.with_file_name("generation_config.json");
-        if generation.exists() {
-            let record = read_json(&generation)?;
-            let tokens =
-                Fields::new(&record).and_then(|fields| Ok((fields.size(&[START])?, fields.sizes("eos_token_id")?)));
-            let (start, ends) = tokens.map_err(|error| error.in_file(&generation))?;
+        let tokens = |fields: &Fields<'_>| Ok((fields.size(&[START])?, fields.sizes("eos_token_id")?));
+        if let Some((start, ends)) = of_generation_config(path, tokens)? {
             config.start_token = start.or(config.start_token);
             config.eos_token_ids = ends;
         }

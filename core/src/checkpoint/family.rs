@@ -110,7 +110,7 @@ impl Family {
 
     /// The keys of `config.json` that are read or checked for the family. Every other key but the harmless ones is an error.
     pub fn read_keys(&self) -> Vec<&'static str> {
-        let only = known::ONLY.iter().chain(self.only).map(|only| only.key);
+        let only = known::only(self.only.iter()).map(|only| only.key);
         let decoder = self.decoder.iter().flat_map(DecoderPaths::keys);
         let encoder = self.encoder.iter().flat_map(EncoderPaths::keys);
         let rope = self.rope.iter().flat_map(RopeKeys::keys);
@@ -142,8 +142,7 @@ impl Family {
         let mut known = self.read_keys();
         known.extend(self.harmless_keys());
         fields.check_keys(&known, self.class.name)?;
-        // What a family says of a key comes before what all say.
-        self.only.iter().chain(known::ONLY).try_for_each(|only| only.check(fields))?;
+        known::only(self.only.iter()).try_for_each(|only| only.check(fields))?;
         // Who builds the decoder checks the values of its keys.
         self.decoder.iter().flat_map(|paths| paths.only).try_for_each(|only| only.holds(fields).map(|_| ()))?;
         self.decoder.iter().try_for_each(|paths| paths.check(fields))?;

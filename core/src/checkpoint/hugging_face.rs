@@ -12,6 +12,7 @@ use super::experts::{ExpertSizes, Experts};
 use super::families::{of_model_type, pair_of_model_type};
 use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
+use super::generation_config::of_generation_config;
 use super::latent_names::LatentNames;
 use super::layer_paths::LayerPaths;
 use super::names::AttentionNames;
@@ -84,11 +85,8 @@ impl HuggingFaceConfig {
     pub fn read_file(path: impl AsRef<Path>, options: &ConfigOptions) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         let mut config = Self::read(read_json(path)?, options).map_err(|error| error.in_file(path))?;
-        let generation = path.with_file_name("generation_config.json");
-        if generation.exists() {
-            let record = read_json(&generation)?;
-            let ids = Fields::new(&record).and_then(|fields| fields.sizes("eos_token_id"));
-            config.eos_token_ids = ids.map_err(|error| error.in_file(&generation))?;
+        if let Some(ids) = of_generation_config(path, |fields| fields.sizes("eos_token_id"))? {
+            config.eos_token_ids = ids;
         }
         Ok(config)
     }

@@ -128,6 +128,12 @@ pub const ONLY: &[Only] = &[
     Only::nothing("quantization_config", "dequantise the checkpoint, and save it in f32, f16 or bf16"),
 ];
 
+/// The keys that a record supports one value of: its own, and those of [`ONLY`] of which it says nothing.
+pub fn only<'a>(own: impl Iterator<Item = &'a Only> + Clone) -> impl Iterator<Item = &'a Only> {
+    let shared = own.clone();
+    own.chain(ONLY.iter().filter(move |only| shared.clone().all(|own| own.key != only.key)))
+}
+
 /// Ends of the names of buffers that some versions of `transformers` saved with the weights, for any family. They are computed
 /// from the configuration.
 pub const BUFFERS: &[&str] =

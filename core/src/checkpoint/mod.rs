@@ -20,6 +20,7 @@ mod files;
 mod flag;
 mod float;
 mod folder;
+mod generation_config;
 mod hugging_face;
 mod int8;
 mod known;

@@ -11,12 +11,11 @@ use super::absorbed::Absorbed;
 use super::arguments::LatentContext;
 use super::parts::Parts;
 use super::reference::{Steps, expanded};
-use crate::cache::{Stored, slice_assign};
+use crate::cache::slice_assign;
 use crate::ops::attention::cube::{Launch, Side, SideHandles, masked_attention, plan};
-use crate::ops::cube::{
-    CubeCall, CubeDevice, Masks, TensorKind, TensorLike, float, from_float, int, masks, rows, rules,
-};
+use crate::ops::cube::{CubeCall, CubeDevice, Masks, TensorKind, TensorLike, float, from_float, masks, rows, rules};
 use crate::ops::qkv_gemm;
+use crate::ops::softmax_context::cube::side;
 use crate::ops::softmax_context::{CubeKernel, Keys, Plan};
 
 /// The path of a step.
@@ -58,10 +57,7 @@ fn attend<B: CubeDevice>(mut arguments: LatentContext<'_, B>, kernel: CubeKernel
     let bounds = cache.bounds(&device);
     let (start, end) = (cache.rows().starts()[0], cache.rows().keys());
     let rules = rules(spec.causal, spec.window, spec.softcap, start, end);
-    let cached = match cache.storage().0.clone() {
-        Stored::Dense(tensor) => Side::Dense(float(tensor)),
-        Stored::Int8 { elements, scales } => Side::Int8 { elements: int(elements), scales: float(scales) },
-    };
+    let cached = side(cache.storage().0.clone());
     let ([batch, heads, tokens, _], rank) = (query.dims(), sizes.kv_lora_rank);
     let latents: Tensor<B, 3> = from_float(B::run::<LatentCall<()>>(LatentCall {
         kernel,

@@ -184,7 +184,7 @@ pub(in crate::ops) fn norm_of_heads<B: CubeDevice>(
 }
 
 /// Keys, or values, of a cache for the arguments of a call.
-fn side<B: CubeDevice>(stored: Stored<B>) -> Side<FloatTensor<B>> {
+pub(crate) fn side<B: CubeDevice>(stored: Stored<B>) -> Side<FloatTensor<B>> {
     match stored {
         Stored::Dense(tensor) => Side::Dense(float(tensor)),
         Stored::Int8 { elements, scales } => Side::Int8 { elements: int(elements), scales: float(scales) },

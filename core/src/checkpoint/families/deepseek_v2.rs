@@ -26,17 +26,7 @@ pub(super) static FAMILY: Family = Family {
         max_positions: Setting::new(&["max_position_embeddings"], Some(2048)),
         ..llama::CLASS
     },
-    reads: &[
-        "attention_bias",
-        "head_dim",
-        "kv_lora_rank",
-        "num_key_value_heads",
-        "q_lora_rank",
-        "qk_head_dim",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-    ],
+    reads: READS,
     rope: Some(RopeKeys::SHARED),
     only: &[
         // The class does not read these: its rotary pairs are neighbours, and it does not normalise.
@@ -54,6 +44,20 @@ pub(super) static FAMILY: Family = Family {
     decoder: Some(DecoderPaths { experts: Some(EXPERTS), ..llama::DECODER }),
     ..Family::SHARED
 };
+
+/// Keys that [`attention`] and [`sizes`] read, and the layout, of which V2 has one.
+pub(super) const READS: &[&str] = &[
+    "attention_bias",
+    "head_dim",
+    "kv_lora_rank",
+    "num_key_value_heads",
+    "q_lora_rank",
+    "qk_head_dim",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "rope_interleave",
+    "v_head_dim",
+];
 
 /// Keys of training, and of experts on several devices.
 pub(super) const HARMLESS: &[&str] = &["aux_loss_alpha", "ep_size", "output_router_logits", "seq_aux"];
@@ -78,13 +82,16 @@ pub(super) const EXPERTS: Experts = Experts {
     routing: Routing::Grouped(ROUTING),
     weights: ExpertWeights::Separate("mlp.experts", ["gate_proj", "up_proj", "down_proj"]),
     activation: ExpertActivation::Gated,
-    shared: Some(SharedExpert {
-        size: SharedSize::Experts(Setting::new(&["n_shared_experts"], 2)),
-        gate: "mlp.shared_experts.gate_proj",
-        up: "mlp.shared_experts.up_proj",
-        down: "mlp.shared_experts.down_proj",
-        scale: None,
-    }),
+    shared: Some(SHARED),
+};
+
+/// The MLP for every token.
+pub(super) const SHARED: SharedExpert = SharedExpert {
+    size: SharedSize::Experts(Setting::new(&["n_shared_experts"], 2)),
+    gate: "mlp.shared_experts.gate_proj",
+    up: "mlp.shared_experts.up_proj",
+    down: "mlp.shared_experts.down_proj",
+    scale: None,
 };
 
 const ROUTING: GroupedRouting = GroupedRouting {

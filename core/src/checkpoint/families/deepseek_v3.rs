@@ -23,18 +23,7 @@ pub(super) static FAMILY: Family = Family {
         max_positions: Setting::new(&["max_position_embeddings"], Some(4096)),
         ..llama::CLASS
     },
-    reads: &[
-        "attention_bias",
-        "head_dim",
-        "kv_lora_rank",
-        "num_key_value_heads",
-        "q_lora_rank",
-        "qk_head_dim",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "rope_interleave",
-        "v_head_dim",
-    ],
+    reads: deepseek_v2::READS,
     rope: Some(RopeKeys::SHARED),
     only: &[
         Only::text("scoring_func", "sigmoid"),
@@ -74,10 +63,7 @@ const EXPERTS: Experts = Experts {
     }),
     shared: Some(SharedExpert {
         size: SharedSize::Experts(Setting::new(&["n_shared_experts"], 1)),
-        gate: "mlp.shared_experts.gate_proj",
-        up: "mlp.shared_experts.up_proj",
-        down: "mlp.shared_experts.down_proj",
-        scale: None,
+        ..deepseek_v2::SHARED
     }),
     ..deepseek_v2::EXPERTS
 };
