@@ -10,6 +10,7 @@ pub mod element;
 pub mod error;
 pub mod fields;
 pub mod int8;
+pub mod kv_source;
 pub mod latent;
 pub mod layout;
 pub mod parallel;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The norm of queries and keys, <https://arxiv.org/abs/2010.04245>; values are not normalised.
+/// The norm of queries and keys, <https://arxiv.org/abs/2010.04245>, and of values under [`values`](Self::values).
 ///
 /// It is computed in f32. `w` is the weight of a feature, or `1 + w` under [`plus_one`](Self::plus_one):
 ///
@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 /// | --- | --- | --- | --- | --- |
 /// | Qwen 3 | `Rms` | `Shared` | no | no |
 /// | Gemma 3 | `Rms` | `Shared` | yes | no |
+/// | Gemma 3n, Gemma 4 (with `values`) | `Rms` | `Shared` | no | no |
 /// | Cohere, StableLM | `LayerNorm` | `PerHead` | no | no |
 /// | OLMo 2 and 3 | `RmsOfAllHeads` | `PerHead` | no | no |
 /// | Llama 4 | `Rms` | `None` | no | yes |
 ///
-/// In JSON the keys are the names of the fields, and `plus_one` and `after_rotation` may be absent:
+/// In JSON the keys are the names of the fields, and `plus_one`, `after_rotation` and `values` may be absent:
 ///
 /// ```
 /// use burn_deepspeed_core::config::DeepSpeedInferenceConfig;
@@ -47,12 +48,16 @@ pub struct QkNorm {
     /// Whether queries and keys are rotated first; not with [`RmsOfAllHeads`](QkNormKind::RmsOfAllHeads). Default: false.
     #[serde(default)]
     pub after_rotation: bool,
+    /// Whether values are normalised as well, by the root mean square of each head and without weights; only with
+    /// [`Rms`](QkNormKind::Rms). Default: false.
+    #[serde(default)]
+    pub values: bool,
 }
 
 impl QkNorm {
     /// A norm before the rotation, whose weights are factors.
     pub fn new(kind: QkNormKind, weights: QkNormWeights, epsilon: f64) -> Self {
-        Self { kind, weights, epsilon, plus_one: false, after_rotation: false }
+        Self { kind, weights, epsilon, plus_one: false, after_rotation: false, values: false }
     }
 
     /// Sets whether a feature is multiplied by `1 + weight`.
@@ -63,6 +68,11 @@ impl QkNorm {
     /// Sets whether queries and keys are rotated first.
     pub fn with_after_rotation(self, after_rotation: bool) -> Self {
         Self { after_rotation, ..self }
+    }
+
+    /// Sets whether values are normalised as well.
+    pub fn with_values(self, values: bool) -> Self {
+        Self { values, ..self }
     }
 }
 

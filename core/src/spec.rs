@@ -1,6 +1,7 @@
 //! Every size of one layer on one rank, checked once.
 
 use crate::data_type::{DataType, KvCacheType};
+pub use crate::kv_source::KvSource;
 pub use crate::latent::LatentSizes;
 use crate::parallel::{AgreedSettings, HeadShard, RankGroup};
 use crate::position::{PositionEncoding, QueryFactor};
@@ -50,6 +51,8 @@ pub struct AttentionSpec {
     pub context_gate: bool,
     /// Whether the bias of the QKV projection, if there is one, has a part for the keys.
     pub key_bias: bool,
+    /// Where keys and values come from.
+    pub kv_source: KvSource,
     /// Element type of weights and activations; `None` is the backend's default float.
     pub dtype: Option<DataType>,
     /// Element types of the cache.
@@ -112,7 +115,7 @@ impl AttentionSpec {
             ("`hidden_size`", &self.hidden_size),
             ("`heads` or `num_kv`", &heads),
             ("`head_dim` or the sizes of latents", &(self.head_dim, self.latent)),
-            ("the layer", &self.layer_id),
+            ("the layer or `kv_source`", &(self.layer_id, self.kv_source)),
             ("the scale of the scores", &self.scale),
             ("`softcap`", &self.softcap),
             ("`triangular_masking`", &self.causal),
@@ -128,8 +131,13 @@ impl AttentionSpec {
         ])
     }
 
-    /// (N + 2K)·H: width of this rank's packed projection, in elements.
+    /// (N + 2K)·H: width of this rank's packed projection, in elements; (N + K)·H if keys are values, and N·H without keys.
     pub fn qkv_width(&self) -> usize {
-        self.query_width() + 2 * self.kv_width()
+        self.query_width() + self.kv_source.projected() * self.kv_width()
+    }
+
+    /// The first feature of the values in the packed projection.
+    pub fn first_value(&self) -> usize {
+        self.qkv_width().saturating_sub(self.kv_width())
     }
 }

@@ -114,6 +114,7 @@ impl Lab {
                 let values = self.tensor(&[2, 2, 16, head], elements);
                 let arguments = CacheWrite {
                     qkv: &self.tensor(&[2, 3, 8 * head], elements),
+                    source: KvSource::Own,
                     query: &self.tensor(&[2, 4, 3, head], elements),
                     key: CacheTensor::floats(&cache),
                     value: CacheTensor::floats(&values),
@@ -164,6 +165,7 @@ impl Lab {
             epsilon: 1e-5,
             plus_one: false,
             after_rotation: false,
+            values: false,
             weights: Some([4, 2].map(|heads| self.tensor(&[heads, head], f32_type()))),
             sums: None,
         }

@@ -11,7 +11,7 @@ use super::latent::DeepSpeedLatentAttention;
 use super::self_attention::DeepSpeedSelfAttention;
 use super::vae::DeepSpeedVaeAttention;
 use crate::cache::KvCache;
-use crate::config::{DeepSpeedInferenceConfig, JointStreams, LatentSizes, VaeBlock};
+use crate::config::{DeepSpeedInferenceConfig, JointStreams, KvSource, LatentSizes, VaeBlock};
 use crate::error::{ConfigError, Origin};
 use crate::position::PositionEncoding;
 use crate::weight::{GroupNorm, QkvWeight, QueryKeyNorm, Sinks};
@@ -264,7 +264,8 @@ fn cached_layers(config: &DeepSpeedInferenceConfig) -> Result<usize, ConfigError
 
 fn self_attention<B: Backend>(build: Build<'_, B>) -> Result<DeepSpeedSelfAttention<B>, ConfigError> {
     let config = build.config;
-    let qkv = if config.set_empty_params { build.separate(config.hidden_size)? } else { build.fused()? };
+    let separate = config.set_empty_params && build.spec.kv_source == KvSource::Own;
+    let qkv = if separate { build.separate(config.hidden_size)? } else { build.fused()? };
     let query_key_norm = QueryKeyNorm::init(&build.spec, build.device);
     let (sinks, gate) = (Sinks::init(&build.spec, build.device), build.gate()?);
     let norm = build.norm();
@@ -304,11 +305,14 @@ fn check_settings<B: Backend>(build: &Build<'_, B>, module: &'static str, lacks:
         true => ("it has no norm over all heads", "set the `kind` of `qk_norm` to rms or layer_norm"),
         false => ("it has no norm of queries and keys", "unset `qk_norm`"),
     };
+    let norm_of_values = spec.qk_norm.is_some_and(|norm| norm.values);
     let defers = lacks != Lacks::Positions && build.config.defer_output_bias;
     for (given, fact, remedy) in [
         (position, of_position, unset_position),
         (spec.window.is_some(), "it has no window", "set `local_attention` to false"),
         (norm.is_some(), of_norm, unset_norm),
+        (spec.kv_source != KvSource::Own, "it projects its own keys and values", "set `kv_source` to own"),
+        (norm_of_values, "it does not normalise values", "set `qk_norm.values` to false"),
         (spec.query_factor.is_some(), "it has no positions", "unset `query_factor`"),
         (spec.qkv_clip.is_some(), "it does not limit queries, keys and values", "unset `qkv_clip`"),
         (spec.sinks, "it has no sinks", "set `sinks` to false"),

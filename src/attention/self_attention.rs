@@ -16,7 +16,7 @@ use crate::ops::softmax_context::sums_of_squares;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
 use crate::parallel::Communicator;
 use crate::position::Positions;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, KvSource};
 use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, QueryKeyNorm, Sinks, Weight};
 use crate::zeros::zeros;
 
@@ -160,7 +160,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     ///
     /// # Errors
     /// [`AttentionError::CacheMismatch`] if the cache was built for other heads, another head size or other element types;
-    /// [`AttentionError::CacheLost`] if an earlier write into it panicked; [`AttentionError::NoFastPath`] under `require_fast`.
+    /// [`AttentionError::CacheLost`] if an earlier write into it panicked; [`AttentionError::LayerNotRun`] if the layer reads the keys of
+    /// an earlier one that has not run in this step; [`AttentionError::NoFastPath`] under `require_fast`.
     /// All of these are returned before anything is written.
     ///
     /// [`AttentionError::NoCommunicator`] on one of several ranks without a communicator; [`AttentionError::Communication`] if
@@ -184,7 +185,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     /// - mask: broadcasts to `[B, N, T, T]`
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward), without those about the cache.
+    /// Those of [`forward`](Self::forward), without those about the cache; [`AttentionError::NoGivenKeys`] if the layer reads the keys of
+    /// an earlier one.
     ///
     /// # Panics
     /// If a shape is wrong.
@@ -215,6 +217,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
         let (tokens, cached) = (input.dims()[1], matches!(keys, Keys::Cached(_)));
+        self.check_keys(&keys)?;
         self.projections.require("softmax_context", || self.explain(tokens, cached))?;
         self.projections.check_link()?;
         let finish = |context| self.projections.finish(context);
@@ -237,6 +240,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
+        self.check_keys(&keys)?;
         self.projections.check_link()?;
         let partial = |context| Ok(self.projections.partial(context));
         self.attend_and_project(input, mask, keys, wanted, |sums| self.projections.over_ranks(sums), partial)
@@ -292,6 +296,17 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         // There is no result to read; a later operation reports an error of the device.
         _ = B::sync(&device);
         Ok(())
+    }
+
+    /// An error if the layer reads the keys of an earlier one, and they are not there.
+    fn check_keys(&self, keys: &Keys<'_, B>) -> Result<(), AttentionError> {
+        match (self.spec().kv_source, keys) {
+            (KvSource::Layer(source), Keys::Fresh(_)) => {
+                Err(AttentionError::NoGivenKeys { layer: self.spec().layer_id, source })
+            }
+            (_, Keys::Cached(cache)) => cache.check_written(self.spec()),
+            _ => Ok(()),
+        }
     }
 
     /// Checks everything that can be checked before the first computation, attends, and projects the context. `over_ranks` adds the

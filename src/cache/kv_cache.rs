@@ -15,7 +15,9 @@ use crate::spec::AttentionSpec;
 /// and batch.
 #[derive(Debug)]
 pub struct KvCache<B: Backend> {
-    layers: Vec<LayerStore<B>>,
+    stores: Vec<LayerStore<B>>,
+    /// For each layer, the store of its keys and values.
+    layers: Vec<usize>,
     lengths: Vec<usize>,
     capacity: usize,
     device: B::Device,
@@ -28,12 +30,13 @@ impl<B: Backend> KvCache<B> {
     /// [`ConfigError::UnsupportedDataType`] if the backend does not store the element type.
     pub fn new(spec: &AttentionSpec, layers: usize, batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
         let one = CacheSize::new::<B>(std::slice::from_ref(spec), device)?;
-        let layers = one.layers.repeat(layers);
-        Ok(Self::of_size(CacheSize { layers, ..one }, batch, device))
+        let (stores, layers) = (one.stores.repeat(layers), (0..layers).collect());
+        Ok(Self::of_size(CacheSize { stores, layers, ..one }, batch, device))
     }
 
     /// Allocates the cache of layers that may differ in key/value heads, head size and element types, filled with zeros. Layer `i` is
-    /// that of `specs[i]`. `max_out_tokens` is the same in all of them: rows have one length.
+    /// that of `specs[i]`. `max_out_tokens` is the same in all of them: rows have one length. A layer whose
+    /// [source](crate::config::KvSource) is an earlier layer has no memory of its own.
     ///
     /// ```
     /// use burn_deepspeed::{DataType, DeepSpeedInferenceConfig, KvCache};
@@ -50,20 +53,21 @@ impl<B: Backend> KvCache<B> {
     /// ```
     ///
     /// # Errors
-    /// Those of [`new`](Self::new); [`ConfigError::LayerCapacity`] if `max_out_tokens` differs.
+    /// Those of [`new`](Self::new); [`ConfigError::LayerCapacity`] if `max_out_tokens` differs; [`ConfigError::SharedLayer`] if a layer
+    /// cannot read the keys of the layer that it names.
     pub fn for_layers(specs: &[AttentionSpec], batch: usize, device: &B::Device) -> Result<Self, ConfigError> {
         Ok(Self::of_size(CacheSize::new::<B>(specs, device)?, batch, device))
     }
 
     /// The cache of one layer whose activations have elements of `activations`.
     pub(crate) fn of_layer(spec: &AttentionSpec, activations: DType, batch: usize, device: &B::Device) -> Self {
-        let layers = vec![TokenSize::of_layer(spec, activations)];
-        Self::of_size(CacheSize { layers, capacity: spec.max_out_tokens }, batch, device)
+        let stores = vec![TokenSize::of_layer(spec, activations)];
+        Self::of_size(CacheSize { stores, layers: vec![0], capacity: spec.max_out_tokens }, batch, device)
     }
 
-    fn of_size(CacheSize { layers, capacity }: CacheSize, batch: usize, device: &B::Device) -> Self {
-        let layers = layers.into_iter().map(|size| LayerStore::zeros(size, batch, capacity, device)).collect();
-        Self { layers, lengths: vec![0; batch], capacity, device: device.clone() }
+    fn of_size(CacheSize { stores, layers, capacity }: CacheSize, batch: usize, device: &B::Device) -> Self {
+        let stores = stores.into_iter().map(|size| LayerStore::zeros(size, batch, capacity, device)).collect();
+        Self { stores, layers, lengths: vec![0; batch], capacity, device: device.clone() }
     }
 
     /// The bytes that [`new`](Self::new) allocates for these arguments.
@@ -107,7 +111,7 @@ impl<B: Backend> KvCache<B> {
         self.capacity
     }
 
-    /// Number of layers.
+    /// Number of layers, those that read the keys of an earlier one included.
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
@@ -142,7 +146,7 @@ impl<B: Backend> KvCache<B> {
             }
         }
         let rows = StepRows::new(self.lengths.clone(), new.to_vec(), width);
-        Ok(Step::new(&mut self.layers, &mut self.lengths, rows))
+        Ok(Step::new(&mut self.stores, &self.layers, &mut self.lengths, rows))
     }
 
     /// Forgets every token. Memory stays.
@@ -195,7 +199,7 @@ impl<B: Backend> KvCache<B> {
         }
         let data: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
         let index = Tensor::<B, 1, Int>::from_data(TensorData::new(data, [rows.len()]), &self.device);
-        for store in &mut self.layers {
+        for store in &mut self.stores {
             let (key, value) = store.take()?;
             store.put((key.select(index.clone()), value.map(|value| value.select(index.clone()))));
         }
@@ -211,12 +215,12 @@ impl<B: Backend> KvCache<B> {
     pub fn replace_row(&mut self, row: usize, other: &Self, other_row: usize) -> Result<(), AttentionError> {
         self.check_row(row)?;
         other.check_row(other_row)?;
-        if self.capacity != other.capacity || !self.sizes().eq(other.sizes()) {
+        if self.capacity != other.capacity || self.layers != other.layers || !self.sizes().eq(other.sizes()) {
             return Err(AttentionError::CacheShape { expected: self.describe(), actual: other.describe() });
         }
         let length = other.lengths[other_row];
         if length > 0 {
-            for (store, source) in self.layers.iter_mut().zip(&other.layers) {
+            for (store, source) in self.stores.iter_mut().zip(&other.stores) {
                 let (from_key, from_value) = source.held()?;
                 let (key, value) = store.take()?;
                 let key = key.copy_row(row, from_key, other_row, length);
@@ -228,9 +232,9 @@ impl<B: Backend> KvCache<B> {
         Ok(())
     }
 
-    /// The size of each layer.
+    /// The size of each layer with keys and values of its own.
     fn sizes(&self) -> impl Iterator<Item = TokenSize> {
-        self.layers.iter().map(|store| store.size)
+        self.stores.iter().map(|store| store.size)
     }
 
     /// Runs of layers of one size, in their order.
@@ -242,9 +246,13 @@ impl<B: Backend> KvCache<B> {
             let (layers, types) = (run.len(), run[0].types());
             format!("{layers} layers of {kv_heads} heads × {capacity} tokens × {head_dim} features, {types}")
         };
+        let shared = match self.layers.len() - sizes.len() {
+            0 => String::new(),
+            count => format!("; and {count} layers that read the keys of others"),
+        };
         match sizes.is_empty() {
             true => "no layers".into(),
-            false => sizes.chunk_by(|a, b| a == b).map(run).collect::<Vec<_>>().join("; then "),
+            false => sizes.chunk_by(|a, b| a == b).map(run).collect::<Vec<_>>().join("; then ") + &shared,
         }
     }
 
@@ -272,7 +280,7 @@ mod tests {
         let mut other = KvCache::<NdArray>::new(&spec, 1, 2, &device)?;
         other.step(1)?.commit();
         assert_eq!(cache.step(1)?.layer(0).check(&spec, DType::F32), Ok(()));
-        drop(cache.layers[0].take()?); // as a write does that never gives them back
+        drop(cache.stores[0].take()?); // as a write does that never gives them back
         assert_eq!(cache.step(1)?.layer(0).check(&spec, DType::F32), Err(AttentionError::CacheLost));
         assert_eq!(cache.reorder(&[1, 0]), Err(AttentionError::CacheLost));
         assert_eq!(cache.replace_row(0, &other, 0), Err(AttentionError::CacheLost));

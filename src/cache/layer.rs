@@ -17,7 +17,7 @@ use crate::error::{AttentionError, check_shape};
 use crate::position::alibi;
 use crate::position::rotary::{Rotary, RotaryTable};
 use crate::position::{Positions, QueryFactor};
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, KvSource};
 
 /// The cache of one layer during a step.
 #[derive(Debug)]
@@ -54,6 +54,16 @@ impl<B: Backend> LayerCache<'_, B> {
     pub fn check(&self, spec: &AttentionSpec, activations: DType) -> Result<(), AttentionError> {
         self.store.size.check(spec, activations)?;
         self.store.held().map(|_| ())
+    }
+
+    /// An error if the layer reads the keys of an earlier one, and that has not run in this step.
+    pub(crate) fn check_written(&self, spec: &AttentionSpec) -> Result<(), AttentionError> {
+        match spec.kv_source {
+            KvSource::Layer(source) if !self.store.written => {
+                Err(AttentionError::LayerNotRun { layer: spec.layer_id, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Cosine and sine of the new tokens, computed once per step.
@@ -99,7 +109,7 @@ impl<B: Backend> LayerCache<'_, B> {
         let expected = [self.rows.batch(), kv_heads, self.rows.width(), head_dim];
         check_shape("LayerCache::append_latents", "new", &expected, &new.dims());
         let (stored, _) = self.store.take().unwrap_or_else(|error| panic!("LayerCache::append_latents: {error}"));
-        self.store.put((append(stored, new, self.rows, assign), None));
+        self.store.put_written((append(stored, new, self.rows, assign), None));
     }
 
     /// The keys and values of all rows up to the longest, the new ones included: `[B, K, S, H]` each, as floats; int8 is
@@ -138,7 +148,7 @@ impl<B: Backend> LayerCache<'_, B> {
 
     /// Gives back what [`take_storage`](Self::take_storage) moved out.
     pub(crate) fn put_storage(&mut self, key: Stored<B>, value: Stored<B>) {
-        self.store.put((key, Some(value)));
+        self.store.put_written((key, Some(value)));
     }
 }
 

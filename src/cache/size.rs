@@ -5,7 +5,7 @@ use burn::tensor::{DType, backend::Backend};
 use super::stored::Stored;
 use crate::element::{CacheTypes, OfBackend, cache_dtypes, dtype, element_type};
 use crate::error::{AttentionError, ConfigError};
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, KvSource};
 
 /// The size of one token of one layer in a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,10 @@ impl TokenSize {
 
 /// The sizes of all layers of a cache.
 pub(super) struct CacheSize {
-    pub(super) layers: Vec<TokenSize>,
+    /// Those of the layers that have keys and values of their own.
+    pub(super) stores: Vec<TokenSize>,
+    /// For each layer, which of them holds its keys and values.
+    pub(super) layers: Vec<usize>,
     /// Tokens that a row can hold.
     pub(super) capacity: usize,
 }
@@ -84,12 +87,29 @@ impl CacheSize {
         if let Some(layer) = specs.iter().position(|spec| spec.max_out_tokens != capacity) {
             return Err(ConfigError::LayerCapacity { layer, capacity: specs[layer].max_out_tokens, first: capacity });
         }
-        let layers = specs.iter().map(|spec| TokenSize::new::<B>(spec, device)).collect::<Result<_, _>>()?;
-        Ok(Self { layers, capacity })
+        let (mut stores, mut layers) = (Vec::<TokenSize>::new(), Vec::new());
+        for (layer, spec) in specs.iter().enumerate() {
+            let size = TokenSize::new::<B>(spec, device)?;
+            let KvSource::Layer(source) = spec.kv_source else {
+                layers.push(stores.len());
+                stores.push(size);
+                continue;
+            };
+            let shared = |problem| ConfigError::SharedLayer { layer, source, problem };
+            let own = specs[..layer].get(source).ok_or_else(|| shared("is not a layer before it"))?;
+            if !own.kv_source.is_own() {
+                return Err(shared("has none of its own"));
+            }
+            if stores[layers[source]] != size {
+                return Err(shared("has other key/value heads, another head size or other element types"));
+            }
+            layers.push(layers[source]);
+        }
+        Ok(Self { stores, layers, capacity })
     }
 
     /// Bytes of the keys and values of all layers together.
     pub(super) fn bytes<B: Backend>(&self, batch: usize) -> usize {
-        self.layers.iter().map(TokenSize::bytes::<B>).sum::<usize>() * batch * self.capacity
+        self.stores.iter().map(TokenSize::bytes::<B>).sum::<usize>() * batch * self.capacity
     }
 }

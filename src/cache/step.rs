@@ -13,7 +13,8 @@ use crate::position::Positions;
 #[derive(Debug)]
 #[must_use = "dropping a step discards its tokens; `commit` keeps them"]
 pub struct Step<'a, B: Backend> {
-    layers: &'a mut [LayerStore<B>],
+    stores: &'a mut [LayerStore<B>],
+    layers: &'a [usize],
     lengths: &'a mut [usize],
     rows: StepRows,
     positions: Positions,
@@ -21,9 +22,15 @@ pub struct Step<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Step<'a, B> {
-    pub(super) fn new(layers: &'a mut [LayerStore<B>], lengths: &'a mut [usize], rows: StepRows) -> Self {
+    pub(super) fn new(
+        stores: &'a mut [LayerStore<B>],
+        layers: &'a [usize],
+        lengths: &'a mut [usize],
+        rows: StepRows,
+    ) -> Self {
         let positions = Positions::sequential(rows.starts(), rows.width());
-        Self { layers, lengths, rows, positions, tables: StepTables::default() }
+        stores.iter_mut().for_each(|store| store.written = false);
+        Self { stores, layers, lengths, rows, positions, tables: StepTables::default() }
     }
 
     /// Position ids of the new tokens, for rotary encodings of left-padded rows and for factors of queries. By default, positions continue from the number
@@ -55,7 +62,7 @@ impl<'a, B: Backend> Step<'a, B> {
         Self { positions: self.positions.with_length(tokens), ..self }
     }
 
-    /// The cache of layer `index`, for its forward pass.
+    /// The cache of layer `index`, for its forward pass. For a layer that reads the keys of an earlier one it is the cache of that layer.
     ///
     /// # Panics
     /// If the cache has no such layer.
@@ -63,7 +70,7 @@ impl<'a, B: Backend> Step<'a, B> {
         let layers = self.layers.len();
         assert!(index < layers, "Step::layer: layer {index} of a cache with {layers} layers; build it with more");
         LayerCache {
-            store: &mut self.layers[index],
+            store: &mut self.stores[self.layers[index]],
             rows: &self.rows,
             positions: &self.positions,
             tables: &mut self.tables,

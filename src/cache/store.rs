@@ -12,6 +12,8 @@ use crate::error::AttentionError;
 #[derive(Debug)]
 pub(super) struct LayerStore<B: Backend> {
     pub(super) size: TokenSize,
+    /// Whether the current step has written its keys and values.
+    pub(super) written: bool,
     tensors: Tensors<B>,
 }
 
@@ -36,7 +38,7 @@ impl<B: Backend> LayerStore<B> {
         let stored = |dtype| Stored::zeros(shape, dtype, device);
         let [key, value] = size.dtypes;
         let (key, value) = (stored(key), size.latent.is_none().then(|| stored(value)));
-        Self { size, tensors: Tensors::Held { key, value } }
+        Self { size, written: false, tensors: Tensors::Held { key, value } }
     }
 
     /// Keys, and values that are stored apart.
@@ -59,6 +61,12 @@ impl<B: Backend> LayerStore<B> {
             Tensors::Held { key, value } => Ok((key, value)),
             Tensors::Moved => Err(AttentionError::CacheLost),
         }
+    }
+
+    /// Gives back what [`take`](Self::take) moved out, with the keys and values of the step.
+    pub(super) fn put_written(&mut self, tensors: (Stored<B>, Option<Stored<B>>)) {
+        self.put(tensors);
+        self.written = true;
     }
 
     /// Gives back what [`take`](Self::take) moved out.

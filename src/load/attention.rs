@@ -113,7 +113,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     ///
     /// # Errors
     /// [`WeightError::NoNormNames`], [`WeightError::NoQkNormNames`], [`WeightError::NoSinkName`], [`WeightError::NoGateNames`],
-    /// [`WeightError::UnexpectedGate`], [`WeightError::SharedHeadWeights`], [`WeightError::MergeCount`], and
+    /// [`WeightError::UnexpectedGate`], [`WeightError::NotSeparateNames`], [`WeightError::SharedHeadWeights`],
+    /// [`WeightError::MergeCount`], and
     /// [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the heads do not split over the ranks of
     /// [`QkvLayout::PerRank`](super::QkvLayout::PerRank).
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {
@@ -124,7 +125,9 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         if let Some(norm) = self.query_key_norm() {
             let names = names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;
             write_head_weights(writer, &names.query, norm.query(), self.spec())?;
-            write_head_weights(writer, &names.key, norm.key(), self.spec())?;
+            if let Some(key) = norm.key() {
+                write_head_weights(writer, &names.key, key, self.spec())?;
+            }
         }
         if let Some(sinks) = self.sinks() {
             writer.tensor(names.sinks.as_ref().ok_or(WeightError::NoSinkName)?, sinks.values())?;

@@ -97,7 +97,9 @@ impl<B: Backend> JointStream<B> {
         if let Some(norm) = self.query_key_norm() {
             let names = names.qk_norm.as_ref().ok_or(WeightError::NoQkNormNames)?;
             write_head_weights(writer, &names.query, norm.query(), spec)?;
-            write_head_weights(writer, &names.key, norm.key(), spec)?;
+            if let Some(key) = norm.key() {
+                write_head_weights(writer, &names.key, key, spec)?;
+            }
         }
         write_qkv_and_output(writer, names, spec, (self.qkv(), self.output()))
     }

@@ -67,12 +67,13 @@ impl<'a, B: Backend> LayerReader<'a, B> {
     pub fn query_key_norm(&self, module: Option<&QueryKeyNorm<B>>) -> Result<Option<QueryKeyNorm<B>>, WeightError> {
         let files = self.files()?;
         let Some(module) = module else { return files.refuse_norm_weights().map(|()| None) };
-        let [query, key] = module.shapes();
-        let weights = |part, shape| {
+        let weights = |part, shape: [usize; 2]| {
             let data = TensorData::new(files.norm_weights(part)?, shape);
             Ok::<_, WeightError>(Tensor::from_data(data, (&self.device, DType::F32)))
         };
-        Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, weights(Part::Key, key)?)))
+        let (query, key) = module.shapes();
+        let key = key.map(|shape| weights(Part::Key, shape)).transpose()?;
+        Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, key)))
     }
 
     /// The sinks of the heads of the rank, if the layer has some.
@@ -129,7 +130,7 @@ impl<'a, B: Backend> LayerReader<'a, B> {
             self.assembled(module, &sources.projection(parts, &self.spec.shard, module.input_size()))
         };
         Ok(match module {
-            QkvWeight::Fused(module) => QkvWeight::Fused(read(&Part::ALL, module)?),
+            QkvWeight::Fused(module) => QkvWeight::Fused(read(Part::projected(self.spec.kv_source), module)?),
             QkvWeight::Separate(SeparateQkv { query, key, value }) => QkvWeight::Separate(SeparateQkv {
                 query: read(&[Part::Query], query)?,
                 key: read(&[Part::Key], key)?,

@@ -8,7 +8,7 @@ use burn_deepspeed_core::layout::Orientation;
 
 use super::tensors::{WriteTensors, picked};
 use crate::error::{WeightError, check_shape};
-use crate::spec::{AttentionSpec, QkNormWeights};
+use crate::spec::{AttentionSpec, KvSource, QkNormWeights};
 use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
 
 /// Writes a norm. One without weights in the checkpoint must have weights of 1.
@@ -93,6 +93,17 @@ fn write_qkv<B: Backend>(
         (_, Some(_)) => return Err(WeightError::NoGateNames),
     }
     match &names.qkv {
+        QkvNames::Separate { query, key, .. } if spec.kv_source != KvSource::Own => {
+            let (fused, keys) = (qkv.first(), spec.qkv_width() - width);
+            let queries = fused.outputs(0, width);
+            write_weight(writer, query, orientation, (&[&queries], &in_order(&[&queries])))?;
+            if keys > 0 {
+                let keys = fused.outputs(width, keys);
+                write_weight(writer, key, orientation, (&[&keys], &in_order(&[&keys])))?;
+            }
+            Ok(())
+        }
+        _ if spec.kv_source != KvSource::Own => Err(WeightError::NotSeparateNames),
         QkvNames::SeparateWithGate { query, key, value } => {
             let own = qkv.separate(width);
             let with_gate: Vec<&Weight<B>> = [&own.query].into_iter().chain(gate).collect();

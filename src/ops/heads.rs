@@ -5,17 +5,18 @@ use burn::tensor::{Tensor, backend::Backend};
 use crate::error::check_shape;
 use crate::spec::AttentionSpec;
 
-/// The queries, keys and values of a packed projection.
+/// The queries of a packed projection, and its keys and values; `None` for a layer that projects queries alone.
 ///
 /// # Shapes
-/// - qkv: `[B, T, (N + 2K)·H]`
+/// - qkv: `[B, T, (N + 2K)·H]`; `[B, T, (N + K)·H]` if keys are values
 /// - output: queries `[B, N, T, H]`, keys and values `[B, K, T, H]`
-pub fn split_heads<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> [Tensor<B, 4>; 3] {
+pub fn split_heads<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> (Tensor<B, 4>, Option<[Tensor<B, 4>; 2]>) {
     let [batch, tokens, _] = qkv.dims();
     check_shape("softmax_context", "qkv", &[batch, tokens, spec.qkv_width()], &qkv.dims());
     let (queries, keys) = (spec.query_width(), spec.kv_width());
     let part = |start, width| split(qkv.clone().narrow(2, start, width), width / spec.head_dim);
-    [part(0, queries), part(queries, keys), part(queries + keys, keys)]
+    let own = spec.kv_source.is_own().then(|| [part(queries, keys), part(spec.first_value(), keys)]);
+    (part(0, queries), own)
 }
 
 /// `[B, T, N·H]` as `[B, N, T, H]`.

@@ -13,7 +13,7 @@ use crate::spec::AttentionSpec;
 #[derive(Module, Debug)]
 pub struct QueryKeyNorm<B: Backend> {
     query: Param<Tensor<B, 2>>,
-    key: Param<Tensor<B, 2>>,
+    key: Option<Param<Tensor<B, 2>>>,
 }
 
 impl<B: Backend> QueryKeyNorm<B> {
@@ -27,16 +27,17 @@ impl<B: Backend> QueryKeyNorm<B> {
             let shape = [rows, spec.head_dim];
             lazy(shape, DType::F32, device, move |device| Tensor::full(shape, neutral, (device, DType::F32)))
         };
-        Some(Self { query: weights(rows(spec.heads())?), key: weights(rows(spec.kv_heads())?) })
+        let (query, key) = (rows(spec.heads())?, rows(spec.kv_heads())?);
+        Some(Self { query: weights(query), key: spec.kv_source.is_own().then(|| weights(key)) })
     }
 
     /// These weights.
     ///
     /// # Shapes
     /// - query: `[1, H]` if the heads share them, else `[N, H]`
-    /// - key: `[1, H]` if the heads share them, else `[K, H]`
-    pub fn new(query: Tensor<B, 2>, key: Tensor<B, 2>) -> Self {
-        Self { query: given(query.cast(DType::F32)), key: given(key.cast(DType::F32)) }
+    /// - key: `[1, H]` if the heads share them, else `[K, H]`; `None` for a layer without keys of its own
+    pub fn new(query: Tensor<B, 2>, key: Option<Tensor<B, 2>>) -> Self {
+        Self { query: given(query.cast(DType::F32)), key: key.map(|key| given(key.cast(DType::F32))) }
     }
 
     /// The weights of queries, `[1 or N, H]`.
@@ -44,13 +45,14 @@ impl<B: Backend> QueryKeyNorm<B> {
         self.query.val()
     }
 
-    /// The weights of keys, `[1 or K, H]`.
-    pub fn key(&self) -> Tensor<B, 2> {
-        self.key.val()
+    /// The weights of keys, `[1 or K, H]`; `None` for a layer without keys of its own.
+    pub fn key(&self) -> Option<Tensor<B, 2>> {
+        self.key.as_ref().map(Param::val)
     }
 
     /// The shapes of the weights of queries and of keys.
-    pub fn shapes(&self) -> [[usize; 2]; 2] {
-        [&self.query, &self.key].map(|weights| weights.lazy_shape().dims())
+    pub fn shapes(&self) -> ([usize; 2], Option<[usize; 2]>) {
+        let shape = |weights: &Param<Tensor<B, 2>>| weights.lazy_shape().dims();
+        (shape(&self.query), self.key.as_ref().map(shape))
     }
 }

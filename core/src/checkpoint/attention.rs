@@ -14,6 +14,7 @@ use super::replicated;
 use super::runs::{Run, Segment};
 use crate::element::ElementType;
 use crate::error::WeightError;
+use crate::kv_source::KvSource;
 use crate::parallel::HeadShard;
 use crate::spec::{AttentionSpec, QkNormWeights};
 
@@ -106,7 +107,7 @@ impl<'a> AttentionFiles<'a> {
     /// The queries, keys and values, and the gates if there are some, in every file that has some of this rank.
     ///
     /// # Errors
-    /// [`WeightError::NoGateNames`], [`WeightError::UnexpectedGate`];
+    /// [`WeightError::NoGateNames`], [`WeightError::UnexpectedGate`], [`WeightError::NotSeparateNames`];
     /// [`ConfigError::Ranks`](crate::error::ConfigError::Ranks) if the ranks of [`QkvLayout::PerRank`](super::layout::QkvLayout::PerRank) cannot have written them;
     /// a [`WeightError`] that names a matrix with fewer outputs than the heads need.
     pub fn qkv(&self) -> Result<QkvSources<'a>, WeightError> {
@@ -117,6 +118,9 @@ impl<'a> AttentionFiles<'a> {
             QkvNames::SeparateWithGate { .. } => {}
             _ if self.spec.context_gate => return Err(WeightError::NoGateNames),
             _ => {}
+        }
+        if self.spec.kv_source != KvSource::Own && !matches!(self.names.qkv, QkvNames::Separate { .. }) {
+            return Err(WeightError::NotSeparateNames);
         }
         let (mut matrices, mut biases) = (Vec::new(), Vec::new());
         for (checkpoint, shard) in self.own_files() {
@@ -133,7 +137,7 @@ impl<'a> AttentionFiles<'a> {
                     bias(&names.bias, heads);
                 }
                 QkvNames::Separate { query, key, value } => {
-                    for (part, names) in Part::ALL.into_iter().zip([query, key, value]) {
+                    for (&part, names) in Part::projected(self.spec.kv_source).iter().zip([query, key, value]) {
                         self.check_outputs(checkpoint, &names.matrix, of_part(part))?;
                         matrix(&names.matrix, &names.scales, part.heads(&shard));
                         if part == Part::Key && !self.spec.key_bias {

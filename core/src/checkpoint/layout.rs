@@ -2,6 +2,7 @@
 
 use super::runs::Segment;
 use crate::error::ConfigError;
+use crate::kv_source::KvSource;
 use crate::parallel::{HeadShard, TpPlan};
 
 /// The order of the outputs of a fused QKV matrix. The layouts differ in values and not in shapes, so there is no default.
@@ -124,6 +125,11 @@ pub enum Part {
 impl Part {
     /// In the order in which the modules hold them.
     pub const ALL: [Self; 3] = [Self::Query, Self::Key, Self::Value];
+
+    /// What the projection of a layer computes whose keys and values come from `source`.
+    pub fn projected(source: KvSource) -> &'static [Self] {
+        &Self::ALL[..1 + source.projected()]
+    }
 
     /// This part of the heads of `shard`.
     pub fn heads(self, shard: &HeadShard) -> Vec<Head> {

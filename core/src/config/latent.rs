@@ -2,6 +2,7 @@
 
 use super::settings::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
+use crate::kv_source::KvSource;
 use crate::latent::LatentSizes;
 use crate::position::PositionEncoding;
 use crate::spec::AttentionSpec;
@@ -72,6 +73,11 @@ impl DeepSpeedInferenceConfig {
             ),
             (self.bigscience_bloom, "it has no ALiBi", "set `bigscience_bloom` to false"),
             (self.qk_norm.is_some(), "it normalises latents, not heads", "unset `qk_norm`"),
+            (
+                self.kv_source != KvSource::Own,
+                "it projects keys and values from latents of its own",
+                "set `kv_source` to own",
+            ),
             (self.query_factor.is_some(), "it has no factor of queries", "unset `query_factor`"),
             (self.qkv_clip.is_some(), "it does not limit queries, keys and values", "unset `qkv_clip`"),
             (self.sinks, "it has no sinks", "set `sinks` to false"),

@@ -8,6 +8,7 @@ mod settings;
 mod values;
 
 pub use crate::data_type::{DataType, KvCacheType};
+pub use crate::kv_source::KvSource;
 pub use crate::latent::LatentSizes;
 pub use crate::position::{QueryFactor, RotarySections, SectionOrder};
 pub use crate::qk_norm::{QkNorm, QkNormKind, QkNormWeights};

@@ -3,6 +3,7 @@
 use super::settings::DeepSpeedInferenceConfig;
 use super::values::{NormType, WindowKind};
 use crate::error::{ConfigError, Origin};
+use crate::kv_source::KvSource;
 use crate::layout::RotaryLayout;
 use crate::parallel::{Communicator, RankGroup, TpPlan};
 use crate::position::rotary::{RopeScaling, Rotary};
@@ -72,6 +73,7 @@ impl DeepSpeedInferenceConfig {
             return Err(out_of_range("alibi_factor", self.alibi_factor, "a number above 0"));
         }
         self.check_queries_and_keys()?;
+        self.check_kv_source(layer_id)?;
         if self.min_out_tokens > self.max_out_tokens {
             let limit = "at most `max_out_tokens`; raise `max_out_tokens`";
             return Err(out_of_range("min_out_tokens", self.min_out_tokens as f64, limit));
@@ -106,6 +108,7 @@ impl DeepSpeedInferenceConfig {
             sinks: self.sinks,
             context_gate: self.context_gate,
             key_bias: self.key_bias,
+            kv_source: self.kv_source,
             dtype: self.dtype,
             kv_cache_dtype: self.kv_cache_dtype,
             max_out_tokens: self.max_out_tokens,
@@ -129,6 +132,14 @@ impl DeepSpeedInferenceConfig {
                 });
             }
         }
+        if let Some(QkNorm { kind: QkNormKind::LayerNorm | QkNormKind::RmsOfAllHeads, values: true, .. }) = self.qk_norm
+        {
+            return Err(ConfigError::Contradiction {
+                key: "qk_norm.values",
+                other: "a `qk_norm.kind` other than rms",
+                remedy: "values are normalised by the root mean square of each head; set `kind` to rms, or `values` to false",
+            });
+        }
         if let Some(QkNorm { kind: QkNormKind::RmsOfAllHeads, after_rotation: true, .. }) = self.qk_norm {
             return Err(ConfigError::Contradiction {
                 key: "qk_norm.after_rotation",
@@ -144,6 +155,22 @@ impl DeepSpeedInferenceConfig {
             }
         }
         Ok(())
+    }
+
+    fn check_kv_source(&self, layer_id: usize) -> Result<(), ConfigError> {
+        match self.kv_source {
+            KvSource::Layer(layer) if layer >= layer_id => Err(ConfigError::OutOfRange {
+                key: "kv_source.layer",
+                value: layer.to_string(),
+                limit: "a layer before the one that reads its keys",
+            }),
+            KvSource::KeysAreValues | KvSource::Layer(_) if !self.key_bias => Err(ConfigError::Contradiction {
+                key: "kv_source",
+                other: "`key_bias` false",
+                remedy: "`key_bias` is for keys and values with projections of their own; leave one of the two at its default",
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// DeepSpeed multiplies queries and keys by the root of this factor each.

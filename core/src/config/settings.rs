@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::values::{MlpActivation, NormType, WindowKind};
 use crate::data_type::{DataType, KvCacheType};
+use crate::kv_source::KvSource;
 use crate::layout::RotaryLayout;
 use crate::position::rotary::RopeScaling;
 use crate::position::{QueryFactor, RotarySections};
@@ -175,6 +176,9 @@ settings! {
         rope_sections [with_rope_sections]: Option<RotarySections> = None;
         /// *Extension.* Which keys a query sees under `local_attention`: those before it, those on both sides, or those of its chunk.
         window_kind [with_window_kind]: WindowKind = WindowKind::Backward;
+        /// *Extension.* Where keys and values come from: a projection of the layer, its keys alone, or the cache of an earlier layer
+        /// (Gemma 3n and 4). A layer without a projection of its own values is not split by `set_empty_params`.
+        kv_source [with_kv_source]: KvSource = KvSource::Own;
         /// *Extension.* The norm of queries and keys; `None` for none.
         qk_norm [with_qk_norm]: Option<QkNorm> = None;
         /// *Extension.* Factor on QKᵀ in place of 1/√head_dim: `query_pre_attn_scalar` of Gemma to the power of -1/2,

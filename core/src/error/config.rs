@@ -58,6 +58,19 @@ pub enum ConfigError {
         /// Those of layer 0.
         first: usize,
     },
+    /// A layer that cannot read the keys and values of the layer that it names.
+    #[error(
+        "layer {layer} reads the keys and values of layer {source}, which {problem}; correct `kv_source`, and pass \
+         `KvCache::for_layers` the layers in their order"
+    )]
+    SharedLayer {
+        /// The layer that reads.
+        layer: usize,
+        /// The layer that it names.
+        source: usize,
+        /// What is wrong with that layer.
+        problem: &'static str,
+    },
     /// A value of the wrong type.
     #[error("`{key}` is {found}, and {expected} is expected; correct the value")]
     WrongType {

@@ -235,6 +235,12 @@ pub enum WeightError {
     /// The query projection of the checkpoint holds a gate on the context, and the module has none.
     #[error("`{0}` holds a gate on the context, and the module has none; set `context_gate` to true")]
     UnexpectedGate(String),
+    /// The layer does not project its own keys and values, and the names are those of a matrix that holds them.
+    #[error(
+        "the layer has no projection of its own for keys or values (`kv_source`), and the names are of a matrix with all three; use \
+         `QkvNames::Separate`, of which the names of what the layer lacks are not read"
+    )]
+    NotSeparateNames,
     /// Not every tensor of the checkpoint was used.
     #[error(
         "{} tensors of the checkpoint were not used: {}; load them, or name them in `Checkpoint::ignore`",

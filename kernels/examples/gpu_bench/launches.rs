@@ -187,6 +187,7 @@ impl Tensors {
                 Box::new(move |_| {
                     let arguments = CacheWrite {
                         qkv: &qkv,
+                        source: KvSource::Own,
                         query: &query,
                         key: CacheTensor { elements: &key, scales: key_scales.as_ref() },
                         value: CacheTensor { elements: &value, scales: value_scales.as_ref() },

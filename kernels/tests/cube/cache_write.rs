@@ -1,5 +1,6 @@
 //! Splitting, rotating and appending.
 
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_core::qk_norm::{QkNormKind, QkNormWeights};
 use burn_deepspeed_kernels::cube::cache_write::{
@@ -25,6 +26,8 @@ struct Case {
     norm: Option<Norm>,
     /// Whether queries have factors.
     factors: bool,
+    /// What the projection holds besides queries.
+    source: KvSource,
 }
 
 /// A norm of queries and keys.
@@ -33,6 +36,7 @@ struct Norm {
     kind: QkNormKind,
     plus_one: bool,
     after_rotation: bool,
+    values: bool,
     weights: QkNormWeights,
 }
 
@@ -41,7 +45,16 @@ const EPSILON: f32 = 0.01;
 /// A case without a norm and without factors.
 fn plain() -> Case {
     let rows = Vec::new();
-    Case { sizes: [0; 5], rows, rotary: None, own_angles: false, int8: [false; 2], norm: None, factors: false }
+    Case {
+        sizes: [0; 5],
+        rows,
+        rotary: None,
+        own_angles: false,
+        int8: [false; 2],
+        norm: None,
+        factors: false,
+        source: KvSource::Own,
+    }
 }
 
 /// Keys or values before a launch, and their tensors.
@@ -112,7 +125,7 @@ impl Case {
     fn check_on(&self, lab: &Lab, machine: Machine, element: Element) {
         let [heads, kv_heads, tokens, capacity, head_dim] = self.sizes;
         let batch = self.rows.len();
-        let all_heads = heads + 2 * kv_heads;
+        let all_heads = heads + self.source.projected() * kv_heads;
         let qkv: Vec<f32> = noise(batch * tokens * all_heads * head_dim, 1).iter().map(|x| element.round(*x)).collect();
         let half = self.rotary.map_or(0, |(_, dim)| dim / 2);
         let table_rows = if self.own_angles { batch } else { 1 };
@@ -131,20 +144,23 @@ impl Case {
             .chunks(all_heads * head_dim)
             .flat_map(|token| {
                 let sum = |part: &[f32]| 3.0 * part.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>();
-                [sum(&token[..widths[0]]), sum(&token[widths[0]..widths[0] + widths[1]])]
+                let keys = &token[widths[0]..];
+                [sum(&token[..widths[0]]), sum(&keys[..widths[1].min(keys.len())])]
             })
             .collect();
         let weight_rows = |heads| self.norm.and_then(|norm| norm.weights.rows(heads)).unwrap_or(0);
         let weights = [(heads, 7), (kv_heads, 8)].map(|(heads, seed)| noise(weight_rows(heads) * head_dim, seed));
-        let norm = self.norm.map(|Norm { kind, plus_one, after_rotation, weights: rows }| HeadNorm {
+        let norm = self.norm.map(|Norm { kind, plus_one, after_rotation, values, weights: rows }| HeadNorm {
             kind,
             epsilon: EPSILON,
             plus_one,
             after_rotation,
+            values,
             weights: (rows != QkNormWeights::None).then(|| {
                 let tensor =
                     |side: usize, heads| lab.floats(&weights[side], &[weight_rows(heads), head_dim], Element::F32, 8);
-                [tensor(0, heads), tensor(1, kv_heads)]
+                let query = tensor(0, heads);
+                if self.source.is_own() { [query, tensor(1, kv_heads)] } else { [query.clone(), query] }
             }),
             sums: (kind == QkNormKind::RmsOfAllHeads).then(|| {
                 let sums: Vec<f32> = sums.iter().map(|sum| *sum as f32).collect();
@@ -162,6 +178,7 @@ impl Case {
         let bounds = lab.integers(&bounds, &[batch, 2]);
         let arguments = CacheWrite {
             qkv: &lab.floats(&qkv, &[batch, tokens, all_heads * head_dim], element, 16),
+            source: self.source,
             query: &query,
             key: CacheTensor { elements: &key.elements, scales: key.scales.as_ref() },
             value: CacheTensor { elements: &value.elements, scales: value.scales.as_ref() },
@@ -217,16 +234,27 @@ impl Case {
         let new = |at: usize| {
             let (b, head, slot) = (at / capacity / kv_heads, at / capacity % kv_heads, at % capacity);
             let [start, end] = self.rows[b];
-            (start..end).contains(&slot).then(|| (b, head, slot - start))
+            let written = self.source.is_own() && (start..end).contains(&slot);
+            written.then(|| (b, head, slot - start))
         };
         let new_key = |at| new(at).map(|(b, head, t)| moved(b, t, heads + head));
-        let new_value =
-            |at| new(at).map(|(b, head, t)| token(b, t)[(heads + kv_heads + head) * head_dim..][..head_dim].to_vec());
-        let Self { sizes, rows, rotary, int8, norm, factors, .. } = self;
-        let what = format!("{element:?} {sizes:?} {rows:?} {rotary:?} int8 {int8:?} {norm:?} factors {factors}");
+        let first_value = all_heads - kv_heads.min(all_heads);
+        let norm_of_values = self.norm.is_some_and(|norm| norm.values);
+        let new_value = |at| {
+            let (b, head, t) = new(at)?;
+            let features = token(b, t)[(first_value + head) * head_dim..][..head_dim].to_vec();
+            Some(match norm_of_values {
+                true => oracle::normalised(&features, QkNormKind::Rms, f64::from(EPSILON), None, |_| 1.0),
+                false => features,
+            })
+        };
+        let Self { sizes, rows, rotary, int8, norm, factors, source, .. } = self;
+        let what =
+            format!("{element:?} {sizes:?} {rows:?} {rotary:?} int8 {int8:?} {norm:?} factors {factors} {source:?}");
         assert_near(&format!("query, {what}"), &lab.read(&query), &expected_query, element.tolerance());
         key.check(lab, &format!("key, {what}"), new_key, element.tolerance());
-        value.check(lab, &format!("value, {what}"), new_value, 0.0);
+        let tolerance = if norm_of_values { element.tolerance() } else { 0.0 };
+        value.check(lab, &format!("value, {what}"), new_value, tolerance);
     }
 }
 
@@ -302,7 +330,7 @@ fn norm(at: usize) -> Option<Norm> {
     let forms = [QkNormWeights::Shared, QkNormWeights::PerHead, QkNormWeights::None];
     // 1 is added to weights that there are.
     let weights = forms[if plus_one { at % 2 } else { at % 3 }];
-    Some(Norm { kind, plus_one, after_rotation, weights })
+    Some(Norm { kind, plus_one, after_rotation, values: false, weights })
 }
 
 #[test]
@@ -314,8 +342,41 @@ fn norms_come_before_the_rotation_or_after_it() {
             let int8 = [[false; 2], INT8[0], INT8[1], INT8[2]][(at / 2) % 4];
             let (rotary, rows) = (rotaries[at % 5], vec![[0, 3], [5, 8]]);
             let sizes = [6, 2, 3, 11, 40];
-            let case =
-                Case { sizes, rows, rotary, own_angles: at % 2 == 0, int8, norm: norm(at), factors: at % 4 == 1 };
+            let case = Case {
+                sizes,
+                rows,
+                rotary,
+                own_angles: at % 2 == 0,
+                int8,
+                norm: norm(at),
+                factors: at % 4 == 1,
+                ..plain()
+            };
+            case.check_with(element, planes);
+        }
+    }
+}
+
+/// Gemma 4 normalises values; in its full layers they are the keys, and its last layers project queries alone.
+#[test]
+fn values_are_normalised_taken_from_keys_or_left_to_another_layer() {
+    use RotaryLayout::{Half, Interleaved};
+    let sources = [KvSource::Own, KvSource::KeysAreValues, KvSource::Layer(0)];
+    let norms = [None, Some(false), Some(true)];
+    for (element, planes) in elements_and_planes() {
+        for at in some(0..18) {
+            let (source, norm) = (sources[at % 3], norms[at / 3 % 3]);
+            let norm = norm.map(|after_rotation| Norm {
+                kind: QkNormKind::Rms,
+                plus_one: at % 2 == 0,
+                after_rotation,
+                values: true,
+                weights: [QkNormWeights::PerHead, QkNormWeights::Shared][at / 9],
+            });
+            let rotary = [Some((Half, 40)), Some((Interleaved, 6)), None][at / 2 % 3];
+            let int8 = [[false; 2], INT8[0], INT8[1], INT8[2]][at % 4];
+            let rows = vec![[0, 3], [5, 7]];
+            let case = Case { sizes: [6, 2, 3, 11, 40], rows, rotary, int8, norm, source, ..plain() };
             case.check_with(element, planes);
         }
     }
@@ -335,6 +396,7 @@ fn norms_of_every_head_size_agree_with_plain_loops() {
             int8,
             norm: norm(at),
             factors: true,
+            ..plain()
         };
         case.check(Element::ALL[at % 2]);
         case.check_with(Element::F32, false);
@@ -347,7 +409,8 @@ fn rows_with_fewer_new_tokens_keep_their_other_slots_under_a_norm() {
     let rotary = Some((RotaryLayout::Half, 16));
     for int8 in [[false; 2], [true; 2]] {
         let (rows, norm) = (rows.clone(), norm(2));
-        let case = Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8, norm, factors: true };
+        let case =
+            Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8, norm, factors: true, ..plain() };
         case.check_with(Element::F32, true);
         case.check_with(Element::F32, false);
     }
@@ -357,7 +420,7 @@ fn rows_with_fewer_new_tokens_keep_their_other_slots_under_a_norm() {
 fn factors_need_no_norm() {
     for (rotary, int8) in [(None, [false; 2]), (Some((RotaryLayout::Interleaved, 6)), [true, false])] {
         let rows = vec![[1, 4], [1, 4]];
-        let case = Case { sizes: [4, 2, 3, 5, 8], rows, rotary, own_angles: true, int8, norm: None, factors: true };
+        let case = Case { sizes: [4, 2, 3, 5, 8], rows, rotary, own_angles: true, int8, factors: true, ..plain() };
         case.check(Element::F32);
     }
 }
@@ -376,11 +439,13 @@ fn a_head_that_is_not_finite_changes_no_other() {
                 epsilon: EPSILON,
                 plus_one: false,
                 after_rotation: false,
+                values: false,
                 weights: None,
                 sums: None,
             };
             let arguments = CacheWrite {
                 qkv: &lab.floats(&qkv, &[1, 1, 24], element, 1),
+                source: KvSource::Own,
                 query: &query,
                 key: CacheTensor::floats(&key),
                 value: CacheTensor::floats(&value),
@@ -436,6 +501,7 @@ fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) 
     let [query, value] = [(); 2].map(|()| lab.output(&[1, 1, 1, head_dim], element, 1));
     let arguments = CacheWrite {
         qkv: &lab.floats(&features.repeat(3), &[1, 1, 3 * head_dim], element, 1),
+        source: KvSource::Own,
         query: &query,
         key: CacheTensor::int8(&key, &scales),
         value: CacheTensor::floats(&value),
@@ -489,6 +555,7 @@ fn scales_of_another_shape_or_type_are_refused() {
     let refused = |key: &TensorHandle<_>, key_scales: Option<&TensorHandle<_>>| {
         let arguments = CacheWrite {
             qkv: &floats(&[1, 1, 12]),
+            source: KvSource::Own,
             query: &floats(&[1, 1, 1, 4]),
             key: CacheTensor { elements: key, scales: key_scales },
             value: CacheTensor::floats(&dense),

@@ -1,6 +1,7 @@
 //! Every argument of attention and cache write that does not fit is named before anything is launched, and bounds that only the
 //! device knows lead to nothing outside of the tensors.
 
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rotation, Squares, Sums};
@@ -246,6 +247,7 @@ impl Write {
     fn arguments(&self) -> CacheWrite<'_, Gpu> {
         CacheWrite {
             qkv: &self.qkv,
+            source: KvSource::Own,
             query: &self.query,
             key: CacheTensor::floats(&self.key),
             value: CacheTensor::floats(&self.value),
@@ -269,6 +271,10 @@ fn a_cache_write_names_the_tensor_that_does_not_fit() {
     let other = |shape: &[usize]| floats(lab, shape);
     for shape in [&[2, 3, 63][..], &[2, 2, 64], &[1, 3, 64], &[6, 64]] {
         refused(&format!("`qkv` has shape {shape:?}, expected [2, 3, 64]"), CacheWrite { qkv: &other(shape), ..fits });
+    }
+    for (source, width) in [(KvSource::KeysAreValues, 48), (KvSource::Layer(0), 32)] {
+        let expected = format!("`qkv` has shape [2, 3, 64], expected [2, 3, {width}]");
+        refused(&expected, CacheWrite { source, ..fits });
     }
     refused("`query` has shape [2, 3, 32], expected 4 axes", CacheWrite { query: &other(&[2, 3, 32]), ..fits });
     for shape in [[1, 2, 7, 8], [2, 2, 7, 4], [2, 1, 7, 8], [2, 2, 6, 8]] {
@@ -297,6 +303,7 @@ fn a_cache_write_names_the_tensor_that_does_not_fit() {
         epsilon: 0.0,
         plus_one: false,
         after_rotation: false,
+        values: false,
         weights,
         sums,
     };
@@ -314,6 +321,8 @@ fn a_cache_write_names_the_tensor_that_does_not_fit() {
     refused("`sums` has shape [2, 3, 1], expected [2, 3, 2]", CacheWrite { norm: Some(&wrong), ..fits });
     let wrong = HeadNorm { after_rotation: true, ..of_all(sums(&[2, 3, 2])) };
     refused("`after_rotation` is true", CacheWrite { norm: Some(&wrong), ..fits });
+    let wrong = HeadNorm { values: true, ..of_all(sums(&[2, 3, 2])) };
+    refused("`values` is true, expected false", CacheWrite { norm: Some(&wrong), ..fits });
     for shape in [&[2, 2][..], &[3, 3], &[2, 3, 1]] {
         refused("`factors` has shape", CacheWrite { factors: Some(&other(shape)), ..fits });
     }

@@ -22,7 +22,7 @@ pub(crate) fn normalise_and_rotate<B: InMemory>(arguments: NormaliseAndRotate<'_
         let elements = &qkv.dense();
         with_transform(spec, (weights, None), table.as_ref(), |rotation, norms| {
             let packed = Packed { elements, norm: None, rotation, factors: None, batch, tokens, width, head_dim };
-            let [query_norm, key_norm] = norms;
+            let [query_norm, key_norm, _] = norms;
             [(query_norm, 0, spec.heads()), (key_norm, queries, spec.kv_heads())].map(|(norm, first, heads)| {
                 let moved = Packed { norm, ..packed }.part(first, heads).moved();
                 tensor(moved, [batch, tokens, heads, head_dim], &device).swap_dims(1, 2)

@@ -7,6 +7,7 @@ use burn_deepspeed_kernels::cube::Machine;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite};
 
 use super::{NormaliseAndRotate, reference};
+use crate::config::KvSource;
 use crate::element::element_type;
 use crate::ops::attention::cube::{Side, SideHandles, plan};
 use crate::ops::cube::{
@@ -89,6 +90,7 @@ impl CubeCall for HeadsCall<()> {
         let rotation = call.rotation.map(Rotation::handles);
         let write = CacheWrite {
             qkv: &handle(&qkv),
+            source: KvSource::Own,
             query: &handle(&query),
             key: to_key.tensor(),
             value: to_value.tensor(),

@@ -11,7 +11,7 @@ use super::heads::split_heads;
 use super::softmax_context::{Transform, check_norm_weights};
 use crate::error::check_shape;
 use crate::position::rotary::RotaryTable;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, KvSource};
 use crate::weight::QueryKeyNorm;
 use crate::zeros::cast;
 
@@ -34,6 +34,10 @@ impl<B: Backend> NormaliseAndRotate<'_, B> {
     fn check(&self) {
         let (operation, spec) = ("normalise_and_rotate", self.spec);
         let [batch, tokens, _] = self.qkv.dims();
+        assert!(
+            spec.kv_source == KvSource::Own && !spec.qk_norm.is_some_and(|norm| norm.values),
+            "{operation}: the layer has no values of its own, or normalises them; no path does that before tokens are joined"
+        );
         check_shape(operation, "qkv", &[batch, tokens, spec.qkv_width()], &self.qkv.dims());
         if let Some(RotaryTable { cos, sin, .. }) = &self.table {
             let [rows, .., half] = cos.dims();
@@ -59,8 +63,16 @@ pub fn reference<B: Backend>(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B,
     let NormaliseAndRotate { qkv, norm: weights, table, spec } = arguments;
     let ([batch, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
     if batch * tokens == 0 {
-        return split_heads(qkv, spec);
+        return three(split_heads(qkv, spec));
     }
     let heads = Transform { norm: spec.qk_norm, weights, table, factors: None }.apply(qkv, None, spec);
-    heads.map(|heads| cast(heads, dtype))
+    three(heads).map(|heads| cast(heads, dtype))
+}
+
+/// Queries, keys and values of a layer that projects all of them.
+fn three<B: Backend>((query, own): (Tensor<B, 4>, Option<[Tensor<B, 4>; 2]>)) -> [Tensor<B, 4>; 3] {
+    match own {
+        Some([key, value]) => [query, key, value],
+        None => unreachable!("`check` refuses a layer without keys"),
+    }
 }

@@ -21,12 +21,33 @@ pub enum Keys<'a, B: Backend> {
     /// There are none: the new tokens attend to each other. Layers with rotary positions, or with a factor of queries by position,
     /// need the positions of the new tokens.
     Fresh(&'a Positions),
+    /// Those of an earlier layer, for the same tokens and without a cache: what a layer attends to whose
+    /// [source](crate::config::KvSource) is another layer. That layer returns them; see
+    /// [`WantedOutputs::keys`](crate::WantedOutputs::keys).
+    Given {
+        /// `[B, K, T, H]`.
+        key: Tensor<B, 4>,
+        /// `[B, K, T, H]`.
+        value: Tensor<B, 4>,
+        /// Positions of the tokens.
+        positions: &'a Positions,
+    },
+}
+
+impl<B: Backend> Keys<'_, B> {
+    /// Positions of the new tokens, where there is no cache that knows them.
+    fn positions(&self) -> Option<&Positions> {
+        match self {
+            Self::Cached(_) => None,
+            Self::Fresh(positions) | Self::Given { positions, .. } => Some(positions),
+        }
+    }
 }
 
 /// The arguments of [`Operations::softmax_context`](crate::ops::Operations::softmax_context).
 #[derive(Debug)]
 pub struct SoftmaxContext<'a, B: Backend> {
-    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
+    /// `q | k | v`, `[B, T, (N + 2K)·H]`; `q | k` if keys are values, and `q` if they are those of another layer.
     pub qkv: Tensor<B, 3>,
     /// The weights of the norm of queries and keys, if the layer has a norm with weights.
     pub norm: Option<&'a QueryKeyNorm<B>>,
@@ -50,7 +71,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
     pub fn problem(&self) -> ContextProblem {
         let cache = match &self.keys {
             Keys::Cached(cache) => Some(cache.types()),
-            Keys::Fresh(_) => None,
+            Keys::Fresh(_) | Keys::Given { .. } => None,
         };
         ContextProblem::new(element_type(self.qkv.dtype()), self.qkv.dims()[1], self.spec.head_dim, cache)
     }
@@ -73,11 +94,22 @@ impl<B: Backend> SoftmaxContext<'_, B> {
                 check_shape(operation, "cached keys", &expected, &key.dims());
                 check_shape(operation, "cached values", &expected, &value.dims());
             }
-            Keys::Fresh(positions) if spec.reads_positions() && !self.is_empty() => {
-                let given = [positions.batch(), positions.tokens()];
-                check_shape(operation, "positions", &[batch, tokens], &given);
+            Keys::Fresh(_) => assert!(
+                spec.kv_source.is_own(),
+                "{operation}: `keys` are fresh, and the layer reads those of another; pass them as `Keys::Given`"
+            ),
+            Keys::Given { key, value, .. } => {
+                assert!(
+                    !spec.kv_source.is_own(),
+                    "{operation}: `keys` are given, and the layer has its own; pass `Keys::Fresh` or `Keys::Cached`"
+                );
+                let expected = [batch, spec.kv_heads(), tokens, spec.head_dim];
+                check_shape(operation, "given keys", &expected, &key.dims());
+                check_shape(operation, "given values", &expected, &value.dims());
             }
-            Keys::Fresh(_) => {}
+        }
+        if let Some(positions) = self.keys.positions().filter(|_| spec.reads_positions() && !self.is_empty()) {
+            check_shape(operation, "positions", &[batch, tokens], &[positions.batch(), positions.tokens()]);
         }
         self.check_norm([batch, tokens]);
         self.check_sinks();
@@ -118,7 +150,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
     pub(super) fn visibility(&self) -> Visibility {
         let (starts, ends) = match &self.keys {
             Keys::Cached(cache) => (cache.rows().starts().to_vec(), cache.rows().ends()),
-            Keys::Fresh(_) => (vec![0], vec![self.qkv.dims()[1]]),
+            Keys::Fresh(_) | Keys::Given { .. } => (vec![0], vec![self.qkv.dims()[1]]),
         };
         Visibility { causal: self.spec.causal, window: self.spec.window, starts, ends }
     }
@@ -173,8 +205,16 @@ pub(in crate::ops) fn check_norm_weights<B: Backend>(
         if expected.is_some() { "a norm with weights" } else { "no norm with weights" }
     );
     if let (Some((query, key)), Some(norm)) = (expected, norm) {
-        let [of_query, of_key] = norm.shapes();
+        let (of_query, of_key) = norm.shapes();
         check_shape(operation, "query weights of the norm", &[query, spec.head_dim], &of_query);
-        check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
+        assert!(
+            of_key.is_some() == spec.kv_source.is_own(),
+            "{operation}: the key weights of the norm are {}, and the layer has {}",
+            if of_key.is_some() { "given" } else { "None" },
+            if of_key.is_some() { "no keys of its own" } else { "keys of its own" }
+        );
+        if let Some(of_key) = of_key {
+            check_shape(operation, "key weights of the norm", &[key, spec.head_dim], &of_key);
+        }
     }
 }

@@ -13,6 +13,7 @@ use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 use super::queries_and_keys::{query_factors, rotary_table};
 use super::reference::reference;
 use crate::cache::Stored;
+use crate::config::KvSource;
 use crate::ops::attention::cube::{Launch, Side, SideHandles, f32_vector, plan};
 use crate::ops::cube::{
     CubeCall, CubeDevice, Masks, TensorKind, TensorLike, empty, float, from_float, from_int, handle, int,
@@ -31,8 +32,9 @@ struct ContextCall<T> {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    source: KvSource,
     qkv: T,
-    /// Keys and values of the cache; `None` where they go into new tensors.
+    /// Keys and values of the cache, or those that are given; `None` where they go into new tensors.
     cached: Option<[Side<T>; 2]>,
     norm: Option<HeadNorm<T>>,
     rotation: Option<Rotation<T>>,
@@ -78,7 +80,7 @@ pub(in crate::ops) struct HeadNorm<T> {
     norm: QkNorm,
     /// Features of all queries and of all keys, on every rank.
     features: [usize; 2],
-    /// Those of queries and of keys.
+    /// Those of queries and of keys; twice those of queries without keys.
     weights: Option<[T; 2]>,
     /// Sums of squares of all ranks, `[B, T, 2]`; without them a norm of all heads adds its own.
     sums: Option<T>,
@@ -118,6 +120,10 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
     let factors = query_factors(&mut keys, spec.query_factor, &device).map(float);
     let norm = spec.qk_norm.map(|norm| norm_of_heads(norm, spec, weights, sums));
     let slopes = spec.position.slopes(&spec.shard);
+    let given = match &keys {
+        Keys::Given { key, value, .. } => Some([key, value].map(|tensor| Stored::Dense(tensor.clone()))),
+        Keys::Cached(_) | Keys::Fresh(_) => None,
+    };
     let (mut cache, bounds, slopes, start, end) = match keys {
         Keys::Cached(mut layer) => {
             let bounds = layer.bounds(&device);
@@ -125,7 +131,7 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
             let (start, end) = (layer.rows().starts()[0], layer.rows().keys());
             (Some(layer), bounds, slopes, start, end)
         }
-        Keys::Fresh(_) => {
+        Keys::Fresh(_) | Keys::Given { .. } => {
             let slopes = slopes.map(|slopes| alibi::on_device(slopes, &device));
             (None, None, slopes, 0, tokens)
         }
@@ -134,13 +140,15 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
     let masks = masks(rules, bounds, &mask, slopes);
     let cached = cache.as_mut().map(|layer| {
         let (key, value) = layer.take_storage();
-        [key, value].map(side)
+        [key, value]
     });
+    let cached = cached.or(given).map(|sides| sides.map(side));
     let ContextOutput { context, sides } = B::run::<ContextCall<()>>(ContextCall {
         kernel,
         heads: spec.heads(),
         kv_heads: spec.kv_heads(),
         head_dim: spec.head_dim,
+        source: spec.kv_source,
         qkv: float(qkv),
         cached,
         norm,
@@ -178,7 +186,10 @@ pub(in crate::ops) fn norm_of_heads<B: CubeDevice>(
     HeadNorm {
         norm,
         features: spec.all_features(),
-        weights: weights.map(|weights| [float(weights.query()), float(weights.key())]),
+        weights: weights.map(|weights| {
+            let query = weights.query();
+            [float(query.clone()), float(weights.key().unwrap_or(query))]
+        }),
         sums: sums.map(float),
     }
 }
@@ -211,6 +222,7 @@ impl CubeCall for ContextCall<()> {
             heads: call.heads,
             kv_heads: call.kv_heads,
             head_dim: call.head_dim,
+            source: call.source,
             qkv: visit(call.qkv),
             cached: call.cached.map(|sides| sides.map(|side| side.map(visit))),
             norm: call.norm.map(|norm| norm.map(visit)),
@@ -241,6 +253,8 @@ impl CubeCall for ContextCall<()> {
         let qkv = rows(call.qkv);
         let (batch, tokens) = (qkv.meta.shape()[0], qkv.meta.shape()[1]);
         let sides = match call.cached {
+            // What is only read need not be the only reference.
+            Some(sides) if !call.source.is_own() => sides.map(|side| side.map(&mut rows)),
             Some(sides) => sides.map(|side| side.map(&mut owned)),
             None => [(); 2].map(|()| Side::Dense(empty(&qkv, [batch, call.kv_heads, tokens, call.head_dim]))),
         };
@@ -255,6 +269,7 @@ impl CubeCall for ContextCall<()> {
         let query = empty(&qkv, [batch, call.heads, tokens, call.head_dim]);
         let write = CacheWrite {
             qkv: &handle(&qkv),
+            source: call.source,
             query: &handle(&query),
             key: key.tensor(),
             value: value.tensor(),
@@ -289,7 +304,8 @@ pub(in crate::ops) fn head_norm<R: CubeRuntime>(
     qkv: &CubeTensor<R>,
     own: [usize; 2],
 ) -> cache_write::HeadNorm<R> {
-    let HeadNorm { norm: QkNorm { kind, epsilon, plus_one, after_rotation, .. }, features, weights, sums } = arguments;
+    let HeadNorm { norm: QkNorm { kind, epsilon, plus_one, after_rotation, values, .. }, features, weights, sums } =
+        arguments;
     let sums = match (kind, sums) {
         (QkNormKind::RmsOfAllHeads, None) => {
             let shape = Shape::new([qkv.meta.shape()[0], qkv.meta.shape()[1], 2]);
@@ -306,6 +322,7 @@ pub(in crate::ops) fn head_norm<R: CubeRuntime>(
         epsilon: epsilon as f32,
         plus_one,
         after_rotation,
+        values,
         weights: weights.map(|weights| weights.map(|weights| handle(&rows(weights)))),
         sums: sums.map(|sums| Sums { sums: handle(&sums), features }),
     }

@@ -20,7 +20,7 @@ pub(super) fn rotary_table<B: Backend>(
     let PositionEncoding::Rotary(rotary) = &spec.position else { return None };
     Some(match keys {
         Keys::Cached(cache) => cache.rotary_table(rotary, device),
-        Keys::Fresh(positions) => RotaryTable::new(rotary, positions, device),
+        Keys::Fresh(positions) | Keys::Given { positions, .. } => RotaryTable::new(rotary, positions, device),
     })
 }
 
@@ -33,12 +33,12 @@ pub(super) fn query_factors<B: Backend>(
     let factor = factor?;
     Some(match keys {
         Keys::Cached(cache) => cache.query_factors(factor, device),
-        Keys::Fresh(positions) => on_device(factor, positions, device),
+        Keys::Fresh(positions) | Keys::Given { positions, .. } => on_device(factor, positions, device),
     })
 }
 
 /// The sums of the squares of a rank's queries and of its keys, in f32: what a norm over all heads needs. A key head that several
-/// ranks hold counts on the first of them.
+/// ranks hold counts on the first of them; a layer without keys of its own has 0.
 ///
 /// # Shapes
 /// - qkv: `[B, T, (N + 2K)·H]`
@@ -50,7 +50,7 @@ pub fn sums_of_squares<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> T
         let part = qkv.clone().narrow(2, start, width).cast(DType::F32);
         (part.clone() * part).sum_dim(2)
     };
-    let of_keys = match spec.shard.counts_keys() {
+    let of_keys = match spec.shard.counts_keys() && spec.kv_source.is_own() {
         true => sum(queries, keys),
         false => zeros([batch, tokens, 1], (&qkv.device(), DType::F32)),
     };
@@ -66,23 +66,25 @@ pub(in crate::ops) struct Transform<'a, B: Backend> {
 }
 
 impl<B: Backend> Transform<'_, B> {
-    /// Queries, keys and values of a projection. Queries and keys that change are in f32.
+    /// Queries, and keys and values if the projection has them. What changes is in f32.
     ///
     /// # Shapes
-    /// - qkv: `[B, T, (N + 2K)·H]`
+    /// - qkv: `[B, T, (N + 2K)·H]`, or the part of it that the layer projects
     /// - sums: `[B, T, 2]`, those of all ranks
     /// - output: queries `[B, N, T, H]`, keys and values `[B, K, T, H]`
-    pub fn apply(&self, qkv: Tensor<B, 3>, sums: Option<Tensor<B, 3>>, spec: &AttentionSpec) -> [Tensor<B, 4>; 3] {
+    pub fn apply(
+        &self,
+        qkv: Tensor<B, 3>,
+        sums: Option<Tensor<B, 3>>,
+        spec: &AttentionSpec,
+    ) -> (Tensor<B, 4>, Option<[Tensor<B, 4>; 2]>) {
         let sums = spec.norm_of_all_heads().map(|_| sums.unwrap_or_else(|| sums_of_squares(qkv.clone(), spec)));
-        let weights = [0, 1].map(|side| self.weights.map(|norm| if side == 0 { norm.query() } else { norm.key() }));
-        let [query_weights, key_weights] = weights;
-        let [query_mean, key_mean] = [0, 1].map(|side: usize| {
+        let mean = |side: usize| {
             let sums = sums.clone()?.narrow(2, side, 1) / spec.all_features()[side] as f64;
             Some(sums.unsqueeze_dim::<4>(1))
-        });
-        let [query, key, value] = split_heads(qkv, spec);
-        let query = self.moved(query, query_weights, query_mean);
-        let key = self.moved(key, key_weights, key_mean);
+        };
+        let (query, own) = split_heads(qkv, spec);
+        let query = self.moved(query, self.weights.map(QueryKeyNorm::query), mean(0));
         let query = match &self.factors {
             Some(factors) => {
                 let [batch, tokens] = factors.dims();
@@ -90,7 +92,14 @@ impl<B: Backend> Transform<'_, B> {
             }
             None => query,
         };
-        [query, key, value]
+        let own = own.map(|[key, value]| {
+            let value = match self.norm.filter(|norm| norm.values) {
+                Some(norm) => normalise(value, norm, None, None),
+                None => value,
+            };
+            [self.moved(key, self.weights.and_then(QueryKeyNorm::key), mean(1)), value]
+        });
+        (query, own)
     }
 
     /// Heads after norm and rotation, in the order of the layer.

@@ -27,13 +27,17 @@ pub(super) fn reference_with<B: Backend>(
     let (dtype, device) = (qkv.dtype(), qkv.device());
     let table = rotary_table(&mut keys, spec, &device);
     let factors = query_factors(&mut keys, spec.query_factor, &device);
-    let [query, key, value] = Transform { norm: spec.qk_norm, weights, table, factors }.apply(qkv, sums, spec);
-    let (key, value) = match keys {
-        Keys::Cached(mut cache) => {
-            cache.append_with(key, value, assign);
+    let (query, own) = Transform { norm: spec.qk_norm, weights, table, factors }.apply(qkv, sums, spec);
+    let (key, value) = match (keys, own) {
+        (Keys::Cached(mut cache), own) => {
+            if let Some([key, value]) = own {
+                cache.append_with(key, value, assign);
+            }
             cache.visible()
         }
-        Keys::Fresh(_) => (key, value),
+        (Keys::Given { key, value, .. }, _) => (key, value),
+        (Keys::Fresh(_), Some([key, value])) => (key, value),
+        (Keys::Fresh(_), None) => unreachable!("`check` refuses a layer without keys"),
     };
     let returned = want_keys.then(|| (key.clone().cast(dtype), value.clone().cast(dtype)));
     let context = attention::reference(Attention {

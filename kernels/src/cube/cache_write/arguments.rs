@@ -1,5 +1,6 @@
 //! The arguments of a cache write, and the checks of them.
 
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use cubecl::prelude::*;
@@ -34,7 +35,10 @@ pub struct HeadNorm<R: Runtime> {
     pub plus_one: bool,
     /// Whether queries and keys are rotated first; not with [`QkNormKind::RmsOfAllHeads`].
     pub after_rotation: bool,
-    /// The weights of queries, `[1 or N, H]`, and of keys, `[1 or K, H]`, of f32.
+    /// Whether values are normalised as well, without weights; only with [`QkNormKind::Rms`].
+    pub values: bool,
+    /// The weights of queries, `[1 or N, H]`, and of keys, `[1 or K, H]`, of f32. Those of keys are not read where the projection has
+    /// none; pass those of queries again.
     pub weights: Option<[TensorHandle<R>; 2]>,
     /// The sums of squares of all queries and of all keys of a token, for [`QkNormKind::RmsOfAllHeads`] alone.
     pub sums: Option<Sums<R>>,
@@ -52,8 +56,10 @@ pub struct Sums<R: Runtime> {
 /// The arguments of [`launch`](super::launch).
 #[derive(Debug)]
 pub struct CacheWrite<'a, R: Runtime> {
-    /// `q | k | v`, `[B, T, (N + 2K)·H]`.
+    /// `q | k | v`, `[B, T, (N + 2K)·H]`, or the part of it that [`source`](Self::source) says.
     pub qkv: &'a TensorHandle<R>,
+    /// What the projection holds. Of a layer that reads the keys of another it holds the queries, and the cache is not touched.
+    pub source: KvSource,
     /// `[B, N, T, H]`; every element is written.
     pub query: &'a TensorHandle<R>,
     /// `[B, K, capacity, H]`; the slots of the new tokens are written, the others are not touched. Scales are written with the
@@ -95,6 +101,7 @@ pub(super) struct CheckedWrite<'a, R: Runtime> {
     pub rotation: Option<(RotaryLayout, [Checked<'a, R>; 2])>,
     pub factors: Option<Checked<'a, R>>,
     pub bounds: CheckedBounds<'a, R>,
+    /// Key/value heads that are written.
     pub kv_heads: usize,
 }
 
@@ -104,6 +111,7 @@ pub(super) struct CheckedNorm<'a, R: Runtime> {
     pub epsilon: f32,
     pub plus_one: bool,
     pub after_rotation: bool,
+    pub values: bool,
     /// Those of queries and of keys.
     pub weights: Option<[Checked<'a, R>; 2]>,
     /// The sums, and the features of queries and of keys that they are over.
@@ -117,7 +125,8 @@ impl<'a, R: Runtime> CacheWrite<'a, R> {
         let [batch, heads, tokens, head_dim] = contract.axes("query", self.query);
         let [_, kv_heads, capacity, _] = contract.axes("key", self.key.elements);
         let shape = [batch, kv_heads, capacity, head_dim];
-        let width = kv_heads.saturating_mul(2).saturating_add(heads).saturating_mul(head_dim);
+        let of_keys = kv_heads.saturating_mul(self.source.projected());
+        let width = of_keys.saturating_add(heads).saturating_mul(head_dim);
         let qkv = contract.rows("qkv", self.qkv, &[batch, tokens, width])?;
         let query = contract.rows("query", self.query, &[batch, heads, tokens, head_dim])?;
         let key = self.key.check(&contract, ["key", "key_scales"], shape, qkv.dtype)?;
@@ -126,13 +135,15 @@ impl<'a, R: Runtime> CacheWrite<'a, R> {
             Some(rotation) => Some((rotation.layout, rotation.check(&contract, [batch, tokens, head_dim])?)),
             None => None,
         };
+        let key_weights = if self.source.is_own() { kv_heads } else { heads };
         let norm =
-            self.norm.map(|norm| norm.check(&contract, [batch, tokens], [heads, kv_heads, head_dim])).transpose()?;
+            self.norm.map(|norm| norm.check(&contract, [batch, tokens], [heads, key_weights, head_dim])).transpose()?;
         let factors = self.factors.map(|factors| check_factors(&contract, factors, [batch, tokens])).transpose()?;
         let bounds = check_bounds(&contract, self.bounds, batch, [self.start, self.end], [tokens, capacity])?;
         same_type("query", &query, qkv.dtype)?;
         contract.supports(&[qkv.dtype])?;
         countable(product(&[batch, tokens, width]))?;
+        let kv_heads = if self.source.is_own() { kv_heads } else { 0 };
         Ok(CheckedWrite { qkv, query, key, value, norm, rotation, factors, bounds, kv_heads })
     }
 }
@@ -177,6 +188,9 @@ impl<R: Runtime> HeadNorm<R> {
         contract.require(!(of_all && self.after_rotation), || {
             format!("`after_rotation` is true, expected false for a norm over {}", over(of_all))
         });
+        contract.require(!self.values || self.kind == QkNormKind::Rms, || {
+            format!("`values` is true, expected false for a norm of kind {:?}", self.kind)
+        });
         let rows = |name, tensor, heads| {
             let [rows, _] = contract.axes(name, tensor);
             let rows = if rows == 1 { 1 } else { heads };
@@ -195,8 +209,8 @@ impl<R: Runtime> HeadNorm<R> {
             }
             None => None,
         };
-        let Self { kind, epsilon, plus_one, after_rotation, .. } = *self;
-        Ok(CheckedNorm { kind, epsilon, plus_one, after_rotation, weights, sums })
+        let Self { kind, epsilon, plus_one, after_rotation, values, .. } = *self;
+        Ok(CheckedNorm { kind, epsilon, plus_one, after_rotation, values, weights, sums })
     }
 }
 

@@ -89,7 +89,13 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             let part = lane + p as u32 * tile.lanes;
             moved[p] = Vector::<F, N>::new(F::from_int(0));
             if part < tile.parts && head < all_heads {
-                moved[p] = angles[p].read::<F, T>(qkv, table, source + head * tile.parts, part, sizes.rotates(head));
+                moved[p] = angles[p].read::<F, T>(
+                    qkv,
+                    table,
+                    source + sizes.projected(head) * tile.parts,
+                    part,
+                    sizes.rotates(head),
+                );
             }
             largest = max(largest, magnitude::<F, N>(moved[p]));
         }

@@ -41,7 +41,8 @@ pub(super) fn cache_write<F: Float, N: Size, T: Size>(
         let head = first.head + h as u32;
         moved[h] = Vector::<F, N>::new(F::from_int(0));
         if head < sizes.heads + 2 * sizes.kv_heads {
-            moved[h] = angles.read::<F, T>(qkv, table, source + head * parts, part, sizes.rotates(head));
+            moved[h] =
+                angles.read::<F, T>(qkv, table, source + sizes.projected(head) * parts, part, sizes.rotates(head));
         }
     }
     #[unroll]

@@ -1,4 +1,4 @@
-//! Splits a packed projection, normalises and rotates queries and keys, and writes keys and values into the cache.
+//! Splits a packed projection, normalises and rotates queries and keys, and writes keys and values into the cache, if the projection has any.
 
 mod arguments;
 mod int8;
@@ -9,6 +9,7 @@ mod rotation;
 mod squares;
 
 use burn_deepspeed_core::divisor::gcd;
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::RotaryLayout;
 use cubecl::prelude::*;
 
@@ -90,6 +91,7 @@ pub fn launch<R: Runtime>(
         arguments.start,
         bounds.end,
         presence(&[rotation.is_some(), bounds.by_row.is_some()]),
+        arguments.source == KvSource::KeysAreValues,
     );
     if in_teams {
         let tile = Tile::new(machine, parts, each);

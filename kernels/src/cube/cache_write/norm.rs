@@ -1,4 +1,4 @@
-//! A team of units for each head, where queries and keys are normalised, or queries multiplied by a factor.
+//! A team of units for each head, where queries and keys are normalised, and values if asked for, or queries multiplied by a factor.
 
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use cubecl::prelude::*;
@@ -43,6 +43,8 @@ pub(super) struct Flags {
     kind: Option<QkNormKind>,
     plus_one: bool,
     after_rotation: bool,
+    /// Whether values are normalised.
+    values: bool,
     /// Whether the features of a rotary pair are in two vectors.
     apart: bool,
     /// Which tensors are there; see [`presence`].
@@ -77,6 +79,7 @@ pub(super) fn norm_arguments<T: Size, R: Runtime>(
         kind: norm.as_ref().map(|norm| norm.kind),
         plus_one: norm.as_ref().is_some_and(|norm| norm.plus_one),
         after_rotation: norm.as_ref().is_some_and(|norm| norm.after_rotation),
+        values: norm.as_ref().is_some_and(|norm| norm.values),
         apart,
         present: presence(&[weights.is_some(), sums.is_some(), factors.is_some()]),
     };
@@ -146,7 +149,7 @@ impl<T: Size> Norm<T> {
         Statistics { mean, inverse: 1.0f32 / (variance + self.epsilon).sqrt() }
     }
 
-    /// The vector `part` of a head of queries or keys, normalised.
+    /// The vector `part` of a head, normalised; values have no weights.
     fn apply<N: Size>(
         &self,
         features: Vector<f32, N>,
@@ -170,7 +173,7 @@ impl<T: Size> Norm<T> {
                         if head < sizes.heads {
                             let first = head * self.query_row + part * per_part;
                             result = weighted::<N, T>(unit, query, first, self.flags.plus_one);
-                        } else {
+                        } else if comptime!(!self.flags.values) || sizes.rotates(head) {
                             let first = (head - sizes.heads) * self.key_row + part * per_part;
                             result = weighted::<N, T>(unit, key, first, self.flags.plus_one);
                         }
@@ -223,7 +226,7 @@ fn weighted<N: Size, T: Size>(
 /// Tile: that of `cache_write_int8`. A team reads a head once and keeps it in registers, in f32, until its lanes have exchanged their
 /// sums of squares, and with LayerNorm those of the features before. A lane whose features have rotary partners in another vector reads
 /// that vector too, and normalises it by itself; the second read is a cache hit. Results are rounded once. Every unit must reach the
-/// exchanges, so values go through them as well, and are not changed.
+/// exchanges, so values go through them as well, whether or not they are changed.
 #[cube(launch_unchecked)]
 pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Size>(
     qkv: &Array<Vector<F, N>>,
@@ -264,7 +267,8 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         let head = first.head + h as u32;
         let is_query = head < sizes.heads;
         let rotates = sizes.rotates(head);
-        let from = source + head * tile.parts;
+        let from = source + sizes.projected(head) * tile.parts;
+        let changes = comptime!(norm.flags.values) || rotates;
         let mut held = Array::<Vector<f32, N>>::new(per_lane);
         let mut partners = Array::<Vector<f32, N>>::new(per_lane);
         #[unroll]
@@ -284,7 +288,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             #[unroll]
             for p in 0..per_lane {
                 let part = lane + p as u32 * tile.lanes;
-                if part < tile.parts && rotates {
+                if part < tile.parts && changes {
                     held[p] = norm.apply::<N>(held[p], statistics, head, part, sizes);
                     partners[p] = norm.apply::<N>(partners[p], statistics, head, partner::<N, T>(table, part), sizes);
                 }
@@ -302,7 +306,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             #[unroll]
             for p in 0..per_lane {
                 let part = lane + p as u32 * tile.lanes;
-                if part < tile.parts && rotates {
+                if part < tile.parts && changes {
                     held[p] = norm.apply::<N>(held[p], statistics, head, part, sizes);
                 }
             }

@@ -27,6 +27,9 @@ pub(super) struct Sizes {
     #[cube(comptime)]
     #[allow(dead_code, reason = "it is part of the key of the kernel")]
     pub present: u32,
+    /// Whether the projection has no values, and keys take their place.
+    #[cube(comptime)]
+    pub keys_are_values: bool,
 }
 
 /// Which head of which token; queries come first, then keys, then values.
@@ -57,6 +60,15 @@ impl Sizes {
     /// Where the projection of a token begins.
     pub fn source(&self, place: Place) -> u32 {
         place.batch * self.qkv_batch + place.token * self.qkv_token
+    }
+
+    /// The head of the projection that becomes this one.
+    pub fn projected(&self, head: u32) -> u32 {
+        if comptime!(self.keys_are_values) {
+            select(head >= self.heads + self.kv_heads, head - self.kv_heads, head)
+        } else {
+            head
+        }
     }
 
     /// Whether the head is one of those that are rotated: queries and keys.
