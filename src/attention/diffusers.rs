@@ -9,7 +9,7 @@ use super::context::ContextKeys;
 use super::projections::{Projections, set_require_grad};
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
-use crate::ops::softmax_context::{split, split_heads};
+use crate::ops::softmax_context::{split, split_all};
 use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
@@ -201,7 +201,7 @@ impl<B: InferenceBackend> DeepSpeedDiffusersAttention<B> {
             return context;
         }
         let qkv = B::Ops::qkv_gemm(input, None, self.qkv(), false).qkv;
-        let [query, key, value] = split_heads(qkv, self.spec());
+        let [query, key, value] = split_all(qkv, self.spec());
         self.attend(query, ContextKeys { key, value }, mask)
     }
 

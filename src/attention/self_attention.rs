@@ -202,6 +202,39 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         Ok(self.forward_detailed(input, mask, keys, WantedOutputs::NONE)?.output)
     }
 
+    /// Attends to the keys and values of an earlier layer, without a cache: what a layer does that
+    /// [has none of its own](crate::config::KvSource::Layer), in encoders and training. By default positions count from 0.
+    ///
+    /// `keys` are those of the same tokens: what [`forward_detailed`](Self::forward_detailed) of that layer returns under
+    /// [`WantedOutputs::keys`].
+    ///
+    /// # Shapes
+    /// - input, output: `[B, T, E]`; T may be 0
+    /// - keys: key and value, `[B, K, T, H]` each
+    /// - mask: broadcasts to `[B, N, T, T]`
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward), without those about the cache.
+    ///
+    /// # Panics
+    /// If a shape is wrong, or the layer has keys of its own.
+    pub fn forward_given(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: [Tensor<B, 4>; 2],
+        positions: Option<&Positions>,
+    ) -> Result<Tensor<B, 3>, AttentionError> {
+        let [batch, tokens, _] = input.dims();
+        self.projections.require("softmax_context", || self.explain(tokens, false))?;
+        self.projections.check_link()?;
+        let counted = Positions::sequential(&vec![0; batch], tokens);
+        let given = (Keys::Fresh(positions.unwrap_or(&counted)), Some(keys));
+        let finish = |context| self.projections.finish(context);
+        let over_ranks = |sums| self.projections.over_ranks(sums);
+        Ok(self.attend_and_project(input, mask, given, WantedOutputs::NONE, over_ranks, finish)?.output)
+    }
+
     /// [`forward`](Self::forward) with the other outputs that DeepSpeed returns.
     ///
     /// # Errors
@@ -221,7 +254,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         self.projections.require("softmax_context", || self.explain(tokens, cached))?;
         self.projections.check_link()?;
         let finish = |context| self.projections.finish(context);
-        self.attend_and_project(input, mask, keys, wanted, |sums| self.projections.over_ranks(sums), finish)
+        self.attend_and_project(input, mask, (keys, None), wanted, |sums| self.projections.over_ranks(sums), finish)
     }
 
     /// The output of this rank before the sum over ranks, without the bias of the output projection. It does not read
@@ -243,7 +276,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         self.check_keys(&keys)?;
         self.projections.check_link()?;
         let partial = |context| Ok(self.projections.partial(context));
-        self.attend_and_project(input, mask, keys, wanted, |sums| self.projections.over_ranks(sums), partial)
+        self.attend_and_project(input, mask, (keys, None), wanted, |sums| self.projections.over_ranks(sums), partial)
     }
 
     /// The path that a step of `tokens` new tokens takes, with a cache or without, and the reason if it is the reference.
@@ -290,7 +323,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
                 let input = zeros([batch, new, spec.hidden_size], (&device, dtype));
                 let (keys, mask) = (Keys::Cached(step.layer(0)), AttentionMask::none());
                 let partial = |context| Ok(self.projections.partial(context));
-                self.attend_and_project(input, mask, keys, WantedOutputs::NONE, Ok, partial)?;
+                self.attend_and_project(input, mask, (keys, None), WantedOutputs::NONE, Ok, partial)?;
             }
         }
         // There is no result to read; a later operation reports an error of the device.
@@ -302,7 +335,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
     fn check_keys(&self, keys: &Keys<'_, B>) -> Result<(), AttentionError> {
         match (self.spec().kv_source, keys) {
             (KvSource::Layer(source), Keys::Fresh(_)) => {
-                Err(AttentionError::NoGivenKeys { layer: self.spec().layer_id, source })
+                Err(AttentionError::NoGivenKeys { layer: self.spec().layer_id, keys_of: source })
             }
             (_, Keys::Cached(cache)) => cache.check_written(self.spec()),
             _ => Ok(()),
@@ -315,7 +348,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         &self,
         input: Tensor<B, 3>,
         mask: AttentionMask<B>,
-        keys: Keys<'_, B>,
+        (keys, given): (Keys<'_, B>, Option<[Tensor<B, 4>; 2]>),
         wanted: WantedOutputs,
         over_ranks: impl FnOnce(Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError>,
         project: impl FnOnce(Tensor<B, 3>) -> Result<Tensor<B, 3>, AttentionError>,
@@ -350,6 +383,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
             sums,
             sinks: self.sinks.as_ref().map(Sinks::values),
             keys,
+            given,
             mask,
             spec: self.spec(),
             want_keys: wanted.keys,

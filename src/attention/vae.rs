@@ -10,7 +10,7 @@ use crate::config::VaeBlock;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
-use crate::ops::softmax_context::{merge_heads, split_heads};
+use crate::ops::softmax_context::{merge_heads, split_all};
 use crate::ops::{Attention, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
@@ -128,7 +128,7 @@ impl<B: InferenceBackend> DeepSpeedVaeAttention<B> {
     /// The context of the pixels, `[B, pixels, N·H]`.
     fn attend(&self, qkv: Tensor<B, 3>) -> Tensor<B, 3> {
         let visibility = Visibility::full(qkv.dims()[1]);
-        let [query, key, value] = split_heads(qkv, self.spec());
+        let [query, key, value] = split_all(qkv, self.spec());
         let AttentionSpec { scale, softcap, .. } = *self.spec();
         let (sinks, slopes, mask) = (None, None, AttentionMask::none());
         let attention = Attention { query, key, value, scale, softcap, sinks, slopes, visibility, mask };

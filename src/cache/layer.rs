@@ -60,7 +60,7 @@ impl<B: Backend> LayerCache<'_, B> {
     pub(crate) fn check_written(&self, spec: &AttentionSpec) -> Result<(), AttentionError> {
         match spec.kv_source {
             KvSource::Layer(source) if !self.store.written => {
-                Err(AttentionError::LayerNotRun { layer: spec.layer_id, source })
+                Err(AttentionError::LayerNotRun { layer: spec.layer_id, keys_of: source })
             }
             _ => Ok(()),
         }

@@ -95,7 +95,7 @@ impl CacheSize {
                 stores.push(size);
                 continue;
             };
-            let shared = |problem| ConfigError::SharedLayer { layer, source, problem };
+            let shared = |problem| ConfigError::SharedLayer { layer, keys_of: source, problem };
             let own = specs[..layer].get(source).ok_or_else(|| shared("is not a layer before it"))?;
             if !own.kv_source.is_own() {
                 return Err(shared("has none of its own"));

@@ -19,6 +19,16 @@ pub fn split_heads<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> (Tens
     (part(0, queries), own)
 }
 
+/// [`split_heads`] of a layer that projects all three.
+#[track_caller]
+pub(crate) fn split_all<B: Backend>(qkv: Tensor<B, 3>, spec: &AttentionSpec) -> [Tensor<B, 4>; 3] {
+    let (query, own) = split_heads(qkv, spec);
+    match own {
+        Some([key, value]) => [query, key, value],
+        None => panic!("split_all: the layer projects queries alone, expected a layer with keys and values of its own"),
+    }
+}
+
 /// `[B, T, N·H]` as `[B, N, T, H]`.
 pub(crate) fn split<B: Backend>(packed: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
     let [batch, tokens, width] = packed.dims();

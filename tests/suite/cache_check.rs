@@ -99,7 +99,7 @@ fn an_operation_panics_at_a_cache_of_other_heads_before_it_writes<B: InferenceBa
             let (keys, mask) = (Keys::Cached(step.layer(0)), AttentionMask::none());
             let spec = &spec;
             let (norm, sums, sinks) = (None, None, None);
-            let context = SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: false };
+            let context = SoftmaxContext { qkv, norm, sums, sinks, keys, given: None, mask, spec, want_keys: false };
             let run = || B::Ops::softmax_context(context);
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         }

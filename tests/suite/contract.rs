@@ -61,7 +61,7 @@ fn step<B: InferenceBackend>(
     spec: &AttentionSpec,
 ) -> SoftmaxContextOutput<B> {
     let (norm, sums, sinks) = (None, None, None);
-    B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: true })
+    B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, given: None, mask, spec, want_keys: true })
 }
 
 fn projections_and_activations_of_nothing_are_empty<B: InferenceBackend>() {

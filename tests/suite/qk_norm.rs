@@ -127,7 +127,7 @@ fn plain_heads<B: InferenceBackend>(
 ) -> [Tensor<B, 4>; 3] {
     let [batch, tokens, width] = qkv.dims();
     let (all, queries, keys) = (values(qkv.clone()), spec.query_width(), spec.kv_width());
-    let weights = |side: usize| norm.map(|norm| values(if side == 0 { norm.query() } else { norm.key() }));
+    let weights = |side: usize| norm.map(|norm| values(if side == 0 { norm.query() } else { norm.key().unwrap() }));
     let mut unchanged = spec.clone();
     (unchanged.qk_norm, unchanged.position) = (None, PositionEncoding::None);
     let sides = [
@@ -151,7 +151,17 @@ fn run<B: InferenceBackend>(
 ) -> (Tensor<B, 3>, (Tensor<B, 4>, Tensor<B, 4>)) {
     let (norm, spec, mask) = (module.query_key_norm(), module.spec(), AttentionMask::none());
     let (sums, sinks) = (None, None);
-    let output = B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: true });
+    let output = B::Ops::softmax_context(SoftmaxContext {
+        qkv,
+        norm,
+        sums,
+        sinks,
+        keys,
+        given: None,
+        mask,
+        spec,
+        want_keys: true,
+    });
     (output.context, output.keys.unwrap())
 }
 
@@ -216,10 +226,20 @@ fn given_sums_are_those_of_all_ranks<B: InferenceBackend>() {
     let run = |sums| {
         let (keys, mask, spec, qkv) = (Keys::Fresh(&positions), AttentionMask::none(), &spec, qkv.clone());
         let (norm, sinks) = (None, None);
-        B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: true })
-            .keys
-            .unwrap()
-            .0
+        B::Ops::softmax_context(SoftmaxContext {
+            qkv,
+            norm,
+            sums,
+            sinks,
+            keys,
+            given: None,
+            mask,
+            spec,
+            want_keys: true,
+        })
+        .keys
+        .unwrap()
+        .0
     };
     let sums = burn_deepspeed::ops::softmax_context::sums_of_squares(qkv.clone(), &spec);
     assert_eq!(sums.dims(), [2, 3, 2]);
@@ -299,7 +319,7 @@ fn new_weights_change_nothing() {
             let norm = QkNorm::new(kind, weights, 1e-5).with_plus_one(plus_one);
             let module = config(Some(norm)).init_self_attention::<AnyBackend>(0, &Default::default()).unwrap();
             let norm = module.query_key_norm().unwrap();
-            (values(norm.query()), values(norm.key()))
+            (values(norm.query()), values(norm.key().unwrap()))
         };
         assert_eq!(module(QkNormWeights::Shared, false), (vec![1.0; 10], vec![1.0; 10]));
         assert_eq!(module(QkNormWeights::PerHead, true), (vec![0.0; 60], vec![0.0; 20]));
@@ -336,7 +356,7 @@ fn files_keep_the_weights_of_the_norm_for_any_number_of_ranks() {
                 config(Some(norm)).with_uneven_heads(true).with_mp_size(ranks).with_local_rank(Some(rank))
             };
             let weights = |module: &DeepSpeedSelfAttention<AnyBackend>| {
-                module.query_key_norm().map(|norm| (values(norm.query()), values(norm.key())))
+                module.query_key_norm().map(|norm| (values(norm.query()), values(norm.key().unwrap())))
             };
             let rows = |all: &[f64], heads: std::ops::Range<usize>| match norm.weights {
                 QkNormWeights::PerHead => all[heads.start * 10..heads.end * 10].to_vec(),
@@ -379,7 +399,7 @@ fn a_norm_of_each_head_is_read_from_rows_or_from_one_row() {
             true => writer.tensor("q_norm.weight", query.reshape([rows * features])).unwrap(),
             false => writer.tensor("q_norm.weight", query).unwrap(),
         }
-        writer.tensor("k_norm.weight", weights.key()).unwrap();
+        writer.tensor("k_norm.weight", weights.key().unwrap()).unwrap();
         writer.save(&path).unwrap();
     };
     let load = || module::<AnyBackend>(&config(Some(norm))).load(&Checkpoint::open(&path).unwrap(), &names);
@@ -431,7 +451,7 @@ fn a_norm_without_its_weights_is_a_panic() {
     let shared = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, 1e-5);
     let run = |norm: QkNorm, weights: Option<[usize; 2]>, sums: Option<[usize; 3]>| {
         let spec = spec(norm);
-        let weights = weights.map(|shape| QueryKeyNorm::<AnyBackend>::new(seeded(shape, 1), seeded(shape, 2)));
+        let weights = weights.map(|shape| QueryKeyNorm::<AnyBackend>::new(seeded(shape, 1), Some(seeded(shape, 2))));
         let positions = Positions::sequential(&[0, 0], 3);
         let context = SoftmaxContext {
             qkv: seeded([2, 3, spec.qkv_width()], 1),
@@ -439,6 +459,7 @@ fn a_norm_without_its_weights_is_a_panic() {
             sums: sums.map(|shape| seeded(shape, 1)),
             sinks: None,
             keys: Keys::Fresh(&positions),
+            given: None,
             mask: AttentionMask::none(),
             spec: &spec,
             want_keys: false,

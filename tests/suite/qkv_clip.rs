@@ -46,6 +46,7 @@ fn a_module_with_a_limit_agrees_with_its_parts<B: InferenceBackend>() {
         sums: None,
         sinks: None,
         keys: Keys::Fresh(&positions),
+        given: None,
         mask: AttentionMask::none(),
         spec: module.spec(),
         want_keys: false,

@@ -163,6 +163,7 @@ fn three_positions_rotate_their_sections<B: InferenceBackend>() {
                 sums: None,
                 sinks: None,
                 keys,
+                given: None,
                 mask,
                 spec,
                 want_keys: true,

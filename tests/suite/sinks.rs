@@ -109,8 +109,18 @@ fn a_module_with_sinks_and_a_gate_agrees_with_its_parts<B: InferenceBackend>() {
     let projected = B::Ops::qkv_gemm(input.clone(), module.norm(), module.qkv(), true);
     let sinks = module.sinks().map(|sinks| sinks.values());
     let (qkv, keys) = (projected.qkv, Keys::Fresh(&positions));
-    let context =
-        B::Ops::softmax_context(SoftmaxContext { qkv, norm, sums, sinks, keys, mask, spec, want_keys: false }).context;
+    let context = B::Ops::softmax_context(SoftmaxContext {
+        qkv,
+        norm,
+        sums,
+        sinks,
+        keys,
+        given: None,
+        mask,
+        spec,
+        want_keys: false,
+    })
+    .context;
     let gate = B::Ops::linear(projected.inp_norm.unwrap(), module.gate().unwrap());
     let gated: Vec<f32> = values(context)
         .into_iter()
@@ -401,6 +411,7 @@ fn sinks_that_the_layer_does_not_have_or_lacks_are_a_panic() {
             sums: None,
             sinks: sinks.map(|heads| seeded([heads], 1)),
             keys: Keys::Fresh(&positions),
+            given: None,
             mask: AttentionMask::none(),
             spec: &spec,
             want_keys: false,

@@ -95,25 +95,25 @@ pub enum AttentionError {
     },
     /// A layer reads the keys and values of an earlier one, which has not written them. Nothing was computed.
     #[error(
-        "layer {layer} reads the keys and values of layer {source}, which has not run in this step; run the layers in order, each with \
+        "layer {layer} reads the keys and values of layer {keys_of}, which has not run in this step; run the layers in order, each with \
          `step.layer` of its index, on a cache of `KvCache::for_layers`"
     )]
     LayerNotRun {
         /// The layer that reads.
         layer: usize,
         /// The layer that it reads.
-        source: usize,
+        keys_of: usize,
     },
     /// A layer reads the keys and values of an earlier one, and got none. Nothing was computed.
     #[error(
-        "layer {layer} reads the keys and values of layer {source}, and there is no cache; call `forward_detailed` with `Keys::Given`, \
-         and with the keys and values that layer {source} returned"
+        "layer {layer} reads the keys and values of layer {keys_of}, and there is no cache; call `forward_given` with the keys and \
+         values that layer {keys_of} returned"
     )]
     NoGivenKeys {
         /// The layer that reads.
         layer: usize,
         /// The layer that it reads.
-        source: usize,
+        keys_of: usize,
     },
     /// An earlier write into the cache panicked, and the keys and values of that layer are gone.
     #[error(

@@ -60,14 +60,14 @@ pub enum ConfigError {
     },
     /// A layer that cannot read the keys and values of the layer that it names.
     #[error(
-        "layer {layer} reads the keys and values of layer {source}, which {problem}; correct `kv_source`, and pass \
+        "layer {layer} reads the keys and values of layer {keys_of}, which {problem}; correct `kv_source`, and pass \
          `KvCache::for_layers` the layers in their order"
     )]
     SharedLayer {
         /// The layer that reads.
         layer: usize,
         /// The layer that it names.
-        source: usize,
+        keys_of: usize,
         /// What is wrong with that layer.
         problem: &'static str,
     },

@@ -7,7 +7,7 @@ pub(crate) mod cube;
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use super::heads::split_heads;
+use super::heads::split_all;
 use super::softmax_context::{Transform, check_norm_weights};
 use crate::error::check_shape;
 use crate::position::rotary::RotaryTable;
@@ -63,16 +63,9 @@ pub fn reference<B: Backend>(arguments: NormaliseAndRotate<'_, B>) -> [Tensor<B,
     let NormaliseAndRotate { qkv, norm: weights, table, spec } = arguments;
     let ([batch, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
     if batch * tokens == 0 {
-        return three(split_heads(qkv, spec));
+        return split_all(qkv, spec);
     }
-    let heads = Transform { norm: spec.qk_norm, weights, table, factors: None }.apply(qkv, None, spec);
-    three(heads).map(|heads| cast(heads, dtype))
-}
-
-/// Queries, keys and values of a layer that projects all of them.
-fn three<B: Backend>((query, own): (Tensor<B, 4>, Option<[Tensor<B, 4>; 2]>)) -> [Tensor<B, 4>; 3] {
-    match own {
-        Some([key, value]) => [query, key, value],
-        None => unreachable!("`check` refuses a layer without keys"),
-    }
+    let (query, own) = Transform { norm: spec.qk_norm, weights, table, factors: None }.apply(qkv, None, spec);
+    let Some([key, value]) = own else { unreachable!("`check` refuses a layer without keys") };
+    [query, key, value].map(|heads| cast(heads, dtype))
 }

@@ -21,27 +21,6 @@ pub enum Keys<'a, B: Backend> {
     /// There are none: the new tokens attend to each other. Layers with rotary positions, or with a factor of queries by position,
     /// need the positions of the new tokens.
     Fresh(&'a Positions),
-    /// Those of an earlier layer, for the same tokens and without a cache: what a layer attends to whose
-    /// [source](crate::config::KvSource) is another layer. That layer returns them; see
-    /// [`WantedOutputs::keys`](crate::WantedOutputs::keys).
-    Given {
-        /// `[B, K, T, H]`.
-        key: Tensor<B, 4>,
-        /// `[B, K, T, H]`.
-        value: Tensor<B, 4>,
-        /// Positions of the tokens.
-        positions: &'a Positions,
-    },
-}
-
-impl<B: Backend> Keys<'_, B> {
-    /// Positions of the new tokens, where there is no cache that knows them.
-    fn positions(&self) -> Option<&Positions> {
-        match self {
-            Self::Cached(_) => None,
-            Self::Fresh(positions) | Self::Given { positions, .. } => Some(positions),
-        }
-    }
 }
 
 /// The arguments of [`Operations::softmax_context`](crate::ops::Operations::softmax_context).
@@ -58,6 +37,9 @@ pub struct SoftmaxContext<'a, B: Backend> {
     pub sinks: Option<Tensor<B, 1>>,
     /// Earlier tokens.
     pub keys: Keys<'a, B>,
+    /// The keys and values of another layer for the new tokens, `[B, K, T, H]` each: what a layer attends to that
+    /// [has none of its own](crate::config::KvSource) and no cache.
+    pub given: Option<[Tensor<B, 4>; 2]>,
     /// What the caller hides.
     pub mask: AttentionMask<B>,
     /// Sizes of the layer.
@@ -71,7 +53,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
     pub fn problem(&self) -> ContextProblem {
         let cache = match &self.keys {
             Keys::Cached(cache) => Some(cache.types()),
-            Keys::Fresh(_) | Keys::Given { .. } => None,
+            Keys::Fresh(_) => None,
         };
         ContextProblem::new(element_type(self.qkv.dtype()), self.qkv.dims()[1], self.spec.head_dim, cache)
     }
@@ -94,22 +76,21 @@ impl<B: Backend> SoftmaxContext<'_, B> {
                 check_shape(operation, "cached keys", &expected, &key.dims());
                 check_shape(operation, "cached values", &expected, &value.dims());
             }
-            Keys::Fresh(_) => assert!(
-                spec.kv_source.is_own(),
-                "{operation}: `keys` are fresh, and the layer reads those of another; pass them as `Keys::Given`"
-            ),
-            Keys::Given { key, value, .. } => {
-                assert!(
-                    !spec.kv_source.is_own(),
-                    "{operation}: `keys` are given, and the layer has its own; pass `Keys::Fresh` or `Keys::Cached`"
-                );
-                let expected = [batch, spec.kv_heads(), tokens, spec.head_dim];
-                check_shape(operation, "given keys", &expected, &key.dims());
-                check_shape(operation, "given values", &expected, &value.dims());
+            Keys::Fresh(positions) if spec.reads_positions() && !self.is_empty() => {
+                let given = [positions.batch(), positions.tokens()];
+                check_shape(operation, "positions", &[batch, tokens], &given);
             }
+            Keys::Fresh(_) => {}
         }
-        if let Some(positions) = self.keys.positions().filter(|_| spec.reads_positions() && !self.is_empty()) {
-            check_shape(operation, "positions", &[batch, tokens], &[positions.batch(), positions.tokens()]);
+        let without = matches!(self.keys, Keys::Fresh(_)) && !spec.kv_source.is_own();
+        assert!(
+            without == self.given.is_some(),
+            "{operation}: keys of another layer are {}, and the layer has {}",
+            if self.given.is_some() { "given" } else { "None" },
+            if without { "none of its own" } else { "its own or a cache" }
+        );
+        for (name, tensor) in ["given keys", "given values"].into_iter().zip(self.given.iter().flatten()) {
+            check_shape(operation, name, &[batch, spec.kv_heads(), tokens, spec.head_dim], &tensor.dims());
         }
         self.check_norm([batch, tokens]);
         self.check_sinks();
@@ -150,7 +131,7 @@ impl<B: Backend> SoftmaxContext<'_, B> {
     pub(super) fn visibility(&self) -> Visibility {
         let (starts, ends) = match &self.keys {
             Keys::Cached(cache) => (cache.rows().starts().to_vec(), cache.rows().ends()),
-            Keys::Fresh(_) | Keys::Given { .. } => (vec![0], vec![self.qkv.dims()[1]]),
+            Keys::Fresh(_) => (vec![0], vec![self.qkv.dims()[1]]),
         };
         Visibility { causal: self.spec.causal, window: self.spec.window, starts, ends }
     }

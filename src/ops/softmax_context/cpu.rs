@@ -23,7 +23,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     };
     arguments.check(); // before anything is written
     let visibility = arguments.visibility();
-    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, given, mask, spec, want_keys } = arguments;
     let [batch, tokens, width] = qkv.dims();
     let device = qkv.device();
     let table = rotary_table(&mut keys, spec, &device);
@@ -54,65 +54,50 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     };
     B::with_elements(&qkv, |qkv| {
         let qkv = qkv.dense();
-        with_transform(
-            spec,
-            (weights, sums.as_ref()),
-            table.as_ref(),
-            |rotation, [query_norm, key_norm, value_norm]| {
-                let plain = Packed {
-                    elements: &qkv,
-                    norm: None,
-                    rotation: None,
-                    factors: None,
-                    batch,
-                    tokens,
-                    width,
-                    head_dim,
-                };
-                let rotated = Packed { rotation, ..plain };
-                let queries = Packed { norm: query_norm, factors: factors.as_deref(), ..rotated }.part(0, heads);
-                let new_keys = || Packed { norm: key_norm, ..rotated }.part(spec.query_width(), kv_heads);
-                let new_values = || Packed { norm: value_norm, ..plain }.part(spec.first_value(), kv_heads);
-                let mut scratch = Vec::new();
-                let query = queries.rotated(&mut scratch);
-                match keys {
-                    Keys::Cached(mut cache) => {
-                        let slots = cache.storage().0.dims()[2];
-                        if spec.kv_source.is_own() {
-                            let (key, value) = cache.take_storage();
-                            let (starts, counts) = (cache.rows().starts(), cache.rows().new_tokens());
-                            let places = Places::Slots { slots, starts, counts };
-                            cache.put_storage(new_keys().store(places, key), new_values().store(places, value));
-                        }
-                        let (key, value) = cache.storage();
-                        let context =
-                            with_stored(key, |key| with_stored(value, |value| attend(query, key, value, slots)));
-                        SoftmaxContextOutput { context, keys: want_keys.then(|| cache.visible()) }
+        with_transform(spec, (weights, sums.as_ref()), table.as_ref(), |rotation, norms| {
+            let [query_norm, key_norm, value_norm] = norms;
+            let plain =
+                Packed { elements: &qkv, norm: None, rotation: None, factors: None, batch, tokens, width, head_dim };
+            let rotated = Packed { rotation, ..plain };
+            let queries = Packed { norm: query_norm, factors: factors.as_deref(), ..rotated }.part(0, heads);
+            let new_keys = Packed { norm: key_norm, ..rotated }.part(spec.query_width(), kv_heads);
+            let new_values = Packed { norm: value_norm, ..plain }.part(spec.first_value(), kv_heads);
+            let mut scratch = Vec::new();
+            let query = queries.rotated(&mut scratch);
+            match (keys, given) {
+                (Keys::Cached(mut cache), _) => {
+                    let slots = cache.storage().0.dims()[2];
+                    if spec.kv_source.is_own() {
+                        let (key, value) = cache.take_storage();
+                        let (starts, counts) = (cache.rows().starts(), cache.rows().new_tokens());
+                        let places = Places::Slots { slots, starts, counts };
+                        cache.put_storage(new_keys.store(places, key), new_values.store(places, value));
                     }
-                    Keys::Given { key, value, .. } => {
-                        let [stored_key, stored_value] = [&key, &value].map(|tensor| Stored::Dense(tensor.clone()));
-                        let attend = |key: Cached<'_>, value: Cached<'_>| attend(query, key, value, tokens);
-                        let context =
-                            with_stored(&stored_key, |key| with_stored(&stored_value, |value| attend(key, value)));
-                        SoftmaxContextOutput { context, keys: want_keys.then_some((key, value)) }
-                    }
-                    Keys::Fresh(_) => {
-                        let (new_keys, new_values) = (new_keys(), new_values());
-                        let [mut key_scratch, mut value_scratch] = [(); 2].map(|()| Vec::new());
-                        let (key, value) = (new_keys.rotated(&mut key_scratch), new_values.rotated(&mut value_scratch));
-                        let context = attend(query, key.into(), value.into(), tokens);
-                        let returned = |part: &Part<'_>| {
-                            let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
-                            let mut output = vec![0.0; batch * kv_heads * tokens * head_dim];
-                            part.put(Places::Slots { slots: tokens, starts: &starts, counts: &counts }, &mut output);
-                            tensor(output, [batch, kv_heads, tokens, head_dim], &device)
-                        };
-                        let keys = want_keys.then(|| (returned(&new_keys), returned(&new_values)));
-                        SoftmaxContextOutput { context, keys }
-                    }
+                    let (key, value) = cache.storage();
+                    let context = with_stored(key, |key| with_stored(value, |value| attend(query, key, value, slots)));
+                    SoftmaxContextOutput { context, keys: want_keys.then(|| cache.visible()) }
                 }
-            },
-        )
+                (Keys::Fresh(_), Some(given)) => {
+                    let [key, value] = given.map(Stored::Dense);
+                    let context =
+                        with_stored(&key, |key| with_stored(&value, |value| attend(query, key, value, tokens)));
+                    SoftmaxContextOutput { context, keys: want_keys.then(|| (key.dense(tokens), value.dense(tokens))) }
+                }
+                (Keys::Fresh(_), None) => {
+                    let [mut key_scratch, mut value_scratch] = [(); 2].map(|()| Vec::new());
+                    let (key, value) = (new_keys.rotated(&mut key_scratch), new_values.rotated(&mut value_scratch));
+                    let context = attend(query, key.into(), value.into(), tokens);
+                    let returned = |part: &Part<'_>| {
+                        let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
+                        let mut output = vec![0.0; batch * kv_heads * tokens * head_dim];
+                        part.put(Places::Slots { slots: tokens, starts: &starts, counts: &counts }, &mut output);
+                        tensor(output, [batch, kv_heads, tokens, head_dim], &device)
+                    };
+                    let keys = want_keys.then(|| (returned(&new_keys), returned(&new_values)));
+                    SoftmaxContextOutput { context, keys }
+                }
+            }
+        })
     })
 }
 
@@ -141,15 +126,23 @@ pub(in crate::ops) fn with_transform<B: InMemory, R>(
         [0, 1].map(mean) as [Vec<f32>; 2]
     });
     let mean_squares = mean_squares.as_ref().map_or([None, None], |[query, key]| [Some(&query[..]), Some(&key[..])]);
+    let [of_queries, of_keys] = mean_squares;
     let of_values = norm.values.then(|| head_norm(norm, None, None));
-    let of = |side: usize, weights| Some(head_norm(norm, weights, mean_squares[side]));
     with_rotation(table, |rotation| match weights {
-        None => read(rotation, [of(0, None), of(1, None), of_values]),
-        Some(weights) => B::with_elements(&weights.query(), |query| match weights.key() {
-            None => read(rotation, [of(0, Some(&query.dense())), None, of_values]),
-            Some(key) => B::with_elements(&key, |key| {
-                read(rotation, [of(0, Some(&query.dense())), of(1, Some(&key.dense())), of_values])
-            }),
+        None => {
+            let [query, key] = [of_queries, of_keys].map(|mean_squares| Some(head_norm(norm, None, mean_squares)));
+            read(rotation, [query, key, of_values])
+        }
+        Some(weights) => B::with_elements(&weights.query(), |query| {
+            let query = query.dense();
+            let query = head_norm(norm, Some(&query), of_queries);
+            match weights.key() {
+                None => read(rotation, [Some(query), None, of_values]),
+                Some(key) => B::with_elements(&key, |key| {
+                    let key = key.dense();
+                    read(rotation, [Some(query), Some(head_norm(norm, Some(&key), of_keys)), of_values])
+                }),
+            }
         }),
     })
 }

@@ -114,16 +114,12 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         _ => return reference(arguments),
     };
     arguments.check(); // before anything is written
-    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, given, mask, spec, want_keys } = arguments;
     let ([_, tokens, _], dtype) = (qkv.dims(), qkv.dtype());
     let rotation = rotary_table(&mut keys, spec, &device).map(rotation::<B>);
     let factors = query_factors(&mut keys, spec.query_factor, &device).map(float);
     let norm = spec.qk_norm.map(|norm| norm_of_heads(norm, spec, weights, sums));
     let slopes = spec.position.slopes(&spec.shard);
-    let given = match &keys {
-        Keys::Given { key, value, .. } => Some([key, value].map(|tensor| Stored::Dense(tensor.clone()))),
-        Keys::Cached(_) | Keys::Fresh(_) => None,
-    };
     let (mut cache, bounds, slopes, start, end) = match keys {
         Keys::Cached(mut layer) => {
             let bounds = layer.bounds(&device);
@@ -131,7 +127,7 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
             let (start, end) = (layer.rows().starts()[0], layer.rows().keys());
             (Some(layer), bounds, slopes, start, end)
         }
-        Keys::Fresh(_) | Keys::Given { .. } => {
+        Keys::Fresh(_) => {
             let slopes = slopes.map(|slopes| alibi::on_device(slopes, &device));
             (None, None, slopes, 0, tokens)
         }
@@ -142,7 +138,7 @@ pub(crate) fn softmax_context<B: CubeDevice>(arguments: SoftmaxContext<'_, B>) -
         let (key, value) = layer.take_storage();
         [key, value]
     });
-    let cached = cached.or(given).map(|sides| sides.map(side));
+    let cached = cached.or(given.map(|sides| sides.map(Stored::Dense))).map(|sides| sides.map(side));
     let ContextOutput { context, sides } = B::run::<ContextCall<()>>(ContextCall {
         kernel,
         heads: spec.heads(),

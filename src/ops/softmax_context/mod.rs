@@ -9,7 +9,7 @@ mod queries_and_keys;
 mod reference;
 
 pub use super::heads::split_heads;
-pub(crate) use super::heads::{merge_heads, split};
+pub(crate) use super::heads::{merge_heads, split, split_all};
 pub(super) use arguments::check_norm_weights;
 pub use arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 pub use burn_deepspeed_core::path::{ContextProblem, CpuKernel, CubeKernel, Declined, Plan};

@@ -20,7 +20,7 @@ pub(super) fn rotary_table<B: Backend>(
     let PositionEncoding::Rotary(rotary) = &spec.position else { return None };
     Some(match keys {
         Keys::Cached(cache) => cache.rotary_table(rotary, device),
-        Keys::Fresh(positions) | Keys::Given { positions, .. } => RotaryTable::new(rotary, positions, device),
+        Keys::Fresh(positions) => RotaryTable::new(rotary, positions, device),
     })
 }
 
@@ -33,7 +33,7 @@ pub(super) fn query_factors<B: Backend>(
     let factor = factor?;
     Some(match keys {
         Keys::Cached(cache) => cache.query_factors(factor, device),
-        Keys::Fresh(positions) | Keys::Given { positions, .. } => on_device(factor, positions, device),
+        Keys::Fresh(positions) => on_device(factor, positions, device),
     })
 }
 

@@ -23,7 +23,7 @@ pub(super) fn reference_with<B: Backend>(
         return arguments.output_of_no_tokens();
     }
     let visibility = arguments.visibility();
-    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, mask, spec, want_keys } = arguments;
+    let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, given, mask, spec, want_keys } = arguments;
     let (dtype, device) = (qkv.dtype(), qkv.device());
     let table = rotary_table(&mut keys, spec, &device);
     let factors = query_factors(&mut keys, spec.query_factor, &device);
@@ -35,9 +35,10 @@ pub(super) fn reference_with<B: Backend>(
             }
             cache.visible()
         }
-        (Keys::Given { key, value, .. }, _) => (key, value),
-        (Keys::Fresh(_), Some([key, value])) => (key, value),
-        (Keys::Fresh(_), None) => unreachable!("`check` refuses a layer without keys"),
+        (Keys::Fresh(_), own) => match own.or(given) {
+            Some([key, value]) => (key, value),
+            None => unreachable!("`check` refuses a layer without keys"),
+        },
     };
     let returned = want_keys.then(|| (key.clone().cast(dtype), value.clone().cast(dtype)));
     let context = attention::reference(Attention {
