@@ -72,8 +72,8 @@ impl<'a, B: Backend> LayerReader<'a, B> {
             Ok::<_, WeightError>(Tensor::from_data(data, (&self.device, DType::F32)))
         };
         let (query, key) = module.shapes();
-        let key = key.map(|shape| weights(Part::Key, shape)).transpose()?;
-        Ok(Some(QueryKeyNorm::new(weights(Part::Query, query)?, key)))
+        let query = weights(Part::Query, query)?;
+        Ok(Some(QueryKeyNorm::new(query, key.map(|shape| weights(Part::Key, shape)).transpose()?)))
     }
 
     /// The sinks of the heads of the rank, if the layer has some.

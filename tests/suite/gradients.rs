@@ -5,8 +5,8 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Bool, Tensor};
 use burn_autodiff::Autodiff;
 use burn_deepspeed::{
-    AttentionInit, AttentionMask, CrossCache, DataType, DeepSpeedInferenceConfig, JointStreams, Positions, QkNorm,
-    QkNormKind, QkNormWeights, QueryFactor, RotaryLayout, VaeBlock,
+    AttentionInit, AttentionMask, CrossCache, DataType, DeepSpeedInferenceConfig, JointStreams, Keys, KvSource,
+    Positions, QkNorm, QkNormKind, QkNormWeights, QueryFactor, RotaryLayout, VaeBlock, WantedOutputs,
 };
 
 use crate::attention::{llama, randomised};
@@ -107,6 +107,29 @@ fn norms_of_queries_and_keys_are_differentiable() {
         let module = config.init_self_attention::<B>(0, &Default::default()).unwrap();
         check(module, [2, 5, 48], |module, input| {
             module.forward_uncached(input, first_key_hidden(2, 5), None).unwrap()
+        });
+    }
+}
+
+#[test]
+fn keys_that_are_values_and_keys_of_another_layer_are_differentiable() {
+    let norm = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, 1e-3).with_values(true);
+    for norm in [None, Some(norm)] {
+        let config = llama().with_qk_norm(norm).with_kv_source(KvSource::KeysAreValues);
+        let module = config.init_self_attention::<B>(0, &Default::default()).unwrap();
+        check(module, [2, 5, 48], |module, input| {
+            module.forward_uncached(input, first_key_hidden(2, 5), None).unwrap()
+        });
+        // the gradient of the input goes through the keys of the first layer as well
+        let layers = [llama(), llama().with_kv_source(KvSource::Layer(0))].map(|config| config.with_qk_norm(norm));
+        let layer = |index: usize| layers[index].init_self_attention::<B>(index, &Default::default()).unwrap();
+        check(vec![layer(0), layer(1)], [2, 5, 48], |layers, input| {
+            let positions = Positions::sequential(&[0, 0], 5);
+            let (keys, mask) = (Keys::Fresh(&positions), || first_key_hidden(2, 5));
+            let wanted = WantedOutputs::NONE.with_keys(true);
+            let first = layers[0].forward_detailed(input, mask(), keys, wanted).unwrap();
+            let given = [first.key.unwrap(), first.value.unwrap()];
+            layers[1].forward_given(first.output, mask(), given, None).unwrap()
         });
     }
 }

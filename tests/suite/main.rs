@@ -25,6 +25,7 @@ mod gpu;
 #[cfg(feature = "autodiff")]
 mod gradients;
 mod kernels;
+mod kv_source;
 mod latent;
 mod load;
 #[cfg(feature = "mpi")]
