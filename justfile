@@ -42,6 +42,11 @@ gpu-bundle:
 counts cache driver bench action="--write":
     python3 scripts/counts.py --cache {{cache}} --driver {{driver}} --bench {{bench}} {{action}}
 
+# Writes bench/results/ptx.tar.xz anew, after a change of kernels: with the PTX that a run of `.ci/run` on this cache has used. Without it
+# CI compiles the changed kernels each time.
+ptx cache:
+    python3 scripts/cuda.py --cache {{cache}} --pack
+
 # Makes mistakes in the CUDA kernels and writes which of them tests and emulator find; `--check` in place of `--write` only fails if one
 # survives without a reason. `just mutants ~/.cache/burn-deepspeed target/debug/deps/libcuda.so target/debug/deps/cube_cuda-<hash>`
 mutants cache driver tests action="--write":

@@ -128,10 +128,9 @@ def count(arguments: argparse.Namespace) -> tuple[list[Kernel], dict[str, dict]]
             elif line.startswith("{") and current:
                 found.append((kernel(current, json.loads(line)), loaded[json.loads(line)["kernel"]]))
         # Each module once: some workloads share theirs.
-        assembler = cuda.toolkit(cache) / "bin/ptxas"
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             modules = sorted({path for _, path in found})
-            assembled = dict(zip(modules, pool.map(lambda path: cuda.assemble(assembler, path, "sm_90a"), modules)))
+            assembled = dict(zip(modules, pool.map(lambda path: cuda.assemble(cache, path, "sm_90a"), modules)))
     for one, path in found:
         one.registers, one.spills = assembled[path]["registers"], assembled[path]["spills"]
     return [one for one, _ in found], workloads

@@ -40,9 +40,9 @@ class Kernel:
         self.grid = self.block = "-"
         self.dynamic = 0
 
-    def assemble(self, ptxas: pathlib.Path, architecture: str):
+    def assemble(self, cache: pathlib.Path, architecture: str):
         try:
-            found = cuda.assemble(ptxas, self.ptx, architecture)
+            found = cuda.assemble(cache, self.ptx, architecture)
         except SystemExit as failure:
             raise SystemExit(f"{self.instance}: {failure}") from None
         self.registers, self.spills = found["registers"], found["spills"]
@@ -73,9 +73,8 @@ def kernels(arguments: argparse.Namespace, architecture: int, only: str) -> list
                 if match[1] in loaded:
                     kernel = loaded[match[1]]
                     kernel.grid, kernel.block, kernel.dynamic = "×".join(match.groups()[1:4]), match[5], int(match[8])
-        assembler = cuda.toolkit(cache) / "bin/ptxas"
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            return list(pool.map(lambda kernel: kernel.assemble(assembler, ARCHITECTURES[architecture]), found))
+            return list(pool.map(lambda kernel: kernel.assemble(cache, ARCHITECTURES[architecture]), found))
 
 
 def table(results: dict[int, list[Kernel]]) -> str:

@@ -9,6 +9,7 @@
 //!
 //! An argument restricts it to the instances whose announcement contains it.
 
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use burn_deepspeed_core::visibility::Window;

@@ -1,6 +1,7 @@
 //! NVIDIA's runtime compiler, with a memory: the same library under the name `libnvrtc.so`.
 //!
-//! `EMULATOR_NVRTC` names the real `libnvrtc.so`, and `EMULATOR_NVRTC_CACHE` a folder that keeps PTX by source and options. CubeCL
+//! `EMULATOR_NVRTC` names the real `libnvrtc.so`, and `EMULATOR_NVRTC_CACHE` a folder that keeps PTX by source and options, but for the
+//! paths of headers: another machine has them elsewhere. A file that is used gets the time of its use. CubeCL
 //! declares types and variables, and places arrays in shared memory, in an order that differs from run to run. So these lines
 //! count without their order, and arrays without their place: any of its orders is a valid program.
 #![allow(non_snake_case, reason = "the names are NVRTC's")]
@@ -8,7 +9,7 @@
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::Library;
@@ -16,6 +17,9 @@ use libloading::Library;
 const SUCCESS: c_int = 0;
 /// `NVRTC_ERROR_INTERNAL_ERROR`.
 const INTERNAL_ERROR: c_int = 11;
+
+/// How an option begins that says where headers are.
+const HEADERS: &[u8] = b"--include-path=";
 
 /// A program: its source, and once it is compiled its PTX.
 pub struct Program {
@@ -80,8 +84,11 @@ impl Program {
     fn compile(&mut self, options: &[CString]) -> c_int {
         let path = std::env::var_os("EMULATOR_NVRTC_CACHE")
             .map(|folder| PathBuf::from(folder).join(format!("{:016x}.ptx", self.key(options))));
-        if let Some(ptx) = path.as_ref().and_then(|path| std::fs::read(path).ok()) {
+        if let Some((path, ptx)) = path.as_ref().and_then(|path| Some((path, std::fs::read(path).ok()?))) {
             self.ptx = ptx;
+            if let Err(error) = self.note_use(path) {
+                eprintln!("emulator: {}: {error}", path.display());
+            }
             return SUCCESS;
         }
         let code = match self.compile_with(options) {
@@ -94,8 +101,8 @@ impl Program {
         if let (SUCCESS, Some(path)) = (code, path) {
             // Written under another name first, so that another process never reads half of it.
             let whole = path.with_extension(format!("{}.{:p}", std::process::id(), self));
-            // The source is for people who look for the line of a fault.
-            let written = std::fs::write(path.with_extension("cu"), self.source.as_bytes())
+            let written = self
+                .write_source(&path)
                 .and_then(|()| std::fs::write(&whole, &self.ptx))
                 .and_then(|()| std::fs::rename(&whole, &path));
             if let Err(error) = written {
@@ -103,6 +110,19 @@ impl Program {
             }
         }
         code
+    }
+
+    /// Gives the file the time of its use.
+    fn note_use(&self, path: &Path) -> std::io::Result<()> {
+        if !path.with_extension("cu").exists() {
+            self.write_source(path)?;
+        }
+        std::fs::File::options().append(true).open(path)?.set_modified(std::time::SystemTime::now())
+    }
+
+    /// Writes the source next to the PTX, for people who look for the line of a fault.
+    fn write_source(&self, path: &Path) -> std::io::Result<()> {
+        std::fs::write(path.with_extension("cu"), self.source.as_bytes())
     }
 
     /// The same for sources that differ in the order of declarations only. Lines outside of a kernel, and declarations of shared
@@ -126,6 +146,7 @@ impl Program {
         let mut declarations: Vec<_> = declarations.into_iter().collect();
         declarations.sort_unstable();
         let mut hasher = DefaultHasher::new();
+        let options: Vec<_> = options.iter().filter(|option| !option.as_bytes().starts_with(HEADERS)).collect();
         (declarations, code, options).hash(&mut hasher);
         hasher.finish()
     }
@@ -244,6 +265,10 @@ mod tests {
         let (last, first) = (format!("{}{}", array(0), barrier(128)), format!("{}{}", barrier(0), array(128)));
         assert_eq!(key(&last), key(&first));
         assert_ne!(key(&last), key(&array(0)));
+        let program = Program { source: c"".into(), ptx: Vec::new(), log: Vec::new() };
+        let with = |option: &std::ffi::CStr| program.key(&[option.to_owned()]);
+        assert_eq!(with(c"--include-path=/a"), with(c"--include-path=/b"));
+        assert_ne!(with(c"-arch=a"), with(c"-arch=b"));
         assert_eq!([&last, &first].map(|source| shared_bytes(source)), [136, 256], "a gap of 120 bytes");
     }
 

@@ -1,5 +1,6 @@
 //! The launches of a workload, on tensors of noise.
 
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
