@@ -8,7 +8,7 @@ use crate::common::{golden, on_each_cpu_backend};
 fn every_case_passes<B: InferenceBackend>(types: impl Into<Types>) {
     let types = types.into();
     let folders = case::find(&[golden("cases")]).unwrap();
-    assert_eq!(folders.len(), 46);
+    assert_eq!(folders.len(), 47);
     for folder in folders {
         passes::<B>(&folder, types);
     }
