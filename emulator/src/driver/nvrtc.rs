@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(key(&last), key(&first));
         assert_ne!(key(&last), key(&array(0)));
         let program = Program { source: c"".into(), ptx: Vec::new(), log: Vec::new() };
-        let with = |option: &std::ffi::CStr| program.key(&[option.to_owned()]);
+        let with = |option: &CStr| program.key(&[option.to_owned()]);
         assert_eq!(with(c"--include-path=/a"), with(c"--include-path=/b"));
         assert_ne!(with(c"-arch=a"), with(c"-arch=b"));
         assert_eq!([&last, &first].map(|source| shared_bytes(source)), [136, 256], "a gap of 120 bytes");
