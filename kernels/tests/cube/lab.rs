@@ -58,12 +58,12 @@ pub fn elements_and_planes() -> impl Iterator<Item = (Element, bool)> {
     Element::ALL.iter().map(|element| (*element, true)).chain([(Element::F32, false)])
 }
 
-/// A third of these cases and the last one, each kind of device another third; all of them where the variable `KERNEL_TESTS` is `all`.
-/// A device on the CPU takes up to seconds to compile the kernel of a case.
+/// Some of these cases and the last one, others on each kind of device; all of them where the variable `KERNEL_TESTS` is `all`. A device on the
+/// CPU takes up to seconds to compile the kernel of a case.
 pub fn some<T>(cases: impl IntoIterator<Item = T>) -> Vec<T> {
     let cases: Vec<T> = cases.into_iter().collect();
     let (last, all) = (cases.len() - 1, std::env::var("KERNEL_TESTS").is_ok_and(|which| which == "all"));
-    let chosen = |at: usize| all || at % 3 == crate::device::THIRD || at == last;
+    let chosen = |at: usize| all || crate::device::runs(at) || at == last;
     cases.into_iter().enumerate().filter(|(at, _)| chosen(*at)).map(|(_, case)| case).collect()
 }
 

@@ -12,8 +12,10 @@ mod device {
     pub type Gpu = cubecl::wgpu::WgpuRuntime;
     /// Those of every Vulkan device.
     pub const ELEMENTS: &[Element] = &[Element::F32, Element::F16];
-    /// Which third of the cases runs here, unless all do.
-    pub const THIRD: usize = 1;
+    /// Whether the case at this place of a list runs here, unless all do: a sixth, none of those that run on CUDA.
+    pub fn runs(at: usize) -> bool {
+        at % 6 == 1
+    }
 }
 
 mod cache_write;
