@@ -1,5 +1,6 @@
 //! The attention of Stable Diffusion 1.5: from the image to itself, and from the image to a prompt whose keys and values
-//! are computed once and used in every diffusion step.
+//! are computed once and used in every diffusion step. Then that of Stable Diffusion 3, whose image and text attend to each other in one
+//! joint attention.
 //!
 //! ```text
 //! cargo run --release --example diffusers_attention                # 32×32 latents and smaller
@@ -8,16 +9,16 @@
 //! ```
 //!
 //! Weights and latents are random, from a fixed seed. The program fails unless the reused keys give the same bits as
-//! recomputed ones.
+//! recomputed ones, and unless padding of the text, hidden by a mask, leaves the image as it is without padding.
 
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{Distribution, Tensor, backend::Backend};
+use burn::tensor::{Bool, Distribution, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, ContextKeys, DataType, DeepSpeedDiffusersAttention, DeepSpeedInferenceConfig,
-    InferenceBackend,
+    InferenceBackend, JointStreams, QkNorm, QkNormKind, QkNormWeights,
 };
 use burn_deepspeed_examples::backend::{BackendName, exit};
 use burn_deepspeed_examples::{Failure, on_backend};
@@ -40,6 +41,14 @@ const HEADS: usize = 8;
 const SMALL_LEVELS: [Level; 3] =
     [Level { channels: 640, side: 32 }, Level { channels: 1280, side: 16 }, Level { channels: 1280, side: 8 }];
 const LARGEST_LEVEL: Level = Level { channels: 320, side: 64 };
+
+/// A layer of Stable Diffusion 3.5 medium, for an image of 256 × 256 pixels.
+const JOINT: Level = Level { channels: 1536, side: 16 };
+const JOINT_HEADS: usize = 24;
+/// Tokens of the text: of the prompt, and with the padding of the two encoders.
+const TEXT: [usize; 2] = [60, 154];
+/// Largest difference that padding may make.
+const TOLERANCE: f64 = 1e-4;
 
 /// Runs the self and cross attention of Stable Diffusion 1.5, with and without reuse of the prompt's keys and values.
 #[derive(Parser)]
@@ -74,7 +83,7 @@ fn run<B: InferenceBackend>(arguments: &Arguments) -> Result<(), Failure> {
         run_level(level, &prompt, steps, &device)?;
     }
     println!("reused and recomputed keys agree bit for bit");
-    Ok(())
+    run_joint::<B>(batch, steps, &device)
 }
 
 fn noise<B: Backend>(shape: [usize; 3], device: &B::Device) -> Tensor<B, 3> {
@@ -133,6 +142,40 @@ fn run_level<B: InferenceBackend>(
     println!("  cross  {image:?} to the prompt, recomputed {:>9.2?}", per_step(times.recomputed));
     println!("  cross  {image:?} to the prompt, reused     {:>9.2?}", per_step(times.reused));
     println!("  keys {:?}, values {:?}, computed once in {projection:.2?}", key.dims(), value.dims());
+    Ok(())
+}
+
+/// Attends from image and text to both, with padding after the text that a mask hides, and without padding.
+fn run_joint<B: InferenceBackend>(batch: usize, steps: usize, device: &B::Device) -> Result<(), Failure> {
+    let norm = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, 1e-6);
+    let config =
+        DeepSpeedInferenceConfig::new(JOINT.channels, JOINT_HEADS).with_dtype(DataType::Fp32).with_qk_norm(Some(norm));
+    let attention = config.init_joint::<B>(JointStreams::image_first(JOINT.channels), 0, device)?;
+    let (patches, [words, padded]) = (JOINT.side * JOINT.side, TEXT);
+    let image = noise::<B>([batch, patches, JOINT.channels], device);
+    let text = noise::<B>([batch, padded, JOINT.channels], device);
+    let hides: Vec<bool> =
+        (0..batch * (patches + padded)).map(|at| at % (patches + padded) >= patches + words).collect();
+    let hides = Tensor::<B, 2, Bool>::from_data(TensorData::new(hides, [batch, patches + padded]), device);
+
+    let (mut warmup, mut time) = (Duration::ZERO, Duration::ZERO);
+    for at in 0..=steps {
+        // The first is outside the clock: weights are drawn when they are first read.
+        let clock = if at == 0 { &mut warmup } else { &mut time };
+        let mask = AttentionMask::hide(hides.clone());
+        let with_padding =
+            timed::<B, _>(clock, device, || Ok(attention.forward(image.clone(), Some(text.clone()), None, mask)?))?;
+        let short = text.clone().narrow(1, 0, words);
+        let without = attention.forward(image.clone(), Some(short), None, AttentionMask::none())?;
+        let [with_padding, without] = [with_padding, without].map(|output| output.image);
+        let off: f64 = (with_padding - without).abs().max().into_data().iter().next().unwrap_or(f64::NAN);
+        if off.is_nan() || off > TOLERANCE {
+            return Err(format!("hidden padding moves the image by {off:e}, expected at most {TOLERANCE:e}").into());
+        }
+    }
+    println!("\n{patches} patches and {padded} tokens of text, {} features, {JOINT_HEADS} heads", JOINT.channels);
+    println!("  joint  both to both                         {:>10.2?}", time / steps as u32);
+    println!("hidden padding of the text does not move the image");
     Ok(())
 }
 

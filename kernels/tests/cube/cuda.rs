@@ -11,7 +11,7 @@ mod device {
     pub const ELEMENTS: &[Element] = &[Element::F32, Element::F16, Element::Bf16];
     /// Whether the case at this place of a list runs here, unless all do: every second one.
     pub fn runs(at: usize) -> bool {
-        at % 2 == 0
+        at.is_multiple_of(2)
     }
 }
 
