@@ -161,6 +161,7 @@ fn every_key_but_the_sizes_may_be_absent() {
                         "num_experts_per_tok",
                         "num_key_value_heads",
                         "num_ln_in_parallel_attn",
+                        "per_layer_config",
                         "qk_head_dim",
                         "topk_group",
                         "use_sliding_window",
@@ -192,7 +193,7 @@ fn smallest(family: &str) -> Value {
 /// epsilon, activation, and whether the embeddings are tied.
 type Row = (&'static str, &'static str, usize, Option<usize>, Option<usize>, f64, &'static str, bool);
 
-const DEFAULTS: [Row; 53] = [
+const DEFAULTS: [Row; 54] = [
     ("arcee", "ArceeConfig", 32000, Some(4096), Some(18432), 1e-5, "relu2", false),
     ("bert", "BertConfig", 30522, Some(512), Some(3072), 1e-12, "gelu", true),
     ("clip_text_model", "CLIPTextConfig", 49408, Some(77), Some(2048), 1e-5, "quick_gelu", true),
@@ -215,6 +216,7 @@ const DEFAULTS: [Row; 53] = [
     ("gemma", "GemmaConfig", 256000, Some(8192), Some(24576), 1e-6, "gelu_pytorch_tanh", true),
     ("gemma2", "Gemma2Config", 256000, Some(8192), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
     ("gemma3_text", "Gemma3TextConfig", 262208, Some(131072), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
+    ("gemma4_text", "Gemma4TextConfig", 262144, Some(131072), Some(9216), 1e-6, "gelu_pytorch_tanh", true),
     ("ernie4_5", "Ernie4_5Config", 103424, Some(131072), Some(3072), 1e-5, "silu", true),
     ("glm", "GlmConfig", 151552, Some(131072), Some(13696), 1.5625e-7, "silu", false),
     ("helium", "HeliumConfig", 48000, Some(4096), Some(7040), 1e-8, "silu", false),
@@ -472,6 +474,11 @@ fn what_would_change_attention_and_is_not_supported_names_key_and_value() {
         ("gemma2", "query_pre_attn_scalar", json!(0)),
         ("gemma2", "final_logit_softcapping", json!(-1)),
         ("gemma3_text", "partial_rotary_factor", json!(0.5)),
+        ("gemma4_text", "enable_moe_block", json!(true)),
+        ("gemma4_text", "use_bidirectional_attention", json!("all")),
+        ("gemma4_text", "num_kv_shared_layers", json!(25)),
+        ("gemma4_text", "num_kv_shared_layers", json!(20)),
+        ("gemma4_text", "per_layer_config", json!({ "0": { "head_dim": 8 } })),
         ("gpt_bigcode", "num_key_value_heads", json!(16)),
         ("granite", "logits_scaling", json!(0)),
         ("internlm2", "attention_bias", json!(true)),

@@ -5,6 +5,7 @@ use burn_deepspeed_core::checkpoint::families::{self, QkvPaths};
 use burn_deepspeed_core::checkpoint::{ConfigOptions, HuggingFaceConfig, QkvLayout};
 use burn_deepspeed_core::config::{DataType, DeepSpeedInferenceConfig, WindowKind};
 use burn_deepspeed_core::error::ConfigError;
+use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::latent::LatentSizes;
 use burn_deepspeed_core::position::QueryFactor;
 use burn_deepspeed_core::position::rotary::RopeScaling;
@@ -470,6 +471,116 @@ fn the_language_model_of_a_llama_4_is_read_alone_if_that_is_asked_for() {
         (json!({ "tie_word_embeddings": true }), "`tie_word_embeddings` is true"),
     ] {
         let error = read(keys).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn the_language_model_of_a_gemma_4_is_read_alone_if_that_is_asked_for() {
+    let whole = |text: Value, keys: Value| {
+        let mut whole = json!({
+            "architectures": ["Gemma4ForConditionalGeneration"], "audio_config": null, "boa_token_id": 1, "dtype": "bfloat16",
+            "eoa_token_index": 2, "image_token_id": 3, "initializer_range": 0.02, "model_type": "gemma4",
+            "text_config": record("gemma4_text", text), "vision_config": { "hidden_size": 8 }, "video_token_id": 4
+        });
+        whole.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        whole
+    };
+    let options = ConfigOptions::default().with_text_only(true);
+    let read = |text, keys| HuggingFaceConfig::read(whole(text, keys), &options);
+    let (tied, untied) = (json!({ "tie_word_embeddings": true }), json!({ "tie_word_embeddings": false }));
+    for keys in [json!({}), tied] {
+        let config = read(json!({ "num_kv_shared_layers": 0, "layer_types": ALTERNATING }), keys).unwrap();
+        assert_eq!((config.family.name(), config.tie_word_embeddings), ("gemma4_text", true));
+        assert_eq!(config.attention_config(0).dtype, Some(DataType::Bf16));
+        assert_eq!(config.head_path().as_deref(), Some("lm_head"));
+    }
+    assert!(!read(untied.clone(), untied.clone()).unwrap().tie_word_embeddings);
+    for (text, keys, expected) in [
+        (json!({}), untied.clone(), "`tie_word_embeddings` is false"),
+        (json!({}), json!({ "hidden_size": 8 }), "`hidden_size` is 8, and Gemma4Config does not read it"),
+        (untied, json!({}), "`tie_word_embeddings` is"),
+    ] {
+        let error = read(text, keys).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}
+
+/// Head size, key/value heads, source of the keys, and width of the MLP of each layer.
+fn gemma4(keys: Value) -> Vec<(usize, usize, KvSource, usize)> {
+    let config = read("gemma4_text", keys).unwrap();
+    let of = |layer| {
+        let attention = config.attention_config(layer);
+        (attention.head_size(), attention.num_kv.unwrap(), attention.kv_source, config.mlp_size_of(layer))
+    };
+    (0..config.layers).map(of).collect()
+}
+
+#[test]
+fn layers_of_a_gemma_4_differ_in_heads_and_read_the_keys_of_earlier_ones() {
+    use KvSource::{KeysAreValues, Layer, Own};
+    let own = (256, 2, Own, 9216);
+    assert_eq!(gemma4(json!({})), [own, own, own, (512, 2, Own, 9216)]);
+    let keys = json!({
+        "attention_k_eq_v": true, "global_head_dim": 6, "head_dim": 10, "intermediate_size": 7, "num_global_key_value_heads": 1,
+        "layer_types": ALTERNATING, "num_kv_shared_layers": 2, "use_double_wide_mlp": true
+    });
+    let expected = [(10, 2, Own, 7), (6, 1, KeysAreValues, 7), (10, 2, Layer(0), 14), (6, 1, Layer(1), 14)];
+    assert_eq!(gemma4(keys), expected);
+    // Without it the number of heads of full layers is not read.
+    assert_eq!(gemma4(json!({ "num_global_key_value_heads": 1 }))[3], (512, 2, Own, 9216));
+    let written =
+        json!({ "layer_types": ALTERNATING, "per_layer_config": { "1": { "head_dim": 6 }, "3": { "head_dim": 6 } } });
+    assert_eq!(gemma4(written), [own, (6, 2, Own, 9216), own, (6, 2, Own, 9216)]);
+    // The class makes the last layer a full one.
+    let sliding =
+        json!({ "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"] });
+    assert_eq!(gemma4(sliding).iter().map(|layer| layer.0).collect::<Vec<_>>(), [512, 256, 512, 512]);
+
+    // The pattern of the class, with more layers than a list may have.
+    let sources = |layers: usize, shared: usize| {
+        let config =
+            read("gemma4_text", json!({ "num_hidden_layers": layers, "num_kv_shared_layers": shared })).unwrap();
+        (0..20).map(|back| config.attention_config(layers - 20 + back)).collect::<Vec<_>>()
+    };
+    let huge = usize::MAX / 6 * 6;
+    let listed: Vec<_> = sources(huge, 3).iter().map(|config| (window(config), config.kv_source)).collect();
+    let expected = |layer: usize| match layer {
+        17 | 18 => (Some(512), Layer(huge - 4)),
+        19 => (None, Layer(huge - 7)),
+        1 | 7 | 13 => (None, Own),
+        _ => (Some(512), Own),
+    };
+    assert_eq!(listed, (0..20).map(expected).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_gemma_4_says_of_positions_and_norms_is_read() {
+    let config = |keys| layers("gemma4_text", keys, Clone::clone);
+    let [sliding, .., full]: [_; 4] = config(json!({})).try_into().unwrap();
+    assert_eq!((sliding.rope_theta, sliding.rope_scaling, sliding.rotary_dim), (1e4, RopeScaling::Default, Some(256)));
+    let proportional = |share| RopeScaling::Proportional { factor: 1.0, partial_rotary_factor: share };
+    assert_eq!((full.rope_theta, full.rope_scaling, full.rotary_dim), (1e6, proportional(0.25), Some(512)));
+    assert_eq!((full.score_factor, full.softcap, full.local_attention), (Some(1.0), None, false));
+    let norm = full.qk_norm.unwrap();
+    assert!(norm.values && !norm.plus_one);
+    let own = json!({ "rope_type": "default", "rope_theta": 5.0 });
+    let records = |full: Value| json!({ "rope_parameters": { "full_attention": full, "sliding_attention": own } });
+    let given = records(json!({ "rope_type": "proportional", "rope_theta": 7.0, "partial_rotary_factor": 0.5 }));
+    let all = config(given);
+    assert_eq!((all[0].rope_theta, all[3].rope_theta, all[3].rope_scaling.clone()), (5.0, 7.0, proportional(0.5)));
+    for (keys, expected) in [
+        (records(Value::Null), "`full_attention` is missing"),
+        (records(json!({ "partial_rotary_factor": 0.5 })), "`partial_rotary_factor` is 0.5"),
+        (json!({ "rope_theta": 1e4 }), "`rope_theta`"),
+        (
+            json!({ "layer_types": ALTERNATING, "per_layer_config": { "1": { "head_dim": 6 } } }),
+            "`per_layer_config` is",
+        ),
+        (json!({ "global_head_dim": 8, "per_layer_config": { "3": { "head_dim": 6 } } }), "`per_layer_config` is"),
+        (json!({ "per_layer_config": { "3": { "sliding_window": 6 } } }), "`per_layer_config.3.sliding_window`"),
+    ] {
+        let error = message("gemma4_text", keys);
         assert!(error.contains(expected), "{error}");
     }
 }

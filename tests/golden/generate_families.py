@@ -36,6 +36,7 @@ def families():
     def latents(dense=1, count=6, **more):
         sizes = dict(kv_lora_rank=14, qk_rope_head_dim=6, v_head_dim=7, rms_norm_eps=2e-3, moe_intermediate_size=13)
         return {**sizes, "n_routed_experts": count, "num_experts_per_tok": 3, "first_k_dense_replace": dense, **lm(kv=HEADS), **more}
+    gemma4_rope = {"sliding_attention": rope(500.0), "full_attention": {"rope_type": "proportional", "rope_theta": 3e4, "partial_rotary_factor": 0.5}}
     falcon = dict(hidden_size=HIDDEN, num_hidden_layers=3, num_attention_heads=HEADS, ffn_hidden_size=40,
                   max_position_embeddings=96)
     return {
@@ -44,6 +45,10 @@ def families():
         "gemma": lambda: tf.GemmaForCausalLM(tf.GemmaConfig(head_dim=HEAD_DIM, rope_parameters=rope(), **lm(2, 1, tie_word_embeddings=True))),
         "gemma2": lambda: tf.Gemma2ForCausalLM(tf.Gemma2Config(head_dim=HEAD_DIM, query_pre_attn_scalar=7, sliding_window=WINDOW, attn_logit_softcapping=7.0, final_logit_softcapping=9.0, rope_parameters=rope(), **lm(tie_word_embeddings=True))),
         "gemma3": lambda: tf.Gemma3ForCausalLM(tf.Gemma3TextConfig(head_dim=HEAD_DIM, query_pre_attn_scalar=11, sliding_window=WINDOW, layer_types=kinds(3, [1]), rope_parameters={"sliding_attention": rope(500.0), "full_attention": {**rope(1e6), "rope_type": "linear", "factor": 4.0}}, **lm(tie_word_embeddings=True))),
+        # Like E2B: embeddings for each layer, shared keys, wide MLPs.
+        "gemma4": lambda: tf.Gemma4ForCausalLM(tf.Gemma4TextConfig(head_dim=HEAD_DIM, global_head_dim=12, sliding_window=WINDOW, layer_types=kinds(7, [1, 3, 6]), num_kv_shared_layers=3, use_double_wide_mlp=True, hidden_size_per_layer_input=5, vocab_size_per_layer_input=66, final_logit_softcapping=9.0, rope_parameters=gemma4_rope, **lm(7, intermediate_size=20, tie_word_embeddings=True))),
+        # Like 31B: the keys of full layers are their values.
+        "gemma4_values": lambda: tf.Gemma4ForCausalLM(tf.Gemma4TextConfig(head_dim=HEAD_DIM, global_head_dim=12, num_global_key_value_heads=2, attention_k_eq_v=True, attention_bias=True, sliding_window=WINDOW, layer_types=kinds(4, [1, 3]), hidden_size_per_layer_input=0, rope_parameters=gemma4_rope, **lm(4, 3, tie_word_embeddings=True))),
         "phi": lambda: tf.PhiForCausalLM(tf.PhiConfig(rope_parameters=rope(partial_rotary_factor=0.5), **lm(2, 3))),
         "phi3": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(rope_parameters=rope(partial_rotary_factor=0.5), sliding_window=WINDOW, **lm())),
         "phi3_longrope": lambda: tf.Phi3ForCausalLM(tf.Phi3Config(rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1], "long_factor": [1.5, 3.0]}, original_max_position_embeddings=6, **lm(2))),
@@ -124,7 +129,8 @@ def internlm2(folder):
 def spread(model, gain):
     """Random weights of a size that keeps logits apart, rounded to float16."""
     gemma = type(model).__name__.startswith("Gemma")
-    terms = [(name, p) for name, p in model.named_buffers() if name.endswith("e_score_correction_bias")]
+    minus_one = gemma and not type(model).__name__.startswith("Gemma4")
+    terms = [(name, p) for name, p in model.named_buffers() if name.endswith(("e_score_correction_bias", "layer_scalar"))]
     for name, p in [*model.named_parameters(), *terms]:
         if name.endswith("sinks"):
             p.normal_(0.0, 1.0)
@@ -133,8 +139,10 @@ def spread(model, gain):
         elif p.dim() >= 2 and "norm" not in name:
             small = 0.2 if gemma and "embed" in name else 1.0  # otherwise a token's own embedding decides every next one
             p.normal_(0.0, small * gain / p.shape[-1] ** 0.5)
+        elif name.endswith("layer_scalar"):
+            p.uniform_(0.6, 1.4)
         elif name.endswith("weight"):
-            p.uniform_(-0.4, 0.4) if gemma else p.uniform_(0.6, 1.4)
+            p.uniform_(-0.4, 0.4) if minus_one else p.uniform_(0.6, 1.4)
         else:
             p.normal_(0.0, 0.1)
         p.copy_(p.half().float())

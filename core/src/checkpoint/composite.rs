@@ -1,4 +1,4 @@
-//! The language model inside of a model that also reads images.
+//! The language model inside of a model that also reads images or sound.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::known;
 use crate::error::ConfigError;
 use crate::fields::Fields;
 
-/// A model of a language model and something that reads images.
+/// A model of a language model and something that reads images or sound.
 #[derive(Debug, PartialEq)]
 pub(super) struct Composite {
     /// Its `model_type`.
@@ -15,18 +15,26 @@ pub(super) struct Composite {
     text: &'static str,
     /// The class of its configuration.
     class: &'static str,
-    /// Keys that concern images alone.
+    /// Keys that concern images and sound alone.
     images: &'static [&'static str],
     /// Where the names of the language model begin, and those of everything else.
     prefixes: (&'static str, &'static [&'static str]),
+    /// What precedes the name of the output embedding.
+    head: &'static str,
+    /// Whether both classes tie embeddings by default.
+    tied: bool,
 }
 
+/// Whether the output embedding is the input embedding.
+const TIED: &str = "tie_word_embeddings";
 /// The record of the language model.
 const TEXT: &str = "text_config";
 /// Settings that the language model may leave to the record around it.
 const SHARED: [&str; 3] = ["dtype", "eos_token_id", "torch_dtype"];
 
-const ALL: &[Composite] = &[Composite {
+const ALL: &[Composite] = &[LLAMA4, GEMMA4];
+
+const LLAMA4: Composite = Composite {
     model_type: "llama4",
     text: "llama4_text",
     class: "Llama4Config",
@@ -40,7 +48,34 @@ const ALL: &[Composite] = &[Composite {
         "vision_config",
     ],
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_model."]),
-}];
+    head: "language_model.",
+    tied: false,
+};
+
+const GEMMA4: Composite = Composite {
+    model_type: "gemma4",
+    text: "gemma4_text",
+    class: "Gemma4Config",
+    images: &[
+        "audio_config",
+        "audio_token_id",
+        "boa_token_id",
+        "boi_token_id",
+        "eoa_token_id",
+        "eoa_token_index",
+        "eoi_token_id",
+        "image_token_id",
+        "video_token_id",
+        "vision_config",
+        "vision_soft_tokens_per_image",
+    ],
+    prefixes: (
+        "model.language_model.",
+        &["model.audio_tower.", "model.embed_audio.", "model.embed_vision.", "model.vision_tower."],
+    ),
+    head: "",
+    tied: true,
+};
 
 impl Composite {
     /// The model of this `model_type`, if it has a language model inside.
@@ -52,6 +87,11 @@ impl Composite {
     /// What precedes the names of the language model.
     pub(super) fn prefix(&self) -> &'static str {
         self.prefixes.0
+    }
+
+    /// What precedes the name of the output embedding.
+    pub(super) fn head(&self) -> &'static str {
+        self.head
     }
 
     /// Whether a tensor belongs to something else than the language model.
@@ -83,11 +123,11 @@ impl Composite {
         if text.text(&["model_type"])?.is_some_and(|model_type| model_type != self.text) {
             return Err(text.unsupported("model_type", &format!("\"{}\"", self.text)));
         }
-        // The class does not tie embeddings by the flag outside.
-        if fields.flag(&["tie_word_embeddings"])?.unwrap_or(false)
-            && !text.flag(&["tie_word_embeddings"])?.unwrap_or(false)
-        {
-            return Err(fields.unsupported("tie_word_embeddings", "false; write it into `text_config`"));
+        // Llama 4 does not tie embeddings by the flag outside, and Gemma 4 does.
+        let tied = |fields: &Fields<'_>| Ok::<_, ConfigError>(fields.flag(&[TIED])?.unwrap_or(self.tied));
+        let (outside, inside) = (tied(fields)?, tied(&text)?);
+        if outside != inside && (outside || self.tied) {
+            return Err(fields.unsupported(TIED, &format!("{inside}, as `text_config` says or means by default")));
         }
         let mut record = fields.value(TEXT).cloned().unwrap_or_default();
         record["model_type"] = self.text.into();

@@ -44,6 +44,12 @@ pub struct DecoderPaths {
     pub mlp_bias: Flag,
     /// The experts that some layers have in place of this MLP.
     pub experts: Option<Experts>,
+    /// How many times as wide the MLP is in layers that read the keys of another layer.
+    pub shared_mlp_widths: usize,
+    /// The embeddings of tokens that each layer adds to its output.
+    pub layer_inputs: Option<LayerInputPaths>,
+    /// The factor of the output of a layer, a tensor of one element, in a layer.
+    pub layer_factor: Option<&'static str>,
     /// Whether the MLP reads the input of the block instead of its sum with attention.
     pub parallel: Flag,
     /// Keys that a decoder built from these paths supports with one value only.
@@ -71,9 +77,34 @@ impl DecoderPaths {
         down: "",
         mlp_bias: Flag::Fixed(true),
         experts: None,
+        shared_mlp_widths: 1,
+        layer_inputs: None,
+        layer_factor: None,
         parallel: Flag::Fixed(false),
         only: &[],
     };
+}
+
+/// Where a decoder keeps the embeddings of tokens for each layer. A layer adds `norm(output(act(gate(x)) · input))` to its output `x`, where
+/// `input` is the mean of the embedding and of a normalised projection of the token embedding, times √2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerInputPaths {
+    /// Features of a token for one layer.
+    pub size: usize,
+    /// Rows of the table.
+    pub rows: usize,
+    /// The table, in the bare model: the features of all layers in each row.
+    pub tokens: &'static str,
+    /// The projection of the token embedding, in the bare model.
+    pub projection: &'static str,
+    /// The norm of the projection, for each layer, in the bare model.
+    pub norm: &'static str,
+    /// The projection of the output to the features, in a layer.
+    pub gate: &'static str,
+    /// The projection back, in a layer.
+    pub output: &'static str,
+    /// The norm of what is added, in a layer.
+    pub output_norm: &'static str,
 }
 
 /// The gate of an MLP.

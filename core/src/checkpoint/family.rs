@@ -13,6 +13,7 @@ use super::rope::{Rope, RopeKeys};
 use crate::config::DeepSpeedInferenceConfig;
 use crate::error::ConfigError;
 use crate::fields::Fields;
+use crate::kv_source::KvSource;
 use crate::latent::LatentSizes;
 
 /// A model family: how its `config.json` is read, and where its checkpoints keep their tensors.
@@ -64,10 +65,23 @@ pub type Variant = fn(&Fields<'_>, &mut LayerPaths, &mut DecoderPaths) -> Result
 /// The attention of a family: its kinds, and which layers are of which.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FamilyAttention {
-    /// The settings of each kind; at least one. Kinds differ in windows, positions and factors, and not in heads.
+    /// The settings of each kind; at least one. Kinds have the same query heads.
     pub kinds: Vec<DeepSpeedInferenceConfig>,
     /// The kind of each layer, an index of `kinds`.
     pub layers: LayerKinds,
+}
+
+impl FamilyAttention {
+    /// Checks every kind, in the first layer that may have it.
+    pub(super) fn check(&self, latent: Option<&LatentSizes>) -> Result<(), ConfigError> {
+        self.kinds.iter().try_for_each(|kind| {
+            let layer = match kind.kv_source {
+                KvSource::Layer(source) => source.saturating_add(1),
+                KvSource::Own | KvSource::KeysAreValues => 0,
+            };
+            kind.resolve_with(latent, layer).map(|_| ())
+        })
+    }
 }
 
 impl From<DeepSpeedInferenceConfig> for FamilyAttention {
@@ -142,7 +156,9 @@ impl Family {
         let mut known = self.read_keys();
         known.extend(self.harmless_keys());
         fields.check_keys(&known, self.class.name)?;
-        known::only(self.only.iter()).try_for_each(|only| only.check(fields))?;
+        // A record may read what the others support one value of.
+        let applies = |only: &&Only| self.only.contains(*only) || !self.reads.contains(&only.key);
+        known::only(self.only.iter()).filter(applies).try_for_each(|only| only.check(fields))?;
         // Who builds the decoder checks the values of its keys.
         self.decoder.iter().flat_map(|paths| paths.only).try_for_each(|only| only.holds(fields).map(|_| ()))?;
         self.decoder.iter().try_for_each(|paths| paths.check(fields))?;

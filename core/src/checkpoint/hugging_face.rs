@@ -14,7 +14,7 @@ use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
 use super::generation_config::of_generation_config;
 use super::latent_names::LatentNames;
-use super::layer_paths::LayerPaths;
+use super::layer_paths::{LayerPaths, in_layer};
 use super::names::AttentionNames;
 use super::options::ConfigOptions;
 use super::pair::{Pair, SideOfPair};
@@ -36,7 +36,7 @@ pub struct HuggingFaceConfig {
     pub vocab_size: usize,
     /// Length the model was trained for, in tokens; `None` for a BLOOM that states none.
     pub max_positions: Option<usize>,
-    /// Width of the MLP, in elements.
+    /// Width of the MLP, in elements; see [`mlp_size_of`](Self::mlp_size_of).
     pub mlp_size: usize,
     /// Name of the MLP's activation, as Hugging Face writes it (`gelu_new`, `silu`, …).
     pub activation: String,
@@ -170,7 +170,7 @@ impl HuggingFaceConfig {
         base.intermediate_size = Some(mlp_size);
         let attention = (family.attention)(base, &fields)?;
         let latent = family.latent.map(|sizes| sizes(&fields)).transpose()?;
-        attention.kinds.iter().try_for_each(|kind| kind.resolve_with(latent.as_ref(), 0).map(|_| ()))?;
+        attention.check(latent.as_ref())?;
         let paths = family.paths(&fields)?;
         let experts = paths.1.and_then(|decoder| decoder.experts);
         Ok(Self {
@@ -262,7 +262,14 @@ impl HuggingFaceConfig {
         CLASSES.contains(&self.family.class.name) && self.attention.kinds.iter().any(changes)
     }
 
-    /// The attention of layer `layer`. Layers may differ in window, positions and factors; heads and sizes are the same.
+    /// Width of the MLP of layer `layer`, in elements.
+    pub fn mlp_size_of(&self, layer: usize) -> usize {
+        let is_own = self.kind(self.attention.layers.of(layer)).kv_source.is_own();
+        let widths = self.decoder().filter(|_| !is_own).map_or(1, |decoder| decoder.shared_mlp_widths);
+        self.mlp_size.saturating_mul(widths)
+    }
+
+    /// The attention of layer `layer`. Layers may differ in all but the number of query heads.
     pub fn attention_config(&self, layer: usize) -> DeepSpeedInferenceConfig {
         self.kind(self.attention.layers.of(layer)).clone()
     }
@@ -307,11 +314,12 @@ impl HuggingFaceConfig {
     /// [`WeightError::Missing`] or [`WeightError::Shape`], about the output projection, or an expert, of the first layer that does not
     /// fit.
     pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), WeightError> {
-        let (heads, hidden) = (self.kind(0).heads, self.kind(0).hidden_size);
-        let inputs = heads.saturating_mul(self.latent.map_or(self.kind(0).head_size(), |sizes| sizes.v_head_dim));
         // The first missing layer ends the loop, so its length is bounded by the number of tensors in the checkpoint.
         (0..self.layers).try_for_each(|layer| {
             let names = self.attention_names(checkpoint, layer);
+            let kind = self.kind(self.attention.layers.of(layer));
+            let head = self.latent.map_or(kind.head_size(), |sizes| sizes.v_head_dim);
+            let (inputs, hidden) = (kind.heads.saturating_mul(head), kind.hidden_size);
             checkpoint.check_shape(&names.output.matrix, &names.orientation.shape(inputs, hidden))?;
             let Some((experts, sizes)) = self.experts(layer) else { return Ok(()) };
             experts.check_layer((checkpoint, &self.layer_path(checkpoint, layer)), sizes, hidden)
@@ -319,15 +327,17 @@ impl HuggingFaceConfig {
     }
 
     /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies. In a file
-    /// of two encoders, also the tensors of the other one, under [`text_only`](ConfigOptions::text_only) those that read images, and in a
-    /// DeepSeek V3 the layers that predict later tokens.
+    /// of two encoders, also the tensors of the other one, under [`text_only`](ConfigOptions::text_only) those that read images, in a
+    /// DeepSeek V3 the layers that predict later tokens, and the keys and values of layers that read those of another.
     pub fn ignore_buffers(&self, checkpoint: &Checkpoint) {
         checkpoint.ignore(|name| self.family.is_buffer(name));
+        let layers = format!("{}{}.", self.prefix(checkpoint), self.layer().layers);
+        let is_shared = |layer| layer < self.layers && !self.kind(self.attention.layers.of(layer)).kv_source.is_own();
+        let unread = |(layer, rest): (usize, &str)| is_shared(layer) && self.layer().is_key_or_value(rest);
+        checkpoint.ignore(|name| in_layer(&layers, name).is_some_and(unread));
         if self.prediction_layers > 0 {
-            let layers = format!("{}{}.", self.prefix(checkpoint), self.layer().layers);
             let all = self.layers..self.layers.saturating_add(self.prediction_layers);
-            let layer = |name: &str| name.strip_prefix(&layers)?.split_once('.')?.0.parse::<usize>().ok();
-            checkpoint.ignore(|name| layer(name).is_some_and(|layer| all.contains(&layer)));
+            checkpoint.ignore(|name| in_layer(&layers, name).is_some_and(|(layer, _)| all.contains(&layer)));
         }
         if let Some(SideOfPair { pair, side, .. }) = self.side {
             checkpoint.ignore(|name| pair.is_foreign(name, side));
@@ -350,7 +360,7 @@ impl HuggingFaceConfig {
 
     /// The path of the output embedding in the checkpoint, if the model is a decoder.
     pub fn head_path(&self) -> Option<String> {
-        self.decoder().map(|decoder| format!("{}{}", self.outer_prefix(), decoder.head))
+        self.decoder().map(|decoder| format!("{}{}", self.around.map_or("", Composite::head), decoder.head))
     }
 
     /// What precedes the names of the language model in a model that also reads images.

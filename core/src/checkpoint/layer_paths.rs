@@ -75,6 +75,19 @@ impl LayerPaths {
         NormNames::of(path).with_plus_one(self.norm_plus_one).with_unweighted(self.norm_unweighted)
     }
 
+    /// Whether a parameter of a layer is one of its keys or values: a projection, or the norm of keys.
+    pub(super) fn is_key_or_value(&self, name: &str) -> bool {
+        let at = |name: &str, path: &str| name.strip_prefix(path).is_some_and(|rest| rest.starts_with('.'));
+        let is_projection = match self.qkv {
+            QkvPaths::Fused(..) => false,
+            QkvPaths::Separate(path, [_, key, value]) => name
+                .strip_prefix(path)
+                .and_then(|rest| rest.strip_prefix('.'))
+                .is_some_and(|rest| at(rest, key) || at(rest, value)),
+        };
+        is_projection || matches!(self.qk_norm, Some(QkNormPaths::Whole([_, key])) if at(name, key))
+    }
+
     /// The names of the attention in the layer at `path`.
     pub fn attention(&self, path: &str) -> AttentionNames {
         let at = |rest: &str| format!("{path}.{rest}");
@@ -90,4 +103,10 @@ impl LayerPaths {
         });
         AttentionNames { norm, qk_norm, sinks: self.sinks.map(at), ..names }
     }
+}
+
+/// The number of the layer of a tensor, and the rest of its name, if it begins with `layers`.
+pub(super) fn in_layer<'n>(layers: &str, name: &'n str) -> Option<(usize, &'n str)> {
+    let (layer, rest) = name.strip_prefix(layers)?.split_once('.')?;
+    Some((layer.parse().ok()?, rest))
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::load::families::Gate;
@@ -16,6 +16,7 @@ use burn_deepspeed::{
 
 use super::activation::Activation;
 use super::experts::Experts;
+use super::layer_inputs::LayerInput;
 use super::parts::{Norm, linear, norm, paths};
 
 /// One layer.
@@ -32,6 +33,9 @@ pub(super) struct Block<B: Backend> {
     pub up: Option<Weight<B>>,
     pub down: Option<Weight<B>>,
     pub experts: Option<Experts<B>>,
+    pub layer_input: Option<LayerInput<B>>,
+    /// Factor of the output.
+    pub layer_factor: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
     branch: Branch,
     #[module(skip)]
@@ -64,14 +68,15 @@ impl<B: Backend> Block<B> {
         let attention_config = config.attention_config(layer);
         let latent = config.latent.map(|sizes| attention_config.init_latent_attention(&sizes, layer, device));
         let attention = config.latent.is_none().then(|| attention_config.init_self_attention(layer, device));
-        let (hidden, mlp) = (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size).len());
+        let (hidden, mlp) =
+            (attention_config.hidden_size, attention_config.rank_group()?.part(config.mlp_size_of(layer)).len());
         let paths = paths(config)?;
         let fields = config.fields()?;
         let bias = paths.mlp_bias.of(&fields)?;
         let linear = |input, output| linear(config, [input, output], bias, device);
         let norm = |path: Option<&str>| path.map(|_| norm(config, device));
         let experts = Experts::init(config, layer, device)?;
-        let dense = experts.is_none();
+        let (dense, input) = (experts.is_none(), paths.layer_inputs.as_ref());
         Ok(Self {
             attention: attention.transpose()?,
             latent: latent.transpose()?,
@@ -82,6 +87,8 @@ impl<B: Backend> Block<B> {
             up: dense.then(|| linear(hidden, mlp)).transpose()?,
             down: dense.then(|| linear(mlp, hidden)).transpose()?,
             experts,
+            layer_input: input.map(|paths| LayerInput::init(config, paths, layer, device)).transpose()?,
+            layer_factor: paths.layer_factor.map(|_| Param::from_tensor(Tensor::ones([1], device))),
             branch: if paths.parallel.of(&fields)? { Branch::Parallel } else { Branch::Sequential },
             activation: Activation::of(config)?,
             factor: paths.residual_factor.of(&fields, hidden)?,
@@ -121,6 +128,7 @@ impl<B: Backend> Block<B> {
             up: self.up.map(|up| up.quantize(blocks)).transpose()?,
             down: self.down.map(|down| down.quantize(blocks)).transpose()?,
             experts: self.experts.map(|experts| experts.quantize(blocks)).transpose()?,
+            layer_input: self.layer_input.map(|input| input.quantize(blocks)).transpose()?,
             ..self
         })
     }
@@ -128,12 +136,13 @@ impl<B: Backend> Block<B> {
 
 impl<B: InferenceBackend> Block<B> {
     /// # Shapes
-    /// - x, output: `[B, T, E]`
+    /// - x, output: `[B, T, E]`; inputs: those of [`LayerInput::forward`], in a model that has them
     pub fn forward(
         &self,
         x: Tensor<B, 3>,
         mask: AttentionMask<B>,
         keys: Keys<'_, B>,
+        inputs: Option<&Tensor<B, 3>>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         // The MLP of a block with one norm reads the normalised input of attention.
         let wanted = WantedOutputs::NONE.with_inp_norm(self.mlp_norm.is_none() && self.branch == Branch::Parallel);
@@ -145,7 +154,14 @@ impl<B: InferenceBackend> Block<B> {
             (None, Some(normed)) => normed,
             (None, None) => branch,
         };
-        Ok(sum + self.scaled(normed(self.mlp_output_norm.as_ref(), self.mlp(input)?)))
+        let mut output = sum + self.scaled(normed(self.mlp_output_norm.as_ref(), self.mlp(input)?));
+        if let (Some(own), Some(inputs)) = (&self.layer_input, inputs) {
+            output = own.forward(output, inputs, self.activation);
+        }
+        Ok(match &self.layer_factor {
+            Some(factor) => output * factor.val().unsqueeze(),
+            None => output,
+        })
     }
 
     /// The output of attention, and its normalised input if that is wanted.

@@ -1,11 +1,13 @@
 //! Reads a Hugging Face checkpoint into the decoder: on several ranks, each its part of it.
 
-use burn::module::Module;
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
 use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::load::families::Gate;
-use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, LoadReport, ParameterReader, WeightNames, WeightPart};
+use burn_deepspeed::load::{
+    Checkpoint, HuggingFaceConfig, LoadReport, ParameterReader, ReadTensors, WeightNames, WeightPart,
+};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
 
 use super::Decoder;
@@ -22,7 +24,8 @@ impl<B: Backend> Decoder<B> {
         config.ignore_buffers(checkpoint);
         let (paths, orientation) = (paths(config)?, config.layer().orientation);
         let attention = config.attention_config(0);
-        let reader = ParameterReader::<B>::new(checkpoint, attention.dtype.of_backend::<B>(device)?, device);
+        let dtype = attention.dtype.of_backend::<B>(device)?;
+        let reader = ParameterReader::<B>::new(checkpoint, dtype, device);
         let prefix = config.prefix(checkpoint);
         let at = |path: &str| format!("{prefix}{path}");
         let table = |path: &str| format!("{prefix}{path}.weight");
@@ -36,21 +39,26 @@ impl<B: Backend> Decoder<B> {
         }
         self.final_norm = self.final_norm.read(&reader, &config.layer().norm_names(&at(paths.final_norm)))?;
 
-        let (own, all) = (attention.rank_group()?.part(config.mlp_size), config.mlp_size);
-        // The file may state any width; the tensor is compared with it.
-        let both = all.saturating_mul(2);
-        let outputs = |first: usize, all| {
-            let [start, end] = [own.start, own.end].map(|output| output.saturating_add(first));
-            WeightPart::Outputs { own: start..end, all }
+        self.layer_inputs = match (self.layer_inputs, &paths.layer_inputs) {
+            (Some(inputs), Some(paths)) => Some(inputs.load(config, paths, &reader, at)?),
+            (inputs, _) => inputs,
         };
-        // Where one matrix has both, the gate comes first.
-        let (gate_part, up_part) = match paths.gate {
-            Gate::WithUp => (outputs(0, both), outputs(all, both)),
-            Gate::None | Gate::At(_) => (outputs(0, all), outputs(0, all)),
-        };
-        let outer = WeightPart::Inputs { own: own.clone(), all };
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (layer, mut block) in self.blocks.into_iter().enumerate() {
+            let all = config.mlp_size_of(layer);
+            let own = attention.rank_group()?.part(all);
+            // The file may state any width; the tensor is compared with it.
+            let both = all.saturating_mul(2);
+            let outputs = |first: usize, all| {
+                let [start, end] = [own.start, own.end].map(|output| output.saturating_add(first));
+                WeightPart::Outputs { own: start..end, all }
+            };
+            // Where one matrix has both, the gate comes first.
+            let (gate_part, up_part) = match paths.gate {
+                Gate::WithUp => (outputs(0, both), outputs(all, both)),
+                Gate::None | Gate::At(_) => (outputs(0, all), outputs(0, all)),
+            };
+            let outer = WeightPart::Inputs { own: own.clone(), all };
             let layer_path = config.layer_path(checkpoint, layer);
             let at = |path: &str| format!("{layer_path}.{path}");
             let projection = |module: &Weight<B>, path: &str, part: &WeightPart| {
@@ -80,6 +88,14 @@ impl<B: Backend> Decoder<B> {
                 Some(experts) => Some(experts.load((config, layer), (checkpoint, &reader), device)?),
                 None => None,
             };
+            block.layer_input = match (block.layer_input, &paths.layer_inputs) {
+                (Some(input), Some(paths)) => Some(input.load(config, paths, &reader, at)?),
+                (input, _) => input,
+            };
+            if let (Some(_), Some(path)) = (&block.layer_factor, paths.layer_factor) {
+                let factor = checkpoint.tensor(&at(path), [1], dtype, device)?;
+                block.layer_factor = Some(Param::from_tensor(factor));
+            }
             blocks.push(block);
         }
         self.blocks = blocks;

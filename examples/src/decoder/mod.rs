@@ -9,6 +9,7 @@
 pub(crate) mod activation;
 mod block;
 mod experts;
+mod layer_inputs;
 mod load;
 mod parts;
 
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 use burn::module::Module;
 use burn::nn::{Embedding, EmbeddingConfig, Initializer, LayerNorm};
-use burn::tensor::{DType, Int, Tensor, backend::Backend, bf16, f16};
+use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::ops::Keys;
 use burn_deepspeed::parallel::Communicator;
@@ -26,7 +27,8 @@ use burn_deepspeed::{
 };
 
 use block::Block;
-use parts::{Norm, layer_norm, linear, norm, paths};
+use layer_inputs::LayerInputs;
+use parts::{Norm, layer_norm, linear, norm, paths, rounded};
 
 /// A decoder-only language model.
 #[derive(Module, Debug)]
@@ -34,6 +36,7 @@ pub struct Decoder<B: Backend> {
     tokens: Embedding<B>,
     positions: Option<Embedding<B>>,
     embedding_norm: Option<LayerNorm<B>>,
+    layer_inputs: Option<LayerInputs<B>>,
     blocks: Vec<Block<B>>,
     final_norm: Norm<B>,
     head: Weight<B>,
@@ -70,11 +73,13 @@ impl<B: Backend> Decoder<B> {
             |rows: usize| EmbeddingConfig::new(rows, hidden).with_initializer(initializer.clone()).init(device);
         let position_offset = config.family.positions.map_or(0, |positions| positions.offset);
         let positions = config.learned_positions().map(|rows| embedding(rows.saturating_add(position_offset)));
+        let layer_inputs = paths.layer_inputs.as_ref();
         let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
         Ok(Self {
             tokens: embedding(config.vocab_size),
             positions,
             embedding_norm: paths.embedding_norm.map(|_| layer_norm(config, device)),
+            layer_inputs: layer_inputs.map(|paths| LayerInputs::init(config, paths, device)).transpose()?,
             blocks,
             final_norm: norm(config, device),
             head: linear(config, [hidden, config.vocab_size], paths.head_bias, device)?,
@@ -103,7 +108,12 @@ impl<B: Backend> Decoder<B> {
     /// The model with projections of int8; embeddings and norms stay as they are. Records of such a model are loaded into one.
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         let layers = self.blocks.into_iter().map(|block| block.quantize(blocks));
-        Ok(Self { blocks: layers.collect::<Result<_, _>>()?, head: self.head.quantize(blocks)?, ..self })
+        Ok(Self {
+            blocks: layers.collect::<Result<_, _>>()?,
+            layer_inputs: self.layer_inputs.map(|inputs| inputs.quantize(blocks)).transpose()?,
+            head: self.head.quantize(blocks)?,
+            ..self
+        })
     }
 
     /// Whether the projections are int8.
@@ -147,7 +157,7 @@ impl<B: InferenceBackend> Decoder<B> {
         mut step: Option<&mut Step<'_, B>>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         let [batch, tokens] = ids.dims();
-        let mut x = self.tokens.forward(ids);
+        let mut x = self.tokens.forward(ids.clone());
         if self.factors.embedding != 1.0 {
             let factor = rounded(self.factors.embedding, x.dtype());
             x = x.mul_scalar(factor);
@@ -160,12 +170,13 @@ impl<B: InferenceBackend> Decoder<B> {
         if let Some(norm) = &self.embedding_norm {
             x = norm.forward(x);
         }
+        let inputs = self.layer_inputs.as_ref().map(|inputs| inputs.forward(ids, x.clone()));
         for (layer, block) in self.blocks.iter().enumerate() {
             let keys = match &mut step {
                 Some(step) => Keys::Cached(step.layer(layer)),
                 None => Keys::Fresh(positions),
             };
-            x = block.forward(x, mask.clone(), keys)?;
+            x = block.forward(x, mask.clone(), keys, inputs.as_ref())?;
         }
         Ok(self.factors.of_logits(B::Ops::linear(self.final_norm.forward(x), &self.head)))
     }
@@ -178,14 +189,5 @@ impl Factors {
             Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
             None => logits,
         }
-    }
-}
-
-/// The factor of an embedding in its element type, in which Gemma rounds it.
-fn rounded(factor: f64, dtype: DType) -> f64 {
-    match dtype {
-        DType::F16 => f16::from_f64(factor).to_f64(),
-        DType::BF16 => bf16::from_f64(factor).to_f64(),
-        _ => factor,
     }
 }

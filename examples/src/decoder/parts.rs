@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend, bf16, f16};
 use burn_deepspeed::load::families::DecoderPaths;
 use burn_deepspeed::load::{HuggingFaceConfig, NormNames, ParameterReader};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
@@ -70,5 +70,14 @@ pub(super) fn linear<B: Backend>(
     match attention.dtype {
         Some(DataType::Int8) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
         _ => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
+    }
+}
+
+/// The factor of an embedding in its element type, in which Gemma rounds it.
+pub(super) fn rounded(factor: f64, dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => f16::from_f64(factor).to_f64(),
+        DType::BF16 => bf16::from_f64(factor).to_f64(),
+        _ => factor,
     }
 }

@@ -8,6 +8,7 @@ use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
+use burn_deepspeed::spec::AttentionSpec;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{ConfigError, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCache, KvCacheType};
 
@@ -169,8 +170,13 @@ impl<B: InferenceBackend> TextModel for Model<B> {
     }
 
     fn cache_bytes(&self) -> Result<usize, Failure> {
-        Ok(KvCache::<B>::bytes(&self.config.attention_spec(0)?, self.config.layers, 1, &self.device)?)
+        Ok(KvCache::<B>::bytes_for_layers(&specs(&self.config)?, 1, &self.device)?)
     }
+}
+
+/// The attention of every layer.
+pub(super) fn specs(config: &HuggingFaceConfig) -> Result<Vec<AttentionSpec>, ConfigError> {
+    (0..config.layers).map(|layer| config.attention_spec(layer)).collect()
 }
 
 /// The decoder of a rank, or the whole one.

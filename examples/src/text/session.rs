@@ -3,9 +3,10 @@
 use std::num::NonZeroUsize;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
-use burn_deepspeed::{AttentionInit, FromTensor, InferenceBackend, KvCache, Positions};
+use burn_deepspeed::{FromTensor, InferenceBackend, KvCache, Positions};
 
 use super::Model;
+use super::model::specs;
 use crate::Failure;
 
 /// Prompts of equal width; padding is on the left, where the mask is 0.
@@ -81,12 +82,8 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
             )
             .into());
         }
-        let attention = config.attention_config(0).with_max_out_tokens(capacity);
-        let rows = batch.ids.len();
-        let cache = match &config.latent {
-            Some(sizes) => attention.init_latent_cache(sizes, rows, &model.device)?,
-            None => attention.init_cache(rows, &model.device)?,
-        };
+        let fitting = config.clone().with_attention(|attention| attention.with_max_out_tokens(capacity));
+        let cache = KvCache::for_layers(&specs(&fitting)?, batch.ids.len(), &model.device)?;
         let none = vec![Vec::new(); batch.ids.len()];
         Ok(Self { model, cache, ids: none.clone(), mask: none })
     }

@@ -17,6 +17,7 @@ mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm;
 mod glm4;
 mod gpt2;
@@ -59,7 +60,7 @@ mod vit;
 mod whisper;
 
 pub use super::class::{Class, MlpSize, Setting};
-pub use super::decoder::{DecoderPaths, Factor, Gate};
+pub use super::decoder::{DecoderPaths, Factor, Gate, LayerInputPaths};
 pub use super::encoder::{
     BlockNorms, ClassPooling, EncoderInput, EncoderPaths, ImageShape, PatchPaths, PositionIds, TokenPaths,
     VectorProjection,
@@ -111,6 +112,7 @@ pub const ALL: &[&Family] = &[
     &gemma::FAMILY,
     &gemma2::FAMILY,
     &gemma3::FAMILY,
+    &gemma4::FAMILY,
     &phi::FAMILY,
     &phi3::FAMILY,
     &smollm3::FAMILY,
