@@ -55,8 +55,7 @@ impl Element for i8 {
 }
 
 /// Bytes of a cache line.
-#[cfg(target_arch = "x86_64")]
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// The stride of rows, and a column in them.
 #[derive(Clone, Copy)]
@@ -263,12 +262,21 @@ pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
 /// Prefetches elements that are read soon.
 #[inline(always)]
 pub(super) fn prefetch<E>(elements: &[E]) {
+    for at in (0..elements.len()).step_by(LINE / size_of::<E>()) {
+        prefetch_at(elements, at);
+    }
+}
+
+/// Prefetches the line of an element, which need not exist.
+#[inline(always)]
+pub(super) fn prefetch_at<E>(elements: &[E], at: usize) {
     #[cfg(target_arch = "x86_64")]
-    for line in elements.chunks(LINE / size_of::<E>()) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction, and it reads nothing that the program could see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+        // SAFETY: every x86-64 processor has the instruction. It reads nothing that the program could see, and ignores addresses that
+        // are not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(elements.as_ptr().wrapping_add(at).cast()) }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = elements;
+    let _ = (elements, at);
 }

@@ -6,10 +6,10 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::problem::{Path, Product, Weights};
+use super::problem::{DEPTH, Layout, PART, Path, Product, Weights, after};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
-use crate::cpu::stream::{rest_sums, vector_sums};
+use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
 /// Most rows of a sequence for which a matrix is streamed. For more rows, its blocks are converted to f32 once for all of them.
 const FEW: usize = 8;
@@ -141,14 +141,17 @@ impl Weights for Int8Matrix<'_> {
         }
     }
 
+    fn layout(&self) -> Layout {
+        Layout::Along
+    }
+
+    fn in_place(&self) -> Option<(&[f32], usize)> {
+        None
+    }
+
     #[inline(always)]
-    fn block<'r>(
-        &'r self,
-        outputs: &Range<usize>,
-        features: &Range<usize>,
-        scratch: &'r mut [f32],
-    ) -> (&'r [f32], usize) {
-        for (output, run) in outputs.clone().zip(scratch.chunks_exact_mut(features.len())) {
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, place: &mut [f32]) {
+        for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
             let (elements, scales) = self.run(output);
             let mut at = features.start;
             while at < features.end {
@@ -161,7 +164,16 @@ impl Weights for Int8Matrix<'_> {
                 at = end;
             }
         }
-        (scratch, features.len())
+    }
+
+    #[inline(always)]
+    fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, _at: usize, part: usize) {
+        let (first, feature) = after(own, block, features, self.inputs);
+        if (part * PART).is_multiple_of(LINE) {
+            for n in 0..own.len() {
+                prefetch_at(self.elements, (first + n) * self.inputs + feature + part * PART);
+            }
+        }
     }
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {

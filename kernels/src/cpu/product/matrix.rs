@@ -14,10 +14,9 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::problem::{Path, Product, Weights};
+use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, wide};
 use crate::contract::extent;
-use crate::cpu::lanes::into_lanes;
-use crate::cpu::stream::{Columns, add_rows, dot_rows};
+use crate::cpu::stream::{Columns, add_rows, dot_rows, prefetch_at};
 
 /// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
 const FEW_ALONG_INPUTS: usize = 8;
@@ -29,7 +28,7 @@ const FEW_ALONG_OUTPUTS: usize = 24;
 const MANY: usize = 128;
 
 /// Inputs whose weights are added together.
-const DEPTH: usize = 8;
+const TERMS: usize = 8;
 
 /// Outputs that are computed together.
 const TOGETHER: usize = 4;
@@ -75,7 +74,7 @@ impl Weights for Matrix<'_> {
         };
         match sequence {
             sequence if sequence <= few => Path::Stream,
-            sequence if sequence <= MANY => Path::Tiles,
+            sequence if sequence <= MANY || wide() => Path::Tiles,
             _ => Path::Packed,
         }
     }
@@ -83,9 +82,9 @@ impl Weights for Matrix<'_> {
     #[inline(always)]
     fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]) {
         if self.output_stride == 1 {
-            let whole = self.inputs / DEPTH * DEPTH;
-            for at in (0..whole).step_by(DEPTH) {
-                self.add::<S, DEPTH>(simd, input, at, first, sums);
+            let whole = self.inputs / TERMS * TERMS;
+            for at in (0..whole).step_by(TERMS) {
+                self.add::<S, TERMS>(simd, input, at, first, sums);
             }
             for at in whole..self.inputs {
                 self.add::<S, 1>(simd, input, at, first, sums);
@@ -102,28 +101,47 @@ impl Weights for Matrix<'_> {
         }
     }
 
+    fn layout(&self) -> Layout {
+        if self.output_stride == 1 && self.input_stride != 1 { Layout::Across } else { Layout::Along }
+    }
+
+    fn in_place(&self) -> Option<(&[f32], usize)> {
+        (self.input_stride == 1).then_some((self.elements, self.output_stride))
+    }
+
     #[inline(always)]
-    fn block<'r>(
-        &'r self,
-        outputs: &Range<usize>,
-        features: &Range<usize>,
-        scratch: &'r mut [f32],
-    ) -> (&'r [f32], usize) {
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, place: &mut [f32]) {
         let Self { elements, input_stride, output_stride, .. } = *self;
         if input_stride == 1 {
-            return (&elements[outputs.start * output_stride + features.start..], output_stride);
-        }
-        if output_stride == 1 {
-            let row = |at: usize| &elements[(features.start + at) * input_stride + outputs.start..][..outputs.len()];
-            into_lanes(row, features.len(), scratch);
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
+                run[..features.len()].copy_from_slice(&elements[output * output_stride..][features.clone()]);
+            }
+        } else if output_stride == 1 {
+            for (feature, run) in features.clone().zip(place.chunks_exact_mut(WIDTH)) {
+                let (run, rest) = run.split_at_mut(outputs.len());
+                run.copy_from_slice(&elements[feature * input_stride..][outputs.clone()]);
+                rest.fill(0.0);
+            }
         } else {
-            for (output, run) in outputs.clone().zip(scratch.chunks_exact_mut(features.len())) {
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
                 for (feature, element) in features.clone().zip(run) {
                     *element = elements[feature * input_stride + output * output_stride];
                 }
             }
         }
-        (scratch, features.len())
+    }
+
+    #[inline(always)]
+    fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize) {
+        let Self { elements, inputs, input_stride, output_stride, .. } = *self;
+        if input_stride == 1 {
+            let (first, feature) = after(own, block, features, inputs);
+            for n in 0..own.len() {
+                prefetch_at(elements, (first + n) * output_stride + feature + part * PART);
+            }
+        } else if output_stride == 1 {
+            let _ = at;
+        }
     }
 
     /// On the `gemm` crate.

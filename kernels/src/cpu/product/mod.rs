@@ -3,6 +3,7 @@
 //! A few rows are memory-bound: the matrix is read once, in long runs, for all of them. More rows are computed in the lanes of
 //! tiles, many by the `gemm` crate.
 
+mod groups;
 mod int8;
 mod matrix;
 mod problem;
