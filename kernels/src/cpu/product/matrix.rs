@@ -15,8 +15,9 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, wide};
+use super::runs::{Runs, all};
 use crate::contract::extent;
-use crate::cpu::stream::{Columns, add_rows, dot_rows, prefetch_at};
+use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
 
 /// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
 const FEW_ALONG_INPUTS: usize = 8;
@@ -29,9 +30,6 @@ const MANY: usize = 128;
 
 /// Inputs whose weights are added together.
 const TERMS: usize = 8;
-
-/// Outputs that are computed together.
-const TOGETHER: usize = 4;
 
 /// Runs of a matrix are long enough for the hardware to prefetch them.
 const NOTHING_AHEAD: Option<fn(usize) -> &'static [f32]> = None;
@@ -90,14 +88,7 @@ impl Weights for Matrix<'_> {
                 self.add::<S, 1>(simd, input, at, first, sums);
             }
         } else {
-            let outputs = sums.len() / (input.len() / self.inputs);
-            let whole = outputs / TOGETHER * TOGETHER;
-            for at in (0..whole).step_by(TOGETHER) {
-                self.dot::<S, TOGETHER>(simd, input, at, first, sums);
-            }
-            for at in whole..outputs {
-                self.dot::<S, 1>(simd, input, at, first, sums);
-            }
+            all(simd, self, input, self.inputs, first, sums);
         }
     }
 
@@ -140,7 +131,13 @@ impl Weights for Matrix<'_> {
                 prefetch_at(elements, (first + n) * output_stride + feature + part * PART);
             }
         } else if output_stride == 1 {
-            let _ = at;
+            // Lines of the next features, distributed over the parts of all groups.
+            let (groups, lines) = (block.len().div_ceil(own.len()), block.len().div_ceil(PART));
+            let (parts, part) = (groups * (DEPTH / PART), at * (DEPTH / PART) + part);
+            for line in part * lines * DEPTH / parts..(part + 1) * lines * DEPTH / parts {
+                let feature = features.end + line / lines;
+                prefetch_at(elements, feature * input_stride + block.start + line % lines * PART);
+            }
         }
     }
 
@@ -191,13 +188,20 @@ impl Matrix<'_> {
         let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + first..][..outputs]);
         add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, NOTHING_AHEAD);
     }
+}
 
-    /// `[out, in]`: the sums of `N` outputs from `at` on, whose features, each a run of memory, are multiplied with those of every row.
+/// `[out, in]`.
+impl Runs for Matrix<'_> {
     #[inline(always)]
-    fn dot<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
+    fn dot<S: Simd, const N: usize, const M: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        rows: [&[f32]; M],
+        next: bool,
+    ) -> [[f32; N]; M] {
         let Self { elements, inputs, output_stride, .. } = *self;
-        let outputs = sums.len() / (input.len() / inputs);
-        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(first + at + n) * output_stride..][..inputs]);
-        dot_rows(simd, runs, input, sums, Columns { stride: outputs, first: at }, NOTHING_AHEAD);
+        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(first + n) * output_stride..][..inputs]);
+        dot(simd, runs, rows, next.then_some(N * output_stride))
     }
 }

@@ -8,6 +8,7 @@ mod int8;
 mod matrix;
 mod problem;
 mod rounded;
+mod runs;
 mod tiles;
 
 use pulp::{Arch, Simd, WithSimd};
