@@ -54,6 +54,9 @@ impl Element for i8 {
     }
 }
 
+/// Bytes between what is read of a run and what is prefetched.
+const AHEAD: usize = 1024;
+
 /// Bytes of a cache line.
 pub(super) const LINE: usize = 64;
 
@@ -231,8 +234,10 @@ pub(super) fn vector_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     let each = (LINE / size_of::<E>() / S::F32_LANES).max(1);
     for line in (0..count).step_by(each) {
         if let Some(next) = next {
+            let (ahead, len) = (line * S::F32_LANES + AHEAD / size_of::<E>(), inputs[0].len());
+            let ahead = if ahead < len { ahead } else { next + ahead - len };
             for n in 0..N {
-                prefetch_at(runs[n], next + line * S::F32_LANES);
+                prefetch_at(runs[n], ahead);
             }
         }
         for at in line..count.min(line + each) {

@@ -129,17 +129,18 @@ impl Weights for Int8Matrix<'_> {
 
     #[inline(always)]
     fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, place: &mut [f32]) {
-        for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
-            let (elements, scales) = self.run(output);
-            let mut at = features.start;
-            while at < features.end {
-                let block = at / self.input_block;
-                let (end, scale) = (features.end.min((block + 1) * self.input_block), scales[block]);
-                let places = &mut run[at - features.start..end - features.start];
-                for (place, element) in places.iter_mut().zip(&elements[at..end]) {
+        let mut at = features.start;
+        while at < features.end {
+            let block = at / self.input_block;
+            let own = at..features.end.min((block + 1) * self.input_block);
+            at = own.end;
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
+                let (elements, scales) = self.run(output);
+                let (elements, scale) = (&elements[own.clone()], scales[block]);
+                let places = &mut run[own.start - features.start..][..elements.len()];
+                for (place, element) in places.iter_mut().zip(elements) {
                     *place = f32::from(*element) * scale;
                 }
-                at = end;
             }
         }
     }

@@ -72,7 +72,7 @@ impl Weights for Matrix<'_> {
         };
         match sequence {
             sequence if sequence <= few => Path::Stream,
-            sequence if sequence <= MANY || wide() => Path::Tiles,
+            sequence if sequence <= MANY || self.input_stride == 1 && wide() => Path::Tiles,
             _ => Path::Packed,
         }
     }

@@ -24,7 +24,8 @@ use super::problem::{DEPTH, Layout, Product, WIDTH, Weights};
 use crate::cpu::lanes::{Count, Lanes, into_lanes, out_of_lanes};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 
-/// Most outputs of a group, of which the smaller groups are divisors; tasks have a multiple of it.
+/// Most outputs of a group, and a multiple of all groups: with the vectors of a tile they have 24 sums in 32 registers or 12 in 16, which
+/// hide the latency of a multiplication. Tasks have a multiple of it.
 const MOST_GROUP: usize = 24;
 
 /// Most outputs of a group that are read where the matrix is: more have more addresses than registers.
