@@ -66,7 +66,8 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
     let words = inputs.div_ceil(2);
     let output = Disjoint::new(output);
     with_scratch(rows * (words + 1), |scratch| {
-        let (scales, whole) = scratch.split_at_mut(rows);
+        // The rows first: they start where a cache line does.
+        let (whole, scales) = scratch.split_at_mut(rows * words);
         let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
         whole.par_chunks_exact_mut(2 * words).zip(input.par_chunks_exact(inputs)).zip(scales.par_iter_mut()).for_each(
             |((whole, row), scale)| *scale = pulp::Arch::new().dispatch(Round { row, whole: &mut whole[..inputs] }),
