@@ -10,10 +10,10 @@ use crate::contract::check_len;
 pub(super) const MULTIPLE: usize = 16;
 
 /// Inputs whose weights are packed together: those of a tile of 64 rows leave a third of a first-level cache of 48 KB.
-pub(super) const DEPTH: usize = 128;
+pub(super) const DEPTH: usize = 256;
 
 /// Most outputs whose weights are packed together.
-pub(super) const WIDTH: usize = 192;
+pub(super) const WIDTH: usize = 96;
 
 /// Inputs between two prefetches: a line of f32.
 pub(super) const PART: usize = 16;

@@ -31,6 +31,9 @@ const MOST_GROUP: usize = 24;
 /// Most outputs of a group that are read where the matrix is: more have more addresses than registers.
 const IN_PLACE: usize = 6;
 
+/// Features that are multiplied at a time where weights are read in place: longer runs, of which the tile is in the second-level cache.
+const IN_PLACE_DEPTH: usize = 1024;
+
 /// Most rows of a task.
 const MOST_ROWS: usize = 512;
 
@@ -95,7 +98,9 @@ fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let tiles = tiling.tiles();
     let parts = tiles.div_ceil(MOST_ROWS / tiling.most);
     let each_tiles = tiles.div_ceil(parts);
-    let fair = outputs.div_ceil((4 * rayon::current_num_threads()).div_ceil(parts)).next_multiple_of(MOST_GROUP);
+    let threads = rayon::current_num_threads();
+    let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(parts) };
+    let fair = outputs.div_ceil(tasks).next_multiple_of(MOST_GROUP);
     let each = fair.min(WIDTH);
     let output = Disjoint::new(output);
     with_scratch(tiling.all(&(0..tiles)) * inputs, |packed| {
@@ -172,8 +177,10 @@ impl<W: Weights> WithSimd for Task<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let matrix = &self.problem.matrix;
-        for start in (0..matrix.inputs()).step_by(DEPTH) {
-            let features = start..matrix.inputs().min(start + DEPTH);
+        let whole = self.tiling.lanes(self.tiles.start) == self.tiling.most;
+        let depth = if whole && self.tiles.len() == 1 && matrix.in_place().is_some() { IN_PLACE_DEPTH } else { DEPTH };
+        for start in (0..matrix.inputs()).step_by(depth) {
+            let features = start..matrix.inputs().min(start + depth);
             if matrix.layout() == Layout::Across {
                 matrix.pack(&self.outputs, &features, self.weights);
             }
