@@ -2,12 +2,12 @@
 
 use pulp::Simd;
 
-use super::problem::{DEPTH, PART, WIDTH};
+use super::problem::{PART, WIDTH};
 
 /// Adds to `sums`, or to nothing if they are `fresh`, the products of the lanes and the weights of `N` outputs, packed as
-/// `[outputs, DEPTH]`. `ahead` prefetches what the next group needs, a part with every [`PART`] features.
+/// `[outputs, D]`. `ahead` prefetches what the next group needs, a part with every [`PART`] features.
 #[inline(always)]
-pub(super) fn packed_along<S: Simd, const V: usize, const N: usize>(
+pub(super) fn packed_along<S: Simd, const V: usize, const N: usize, const D: usize>(
     simd: S,
     lanes: &[[S::f32s; V]],
     weights: &[f32],
@@ -15,9 +15,9 @@ pub(super) fn packed_along<S: Simd, const V: usize, const N: usize>(
     fresh: bool,
     ahead: impl Fn(usize),
 ) {
-    assert!(lanes.len() <= DEPTH && weights.len() >= N * DEPTH);
-    // SAFETY: outputs are less than `N` and features less than `DEPTH`, so `weights` has the element.
-    group(simd, lanes, |n, feature| unsafe { *weights.get_unchecked(n * DEPTH + feature) }, sums, fresh, ahead);
+    assert!(lanes.len() <= D && weights.len() >= N * D);
+    // SAFETY: outputs are less than `N` and features less than `D`, so `weights` has the element.
+    group(simd, lanes, |n, feature| unsafe { *weights.get_unchecked(n * D + feature) }, sums, fresh, ahead);
 }
 
 /// The same for weights that are packed as `[features, WIDTH]`.

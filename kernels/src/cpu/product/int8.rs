@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::problem::{DEPTH, Layout, PART, Path, Product, Weights, after};
+use super::problem::{Layout, PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
@@ -128,13 +128,13 @@ impl Weights for Int8Matrix<'_> {
     }
 
     #[inline(always)]
-    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, place: &mut [f32]) {
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]) {
         let mut at = features.start;
         while at < features.end {
             let block = at / self.input_block;
             let own = at..features.end.min((block + 1) * self.input_block);
             at = own.end;
-            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
                 let (elements, scales) = self.run(output);
                 let (elements, scale) = (&elements[own.clone()], scales[block]);
                 let places = &mut run[own.start - features.start..][..elements.len()];

@@ -102,10 +102,10 @@ impl Weights for Matrix<'_> {
     }
 
     #[inline(always)]
-    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, place: &mut [f32]) {
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]) {
         let Self { elements, input_stride, output_stride, .. } = *self;
         if input_stride == 1 {
-            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
                 run[..features.len()].copy_from_slice(&elements[output * output_stride..][features.clone()]);
             }
         } else if output_stride == 1 {
@@ -115,7 +115,7 @@ impl Weights for Matrix<'_> {
                 rest.fill(0.0);
             }
         } else {
-            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(DEPTH)) {
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
                 for (feature, element) in features.clone().zip(run) {
                     *element = elements[feature * input_stride + output * output_stride];
                 }

@@ -10,10 +10,10 @@ use crate::contract::check_len;
 pub(super) const MULTIPLE: usize = 16;
 
 /// Inputs whose weights are packed together: those of a tile of 64 rows leave a third of a first-level cache of 48 KB.
-pub(super) const DEPTH: usize = 256;
+pub(super) const DEPTH: usize = 128;
 
 /// Most outputs whose weights are packed together.
-pub(super) const WIDTH: usize = 96;
+pub(super) const WIDTH: usize = 192;
 
 /// Inputs between two prefetches: a line of f32.
 pub(super) const PART: usize = 16;
@@ -47,7 +47,7 @@ pub(crate) enum Path {
 /// How packed weights lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// `[outputs, DEPTH]`, a group of outputs at a time.
+    /// `[outputs, depth]`, a group of outputs at a time.
     Along,
     /// `[features, WIDTH]`, all outputs of a task at once.
     Across,
@@ -75,8 +75,8 @@ pub(crate) trait Weights: Copy + Send + Sync {
     /// Runs of f32 along the inputs, if the matrix has them, and the stride between them.
     fn in_place(&self) -> Option<(&[f32], usize)>;
 
-    /// Packs the weights of some outputs and at most [`DEPTH`] features in f32.
-    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, place: &mut [f32]);
+    /// Packs the weights of some outputs and features in f32. Along the inputs, runs have room for `depth` features.
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]);
 
     /// Prefetches weights: a part of what `pack` gets after the group `at`, whose outputs are `own`, of a block.
     fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize);

@@ -28,11 +28,9 @@ use crate::cpu::scratch::{Disjoint, with_scratch};
 /// hide the latency of a multiplication. Tasks have a multiple of it.
 const MOST_GROUP: usize = 24;
 
-/// Most outputs of a group that are read where the matrix is: more have more addresses than registers.
-const IN_PLACE: usize = 6;
-
-/// Features that are multiplied at a time where weights are read in place: longer runs, of which the tile is in the second-level cache.
-const IN_PLACE_DEPTH: usize = 1024;
+/// Features that are multiplied at a time if there is one tile: longer runs of weights, which are read once, and a tile that is in the
+/// second-level cache.
+const ALONE: usize = 512;
 
 /// Most rows of a task.
 const MOST_ROWS: usize = 512;
@@ -177,21 +175,26 @@ impl<W: Weights> WithSimd for Task<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let matrix = &self.problem.matrix;
-        let whole = self.tiling.lanes(self.tiles.start) == self.tiling.most;
-        let depth = if whole && self.tiles.len() == 1 && matrix.in_place().is_some() { IN_PLACE_DEPTH } else { DEPTH };
+        // A single tile of one group of vectors has its weights for itself.
+        let alone = self.tiles.len() == 1
+            && self.tiling.lanes(self.tiles.start) == self.tiling.most
+            && matrix.layout() == Layout::Along;
+        let depth = if alone { ALONE } else { DEPTH };
         for start in (0..matrix.inputs()).step_by(depth) {
             let features = start..matrix.inputs().min(start + depth);
             if matrix.layout() == Layout::Across {
-                matrix.pack(&self.outputs, &features, self.weights);
+                matrix.pack(&self.outputs, &features, depth, self.weights);
             }
             for tile in self.tiles.clone() {
                 match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
-                    (1, true) => self.tile::<S, 1, 24>(simd, tile, &features),
-                    (2, true) => self.tile::<S, 2, 12>(simd, tile, &features),
-                    (3, true) => self.tile::<S, 3, 8>(simd, tile, &features),
-                    (_, true) => self.tile::<S, 4, 6>(simd, tile, &features),
-                    (1, false) => self.tile::<S, 1, 12>(simd, tile, &features),
-                    (_, false) => self.tile::<S, 2, 6>(simd, tile, &features),
+                    (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
+                    (2, true) => self.tile::<S, 2, 12, DEPTH>(simd, tile, &features),
+                    (3, true) => self.tile::<S, 3, 8, DEPTH>(simd, tile, &features),
+                    (_, true) if alone => self.tile::<S, 4, 6, ALONE>(simd, tile, &features),
+                    (_, true) => self.tile::<S, 4, 6, DEPTH>(simd, tile, &features),
+                    (1, false) => self.tile::<S, 1, 12, DEPTH>(simd, tile, &features),
+                    (_, false) if alone => self.tile::<S, 2, 6, ALONE>(simd, tile, &features),
+                    (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
                 }
             }
         }
@@ -200,9 +203,14 @@ impl<W: Weights> WithSimd for Task<'_, W> {
 }
 
 impl<W: Weights> Task<'_, W> {
-    /// Adds the products of some features of a tile, in `V` vectors, to its sums, `N` outputs at a time.
+    /// Adds the products of at most `D` features of a tile, in `V` vectors, to its sums, `N` outputs at a time.
     #[inline(always)]
-    fn tile<S: Simd, const V: usize, const N: usize>(&mut self, simd: S, tile: usize, features: &Range<usize>) {
+    fn tile<S: Simd, const V: usize, const N: usize, const D: usize>(
+        &mut self,
+        simd: S,
+        tile: usize,
+        features: &Range<usize>,
+    ) {
         let Self { problem, tiling, packed, tiles, outputs, sums, weights, .. } = self;
         let matrix = &problem.matrix;
         let (inputs, lanes) = (matrix.inputs(), V * S::F32_LANES);
@@ -215,7 +223,7 @@ impl<W: Weights> Task<'_, W> {
 
         // The first tile takes the weights from memory, and the others from the caches.
         let first = tile == tiles.start;
-        let in_place = if tiles.len() == 1 && N <= IN_PLACE { matrix.in_place() } else { None };
+        let in_place = if D == ALONE { matrix.in_place() } else { None };
         let groups = outputs.len().div_ceil(N);
         for (at, sums) in sums.as_chunks_mut::<N>().0[..groups].iter_mut().enumerate() {
             let own = outputs.start + at * N..outputs.end.min(outputs.start + (at + 1) * N);
@@ -231,13 +239,15 @@ impl<W: Weights> Task<'_, W> {
             } else if matrix.layout() == Layout::Across {
                 packed_across(simd, rows, &weights[at * N..], sums, fresh, ahead);
             } else {
-                let weights = &mut weights[at * N * DEPTH..][..N * DEPTH];
+                // Other tiles find the weights where the first has packed them.
+                let place = if D == ALONE { 0 } else { at * N * D };
+                let weights = &mut weights[place..][..N * D];
                 if first {
-                    matrix.pack(&own, features, weights);
+                    matrix.pack(&own, features, D, weights);
                     // The rest of the last group is computed, and not read.
-                    weights[own.len() * DEPTH..].fill(0.0);
+                    weights[own.len() * D..].fill(0.0);
                 }
-                packed_along(simd, rows, weights, sums, fresh, ahead);
+                packed_along::<S, V, N, D>(simd, rows, weights, sums, fresh, ahead);
             }
         }
     }
