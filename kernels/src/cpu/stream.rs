@@ -236,8 +236,8 @@ pub(super) fn vector_sums<S: Simd, E: Element, const N: usize, const M: usize>(
         if let Some(next) = next {
             let (ahead, len) = (line * S::F32_LANES + AHEAD / size_of::<E>(), inputs[0].len());
             let ahead = if ahead < len { ahead } else { next + ahead - len };
-            for n in 0..N {
-                prefetch_at(runs[n], ahead);
+            for run in runs {
+                prefetch_at(run, ahead);
             }
         }
         for at in line..count.min(line + each) {

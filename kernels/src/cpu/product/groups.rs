@@ -54,6 +54,7 @@ pub(super) fn runs_of_features<S: Simd, const V: usize, const N: usize>(
 
 /// The same for a weight per output and feature.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "several arrays at one index")]
 fn group<S: Simd, const V: usize, const N: usize>(
     simd: S,
     lanes: &[[S::f32s; V]],

@@ -65,12 +65,12 @@ impl Columns<'_> {
     #[inline(always)]
     fn some<S: Simd, const N: usize, const M: usize>(&mut self, simd: S, matrix: &impl Runs, at: usize, row: usize) {
         let mut rows = [&[][..]; M];
-        for m in 0..M {
-            rows[m] = &self.input[(row + m) * self.inputs..][..self.inputs];
+        for (m, features) in rows.iter_mut().enumerate() {
+            *features = &self.input[(row + m) * self.inputs..][..self.inputs];
         }
         let products: [[f32; N]; M] = matrix.dot(simd, self.first + at, rows, row == 0);
-        for m in 0..M {
-            self.sums[(row + m) * self.outputs + at..][..N].copy_from_slice(&products[m]);
+        for (m, products) in products.iter().enumerate() {
+            self.sums[(row + m) * self.outputs + at..][..N].copy_from_slice(products);
         }
     }
 }
