@@ -5,10 +5,6 @@ use pulp::{Simd, WithSimd};
 /// Most lanes: four vectors of 16.
 pub(super) const MOST_LANES: usize = 64;
 
-/// Runs that are multiplied with the lanes together: with two vectors 12 sums, which hide the latency of a multiplication and leave four of
-/// 16 registers; with four vectors, 24 of 32.
-pub(super) const RUNS: usize = 6;
-
 /// Rows and columns that are transposed together.
 const SIDE: usize = 4;
 

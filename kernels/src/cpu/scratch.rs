@@ -38,13 +38,18 @@ thread_local! {
     static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends `len` elements of unspecified contents. A task that runs inside another gets its own.
+/// Elements of a cache line.
+pub(super) const LINE: usize = 16;
+
+/// Lends `len` elements of unspecified contents, from the start of a cache line on: a vector that crosses lines is read twice. A
+/// task that runs inside another gets its own.
 pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
     let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if scratch.len() < len {
-        scratch.resize(len, 0.0);
+    if scratch.len() < len + LINE {
+        scratch.resize(len + LINE, 0.0);
     }
-    let result = work(&mut scratch[..len]);
+    let first = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    let result = work(&mut scratch[first..][..len]);
     SCRATCH.with_borrow_mut(|free| free.push(scratch));
     result
 }

@@ -54,9 +54,11 @@ impl Element for i8 {
     }
 }
 
+/// Bytes between what is read of a run and what is prefetched.
+const AHEAD: usize = 1024;
+
 /// Bytes of a cache line.
-#[cfg(target_arch = "x86_64")]
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 
 /// The stride of rows, and a column in them.
 #[derive(Clone, Copy)]
@@ -87,13 +89,13 @@ pub(super) fn dot_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
     for (rows, sums) in (&mut rows).zip(&mut sums) {
         fetch.some(&ahead);
         let (one, other) = rows.split_at(len);
-        let products = dot(simd, runs, [one, other]);
+        let products = dot(simd, runs, [one, other], None);
         sums[first..first + N].copy_from_slice(&products[0]);
         sums[stride + first..][..N].copy_from_slice(&products[1]);
     }
     if !rows.remainder().is_empty() {
         fetch.some(&ahead);
-        let [products] = dot(simd, runs, [rows.remainder()]);
+        let [products] = dot(simd, runs, [rows.remainder()], None);
         sums.into_remainder()[first..first + N].copy_from_slice(&products);
     }
 }
@@ -193,14 +195,15 @@ pub(super) fn add<S: Simd, E: Element, const N: usize, const M: usize>(
     }
 }
 
-/// The sums of `runs`, each times each of `inputs`, which have their length.
+/// The sums of `runs`, each times each of `inputs`, which have their length. `next` as for [`vector_sums`].
 #[inline(always)]
-fn dot<S: Simd, E: Element, const N: usize, const M: usize>(
+pub(super) fn dot<S: Simd, E: Element, const N: usize, const M: usize>(
     simd: S,
     runs: [&[E]; N],
     inputs: [&[f32]; M],
+    next: Option<usize>,
 ) -> [[f32; N]; M] {
-    let sums = vector_sums(simd, runs, inputs);
+    let sums = vector_sums(simd, runs, inputs, next);
     let mut totals = rest_sums::<S, E, N, M>(runs, inputs);
     for m in 0..M {
         for n in 0..N {
@@ -210,12 +213,13 @@ fn dot<S: Simd, E: Element, const N: usize, const M: usize>(
     totals
 }
 
-/// The sums over whole vectors, not yet reduced.
+/// The sums over whole vectors, not yet reduced. Prefetches the runs that are read next, which are `next` elements after these.
 #[inline(always)]
 pub(super) fn vector_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     simd: S,
     runs: [&[E]; N],
     inputs: [&[f32]; M],
+    next: Option<usize>,
 ) -> [[S::f32s; N]; M] {
     let count = inputs[0].len() / S::F32_LANES;
     let mut parts = [E::run::<S>(&[], 0); N];
@@ -227,14 +231,24 @@ pub(super) fn vector_sums<S: Simd, E: Element, const N: usize, const M: usize>(
         others[m] = f32::run::<S>(inputs[m], count);
     }
     let mut sums = [[simd.splat_f32s(0.0); N]; M];
-    for at in 0..count {
-        for n in 0..N {
-            // SAFETY: every run, and every input, has as many vectors.
-            let value = unsafe { E::vector(simd, parts[n], at) };
-            for m in 0..M {
-                // SAFETY: as above.
-                let other = unsafe { f32::vector(simd, others[m], at) };
-                sums[m][n] = simd.mul_add_e_f32s(value, other, sums[m][n]);
+    let each = (LINE / size_of::<E>() / S::F32_LANES).max(1);
+    for line in (0..count).step_by(each) {
+        if let Some(next) = next {
+            let (ahead, len) = (line * S::F32_LANES + AHEAD / size_of::<E>(), inputs[0].len());
+            let ahead = if ahead < len { ahead } else { next + ahead - len };
+            for run in runs {
+                prefetch_at(run, ahead);
+            }
+        }
+        for at in line..count.min(line + each) {
+            for n in 0..N {
+                // SAFETY: every run, and every input, has as many vectors.
+                let value = unsafe { E::vector(simd, parts[n], at) };
+                for m in 0..M {
+                    // SAFETY: as above.
+                    let other = unsafe { f32::vector(simd, others[m], at) };
+                    sums[m][n] = simd.mul_add_e_f32s(value, other, sums[m][n]);
+                }
             }
         }
     }
@@ -260,7 +274,7 @@ pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     sums
 }
 
-/// Prefetches elements that are read soon.
+/// Prefetches elements that are read soon, into the first-level cache.
 #[inline(always)]
 pub(super) fn prefetch<E>(elements: &[E]) {
     #[cfg(target_arch = "x86_64")]
@@ -271,4 +285,18 @@ pub(super) fn prefetch<E>(elements: &[E]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = elements;
+}
+
+/// Prefetches the line of an element into the second-level cache. The slice need not have the element.
+#[inline(always)]
+pub(super) fn prefetch_at<E>(elements: &[E], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction. It reads nothing that the program could see, and ignores addresses that
+        // are not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().wrapping_add(at).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (elements, at);
 }

@@ -56,10 +56,12 @@ fn a_step_allocates_nothing() {
 
     let (input, weights, bias) = (noise(4 * 512, 1), noise(512 * 768, 2), noise(768, 3));
     for (input_stride, output_stride) in [(768, 1), (1, 512)] {
-        let matrix = Matrix { elements: &weights, inputs: 512, outputs: 768, input_stride, output_stride };
-        let problem = Product { input: &input, sequence: 1, matrix, bias: Some(&bias), width: 768, first: 0 };
-        let mut output = vec![0.0; 4 * 768];
-        assert_eq!(second(|| product(&problem, &mut output)), 0);
+        for sequence in [1, 40] {
+            let matrix = Matrix { elements: &weights, inputs: 512, outputs: 768, input_stride, output_stride };
+            let problem = Product { input: &input, sequence, matrix, bias: Some(&bias), width: 768, first: 0 };
+            let mut output = vec![0.0; 4 * 768];
+            assert_eq!(second(|| product(&problem, &mut output)), 0);
+        }
     }
 
     let problem = Norm { input: &input, residual: None, gamma: &weights[..512], beta: None, epsilon: 1e-5, rms: true };

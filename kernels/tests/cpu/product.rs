@@ -123,7 +123,7 @@ fn a_rounded_row_that_is_not_finite_is_nan_and_its_neighbours_are_not() {
 #[test]
 fn every_int8_matrix_agrees_with_plain_loops() {
     check_int8(1030, 17, 19, 1, 17);
-    for rows in [1, 2, 3, 8, 9, 17, 40] {
+    for rows in [1, 2, 3, 4, 7, 8, 9, 17, 40, 70] {
         check_int8(rows, 97, 131, 1, 97);
         check_int8(rows, 97, 131, 5, 20);
     }
@@ -138,9 +138,12 @@ fn every_int8_matrix_agrees_with_plain_loops() {
 
 #[test]
 fn every_number_of_rows_agrees_with_plain_loops() {
-    for rows in [1, 2, 3, 5, 8, 9, 16, 17, 24, 25, 40, 128, 129] {
+    for rows in [1, 2, 3, 5, 8, 9, 16, 17, 24, 25, 40, 64, 100, 128, 129] {
         check(rows, 97, 131);
     }
+    // More than one block of inputs, task of outputs, and part of rows.
+    check(20, 300, 401);
+    check(1050, 131, 29);
 }
 
 #[test]

@@ -6,19 +6,14 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::problem::{Path, Product, Weights};
+use super::problem::{Layout, PART, Path, Product, Weights, after};
+use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
-use crate::cpu::stream::{rest_sums, vector_sums};
+use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
 /// Most rows of a sequence for which a matrix is streamed. For more rows, its blocks are converted to f32 once for all of them.
 const FEW: usize = 8;
-
-/// Outputs that are computed together.
-const TOGETHER: usize = 4;
-
-/// Rows that a weight in a register is multiplied with.
-const PAIR: usize = 2;
 
 /// A matrix from `inputs` to `outputs` features, `element · scale of its block`.
 ///
@@ -47,11 +42,19 @@ impl<'a> Int8Matrix<'a> {
         let (elements, scales) = (self.elements, self.scales);
         (&elements[output * self.inputs..][..self.inputs], &scales[output / self.output_block * blocks..][..blocks])
     }
+}
 
-    /// The sums of `N` outputs from `first` on and `M` rows.
+impl Runs for Int8Matrix<'_> {
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
-    fn dot<S: Simd, const N: usize, const M: usize>(&self, simd: S, first: usize, rows: [&[f32]; M]) -> [[f32; N]; M] {
+    fn dot<S: Simd, const N: usize, const M: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        rows: [&[f32]; M],
+        next: bool,
+    ) -> [[f32; N]; M] {
+        let next = next.then_some(N * self.inputs);
         let mut runs = [(&[][..], &[][..]); N];
         for n in 0..N {
             runs[n] = self.run(first + n);
@@ -68,7 +71,7 @@ impl<'a> Int8Matrix<'a> {
             for m in 0..M {
                 inputs[m] = &rows[m][own.clone()];
             }
-            let sums = vector_sums(simd, weights, inputs);
+            let sums = vector_sums(simd, weights, inputs, next);
             let remainder = rest_sums::<S, i8, N, M>(weights, inputs);
             for m in 0..M {
                 for n in 0..N {
@@ -84,24 +87,6 @@ impl<'a> Int8Matrix<'a> {
             }
         }
         rest
-    }
-
-    /// The sums of `N` outputs from `first + at` on, for every row.
-    #[inline(always)]
-    fn rows<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
-        let outputs = sums.len() / (input.len() / self.inputs);
-        let mut rows = input.chunks_exact(PAIR * self.inputs);
-        let mut sums = sums.chunks_exact_mut(PAIR * outputs);
-        for (rows, sums) in (&mut rows).zip(&mut sums) {
-            let (one, other) = rows.split_at(self.inputs);
-            let [one, other] = self.dot::<S, N, PAIR>(simd, first + at, [one, other]);
-            sums[at..at + N].copy_from_slice(&one);
-            sums[outputs + at..][..N].copy_from_slice(&other);
-        }
-        if !rows.remainder().is_empty() {
-            let [one] = self.dot::<S, N, 1>(simd, first + at, [rows.remainder()]);
-            sums.into_remainder()[at..at + N].copy_from_slice(&one);
-        }
     }
 }
 
@@ -131,37 +116,43 @@ impl Weights for Int8Matrix<'_> {
 
     #[inline(always)]
     fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]) {
-        let outputs = sums.len() / (input.len() / self.inputs);
-        let whole = outputs / TOGETHER * TOGETHER;
-        for at in (0..whole).step_by(TOGETHER) {
-            self.rows::<S, TOGETHER>(simd, input, at, first, sums);
-        }
-        for at in whole..outputs {
-            self.rows::<S, 1>(simd, input, at, first, sums);
+        all(simd, self, input, self.inputs, first, sums);
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::Along
+    }
+
+    fn in_place(&self) -> Option<(&[f32], usize)> {
+        None
+    }
+
+    #[inline(always)]
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]) {
+        let mut at = features.start;
+        while at < features.end {
+            let block = at / self.input_block;
+            let own = at..features.end.min((block + 1) * self.input_block);
+            at = own.end;
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
+                let (elements, scales) = self.run(output);
+                let (elements, scale) = (&elements[own.clone()], scales[block]);
+                let places = &mut run[own.start - features.start..][..elements.len()];
+                for (place, element) in places.iter_mut().zip(elements) {
+                    *place = f32::from(*element) * scale;
+                }
+            }
         }
     }
 
     #[inline(always)]
-    fn block<'r>(
-        &'r self,
-        outputs: &Range<usize>,
-        features: &Range<usize>,
-        scratch: &'r mut [f32],
-    ) -> (&'r [f32], usize) {
-        for (output, run) in outputs.clone().zip(scratch.chunks_exact_mut(features.len())) {
-            let (elements, scales) = self.run(output);
-            let mut at = features.start;
-            while at < features.end {
-                let block = at / self.input_block;
-                let end = features.end.min((block + 1) * self.input_block);
-                let places = &mut run[at - features.start..end - features.start];
-                for (place, element) in places.iter_mut().zip(&elements[at..end]) {
-                    *place = f32::from(*element) * scales[block];
-                }
-                at = end;
+    fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, _at: usize, part: usize) {
+        let (first, feature) = after(own, block, features, self.inputs);
+        if (part * PART).is_multiple_of(LINE) {
+            for n in 0..own.len() {
+                prefetch_at(self.elements, (first + n) * self.inputs + feature + part * PART);
             }
         }
-        (scratch, features.len())
     }
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {

@@ -14,10 +14,10 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::problem::{Path, Product, Weights};
+use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, wide};
+use super::runs::{Runs, all};
 use crate::contract::extent;
-use crate::cpu::lanes::into_lanes;
-use crate::cpu::stream::{Columns, add_rows, dot_rows};
+use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
 
 /// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
 const FEW_ALONG_INPUTS: usize = 8;
@@ -25,14 +25,12 @@ const FEW_ALONG_INPUTS: usize = 8;
 /// The same for `[in, out]`, which has to be transposed for a tile.
 const FEW_ALONG_OUTPUTS: usize = 24;
 
-/// Most rows of a sequence that are computed in tiles. For more rows, the `gemm` crate packs the matrix.
+/// Most rows of a sequence that are computed in tiles. For more rows, the `gemm` crate packs the matrix, unless it is `[out, in]` and vectors
+/// have 16 floats: then tiles are faster for any number of rows.
 const MANY: usize = 128;
 
 /// Inputs whose weights are added together.
-const DEPTH: usize = 8;
-
-/// Outputs that are computed together.
-const TOGETHER: usize = 4;
+const TERMS: usize = 8;
 
 /// Runs of a matrix are long enough for the hardware to prefetch them.
 const NOTHING_AHEAD: Option<fn(usize) -> &'static [f32]> = None;
@@ -75,7 +73,7 @@ impl Weights for Matrix<'_> {
         };
         match sequence {
             sequence if sequence <= few => Path::Stream,
-            sequence if sequence <= MANY => Path::Tiles,
+            sequence if sequence <= MANY || self.input_stride == 1 && wide() => Path::Tiles,
             _ => Path::Packed,
         }
     }
@@ -83,47 +81,65 @@ impl Weights for Matrix<'_> {
     #[inline(always)]
     fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]) {
         if self.output_stride == 1 {
-            let whole = self.inputs / DEPTH * DEPTH;
-            for at in (0..whole).step_by(DEPTH) {
-                self.add::<S, DEPTH>(simd, input, at, first, sums);
+            let whole = self.inputs / TERMS * TERMS;
+            for at in (0..whole).step_by(TERMS) {
+                self.add::<S, TERMS>(simd, input, at, first, sums);
             }
             for at in whole..self.inputs {
                 self.add::<S, 1>(simd, input, at, first, sums);
             }
         } else {
-            let outputs = sums.len() / (input.len() / self.inputs);
-            let whole = outputs / TOGETHER * TOGETHER;
-            for at in (0..whole).step_by(TOGETHER) {
-                self.dot::<S, TOGETHER>(simd, input, at, first, sums);
-            }
-            for at in whole..outputs {
-                self.dot::<S, 1>(simd, input, at, first, sums);
-            }
+            all(simd, self, input, self.inputs, first, sums);
         }
     }
 
+    fn layout(&self) -> Layout {
+        if self.output_stride == 1 && self.input_stride != 1 { Layout::Across } else { Layout::Along }
+    }
+
+    fn in_place(&self) -> Option<(&[f32], usize)> {
+        (self.input_stride == 1).then_some((self.elements, self.output_stride))
+    }
+
     #[inline(always)]
-    fn block<'r>(
-        &'r self,
-        outputs: &Range<usize>,
-        features: &Range<usize>,
-        scratch: &'r mut [f32],
-    ) -> (&'r [f32], usize) {
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]) {
         let Self { elements, input_stride, output_stride, .. } = *self;
         if input_stride == 1 {
-            return (&elements[outputs.start * output_stride + features.start..], output_stride);
-        }
-        if output_stride == 1 {
-            let row = |at: usize| &elements[(features.start + at) * input_stride + outputs.start..][..outputs.len()];
-            into_lanes(row, features.len(), scratch);
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
+                run[..features.len()].copy_from_slice(&elements[output * output_stride..][features.clone()]);
+            }
+        } else if output_stride == 1 {
+            for (feature, run) in features.clone().zip(place.chunks_exact_mut(WIDTH)) {
+                let (run, rest) = run.split_at_mut(outputs.len());
+                run.copy_from_slice(&elements[feature * input_stride..][outputs.clone()]);
+                rest.fill(0.0);
+            }
         } else {
-            for (output, run) in outputs.clone().zip(scratch.chunks_exact_mut(features.len())) {
+            for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
                 for (feature, element) in features.clone().zip(run) {
                     *element = elements[feature * input_stride + output * output_stride];
                 }
             }
         }
-        (scratch, features.len())
+    }
+
+    #[inline(always)]
+    fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize) {
+        let Self { elements, inputs, input_stride, output_stride, .. } = *self;
+        if input_stride == 1 {
+            let (first, feature) = after(own, block, features, inputs);
+            for n in 0..own.len() {
+                prefetch_at(elements, (first + n) * output_stride + feature + part * PART);
+            }
+        } else if output_stride == 1 {
+            // Lines of the next features, distributed over the parts of all groups.
+            let (groups, lines) = (block.len().div_ceil(own.len()), block.len().div_ceil(PART));
+            let (parts, part) = (groups * (DEPTH / PART), at * (DEPTH / PART) + part);
+            for line in part * lines * DEPTH / parts..(part + 1) * lines * DEPTH / parts {
+                let feature = features.end + line / lines;
+                prefetch_at(elements, feature * input_stride + block.start + line % lines * PART);
+            }
+        }
     }
 
     /// On the `gemm` crate.
@@ -173,13 +189,20 @@ impl Matrix<'_> {
         let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + first..][..outputs]);
         add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, NOTHING_AHEAD);
     }
+}
 
-    /// `[out, in]`: the sums of `N` outputs from `at` on, whose features, each a run of memory, are multiplied with those of every row.
+/// `[out, in]`.
+impl Runs for Matrix<'_> {
     #[inline(always)]
-    fn dot<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
+    fn dot<S: Simd, const N: usize, const M: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        rows: [&[f32]; M],
+        next: bool,
+    ) -> [[f32; N]; M] {
         let Self { elements, inputs, output_stride, .. } = *self;
-        let outputs = sums.len() / (input.len() / inputs);
-        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(first + at + n) * output_stride..][..inputs]);
-        dot_rows(simd, runs, input, sums, Columns { stride: outputs, first: at }, NOTHING_AHEAD);
+        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(first + n) * output_stride..][..inputs]);
+        dot(simd, runs, rows, next.then_some(N * output_stride))
     }
 }

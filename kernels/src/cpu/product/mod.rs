@@ -1,12 +1,14 @@
 //! Products of rows with a matrix, in f32 or int8.
 //!
 //! A few rows are memory-bound: the matrix is read once, in long runs, for all of them. More rows are computed in the lanes of
-//! tiles, many by the `gemm` crate.
+//! tiles, and many f32 rows by the `gemm` crate where that is faster.
 
+mod groups;
 mod int8;
 mod matrix;
 mod problem;
 mod rounded;
+mod runs;
 mod tiles;
 
 use pulp::{Arch, Simd, WithSimd};

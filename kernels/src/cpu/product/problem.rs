@@ -9,6 +9,15 @@ use crate::contract::check_len;
 /// The outputs of a task are a multiple of this, in whole vectors, so that the number of threads does not affect the result.
 pub(super) const MULTIPLE: usize = 16;
 
+/// Inputs whose weights are packed together: those of a tile of 64 rows leave a third of a first-level cache of 48 KB.
+pub(super) const DEPTH: usize = 128;
+
+/// Most outputs whose weights are packed together.
+pub(super) const WIDTH: usize = 192;
+
+/// Inputs between two prefetches: a line of f32.
+pub(super) const PART: usize = 16;
+
 /// The arguments of [`product`](super::product).
 #[derive(Debug, Clone, Copy)]
 pub struct Product<'a, W> {
@@ -35,6 +44,15 @@ pub(crate) enum Path {
     Packed,
 }
 
+/// How packed weights lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// `[outputs, depth]`, a group of outputs at a time.
+    Along,
+    /// `[features, WIDTH]`, all outputs of a task at once.
+    Across,
+}
+
 /// A matrix that rows can be multiplied with.
 pub(crate) trait Weights: Copy + Send + Sync {
     fn inputs(&self) -> usize;
@@ -51,14 +69,17 @@ pub(crate) trait Weights: Copy + Send + Sync {
     /// Adds the products of `input`, `[rows, inputs]`, and the outputs from `first` on to `sums`, `[rows, outputs]`.
     fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]);
 
-    /// The weights of some outputs and features in f32, as runs along the features: the first of them, and the stride between
-    /// them. `scratch` has a place for each.
-    fn block<'r>(
-        &'r self,
-        outputs: &Range<usize>,
-        features: &Range<usize>,
-        scratch: &'r mut [f32],
-    ) -> (&'r [f32], usize);
+    /// How `pack` lays weights out.
+    fn layout(&self) -> Layout;
+
+    /// Runs of f32 along the inputs, if the matrix has them, and the stride between them.
+    fn in_place(&self) -> Option<(&[f32], usize)>;
+
+    /// Packs the weights of some outputs and features in f32. Along the inputs, runs have room for `depth` features.
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]);
+
+    /// Prefetches weights: a part of what `pack` gets after the group `at`, whose outputs are `own`, of a block.
+    fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize);
 
     /// The product of many rows.
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]);
@@ -89,4 +110,35 @@ pub(super) fn check<W: Weights>(problem: &Product<'_, W>, output: &[f32]) -> usi
         check_len("product", "bias", bias.len(), outputs);
     }
     rows
+}
+
+/// The first output and feature of what follows the group `own` of a block: the next group, or the next features of the first.
+#[inline(always)]
+pub(super) fn after(
+    own: &Range<usize>,
+    block: &Range<usize>,
+    features: &Range<usize>,
+    inputs: usize,
+) -> (usize, usize) {
+    if own.end < block.end {
+        (own.end, features.start)
+    } else if features.end < inputs {
+        (block.start, features.end)
+    } else {
+        (block.end, 0)
+    }
+}
+
+/// Whether the processor has 32 registers of 16 floats.
+pub(super) fn wide() -> bool {
+    struct Wide;
+    impl pulp::WithSimd for Wide {
+        type Output = bool;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _simd: S) -> bool {
+            S::REGISTER_COUNT >= 32 && S::F32_LANES >= 16
+        }
+    }
+    pulp::Arch::new().dispatch(Wide)
 }

@@ -31,6 +31,12 @@ const TOGETHER: usize = 4;
 /// Rows that the weights are multiplied with together.
 const PAIR: usize = 2;
 
+/// The same with 32 registers.
+const QUAD: usize = 4;
+
+/// Elements of the rows that are multiplied with a task's weights, which stay in the second-level cache.
+const MOST_ELEMENTS: usize = 256 * 1024;
+
 /// Fewest outputs of a task.
 const FEWEST_OUTPUTS: usize = 32;
 
@@ -60,26 +66,32 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
     let words = inputs.div_ceil(2);
     let output = Disjoint::new(output);
     with_scratch(rows * (words + 1), |scratch| {
-        let (scales, whole) = scratch.split_at_mut(rows);
+        // The rows first: they start where a cache line does.
+        let (whole, scales) = scratch.split_at_mut(rows * words);
         let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
         whole.par_chunks_exact_mut(2 * words).zip(input.par_chunks_exact(inputs)).zip(scales.par_iter_mut()).for_each(
             |((whole, row), scale)| *scale = pulp::Arch::new().dispatch(Round { row, whole: &mut whole[..inputs] }),
         );
         let (whole, scales) = (&*whole, &*scales);
+        let most = (MOST_ELEMENTS / (2 * words)).next_multiple_of(QUAD).min(rows);
         (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
             let own = task * each..outputs.min((task + 1) * each);
-            with_scratch((words + rows) * TOGETHER, |scratch| {
+            with_scratch((words + most) * TOGETHER, |scratch| {
                 let (wide, sums) = scratch.split_at_mut(TOGETHER * words);
                 let wide: &mut [i16] = bytemuck::cast_slice_mut(wide);
-                for at in own.clone().step_by(TOGETHER) {
-                    let count = TOGETHER.min(own.end - at);
-                    sums.fill(0.0);
-                    add_products(&matrix, at, count, whole, wide, sums);
-                    for (row, (sums, scale)) in sums.chunks_exact(TOGETHER).zip(scales).enumerate() {
-                        // SAFETY: no other task has these features.
-                        let places = unsafe { output.part(row * width + first + at, count) };
-                        for (n, place) in places.iter_mut().enumerate() {
-                            *place = sums[n] * scale + bias.map_or(0.0, |bias| bias[at + n]);
+                for (part, (whole, scales)) in whole.chunks(most * 2 * words).zip(scales.chunks(most)).enumerate() {
+                    let sums = &mut sums[..scales.len() * TOGETHER];
+                    for at in own.clone().step_by(TOGETHER) {
+                        let count = TOGETHER.min(own.end - at);
+                        sums.fill(0.0);
+                        add_products(&matrix, at, count, whole, wide, sums);
+                        for (row, (sums, scale)) in sums.chunks_exact(TOGETHER).zip(scales).enumerate() {
+                            let row = part * most + row;
+                            // SAFETY: no other task has these features.
+                            let places = unsafe { output.part(row * width + first + at, count) };
+                            for (n, place) in places.iter_mut().enumerate() {
+                                *place = sums[n] * scale + bias.map_or(0.0, |bias| bias[at + n]);
+                            }
                         }
                     }
                 }
@@ -110,14 +122,29 @@ fn add_products(matrix: &Int8Matrix<'_>, first: usize, count: usize, rows: &[i16
     // The last output is repeated up to a whole group, and the copies are not read.
     let runs: [_; TOGETHER] = std::array::from_fn(|n| matrix.run(first + n.min(count - 1)));
     let (elements, scales) = (runs.map(|(elements, _)| elements), runs.map(|(_, scales)| scales));
-    if rows.len() <= PAIR * stride {
+    if rows.len() <= if has_dot() { QUAD } else { PAIR } * stride {
         return add_blocks(matrix, elements, scales, rows, sums);
     }
     for (wide, elements) in wide.chunks_exact_mut(stride).zip(elements) {
-        wide.iter_mut().zip(elements).for_each(|(wide, element)| *wide = i16::from(*element));
+        pulp::Arch::new().dispatch(Widen { elements, wide });
     }
     let runs = std::array::from_fn(|n| &wide[n * stride..][..inputs]);
     add_blocks(matrix, runs, scales, rows, sums);
+}
+
+/// Widens int8.
+struct Widen<'a> {
+    elements: &'a [i8],
+    wide: &'a mut [i16],
+}
+
+impl pulp::WithSimd for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        self.wide.iter_mut().zip(self.elements).for_each(|(wide, element)| *wide = i16::from(*element));
+    }
 }
 
 /// The same, with the weights as int8 or widened.
@@ -140,6 +167,16 @@ fn add_blocks<E: Whole>(
                     places[n] += totals[n] as f32 * scales[n][block];
                 }
             };
+            let quads = if has_dot() { rows.len() / (QUAD * stride) * QUAD } else { 0 };
+            let (quad_rows, rows) = rows.split_at(quads * stride);
+            let (quad_sums, sums) = sums.split_at_mut(quads * TOGETHER);
+            let places = quad_sums.chunks_exact_mut(QUAD * TOGETHER);
+            for (quad, places) in quad_rows.chunks_exact(QUAD * stride).zip(places) {
+                let products = dot(runs, std::array::from_fn::<_, QUAD, _>(|m| &quad[m * stride..][own.clone()]));
+                for (places, products) in places.chunks_exact_mut(TOGETHER).zip(products) {
+                    add(places, products);
+                }
+            }
             let mut pairs = rows.chunks_exact(PAIR * stride);
             let mut places = sums.chunks_exact_mut(PAIR * TOGETHER);
             for (pair, places) in (&mut pairs).zip(&mut places) {
@@ -164,10 +201,30 @@ trait Whole: Copy + Into<i32> {
     /// The slice has these elements.
     #[cfg(target_arch = "x86_64")]
     unsafe fn load(elements: &[Self], at: usize) -> std::arch::x86_64::__m256i;
+
+    /// The elements `at..at + 32`.
+    ///
+    /// # Safety
+    /// The slice has these elements, and the processor has AVX-512BW.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load_wide(elements: &[Self], at: usize) -> std::arch::x86_64::__m512i;
+}
+
+/// Whether the processor multiplies 32 elements and adds their pairs to the sums in one instruction.
+fn has_dot() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx512bw") && std::arch::is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
 }
 
 /// The products of the runs and each of the rows, which have their length.
 fn dot<E: Whole, const N: usize, const M: usize>(runs: [&[E]; N], rows: [&[i16]; M]) -> [[i64; N]; M] {
+    #[cfg(target_arch = "x86_64")]
+    if has_dot() {
+        // SAFETY: the processor has the instructions.
+        return unsafe { avx512::dot(runs, rows) };
+    }
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the processor has AVX2: `rounded_product` has checked it.
     return unsafe { avx2::dot(runs, rows) };
@@ -183,8 +240,8 @@ fn rest<E: Whole>(run: &[E], row: &[i16]) -> i64 {
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     use std::arch::x86_64::{
-        __m256i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_setzero_si256, _mm256_storeu_si256,
+        __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_loadu_si256,
+        _mm256_madd_epi16, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_cvtepi8_epi16, _mm512_loadu_si512,
     };
 
     use crate::cpu::product::rounded::{Whole, rest};
@@ -198,6 +255,12 @@ mod avx2 {
             // SAFETY: the caller guarantees it.
             unsafe { _mm256_loadu_si256(elements.as_ptr().add(at).cast()) }
         }
+
+        #[inline(always)]
+        unsafe fn load_wide(elements: &[Self], at: usize) -> __m512i {
+            // SAFETY: the caller guarantees it.
+            unsafe { _mm512_loadu_si512(elements.as_ptr().add(at).cast()) }
+        }
     }
 
     impl Whole for i8 {
@@ -205,6 +268,12 @@ mod avx2 {
         unsafe fn load(elements: &[Self], at: usize) -> __m256i {
             // SAFETY: the caller guarantees it.
             unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(elements.as_ptr().add(at).cast())) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_wide(elements: &[Self], at: usize) -> __m512i {
+            // SAFETY: the caller guarantees it.
+            unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(elements.as_ptr().add(at).cast())) }
         }
     }
 
@@ -244,6 +313,56 @@ mod avx2 {
         // SAFETY: there is room for eight lanes.
         unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), vector) };
         lanes.into_iter().map(i64::from).sum()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::{
+        __m512i, _mm512_add_epi64, _mm512_castsi512_si256, _mm512_cvtepi32_epi64, _mm512_dpwssd_epi32,
+        _mm512_extracti64x4_epi64, _mm512_reduce_add_epi64, _mm512_setzero_si512,
+    };
+
+    use crate::cpu::product::rounded::{Whole, rest};
+
+    /// Elements of a vector.
+    const LANES: usize = 32;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
+    pub fn dot<E: Whole, const N: usize, const M: usize>(runs: [&[E]; N], rows: [&[i16]; M]) -> [[i64; N]; M] {
+        let len = rows[0].len();
+        assert!(runs.iter().all(|run| run.len() == len) && rows.iter().all(|row| row.len() == len));
+        let whole = len / LANES * LANES;
+        let mut sums = [[_mm512_setzero_si512(); N]; M];
+        for at in (0..whole).step_by(LANES) {
+            let mut own = [_mm512_setzero_si512(); M];
+            for m in 0..M {
+                // SAFETY: every row, and every run, has the elements of whole vectors; the caller has AVX-512BW.
+                own[m] = unsafe { i16::load_wide(rows[m], at) };
+            }
+            for n in 0..N {
+                // SAFETY: as above.
+                let weights = unsafe { E::load_wide(runs[n], at) };
+                for m in 0..M {
+                    sums[m][n] = _mm512_dpwssd_epi32(sums[m][n], weights, own[m]);
+                }
+            }
+        }
+        let mut totals = [[0; N]; M];
+        for m in 0..M {
+            for n in 0..N {
+                totals[m][n] = sum(sums[m][n]) + rest(&runs[n][whole..], &rows[m][whole..]);
+            }
+        }
+        totals
+    }
+
+    #[target_feature(enable = "avx512f")]
+    fn sum(vector: __m512i) -> i64 {
+        let low = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(vector));
+        let high = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64::<1>(vector));
+        _mm512_reduce_add_epi64(_mm512_add_epi64(low, high))
     }
 }
 

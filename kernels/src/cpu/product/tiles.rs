@@ -1,34 +1,39 @@
 //! Products of rows in lanes, one row to a lane: each weight is read once for all rows of a tile.
 //!
 //! ```text
-//!                  outputs of a task
-//!                ┌───────────────────┐
-//!  256 features  │ weights [out, in] │   in the second-level cache, for every tile of the task
-//!                └───────────────────┘
-//!      │           ↓ 6 at a time
-//!  ┌───────┐     ┌───────────────────┐
-//!  │ tile  │     │ sums [out, lanes] │
-//!  └───────┘     └───────────────────┘
+//!                    outputs of a task
+//!                  ┌───────────────────┐
+//!    128 features  │ weights           │   in the second-level cache, for every tile of the task
+//!                  └───────────────────┘
+//!      │             ↓ a group at a time
+//!  ┌─────────┐     ┌───────────────────┐
+//!  │ tile    │     │ sums [out, lanes] │
+//!  └─────────┘     └───────────────────┘
 //!   [features, lanes], in the first-level cache
 //! ```
+//!
+//! An element of the result is one chain of multiply-adds along the inputs, so neither tiles nor tasks affect it.
 
 use std::ops::Range;
 
-use pulp::{Arch, Simd};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::problem::{MULTIPLE, Product, Weights};
-use crate::cpu::lanes::{Count, Lanes, RUNS, WithLanes, dot, into_lanes, out_of_lanes};
+use super::groups::{packed_across, packed_along, runs_of_features};
+use super::problem::{DEPTH, Layout, Product, WIDTH, Weights};
+use crate::cpu::lanes::{Count, Lanes, into_lanes, out_of_lanes};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 
-/// Features of a tile that are multiplied at a time.
-const DEPTH: usize = 256;
+/// Most outputs of a group, and a multiple of all groups: with the vectors of a tile they have 24 sums in 32 registers or 12 in 16, which
+/// hide the latency of a multiplication. Tasks have a multiple of it.
+const MOST_GROUP: usize = 24;
 
-/// Most outputs of a task.
-const MOST_OUTPUTS: usize = 128;
+/// Features that are multiplied at a time if there is one tile: longer runs of weights, which are read once, and a tile that is in the
+/// second-level cache.
+const ALONE: usize = 512;
 
 /// Most rows of a task.
-const MOST_ROWS: usize = 256;
+const MOST_ROWS: usize = 512;
 
 /// Rows that are packed into lanes at a time, which bounds the memory that a thread keeps for them.
 const MOST_PACKED: usize = 1024;
@@ -41,114 +46,233 @@ pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     }
 }
 
+/// How rows are distributed over tiles: as many whole ones as there are, and one with the rest, in whole vectors.
+#[derive(Clone, Copy)]
+struct Tiling {
+    rows: usize,
+    /// Lanes of a whole tile.
+    most: usize,
+    /// Lanes of a vector.
+    vector: usize,
+}
+
+impl Tiling {
+    fn new(rows: usize) -> Self {
+        let (most, vector) = (Arch::new().dispatch(Lanes(Count)), Arch::new().dispatch(Vector));
+        Self { rows, most, vector }
+    }
+
+    fn tiles(&self) -> usize {
+        self.rows.div_ceil(self.most)
+    }
+
+    /// Lanes of a tile.
+    fn lanes(&self, tile: usize) -> usize {
+        (self.rows - tile * self.most).next_multiple_of(self.vector).min(self.most)
+    }
+
+    /// Lanes of some tiles.
+    fn all(&self, tiles: &Range<usize>) -> usize {
+        (tiles.end * self.most).min(self.rows.next_multiple_of(self.vector)) - tiles.start * self.most
+    }
+}
+
+/// Counts the lanes of a vector.
+struct Vector;
+
+impl WithSimd for Vector {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> usize {
+        S::F32_LANES
+    }
+}
+
 /// The same for rows that are all packed at once.
 fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
-    let rows = problem.input.len() / inputs;
-    let lanes = Arch::new().dispatch(Lanes(Count));
-    let parts = rows.div_ceil(MOST_ROWS.next_multiple_of(lanes));
-    let each_rows = rows.div_ceil(parts).next_multiple_of(lanes);
-    let fair = outputs.div_ceil((4 * rayon::current_num_threads()).div_ceil(parts)).next_multiple_of(MULTIPLE);
-    let each = fair.min(MOST_OUTPUTS);
+    let tiling = Tiling::new(problem.input.len() / inputs);
+    let tiles = tiling.tiles();
+    let parts = tiles.div_ceil(MOST_ROWS / tiling.most);
+    let each_tiles = tiles.div_ceil(parts);
+    let threads = rayon::current_num_threads();
+    let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(parts) };
+    let fair = outputs.div_ceil(tasks).next_multiple_of(MOST_GROUP);
+    let each = fair.min(WIDTH);
     let output = Disjoint::new(output);
-    with_scratch(rows.next_multiple_of(lanes) * inputs, |packed| {
-        packed.par_chunks_exact_mut(lanes * inputs).enumerate().for_each(|(tile, packed)| {
-            Arch::new().dispatch(Lanes(Pack { input: problem.input, inputs, first: tile * lanes, packed }));
+    with_scratch(tiling.all(&(0..tiles)) * inputs, |packed| {
+        let all = Disjoint::new(packed);
+        let chunks = inputs.div_ceil(DEPTH);
+        (0..tiles * chunks).into_par_iter().for_each(|task| {
+            let (tile, first) = (task / chunks, task % chunks * DEPTH);
+            let features = first..inputs.min(first + DEPTH);
+            let lanes = tiling.lanes(tile);
+            // SAFETY: no other task has these features of this tile.
+            let packed =
+                unsafe { all.part(tile * tiling.most * inputs + features.start * lanes, features.len() * lanes) };
+            Arch::new().dispatch(Pack { input: problem.input, inputs, first: tile * tiling.most, features, packed });
         });
         // Neighbouring tasks share their weights.
         (0..outputs.div_ceil(each) * parts).into_par_iter().for_each(|task| {
-            let own = task / parts * each..outputs.min((task / parts + 1) * each);
-            let rows = task % parts * each_rows..rows.min((task % parts + 1) * each_rows);
-            if rows.is_empty() {
+            let outputs = task / parts * each..outputs.min((task / parts + 1) * each);
+            let tiles = task % parts * each_tiles..tiles.min((task % parts + 1) * each_tiles);
+            if tiles.is_empty() {
                 return;
             }
-            let sums = rows.len().next_multiple_of(lanes) * own.len();
-            with_scratch(sums + own.len() * DEPTH, |scratch| {
+            let own = tiling.all(&tiles);
+            let sums = own * outputs.len().next_multiple_of(MOST_GROUP);
+            with_scratch(sums + WIDTH * DEPTH, |scratch| {
                 let (sums, weights) = scratch.split_at_mut(sums);
-                let packed = &packed[rows.start * inputs..rows.end.next_multiple_of(lanes) * inputs];
-                let task = Task { problem, packed, rows, outputs: own, sums, weights, output: &output };
-                Arch::new().dispatch(Lanes(task));
+                let packed = &packed[tiles.start * tiling.most * inputs..][..own * inputs];
+                Arch::new().dispatch(Task { problem, tiling, packed, tiles, outputs, sums, weights, output: &output });
             });
         });
     });
 }
 
-/// Packs the rows from `first` on into lanes.
+/// Packs some features of the rows from `first` on into lanes.
 struct Pack<'a> {
     input: &'a [f32],
     inputs: usize,
     first: usize,
+    features: Range<usize>,
     packed: &'a mut [f32],
 }
 
-impl WithLanes for Pack<'_> {
+impl WithSimd for Pack<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_lanes<S: Simd, const V: usize>(self, _simd: S) {
-        // The last row is repeated up to a whole tile, and the copies are not read.
+    fn with_simd<S: Simd>(self, _simd: S) {
+        // The last row is repeated up to a whole vector, and the copies are not read.
         let last = self.input.len() / self.inputs - 1;
-        let row = |lane: usize| &self.input[(self.first + lane).min(last) * self.inputs..][..self.inputs];
-        into_lanes(row, V * S::F32_LANES, self.packed);
+        let features = &self.features;
+        let row =
+            |lane: usize| &self.input[(self.first + lane).min(last) * self.inputs..][features.start..features.end];
+        into_lanes(row, self.packed.len() / features.len(), self.packed);
     }
 }
 
-/// Some outputs of some rows.
+/// Some outputs of some tiles.
 struct Task<'a, W> {
     problem: &'a Product<'a, W>,
+    tiling: Tiling,
     /// Contiguous tiles, each `[inputs, lanes]`.
     packed: &'a [f32],
-    rows: Range<usize>,
+    tiles: Range<usize>,
     outputs: Range<usize>,
-    /// Scratch for contiguous tiles, each `[outputs, lanes]`.
+    /// Scratch for contiguous tiles, each `[outputs, lanes]`, with outputs in whole groups.
     sums: &'a mut [f32],
-    /// Scratch for `[outputs, DEPTH]`.
+    /// Scratch for a block of weights.
     weights: &'a mut [f32],
     output: &'a Disjoint<'a>,
 }
 
-impl<W: Weights> WithLanes for Task<'_, W> {
+impl<W: Weights> WithSimd for Task<'_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn with_lanes<S: Simd, const V: usize>(self, simd: S) {
-        let Self { problem, packed, rows, outputs, sums, weights, output } = self;
-        let Product { matrix, bias, width, first, .. } = *problem;
-        let lanes = V * S::F32_LANES;
-        sums.fill(0.0);
-        let inputs = matrix.inputs();
-        for start in (0..inputs).step_by(DEPTH) {
-            let features = start..inputs.min(start + DEPTH);
-            let scratch = &mut weights[..outputs.len() * features.len()];
-            let (runs, stride) = matrix.block(&outputs, &features, scratch);
-            let tiles = packed.chunks_exact(inputs * lanes);
-            for (tile, sums) in tiles.zip(sums.chunks_exact_mut(outputs.len() * lanes)) {
-                let tile = &tile[features.start * lanes..features.end * lanes];
-                let tile = S::as_simd_f32s(tile).0.as_chunks::<V>().0;
-                let sums = S::as_mut_simd_f32s(sums).0.as_chunks_mut::<V>().0;
-                let (whole, rest) = sums.as_chunks_mut::<RUNS>();
-                for (at, sums) in whole.iter_mut().enumerate() {
-                    dot(simd, tile, &runs[at * RUNS * stride..], stride, sums);
-                }
-                let done = whole.len() * RUNS;
-                for (at, sums) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-                    dot(simd, tile, &runs[(done + at) * stride..], stride, sums);
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let matrix = &self.problem.matrix;
+        // A single tile of one group of vectors has its weights for itself.
+        let alone = self.tiles.len() == 1
+            && self.tiling.lanes(self.tiles.start) == self.tiling.most
+            && matrix.layout() == Layout::Along;
+        let depth = if alone { ALONE } else { DEPTH };
+        for start in (0..matrix.inputs()).step_by(depth) {
+            let features = start..matrix.inputs().min(start + depth);
+            if matrix.layout() == Layout::Across {
+                matrix.pack(&self.outputs, &features, depth, self.weights);
+            }
+            for tile in self.tiles.clone() {
+                match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
+                    (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
+                    (2, true) => self.tile::<S, 2, 12, DEPTH>(simd, tile, &features),
+                    (3, true) => self.tile::<S, 3, 8, DEPTH>(simd, tile, &features),
+                    (_, true) if alone => self.tile::<S, 4, 6, ALONE>(simd, tile, &features),
+                    (_, true) => self.tile::<S, 4, 6, DEPTH>(simd, tile, &features),
+                    (1, false) => self.tile::<S, 1, 12, DEPTH>(simd, tile, &features),
+                    (_, false) if alone => self.tile::<S, 2, 6, ALONE>(simd, tile, &features),
+                    (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
                 }
             }
         }
-        for (tile, sums) in sums.chunks_exact_mut(outputs.len() * lanes).enumerate() {
+        self.write(simd);
+    }
+}
+
+impl<W: Weights> Task<'_, W> {
+    /// Adds the products of at most `D` features of a tile, in `V` vectors, to its sums, `N` outputs at a time.
+    #[inline(always)]
+    fn tile<S: Simd, const V: usize, const N: usize, const D: usize>(
+        &mut self,
+        simd: S,
+        tile: usize,
+        features: &Range<usize>,
+    ) {
+        let Self { problem, tiling, packed, tiles, outputs, sums, weights, .. } = self;
+        let matrix = &problem.matrix;
+        let (inputs, lanes) = (matrix.inputs(), V * S::F32_LANES);
+        let before = (tile - tiles.start) * tiling.most;
+        let rows = &packed[before * inputs..][features.start * lanes..features.end * lanes];
+        let rows = S::as_simd_f32s(rows).0.as_chunks::<V>().0;
+        let padded = outputs.len().next_multiple_of(MOST_GROUP);
+        let sums = S::as_mut_simd_f32s(&mut sums[before * padded..][..lanes * padded]).0.as_chunks_mut::<V>().0;
+        let fresh = features.start == 0;
+
+        // The first tile takes the weights from memory, and the others from the caches.
+        let first = tile == tiles.start;
+        let in_place = if D == ALONE { matrix.in_place() } else { None };
+        let groups = outputs.len().div_ceil(N);
+        for (at, sums) in sums.as_chunks_mut::<N>().0[..groups].iter_mut().enumerate() {
+            let own = outputs.start + at * N..outputs.end.min(outputs.start + (at + 1) * N);
+            let ahead = |part: usize| {
+                if first {
+                    matrix.fetch(&own, outputs, features, at, part);
+                }
+            };
+            if let Some((elements, stride)) = in_place {
+                let run = |n: usize| &elements[(own.start + n).min(own.end - 1) * stride..][features.clone()];
+                let runs: [&[f32]; N] = std::array::from_fn(run);
+                runs_of_features(simd, rows, runs, sums, fresh, ahead);
+            } else if matrix.layout() == Layout::Across {
+                packed_across(simd, rows, &weights[at * N..], sums, fresh, ahead);
+            } else {
+                // Other tiles find the weights where the first has packed them.
+                let place = if D == ALONE { 0 } else { at * N * D };
+                let weights = &mut weights[place..][..N * D];
+                if first {
+                    matrix.pack(&own, features, D, weights);
+                    // The rest of the last group is computed, and not read.
+                    weights[own.len() * D..].fill(0.0);
+                }
+                packed_along::<S, V, N, D>(simd, rows, weights, sums, fresh, ahead);
+            }
+        }
+    }
+
+    /// Writes the sums, with the bias, to the output.
+    #[inline(always)]
+    fn write<S: Simd>(self, _simd: S) {
+        let Self { problem, tiling, tiles, outputs, sums, output, .. } = self;
+        let Product { bias, width, first, .. } = *problem;
+        let padded = outputs.len().next_multiple_of(MOST_GROUP);
+        for tile in tiles.clone() {
+            let lanes = tiling.lanes(tile);
+            let sums = &mut sums[(tile - tiles.start) * tiling.most * padded..][..outputs.len() * lanes];
             if let Some(bias) = bias {
                 for (sums, bias) in sums.chunks_exact_mut(lanes).zip(&bias[outputs.clone()]) {
                     sums.iter_mut().for_each(|sum| *sum += bias);
                 }
             }
-            let first_row = rows.start + tile * lanes;
+            let first_row = tile * tiling.most;
             let place = |lane: usize| {
                 let at = (first_row + lane) * width + first + outputs.start;
                 // SAFETY: no other task has these features of these rows, and no other lane this row.
                 unsafe { output.part(at, outputs.len()) }
             };
-            out_of_lanes(sums, lanes, (rows.end - first_row).min(lanes), place);
+            out_of_lanes(sums, lanes, (tiling.rows - first_row).min(lanes), place);
         }
     }
 }

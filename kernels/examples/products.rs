@@ -1,0 +1,119 @@
+//! Times products on the CPU next to a loop of multiply-adds in registers, which no product can exceed.
+//!
+//! ```text
+//! cargo run --release -p burn-deepspeed-kernels --example products -- --threads 1 --inputs 4096 --outputs 12288
+//! ```
+
+use std::hint::black_box;
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use burn_deepspeed_kernels::cpu::product::{
+    AnyMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
+};
+use burn_deepspeed_kernels::cpu::threads::Parallelism;
+use clap::Parser;
+use pulp::{Arch, Simd, WithSimd};
+
+/// Sums of the loop: more than a multiplication's latency needs, and few enough for 16 registers.
+const SUMS: usize = 12;
+
+/// Rounds of the loop.
+const ROUNDS: usize = 100_000;
+
+#[derive(Parser)]
+#[command(about = "Times products on the CPU")]
+struct Arguments {
+    /// Threads.
+    #[arg(long, default_value = "1")]
+    threads: NonZeroUsize,
+    /// Features that go in.
+    #[arg(long, default_value = "1024")]
+    inputs: usize,
+    /// Features that come out.
+    #[arg(long, default_value = "3072")]
+    outputs: usize,
+    /// Rows of the sequence, several separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16,32,64,128,129,256,512")]
+    rows: Vec<usize>,
+    /// How often each product runs.
+    #[arg(long, default_value = "20")]
+    times: usize,
+}
+
+/// Multiply-adds in registers; returns their number.
+struct Loop;
+
+impl WithSimd for Loop {
+    type Output = f64;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f64 {
+        let (factor, other) = (simd.splat_f32s(black_box(0.5)), simd.splat_f32s(black_box(0.25)));
+        let mut sums = [simd.splat_f32s(0.0); SUMS];
+        for _ in 0..ROUNDS {
+            sums = sums.map(|sum| simd.mul_add_e_f32s(factor, other, sum));
+        }
+        black_box(sums.map(|sum| simd.reduce_sum_f32s(sum)));
+        (SUMS * ROUNDS * S::F32_LANES) as f64
+    }
+}
+
+/// Seconds of the median run.
+fn median(times: usize, mut work: impl FnMut()) -> f64 {
+    let mut seconds: Vec<f64> = (0..times.max(1))
+        .map(|_| {
+            let start = Instant::now();
+            work();
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}
+
+fn numbers(count: usize) -> Vec<f32> {
+    (0..count).map(|at| (at.wrapping_mul(2_654_435_761) >> 8 & 0xff) as f32 / 128.0 - 1.0).collect()
+}
+
+fn time<W: AnyMatrix>(arguments: &Arguments, name: &str, matrix: W, product: fn(&Product<'_, W>, &mut [f32])) {
+    for &rows in &arguments.rows {
+        let input = numbers(rows * arguments.inputs);
+        let mut output = vec![0.0; rows * arguments.outputs];
+        let width = arguments.outputs;
+        let problem = Product { input: &input, sequence: rows, matrix, bias: None, width, first: 0 };
+        let peak = median(arguments.times, || {
+            black_box(rayon::broadcast(|_| Arch::new().dispatch(Loop)));
+        });
+        let peak = rayon::current_num_threads() as f64 * Arch::new().dispatch(Loop) / peak;
+        product(&problem, &mut output);
+        let seconds = median(arguments.times, || product(&problem, &mut output));
+        let rate = (rows * arguments.inputs * arguments.outputs) as f64 / seconds;
+        println!(
+            "{name:8} {rows:5} rows {:10.3} ms {:7.1} GFLOP/s, {:4.0} % of the loop",
+            seconds * 1e3,
+            2.0 * rate / 1e9,
+            100.0 * rate / peak
+        );
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments = Arguments::parse();
+    let (inputs, outputs) = (arguments.inputs, arguments.outputs);
+    let floats = numbers(inputs * outputs);
+    let integers: Vec<i8> = floats.iter().map(|x| (x * 127.0) as i8).collect();
+    let scales = vec![1.0 / 127.0; outputs];
+    let int8 =
+        Int8Matrix { elements: &integers, inputs, outputs, scales: &scales, output_block: 1, input_block: inputs };
+    Parallelism::threads(arguments.threads)?.run(|| {
+        for (name, input_stride, output_stride) in [("out,in", 1, inputs), ("in,out", outputs, 1)] {
+            time(&arguments, name, Matrix { elements: &floats, inputs, outputs, input_stride, output_stride }, product);
+        }
+        time(&arguments, "int8", int8, product);
+        if has_rounded() {
+            time(&arguments, "rounded", int8, rounded_product);
+        }
+    });
+    Ok(())
+}
