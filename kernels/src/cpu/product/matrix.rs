@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
-use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, wide};
+use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after};
 use super::runs::{Runs, all};
 use crate::contract::extent;
 use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
@@ -73,7 +73,7 @@ impl Weights for Matrix<'_> {
         };
         match sequence {
             sequence if sequence <= few => Path::Stream,
-            sequence if sequence <= MANY || self.input_stride == 1 && wide() => Path::Tiles,
+            sequence if sequence <= MANY => Path::Tiles,
             _ => Path::Packed,
         }
     }

@@ -128,17 +128,3 @@ pub(super) fn after(
         (block.end, 0)
     }
 }
-
-/// Whether the processor has 32 registers of 16 floats.
-pub(super) fn wide() -> bool {
-    struct Wide;
-    impl pulp::WithSimd for Wide {
-        type Output = bool;
-
-        #[inline(always)]
-        fn with_simd<S: Simd>(self, _simd: S) -> bool {
-            S::REGISTER_COUNT >= 32 && S::F32_LANES >= 16
-        }
-    }
-    pulp::Arch::new().dispatch(Wide)
-}
