@@ -147,7 +147,7 @@ fn layers(fields: &Fields<'_>, count: usize) -> Result<(LayerKinds, usize), Conf
     }
     // Patterns from a layer up to another, without a list as long as the file says.
     let run = |from: usize, to: usize, offset: usize| {
-        let kind = |layer: usize| offset + usize::from((layer + 1) % PATTERN != 0);
+        let kind = |layer: usize| offset + usize::from(!(layer + 1).is_multiple_of(PATTERN));
         let pattern: Vec<usize> = (0..PATTERN).map(|layer| kind(from % PATTERN + layer)).collect();
         let length = to - from;
         let rest = pattern[..length % PATTERN].to_vec();
