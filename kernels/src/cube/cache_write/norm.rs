@@ -1,4 +1,5 @@
 //! A team of units for each head, where queries and keys are normalised, and values if asked for, or queries multiplied by a factor.
+#![allow(clippy::if_same_then_else, reason = "one of two conditions is decided when the kernel is compiled")]
 
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use cubecl::prelude::*;
@@ -173,9 +174,13 @@ impl<T: Size> Norm<T> {
                         if head < sizes.heads {
                             let first = head * self.query_row + part * per_part;
                             result = weighted::<N, T>(unit, query, first, self.flags.plus_one);
-                        } else if comptime!(!self.flags.values) || sizes.rotates(head) {
+                        } else {
                             let first = (head - sizes.heads) * self.key_row + part * per_part;
-                            result = weighted::<N, T>(unit, key, first, self.flags.plus_one);
+                            if comptime!(!self.flags.values) {
+                                result = weighted::<N, T>(unit, key, first, self.flags.plus_one);
+                            } else if sizes.rotates(head) {
+                                result = weighted::<N, T>(unit, key, first, self.flags.plus_one);
+                            }
                         }
                     }
                     ComptimeOption::None => {}
@@ -268,7 +273,10 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         let is_query = head < sizes.heads;
         let rotates = sizes.rotates(head);
         let from = source + sizes.projected(head) * tile.parts;
-        let changes = comptime!(norm.flags.values) || rotates;
+        let mut changes = rotates;
+        if comptime!(norm.flags.values) {
+            changes = head < all_heads;
+        }
         let mut held = Array::<Vector<f32, N>>::new(per_lane);
         let mut partners = Array::<Vector<f32, N>>::new(per_lane);
         #[unroll]
