@@ -16,7 +16,7 @@ use crate::ops::softmax_context::sums_of_squares;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
 use crate::parallel::Communicator;
 use crate::position::Positions;
-use crate::spec::{AttentionSpec, KvSource};
+use crate::spec::AttentionSpec;
 use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, QueryKeyNorm, Sinks, Weight};
 use crate::zeros::zeros;
 
@@ -226,13 +226,9 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         positions: Option<&Positions>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         let [batch, tokens, _] = input.dims();
-        self.projections.require("softmax_context", || self.explain(tokens, false))?;
-        self.projections.check_link()?;
         let counted = Positions::sequential(&vec![0; batch], tokens);
-        let given = (Keys::Fresh(positions.unwrap_or(&counted)), Some(keys));
-        let finish = |context| self.projections.finish(context);
-        let over_ranks = |sums| self.projections.over_ranks(sums);
-        Ok(self.attend_and_project(input, mask, given, WantedOutputs::NONE, over_ranks, finish)?.output)
+        let keys = (Keys::Fresh(positions.unwrap_or(&counted)), Some(keys));
+        Ok(self.forward_summed(input, mask, keys, WantedOutputs::NONE)?.output)
     }
 
     /// [`forward`](Self::forward) with the other outputs that DeepSpeed returns.
@@ -249,12 +245,8 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
-        let (tokens, cached) = (input.dims()[1], matches!(keys, Keys::Cached(_)));
-        self.check_keys(&keys)?;
-        self.projections.require("softmax_context", || self.explain(tokens, cached))?;
-        self.projections.check_link()?;
-        let finish = |context| self.projections.finish(context);
-        self.attend_and_project(input, mask, (keys, None), wanted, |sums| self.projections.over_ranks(sums), finish)
+        keys.check_source(self.spec())?;
+        self.forward_summed(input, mask, (keys, None), wanted)
     }
 
     /// The output of this rank before the sum over ranks, without the bias of the output projection. It does not read
@@ -273,7 +265,7 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         keys: Keys<'_, B>,
         wanted: WantedOutputs,
     ) -> Result<AttentionOutput<B>, AttentionError> {
-        self.check_keys(&keys)?;
+        keys.check_source(self.spec())?;
         self.projections.check_link()?;
         let partial = |context| Ok(self.projections.partial(context));
         self.attend_and_project(input, mask, (keys, None), wanted, |sums| self.projections.over_ranks(sums), partial)
@@ -331,15 +323,19 @@ impl<B: InferenceBackend> DeepSpeedSelfAttention<B> {
         Ok(())
     }
 
-    /// An error if the layer reads the keys of an earlier one, and they are not there.
-    fn check_keys(&self, keys: &Keys<'_, B>) -> Result<(), AttentionError> {
-        match (self.spec().kv_source, keys) {
-            (KvSource::Layer(source), Keys::Fresh(_)) => {
-                Err(AttentionError::NoGivenKeys { layer: self.spec().layer_id, keys_of: source })
-            }
-            (_, Keys::Cached(cache)) => cache.check_written(self.spec()),
-            _ => Ok(()),
-        }
+    /// The output, summed over the ranks, on a kernel if the layer requires one.
+    fn forward_summed(
+        &self,
+        input: Tensor<B, 3>,
+        mask: AttentionMask<B>,
+        keys: (Keys<'_, B>, Option<[Tensor<B, 4>; 2]>),
+        wanted: WantedOutputs,
+    ) -> Result<AttentionOutput<B>, AttentionError> {
+        let (tokens, cached) = (input.dims()[1], matches!(keys.0, Keys::Cached(_)));
+        self.projections.require("softmax_context", || self.explain(tokens, cached))?;
+        self.projections.check_link()?;
+        let finish = |context| self.projections.finish(context);
+        self.attend_and_project(input, mask, keys, wanted, |sums| self.projections.over_ranks(sums), finish)
     }
 
     /// Checks everything that can be checked before the first computation, attends, and projects the context. `over_ranks` adds the

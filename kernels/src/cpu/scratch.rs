@@ -3,6 +3,8 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
+use crate::cpu::stream;
+
 /// A slice that several tasks write, each its own part.
 pub(super) struct Disjoint<'a, E = f32> {
     first: *mut E,
@@ -39,7 +41,7 @@ thread_local! {
 }
 
 /// Elements of a cache line.
-pub(super) const LINE: usize = 16;
+const LINE: usize = stream::LINE / size_of::<f32>();
 
 /// Lends `len` elements of unspecified contents, from the start of a cache line on: a vector that crosses lines is read twice. A
 /// task that runs inside another gets its own.
@@ -48,7 +50,7 @@ pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     if scratch.len() < len + LINE {
         scratch.resize(len + LINE, 0.0);
     }
-    let first = scratch.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    let first = scratch.as_ptr().align_offset(stream::LINE).min(LINE);
     let result = work(&mut scratch[first..][..len]);
     SCRATCH.with_borrow_mut(|free| free.push(scratch));
     result

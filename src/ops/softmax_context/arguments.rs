@@ -4,11 +4,11 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use crate::cache::LayerCache;
 use crate::element::element_type;
-use crate::error::check_shape;
+use crate::error::{AttentionError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
 use crate::position::Positions;
-use crate::spec::AttentionSpec;
+use crate::spec::{AttentionSpec, KvSource};
 use crate::weight::QueryKeyNorm;
 use crate::zeros::zeros;
 use burn_deepspeed_core::path::ContextProblem;
@@ -21,6 +21,19 @@ pub enum Keys<'a, B: Backend> {
     /// There are none: the new tokens attend to each other. Layers with rotary positions, or with a factor of queries by position,
     /// need the positions of the new tokens.
     Fresh(&'a Positions),
+}
+
+impl<B: Backend> Keys<'_, B> {
+    /// An error if the layer reads the keys of an earlier one, and they are not there.
+    pub(crate) fn check_source(&self, spec: &AttentionSpec) -> Result<(), AttentionError> {
+        match (spec.kv_source, self) {
+            (KvSource::Layer(source), Self::Fresh(_)) => {
+                Err(AttentionError::NoGivenKeys { layer: spec.layer_id, keys_of: source })
+            }
+            (_, Self::Cached(cache)) => cache.check_written(spec),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The arguments of [`Operations::softmax_context`](crate::ops::Operations::softmax_context).
