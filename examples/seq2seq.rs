@@ -1,4 +1,4 @@
-//! Generates texts with an encoder-decoder: T5 and BART from texts, Whisper from features of sound.
+//! Generates texts with an encoder-decoder: T5, mT5 and BART from texts, Whisper from features of sound.
 //!
 //! ```text
 //! cargo run --release --example seq2seq -- --model DIR "translate English to German: The house is old."
@@ -21,7 +21,7 @@ use burn_deepspeed_examples::{Failure, text, tokenizer};
 use clap::Parser;
 use tokenizers::Tokenizer;
 
-/// Generates texts with an encoder-decoder, T5, BART or Whisper, by taking the likeliest token each time.
+/// Generates texts with an encoder-decoder, T5, mT5, BART or Whisper, by taking the likeliest token each time.
 #[derive(Parser)]
 struct Arguments {
     /// Texts for the encoder; they run as one batch.

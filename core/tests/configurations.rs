@@ -146,8 +146,9 @@ fn every_key_but_the_sizes_may_be_absent() {
                     | ConfigError::RotaryDimTooLong { rotary_dim: 64, .. }
                     | ConfigError::RotaryDimOdd(1),
                 ) => {}
-                // The classes of CLIP and SigLIP have sizes, too, which do not fit these.
-                Err(ConfigError::HeadsDoNotDivide { .. }) if family.class.sizes.is_some() => {}
+                // Sizes that a class has, too, and that do not fit these.
+                Err(ConfigError::HeadsDoNotDivide { .. } | ConfigError::LayerCount { .. })
+                    if family.class.sizes.is_some() => {}
                 // Patches larger than the image.
                 Err(ConfigError::Unsupported { key: other, .. }) if key == "patch_size" && other == "patch_size" => {}
                 // A class that reads it in one place only.

@@ -13,7 +13,7 @@ use burn_deepspeed_core::element::ElementType;
 use burn_deepspeed_core::error::{ConfigError, WeightError};
 use serde_json::{Value, json};
 
-const GOLDEN: [&str; 4] = ["bart", "t5", "t5_gated", "whisper"];
+const GOLDEN: [&str; 5] = ["bart", "mt5", "t5", "t5_gated", "whisper"];
 
 fn folder(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden/seq2seq").join(name)
@@ -40,7 +40,9 @@ fn with(record: &Value, keys: Value) -> Value {
 /// A configuration with the sizes that are required: 3 layers in the encoder, 5 in the decoder.
 fn smallest(family: &str) -> Value {
     match family {
-        "t5" => json!({ "model_type": "t5", "d_model": 48, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 5 }),
+        "t5" | "mt5" => {
+            json!({ "model_type": family, "d_model": 48, "num_heads": 6, "num_layers": 3, "num_decoder_layers": 5 })
+        }
         _ => json!({
             "model_type": family, "d_model": 48, "encoder_layers": 3, "decoder_layers": 5, "encoder_attention_heads": 6,
             "decoder_attention_heads": 4
@@ -137,6 +139,14 @@ fn absence_means_the_default_of_the_class() {
         (15, 15, 19, 31, 0)
     );
     assert_eq!(encoder.count(), 32);
+    // MT5Config
+    let mt5 = of("mt5");
+    assert_eq!((mt5.vocab_size, mt5.encoder.mlp_size, mt5.decoder.mlp_size), (250_112, 1024, 1024));
+    assert_eq!((&*mt5.activation, mt5.gated, mt5.tied), ("gelu_new", true, true));
+    assert_eq!((mt5.start_token, &mt5.eos_token_ids[..]), (Some(0), &[1][..]));
+    assert_eq!((mt5.embedding_factor, mt5.output_factor), (1.0, 1.0));
+    assert_eq!((mt5.encoder.buckets, mt5.decoder.buckets), (t5.encoder.buckets, t5.decoder.buckets));
+    assert_eq!(mt5.decoder.attention.clone().with_intermediate_size(Some(2048)), t5.decoder.attention);
     // BartConfig
     let bart = of("bart");
     assert_eq!((bart.vocab_size, bart.encoder.mlp_size, bart.decoder.mlp_size), (50265, 4096, 4096));
@@ -153,7 +163,7 @@ fn absence_means_the_default_of_the_class() {
     assert_eq!((whisper.start_token, &whisper.eos_token_ids[..]), (Some(50257), &[50256][..]));
     assert_eq!((&*whisper.activation, whisper.tied, whisper.norms_after()), ("gelu", true, false));
     assert!(!whisper.encoder.attention.key_bias && whisper.decoder.attention.qkv_bias);
-    for config in [t5, bart, whisper] {
+    for config in [t5, mt5, bart, whisper] {
         assert_eq!((config.encoder.layers, config.decoder.layers), (3, 5));
         assert!(!config.encoder.attention.triangular_masking && config.decoder.attention.triangular_masking);
         assert_eq!(config.decoder.attention.num_hidden_layers, Some(5));

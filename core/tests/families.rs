@@ -438,6 +438,30 @@ fn experts_of_deepseek_are_in_groups_after_the_first_layers() {
     assert!(error.contains("`quantization_config` is") && error.contains("fp8") && error.contains("bf16"), "{error}");
 }
 
+/// As Google published the one of 4B.
+#[test]
+fn the_language_model_of_a_gemma_3_leaves_out_its_defaults() {
+    let text = json!({
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": { "factor": 8.0, "rope_type": "linear" }, "sliding_window": 1024
+    });
+    let whole = json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255_999, "eoi_token_index": 256_000,
+        "eos_token_id": [1, 106], "image_token_index": 262_144, "initializer_range": 0.02, "mm_tokens_per_image": 256,
+        "model_type": "gemma3", "text_config": text, "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0",
+        "vision_config": { "hidden_size": 1152, "model_type": "siglip_vision_model", "vision_use_head": false }
+    });
+    let config = HuggingFaceConfig::read(whole.clone(), &ConfigOptions::default().with_text_only(true)).unwrap();
+    assert_eq!((config.family.name(), config.eos_token_ids.as_slice()), ("gemma3_text", &[1, 106][..]));
+    assert_eq!((config.vocab_size, config.mlp_size, config.tie_word_embeddings), (262_208, 10240, true));
+    let [sliding, full] = [0, 5].map(|layer| config.attention_config(layer).clone());
+    assert_eq!((sliding.hidden_size, sliding.heads, sliding.num_kv, sliding.head_dim), (2560, 8, Some(4), Some(256)));
+    assert_eq!((sliding.local_attention, sliding.window_size, full.local_attention), (true, 1024, false));
+    assert_eq!(sliding.dtype, Some(DataType::Bf16));
+    let error = HuggingFaceConfig::from_json(whole).unwrap_err().to_string();
+    assert!(error.contains("`model_type` is \"gemma3\"") && error.contains("`text_only`"), "{error}");
+}
+
 #[test]
 fn the_language_model_of_a_llama_4_is_read_alone_if_that_is_asked_for() {
     let text = record("llama4_text", json!({ "attention_chunk_size": 9 }));

@@ -17,6 +17,7 @@ VOCAB, HIDDEN = 61, 24
 # and let a text say more than one token.
 FACTORS = {
     "t5": [("shared", 2.0), ("Attention.q", 0.3)],
+    "mt5": [("shared", 2.0), ("Attention.q", 0.3)],
     "bart": [("out_proj", 0.3), ("fc2", 3.0)],
     "whisper": [("embed_tokens", 3.3), ("embed_positions", 10.0)],
 }
@@ -36,6 +37,7 @@ def families():
         "t5": lambda: tf.T5ForConditionalGeneration(tf.T5Config(**t5)),
         "t5_gated": lambda: tf.T5ForConditionalGeneration(tf.T5Config(
             feed_forward_proj="gated-gelu", tie_word_embeddings=False, **t5)),
+        "mt5": lambda: tf.MT5ForConditionalGeneration(tf.MT5Config(**t5)),
         "bart": lambda: tf.BartForConditionalGeneration(tf.BartConfig(
             max_position_embeddings=19, scale_embedding=True, activation_function="gelu_new", decoder_start_token_id=2,
             forced_eos_token_id=None, **stacks)),

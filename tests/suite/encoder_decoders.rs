@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::common::{AnyBackend, golden, on_each_cpu_backend};
 
-const FOLDERS: [&str; 4] = ["bart", "t5", "t5_gated", "whisper"];
+const FOLDERS: [&str; 5] = ["bart", "mt5", "t5", "t5_gated", "whisper"];
 
 type B = AnyBackend;
 

@@ -58,6 +58,32 @@ fn the_language_model_of_a_model_of_images_runs_alone<B: InferenceBackend>() {
     assert!(error.contains("text_only"), "{error}");
 }
 
+/// The same of a Gemma 3, whose published files leave out the settings of the language model that are its class's defaults.
+fn the_language_model_of_a_gemma_3_runs_alone<B: InferenceBackend>() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, text) = (folder.path(), golden("families/gemma3"));
+    let config = std::fs::read_to_string(text.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    for key in ["attn_logit_softcapping", "hidden_activation", "rms_norm_eps", "tie_word_embeddings"] {
+        config.as_object_mut().unwrap().remove(key);
+    }
+    let whole = serde_json::json!({
+        "model_type": "gemma3", "mm_tokens_per_image": 4, "text_config": config, "vision_config": { "hidden_size": 4 }
+    });
+    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
+    let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
+    tensors.iter_mut().for_each(|tensor| tensor.0.insert_str(0, "language_model."));
+    for name in ["vision_tower.vision_model.post_layernorm.bias", "multi_modal_projector.mm_soft_emb_norm.weight"] {
+        tensors.push((name.into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
+    }
+    crate::load::save(&path.join("model.safetensors"), &tensors);
+
+    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
+    check::run(&model, &text.join("expected.json"), None).unwrap();
+    let error = Model::<B>::open(path, &Options::default(), &Default::default()).err().unwrap().to_string();
+    assert!(error.contains("text_only"), "{error}");
+}
+
 /// The same of a Gemma 4, whose output embedding would be outside of that prefix. Published files have keys that no layer reads.
 fn the_language_model_of_a_gemma_4_runs_alone<B: InferenceBackend>() {
     let folder = tempfile::tempdir().unwrap();

@@ -32,7 +32,7 @@ const TEXT: &str = "text_config";
 /// Settings that the language model may leave to the record around it.
 const SHARED: [&str; 3] = ["dtype", "eos_token_id", "torch_dtype"];
 
-const ALL: &[Composite] = &[LLAMA4, GEMMA4];
+const ALL: &[Composite] = &[LLAMA4, GEMMA3, GEMMA4];
 
 const LLAMA4: Composite = Composite {
     model_type: "llama4",
@@ -50,6 +50,25 @@ const LLAMA4: Composite = Composite {
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_model."]),
     head: "language_model.",
     tied: false,
+};
+
+const GEMMA3: Composite = Composite {
+    model_type: "gemma3",
+    text: "gemma3_text",
+    class: "Gemma3Config",
+    images: &[
+        "boi_token_id",
+        "boi_token_index",
+        "eoi_token_id",
+        "eoi_token_index",
+        "image_token_id",
+        "image_token_index",
+        "mm_tokens_per_image",
+        "vision_config",
+    ],
+    prefixes: ("language_model.", &["multi_modal_projector.", "vision_tower."]),
+    head: "language_model.",
+    tied: true,
 };
 
 const GEMMA4: Composite = Composite {
@@ -123,7 +142,7 @@ impl Composite {
         if text.text(&["model_type"])?.is_some_and(|model_type| model_type != self.text) {
             return Err(text.unsupported("model_type", &format!("\"{}\"", self.text)));
         }
-        // Llama 4 does not tie embeddings by the flag outside, and Gemma 4 does.
+        // Llama 4 does not tie embeddings by the flag outside, and Gemma does.
         let tied = |fields: &Fields<'_>| Ok::<_, ConfigError>(fields.flag(&[TIED])?.unwrap_or(self.tied));
         let (outside, inside) = (tied(fields)?, tied(&text)?);
         if outside != inside && (outside || self.tied) {

@@ -1,4 +1,4 @@
-//! Text from an encoder-decoder: T5, BART or Whisper, built from the record of its family around this crate's attention.
+//! Text from an encoder-decoder: T5, mT5, BART or Whisper, built from the record of its family around this crate's attention.
 //!
 //! The encoder runs once. A [`CrossCache`](burn_deepspeed::CrossCache) holds the keys and values of its states for every layer of the
 //! decoder, which generates as any other.

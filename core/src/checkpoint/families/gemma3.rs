@@ -23,6 +23,8 @@ pub(super) static FAMILY: Family = Family {
     model_types: &["gemma3_text"],
     class: Class {
         name: "Gemma3TextConfig",
+        // The files of models that read images, too, leave out what is the default.
+        sizes: Some([2304, 8, 26]),
         vocab_size: Setting::new(&["vocab_size"], 262208),
         max_positions: Setting::new(&["max_position_embeddings"], Some(131072)),
         ..gemma2::CLASS

@@ -146,7 +146,7 @@ pub const ALL: &[&Family] = &[
 pub const PAIRS: &[&Pair] = &[&clip::PAIR, &siglip::PAIR];
 
 /// Every family of encoder-decoders.
-pub const ENCODER_DECODERS: &[&EncoderDecoder] = &[&t5::FAMILY, &bart::FAMILY, &whisper::FAMILY];
+pub const ENCODER_DECODERS: &[&EncoderDecoder] = &[&t5::FAMILY, &t5::MULTILINGUAL, &bart::FAMILY, &whisper::FAMILY];
 
 /// The pair of a `model_type`.
 pub(super) fn pair_of_model_type(model_type: &str) -> Option<&'static Pair> {

@@ -1,4 +1,4 @@
-//! T5, T5 1.1 and Flan-T5.
+//! T5, T5 1.1, Flan-T5 and mT5.
 
 use crate::checkpoint::class::Setting;
 use crate::checkpoint::encoder_decoder::{
@@ -9,7 +9,9 @@ use crate::config::NormType;
 use crate::error::ConfigError;
 use crate::fields::Fields;
 
-pub(super) static FAMILY: EncoderDecoder = EncoderDecoder {
+pub(super) static FAMILY: EncoderDecoder = T5;
+
+const T5: EncoderDecoder = EncoderDecoder {
     title: "T5, T5 1.1, Flan-T5",
     about: "relative positions, scores are not scaled, RMS norms, in some a gate",
     model_types: &["t5"],
@@ -83,6 +85,28 @@ pub(super) static FAMILY: EncoderDecoder = EncoderDecoder {
     unused: &["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"],
 };
 
+/// T5 1.1 with another vocabulary, whose class never scales the states of the decoder.
+pub(super) static MULTILINGUAL: EncoderDecoder = EncoderDecoder {
+    title: "mT5",
+    about: "relative positions, scores are not scaled, RMS norms, gated",
+    model_types: &["mt5"],
+    class: EncoderDecoderClass {
+        name: "MT5Config",
+        mlp_size: [Setting::new(&["d_ff"], 1024); 2],
+        vocab_size: Setting::new(&["vocab_size"], 250_112),
+        start_token: Some(0),
+        ..T5.class
+    },
+    reads: &[DENSE, GATED],
+    blocks: |fields| {
+        let (activation, gated) = mlp(fields, "gated-gelu")?;
+        // Files have it, and the class ties what a checkpoint lacks, whatever it says.
+        fields.flag(&["tie_word_embeddings"])?;
+        Ok(BlockSettings { activation, gated, scaled_output: false })
+    },
+    ..T5
+};
+
 const HEADS: &[&str] = &["num_heads", "num_attention_heads"];
 const ATTENTION: BranchPaths =
     BranchPaths { path: "layer.0.SelfAttention", projections: ["q", "k", "v", "o"], norm: "layer.0.layer_norm" };
@@ -91,10 +115,18 @@ const GATED: &str = "is_gated_act";
 const PROJECTION: &str = "feed_forward_proj";
 const SCALED: &str = "scale_decoder_outputs";
 
+fn blocks(fields: &Fields<'_>) -> Result<BlockSettings, ConfigError> {
+    let (activation, gated) = mlp(fields, "relu")?;
+    // Files from before that key said it with the other.
+    let tied = fields.flag(&["tie_word_embeddings"])?.unwrap_or(true);
+    let scaled_output = fields.flag(&[SCALED])?.unwrap_or(tied);
+    Ok(BlockSettings { activation, gated, scaled_output })
+}
+
 /// The activation, with `gated-` before it if the MLP has a gate, is one key. Files repeat what the class makes of it, and the class
 /// would take their word.
-fn blocks(fields: &Fields<'_>) -> Result<BlockSettings, ConfigError> {
-    let named = fields.text(&[PROJECTION])?.unwrap_or("relu");
+fn mlp(fields: &Fields<'_>, default: &str) -> Result<(String, bool), ConfigError> {
+    let named = fields.text(&[PROJECTION])?.unwrap_or(default);
     let (gated, activation) = match named.split_once('-') {
         None => (false, named),
         Some(("gated", activation)) if !activation.contains('-') => (true, activation),
@@ -107,8 +139,5 @@ fn blocks(fields: &Fields<'_>) -> Result<BlockSettings, ConfigError> {
     if fields.flag(&[GATED])?.is_some_and(|flag| flag != gated) {
         return Err(fields.unsupported(GATED, &format!("{gated}, as `{PROJECTION}` says")));
     }
-    // Files from before that key said it with the other.
-    let tied = fields.flag(&["tie_word_embeddings"])?.unwrap_or(true);
-    let scaled_output = fields.flag(&[SCALED])?.unwrap_or(tied);
-    Ok(BlockSettings { activation: activation.into(), gated, scaled_output })
+    Ok((activation.into(), gated))
 }
