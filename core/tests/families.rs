@@ -462,6 +462,42 @@ fn the_language_model_of_a_gemma_3_leaves_out_its_defaults() {
     assert!(error.contains("`model_type` is \"gemma3\"") && error.contains("`text_only`"), "{error}");
 }
 
+/// As Mistral published Small 3.1. The class around the language model says whether embeddings are tied.
+#[test]
+fn the_language_model_of_a_mistral_3_may_have_two_types() {
+    let text = json!({
+        "attention_dropout": 0.0, "head_dim": 128, "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02,
+        "intermediate_size": 32768, "max_position_embeddings": 131_072, "model_type": "mistral", "num_attention_heads": 32,
+        "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "rope_theta": 1e9, "sliding_window": null,
+        "use_cache": true, "vocab_size": 131_072
+    });
+    let read = |text: &Value, keys: Value| {
+        let mut whole = json!({
+            "architectures": ["Mistral3ForConditionalGeneration"], "image_token_index": 10, "model_type": "mistral3",
+            "multimodal_projector_bias": false, "projector_hidden_act": "gelu", "spatial_merge_size": 2, "text_config": text,
+            "torch_dtype": "bfloat16", "transformers_version": "4.50.0.dev0", "vision_config": { "model_type": "pixtral" },
+            "vision_feature_layer": -1
+        });
+        whole.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
+        HuggingFaceConfig::read(whole, &ConfigOptions::default().with_text_only(true))
+    };
+    let config = read(&text, json!({})).unwrap();
+    assert_eq!((config.family.name(), config.vocab_size, config.tie_word_embeddings), ("mistral", 131_072, true));
+    assert!(!config.attention_config(0).local_attention);
+    let untied = read(&text, json!({ "tie_word_embeddings": false })).unwrap();
+    assert!(!untied.tie_word_embeddings);
+    let ministral = record("ministral3", json!({}));
+    assert_eq!(read(&ministral, json!({})).unwrap().family.name(), "ministral3");
+    let mut absent = text.clone();
+    absent.as_object_mut().unwrap().remove("model_type");
+    assert_eq!(read(&absent, json!({})).unwrap().family.name(), "mistral");
+    let error = read(&record("llama", json!({})), json!({})).unwrap_err().to_string();
+    assert!(
+        error.contains("`text_config.model_type` is \"llama\"") && error.contains("\"mistral\" or \"ministral3\""),
+        "{error}"
+    );
+}
+
 #[test]
 fn the_language_model_of_a_llama_4_is_read_alone_if_that_is_asked_for() {
     let text = record("llama4_text", json!({ "attention_chunk_size": 9 }));

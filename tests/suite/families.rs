@@ -84,6 +84,28 @@ fn the_language_model_of_a_gemma_3_runs_alone<B: InferenceBackend>() {
     assert!(error.contains("text_only"), "{error}");
 }
 
+/// The same of a Ministral 3. The class around it ties embeddings unless it says otherwise, and the file has an output embedding.
+fn the_language_model_of_a_mistral_3_runs_alone<B: InferenceBackend>() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, text) = (folder.path(), golden("families/ministral3"));
+    let config = std::fs::read_to_string(text.join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    let whole = serde_json::json!({
+        "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": false, "projector_hidden_act": "gelu",
+        "spatial_merge_size": 2, "text_config": config, "vision_config": { "hidden_size": 4 }, "vision_feature_layer": -1
+    });
+    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
+    let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
+    tensors.iter_mut().for_each(|tensor| tensor.0.insert_str(0, "language_model."));
+    for name in ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"] {
+        tensors.push((name.into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
+    }
+    crate::load::save(&path.join("model.safetensors"), &tensors);
+
+    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
+    check::run(&model, &text.join("expected.json"), None).unwrap();
+}
+
 /// The same of a Gemma 4, whose output embedding would be outside of that prefix. Published files have keys that no layer reads.
 fn the_language_model_of_a_gemma_4_runs_alone<B: InferenceBackend>() {
     let folder = tempfile::tempdir().unwrap();

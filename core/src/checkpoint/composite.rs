@@ -11,8 +11,8 @@ use crate::fields::Fields;
 pub(super) struct Composite {
     /// Its `model_type`.
     model_type: &'static str,
-    /// The `model_type` of its language model.
-    text: &'static str,
+    /// Values of `model_type` of its language model; the first if there is none.
+    text: &'static [&'static str],
     /// The class of its configuration.
     class: &'static str,
     /// Keys that concern images and sound alone.
@@ -21,22 +21,33 @@ pub(super) struct Composite {
     prefixes: (&'static str, &'static [&'static str]),
     /// What precedes the name of the output embedding.
     head: &'static str,
-    /// Whether both classes tie embeddings by default.
-    tied: bool,
+    /// Which flag says whether embeddings are tied.
+    tied: Tied,
 }
 
-/// Whether the output embedding is the input embedding.
+/// Which flag says whether the output embedding is the input embedding, of that of the class and that of its language model.
+#[derive(Debug, PartialEq)]
+enum Tied {
+    /// That of the language model; the class cannot tie.
+    Text,
+    /// Both, which are true by default.
+    Both,
+    /// That of the class, which is true by default.
+    Class,
+}
+
+/// Key of that flag.
 const TIED: &str = "tie_word_embeddings";
 /// The record of the language model.
 const TEXT: &str = "text_config";
 /// Settings that the language model may leave to the record around it.
 const SHARED: [&str; 3] = ["dtype", "eos_token_id", "torch_dtype"];
 
-const ALL: &[Composite] = &[LLAMA4, GEMMA3, GEMMA4];
+const ALL: &[Composite] = &[LLAMA4, MISTRAL3, GEMMA3, GEMMA4];
 
 const LLAMA4: Composite = Composite {
     model_type: "llama4",
-    text: "llama4_text",
+    text: &["llama4_text"],
     class: "Llama4Config",
     images: &[
         "boi_token_id",
@@ -49,12 +60,31 @@ const LLAMA4: Composite = Composite {
     ],
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_model."]),
     head: "language_model.",
-    tied: false,
+    tied: Tied::Text,
+};
+
+/// Mistral Small 3 and Ministral 3.
+const MISTRAL3: Composite = Composite {
+    model_type: "mistral3",
+    text: &["mistral", "ministral3"],
+    class: "Mistral3Config",
+    images: &[
+        "image_token_id",
+        "image_token_index",
+        "multimodal_projector_bias",
+        "projector_hidden_act",
+        "spatial_merge_size",
+        "vision_config",
+        "vision_feature_layer",
+    ],
+    prefixes: ("language_model.", &["multi_modal_projector.", "vision_tower."]),
+    head: "language_model.",
+    tied: Tied::Class,
 };
 
 const GEMMA3: Composite = Composite {
     model_type: "gemma3",
-    text: "gemma3_text",
+    text: &["gemma3_text"],
     class: "Gemma3Config",
     images: &[
         "boi_token_id",
@@ -68,12 +98,12 @@ const GEMMA3: Composite = Composite {
     ],
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_tower."]),
     head: "language_model.",
-    tied: true,
+    tied: Tied::Both,
 };
 
 const GEMMA4: Composite = Composite {
     model_type: "gemma4",
-    text: "gemma4_text",
+    text: &["gemma4_text"],
     class: "Gemma4Config",
     images: &[
         "audio_config",
@@ -93,7 +123,7 @@ const GEMMA4: Composite = Composite {
         &["model.audio_tower.", "model.embed_audio.", "model.embed_vision.", "model.vision_tower."],
     ),
     head: "",
-    tied: true,
+    tied: Tied::Both,
 };
 
 impl Composite {
@@ -120,7 +150,8 @@ impl Composite {
 
     /// The error for a caller who did not ask for the language model alone.
     pub(super) fn refused(&self, fields: &Fields<'_>) -> ConfigError {
-        let supported = format!("\"{}\"; read its language model alone with `text_only` of `ConfigOptions`", self.text);
+        let names = self.text.join("\", \"");
+        let supported = format!("\"{names}\"; read its language model alone with `text_only` of `ConfigOptions`");
         fields.unsupported("model_type", &supported)
     }
 
@@ -139,17 +170,22 @@ impl Composite {
         known::ONLY.iter().try_for_each(|only| only.check(fields))?;
         let missing = || fields.wrong(TEXT, "the record of the language model");
         let text = fields.record(TEXT)?.ok_or_else(missing)?;
-        if text.text(&["model_type"])?.is_some_and(|model_type| model_type != self.text) {
-            return Err(text.unsupported("model_type", &format!("\"{}\"", self.text)));
-        }
-        // Llama 4 does not tie embeddings by the flag outside, and Gemma does.
-        let tied = |fields: &Fields<'_>| Ok::<_, ConfigError>(fields.flag(&[TIED])?.unwrap_or(self.tied));
-        let (outside, inside) = (tied(fields)?, tied(&text)?);
-        if outside != inside && (outside || self.tied) {
-            return Err(fields.unsupported(TIED, &format!("{inside}, as `text_config` says or means by default")));
+        let model_type = text.text(&["model_type"])?.unwrap_or(self.text[0]);
+        if !self.text.contains(&model_type) {
+            return Err(text.unsupported("model_type", &format!("\"{}\"", self.text.join("\" or \""))));
         }
         let mut record = fields.value(TEXT).cloned().unwrap_or_default();
-        record["model_type"] = self.text.into();
+        record["model_type"] = model_type.into();
+        let default = self.tied != Tied::Text;
+        let tied = |fields: &Fields<'_>| Ok::<_, ConfigError>(fields.flag(&[TIED])?.unwrap_or(default));
+        let (outside, inside) = (tied(fields)?, tied(&text)?);
+        match self.tied {
+            Tied::Class => record[TIED] = outside.into(),
+            Tied::Both | Tied::Text if outside != inside && (outside || default) => {
+                return Err(fields.unsupported(TIED, &format!("{inside}, as `text_config` says or means by default")));
+            }
+            Tied::Both | Tied::Text => {}
+        }
         for key in SHARED {
             if let (Some(outside), None) = (fields.value(key), text.value(key)) {
                 record[key] = outside.clone();
