@@ -1,0 +1,364 @@
+//! GGUF files: headers, damaged ones too, and reads by range.
+#![allow(clippy::unwrap_used)]
+
+use std::path::PathBuf;
+
+use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::checkpoint::{Checkpoint, ConfigOptions, Floats, Gguf, HuggingFaceConfig, Metadata};
+use burn_deepspeed_core::element::ElementType;
+use burn_deepspeed_core::error::WeightError;
+
+/// Writes a GGUF file.
+#[derive(Clone)]
+struct Writer {
+    version: u32,
+    entries: Vec<(String, Vec<u8>)>,
+    /// Name, dimensions from the contiguous one, type, offset.
+    tensors: Vec<(String, Vec<u64>, u32, u64)>,
+    data: Vec<u8>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+fn typed(kind: u32, value: &[u8]) -> Vec<u8> {
+    [&kind.to_le_bytes(), value].concat()
+}
+
+fn array(kind: u32, count: u64, values: &[u8]) -> Vec<u8> {
+    typed(9, &[&kind.to_le_bytes()[..], &count.to_le_bytes(), values].concat())
+}
+
+impl Writer {
+    fn new() -> Self {
+        Self { version: 3, entries: Vec::new(), tensors: Vec::new(), data: Vec::new() }
+    }
+
+    fn with(mut self, key: &str, value: Vec<u8>) -> Self {
+        self.entries.push((key.into(), value));
+        self
+    }
+
+    fn integer(self, key: &str, value: u32) -> Self {
+        self.with(key, typed(4, &value.to_le_bytes()))
+    }
+
+    fn float(self, key: &str, value: f32) -> Self {
+        self.with(key, typed(6, &value.to_le_bytes()))
+    }
+
+    fn architecture(self, name: &str) -> Self {
+        self.with("general.architecture", typed(8, &text(name)))
+    }
+
+    /// A tensor behind the others.
+    fn tensor(mut self, name: &str, dimensions: &[u64], kind: u32, bytes: &[u8]) -> Self {
+        self.data.resize(self.data.len().next_multiple_of(32), 0);
+        self.tensors.push((name.into(), dimensions.into(), kind, self.data.len() as u64));
+        self.data.extend(bytes);
+        self
+    }
+
+    fn floats(self, name: &str, dimensions: &[u64]) -> Self {
+        let count = dimensions.iter().product::<u64>();
+        let bytes: Vec<u8> = (0..count).flat_map(|at| (at as f32).to_le_bytes()).collect();
+        self.tensor(name, dimensions, 0, &bytes)
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut bytes = b"GGUF".to_vec();
+        bytes.extend(self.version.to_le_bytes());
+        bytes.extend((self.tensors.len() as u64).to_le_bytes());
+        bytes.extend((self.entries.len() as u64).to_le_bytes());
+        for (key, value) in &self.entries {
+            bytes.extend(text(key));
+            bytes.extend(value);
+        }
+        for (name, dimensions, kind, offset) in &self.tensors {
+            bytes.extend(text(name));
+            bytes.extend((dimensions.len() as u32).to_le_bytes());
+            dimensions.iter().for_each(|size| bytes.extend(size.to_le_bytes()));
+            bytes.extend(kind.to_le_bytes());
+            bytes.extend(offset.to_le_bytes());
+        }
+        bytes.resize(bytes.len().next_multiple_of(32), 0);
+        bytes.extend(&self.data);
+        bytes
+    }
+
+    fn save(&self) -> (tempfile::TempDir, PathBuf) {
+        file(&self.bytes())
+    }
+
+    #[track_caller]
+    fn refused(&self, expected: &str) {
+        refused(&self.bytes(), expected);
+    }
+}
+
+fn file(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+#[track_caller]
+fn refused(bytes: &[u8], expected: &str) {
+    let (_folder, path) = file(bytes);
+    let error = Gguf::open(path).unwrap_err();
+    assert!(matches!(error, WeightError::File { .. }), "{error}");
+    assert!(error.to_string().contains(expected), "{error}, expected {expected}");
+}
+
+/// A LLaMA of one layer: 2 query heads over 1 key/value head of 4 features, 8 features, 6 in the MLP, 5 tokens.
+fn llama() -> Writer {
+    let sizes = [
+        ("block_count", 1),
+        ("context_length", 32),
+        ("embedding_length", 8),
+        ("feed_forward_length", 6),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+    ];
+    let writer = Writer::new().architecture("llama").float("llama.attention.layer_norm_rms_epsilon", 1e-5);
+    let writer = sizes.iter().fold(writer, |writer, (key, size)| writer.integer(&format!("llama.{key}"), *size));
+    writer
+        .floats("token_embd.weight", &[8, 5])
+        .floats("output_norm.weight", &[8])
+        .floats("blk.0.attn_norm.weight", &[8])
+        .floats("blk.0.attn_q.weight", &[8, 8])
+        .floats("blk.0.attn_k.weight", &[8, 4])
+        .floats("blk.0.attn_v.weight", &[8, 4])
+        .floats("blk.0.attn_output.weight", &[8, 8])
+        .floats("blk.0.ffn_norm.weight", &[8])
+        .floats("blk.0.ffn_gate.weight", &[8, 6])
+        .floats("blk.0.ffn_up.weight", &[8, 6])
+        .floats("blk.0.ffn_down.weight", &[6, 8])
+}
+
+#[test]
+fn values_of_every_type_are_read() {
+    let values: [(u32, &[u8], Metadata); 12] = [
+        (0, &[200], Metadata::Integer(200)),
+        (1, &[0xfe], Metadata::Integer(-2)),
+        (2, &[1, 2], Metadata::Integer(513)),
+        (3, &[0xff, 0xff], Metadata::Integer(-1)),
+        (4, &[0, 0, 0, 0x80], Metadata::Integer(1 << 31)),
+        (5, &[0, 0, 0, 0x80], Metadata::Integer(-(1 << 31))),
+        (6, &1.5f32.to_le_bytes(), Metadata::Float(1.5)),
+        (7, &[1], Metadata::Bool(true)),
+        (8, &text("größe"), Metadata::Text("größe".into())),
+        (10, &7u64.to_le_bytes(), Metadata::Integer(7)),
+        (11, &(-7i64).to_le_bytes(), Metadata::Integer(-7)),
+        (12, &(-0.25f64).to_le_bytes(), Metadata::Float(-0.25)),
+    ];
+    let mut writer = Writer::new();
+    for (kind, bytes, _) in &values {
+        writer = writer.with(&format!("one.{kind}"), typed(*kind, bytes));
+        writer = writer.with(&format!("two.{kind}"), array(*kind, 2, &[*bytes, bytes].concat()));
+    }
+    let (_folder, path) = writer.with("none", array(8, 0, &[])).save();
+    let gguf = Gguf::open(path).unwrap();
+    for (kind, _, value) in values {
+        assert_eq!(gguf.value(&format!("one.{kind}")), Some(&value));
+        let two = match value {
+            Metadata::Integer(value) => Metadata::Integers(vec![value; 2]),
+            Metadata::Float(value) => Metadata::Floats(vec![value; 2]),
+            Metadata::Bool(value) => Metadata::Bools(vec![value; 2]),
+            Metadata::Text(value) => Metadata::Texts(vec![value; 2]),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(gguf.value(&format!("two.{kind}")), Some(&two));
+    }
+    assert_eq!(gguf.value("none"), Some(&Metadata::Texts(Vec::new())));
+    assert_eq!(gguf.metadata().count(), 25);
+}
+
+#[test]
+fn a_file_that_was_cut_anywhere_is_an_error() {
+    let bytes = llama().with("list", array(8, 2, &[text("a"), text("bc")].concat())).bytes();
+    for length in 0..bytes.len() {
+        let (_folder, path) = file(&bytes[..length]);
+        assert!(matches!(Gguf::open(path), Err(WeightError::File { .. })), "cut at byte {length}");
+    }
+    let (_folder, path) = file(&bytes);
+    assert!(Gguf::open(path).is_ok());
+}
+
+#[test]
+fn other_versions_and_orders_are_an_error() {
+    refused(b"GGML\0\0\0\0", "does not begin with `GGUF`");
+    for (version, expected) in [(1, "version 1"), (3u32.swap_bytes(), "big-endian"), (4, "versions 2 and 3")] {
+        Writer { version, ..llama() }.refused(expected);
+    }
+    let (_folder, path) = Writer { version: 2, ..llama() }.save();
+    assert!(Gguf::open(path).is_ok());
+}
+
+#[test]
+fn what_is_damaged_in_a_header_is_an_error() {
+    let huge = u64::MAX / 16;
+    let mut counts = llama().bytes();
+    counts[8..16].copy_from_slice(&huge.to_le_bytes());
+    refused(&counts, "tensors at byte");
+    let mut counts = llama().bytes();
+    counts[16..24].copy_from_slice(&huge.to_le_bytes());
+    refused(&counts, "entries of metadata at byte");
+    let with = |value: Vec<u8>| Writer::new().with("key", value);
+    with(array(4, huge, &[])).refused("values of an array");
+    with(array(8, huge, &[])).refused("values of an array");
+    with(typed(8, &huge.to_le_bytes())).refused("bytes of a text");
+    with(typed(8, &[&2u64.to_le_bytes()[..], &[0xc3, 0x28]].concat())).refused("not UTF-8");
+    with(typed(13, &[0; 8])).refused("type 13");
+    with(array(13, 0, &[0; 8])).refused("elements of type 13");
+    with(array(9, 1, &[0; 32])).refused("holds arrays");
+    with(typed(7, &[2])).refused("a boolean before byte");
+    with(typed(10, &u64::MAX.to_le_bytes())).refused("above i64::MAX");
+    Writer::new().integer("a", 1).integer("a", 1).refused("two values of `a`");
+    for alignment in [0, 24] {
+        llama().integer("general.alignment", alignment).refused("must be a power of two");
+    }
+    Writer::new().with("split.count", typed(2, &3u16.to_le_bytes())).refused("one of 3 parts");
+}
+
+#[test]
+fn a_directory_that_does_not_fit_is_an_error() {
+    let one = |dimensions: &[u64], kind: u32| Writer::new().tensor("x", dimensions, kind, &[0; 64]);
+    one(&[1; 5], 0).refused("has 5 axes");
+    one(&[u64::MAX, 2], 0).refused("more elements than memory has bytes");
+    one(&[1 << 40], 0).refused("it is not complete");
+    one(&[33], 8).refused("rows of 33 elements, and blocks of Q8_0 have 32");
+    one(&[32], 4).refused("has type 4, which is unknown");
+    one(&[256], 23).refused("has type IQ4_XS, which is not read");
+    llama().floats("output_norm.weight", &[2]).refused("two tensors `output_norm.weight`");
+    let mut writer = llama();
+    writer.tensors[1].3 += 8;
+    writer.refused("no multiple of 32");
+    let mut writer = llama();
+    writer.tensors[1].3 = 32;
+    writer.refused("inside of another tensor");
+}
+
+#[test]
+fn tensors_are_aligned_as_the_file_says() {
+    let mut writer = Writer::new().integer("general.alignment", 64).floats("a", &[3, 2]);
+    let header = writer.bytes().len() - 24;
+    writer.data.splice(0..0, vec![0; header.next_multiple_of(64) - header]);
+    let (_folder, path) = writer.save();
+    assert_eq!(Gguf::open(path).unwrap().shape("a"), Some(&[2, 3][..]));
+}
+
+#[test]
+fn tensors_have_the_names_and_rows_of_the_family() {
+    let (_folder, path) = llama().save();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.shape("model.layers.0.self_attn.k_proj.weight"), Some(&[4, 8][..]));
+    assert_eq!(checkpoint.shape("model.layers.0.mlp.down_proj.weight"), Some(&[8, 6][..]));
+    let column = |name: &str, rows: usize| {
+        let read = checkpoint.floats(name, &[rows, 8], &[0..rows, 3..4], ElementType::F32).unwrap();
+        let Floats::F32(values) = read else { panic!("{read:?}") };
+        values.iter().map(|value| (*value as usize - 3) / 8).collect::<Vec<_>>()
+    };
+    // A head of 4 features is 0, 2, 1, 3 in the file.
+    assert_eq!(column("model.layers.0.self_attn.q_proj.weight", 8), [0, 2, 1, 3, 4, 6, 5, 7]);
+    assert_eq!(column("model.layers.0.self_attn.k_proj.weight", 4), [0, 2, 1, 3]);
+    assert_eq!(column("model.layers.0.self_attn.v_proj.weight", 4), [0, 1, 2, 3]);
+    let config = HuggingFaceConfig::from_json_file(&path).unwrap();
+    config.check(&checkpoint).unwrap();
+    assert_eq!((config.family.name(), config.layers, config.vocab_size), ("llama", 1, 5));
+    assert!(config.tie_word_embeddings);
+}
+
+#[test]
+fn blocks_are_read_from_any_element_to_any_other() {
+    // 3 rows of 64 elements of Q8_0, whose scales differ.
+    let blocks: Vec<u8> = (0..6u8)
+        .flat_map(|block| {
+            let scale = half::f16::from_f32(0.5 + f32::from(block)).to_le_bytes();
+            scale.into_iter().chain((0..32).map(move |at| at * 7 + block))
+        })
+        .collect();
+    let mut all = vec![0.0; 192];
+    BlockFormat::Q8_0.dequantise(&blocks, &mut all);
+    let mut writer = llama();
+    writer.tensors.retain(|tensor| tensor.0 != "token_embd.weight");
+    let (_folder, path) = writer.tensor("token_embd.weight", &[64, 3], 8, &blocks).save();
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let name = "model.embed_tokens.weight";
+    for (start, end) in [(0, 64), (0, 1), (31, 33), (5, 40), (33, 64), (63, 64), (7, 7)] {
+        for rows in [0..3, 1..2] {
+            let expected: Vec<f32> =
+                rows.clone().flat_map(|row| all[row * 64 + start..row * 64 + end].to_vec()).collect();
+            let read = checkpoint.floats(name, &[3, 64], &[rows, start..end], ElementType::F32).unwrap();
+            assert_eq!(read, Floats::F32(expected), "columns {start} to {end}");
+        }
+    }
+    let half = checkpoint.floats(name, &[3, 64], &[0..3, 0..64], ElementType::BF16).unwrap();
+    assert_eq!(half, Floats::BF16(all.iter().map(|value| half::bf16::from_f32(*value)).collect()));
+    let converted = checkpoint.report().converted;
+    assert!(
+        converted.iter().all(|one| one.name == name && one.from == "Q8_0") && !converted.is_empty(),
+        "{converted:?}"
+    );
+    assert!(checkpoint.integers(name, &[3, 64]).unwrap_err().to_string().contains("Q8_0"));
+}
+
+#[test]
+fn what_the_architecture_does_not_have_is_an_error() {
+    let open = |writer: Writer| {
+        let (_folder, path) = writer.save();
+        Checkpoint::open(path).unwrap_err().to_string()
+    };
+    let config = |writer: Writer| {
+        let (_folder, path) = writer.save();
+        HuggingFaceConfig::from_json_file(path).unwrap_err().to_string()
+    };
+    let without = |key: &str| {
+        let mut writer = llama();
+        writer.entries.retain(|(own, _)| own != key);
+        writer
+    };
+    let other = without("general.architecture").architecture("mamba");
+    for error in [open(other.clone()), config(other)] {
+        assert!(error.contains("`general.architecture` is \"mamba\"") && error.contains("\"llama\""), "{error}");
+    }
+    let error = open(llama().floats("blk.0.attn_sinks.weight", &[2]));
+    assert!(error.contains("`blk.0.attn_sinks.weight` is no tensor of the architecture `llama`"), "{error}");
+    let error = open(llama().floats("blk.00.attn_q.weight", &[8, 8]));
+    assert!(error.contains("is the second tensor that is `model.layers.0.self_attn.q_proj.weight`"), "{error}");
+    for (writer, expected) in [
+        (llama().integer("llama.attention.sliding_window", 7), "`llama.attention.sliding_window`"),
+        (llama().integer("llama.rope.dimension_count", 2), "`llama.rope.dimension_count` is 2"),
+        (llama().integer("llama.vocab_size", 6), "`llama.vocab_size` is 6"),
+        (llama().integer("llama.expert_count", 8), "`llama.expert_count` is 8"),
+        (llama().integer("llama.rope.freq_base", 7).with("llama.rope.scaling.type", typed(8, &text("su"))), "is su"),
+        (llama().float("llama.rope.freq_base", f32::NAN), "a finite number is expected"),
+        (llama().with("llama.attention.causal", typed(7, &[0])), "`llama.attention.causal` is false"),
+        (llama().with("general.type", typed(8, &text("adapter"))), "\"adapter\""),
+        (without("llama.block_count"), "`block_count`"),
+        (without("llama.block_count").float("llama.block_count", 1.0), "a whole number is expected"),
+    ] {
+        let error = config(writer);
+        assert!(error.contains(expected), "{error}, expected {expected}");
+    }
+    let (_folder, path) = llama().integer("llama.my_note", 7).save();
+    let options = ConfigOptions::default().with_allowed_keys(["llama.my_note"]);
+    assert!(HuggingFaceConfig::read_file(&path, &options).is_ok());
+}
+
+#[test]
+fn a_folder_has_one_gguf_or_says_which_it_has() {
+    let (folder, path) = llama().save();
+    assert_eq!(Gguf::in_path(folder.path()), Some(path.clone()));
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    assert!(checkpoint.contains("model.norm.weight"));
+    // A configuration from elsewhere does not know the form of its weights.
+    let record = HuggingFaceConfig::from_json_file(&path).unwrap().record;
+    let error = HuggingFaceConfig::from_json(record).unwrap().check(&checkpoint).unwrap_err().to_string();
+    assert!(error.contains("belong together"), "{error}");
+    std::fs::copy(&path, folder.path().join("other.gguf")).unwrap();
+    let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("model.gguf, other.gguf") && error.contains("name the file that you want"), "{error}");
+}
