@@ -1,4 +1,4 @@
-//! Generates text with a checkpoint in the Hugging Face layout, or with the tiny adder that ships with the repository.
+//! Generates text with a checkpoint in the Hugging Face layout, with a GGUF file, or with the tiny adder that ships with the repository.
 //!
 //! ```text
 //! cargo run --release --example generate                                   # the adder: prints a sum
@@ -6,6 +6,7 @@
 //! cargo run --release --example generate -- --prompt "48+76=" --echo       # prints 48+76=124
 //! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
 //! cargo run --release --example generate -- --model DIR --chat --prompt "What is Rust?" --system "Answer in one sentence."
+//! cargo run --release --example generate -- --model FILE.gguf --chat --prompt "What is Rust?"
 //! cargo run --release --example generate -- --dtype int8 --kv-cache int8
 //! cargo run --release --example generate -- --list                         # the families that are supported
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json

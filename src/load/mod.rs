@@ -41,9 +41,9 @@ mod written;
 
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
 pub use burn_deepspeed_core::checkpoint::{
-    AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, EncoderDecoderConfig, FeatureShape,
-    HeadWeightNames, HuggingFaceConfig, JointNames, LatentNames, LoadReport, NormNames, QkNormNames, QkvLayout,
-    QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint, Stack, WeightNames, WeightPart,
+    AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, EncoderDecoderConfig, FeatureShape, Gguf,
+    HeadWeightNames, HuggingFaceConfig, JointNames, LatentNames, LoadReport, Metadata, NormNames, QkNormNames,
+    QkvLayout, QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint, Stack, WeightNames, WeightPart,
 };
 pub use parameters::ParameterReader;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

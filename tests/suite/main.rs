@@ -19,6 +19,7 @@ mod encoder_decoders;
 mod encoders;
 mod families;
 mod generate;
+mod gguf;
 mod golden;
 #[cfg(feature = "vulkan")]
 mod gpu;

@@ -248,7 +248,10 @@ static GPT2: Architecture = Architecture {
         ["ffn_down", "mlp.c_proj"],
     ]],
     differences: &[Difference::OutputInput],
-    settings: |settings| settings.epsilon("attention.layer_norm_epsilon", "layer_norm_epsilon"),
+    settings: |settings| {
+        settings.rename("intermediate_size", "n_inner");
+        settings.epsilon("attention.layer_norm_epsilon", "layer_norm_epsilon")
+    },
     ..base()
 };
 

@@ -114,6 +114,13 @@ impl<'a> Settings<'a> {
         self.record.insert(key.into(), value.into());
     }
 
+    /// Gives a key that was set another name, for families that know it by that one alone.
+    pub(super) fn rename(&mut self, from: &str, to: &str) {
+        if let Some(value) = self.record.remove(from) {
+            self.set(to, value);
+        }
+    }
+
     /// Sets a key to the number of another, if it is given.
     pub(super) fn copy_number(&mut self, from: &str, to: &str) -> Result<(), ConfigError> {
         if let Some(number) = self.number(from)? {
