@@ -20,6 +20,7 @@ mod encoders;
 mod families;
 mod generate;
 mod gguf;
+mod gguf_tokenizers;
 mod golden;
 #[cfg(feature = "vulkan")]
 mod gpu;
