@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_deepspeed::load::families;
+use burn_deepspeed::load::{families, gguf};
 use burn_deepspeed::{DataType, KvCacheType, Parallelism};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
@@ -61,7 +61,7 @@ struct Arguments {
     /// Element type of cached keys and values. Default: that of the activations.
     #[arg(long, value_enum)]
     kv_cache: Option<Precision>,
-    /// Print the table of the families that are supported.
+    /// Print the tables of the families, and of the architectures of GGUF files, that are supported.
     #[arg(long)]
     list: bool,
     /// Allow this key in config.json: it changes nothing. May be given several times.
@@ -84,7 +84,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.list {
-        print!("{}", families::table());
+        print!("{}\nGGUF files:\n\n{}", families::table(), gguf::table());
         return Ok(());
     }
     let folder = arguments.source.folder();

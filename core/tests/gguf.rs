@@ -7,6 +7,7 @@ use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::checkpoint::{Checkpoint, ConfigOptions, Floats, Gguf, HuggingFaceConfig, Metadata};
 use burn_deepspeed_core::element::ElementType;
 use burn_deepspeed_core::error::WeightError;
+use serde_json::json;
 
 /// Writes a GGUF file.
 #[derive(Clone)]
@@ -361,4 +362,127 @@ fn a_folder_has_one_gguf_or_says_which_it_has() {
     std::fs::copy(&path, folder.path().join("other.gguf")).unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
     assert!(error.contains("model.gguf, other.gguf") && error.contains("name the file that you want"), "{error}");
+}
+
+/// A file of `tests/golden/gguf`.
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/gguf")).join(name).join("model.gguf")
+}
+
+#[test]
+fn keys_become_those_of_the_class() {
+    let record = |name: &str| HuggingFaceConfig::from_json_file(golden(name)).unwrap().record;
+    let f32_of = |value: f32| f64::from(value);
+    let yarn = json!({
+        "rope_type": "yarn", "rope_theta": 3e4, "factor": 4.0, "original_max_position_embeddings": 24,
+    });
+    let long = json!({
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0, f32_of(1.1)], "long_factor": [1.5, 3.0],
+        "partial_rotary_factor": 0.5,
+    });
+    let gemma3 = json!({
+        "full_attention": { "rope_type": "linear", "rope_theta": 1e6, "factor": 4.0 },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 },
+    });
+    for (name, expected) in [
+        (
+            "llama",
+            json!({
+                "model_type": "llama", "num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 96, "max_position_embeddings": 96,
+                "vocab_size": 64, "tie_word_embeddings": true, "rms_norm_eps": f32_of(2e-3), "attention_bias": false,
+                "mlp_bias": false, "rope_parameters": { "rope_type": "default", "rope_theta": 700.0 },
+            }),
+        ),
+        ("llama_rope_factors", json!({ "attention_bias": true, "mlp_bias": true, "head_dim": 16 })),
+        ("qwen2", json!({ "tie_word_embeddings": false, "rope_parameters": yarn })),
+        ("gemma", json!({ "head_dim": 16, "rope_parameters": { "rope_type": "default", "rope_theta": 1e4 } })),
+        (
+            "gemma2",
+            json!({
+                "query_pre_attn_scalar": 16, "sliding_window": 5, "attn_logit_softcapping": 7.0,
+                "final_logit_softcapping": 9.0,
+            }),
+        ),
+        (
+            "gemma3",
+            json!({
+                "model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 5, "rope_parameters": gemma3,
+            }),
+        ),
+        ("phi3", json!({ "sliding_window": 5 })),
+        ("phi3_longrope", json!({ "original_max_position_embeddings": 6 })),
+        (
+            "granite",
+            json!({
+                "attention_multiplier": f32_of(0.11), "embedding_multiplier": 3.0, "residual_multiplier": f32_of(0.4),
+                "logits_scaling": 2.0,
+            }),
+        ),
+        ("stablelm", json!({ "use_parallel_residual": false, "use_qkv_bias": true, "qk_layernorm": false })),
+        ("stablelm_parallel", json!({ "use_parallel_residual": true, "qk_layernorm": true })),
+        ("starcoder2", json!({ "use_bias": true, "norm_epsilon": f32_of(1e-5) })),
+        ("phi2", json!({ "model_type": "phi" })),
+        ("gpt2", json!({ "n_inner": 96, "layer_norm_epsilon": f32_of(1e-5) })),
+        ("gptneox", json!({ "model_type": "gpt_neox", "use_parallel_residual": true })),
+    ] {
+        let record = record(name);
+        for (key, value) in expected.as_object().unwrap() {
+            assert_eq!(&record[key], value, "`{key}` of {name}");
+        }
+    }
+    let mut rope = record("phi3_longrope")["rope_parameters"].take();
+    let growth = rope.as_object_mut().unwrap().remove("attention_factor").unwrap().as_f64().unwrap();
+    assert_eq!(rope, long);
+    assert!((growth - (1.0 + 16f64.ln() / 6f64.ln()).sqrt()).abs() < 1e-6, "{growth}");
+    let factors = &record("llama_rope_factors")["rope_parameters"]["short_factor"];
+    let turns = 24.0 / std::f64::consts::TAU;
+    let smooth = (turns - 1.0) / (4.0 - 1.0);
+    assert!((factors[0].as_f64().unwrap() - 1.0 / ((1.0 - smooth) / 8.0 + smooth)).abs() < 1e-6, "{factors}");
+    assert_eq!((factors.as_array().unwrap().len(), &factors[7]), (8, &json!(8.0)));
+}
+
+#[test]
+fn what_a_file_does_not_say_is_what_llama_cpp_takes() {
+    let record = |writer: Writer| {
+        let (_folder, path) = writer.save();
+        HuggingFaceConfig::from_json_file(path).unwrap().record
+    };
+    let mut writer = llama().integer("tokenizer.ggml.eos_token_id", 2).integer("tokenizer.ggml.eot_token_id", 4);
+    writer.entries.retain(|(key, _)| key != "llama.attention.head_count_kv");
+    let plain = record(writer);
+    assert_eq!(plain["num_key_value_heads"], 2);
+    assert_eq!(plain["rope_parameters"], json!({ "rope_type": "default", "rope_theta": 1e4 }));
+    assert_eq!(plain["eos_token_id"], json!([2, 4]));
+    let scaled = record(llama().float("llama.rope.scaling.factor", 4.0));
+    assert_eq!(scaled["rope_parameters"], json!({ "rope_type": "linear", "rope_theta": 1e4, "factor": 4.0 }));
+}
+
+#[test]
+fn ranks_read_their_part_of_every_tensor() {
+    for name in ["llama", "gptneox"] {
+        let checkpoint = Checkpoint::open(golden(name)).unwrap();
+        for tensor in checkpoint.names() {
+            let shape = checkpoint.shape(tensor).unwrap().to_vec();
+            let whole: Vec<_> = shape.iter().map(|&size| 0..size).collect();
+            let read = |ranges: &[std::ops::Range<usize>]| match checkpoint
+                .floats(tensor, &shape, ranges, ElementType::F32)
+                .unwrap()
+            {
+                Floats::F32(values) => values,
+                other => panic!("{other:?}"),
+            };
+            let all = read(&whole);
+            let rows = [0..shape[0] / 2, shape[0] / 2..shape[0]].map(|rows| {
+                let ranges: Vec<_> = [rows].into_iter().chain(whole[1..].iter().cloned()).collect();
+                read(&ranges)
+            });
+            assert_eq!(rows.concat(), all, "rows of {tensor}");
+            if let [rows, columns] = shape[..] {
+                let third = read(&[0..rows, 3..columns - 5]);
+                let expected: Vec<f32> = all.chunks(columns).flat_map(|row| row[3..columns - 5].to_vec()).collect();
+                assert_eq!(third, expected, "columns of {tensor}");
+            }
+        }
+    }
 }

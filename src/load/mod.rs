@@ -40,10 +40,11 @@ mod tensors;
 mod written;
 
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
+pub use burn_deepspeed_core::checkpoint::gguf::{self, Gguf, Metadata};
 pub use burn_deepspeed_core::checkpoint::{
     AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, EncoderDecoderConfig, FeatureShape, Gguf,
-    HeadWeightNames, HuggingFaceConfig, JointNames, LatentNames, LoadReport, Metadata, NormNames, QkNormNames,
-    QkvLayout, QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint, Stack, WeightNames, WeightPart,
+    HeadWeightNames, HuggingFaceConfig, JointNames, LatentNames, LoadReport, NormNames, QkNormNames, QkvLayout,
+    QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint, Stack, WeightNames, WeightPart,
 };
 pub use parameters::ParameterReader;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

@@ -2,8 +2,7 @@
 
 use std::fmt;
 
-use half::f16;
-
+use super::scale::scale;
 use super::{nibbles, super_blocks};
 
 /// A format of blocks, under its name in `ggml`. Elements of a block are consecutive in a row, and a row is a whole number of blocks.
@@ -122,11 +121,6 @@ impl fmt::Display for BlockFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
-}
-
-/// The f16 at byte `at` of a block.
-pub(super) fn scale(block: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 
 /// `scale | 32 bytes`.

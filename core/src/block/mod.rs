@@ -4,6 +4,7 @@
 
 mod format;
 mod nibbles;
+mod scale;
 mod super_blocks;
 
 pub use format::BlockFormat;

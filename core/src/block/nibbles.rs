@@ -1,7 +1,7 @@
 //! Blocks of 32 elements of 4 bits, some with a fifth bit apart. The low halves of 16 bytes are the first 16 elements, the high halves
 //! the others.
 
-use super::format::scale;
+use super::scale::scale;
 
 /// What the elements of IQ4_NL choose from.
 const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];

@@ -2,7 +2,7 @@
 //!
 //! Elements are packed by 128 or 64: bits 0 and 1 of 32 bytes are elements 0 to 31, bits 2 and 3 elements 32 to 63, and so on.
 
-use super::format::scale;
+use super::scale::scale;
 
 /// Element `at` of two bits each.
 fn two_bits(bytes: &[u8], at: usize) -> u8 {

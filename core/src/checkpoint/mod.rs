@@ -21,7 +21,7 @@ mod flag;
 mod float;
 mod folder;
 mod generation_config;
-mod gguf;
+pub mod gguf;
 mod hugging_face;
 mod int8;
 mod known;

@@ -1,17 +1,11 @@
 //! What an architecture of GGUF is in the words of a model family.
 
-use std::collections::BTreeMap;
-
-use super::architectures::ALL;
 use super::header::Gguf;
 use super::metadata::Metadata;
 use super::rows::RowOrder;
-use super::settings::Settings;
-use crate::checkpoint::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
+use super::settings::{FACTORS, Settings};
 use crate::checkpoint::layout::QkvLayout;
-use crate::checkpoint::stored::Stored;
-use crate::error::{ConfigError, Origin, WeightError};
-use crate::layout::Orientation;
+use crate::error::{ConfigError, Origin};
 
 /// Names in a file and in the family.
 pub(super) type Names = &'static [[&'static str; 2]];
@@ -31,7 +25,7 @@ pub(in crate::checkpoint) struct Architecture {
     /// Whether the rows of queries and keys are in [`RowOrder::Pairs`].
     pub(super) pairs: bool,
     /// What the file stores in another form than the family.
-    pub(super) differences: &'static [Difference],
+    pub(in crate::checkpoint) differences: &'static [Difference],
     /// Writes the keys of a `config.json`.
     pub(super) settings: fn(&mut Settings<'_>) -> Result<(), ConfigError>,
 }
@@ -49,60 +43,28 @@ pub(in crate::checkpoint) enum Difference {
     QkNorms([&'static str; 2]),
 }
 
-/// Tensors that the configuration reads: divisors of rotary frequencies.
-pub(super) const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
-
 /// Whether the configuration reads this tensor.
 pub(in crate::checkpoint) fn is_factor(name: &str) -> bool {
     FACTORS.contains(&name)
 }
 
 impl Architecture {
-    /// The architecture of a file.
-    ///
-    /// # Errors
-    /// [`ConfigError::Unsupported`] for one that is unknown, and for a file that is no model.
-    pub(in crate::checkpoint) fn of(gguf: &Gguf) -> Result<&'static Self, ConfigError> {
-        let text = |key: &str| match gguf.value(key) {
-            None => Ok(None),
-            Some(Metadata::Text(text)) => Ok(Some(text.as_str())),
-            Some(other) => Err(other.wrong(key, "a text")),
-        };
-        let unsupported = |key: &str, value: &str, supported: String| ConfigError::Unsupported {
-            key: key.into(),
-            value: format!("\"{value}\""),
-            supported,
-        };
-        if let Some(kind) = text("general.type")?.filter(|kind| *kind != "model") {
-            return Err(unsupported("general.type", kind, "\"model\"".into()));
-        }
-        const KEY: &str = "general.architecture";
-        let name = text(KEY)?.unwrap_or_default();
-        ALL.iter().copied().find(|architecture| architecture.name == name).ok_or_else(|| {
-            let names: Vec<_> = ALL.iter().map(|architecture| format!("\"{}\"", architecture.name)).collect();
-            unsupported(KEY, name, names.join(", "))
-        })
-    }
-
-    /// The differences applied to the paths of the family. Whether norms lose their 1 is for the caller.
-    pub(in crate::checkpoint) fn apply(&self, layer: &mut LayerPaths) -> bool {
-        for difference in self.differences {
-            match *difference {
-                Difference::WholeNorms => layer.norm_plus_one = false,
-                Difference::OutputInput => layer.orientation = Orientation::OutputInput,
-                Difference::QkNorms(paths) => layer.qk_norm = layer.qk_norm.map(|_| QkNormPaths::Whole(paths)),
-                Difference::Qkv(layout) => {
-                    if let QkvPaths::Fused(path, _) = layer.qkv {
-                        layer.qkv = QkvPaths::Fused(path, layout);
-                    }
-                }
-            }
-        }
-        self.differences.contains(&Difference::WholeNorms)
+    /// The line of the table.
+    pub(super) fn line(&self) -> String {
+        let pairs = self.pairs.then(|| "rows of queries and keys, put back as they are read".into());
+        let others = self.differences.iter().map(|difference| match difference {
+            Difference::WholeNorms => "norms, with 1 added".into(),
+            Difference::OutputInput => "matrices, `[out, in]`".into(),
+            Difference::Qkv(layout) => format!("QKV, `{layout:?}`"),
+            Difference::QkNorms(_) => "norms of all heads, in one tensor".into(),
+        });
+        let forms: Vec<String> = pairs.into_iter().chain(others).collect();
+        let forms = if forms.is_empty() { "nothing".into() } else { forms.join("; ") };
+        format!("| `{}` | `{}` | {forms} |", self.name, self.model_type)
     }
 
     /// The name in the family.
-    fn family_name(&self, name: &str) -> Option<String> {
+    pub(super) fn family_name(&self, name: &str) -> Option<String> {
         if is_factor(name) {
             return Some(name.into());
         }
@@ -117,7 +79,7 @@ impl Architecture {
     }
 
     /// Rows of queries and of keys in a head.
-    fn rows(&self, gguf: &Gguf, name: &str, shape: &[usize]) -> Result<RowOrder, ConfigError> {
+    pub(super) fn rows(&self, gguf: &Gguf, name: &str, shape: &[usize]) -> Result<RowOrder, ConfigError> {
         let heads = match name.rsplit('.').nth(1) {
             Some("attn_q") if self.pairs => "attention.head_count",
             Some("attn_k") if self.pairs => "attention.head_count_kv",
@@ -136,27 +98,4 @@ impl Architecture {
             supported: format!("a divisor of the {rows} rows of `{name}` that leaves an even number of them"),
         })
     }
-}
-
-/// Where tensors are, and the order of their rows.
-type Tensors = BTreeMap<String, (Stored, RowOrder)>;
-
-/// The tensors of a file under the names of the family, and the order of their rows.
-///
-/// # Errors
-/// [`WeightError::Config`] for an unknown architecture; [`WeightError::File`] for a tensor that it does not have.
-pub(in crate::checkpoint) fn tensors(gguf: &Gguf) -> Result<(&'static Architecture, Tensors), WeightError> {
-    let in_file = |error: ConfigError| WeightError::Config(error.in_file(gguf.path()));
-    let architecture = Architecture::of(gguf).map_err(in_file)?;
-    let mut tensors = BTreeMap::new();
-    for (name, stored) in &gguf.tensors {
-        let failed = |cause: String| WeightError::File { path: gguf.path().into(), cause };
-        let unknown = || failed(format!("`{name}` is no tensor of the architecture `{}`", architecture.name));
-        let family = architecture.family_name(name).ok_or_else(unknown)?;
-        let rows = architecture.rows(gguf, name, &stored.shape).map_err(in_file)?;
-        if tensors.insert(family.clone(), (stored.clone(), rows)).is_some() {
-            return Err(failed(format!("`{name}` is the second tensor that is `{family}` in the family")));
-        }
-    }
-    Ok((architecture, tensors))
 }

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::architecture::{Architecture, FACTORS};
 use super::header::Gguf;
 use super::metadata::Metadata;
 use crate::checkpoint::data_file::{DataFile, Failure};
@@ -22,7 +21,7 @@ const THETA: f64 = 10000.0;
 /// The keys of a file, and the record of a `config.json` that they become.
 pub(super) struct Settings<'a> {
     gguf: &'a Gguf,
-    architecture: &'static Architecture,
+    architecture: &'static str,
     read: BTreeSet<String>,
     record: Map<String, Value>,
 }
@@ -38,23 +37,25 @@ pub(in crate::checkpoint) fn open(path: &Path) -> Result<Gguf, ConfigError> {
     })
 }
 
-/// The record of a `config.json` for a file. Keys in `allowed` may be unknown.
-///
-/// # Errors
-/// [`ConfigError::UnreadKeys`] for a key below the name of the architecture that is not understood; [`ConfigError::Unsupported`],
-/// [`ConfigError::WrongType`] or [`ConfigError::Missing`].
-pub(in crate::checkpoint) fn record(gguf: &Gguf, allowed: &[String]) -> Result<Value, ConfigError> {
-    let architecture = Architecture::of(gguf)?;
-    let mut settings = Settings { gguf, architecture, read: BTreeSet::new(), record: Map::new() };
-    settings.shared()?;
-    (architecture.settings)(&mut settings)?;
-    settings.finish(allowed)
-}
+/// Tensors that the configuration reads: divisors of rotary frequencies.
+pub(super) const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 impl<'a> Settings<'a> {
+    /// What a file of this architecture and family says that every file does.
+    pub(super) fn new(
+        gguf: &'a Gguf,
+        architecture: &'static str,
+        model_type: &'static str,
+    ) -> Result<Self, ConfigError> {
+        let mut settings = Self { gguf, architecture, read: BTreeSet::new(), record: Map::new() };
+        settings.set("model_type", model_type);
+        settings.shared()?;
+        Ok(settings)
+    }
+
     /// A key of the architecture with its name.
     fn key(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture.name)
+        format!("{}.{key}", self.architecture)
     }
 
     fn value(&mut self, key: &str) -> Option<(String, &'a Metadata)> {
@@ -136,7 +137,6 @@ impl<'a> Settings<'a> {
 
     /// What every architecture has: sizes, tokens, and whether the output embedding is that of the input.
     fn shared(&mut self) -> Result<(), ConfigError> {
-        self.set("model_type", self.architecture.model_type);
         for (from, to) in [
             ("block_count", "num_hidden_layers"),
             ("embedding_length", "hidden_size"),
@@ -319,7 +319,7 @@ impl<'a> Settings<'a> {
     }
 
     /// The record, if every key of the architecture was read, is harmless or allowed.
-    fn finish(self, allowed: &[String]) -> Result<Value, ConfigError> {
+    pub(super) fn finish(self, allowed: &[String]) -> Result<Value, ConfigError> {
         let prefix = self.key("");
         let is_known = |key: &str| {
             let known = self.read.contains(key) || allowed.iter().any(|allowed| allowed == key);
@@ -329,7 +329,7 @@ impl<'a> Settings<'a> {
         match unread.first() {
             None => Ok(Value::Object(self.record)),
             Some((first, value)) => Err(ConfigError::UnreadKeys {
-                reader: format!("the architecture `{}`", self.architecture.name),
+                reader: format!("the architecture `{}`", self.architecture),
                 keys: unread.iter().map(|(key, _)| (*key).into()).collect(),
                 value: value.to_string(),
                 nearest: nearest(first, self.read.iter()),

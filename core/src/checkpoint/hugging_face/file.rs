@@ -5,10 +5,12 @@ use std::path::Path;
 use super::HuggingFaceConfig;
 use crate::checkpoint::files::Checkpoint;
 use crate::checkpoint::generation_config::of_generation_config;
-use crate::checkpoint::gguf::{self, Architecture, Gguf};
+use crate::checkpoint::gguf::{self, Difference, Gguf};
+use crate::checkpoint::layer_paths::{LayerPaths, QkNormPaths, QkvPaths};
 use crate::checkpoint::options::ConfigOptions;
 use crate::config::read_json;
 use crate::error::{ConfigError, WeightError};
+use crate::layout::Orientation;
 
 impl HuggingFaceConfig {
     /// Reads `config.json`, and the end tokens of a `generation_config.json` in the same folder.
@@ -43,15 +45,30 @@ impl HuggingFaceConfig {
 
     /// Reads what the header of a GGUF file says.
     fn of_gguf(gguf: &Gguf, options: &ConfigOptions) -> Result<Self, ConfigError> {
-        let architecture = Architecture::of(gguf)?;
+        let architecture = gguf::architecture(gguf)?;
         let mut config = Self::read(gguf::record(gguf, &options.allowed_keys)?, options)?;
         config.gguf = Some(architecture.name);
-        // What the converter of the file changes is left as it is.
-        if architecture.apply(&mut config.paths.0) {
-            let norms = config.attention.kinds.iter_mut().filter_map(|kind| kind.qk_norm.as_mut());
-            norms.for_each(|norm| norm.plus_one = false);
-        }
+        architecture.differences.iter().for_each(|difference| config.differ(*difference));
         Ok(config)
+    }
+
+    /// Expects what the converter of a GGUF file stores in another form.
+    fn differ(&mut self, difference: Difference) {
+        let layer: &mut LayerPaths = &mut self.paths.0;
+        match difference {
+            Difference::WholeNorms => {
+                layer.norm_plus_one = false;
+                let norms = self.attention.kinds.iter_mut().filter_map(|kind| kind.qk_norm.as_mut());
+                norms.for_each(|norm| norm.plus_one = false);
+            }
+            Difference::OutputInput => layer.orientation = Orientation::OutputInput,
+            Difference::QkNorms(paths) => layer.qk_norm = layer.qk_norm.map(|_| QkNormPaths::Whole(paths)),
+            Difference::Qkv(layout) => {
+                if let QkvPaths::Fused(path, _) = layer.qkv {
+                    layer.qkv = QkvPaths::Fused(path, layout);
+                }
+            }
+        }
     }
 
     /// Checks the number of layers, the sizes of their attention, and the number of experts against the checkpoint. Do this before you
