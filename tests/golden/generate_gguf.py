@@ -61,6 +61,10 @@ def models():
         "phi2": lambda: tf.PhiForCausalLM(tf.PhiConfig(rope_parameters=rope(partial_rotary_factor=0.5), **lm(num_key_value_heads=HEADS))),
         "gpt2": lambda: tf.GPT2LMHeadModel(tf.GPT2Config(n_embd=HIDDEN, n_layer=2, n_head=HEADS, n_inner=INNER, n_positions=96, **{**common, "tie_word_embeddings": True})),
         "gptneox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=INNER, max_position_embeddings=96, rope_parameters=rope(partial_rotary_factor=0.5), **common)),
+        "bloom": lambda: tf.BloomForCausalLM(tf.BloomConfig(hidden_size=HIDDEN, n_layer=2, n_head=HEADS, **{**common, "tie_word_embeddings": True})),
+        "mpt": lambda: tf.MptForCausalLM(tf.MptConfig(d_model=HIDDEN, n_heads=HEADS, n_layers=2, max_seq_len=96, attn_config={"clip_qkv": 1.1}, **{**common, "tie_word_embeddings": True})),
+        "command-r": lambda: tf.CohereForCausalLM(tf.CohereConfig(rope_parameters=rope(700.0), use_qk_norm=True, logit_scale=0.5, **lm(tie_word_embeddings=True))),
+        "glm4": lambda: tf.Glm4ForCausalLM(tf.Glm4Config(head_dim=16, attention_bias=True, rope_parameters=rope(partial_rotary_factor=0.5), **lm())),
     }
 
 
@@ -87,7 +91,7 @@ class Converter:
 
     def name(self, name):
         path, kind = name.rsplit(".", 1)
-        own = self.names.get_name(path) or EXTRA.get(path)
+        own = self.names.get_name(path) or self.names.get_name(path.removeprefix("transformer.")) or EXTRA.get(path)
         if own is None and self.arch == "stablelm":
             own = f"blk.{path.split('.')[2]}.attn_{path.split('.')[4][0]}_norm"
         if own is None:
@@ -102,7 +106,7 @@ class Converter:
             return array - np.float32(1) if back else array + np.float32(1)
         if self.arch == "gpt2" and array.ndim == 2 and own.startswith("blk."):
             return np.ascontiguousarray(array.T)
-        if self.arch == "gptneox" and "attn_qkv" in own:
+        if self.arch in ("gptneox", "bloom") and "attn_qkv" in own:
             ways = (3, self.heads) if back else (self.heads, 3)
             return array.reshape(*ways, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
         return array
@@ -172,9 +176,10 @@ def keys(writer, arch, config, model):
     writer.add_type("model")
     writer.add_name(arch)
     writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(getattr(config, "max_position_embeddings", 96))
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(INNER if arch == "gpt2" else config.intermediate_size)
+    inner = {"gpt2": INNER, "bloom": 4 * HIDDEN, "mpt": 4 * HIDDEN}.get(arch) or config.intermediate_size
+    writer.add_feed_forward_length(inner)
     writer.add_head_count(config.num_attention_heads)
     writer.add_file_type(7)
     writer.add_quantization_version(2)
@@ -218,6 +223,14 @@ def keys(writer, arch, config, model):
         writer.add_embedding_scale(config.embedding_multiplier)
         writer.add_residual_scale(config.residual_multiplier)
         writer.add_logit_scale(config.logits_scaling)
+    if arch == "bloom":
+        writer.add_head_count_kv(config.num_attention_heads)
+    if arch == "mpt":
+        writer.add_max_alibi_bias(8.0)
+        writer.add_clamp_kqv(config.attn_config.clip_qkv)
+    if arch == "command-r":
+        writer.add_logit_scale(config.logit_scale)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
     if arch in ("stablelm", "gptneox"):
         writer.add_parallel_residual(config.use_parallel_residual)
 

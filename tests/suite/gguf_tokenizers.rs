@@ -34,3 +34,36 @@ fn texts_have_the_ids_of_the_model() {
     }
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
+
+/// Opens a file in which `from` is `to`, of the same length.
+#[track_caller]
+fn refused(from: &str, to: &str) -> String {
+    let mut bytes = std::fs::read(golden("gguf_tokenizers/smollm.gguf")).unwrap();
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    bytes.splice(at..at + from.len(), to.bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("changed.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    tokenizer::open(&path).err().unwrap().to_string()
+}
+
+#[test]
+fn what_is_not_understood_is_an_error() {
+    for (from, to, expected) in [
+        ("smollm", "smell7", "`tokenizer.ggml.pre` is \"smell7\", which is unknown"),
+        ("gpt2", "bert", "`tokenizer.ggml.model` is \"bert\", which is not read"),
+        ("ggml.merges", "ggml.merge5", "`tokenizer.ggml.merge5` is not understood"),
+        ("ggml.tokens", "ggml.scores", "has no `tokenizer.ggml.tokens`"),
+    ] {
+        let error = refused(from, to);
+        assert!(error.contains(expected), "{error}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_model_without_a_tokenizer_needs_ids() {
+    assert!(tokenizer::open(&golden("gguf/llama/model.gguf")).unwrap().is_none());
+    let named = tokenizer::named_tokens(&golden("gguf_tokenizers/llama.gguf")).unwrap();
+    let named: Vec<_> = named.iter().map(|(key, token)| (*key, token.as_str())).collect();
+    assert_eq!(named, [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
+}

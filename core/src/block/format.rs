@@ -93,7 +93,7 @@ impl BlockFormat {
     /// If `blocks` is not a whole number of blocks, or `into` has not one place for each element.
     pub fn dequantise(self, blocks: &[u8], into: &mut [f32]) {
         assert!(
-            blocks.len() % self.bytes() == 0 && blocks.len() / self.bytes() * self.elements() == into.len(),
+            blocks.len().is_multiple_of(self.bytes()) && blocks.len() / self.bytes() * self.elements() == into.len(),
             "BlockFormat::dequantise: {} bytes of {self} do not have {} elements",
             blocks.len(),
             into.len()

@@ -45,13 +45,13 @@ pub(super) fn of_name(name: Option<&str>) -> Result<PreTokenizer, Failure> {
             of(vec![json!({ "type": "Digits", "individual_digits": true }), bytes(true)])
         }
         "llama3" | "llama-v3" | "llama-bpe" => PreTokenizer { whole_words: true, bos: true, ..split(LLAMA3) },
-        "dbrx" | "smaug-bpe" => split(LLAMA3),
+        "dbrx" | "smaug-bpe" | "glm4" => split(LLAMA3),
         "qwen2" => PreTokenizer { normalizer: json!({ "type": "NFC" }), ..split(QWEN2) },
         "deepseek-r1-qwen" => split(QWEN2),
         other => {
             return Err(format!(
                 "`tokenizer.ggml.pre` is \"{other}\", which is unknown; known are \"gpt-2\", \"olmo\", \"phi-2\", \"smollm\", \"starcoder\", \
-                 \"refact\", \"llama-bpe\", \"dbrx\", \"smaug-bpe\", \"qwen2\" and \"deepseek-r1-qwen\": give --prompt-ids in place of text"
+                 \"refact\", \"llama-bpe\", \"dbrx\", \"smaug-bpe\", \"glm4\", \"qwen2\" and \"deepseek-r1-qwen\": give --prompt-ids in place of text"
             )
             .into());
         }

@@ -14,7 +14,7 @@ mod rows;
 mod settings;
 mod source;
 
-pub(super) use architecture::{Architecture, Difference, is_factor};
+pub(super) use architecture::{Difference, is_factor};
 pub use header::Gguf;
 pub use metadata::Metadata;
 pub use model::table;

@@ -78,9 +78,9 @@ impl<'a> Settings<'a> {
     /// A finite number.
     pub(super) fn number(&mut self, key: &str) -> Result<Option<f64>, ConfigError> {
         let Some((key, value)) = self.value(key) else { return Ok(None) };
-        match value {
-            &Metadata::Float(number) if number.is_finite() => Ok(Some(number)),
-            &Metadata::Integer(number) => Ok(Some(number as f64)),
+        match *value {
+            Metadata::Float(number) if number.is_finite() => Ok(Some(number)),
+            Metadata::Integer(number) => Ok(Some(number as f64)),
             _ => Err(value.wrong(&key, "a finite number")),
         }
     }
@@ -182,6 +182,30 @@ impl<'a> Settings<'a> {
         };
         self.set("num_key_value_heads", heads);
         Ok(())
+    }
+
+    /// For families that have a key/value head for each query head, and four times the features in the MLP.
+    pub(super) fn fixed_sizes(&mut self) -> Result<(), ConfigError> {
+        let (heads, kv) = (self.size("attention.head_count")?, self.size("attention.head_count_kv")?);
+        if let (Some(heads), Some(kv)) = (heads, kv)
+            && kv != heads
+        {
+            return Err(self.unsupported(
+                "attention.head_count_kv",
+                kv,
+                &format!("{heads}, the number of query heads"),
+            ));
+        }
+        let (hidden, inner) = (self.size("embedding_length")?, self.size("feed_forward_length")?);
+        let expected = hidden.and_then(|hidden| hidden.checked_mul(4));
+        self.record.remove("intermediate_size");
+        match inner == expected {
+            true => Ok(()),
+            false => {
+                let supported = "four times the `embedding_length`";
+                Err(self.unsupported("feed_forward_length", inner.unwrap_or(0), supported))
+            }
+        }
     }
 
     /// The epsilon of an RMS norm.
@@ -314,7 +338,7 @@ impl<'a> Settings<'a> {
         match read {
             Ok(()) => Ok(values),
             Err(Failure::File(error)) => Err(ConfigError::File { path: path.into(), cause: error.to_string() }),
-            Err(_) => Err(self.unsupported(name, &stored.element, "floats")),
+            Err(_) => Err(self.unsupported(name, stored.element, "floats")),
         }
     }
 
