@@ -199,6 +199,27 @@ fn other_versions_and_orders_are_an_error() {
 }
 
 #[test]
+fn a_header_with_any_byte_changed_is_read_or_refused() {
+    let whole = llama().with("list", array(8, 2, &[text("a"), text("bc")].concat())).bytes();
+    let header = whole.len() - llama().data.len();
+    let (_folder, path) = file(&whole);
+    let mut refused = 0;
+    for at in 0..header {
+        for value in [0, 1, whole[at] ^ 0x80, 0xff] {
+            let mut bytes = whole.clone();
+            bytes[at] = value;
+            std::fs::write(&path, bytes).unwrap();
+            // Neither panics, whatever the file states.
+            let config = HuggingFaceConfig::from_json_file(&path);
+            let checkpoint = Checkpoint::open(&path);
+            let fits = config.ok().zip(checkpoint.ok()).is_some_and(|(config, file)| config.check(&file).is_ok());
+            refused += usize::from(!fits);
+        }
+    }
+    assert!(refused > header, "{refused} of {header} bytes");
+}
+
+#[test]
 fn what_is_damaged_in_a_header_is_an_error() {
     let huge = u64::MAX / 16;
     let mut counts = llama().bytes();
@@ -424,6 +445,13 @@ fn keys_become_those_of_the_class() {
         ("starcoder2", json!({ "use_bias": true, "norm_epsilon": f32_of(1e-5) })),
         ("phi2", json!({ "model_type": "phi" })),
         ("gpt2", json!({ "n_inner": 96, "layer_norm_epsilon": f32_of(1e-5) })),
+        ("falcon", json!({ "num_kv_heads": 1, "new_decoder_architecture": false, "ffn_hidden_size": 96 })),
+        ("falcon_groups", json!({ "num_kv_heads": 2, "new_decoder_architecture": true, "num_ln_in_parallel_attn": 2 })),
+        ("falcon_one-norm", json!({ "new_decoder_architecture": true, "num_ln_in_parallel_attn": 1 })),
+        ("bloom", json!({ "seq_length": 96 })),
+        ("mpt", json!({ "max_seq_len": 96, "attn_config": { "clip_qkv": f32_of(1.1) } })),
+        ("command-r", json!({ "model_type": "cohere", "use_qk_norm": true, "logit_scale": 0.5 })),
+        ("glm4", json!({ "attention_bias": true, "head_dim": 16 })),
         ("gptneox", json!({ "model_type": "gpt_neox", "use_parallel_residual": true })),
     ] {
         let record = record(name);

@@ -42,6 +42,7 @@ def models():
     long = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1], "long_factor": [1.5, 3.0],
             "partial_rotary_factor": 0.5}
     gemma3_rope = {"sliding_attention": rope(), "full_attention": {**rope(1e6), "rope_type": "linear", "factor": 4.0}}
+    falcon = dict(hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, ffn_hidden_size=INNER, max_position_embeddings=96)
     return {
         "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(rope_parameters=rope(700.0), rms_norm_eps=2e-3, **lm(3, tie_word_embeddings=True))),
         "llama_rope_factors": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(rope_parameters=llama3, attention_bias=True, mlp_bias=True, head_dim=16, **lm())),
@@ -63,6 +64,9 @@ def models():
         "gptneox": lambda: tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=INNER, max_position_embeddings=96, rope_parameters=rope(partial_rotary_factor=0.5), **common)),
         "bloom": lambda: tf.BloomForCausalLM(tf.BloomConfig(hidden_size=HIDDEN, n_layer=2, n_head=HEADS, **{**common, "tie_word_embeddings": True})),
         "mpt": lambda: tf.MptForCausalLM(tf.MptConfig(d_model=HIDDEN, n_heads=HEADS, n_layers=2, max_seq_len=96, attn_config={"clip_qkv": 1.1}, **{**common, "tie_word_embeddings": True})),
+        "falcon": lambda: tf.FalconForCausalLM(tf.FalconConfig(multi_query=True, rope_parameters=rope(700.0), **falcon, **common)),
+        "falcon_groups": lambda: tf.FalconForCausalLM(tf.FalconConfig(num_kv_heads=KV, new_decoder_architecture=True, rope_parameters=rope(), **falcon, **common)),
+        "falcon_one-norm": lambda: tf.FalconForCausalLM(tf.FalconConfig(num_kv_heads=KV, new_decoder_architecture=True, num_ln_in_parallel_attn=1, rope_parameters=rope(), **falcon, **{**common, "tie_word_embeddings": True})),
         "command-r": lambda: tf.CohereForCausalLM(tf.CohereConfig(rope_parameters=rope(700.0), use_qk_norm=True, logit_scale=0.5, **lm(tie_word_embeddings=True))),
         "glm4": lambda: tf.Glm4ForCausalLM(tf.Glm4Config(head_dim=16, attention_bias=True, rope_parameters=rope(partial_rotary_factor=0.5), **lm())),
     }
@@ -84,7 +88,7 @@ class Converter:
 
     def __init__(self, arch, config):
         self.arch, self.heads = arch, config.num_attention_heads
-        self.kv = getattr(config, "num_key_value_heads", self.heads)
+        self.kv = kv_heads(config)
         known = "llama" if arch == "smollm3" else arch
         kind = next(kind for kind, name in gguf.MODEL_ARCH_NAMES.items() if name == known)
         self.names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
@@ -109,6 +113,17 @@ class Converter:
         if self.arch in ("gptneox", "bloom") and "attn_qkv" in own:
             ways = (3, self.heads) if back else (self.heads, 3)
             return array.reshape(*ways, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+        if self.arch == "falcon" and "attn_qkv" in own:
+            # For each key/value head its queries, its key, its value.
+            of_group, rest = self.heads // self.kv, array.shape[1:]
+            if not back:
+                groups = array.reshape(self.kv, of_group + 2, -1, *rest)
+                parts = [groups[:, :of_group], groups[:, of_group], groups[:, of_group + 1]]
+                return np.concatenate([part.reshape(-1, *rest) for part in parts])
+            head = array.shape[0] // (self.heads + 2 * self.kv)
+            q, k, v = np.split(array, [self.heads * head, (self.heads + self.kv) * head])
+            parts = [part.reshape(self.kv, -1, head, *rest) for part in (q, k, v)]
+            return np.concatenate(parts, axis=1).reshape(array.shape)
         return array
 
 
@@ -151,6 +166,12 @@ def write(model, arch, file):
     writer.close()
 
 
+def kv_heads(config):
+    if config.model_type == "falcon":
+        return config.num_kv_heads if config.new_decoder_architecture else 1
+    return getattr(config, "num_key_value_heads", config.num_attention_heads)
+
+
 def head_dim(config):
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
@@ -178,13 +199,13 @@ def keys(writer, arch, config, model):
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(getattr(config, "max_position_embeddings", 96))
     writer.add_embedding_length(config.hidden_size)
-    inner = {"gpt2": INNER, "bloom": 4 * HIDDEN, "mpt": 4 * HIDDEN}.get(arch) or config.intermediate_size
+    inner = {"gpt2": INNER, "falcon": INNER, "bloom": 4 * HIDDEN, "mpt": 4 * HIDDEN}.get(arch) or config.intermediate_size
     writer.add_feed_forward_length(inner)
     writer.add_head_count(config.num_attention_heads)
     writer.add_file_type(7)
     writer.add_quantization_version(2)
-    if hasattr(config, "num_key_value_heads"):
-        writer.add_head_count_kv(config.num_key_value_heads)
+    if hasattr(config, "num_key_value_heads") or arch == "falcon":
+        writer.add_head_count_kv(kv_heads(config))
     if hasattr(config, "rms_norm_eps"):
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     else:

@@ -41,6 +41,8 @@ pub(in crate::checkpoint) enum Difference {
     Qkv(QkvLayout),
     /// The norms of all heads are one tensor at these paths.
     QkNorms([&'static str; 2]),
+    /// The norm before the MLP, where it is at the first path, is at the second.
+    MlpNorm([&'static str; 2]),
 }
 
 /// Whether the configuration reads this tensor.
@@ -57,6 +59,7 @@ impl Architecture {
             Difference::OutputInput => "matrices, `[out, in]`".into(),
             Difference::Qkv(layout) => format!("QKV, `{layout:?}`"),
             Difference::QkNorms(_) => "norms of all heads, in one tensor".into(),
+            Difference::MlpNorm([from, to]) => format!("`{from}`, as `{to}`"),
         });
         let forms: Vec<String> = pairs.into_iter().chain(others).collect();
         let forms = if forms.is_empty() { "nothing".into() } else { forms.join("; ") };

@@ -63,6 +63,10 @@ impl HuggingFaceConfig {
             }
             Difference::OutputInput => layer.orientation = Orientation::OutputInput,
             Difference::QkNorms(paths) => layer.qk_norm = layer.qk_norm.map(|_| QkNormPaths::Whole(paths)),
+            Difference::MlpNorm([from, to]) => {
+                let norm = self.paths.1.as_mut().and_then(|decoder| decoder.mlp_norm.as_mut());
+                norm.filter(|norm| **norm == from).into_iter().for_each(|norm| *norm = to);
+            }
             Difference::Qkv(layout) => {
                 if let QkvPaths::Fused(path, _) = layer.qkv {
                     layer.qkv = QkvPaths::Fused(path, layout);

@@ -45,6 +45,9 @@ pub(super) static GEMMA3: Architecture = Architecture {
         let window = settings.size("attention.sliding_window")?;
         let window = window.ok_or_else(|| settings.unsupported("attention.sliding_window", "absent", "a window"))?;
         settings.set("sliding_window", window);
+        if let Some(pattern) = settings.size("attention.sliding_window_pattern")? {
+            settings.set("sliding_window_pattern", pattern);
+        }
         // Layers with a window have a base of their own, and no scaling.
         let local = settings.number("rope.freq_base_swa")?.unwrap_or(10000.0);
         settings.rope()?;

@@ -174,3 +174,40 @@ pub(super) static COMMAND_R: Architecture = Architecture {
     },
     ..base()
 };
+
+pub(super) static FALCON: Architecture = Architecture {
+    name: "falcon",
+    model_type: "falcon",
+    outside: &[
+        ["token_embd", "transformer.word_embeddings"],
+        ["output_norm", "transformer.ln_f"],
+        ["output", "lm_head"],
+    ],
+    layers: "transformer.h",
+    layer: &[&[
+        // In files with two norms the first is that of the MLP.
+        ["attn_norm", "input_layernorm"],
+        ["attn_norm_2", "ln_attn"],
+        ["attn_qkv", "self_attention.query_key_value"],
+        ["attn_output", "self_attention.dense"],
+        ["ffn_up", "mlp.dense_h_to_4h"],
+        ["ffn_down", "mlp.dense_4h_to_h"],
+    ]],
+    differences: &[Difference::Qkv(QkvLayout::Concat), Difference::MlpNorm(["ln_mlp", "input_layernorm"])],
+    settings: |settings| {
+        settings.kv_heads()?;
+        settings.rename("intermediate_size", "ffn_hidden_size");
+        settings.rename("num_key_value_heads", "num_kv_heads");
+        settings.epsilon("attention.layer_norm_epsilon", "layer_norm_epsilon")?;
+        settings.rope()?;
+        let two_norms = settings.has("attn_norm_2.weight");
+        let grouped = two_norms || settings.size("attention.head_count_kv")? != Some(1);
+        settings.set("new_decoder_architecture", grouped);
+        settings.set("multi_query", true);
+        if grouped {
+            settings.set("num_ln_in_parallel_attn", if two_norms { 2 } else { 1 });
+        }
+        Ok(())
+    },
+    ..base()
+};

@@ -28,4 +28,5 @@ pub(super) const ALL: &[&Architecture] = &[
     &layer_norm::BLOOM,
     &layer_norm::MPT,
     &layer_norm::COMMAND_R,
+    &layer_norm::FALCON,
 ];
