@@ -80,7 +80,8 @@ def of_sentences(folder, name, arch, prefix):
     pieces.sort(key=len)  # scores follow the order, as in Gemma
     blanks = ["  ", "    "] if arch.startswith("gemma") else ["\u2581\u2581"]
     tokens = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)] + blanks + pieces + ["<|end|>"]
-    kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [NORMAL] * len(blanks + pieces) + [CONTROL]
+    blank = USER if arch.startswith("gemma") else NORMAL
+    kinds = [UNKNOWN, CONTROL, CONTROL] + [BYTE] * 256 + [blank] * len(blanks) + [NORMAL] * len(pieces) + [CONTROL]
     path = os.path.join(folder, f"{name}.gguf")
     writer(path, arch, "llama", tokens, kinds, token_scores=[-float(at) for at in range(len(tokens))],
            bos_token_id=1, eos_token_id=2, unk_token_id=0, add_space_prefix=prefix, add_bos_token=True)

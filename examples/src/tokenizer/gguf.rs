@@ -1,6 +1,7 @@
 //! The tokenizer of a GGUF file, as the record of a `tokenizer.json`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
 
 use burn_deepspeed::load::{Gguf, Metadata};
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ const KNOWN: &[&str] = &[
     "chat_templates",
     "ggml.add_bos_token",
     "ggml.add_eos_token",
+    "ggml.add_sep_token",
     "ggml.add_space_prefix",
     "ggml.bos_token_id",
     "ggml.eom_token_id",
@@ -36,6 +38,7 @@ const KNOWN: &[&str] = &[
     "ggml.pre",
     "ggml.prefix_token_id",
     "ggml.scores",
+    "ggml.seperator_token_id",
     "ggml.suffix_token_id",
     "ggml.token_type",
     "ggml.tokens",
@@ -55,6 +58,9 @@ pub(super) fn open(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
     let keys = Keys(gguf);
     let Some(model) = keys.text("ggml.model")? else { return Ok(None) };
     keys.check()?;
+    if keys.flag("ggml.add_sep_token")? == Some(true) {
+        return Err("`tokenizer.ggml.add_sep_token` is true, which is not supported; supported: false".into());
+    }
     let tokens = keys.texts("ggml.tokens")?.ok_or("the GGUF file has no `tokenizer.ggml.tokens`")?;
     let mut record = match model {
         "gpt2" => of_bytes(&keys, tokens)?,
@@ -67,8 +73,12 @@ pub(super) fn open(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
     };
     record["version"] = json!("1.0");
     record["added_tokens"] = added(&keys, tokens)?;
-    let tokenizer = serde_json::from_value(record);
-    Ok(Some(tokenizer.map_err(|cause| format!("cannot build the tokenizer of {}: {cause}", gguf.path().display()))?))
+    let failed = |cause: &dyn Display| format!("cannot build the tokenizer of {}: {cause}", gguf.path().display());
+    let tokenizer: Tokenizer = serde_json::from_value(record).map_err(|cause| failed(&cause))?;
+    match tokenizer.get_vocab_size(true) <= tokens.len() {
+        true => Ok(Some(tokenizer)),
+        false => Err(failed(&"a token that is matched before the text is split has no id").into()),
+    }
 }
 
 /// What is added before and after a text.
@@ -125,12 +135,10 @@ fn of_bytes(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
 /// A tokenizer of SentencePiece whose pieces are merged by their scores. What no piece covers becomes bytes.
 fn of_sentences(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
     let prefix = keys.flag("ggml.add_space_prefix")?.unwrap_or(true);
-    // Gemma spells pieces of several spaces as spaces, and merges in the order of the vocabulary.
-    let is_gemma = keys.architecture().is_some_and(|name| name.starts_with("gemma"));
-    let is_blank = |token: &String| is_gemma && !token.is_empty() && token.chars().all(|sign| sign == ' ');
-    let tokens: Vec<String> =
-        tokens.iter().map(|token| if is_blank(token) { token.replace(' ', "▁") } else { token.clone() }).collect();
-    let scores = match is_gemma {
+    let spelled = |token: &String| if keys.is_blank(token) { token.replace(' ', "▁") } else { token.clone() };
+    let tokens: Vec<String> = tokens.iter().map(spelled).collect();
+    // Gemma merges in the order of the vocabulary.
+    let scores = match keys.is_gemma() {
         true => (0..tokens.len()).map(|at| -(at as f64)).collect(),
         false => keys.floats("ggml.scores")?.ok_or("the GGUF file has no `tokenizer.ggml.scores`")?.to_vec(),
     };
@@ -182,7 +190,8 @@ fn added(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
     if !kinds.is_empty() && kinds.len() != tokens.len() {
         return Err(format!("the GGUF file has {} tokens and the types of {}", tokens.len(), kinds.len()).into());
     }
-    let whole = tokens.iter().zip(kinds).enumerate().filter(|(_, (_, kind))| [CONTROL, USER_DEFINED].contains(kind));
+    let is_whole = |token, kind| [CONTROL, USER_DEFINED].contains(kind) && !keys.is_blank(token);
+    let whole = tokens.iter().zip(kinds).enumerate().filter(|(_, (token, kind))| is_whole(token, kind));
     let added = whole.map(|(id, (token, kind))| {
         json!({
             "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
@@ -221,11 +230,13 @@ impl<'a> Keys<'a> {
         Ok(self.truth(key)?.copied())
     }
 
-    fn architecture(&self) -> Option<&'a str> {
-        match self.0.value("general.architecture") {
-            Some(Metadata::Text(name)) => Some(name),
-            _ => None,
-        }
+    fn is_gemma(&self) -> bool {
+        matches!(self.0.value("general.architecture"), Some(Metadata::Text(name)) if name.starts_with("gemma"))
+    }
+
+    /// Whether a token is spelled with spaces, which Gemma does where a piece is several of them.
+    fn is_blank(&self, token: &str) -> bool {
+        self.is_gemma() && !token.is_empty() && token.chars().all(|sign| sign == ' ')
     }
 
     /// The token whose id a key states.
