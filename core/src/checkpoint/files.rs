@@ -48,8 +48,8 @@ struct Location {
 
 impl Checkpoint {
     /// Opens a file of safetensors or a GGUF, or a folder: `model.safetensors`, the shards that `model.safetensors.index.json` lists, or
-    /// without them the one GGUF that it has. Tensors of a GGUF have the names that their family has in `transformers`. A tensor that is in several shards is read from the one that the index names. A
-    /// [`wrapper`](Self::wrapper) that is before every name is taken off.
+    /// without them the one GGUF that it has. A tensor that is in several shards is read from the one that the index names. Tensors of a
+    /// GGUF have the names that their family has in `transformers`. A [`wrapper`](Self::wrapper) that is before every name is taken off.
     ///
     /// # Errors
     /// [`WeightError::File`] if a file is missing or damaged, [`WeightError::NoSafetensors`] with what the folder has
@@ -226,8 +226,11 @@ impl Checkpoint {
     pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Vec<i64>, WeightError> {
         let (file, location) = self.locate(name, shape)?;
         let mut values = vec![0; shape.iter().product()];
-        file.integers(&location.stored, &mut values)
-            .map_err(|failure| self.failed(name, failure, WeightError::INTEGERS))?;
+        let read = match location.rows {
+            RowOrder::AsStored => file.integers(&location.stored, &mut values),
+            RowOrder::Pairs(_) => Err(Failure::ElementType),
+        };
+        read.map_err(|failure| self.failed(name, failure, WeightError::INTEGERS))?;
         self.log_loaded(name);
         Ok(values)
     }

@@ -13,7 +13,7 @@ pub(in crate::checkpoint) enum RowOrder {
 }
 
 /// The runs of a tensor in [`RowOrder::Pairs`], ascending in the file, for those of the tensor in the order of the family. Elements of a
-/// run are `stride` apart in the destination. Runs are within a head of `head` rows of `width` elements, or cover whole rows.
+/// run are `stride` apart in the destination. A head has `head` rows of `width` elements.
 pub(in crate::checkpoint) fn paired(
     runs: impl IntoIterator<Item = Run>,
     [head, width]: [usize; 2],
