@@ -52,12 +52,15 @@ ptx cache:
 mutants cache driver tests action="--write":
     python3 scripts/mutants.py --cache {{cache}} --driver {{driver}} --tests {{tests}} {{action}}
 
-# Rewrites the golden cases; needs Python with torch, transformers, diffusers, safetensors, and deepspeed.
+# Rewrites the golden cases; needs Python with torch, transformers, diffusers, safetensors, gguf, and deepspeed.
 golden:
     python3 tests/golden/generate.py --out tests/golden/cases
     python3 tests/golden/generate_diffusion.py --out tests/golden/cases
     python3 tests/golden/generate_models.py --out tests/golden/models
     python3 tests/golden/generate_families.py --out tests/golden/families
+    python3 tests/golden/generate_gguf.py --out tests/golden/gguf
+    python3 tests/golden/generate_gguf_tokenizers.py --out tests/golden/gguf_tokenizers
+    python3 tests/golden/generate_blocks.py --out tests/golden/gguf/blocks.json
     python3 tests/golden/generate_encoders.py --out tests/golden/encoders
     python3 tests/golden/generate_latent.py --out tests/golden/latent
     python3 tests/golden/generate_seq2seq.py --out tests/golden/seq2seq

@@ -1,4 +1,4 @@
-//! Generates text with a checkpoint in the Hugging Face layout, or with the tiny adder that ships with the repository.
+//! Generates text with a checkpoint in the Hugging Face layout, with a GGUF file, or with the tiny adder that ships with the repository.
 //!
 //! ```text
 //! cargo run --release --example generate                                   # the adder: prints a sum
@@ -6,6 +6,7 @@
 //! cargo run --release --example generate -- --prompt "48+76=" --echo       # prints 48+76=124
 //! cargo run --release --example generate -- --model DIR --prompt "Once upon a time" --max-new-tokens 64
 //! cargo run --release --example generate -- --model DIR --chat --prompt "What is Rust?" --system "Answer in one sentence."
+//! cargo run --release --example generate -- --model FILE.gguf --chat --prompt "What is Rust?"
 //! cargo run --release --example generate -- --dtype int8 --kv-cache int8
 //! cargo run --release --example generate -- --list                         # the families that are supported
 //! cargo run --release --example generate -- --model tests/golden/models/llama --check tests/golden/models/llama/expected.json
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_deepspeed::load::families;
+use burn_deepspeed::load::{families, gguf};
 use burn_deepspeed::{DataType, KvCacheType, Parallelism};
 use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
@@ -60,7 +61,7 @@ struct Arguments {
     /// Element type of cached keys and values. Default: that of the activations.
     #[arg(long, value_enum)]
     kv_cache: Option<Precision>,
-    /// Print the table of the families that are supported.
+    /// Print the tables of the families, and of the architectures of GGUF files, that are supported.
     #[arg(long)]
     list: bool,
     /// Allow this key in config.json: it changes nothing. May be given several times.
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.list {
-        print!("{}", families::table());
+        print!("{}\nGGUF files:\n\n{}", families::table(), gguf::table());
         return Ok(());
     }
     let folder = arguments.source.folder();

@@ -303,7 +303,6 @@ fn a_folder_of_other_formats_says_how_to_convert_them() {
         ("pytorch_model.bin", "AutoModel.from_pretrained(DIR).save_pretrained(DIR)"),
         ("pytorch_model.bin.index.json", "pickles are not read"),
         ("consolidated.00.pth", "pickles are not read"),
-        ("model.Q4_0.gguf", "from_pretrained(DIR, gguf_file=\"model.Q4_0.gguf\")"),
         ("adapter_model.safetensors", "open adapter_model.safetensors itself"),
         ("notes.txt", "name the folder or the file of a checkpoint in safetensors"),
     ] {
@@ -312,7 +311,7 @@ fn a_folder_of_other_formats_says_how_to_convert_them() {
         let error = Checkpoint::open(folder.path()).unwrap_err();
         assert!(matches!(error, WeightError::NoSafetensors { .. }) && error.to_string().contains(remedy), "{error}");
         assert_eq!(error.to_string().contains(file), file != "notes.txt", "{error}");
-        if ["pytorch_model.bin", "consolidated.00.pth", "model.Q4_0.gguf"].contains(&file) {
+        if ["pytorch_model.bin", "consolidated.00.pth"].contains(&file) {
             let error = Checkpoint::open(folder.path().join(file)).unwrap_err();
             assert!(matches!(error, WeightError::NoSafetensors { .. }), "{error}");
         }

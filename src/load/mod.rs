@@ -40,6 +40,7 @@ mod tensors;
 mod written;
 
 pub use burn_deepspeed_core::checkpoint::families::{self, Family};
+pub use burn_deepspeed_core::checkpoint::gguf::{self, Gguf, Metadata};
 pub use burn_deepspeed_core::checkpoint::{
     AttentionNames, Checkpoint, CheckpointWriter, ConfigOptions, Conversion, EncoderDecoderConfig, FeatureShape,
     HeadWeightNames, HuggingFaceConfig, JointNames, LatentNames, LoadReport, NormNames, QkNormNames, QkvLayout,

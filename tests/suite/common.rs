@@ -62,6 +62,13 @@ pub fn golden_families() -> Vec<(String, PathBuf)> {
     checkpoints("families")
 }
 
+/// Name and folder of every checkpoint in `tests/golden/gguf`.
+pub fn golden_ggufs() -> Vec<(String, PathBuf)> {
+    let mut all = checkpoints("gguf");
+    all.retain(|(_, folder)| folder.is_dir());
+    all
+}
+
 /// Name and folder of every checkpoint in `tests/golden/encoders`.
 pub fn golden_encoders() -> Vec<(String, PathBuf)> {
     checkpoints("encoders")

@@ -165,3 +165,10 @@ fn the_table_of_families_is_that_of_the_records() {
     let table = burn_deepspeed::load::families::table();
     assert!(text.contains(&table), "copy what `generate -- --list` prints into docs/checkpoints.md:\n{table}");
 }
+
+#[test]
+fn the_table_of_architectures_is_that_of_the_records() {
+    let text = fs::read_to_string(repository().join("docs/checkpoints.md")).unwrap();
+    let table = burn_deepspeed::load::gguf::table();
+    assert!(text.contains(&table), "copy what `generate -- --list` prints into docs/checkpoints.md:\n{table}");
+}

@@ -19,6 +19,8 @@ mod encoder_decoders;
 mod encoders;
 mod families;
 mod generate;
+mod gguf;
+mod gguf_tokenizers;
 mod golden;
 #[cfg(feature = "vulkan")]
 mod gpu;

@@ -151,7 +151,7 @@ fn no_example_opens_a_tokenizer_by_itself() {
             }
         }
     }
-    assert!(found.len() == 1 && found[0].ends_with("examples/src/tokenizer.rs"), "{found:?}");
+    assert!(found.len() == 1 && found[0].ends_with("examples/src/tokenizer/mod.rs"), "{found:?}");
 }
 
 #[test]

@@ -1,19 +1,17 @@
-//! A safetensors file on disk: its header, and runs of elements by positioned reads.
+//! Runs of elements of an open file, by positioned reads.
 
 use std::cell::Cell;
-use std::collections::HashMap;
-use std::fmt;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use safetensors::Dtype;
-use safetensors::tensor::{Metadata, TensorInfo};
-use serde::Deserialize;
 
 use super::float::Float;
 use super::runs::Run;
+use super::stored::{Stored, StoredElement};
+use crate::block::BlockFormat;
 use crate::error::WeightError;
 
 /// Bytes that are read and converted at a time: they fit the cache, and the cost of a call is small compared with the copy.
@@ -24,9 +22,6 @@ const PAGE: usize = 4096;
 
 /// Most runs of a block: keeps the list of runs short if the runs are short.
 const RUNS: usize = 4096;
-
-/// Longest header that is read, in bytes; the limit of the `safetensors` crate.
-const LONGEST_HEADER: u64 = 100_000_000;
 
 /// An open file.
 #[derive(Debug)]
@@ -46,51 +41,31 @@ pub(super) enum Failure {
     File(WeightError),
 }
 
-/// Where a tensor starts in the file, in bytes, and the type of its elements.
-pub(super) type Stored = (u64, Dtype);
-
-#[derive(Deserialize)]
-struct Header {
-    #[serde(rename = "__metadata__")]
-    _metadata: Option<HashMap<String, String>>,
-    #[serde(flatten)]
-    tensors: HashMap<String, TensorInfo>,
+/// What cannot be divided in the file: an element, or a block of them.
+#[derive(Clone, Copy)]
+struct Unit {
+    elements: usize,
+    bytes: usize,
 }
 
 impl DataFile {
-    /// Opens a file and reads its header. Returns the tensors, whose offsets count from the byte that is returned last.
-    ///
-    /// No length that the file states is used before it was checked against the length of the file.
-    pub(super) fn open(path: &Path) -> Result<(Self, HashMap<String, TensorInfo>, u64), WeightError> {
-        let failed = |cause: &dyn fmt::Display| WeightError::File { path: path.into(), cause: cause.to_string() };
-        let mut file = File::open(path).map_err(|cause| failed(&cause))?;
-        let length = file.metadata().map_err(|cause| failed(&cause))?.len();
-        let mut size = [0; 8];
-        file.read_exact(&mut size).map_err(|cause| failed(&cause))?;
-        let (size, start) = (u64::from_le_bytes(size), u64::from_le_bytes(size).saturating_add(8));
-        if size > LONGEST_HEADER || start > length {
-            return Err(failed(&format!("it is not a safetensors file: its header would have {size} bytes")));
-        }
-        let mut header = vec![0; size as usize];
-        file.read_exact(&mut header).map_err(|cause| failed(&cause))?;
-        let header: Header = serde_json::from_slice(&header).map_err(|cause| failed(&cause))?;
-        let mut tensors: Vec<_> = header.tensors.iter().map(|(name, info)| (name.clone(), info.clone())).collect();
-        tensors.sort_by_key(|(_, info)| info.data_offsets);
-        let end = start.saturating_add(tensors.last().map_or(0, |(_, info)| info.data_offsets.1 as u64));
-        Metadata::new(None, tensors).map_err(|cause| failed(&cause))?;
-        if end != length {
-            return Err(failed(&format!("its tensors end at byte {end}, and it has {length}; it is not complete")));
-        }
-        Ok((Self { path: path.into(), file }, header.tensors, start))
+    /// Opens a file.
+    pub(super) fn open(path: &Path) -> Result<Self, WeightError> {
+        let failed = |cause: std::io::Error| WeightError::File { path: path.into(), cause: cause.to_string() };
+        Ok(Self { path: path.into(), file: File::open(path).map_err(failed)? })
     }
 
     /// Reads ascending runs of floats and converts each element once. Elements of a run are `stride` apart in `into`.
     pub(super) fn floats<T: Float>(
         &self,
-        (first, dtype): Stored,
+        stored: &Stored,
         (runs, stride): (impl IntoIterator<Item = Run>, usize),
         into: &mut [T],
     ) -> Result<(), Failure> {
+        let (first, dtype) = match stored.element {
+            StoredElement::Plain(dtype) => (stored.start, dtype),
+            StoredElement::Blocks(format) => return self.blocks((stored.start, format), runs, stride, into),
+        };
         match dtype {
             Dtype::F64 => self.read(first, runs, stride, into, |raw| T::from_f64(f64::from_le_bytes(raw))),
             Dtype::F32 => self.read(first, runs, stride, into, |raw| T::from_f32(f32::from_le_bytes(raw))),
@@ -103,18 +78,20 @@ impl DataFile {
     /// Reads ascending runs of 8-bit integers. Elements of a run are `stride` apart in `into`.
     pub(super) fn int8(
         &self,
-        (first, dtype): Stored,
+        stored: &Stored,
         (runs, stride): (impl IntoIterator<Item = Run>, usize),
         into: &mut [i8],
     ) -> Result<(), Failure> {
-        match dtype {
-            Dtype::I8 => self.read(first, runs, stride, into, i8::from_le_bytes),
+        match stored.element {
+            StoredElement::Plain(Dtype::I8) => self.read(stored.start, runs, stride, into, i8::from_le_bytes),
             _ => Err(Failure::ElementType),
         }
     }
 
     /// Reads contiguous integers of any width, or booleans.
-    pub(super) fn integers(&self, (first, dtype): Stored, into: &mut [i64]) -> Result<(), Failure> {
+    pub(super) fn integers(&self, stored: &Stored, into: &mut [i64]) -> Result<(), Failure> {
+        let StoredElement::Plain(dtype) = stored.element else { return Err(Failure::ElementType) };
+        let first = stored.start;
         let all = [Run { start: 0, len: into.len(), to: 0 }];
         match dtype {
             Dtype::BOOL | Dtype::U8 => self.read(first, all, 1, into, |[raw]: [u8; 1]| raw.into()),
@@ -139,6 +116,23 @@ impl DataFile {
         }
     }
 
+    /// Reads ascending runs of elements in blocks. A run may begin and end inside of a block.
+    fn blocks<T: Float>(
+        &self,
+        (first, format): (u64, BlockFormat),
+        runs: impl IntoIterator<Item = Run>,
+        stride: usize,
+        into: &mut [T],
+    ) -> Result<(), Failure> {
+        let unit = Unit { elements: format.elements(), bytes: format.bytes() };
+        let mut values = Vec::new();
+        self.each_block(first, unit, (runs, stride), |bytes, start, runs| {
+            values.resize(bytes.len() / unit.bytes * unit.elements, 0.0);
+            format.dequantise(bytes, &mut values);
+            place(stride, into, T::from_f32, &values, (start, runs));
+        })
+    }
+
     /// Reads ascending runs of elements of `N` bytes; the tensor starts at byte `first`.
     fn read<const N: usize, T>(
         &self,
@@ -148,13 +142,29 @@ impl DataFile {
         into: &mut [T],
         value: impl Fn([u8; N]) -> T,
     ) -> Result<(), Failure> {
-        let (limit, mut block, mut bytes) = (BLOCK / N, Vec::<Run>::new(), Vec::new());
+        self.each_block(first, Unit { elements: 1, bytes: N }, (runs, stride), |bytes, start, runs| {
+            place(stride, into, &value, bytes.as_chunks::<N>().0, (start, runs));
+        })
+    }
+
+    /// Reads ascending runs, some at a time. `place` gets the bytes of whole units, the element that they begin with, and the runs.
+    fn each_block(
+        &self,
+        first: u64,
+        unit: Unit,
+        (runs, stride): (impl IntoIterator<Item = Run>, usize),
+        mut place: impl FnMut(&[u8], usize, &[Run]),
+    ) -> Result<(), Failure> {
+        // Elements as they are stored, and as f32, are a block at most.
+        let limit = (BLOCK / unit.bytes.max(unit.elements * 4)).max(1) * unit.elements;
+        let (mut block, mut bytes) = (Vec::<Run>::new(), Vec::new());
         let mut flush = |block: &mut Vec<Run>| {
             let (Some(from), Some(last)) = (block.first(), block.last()) else { return Ok(()) };
-            let len = (last.start + last.len - from.start) * N;
+            let start = from.start / unit.elements;
+            let len = ((last.start + last.len).div_ceil(unit.elements) - start) * unit.bytes;
             bytes.resize(len.max(bytes.len()), 0);
-            self.read_exact(first + (from.start * N) as u64, &mut bytes[..len])?;
-            place(stride, into, &value, &bytes[..len], block);
+            self.read_exact(first + (start * unit.bytes) as u64, &mut bytes[..len])?;
+            place(&bytes[..len], start * unit.elements, block);
             block.clear();
             Ok(())
         };
@@ -163,7 +173,7 @@ impl DataFile {
                 let len = limit.min(run.len - done);
                 let part = Run { start: run.start + done, len, to: run.to + done * stride };
                 if let (Some(from), Some(last)) = (block.first(), block.last()) {
-                    let far = (part.start - (last.start + last.len)) * N >= PAGE;
+                    let far = (part.start - (last.start + last.len)) / unit.elements * unit.bytes >= PAGE;
                     if far || part.start + len - from.start > limit || block.len() == RUNS {
                         flush(&mut block).map_err(Failure::File)?;
                     }
@@ -187,11 +197,16 @@ impl DataFile {
 }
 
 /// Writes the values of runs to their destination, `stride` apart. Where that is not 1, some columns of all runs are written at
-/// a time, so that neighbours in memory are written in succession. `bytes` holds the file from the first run to the last.
-fn place<const N: usize, T>(stride: usize, into: &mut [T], value: impl Fn([u8; N]) -> T, bytes: &[u8], runs: &[Run]) {
+/// a time, so that neighbours in memory are written in succession. `stored` begins with element `first`.
+fn place<R: Copy, T>(
+    stride: usize,
+    into: &mut [T],
+    value: impl Fn(R) -> T,
+    stored: &[R],
+    (first, runs): (usize, &[Run]),
+) {
     const COLUMNS: usize = 16;
-    let first = runs.first().map_or(0, |run| run.start);
-    let elements = |run: &Run| bytes[(run.start - first) * N..][..run.len * N].as_chunks::<N>().0;
+    let elements = |run: &Run| &stored[run.start - first..][..run.len];
     if stride == 1 {
         for run in runs {
             let places = into[run.to..][..run.len].iter_mut();

@@ -1,4 +1,4 @@
-//! A safetensors checkpoint on disk, read tensor by tensor.
+//! A checkpoint on disk, read tensor by tensor.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -7,18 +7,21 @@ use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 
-use super::data_file::{DataFile, Failure, Stored};
+use super::data_file::{DataFile, Failure};
 use super::float::{Fill, Float, Floats};
 use super::folder::Folder;
+use super::gguf::{self, Gguf, RowOrder};
 use super::report::{Conversion, LoadReport, Log};
 use super::runs::{self, Run};
+use super::safetensors_header;
 use super::scale_format::ScaleFormat;
+use super::stored::{Stored, StoredElement};
 use super::wrapper;
 use crate::element::ElementType;
 use crate::error::WeightError;
 use crate::spelling::nearest;
 
-/// One or several safetensors files, which stay open. A tensor, or the part of it that is wanted, is read and converted in
+/// One or several safetensors files, or a GGUF file, which stay open. A tensor, or the part of it that is wanted, is read and converted in
 /// blocks of a megabyte, so loading takes little more memory than the module itself. Every read is recorded for
 /// [`report`](Self::report).
 #[derive(Debug)]
@@ -31,25 +34,25 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Location>,
     wrapper: String,
     scale_format: Option<ScaleFormat>,
+    /// The architecture of a GGUF file.
+    gguf: Option<&'static str>,
     log: RefCell<Log>,
 }
 
 #[derive(Debug, Clone)]
 struct Location {
     file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    /// First byte in the file.
-    start: u64,
+    stored: Stored,
+    rows: RowOrder,
 }
 
 impl Checkpoint {
-    /// Opens a file, or a folder in the Hugging Face layout: `model.safetensors`, or the shards that
-    /// `model.safetensors.index.json` lists. A tensor that is in several shards is read from the one that the index names. A
-    /// [`wrapper`](Self::wrapper) that is before every name is taken off.
+    /// Opens a file of safetensors or a GGUF, or a folder: `model.safetensors`, the shards that `model.safetensors.index.json` lists, or
+    /// without them the one GGUF that it has. A tensor that is in several shards is read from the one that the index names. Tensors of a
+    /// GGUF have the names that their family has in `transformers`. A [`wrapper`](Self::wrapper) that is before every name is taken off.
     ///
     /// # Errors
-    /// [`WeightError::File`] if a file is missing or is not safetensors, [`WeightError::NoSafetensors`] with what the folder has
+    /// [`WeightError::File`] if a file is missing or damaged, [`WeightError::NoSafetensors`] with what the folder has
     /// instead, [`WeightError::NotInShard`] and [`WeightError::InTwoShards`] for an index that does not fit its files.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightError> {
         let path = path.as_ref();
@@ -61,12 +64,12 @@ impl Checkpoint {
             tensors: BTreeMap::new(),
             wrapper: String::new(),
             scale_format: None,
+            gguf: None,
             log: RefCell::default(),
         };
         let mut owners: BTreeMap<String, usize> = BTreeMap::new();
         for (at, path) in files.iter().enumerate() {
-            let (file, tensors, data) = DataFile::open(path)?;
-            for (name, info) in tensors {
+            for (name, (stored, rows)) in checkpoint.header(path)? {
                 // The index says which of several files counts.
                 if named.get(&name).is_some_and(|&owner| owner != at) {
                     continue;
@@ -75,17 +78,34 @@ impl Checkpoint {
                     let files = [other, at].map(|file| files[file].display().to_string());
                     return Err(WeightError::InTwoShards { name, files });
                 }
-                let start = data + info.data_offsets.0 as u64;
                 owners.insert(name.clone(), at);
-                checkpoint.tensors.insert(name, Location { file: at, dtype: info.dtype, shape: info.shape, start });
+                checkpoint.tensors.insert(name, Location { file: at, stored, rows });
             }
-            checkpoint.files.push(file);
+            checkpoint.files.push(DataFile::open(path)?);
         }
         if let Some((name, &file)) = named.iter().find(|(name, _)| !owners.contains_key(*name)) {
             let (index, file) = (index.unwrap_or_default(), files[file].display().to_string());
             return Err(WeightError::NotInShard { index, name: name.clone(), file });
         }
         Ok(checkpoint.unwrapped())
+    }
+
+    /// The tensors of a file.
+    fn header(&mut self, path: &Path) -> Result<BTreeMap<String, (Stored, RowOrder)>, WeightError> {
+        if !Gguf::is_named(path) {
+            let as_stored = |(name, stored)| (name, (stored, RowOrder::AsStored));
+            return Ok(safetensors_header::read(path)?.into_iter().map(as_stored).collect());
+        }
+        let (architecture, tensors) = gguf::tensors(&Gguf::open(path)?)?;
+        self.gguf = Some(architecture.name);
+        // The configuration reads these.
+        self.log.get_mut().ignored.extend(tensors.keys().filter(|name| gguf::is_factor(name)).cloned());
+        Ok(tensors)
+    }
+
+    /// The architecture of the GGUF file that this is.
+    pub(super) fn gguf(&self) -> Option<&'static str> {
+        self.gguf
     }
 
     /// Takes off what a wrapper of the model put before every name.
@@ -148,7 +168,7 @@ impl Checkpoint {
 
     /// The shape of a tensor.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.location(name).map(|location| location.shape.as_slice())
+        self.location(name).map(|location| location.stored.shape.as_slice())
     }
 
     /// Checks that a tensor is in the checkpoint and has this shape. A matrix may have further dimensions of 1 at the end, as the
@@ -204,16 +224,20 @@ impl Checkpoint {
     /// not hold integers, [`WeightError::IntegerTooLarge`] if one is above `i64::MAX`, or [`WeightError::File`] if it cannot be
     /// read.
     pub fn integers(&self, name: &str, shape: &[usize]) -> Result<Vec<i64>, WeightError> {
-        let (file, stored) = self.locate(name, shape)?;
+        let (file, location) = self.locate(name, shape)?;
         let mut values = vec![0; shape.iter().product()];
-        file.integers(stored, &mut values).map_err(|failure| self.failed(name, failure, WeightError::INTEGERS))?;
+        let read = match location.rows {
+            RowOrder::AsStored => file.integers(&location.stored, &mut values),
+            RowOrder::Pairs(_) => Err(Failure::ElementType),
+        };
+        read.map_err(|failure| self.failed(name, failure, WeightError::INTEGERS))?;
         self.log_loaded(name);
         Ok(values)
     }
 
     /// Whether a tensor is in the checkpoint and holds 8-bit integers.
     pub(super) fn is_int8(&self, name: &str) -> bool {
-        self.location(name).is_some_and(|location| location.dtype == Dtype::I8)
+        self.location(name).is_some_and(|location| location.stored.element == StoredElement::Plain(Dtype::I8))
     }
 
     /// Fills `into` with floats of a tensor of this shape. `runs` holds ascending runs, and the distance between the elements of
@@ -224,8 +248,16 @@ impl Checkpoint {
         runs: (impl IntoIterator<Item = Run>, usize),
         into: &mut [T],
     ) -> Result<(), WeightError> {
-        let (file, stored) = self.locate(name, shape)?;
-        file.floats(stored, runs, into).map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
+        let (file, location) = self.locate(name, shape)?;
+        let (runs, stride) = runs;
+        let read = match location.rows {
+            RowOrder::AsStored => file.floats(&location.stored, (runs, stride), into),
+            RowOrder::Pairs(head) => {
+                let width = location.stored.shape.iter().skip(1).product();
+                file.floats(&location.stored, (gguf::paired(runs, [head, width], stride), stride), into)
+            }
+        };
+        read.map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
     }
 
     /// Fills `into` with 8-bit integers of a tensor of this shape. `runs` holds ascending runs, and the distance between the
@@ -236,26 +268,26 @@ impl Checkpoint {
         runs: (impl IntoIterator<Item = Run>, usize),
         into: &mut [i8],
     ) -> Result<(), WeightError> {
-        let (file, stored) = self.locate(name, shape)?;
-        file.int8(stored, runs, into).map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
+        let (file, location) = self.locate(name, shape)?;
+        file.int8(&location.stored, runs, into).map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
     }
 
     /// Where a tensor of this shape is.
-    fn locate(&self, name: &str, shape: &[usize]) -> Result<(&DataFile, Stored), WeightError> {
+    fn locate(&self, name: &str, shape: &[usize]) -> Result<(&DataFile, &Location), WeightError> {
         let location = self.location(name).ok_or_else(|| {
             self.log.borrow_mut().missing.insert(name.into());
             let (nearest, held) = (nearest(name, self.tensors.keys()), self.tensors.keys().cloned().collect());
             self.in_this(WeightError::Missing { name: name.into(), nearest, held })
         })?;
-        if !same_shape(&location.shape, shape) {
-            let (expected, found) = (shape.to_vec(), location.shape.clone());
+        if !same_shape(&location.stored.shape, shape) {
+            let (expected, found) = (shape.to_vec(), location.stored.shape.clone());
             return Err(self.in_this(WeightError::Shape { name: name.into(), expected, found }));
         }
-        Ok((&self.files[location.file], (location.start, location.dtype)))
+        Ok((&self.files[location.file], location))
     }
 
     fn failed(&self, name: &str, failure: Failure, expected: &'static str) -> WeightError {
-        let found = || self.location(name).map_or(String::new(), |location| format!("{:?}", location.dtype));
+        let found = || self.location(name).map_or(String::new(), |location| location.stored.element.to_string());
         match failure {
             Failure::ElementType => {
                 self.in_this(WeightError::ElementType { name: name.into(), found: found(), expected })
@@ -282,7 +314,7 @@ impl Checkpoint {
     pub(super) fn log_converted(&self, name: &str, to: ElementType) {
         self.log_loaded(name);
         let Some(location) = self.location(name) else { return };
-        let (from, to) = (format!("{:?}", location.dtype), to.to_string());
+        let (from, to) = (location.stored.element.to_string(), to.to_string());
         self.log.borrow_mut().convert(Conversion { name: self.bare(name).into(), from, to });
     }
 

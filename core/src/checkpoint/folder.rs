@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use super::gguf::Gguf;
 use crate::error::WeightError;
 
 /// The files of a checkpoint, and which of them has each tensor.
@@ -18,10 +19,10 @@ pub(super) struct Folder {
 }
 
 impl Folder {
-    /// A file, or a folder in the Hugging Face layout.
+    /// A file, or a folder in the Hugging Face layout, or one with a GGUF file.
     pub(super) fn open(path: &Path) -> Result<Self, WeightError> {
         if !path.is_dir() {
-            return match other_format(&path.to_string_lossy()) {
+            return match !Gguf::is_named(path) && other_format(&path.to_string_lossy()) {
                 true => Err(WeightError::NoSafetensors {
                     folder: path.parent().unwrap_or(path).into(),
                     files: path.file_name().map(|name| name.to_string_lossy().into()).into_iter().collect(),
@@ -34,7 +35,10 @@ impl Folder {
         match (single.exists(), index.exists()) {
             (true, _) => Ok(Self { files: vec![single], ..Self::default() }),
             (false, true) => Self::of_index(path, index),
-            (false, false) => Err(WeightError::NoSafetensors { folder: path.into(), files: files_of_weights(path) }),
+            (false, false) => match Gguf::in_path(path) {
+                Some(file) => Ok(Self { files: vec![file], ..Self::default() }),
+                None => Err(WeightError::NoSafetensors { folder: path.into(), files: files_of_weights(path) }),
+            },
         }
     }
 

@@ -1,6 +1,6 @@
 //! What the `config.json` of a Hugging Face checkpoint says.
 
-use std::path::Path;
+mod file;
 
 use serde_json::Value;
 
@@ -12,14 +12,13 @@ use super::experts::{ExpertSizes, Experts};
 use super::families::{of_model_type, pair_of_model_type};
 use super::family::{Family, FamilyAttention};
 use super::files::Checkpoint;
-use super::generation_config::of_generation_config;
 use super::latent_names::LatentNames;
 use super::layer_paths::{LayerPaths, in_layer};
 use super::names::AttentionNames;
 use super::options::ConfigOptions;
 use super::pair::{Pair, SideOfPair};
-use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation, read_json};
-use crate::error::{ConfigError, Origin, WeightError};
+use crate::config::{DataType, DeepSpeedInferenceConfig, MlpActivation};
+use crate::error::{ConfigError, Origin};
 use crate::fields::Fields;
 use crate::latent::LatentSizes;
 use crate::spec::AttentionSpec;
@@ -57,38 +56,18 @@ pub struct HuggingFaceConfig {
     experts: Option<ExpertSizes>,
     /// The model around the language model that this is.
     around: Option<&'static Composite>,
+    /// The architecture of the GGUF file that it comes from.
+    gguf: Option<&'static str>,
     allowed_keys: Vec<String>,
 }
 
 impl HuggingFaceConfig {
-    /// Reads `config.json`, and the end tokens of a `generation_config.json` in the same folder.
-    ///
-    /// # Errors
-    /// Those of [`read_file`](Self::read_file).
-    pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, ConfigError> {
-        Self::read_file(path, &ConfigOptions::default())
-    }
-
     /// Reads the record of a `config.json`.
     ///
     /// # Errors
     /// Those of [`read`](Self::read).
     pub fn from_json(record: Value) -> Result<Self, ConfigError> {
         Self::read(record, &ConfigOptions::default())
-    }
-
-    /// Reads `config.json`, and the end tokens of a `generation_config.json` in the same folder. If that file is there, it alone
-    /// says which tokens end a text, as for `generate` of `transformers`.
-    ///
-    /// # Errors
-    /// [`ConfigError::File`] if a file cannot be read, else those of [`read`](Self::read) in [`ConfigError::InFile`].
-    pub fn read_file(path: impl AsRef<Path>, options: &ConfigOptions) -> Result<Self, ConfigError> {
-        let path = path.as_ref();
-        let mut config = Self::read(read_json(path)?, options).map_err(|error| error.in_file(path))?;
-        if let Some(ids) = of_generation_config(path, |fields| fields.sizes("eos_token_id"))? {
-            config.eos_token_ids = ids;
-        }
-        Ok(config)
     }
 
     /// Reads the record of a `config.json`, strictly:
@@ -185,6 +164,7 @@ impl HuggingFaceConfig {
             prediction_layers: family.prediction_layers(&fields)?,
             latent,
             around,
+            gguf: None,
             experts: experts.map(|experts| experts.sizes(&fields)).transpose()?,
             paths,
             attention,
@@ -305,25 +285,6 @@ impl HuggingFaceConfig {
     pub fn experts(&self, layer: usize) -> Option<(&Experts, &ExpertSizes)> {
         let experts = self.decoder()?.experts.as_ref()?;
         self.experts.as_ref().filter(|sizes| sizes.in_layer(layer)).map(|sizes| (experts, sizes))
-    }
-
-    /// Checks the number of layers, the sizes of their attention, and the number of experts against the checkpoint. Do this before you
-    /// build a model: a file may state any number, and a model allocates memory for each layer and expert.
-    ///
-    /// # Errors
-    /// [`WeightError::Missing`] or [`WeightError::Shape`], about the output projection, or an expert, of the first layer that does not
-    /// fit.
-    pub fn check(&self, checkpoint: &Checkpoint) -> Result<(), WeightError> {
-        // The first missing layer ends the loop, so its length is bounded by the number of tensors in the checkpoint.
-        (0..self.layers).try_for_each(|layer| {
-            let names = self.attention_names(checkpoint, layer);
-            let kind = self.kind(self.attention.layers.of(layer));
-            let head = self.latent.map_or(kind.head_size(), |sizes| sizes.v_head_dim);
-            let (inputs, hidden) = (kind.heads.saturating_mul(head), kind.hidden_size);
-            checkpoint.check_shape(&names.output.matrix, &names.orientation.shape(inputs, hidden))?;
-            let Some((experts, sizes)) = self.experts(layer) else { return Ok(()) };
-            experts.check_layer((checkpoint, &self.layer_path(checkpoint, layer)), sizes, hidden)
-        })
     }
 
     /// Marks the buffers of older versions of `transformers` as not needed: masks, and tables that the configuration implies. In a file

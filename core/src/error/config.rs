@@ -363,6 +363,8 @@ pub enum Origin {
     DeepSpeed,
     /// The `config.json` of a Hugging Face checkpoint.
     HuggingFace,
+    /// The header of a GGUF file.
+    Gguf,
 }
 
 impl fmt::Display for Origin {
@@ -373,6 +375,7 @@ impl fmt::Display for Origin {
                 " from the DeepSpeed configuration (-1 counts as not given); set it to the model's value"
             }
             Self::HuggingFace => " from the Hugging Face configuration; copy it from the `config.json` of the model",
+            Self::Gguf => " from the header of the GGUF file; convert the model anew",
         })
     }
 }

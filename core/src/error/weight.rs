@@ -278,19 +278,15 @@ fn convert(files: &[String]) -> String {
     let has = |ends: &[&str]| files.iter().find(|file| ends.iter().any(|end| file.ends_with(end)));
     match (has(&[".safetensors"]), has(&[".gguf"])) {
         (Some(file), _) => format!("open {file} itself, or rename it to `model.safetensors`"),
-        (None, Some(file)) => {
-            format!("convert it in Python:\n{}", save(&format!("DIR, gguf_file=\"{file}\"")))
-        }
+        (None, Some(file)) => format!("name the file that you want, such as {file}"),
         _ if has(&[".bin", ".bin.index.json", ".pth", ".pt", ".ckpt"]).is_some() => {
-            format!("pickles are not read; convert them in Python:\n{}", save("DIR"))
+            format!("pickles are not read; convert them in Python:\n{}", save())
         }
         _ => "name the folder or the file of a checkpoint in safetensors".into(),
     }
 }
 
-fn save(arguments: &str) -> String {
-    format!(
-        "  from transformers import AutoModel\n  AutoModel.from_pretrained({arguments}).save_pretrained(DIR)\n\
+fn save() -> &'static str {
+    "  from transformers import AutoModel\n  AutoModel.from_pretrained(DIR).save_pretrained(DIR)\n\
          with the class of the model in place of AutoModel, such as AutoModelForCausalLM (see docs/checkpoints.md)"
-    )
 }

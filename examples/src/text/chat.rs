@@ -6,6 +6,7 @@ use std::path::Path;
 use burn_deepspeed::ConfigError;
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::fields::Fields;
+use burn_deepspeed::load::{Gguf, Metadata};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{
@@ -36,7 +37,7 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a folder: `chat_template.jinja`, or `chat_template` in `chat_template.json` or `tokenizer_config.json`. Of several
+    /// The template of a GGUF file, `tokenizer.chat_template`, or of a folder: `chat_template.jinja`, or `chat_template` in `chat_template.json` or `tokenizer_config.json`. Of several
     /// named templates it is `default`.
     ///
     /// # Errors
@@ -77,10 +78,17 @@ impl ChatTemplate {
 /// The template in its environment.
 const NAME: &str = "chat_template";
 
-/// The file of the template of a folder, and its text.
+/// The file of the template, and its text.
 fn source(folder: &Path) -> Result<Option<(String, String)>, Failure> {
-    let file = folder.join("chat_template.jinja");
     let name = |file: &Path| file.display().to_string();
+    if let Some(file) = Gguf::in_path(folder) {
+        return match Gguf::open(&file)?.value("tokenizer.chat_template") {
+            None => Ok(None),
+            Some(Metadata::Text(text)) => Ok(Some((name(&file), text.clone()))),
+            Some(other) => Err(format!("`tokenizer.chat_template` is {other}, and a text is expected").into()),
+        };
+    }
+    let file = folder.join("chat_template.jinja");
     if file.exists() {
         let text = std::fs::read_to_string(&file).map_err(|cause| format!("cannot read {}: {cause}", name(&file)))?;
         return Ok(Some((name(&file), text)));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{Int, Tensor, backend::Backend};
-use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::load::{Checkpoint, ConfigOptions, Gguf, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::spec::AttentionSpec;
 use burn_deepspeed::weight::Int8Blocks;
@@ -85,7 +85,7 @@ pub trait TextModel {
     fn cache_bytes(&self) -> Result<usize, Failure>;
 }
 
-/// Opens a folder in the Hugging Face layout on a backend of the build.
+/// Opens a folder in the Hugging Face layout, or a GGUF file, on a backend of the build.
 pub fn open(
     backend: BackendName,
     folder: &Path,
@@ -114,11 +114,11 @@ pub struct Model<B: Backend> {
 }
 
 impl<B: InferenceBackend> Model<B> {
-    /// Reads a folder in the Hugging Face layout; the report says what was read.
+    /// Reads a folder in the Hugging Face layout, or a GGUF file; the report says what was read.
     pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         let reading = ConfigOptions::default().with_dtype(options.dtype).with_allowed_keys(&options.allowed_keys);
         let reading = reading.with_text_only(options.text_only);
-        let file = folder.join("config.json");
+        let file = Gguf::in_path(folder).unwrap_or_else(|| folder.join("config.json"));
         let config =
             HuggingFaceConfig::read_file(&file, &reading)?.with_attention(|attention| options.applied_to(attention));
         let checkpoint = Checkpoint::open(folder)?;

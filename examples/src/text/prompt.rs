@@ -11,7 +11,7 @@ use crate::{Failure, tokenizer};
 /// A model and a prompt on the command line.
 #[derive(Debug, Args)]
 pub struct Source {
-    /// Folder with config.json, model.safetensors and, for text, tokenizer.json. Default: the tiny adder.
+    /// Folder with config.json, model.safetensors and, for text, tokenizer.json; or a GGUF file. Default: the tiny adder.
     #[arg(long)]
     model: Option<PathBuf>,
     /// Text to continue.
@@ -35,7 +35,7 @@ pub struct Source {
 pub struct Prompt {
     /// Token ids; at least one.
     pub ids: Vec<u32>,
-    /// `None` if the folder of the model has none.
+    /// `None` if the model has none.
     pub tokenizer: Option<Tokenizer>,
 }
 
@@ -104,7 +104,7 @@ impl Source {
                 encoding.map_err(|cause| format!("the tokenizer cannot read {prompt:?}: {cause}"))?.get_ids().to_vec()
             }
             (None, Some(_), None) => {
-                return Err(format!("{} has no tokenizer.json; give --prompt-ids 5,9,2", folder.display()).into());
+                return Err(format!("{} has no tokenizer; give --prompt-ids 5,9,2", folder.display()).into());
             }
             (None, None, None) => return Err("no prompt; give --prompt-ids 5,9,2".into()),
         };

@@ -1,6 +1,9 @@
-//! The tokenizer of a checkpoint: the one place where a `tokenizer.json` is opened.
+//! The tokenizer of a checkpoint: the one place where a `tokenizer.json`, or that of a GGUF file, is opened.
 //!
 //! Padding and truncation are left out. They are whatever state the file was saved in, and would pad a prompt or cut it.
+
+mod gguf;
+mod pre_tokenizers;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,6 +11,7 @@ use std::path::Path;
 use burn_deepspeed::ConfigError;
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::fields::Fields;
+use burn_deepspeed::load::Gguf;
 use serde_json::Value;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::processors::template::TemplateProcessing;
@@ -15,7 +19,7 @@ use tokenizers::{NormalizerWrapper, Tokenizer};
 
 use crate::Failure;
 
-/// Opens the tokenizer of a folder; `None` if it has none.
+/// Opens the tokenizer of a folder or of a GGUF file; `None` if it has none.
 ///
 /// What `tokenizer_config.json` says wins over `tokenizer.json`, as in `transformers`:
 ///
@@ -25,6 +29,12 @@ use crate::Failure;
 /// # Errors
 /// If a file is damaged, or names a token that the tokenizer does not have.
 pub fn open(folder: &Path) -> Result<Option<Tokenizer>, Failure> {
+    if let Some(file) = Gguf::in_path(folder) {
+        let file = Gguf::open(file)?;
+        let Some(mut tokenizer) = gguf::open(&file)? else { return Ok(None) };
+        post_process(&mut tokenizer, gguf::template(&file)?)?;
+        return Ok(Some(tokenizer));
+    }
     let file = folder.join("tokenizer.json");
     if !file.exists() {
         return Ok(None);
@@ -38,12 +48,18 @@ pub fn open(folder: &Path) -> Result<Option<Tokenizer>, Failure> {
         let record = read_json(&file)?;
         normalize(&record, &mut tokenizer).map_err(|error| error.in_file(&file))?;
         let template = template(&record, &tokenizer).map_err(|error| error.in_file(&file))?;
-        if let Some((template, tokens)) = template {
-            let template = TemplateProcessing::builder().try_single(template)?.special_tokens(tokens).build();
-            tokenizer.with_post_processor(Some(template.map_err(|cause| cause.to_string())?));
+        if let Some(template) = template {
+            post_process(&mut tokenizer, template)?;
         }
     }
     Ok(Some(tokenizer))
+}
+
+/// Sets what is added before and after a text.
+fn post_process(tokenizer: &mut Tokenizer, (template, tokens): Template) -> Result<(), Failure> {
+    let template = TemplateProcessing::builder().try_single(template)?.special_tokens(tokens).build();
+    tokenizer.with_post_processor(Some(template.map_err(|cause| cause.to_string())?));
+    Ok(())
 }
 
 /// The longest text that `tokenizer_config.json` states, in tokens; `None` if it states none that fits memory.
@@ -62,13 +78,16 @@ pub fn model_max_length(folder: &Path) -> Result<Option<usize>, Failure> {
     Ok(length.filter(|&length| length < 1e15).map(|length| length as usize))
 }
 
-/// The special tokens that `tokenizer_config.json` names, with their keys.
+/// The special tokens that `tokenizer_config.json`, or a GGUF file, names, with their keys.
 ///
 /// # Errors
 /// If the file is damaged.
 pub fn named_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>, Failure> {
     const KEYS: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    if let Some(file) = Gguf::in_path(folder) {
+        return gguf::named_tokens(&Gguf::open(file)?);
+    }
     let file = folder.join("tokenizer_config.json");
     if !file.exists() {
         return Ok(BTreeMap::new());
@@ -149,10 +168,14 @@ fn template(record: &Value, tokenizer: &Tokenizer) -> Result<Option<Template>, C
         Some(true) => special_token(&fields, key, tokenizer),
         _ => Ok(None),
     };
-    let (bos, eos) = (token(bos, "bos_token")?, token(eos, "eos_token")?);
+    Ok(Some(pieces(token(bos, "bos_token")?, token(eos, "eos_token")?)))
+}
+
+/// A text between two tokens.
+fn pieces(bos: Option<(String, u32)>, eos: Option<(String, u32)>) -> Template {
     let piece = |token: &Option<(String, u32)>| token.as_ref().map(|(text, _)| text.clone());
     let pieces = [piece(&bos), Some("$A".into()), piece(&eos)].into_iter().flatten().collect();
-    Ok(Some((pieces, bos.into_iter().chain(eos).collect())))
+    (pieces, bos.into_iter().chain(eos).collect())
 }
 
 /// A token that `tokenizer_config.json` names, and its id.

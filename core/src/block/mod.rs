@@ -1,0 +1,10 @@
+//! Blocks of quantised weights, as GGUF files store them: a few elements with a scale of their own.
+//!
+//! [`BlockFormat`] is the one description of each format. Whoever reads blocks, a file or a kernel, takes sizes and values from here.
+
+mod format;
+mod nibbles;
+mod scale;
+mod super_blocks;
+
+pub use format::BlockFormat;

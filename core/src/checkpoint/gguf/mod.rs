@@ -1,0 +1,23 @@
+//! GGUF files: the format of llama.cpp, one file with weights, configuration and tokenizer.
+//!
+//! [`Gguf`] is what the header says: `source` reads bytes within the length of the file, `metadata` values, `directory` where the
+//! tensors are. `architectures` has one record for each architecture: `model` gives tensors the names of the family by it, and makes a
+//! `config.json` of the keys, which `settings` reads.
+
+mod architecture;
+mod architectures;
+mod directory;
+mod header;
+mod metadata;
+mod model;
+mod rows;
+mod settings;
+mod source;
+
+pub(super) use architecture::{Difference, is_factor};
+pub use header::Gguf;
+pub use metadata::Metadata;
+pub use model::table;
+pub(super) use model::{architecture, record, tensors};
+pub(super) use rows::{RowOrder, paired};
+pub(super) use settings::open;

@@ -1,0 +1,69 @@
+//! Tokenizers of GGUF files against those of `transformers` and of the models.
+
+use burn_deepspeed_examples::tokenizer;
+use serde::Deserialize;
+
+use crate::common::golden;
+
+#[derive(Deserialize)]
+struct Case {
+    text: String,
+    ids: Vec<u32>,
+    decoded: String,
+}
+
+#[test]
+fn texts_have_the_ids_of_the_model() {
+    let folder = golden("gguf_tokenizers");
+    let cases = std::fs::read_to_string(folder.join("expected.json")).unwrap();
+    let cases: std::collections::BTreeMap<String, Vec<Case>> = serde_json::from_str(&cases).unwrap();
+    assert_eq!(cases.len(), 7);
+    let mut failed = Vec::new();
+    for (name, cases) in cases {
+        let tokenizer = tokenizer::open(&folder.join(format!("{name}.gguf"))).unwrap().unwrap();
+        for Case { text, ids, decoded } in cases {
+            let found = tokenizer.encode(text.as_str(), true).unwrap().get_ids().to_vec();
+            if found != ids {
+                failed.push(format!("{name}, {text:?}: {found:?}, expected {ids:?}"));
+            }
+            let found = tokenizer.decode(&ids, true).unwrap();
+            if found != decoded {
+                failed.push(format!("{name}, {text:?}: {found:?}, expected {decoded:?}"));
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{}", failed.join("\n"));
+}
+
+/// Opens a file in which `from` is `to`, of the same length.
+#[track_caller]
+fn refused(from: &str, to: &str) -> String {
+    let mut bytes = std::fs::read(golden("gguf_tokenizers/smollm.gguf")).unwrap();
+    let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+    bytes.splice(at..at + from.len(), to.bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("changed.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    tokenizer::open(&path).err().unwrap().to_string()
+}
+
+#[test]
+fn what_is_not_understood_is_an_error() {
+    for (from, to, expected) in [
+        ("smollm", "smell7", "`tokenizer.ggml.pre` is \"smell7\", which is unknown"),
+        ("gpt2", "bert", "`tokenizer.ggml.model` is \"bert\", which is not read"),
+        ("ggml.merges", "ggml.merge5", "`tokenizer.ggml.merge5` is not understood"),
+        ("ggml.tokens", "ggml.scores", "has no `tokenizer.ggml.tokens`"),
+    ] {
+        let error = refused(from, to);
+        assert!(error.contains(expected), "{error}, expected {expected}");
+    }
+}
+
+#[test]
+fn a_model_without_a_tokenizer_needs_ids() {
+    assert!(tokenizer::open(&golden("gguf/llama/model.gguf")).unwrap().is_none());
+    let named = tokenizer::named_tokens(&golden("gguf_tokenizers/llama.gguf")).unwrap();
+    let named: Vec<_> = named.iter().map(|(key, token)| (*key, token.as_str())).collect();
+    assert_eq!(named, [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
+}
