@@ -12,6 +12,7 @@ use burn_deepspeed::{
 };
 use burn_deepspeed_examples::int8;
 use burn_deepspeed_examples::text::{Batch, Model, Options, TextModel, check};
+use serde_json::json;
 
 use crate::common::{golden, golden_families, on_each_cpu_backend};
 
@@ -38,95 +39,72 @@ fn prompts_in_pieces_give_the_same_ids<B: InferenceBackend>() {
     check_all::<B>(NonZeroUsize::new(4));
 }
 
-/// A Llama 4 as it is published: its language model is one of two parts, under a prefix.
-fn the_language_model_of_a_model_of_images_runs_alone<B: InferenceBackend>() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, text) = (folder.path(), golden("families/llama4"));
+/// The checkpoint of a golden language model inside of one that reads images: under a prefix, next to other tensors.
+fn published(
+    family: &str,
+    record: impl FnOnce(serde_json::Value) -> serde_json::Value,
+    rename: impl Fn(&str) -> String,
+    others: &[&str],
+) -> tempfile::TempDir {
+    let (folder, text) = (tempfile::tempdir().unwrap(), golden("families").join(family));
     let config = std::fs::read_to_string(text.join("config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    let whole =
-        serde_json::json!({ "model_type": "llama4", "text_config": config, "vision_config": { "hidden_size": 4 } });
-    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
+    let whole = record(serde_json::from_str(&config).unwrap());
+    std::fs::write(folder.path().join("config.json"), whole.to_string()).unwrap();
     let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
-    tensors.iter_mut().for_each(|tensor| tensor.0.insert_str(0, "language_model."));
-    tensors.push(("vision_model.class_embedding".into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
-    crate::load::save(&path.join("model.safetensors"), &tensors);
+    tensors.iter_mut().for_each(|tensor| tensor.0 = rename(&tensor.0));
+    tensors.extend(others.iter().map(|name| (name.to_string(), safetensors::Dtype::F32, vec![1], vec![0; 4])));
+    crate::load::save(&folder.path().join("model.safetensors"), &tensors);
+    folder
+}
 
-    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
-    check::run(&model, &text.join("expected.json"), None).unwrap();
-    let error = Model::<B>::open(path, &Options::default(), &Default::default()).err().unwrap().to_string();
+/// The language model of such a checkpoint gives the ids that it gives alone, and only if it is asked for.
+fn runs_alone<B: InferenceBackend>(family: &str, folder: &tempfile::TempDir) {
+    let model = open::<B>(folder.path(), &Options { text_only: true, ..Options::default() });
+    check::run(&model, &golden("families").join(family).join("expected.json"), None).unwrap();
+    let error = Model::<B>::open(folder.path(), &Options::default(), &Default::default()).err().unwrap().to_string();
     assert!(error.contains("text_only"), "{error}");
 }
 
-/// The same of a Gemma 3, whose published files leave out the settings of the language model that are its class's defaults.
+fn the_language_model_of_a_llama_4_runs_alone<B: InferenceBackend>() {
+    let whole = |text| json!({ "model_type": "llama4", "text_config": text, "vision_config": { "hidden_size": 4 } });
+    let rename = |name: &str| format!("language_model.{name}");
+    runs_alone::<B>("llama4", &published("llama4", whole, rename, &["vision_model.class_embedding"]));
+}
+
+/// Published files leave out the settings of the language model that are its class's defaults.
 fn the_language_model_of_a_gemma_3_runs_alone<B: InferenceBackend>() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, text) = (folder.path(), golden("families/gemma3"));
-    let config = std::fs::read_to_string(text.join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    for key in ["attn_logit_softcapping", "hidden_activation", "rms_norm_eps", "tie_word_embeddings"] {
-        config.as_object_mut().unwrap().remove(key);
-    }
-    let whole = serde_json::json!({
-        "model_type": "gemma3", "mm_tokens_per_image": 4, "text_config": config, "vision_config": { "hidden_size": 4 }
-    });
-    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
-    let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
-    tensors.iter_mut().for_each(|tensor| tensor.0.insert_str(0, "language_model."));
-    for name in ["vision_tower.vision_model.post_layernorm.bias", "multi_modal_projector.mm_soft_emb_norm.weight"] {
-        tensors.push((name.into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
-    }
-    crate::load::save(&path.join("model.safetensors"), &tensors);
-
-    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
-    check::run(&model, &text.join("expected.json"), None).unwrap();
-    let error = Model::<B>::open(path, &Options::default(), &Default::default()).err().unwrap().to_string();
-    assert!(error.contains("text_only"), "{error}");
+    let whole = |mut text: serde_json::Value| {
+        for key in ["attn_logit_softcapping", "hidden_activation", "rms_norm_eps", "tie_word_embeddings"] {
+            text.as_object_mut().unwrap().remove(key);
+        }
+        json!({ "model_type": "gemma3", "mm_tokens_per_image": 4, "text_config": text, "vision_config": { "hidden_size": 4 } })
+    };
+    let others = ["vision_tower.vision_model.post_layernorm.bias", "multi_modal_projector.mm_soft_emb_norm.weight"];
+    runs_alone::<B>("gemma3", &published("gemma3", whole, |name| format!("language_model.{name}"), &others));
 }
 
-/// The same of a Ministral 3. The class around it ties embeddings unless it says otherwise, and the file has an output embedding.
+/// The class around a Ministral 3 ties embeddings unless it says otherwise; the output embedding of the file counts all the same.
 fn the_language_model_of_a_mistral_3_runs_alone<B: InferenceBackend>() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, text) = (folder.path(), golden("families/ministral3"));
-    let config = std::fs::read_to_string(text.join("config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    let whole = serde_json::json!({
-        "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": false, "projector_hidden_act": "gelu",
-        "spatial_merge_size": 2, "text_config": config, "vision_config": { "hidden_size": 4 }, "vision_feature_layer": -1
-    });
-    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
-    let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
-    tensors.iter_mut().for_each(|tensor| tensor.0.insert_str(0, "language_model."));
-    for name in ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"] {
-        tensors.push((name.into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
-    }
-    crate::load::save(&path.join("model.safetensors"), &tensors);
-
-    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
-    check::run(&model, &text.join("expected.json"), None).unwrap();
+    let whole = |text| {
+        json!({
+            "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": false, "projector_hidden_act": "gelu",
+            "spatial_merge_size": 2, "text_config": text, "vision_config": { "hidden_size": 4 }, "vision_feature_layer": -1
+        })
+    };
+    let others = ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"];
+    runs_alone::<B>("ministral3", &published("ministral3", whole, |name| format!("language_model.{name}"), &others));
 }
 
-/// The same of a Gemma 4, whose output embedding would be outside of that prefix. Published files have keys that no layer reads.
+/// Its output embedding would be outside of the prefix. Published files have keys that no layer reads.
 fn the_language_model_of_a_gemma_4_runs_alone<B: InferenceBackend>() {
-    let folder = tempfile::tempdir().unwrap();
-    let (path, text) = (folder.path(), golden("families/gemma4"));
-    let config = std::fs::read_to_string(text.join("config.json")).unwrap();
-    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    let whole = serde_json::json!({ "model_type": "gemma4", "text_config": config, "vision_config": {} });
-    std::fs::write(path.join("config.json"), whole.to_string()).unwrap();
-    let mut tensors = crate::resharding::entries(&text.join("model.safetensors"));
-    tensors.iter_mut().for_each(|tensor| tensor.0 = tensor.0.replacen("model.", "model.language_model.", 1));
-    for name in [
+    let whole = |text| json!({ "model_type": "gemma4", "text_config": text, "vision_config": {} });
+    let rename = |name: &str| name.replacen("model.", "model.language_model.", 1);
+    let others = [
         "model.vision_tower.std_bias",
         "model.embed_audio.weight",
         "model.language_model.layers.4.self_attn.k_proj.weight",
-    ] {
-        tensors.push((name.into(), safetensors::Dtype::F32, vec![1], vec![0; 4]));
-    }
-    crate::load::save(&path.join("model.safetensors"), &tensors);
-
-    let model = open::<B>(path, &Options { text_only: true, ..Options::default() });
-    check::run(&model, &text.join("expected.json"), None).unwrap();
+    ];
+    runs_alone::<B>("gemma4", &published("gemma4", whole, rename, &others));
 }
 
 /// Heads and MLP split over two ranks: halves of a gate that is stored with its MLP, norms after the sum, norms over all heads.
@@ -180,8 +158,18 @@ on_each_cpu_backend!(every_family_generates_the_same_ids);
 #[cfg(feature = "ndarray")]
 mod on_ndarray {
     #[test]
-    fn the_language_model_of_a_model_of_images_runs_alone() {
-        super::the_language_model_of_a_model_of_images_runs_alone::<burn_ndarray::NdArray>();
+    fn the_language_model_of_a_llama_4_runs_alone() {
+        super::the_language_model_of_a_llama_4_runs_alone::<burn_ndarray::NdArray>();
+    }
+
+    #[test]
+    fn the_language_model_of_a_gemma_3_runs_alone() {
+        super::the_language_model_of_a_gemma_3_runs_alone::<burn_ndarray::NdArray>();
+    }
+
+    #[test]
+    fn the_language_model_of_a_mistral_3_runs_alone() {
+        super::the_language_model_of_a_mistral_3_runs_alone::<burn_ndarray::NdArray>();
     }
 
     #[test]
