@@ -180,6 +180,11 @@ def reference_of(workload: dict, rows: list[int], torch: Program) -> np.ndarray 
     return None
 
 
+def without_folder(workload: dict) -> dict:
+    """A workload without the folder of the encoder, which only this machine has."""
+    return {key: value for key, value in workload.items() if key != "folder"}
+
+
 def machine() -> dict:
     processor = pathlib.Path("/proc/cpuinfo").read_text()
     flags = re.search(r"^flags\s*:(.*)$", processor, re.M)[1].split()
@@ -252,7 +257,7 @@ def main():
         program.stop()
     result |= {
         "implementations": {name: label for name, (label, _) in IMPLEMENTATIONS.items()},
-        "workloads": list({workload["name"]: workload for workload in wanted}.values()),
+        "workloads": list({workload["name"]: without_folder(workload) for workload in wanted}.values()),
         "rows": rows,
         "memory": memory(commands, wanted, most, settings),
     }

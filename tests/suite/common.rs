@@ -64,9 +64,7 @@ pub fn golden_families() -> Vec<(String, PathBuf)> {
 
 /// Name and folder of every checkpoint in `tests/golden/gguf`.
 pub fn golden_ggufs() -> Vec<(String, PathBuf)> {
-    let mut all = checkpoints("gguf");
-    all.retain(|(_, folder)| folder.is_dir());
-    all
+    checkpoints("gguf")
 }
 
 /// Name and folder of every checkpoint in `tests/golden/encoders`.
@@ -75,7 +73,8 @@ pub fn golden_encoders() -> Vec<(String, PathBuf)> {
 }
 
 fn checkpoints(folder: &str) -> Vec<(String, PathBuf)> {
-    let folders = std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path());
+    let folders =
+        std::fs::read_dir(golden(folder)).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
     let mut models: Vec<_> =
         folders.map(|path| (path.file_name().unwrap().to_str().unwrap().to_string(), path)).collect();
     models.sort();

@@ -58,21 +58,24 @@ fn published(
 }
 
 /// The language model of such a checkpoint gives the ids that it gives alone, and only if it is asked for.
-fn runs_alone<B: InferenceBackend>(family: &str, folder: &tempfile::TempDir) {
+fn runs_alone(family: &str, folder: &tempfile::TempDir) {
+    type B = crate::common::AnyBackend;
     let model = open::<B>(folder.path(), &Options { text_only: true, ..Options::default() });
     check::run(&model, &golden("families").join(family).join("expected.json"), None).unwrap();
     let error = Model::<B>::open(folder.path(), &Options::default(), &Default::default()).err().unwrap().to_string();
     assert!(error.contains("text_only"), "{error}");
 }
 
-fn the_language_model_of_a_llama_4_runs_alone<B: InferenceBackend>() {
+#[test]
+fn the_language_model_of_a_llama_4_runs_alone() {
     let whole = |text| json!({ "model_type": "llama4", "text_config": text, "vision_config": { "hidden_size": 4 } });
     let rename = |name: &str| format!("language_model.{name}");
-    runs_alone::<B>("llama4", &published("llama4", whole, rename, &["vision_model.class_embedding"]));
+    runs_alone("llama4", &published("llama4", whole, rename, &["vision_model.class_embedding"]));
 }
 
 /// Published files leave out the settings of the language model that are its class's defaults.
-fn the_language_model_of_a_gemma_3_runs_alone<B: InferenceBackend>() {
+#[test]
+fn the_language_model_of_a_gemma_3_runs_alone() {
     let whole = |mut text: serde_json::Value| {
         for key in ["attn_logit_softcapping", "hidden_activation", "rms_norm_eps", "tie_word_embeddings"] {
             text.as_object_mut().unwrap().remove(key);
@@ -80,11 +83,12 @@ fn the_language_model_of_a_gemma_3_runs_alone<B: InferenceBackend>() {
         json!({ "model_type": "gemma3", "mm_tokens_per_image": 4, "text_config": text, "vision_config": { "hidden_size": 4 } })
     };
     let others = ["vision_tower.vision_model.post_layernorm.bias", "multi_modal_projector.mm_soft_emb_norm.weight"];
-    runs_alone::<B>("gemma3", &published("gemma3", whole, |name| format!("language_model.{name}"), &others));
+    runs_alone("gemma3", &published("gemma3", whole, |name| format!("language_model.{name}"), &others));
 }
 
 /// The class around a Ministral 3 ties embeddings unless it says otherwise; the output embedding of the file counts all the same.
-fn the_language_model_of_a_mistral_3_runs_alone<B: InferenceBackend>() {
+#[test]
+fn the_language_model_of_a_mistral_3_runs_alone() {
     let whole = |text| {
         json!({
             "image_token_index": 10, "model_type": "mistral3", "multimodal_projector_bias": false, "projector_hidden_act": "gelu",
@@ -92,11 +96,12 @@ fn the_language_model_of_a_mistral_3_runs_alone<B: InferenceBackend>() {
         })
     };
     let others = ["vision_tower.ln_pre.weight", "multi_modal_projector.norm.weight"];
-    runs_alone::<B>("ministral3", &published("ministral3", whole, |name| format!("language_model.{name}"), &others));
+    runs_alone("ministral3", &published("ministral3", whole, |name| format!("language_model.{name}"), &others));
 }
 
 /// Its output embedding would be outside of the prefix. Published files have keys that no layer reads.
-fn the_language_model_of_a_gemma_4_runs_alone<B: InferenceBackend>() {
+#[test]
+fn the_language_model_of_a_gemma_4_runs_alone() {
     let whole = |text| json!({ "model_type": "gemma4", "text_config": text, "vision_config": {} });
     let rename = |name: &str| name.replacen("model.", "model.language_model.", 1);
     let others = [
@@ -104,7 +109,7 @@ fn the_language_model_of_a_gemma_4_runs_alone<B: InferenceBackend>() {
         "model.embed_audio.weight",
         "model.language_model.layers.4.self_attn.k_proj.weight",
     ];
-    runs_alone::<B>("gemma4", &published("gemma4", whole, rename, &others));
+    runs_alone("gemma4", &published("gemma4", whole, rename, &others));
 }
 
 /// Heads and MLP split over two ranks: halves of a gate that is stored with its MLP, norms after the sum, norms over all heads.
@@ -157,26 +162,6 @@ on_each_cpu_backend!(every_family_generates_the_same_ids);
 
 #[cfg(feature = "ndarray")]
 mod on_ndarray {
-    #[test]
-    fn the_language_model_of_a_llama_4_runs_alone() {
-        super::the_language_model_of_a_llama_4_runs_alone::<burn_ndarray::NdArray>();
-    }
-
-    #[test]
-    fn the_language_model_of_a_gemma_3_runs_alone() {
-        super::the_language_model_of_a_gemma_3_runs_alone::<burn_ndarray::NdArray>();
-    }
-
-    #[test]
-    fn the_language_model_of_a_mistral_3_runs_alone() {
-        super::the_language_model_of_a_mistral_3_runs_alone::<burn_ndarray::NdArray>();
-    }
-
-    #[test]
-    fn the_language_model_of_a_gemma_4_runs_alone() {
-        super::the_language_model_of_a_gemma_4_runs_alone::<burn_ndarray::NdArray>();
-    }
-
     #[test]
     fn prompts_in_pieces_give_the_same_ids() {
         super::prompts_in_pieces_give_the_same_ids::<burn_ndarray::NdArray>();

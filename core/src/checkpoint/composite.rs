@@ -16,7 +16,7 @@ pub(super) struct Composite {
     /// The class of its configuration.
     class: &'static str,
     /// Keys that concern images and sound alone.
-    images: &'static [&'static str],
+    images: &'static [&'static [&'static str]],
     /// Where the names of the language model begin, and those of everything else.
     prefixes: (&'static str, &'static [&'static str]),
     /// What precedes the name of the output embedding.
@@ -45,19 +45,22 @@ const SHARED: [&str; 3] = ["dtype", "eos_token_id", "torch_dtype"];
 
 const ALL: &[Composite] = &[LLAMA4, MISTRAL3, GEMMA3, GEMMA4];
 
+/// Keys of images that several classes have.
+const IMAGES: &[&str] = &[
+    "boi_token_id",
+    "boi_token_index",
+    "eoi_token_id",
+    "eoi_token_index",
+    "image_token_id",
+    "image_token_index",
+    "vision_config",
+];
+
 const LLAMA4: Composite = Composite {
     model_type: "llama4",
     text: &["llama4_text"],
     class: "Llama4Config",
-    images: &[
-        "boi_token_id",
-        "boi_token_index",
-        "eoi_token_id",
-        "eoi_token_index",
-        "image_token_id",
-        "image_token_index",
-        "vision_config",
-    ],
+    images: &[IMAGES],
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_model."]),
     head: "language_model.",
     tied: Tied::Text,
@@ -68,7 +71,7 @@ const MISTRAL3: Composite = Composite {
     model_type: "mistral3",
     text: &["mistral", "ministral3"],
     class: "Mistral3Config",
-    images: &[
+    images: &[&[
         "image_token_id",
         "image_token_index",
         "multimodal_projector_bias",
@@ -76,7 +79,7 @@ const MISTRAL3: Composite = Composite {
         "spatial_merge_size",
         "vision_config",
         "vision_feature_layer",
-    ],
+    ]],
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_tower."]),
     head: "language_model.",
     tied: Tied::Class,
@@ -86,16 +89,7 @@ const GEMMA3: Composite = Composite {
     model_type: "gemma3",
     text: &["gemma3_text"],
     class: "Gemma3Config",
-    images: &[
-        "boi_token_id",
-        "boi_token_index",
-        "eoi_token_id",
-        "eoi_token_index",
-        "image_token_id",
-        "image_token_index",
-        "mm_tokens_per_image",
-        "vision_config",
-    ],
+    images: &[IMAGES, &["mm_tokens_per_image"]],
     prefixes: ("language_model.", &["multi_modal_projector.", "vision_tower."]),
     head: "language_model.",
     tied: Tied::Both,
@@ -105,7 +99,7 @@ const GEMMA4: Composite = Composite {
     model_type: "gemma4",
     text: &["gemma4_text"],
     class: "Gemma4Config",
-    images: &[
+    images: &[&[
         "audio_config",
         "audio_token_id",
         "boa_token_id",
@@ -117,7 +111,7 @@ const GEMMA4: Composite = Composite {
         "video_token_id",
         "vision_config",
         "vision_soft_tokens_per_image",
-    ],
+    ]],
     prefixes: (
         "model.language_model.",
         &["model.audio_tower.", "model.embed_audio.", "model.embed_vision.", "model.vision_tower."],
@@ -150,9 +144,14 @@ impl Composite {
 
     /// The error for a caller who did not ask for the language model alone.
     pub(super) fn refused(&self, fields: &Fields<'_>) -> ConfigError {
-        let names = self.text.join("\", \"");
-        let supported = format!("\"{names}\"; read its language model alone with `text_only` of `ConfigOptions`");
+        let supported =
+            format!("{}; read its language model alone with `text_only` of `ConfigOptions`", self.text_types());
         fields.unsupported("model_type", &supported)
+    }
+
+    /// The types of its language model, for an error.
+    fn text_types(&self) -> String {
+        format!("\"{}\"", self.text.join("\" or \""))
     }
 
     /// The record of the language model, with what it leaves to the record around it.
@@ -164,7 +163,7 @@ impl Composite {
         let own = ["model_type", "text_config", "tie_word_embeddings"];
         let harmless = known::HARMLESS.iter().copied().flatten().copied();
         let only = known::ONLY.iter().map(|only| only.key);
-        let images = self.images.iter().copied();
+        let images = self.images.iter().copied().flatten().copied();
         let known: Vec<&str> = own.into_iter().chain(SHARED).chain(harmless).chain(only).chain(images).collect();
         fields.check_keys(&known, self.class)?;
         known::ONLY.iter().try_for_each(|only| only.check(fields))?;
@@ -172,19 +171,23 @@ impl Composite {
         let text = fields.record(TEXT)?.ok_or_else(missing)?;
         let model_type = text.text(&["model_type"])?.unwrap_or(self.text[0]);
         if !self.text.contains(&model_type) {
-            return Err(text.unsupported("model_type", &format!("\"{}\"", self.text.join("\" or \""))));
+            return Err(text.unsupported("model_type", &self.text_types()));
         }
         let mut record = fields.value(TEXT).cloned().unwrap_or_default();
         record["model_type"] = model_type.into();
         let default = self.tied != Tied::Text;
         let tied = |fields: &Fields<'_>| Ok::<_, ConfigError>(fields.flag(&[TIED])?.unwrap_or(default));
         let (outside, inside) = (tied(fields)?, tied(&text)?);
-        match self.tied {
-            Tied::Class => record[TIED] = outside.into(),
-            Tied::Both | Tied::Text if outside != inside && (outside || default) => {
-                return Err(fields.unsupported(TIED, &format!("{inside}, as `text_config` says or means by default")));
-            }
-            Tied::Both | Tied::Text => {}
+        let contradict = match self.tied {
+            Tied::Text => outside && !inside,
+            Tied::Both => outside != inside,
+            Tied::Class => false,
+        };
+        if contradict {
+            return Err(fields.unsupported(TIED, &format!("{inside}, as `text_config` says or means by default")));
+        }
+        if self.tied == Tied::Class {
+            record[TIED] = outside.into();
         }
         for key in SHARED {
             if let (Some(outside), None) = (fields.value(key), text.value(key)) {

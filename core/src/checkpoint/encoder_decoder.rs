@@ -239,6 +239,8 @@ impl EncoderDecoder {
     /// [`ConfigError::UnreadKeys`], [`ConfigError::Unsupported`] or [`ConfigError::WrongType`].
     pub(super) fn check(&self, fields: &Fields<'_>) -> Result<(), ConfigError> {
         fields.check_keys(&[self.read_keys(), self.harmless_keys()].concat(), self.class.name)?;
+        // A class that ties whatever it says has it in its files, too.
+        fields.flag(&["tie_word_embeddings"])?;
         self.only().try_for_each(|only| only.check(fields))
     }
 

@@ -100,8 +100,6 @@ pub(super) static MULTILINGUAL: EncoderDecoder = EncoderDecoder {
     reads: &[DENSE, GATED],
     blocks: |fields| {
         let (activation, gated) = mlp(fields, "gated-gelu")?;
-        // Files have it, and the class ties what a checkpoint lacks, whatever it says.
-        fields.flag(&["tie_word_embeddings"])?;
         Ok(BlockSettings { activation, gated, scaled_output: false })
     },
     ..T5

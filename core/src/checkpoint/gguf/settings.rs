@@ -241,18 +241,24 @@ impl<'a> Settings<'a> {
         Ok(())
     }
 
-    /// The rotary settings, of which whole heads rotate.
+    /// Sets the rotary settings of heads that rotate as a whole.
     pub(super) fn rope(&mut self) -> Result<(), ConfigError> {
-        let record = self.rope_record()?;
-        let (head, dims) = (self.head()?, self.size("rope.dimension_count")?);
-        if let Some(dims) = dims.filter(|&dims| dims != head) {
-            return Err(self.unsupported("rope.dimension_count", dims, &format!("{head}, the size of a head")));
-        }
+        let record = self.whole_rope()?;
         self.set("rope_parameters", record);
         Ok(())
     }
 
-    /// The rotary settings, of which a part of a head may rotate.
+    /// The rotary settings of heads that rotate as a whole.
+    pub(super) fn whole_rope(&mut self) -> Result<Map<String, Value>, ConfigError> {
+        let record = self.rope_record()?;
+        let (head, dims) = (self.head()?, self.size("rope.dimension_count")?);
+        match dims.filter(|&dims| dims != head) {
+            None => Ok(record),
+            Some(dims) => Err(self.unsupported("rope.dimension_count", dims, &format!("{head}, the size of a head"))),
+        }
+    }
+
+    /// Sets the rotary settings of heads of which a part may rotate.
     pub(super) fn partial_rope(&mut self) -> Result<(), ConfigError> {
         let mut record = self.rope_record()?;
         let (head, dims) = (self.head()?, self.size("rope.dimension_count")?);
@@ -269,7 +275,7 @@ impl<'a> Settings<'a> {
     }
 
     /// Base and scaling.
-    pub(super) fn rope_record(&mut self) -> Result<Map<String, Value>, ConfigError> {
+    fn rope_record(&mut self) -> Result<Map<String, Value>, ConfigError> {
         let theta = self.number("rope.freq_base")?.unwrap_or(THETA);
         let (kind, factor) = (self.text("rope.scaling.type")?, self.number("rope.scaling.factor")?);
         let original = self.size("rope.scaling.original_context_length")?;

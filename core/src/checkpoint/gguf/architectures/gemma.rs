@@ -5,13 +5,8 @@ use crate::checkpoint::gguf::architecture::{Architecture, Difference};
 use crate::checkpoint::gguf::settings::Settings;
 use crate::error::ConfigError;
 
-pub(super) static GEMMA: Architecture = Architecture {
-    name: "gemma",
-    model_type: "gemma",
-    differences: &[Difference::WholeNorms],
-    settings: decoder,
-    ..base()
-};
+pub(super) static GEMMA: Architecture =
+    Architecture { name: "gemma", model_type: "gemma", differences: &[Difference::WholeNorms], ..base() };
 
 pub(super) static GEMMA2: Architecture = Architecture {
     name: "gemma2",
@@ -50,8 +45,7 @@ pub(super) static GEMMA3: Architecture = Architecture {
         }
         // Layers with a window have a base of their own, and no scaling.
         let local = settings.number("rope.freq_base_swa")?.unwrap_or(10000.0);
-        settings.rope()?;
-        let full = settings.rope_record()?;
+        let full = settings.whole_rope()?;
         let sliding = serde_json::json!({ "rope_type": "default", "rope_theta": local });
         settings.set("rope_parameters", serde_json::json!({ "full_attention": full, "sliding_attention": sliding }));
         Ok(())

@@ -1,6 +1,6 @@
 //! Architectures with LayerNorm.
 
-use super::shared::{LAYER, QK_NORMS, base, biases};
+use super::shared::{ATTENTION_BIAS, LAYER, QK_NORMS, base, biases};
 use crate::checkpoint::gguf::architecture::{Architecture, Difference};
 use crate::checkpoint::layout::QkvLayout;
 
@@ -169,7 +169,7 @@ pub(super) static COMMAND_R: Architecture = Architecture {
         settings.epsilon("attention.layer_norm_epsilon", "layer_norm_eps")?;
         settings.rope()?;
         settings.copy_number("logit_scale", "logit_scale")?;
-        biases(settings, &[("attn_q.bias", "attention_bias"), ("attn_q_norm.weight", "use_qk_norm")]);
+        biases(settings, &[ATTENTION_BIAS, ("attn_q_norm.weight", "use_qk_norm")]);
         Ok(())
     },
     ..base()

@@ -1,34 +1,23 @@
 //! LLaMA and its relatives with RMS norms.
 
-use super::shared::{FOUR_NORMS, LAYER, OUTSIDE, QK_NORMS, base, biases, decoder};
+use super::shared::{ATTENTION_BIAS, FOUR_NORMS, LAYER, MLP_BIAS, QK_NORMS, base, biases, decoder_with};
 use crate::checkpoint::gguf::architecture::Architecture;
 
 pub(super) static LLAMA: Architecture = Architecture {
     name: "llama",
     model_type: "llama",
-    outside: OUTSIDE,
-    layers: "model.layers",
-    layer: &[LAYER],
     pairs: true,
-    differences: &[],
-    settings: |settings| {
-        decoder(settings)?;
-        biases(settings, &[("attn_q.bias", "attention_bias"), ("ffn_up.bias", "mlp_bias")]);
-        Ok(())
-    },
+    settings: |settings| decoder_with(settings, &[ATTENTION_BIAS, MLP_BIAS]),
+    ..base()
 };
 
-pub(super) static QWEN2: Architecture =
-    Architecture { name: "qwen2", model_type: "qwen2", pairs: false, settings: decoder, ..base() };
+pub(super) static QWEN2: Architecture = Architecture { name: "qwen2", model_type: "qwen2", ..base() };
 
 pub(super) static QWEN3: Architecture = Architecture {
     name: "qwen3",
     model_type: "qwen3",
     layer: &[LAYER, QK_NORMS],
-    settings: |settings| {
-        biases(settings, &[("attn_q.bias", "attention_bias")]);
-        decoder(settings)
-    },
+    settings: |settings| decoder_with(settings, &[ATTENTION_BIAS]),
     ..base()
 };
 
@@ -52,8 +41,7 @@ pub(super) static GRANITE: Architecture = Architecture {
     model_type: "granite",
     pairs: true,
     settings: |settings| {
-        decoder(settings)?;
-        biases(settings, &[("attn_q.bias", "attention_bias"), ("ffn_up.bias", "mlp_bias")]);
+        decoder_with(settings, &[ATTENTION_BIAS, MLP_BIAS])?;
         let own = (settings.head()? as f64).powf(-0.5);
         let scale = settings.number("attention.scale")?.filter(|&scale| scale != 0.0);
         settings.set("attention_multiplier", scale.unwrap_or(own));
@@ -68,10 +56,7 @@ pub(super) static SMOLLM3: Architecture = Architecture {
     name: "smollm3",
     model_type: "smollm3",
     pairs: true,
-    settings: |settings| {
-        biases(settings, &[("attn_q.bias", "attention_bias"), ("ffn_up.bias", "mlp_bias")]);
-        decoder(settings)
-    },
+    settings: |settings| decoder_with(settings, &[ATTENTION_BIAS, MLP_BIAS]),
     ..base()
 };
 
@@ -79,10 +64,7 @@ pub(super) static OLMO2: Architecture = Architecture {
     name: "olmo2",
     model_type: "olmo2",
     layer: &[FOUR_NORMS, QK_NORMS, LAYER],
-    settings: |settings| {
-        biases(settings, &[("attn_q.bias", "attention_bias")]);
-        decoder(settings)
-    },
+    settings: |settings| decoder_with(settings, &[ATTENTION_BIAS]),
     ..base()
 };
 
@@ -102,7 +84,7 @@ pub(super) static GLM4: Architecture = Architecture {
         settings.rms_epsilon()?;
         settings.head_dim()?;
         settings.partial_rope()?;
-        biases(settings, &[("attn_q.bias", "attention_bias")]);
+        biases(settings, &[ATTENTION_BIAS]);
         Ok(())
     },
     ..base()

@@ -50,6 +50,16 @@ pub(super) fn decoder(settings: &mut Settings<'_>) -> Result<(), ConfigError> {
     settings.rope()
 }
 
+/// A tensor of the first layer, and the key that says whether layers have it.
+pub(super) const ATTENTION_BIAS: (&str, &str) = ("attn_q.bias", "attention_bias");
+pub(super) const MLP_BIAS: (&str, &str) = ("ffn_up.bias", "mlp_bias");
+
+/// [`decoder`] of a family whose projections may have biases.
+pub(super) fn decoder_with(settings: &mut Settings<'_>, keys: &[(&str, &str)]) -> Result<(), ConfigError> {
+    biases(settings, keys);
+    decoder(settings)
+}
+
 /// Sets a key to whether the first layer has a tensor.
 pub(super) fn biases(settings: &mut Settings<'_>, keys: &[(&str, &str)]) {
     for (tensor, key) in keys {
