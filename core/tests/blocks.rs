@@ -33,6 +33,60 @@ fn blocks_of_every_format_have_the_bits_of_the_reference() {
     }
 }
 
+fn floats(hex: &Value) -> Vec<f32> {
+    bytes(hex).as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[test]
+fn floats_are_rounded_to_the_blocks_of_the_reference() {
+    let (golden, mut formats) = (golden(), 0);
+    for format in BlockFormat::ALL {
+        let Some(case) = golden[&format.to_string()].get("rounded") else { continue };
+        assert_eq!(format.quantise(&floats(&case["values"])), bytes(&case["blocks"]), "{format}");
+        formats += 1;
+    }
+    assert_eq!(formats, 8);
+}
+
+/// The tables of these formats are uneven, so a value is compared with its neighbours.
+#[test]
+fn floats_are_rounded_to_the_nearest_value_of_a_table() {
+    let values = floats(&golden()["Q4_0"]["rounded"]["values"]);
+    for (format, least, most) in [(BlockFormat::IQ4_NL, 0.99, 1.01), (BlockFormat::MXFP4, 0.75, 1.2)] {
+        let blocks = format.quantise(&values);
+        for (block, values) in blocks.chunks(format.bytes()).zip(values.chunks(32)) {
+            let mut own = [0.0; 32];
+            format.dequantise(block, &mut own);
+            // Every value that an element of this block can have.
+            let mut all = Vec::new();
+            for nibble in 0..16u8 {
+                let mut other = block.to_vec();
+                let first = format.bytes() - 16;
+                other[first..].fill(nibble | nibble << 4);
+                let mut values = [0.0; 32];
+                format.dequantise(&other, &mut values);
+                all.push(values[0]);
+            }
+            for (value, own) in values.iter().zip(own) {
+                let nearest = all.iter().map(|other| (other - value).abs()).fold(f32::INFINITY, f32::min);
+                // The scale was rounded to f16 after the elements were chosen.
+                assert!((own - value).abs() <= nearest + value.abs() / 1000.0, "{format}: {value} became {own}");
+            }
+            // MXFP4 has 4 and 6 times its power of two, and the largest magnitude is between 4 and 8 times it.
+            let [largest, reached] = [values, &own].map(|all| all.iter().fold(0.0f32, |a, b| a.max(b.abs())));
+            assert!(reached >= largest * least && reached <= largest * most, "{format}: {largest} became {reached}");
+        }
+    }
+}
+
+#[test]
+fn names_are_read_in_any_case() {
+    assert_eq!("q4_k".parse(), Ok(BlockFormat::Q4_K));
+    assert_eq!("BF16".parse(), Ok(BlockFormat::BF16));
+    let error = "q4".parse::<BlockFormat>().unwrap_err().to_string();
+    assert!(error.contains("`q4`") && error.contains("q4_0"), "{error}");
+}
+
 #[test]
 #[should_panic(expected = "33 bytes of Q8_0 do not have 32 elements")]
 fn a_part_of_a_block_has_no_elements() {

@@ -17,6 +17,9 @@ BLOCKS = 3
 SCALES = {"Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "Q2_K": [80, 82], "Q3_K": [108],
           "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0]}
 
+# What the package rounds to.
+ROUNDED = ("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0")
+
 
 def mxfp4(blocks):
     """Floats E2M1 times a power of two: `exponent | 16 bytes`, low halves first."""
@@ -43,8 +46,17 @@ def main():
     blocks = rng.integers(0, 256, (BLOCKS + 2, 17), dtype=np.uint8)
     blocks[:, 0] = [0, 1, 2, 120, 130]
     formats["MXFP4"] = (blocks, mxfp4(blocks))
+    for name in ("F32", "F16", "BF16"):
+        blocks = gguf.quants.quantize(rng.normal(0, 1, (BLOCKS, 32)).astype(np.float32), gguf.GGMLQuantizationType[name])
+        formats[name] = (blocks, gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name]))
     record = {name: {"blocks": blocks.tobytes().hex(), "values": values.astype("<f4").tobytes().hex()}
               for name, (blocks, values) in formats.items()}
+    # Values of several sizes, a block of zeros, and one whose largest magnitude is negative.
+    values = (rng.normal(0, 1, (8, 32)) * np.exp2(rng.integers(-12, 6, (8, 1)))).astype(np.float32)
+    values[2], values[3, 5] = 0, -20
+    for name in ROUNDED:
+        blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType[name])
+        record[name]["rounded"] = {"values": values.astype("<f4").tobytes().hex(), "blocks": blocks.tobytes().hex()}
     with open(args.out, "w") as f:
         json.dump(record, f, indent=0)
 

@@ -1,11 +1,16 @@
 //! The formats of blocks and their sizes.
 
 use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
 
 use super::scale::scale;
-use super::{nibbles, super_blocks};
+use super::{floats, nibbles, quantise, super_blocks};
+use crate::error::ConfigError;
 
 /// A format of blocks, under its name in `ggml`. Elements of a block are consecutive in a row, and a row is a whole number of blocks.
+/// A float is a block of one element.
 ///
 /// ```
 /// use burn_deepspeed_core::block::BlockFormat;
@@ -17,8 +22,15 @@ use super::{nibbles, super_blocks};
 /// assert_eq!(values[..2], [-1.5, 0.0]);
 /// ```
 #[allow(non_camel_case_types, reason = "the names are those of ggml")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum BlockFormat {
+    /// 32-bit floats.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// Brain floats.
+    BF16,
     /// 32 elements of 4 bits from -8 to 7, and a scale.
     Q4_0,
     /// 32 elements of 4 bits from 0 to 15, a scale and a minimum.
@@ -47,7 +59,10 @@ pub enum BlockFormat {
 
 impl BlockFormat {
     /// Every format.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
         Self::Q4_0,
         Self::Q4_1,
         Self::Q5_0,
@@ -65,6 +80,7 @@ impl BlockFormat {
     /// Elements of a block.
     pub const fn elements(self) -> usize {
         match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
             Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => 256,
             _ => 32,
         }
@@ -73,6 +89,8 @@ impl BlockFormat {
     /// Bytes of a block.
     pub const fn bytes(self) -> usize {
         match self {
+            Self::F32 => 4,
+            Self::F16 | Self::BF16 => 2,
             Self::Q4_0 | Self::IQ4_NL => 18,
             Self::Q4_1 => 20,
             Self::Q5_0 => 22,
@@ -87,6 +105,34 @@ impl BlockFormat {
         }
     }
 
+    /// Bytes of a row of this number of elements; `None` if they are no whole number of blocks, or more bytes than memory has.
+    pub const fn row_bytes(self, elements: usize) -> Option<usize> {
+        match elements.is_multiple_of(self.elements()) {
+            true => (elements / self.elements()).checked_mul(self.bytes()),
+            false => None,
+        }
+    }
+
+    /// Whether this crate rounds floats to the format: see [`quantise`](Self::quantise).
+    pub const fn can_quantise(self) -> bool {
+        !matches!(self, Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K)
+    }
+
+    /// Rounds floats to consecutive blocks. For Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 these are the bits that `gguf.quants.quantize` computes.
+    /// IQ4_NL and MXFP4 have the scale that maps the largest magnitude of a block to the largest of the format (for MXFP4 the next
+    /// power of two that does not exceed it), and each element the nearest value. The formats of 256 elements are read only.
+    ///
+    /// # Panics
+    /// If `values` are no whole number of blocks, or the format [cannot](Self::can_quantise) be written.
+    pub fn quantise(self, values: &[f32]) -> Vec<u8> {
+        assert!(
+            values.len().is_multiple_of(self.elements()) && self.can_quantise(),
+            "BlockFormat::quantise: {} elements do not become blocks of {self}",
+            values.len()
+        );
+        quantise::quantise(self, values)
+    }
+
     /// The elements of consecutive blocks, with the bits that `gguf.quants.dequantize` computes in f32.
     ///
     /// # Panics
@@ -99,6 +145,9 @@ impl BlockFormat {
             into.len()
         );
         let one = match self {
+            Self::F32 => return floats::f32s(blocks, into),
+            Self::F16 => return floats::f16s(blocks, into),
+            Self::BF16 => return floats::bf16s(blocks, into),
             Self::Q4_0 => nibbles::q4_0,
             Self::Q4_1 => nibbles::q4_1,
             Self::Q5_0 => nibbles::q5_0,
@@ -114,6 +163,33 @@ impl BlockFormat {
         };
         let blocks = blocks.chunks_exact(self.bytes());
         blocks.zip(into.chunks_exact_mut(self.elements())).for_each(|(block, into)| one(block, into));
+    }
+}
+
+impl FromStr for BlockFormat {
+    type Err = ConfigError;
+
+    /// Reads a name in any case: `Q4_K`, `q4_k`.
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        Self::ALL.into_iter().find(|format| format.to_string().eq_ignore_ascii_case(name)).ok_or_else(|| {
+            let names: Vec<String> = Self::ALL.iter().map(|format| format.to_string().to_lowercase()).collect();
+            let (key, value) = ("format".into(), format!("`{name}`"));
+            ConfigError::UnknownValue { key, value, accepted: names.join(", ") }
+        })
+    }
+}
+
+impl TryFrom<String> for BlockFormat {
+    type Error = ConfigError;
+
+    fn try_from(name: String) -> Result<Self, ConfigError> {
+        name.parse()
+    }
+}
+
+impl From<BlockFormat> for String {
+    fn from(format: BlockFormat) -> Self {
+        format.to_string().to_lowercase()
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! [`BlockFormat`] is the one description of each format. Whoever reads blocks, a file or a kernel, takes sizes and values from here.
 
+mod floats;
 mod format;
 mod nibbles;
+mod quantise;
+mod rows;
 mod scale;
 mod super_blocks;
 
 pub use format::BlockFormat;
+pub use rows::{BlockRows, RowFormats, RowPart};

@@ -88,6 +88,24 @@ impl DataFile {
         }
     }
 
+    /// Reads ascending runs of whole blocks as they are stored. Runs count in blocks of the file and in bytes of `into`.
+    pub(super) fn whole_blocks(
+        &self,
+        stored: &Stored,
+        format: BlockFormat,
+        runs: impl IntoIterator<Item = Run>,
+        into: &mut [u8],
+    ) -> Result<(), Failure> {
+        let size = format.bytes();
+        let unit = Unit { elements: 1, bytes: size };
+        self.each_block(stored.start, unit, (runs, size), |bytes, start, runs| {
+            for run in runs {
+                let len = run.len * size;
+                into[run.to..][..len].copy_from_slice(&bytes[(run.start - start) * size..][..len]);
+            }
+        })
+    }
+
     /// Reads contiguous integers of any width, or booleans.
     pub(super) fn integers(&self, stored: &Stored, into: &mut [i64]) -> Result<(), Failure> {
         let StoredElement::Plain(dtype) = stored.element else { return Err(Failure::ElementType) };

@@ -17,6 +17,7 @@ use super::safetensors_header;
 use super::scale_format::ScaleFormat;
 use super::stored::{Stored, StoredElement};
 use super::wrapper;
+use crate::block::BlockFormat;
 use crate::element::ElementType;
 use crate::error::WeightError;
 use crate::spelling::nearest;
@@ -272,6 +273,32 @@ impl Checkpoint {
         file.int8(&location.stored, runs, into).map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
     }
 
+    /// The format of floats or blocks in which a tensor is stored.
+    pub(super) fn format(&self, name: &str) -> Option<BlockFormat> {
+        self.location(name).and_then(|location| location.stored.element.format())
+    }
+
+    /// Fills `into` with whole blocks of a tensor of this shape, as they are stored. `runs` ascend, and count in blocks of the tensor and
+    /// in bytes of `into`.
+    pub(super) fn read_blocks(
+        &self,
+        (name, shape): (&str, &[usize]),
+        format: BlockFormat,
+        runs: impl IntoIterator<Item = Run>,
+        into: &mut [u8],
+    ) -> Result<(), WeightError> {
+        let (file, location) = self.locate(name, shape)?;
+        let stored = &location.stored;
+        let read = match location.rows {
+            RowOrder::AsStored => file.whole_blocks(stored, format, runs, into),
+            RowOrder::Pairs(head) => {
+                let width = stored.shape.iter().skip(1).product::<usize>() / format.elements();
+                file.whole_blocks(stored, format, gguf::paired(runs, [head, width], format.bytes()), into)
+            }
+        };
+        read.map_err(|failure| self.failed(name, failure, WeightError::WEIGHTS))
+    }
+
     /// Where a tensor of this shape is.
     fn locate(&self, name: &str, shape: &[usize]) -> Result<(&DataFile, &Location), WeightError> {
         let location = self.location(name).ok_or_else(|| {
@@ -310,8 +337,8 @@ impl Checkpoint {
         self.log.borrow_mut().loaded.insert(self.bare(name).into());
     }
 
-    /// Records that elements of a tensor were read and became elements of type `to`.
-    pub(super) fn log_converted(&self, name: &str, to: ElementType) {
+    /// Records that elements of a tensor were read and became elements of type `to`, or blocks.
+    pub(super) fn log_converted(&self, name: &str, to: impl ToString) {
         self.log_loaded(name);
         let Some(location) = self.location(name) else { return };
         let (from, to) = (location.stored.element.to_string(), to.to_string());

@@ -6,6 +6,7 @@
 //! and [`EncoderDecoderConfig`] that of a model with an encoder and a decoder.
 
 mod attention;
+mod block_rows;
 mod class;
 mod composite;
 mod data_file;

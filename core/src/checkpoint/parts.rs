@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::block_rows;
 use super::files::Checkpoint;
 use super::float::Floats;
 use super::int8::BlockedInt8;
@@ -10,6 +11,7 @@ use super::names::WeightNames;
 use super::piece::{BiasPiece, Piece};
 use super::replicated;
 use super::runs::Segment;
+use crate::block::{BlockFormat, BlockRows};
 use crate::element::ElementType;
 use crate::error::WeightError;
 use crate::layout::Orientation;
@@ -93,6 +95,15 @@ impl<'a> ProjectionParts<'a> {
     /// A [`WeightError`] that names the tensor.
     pub fn int8(&self, shape: [usize; 2]) -> Result<BlockedInt8, WeightError> {
         BlockedInt8::read(&self.matrix, shape)
+    }
+
+    /// The matrix, `[out, in]` of this shape, with each row in the format that its file has. With `wanted`, floats are rounded to that
+    /// format. Rows become f32, or `wanted`, where they are in int8 or f64, and where a block is cut.
+    ///
+    /// # Errors
+    /// A [`WeightError`] that names the tensor; [`WeightError::BlocksDoNotDivide`] if rows are no whole number of the wanted blocks.
+    pub fn blocks(&self, shape: [usize; 2], wanted: Option<BlockFormat>) -> Result<BlockRows, WeightError> {
+        block_rows::read(&self.matrix, shape, wanted)
     }
 
     /// The matrix, `[out, in]` of this shape, stored as `orientation` says; int8 becomes dense.

@@ -25,6 +25,19 @@ pub(super) enum StoredElement {
     Blocks(BlockFormat),
 }
 
+impl StoredElement {
+    /// The format of floats and blocks that a matrix can keep in memory.
+    pub(super) fn format(self) -> Option<BlockFormat> {
+        match self {
+            Self::Blocks(format) => Some(format),
+            Self::Plain(Dtype::F32) => Some(BlockFormat::F32),
+            Self::Plain(Dtype::F16) => Some(BlockFormat::F16),
+            Self::Plain(Dtype::BF16) => Some(BlockFormat::BF16),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for StoredElement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

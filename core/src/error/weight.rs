@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::block::BlockFormat;
 use crate::error::config::ConfigError;
 use crate::spelling::{list, nearest_hint};
 
@@ -64,6 +65,18 @@ pub enum WeightError {
         name: String,
         /// What to set.
         remedy: String,
+    },
+    /// Rows of a matrix are no whole number of the blocks that were asked for.
+    #[error("`{matrix}` has rows of {inputs} elements, and blocks of {format} have {elements}; ask for floats or int8")]
+    BlocksDoNotDivide {
+        /// The matrix.
+        matrix: String,
+        /// Elements of a row.
+        inputs: usize,
+        /// The format.
+        format: BlockFormat,
+        /// Elements of a block.
+        elements: usize,
     },
     /// The tensor has another shape.
     #[error(

@@ -131,7 +131,7 @@ fn element(number: u32) -> Result<StoredElement, Problem> {
                 _ => return Err(format!("has type {number}, which is unknown")),
             };
             let read: Vec<String> = BlockFormat::ALL.iter().map(BlockFormat::to_string).collect();
-            return Err(format!("has type {name}, which is not read; F32, F16, BF16 and {} are", read.join(", ")));
+            return Err(format!("has type {name}, which is not read; {} are", read.join(", ")));
         }
     })
 }
