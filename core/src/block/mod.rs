@@ -11,4 +11,5 @@ mod scale;
 mod super_blocks;
 
 pub use format::BlockFormat;
+pub use nibbles::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
 pub use rows::{BlockRows, RowFormats, RowPart};

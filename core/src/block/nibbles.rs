@@ -4,10 +4,10 @@
 use super::scale::scale;
 
 /// What the elements of IQ4_NL choose from.
-pub(super) const IQ4_NL: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
+pub const IQ4_NL_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// Twice the floats of E2M1.
-pub(super) const E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+/// Twice the floats of E2M1, which the elements of MXFP4 choose from.
+pub const TWICE_E2M1: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// Writes `value(nibble, place)` for each of 32 elements.
 fn unpack(bytes: &[u8], into: &mut [f32], value: impl Fn(u8, usize) -> f32) {
@@ -49,16 +49,21 @@ pub(super) fn q5_1(block: &[u8], into: &mut [f32]) {
 /// `scale | nibbles`, which choose from a table.
 pub(super) fn iq4_nl(block: &[u8], into: &mut [f32]) {
     let scale = scale(block, 0);
-    unpack(&block[2..], into, |nibble, _| scale * f32::from(IQ4_NL[usize::from(nibble)]));
+    unpack(&block[2..], into, |nibble, _| scale * f32::from(IQ4_NL_VALUES[usize::from(nibble)]));
+}
+
+/// Half of 2^(exponent - 127): what [`TWICE_E2M1`] is multiplied by.
+#[inline]
+pub fn half_of_power(exponent: u8) -> f32 {
+    // The two smallest are subnormal.
+    f32::from_bits(match u32::from(exponent) {
+        exponent @ 0..=1 => 0x0020_0000 << exponent,
+        exponent => (exponent - 1) << 23,
+    })
 }
 
 /// `exponent | nibbles`: floats E2M1 times 2^(exponent - 127).
 pub(super) fn mxfp4(block: &[u8], into: &mut [f32]) {
-    // Half of it, since the table holds twice the floats. The two smallest are subnormal.
-    let bits = match u32::from(block[0]) {
-        exponent @ 0..=1 => 0x0020_0000 << exponent,
-        exponent => (exponent - 1) << 23,
-    };
-    let scale = f32::from_bits(bits);
-    unpack(&block[1..], into, |nibble, _| scale * f32::from(E2M1[usize::from(nibble)]));
+    let scale = half_of_power(block[0]);
+    unpack(&block[1..], into, |nibble, _| scale * f32::from(TWICE_E2M1[usize::from(nibble)]));
 }

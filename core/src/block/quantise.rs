@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::BlockFormat;
-use super::nibbles::{E2M1, IQ4_NL};
+use super::nibbles::{IQ4_NL_VALUES, TWICE_E2M1};
 
 /// Rounds whole blocks.
 pub(super) fn quantise(format: BlockFormat, values: &[f32]) -> Vec<u8> {
@@ -43,17 +43,17 @@ pub(super) fn quantise(format: BlockFormat, values: &[f32]) -> Vec<u8> {
         }),
         BlockFormat::IQ4_NL => blocks.for_each(|block| {
             // The largest magnitude of the table is negative.
-            let scale = largest(block) / f32::from(IQ4_NL[0]);
+            let scale = largest(block) / f32::from(IQ4_NL_VALUES[0]);
             let inverse = inverse(scale);
             bytes.extend(f16::from_f32(scale).to_le_bytes());
-            bytes.extend(nibbles(&block.map(|value| nearest(value * inverse, &IQ4_NL))));
+            bytes.extend(nibbles(&block.map(|value| nearest(value * inverse, &IQ4_NL_VALUES))));
         }),
         BlockFormat::MXFP4 => blocks.for_each(|block| {
             // The exponent of the largest magnitude becomes that of 4, the largest power of two in E2M1.
             let exponent = (largest(block).abs().to_bits() >> 23).saturating_sub(2).min(254);
             let scale = f64::from(exponent as i32 - 127).exp2();
             bytes.push(exponent as u8);
-            bytes.extend(nibbles(&block.map(|value| nearest((2.0 * f64::from(value) / scale) as f32, &E2M1))));
+            bytes.extend(nibbles(&block.map(|value| nearest((2.0 * f64::from(value) / scale) as f32, &TWICE_E2M1))));
         }),
         _ => {}
     }

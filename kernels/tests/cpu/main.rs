@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocations;
+mod blocks;
 mod contract;
 mod decode;
 mod flash;

@@ -1,8 +1,9 @@
-//! Products of rows with a matrix, in f32 or int8.
+//! Products of rows with a matrix, in f32, int8 or blocks.
 //!
 //! A few rows are memory-bound: the matrix is read once, in long runs, for all of them. More rows are computed in the lanes of
 //! tiles, and many f32 rows by the `gemm` crate where that is faster.
 
+mod blocks;
 mod groups;
 mod int8;
 mod matrix;
@@ -16,6 +17,7 @@ use rayon::prelude::*;
 
 use self::problem::{MULTIPLE, Path, Weights, check};
 use super::scratch::{Disjoint, with_scratch};
+pub use blocks::{BlockMatrix, block_product};
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
 pub use problem::Product;
@@ -33,8 +35,8 @@ const MOST_SUMS: usize = 16 * 1024;
 /// Fewest outputs of a task: the hardware does not prefetch shorter runs in time.
 const FEWEST_OUTPUTS: usize = 128;
 
-/// A matrix that rows can be multiplied with: [`Matrix`] or [`Int8Matrix`].
-#[allow(private_bounds, reason = "the kernels are written for these two")]
+/// A matrix that rows can be multiplied with: [`Matrix`], [`Int8Matrix`] or [`BlockMatrix`].
+#[allow(private_bounds, reason = "the kernels are written for these")]
 pub trait AnyMatrix: Weights {}
 
 impl<W: Weights> AnyMatrix for W {}

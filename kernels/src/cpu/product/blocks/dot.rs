@@ -1,0 +1,384 @@
+//! Products of blocks and rounded rows, and blocks as f32.
+//!
+//! ```text
+//!                 32 elements of 4 runs: integers of 8 bits, widened to 16
+//!               ┌──────────────┐
+//!  row 0 (i16) →│ sums of pairs│ → f32 · scale of the run · scale of the row, added in 16 lanes
+//!  row 1       →│              │
+//!               └──────────────┘
+//! ```
+
+use std::arch::is_x86_feature_detected;
+use std::arch::x86_64::{
+    __m256, __m256i, __m512, _mm_srli_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_si128,
+    _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
+    _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtepi8_epi16, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_madd_epi16, _mm512_mask_mov_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps,
+};
+use std::ops::Range;
+
+use burn_deepspeed_core::block::BlockFormat;
+
+use super::formats::{Factors, Format, Iq4Nl, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use super::rows::{CHUNK, GROUP, Row, Rows};
+use crate::cpu::stream::{LINE, prefetch_at};
+
+/// Chunks of a group.
+const CHUNKS: usize = GROUP / CHUNK;
+
+/// Bytes between what is read of a run and what is prefetched.
+const AHEAD: usize = 1024;
+
+/// Whether the processor has the instructions.
+pub(super) fn is_available() -> bool {
+    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+}
+
+/// Whether it has those of twice the width.
+fn is_wide() -> bool {
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+}
+
+/// Calls a function that is generic over the format; `None` for one of floats.
+macro_rules! of_format {
+    ($format:expr, $function:ident $(::<$($constant:tt),*>)?($($argument:expr),*)) => {
+        match $format {
+            BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => None,
+            BlockFormat::Q4_0 => Some($function::<Q4_0 $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q4_1 => Some($function::<Q4_1 $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q5_0 => Some($function::<Q5_0 $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q5_1 => Some($function::<Q5_1 $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q8_0 => Some($function::<Q8_0 $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q2_K => Some($function::<Q2K $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q3_K => Some($function::<Q3K $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q4_K => Some($function::<Q4K $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q5_K => Some($function::<Q5K $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::Q6_K => Some($function::<Q6K $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::IQ4_NL => Some($function::<Iq4Nl $($(, $constant)*)?>($($argument),*)),
+            BlockFormat::MXFP4 => Some($function::<MXFP4 $($(, $constant)*)?>($($argument),*)),
+        }
+    };
+}
+
+/// Writes the elements `features` of a run, whole chunks, as f32, with the bits of [`BlockFormat::dequantise`]. Returns false, and writes
+/// nothing, for floats and on processors without the instructions.
+#[inline]
+pub(super) fn unpack(format: BlockFormat, run: &[u8], features: Range<usize>, into: &mut [f32]) -> bool {
+    if !is_available() {
+        return false;
+    }
+    // SAFETY: the processor has the instructions.
+    unsafe { of_format!(format, unpacked(run, features, into)) }.is_some()
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn unpacked<F: Format>(run: &[u8], features: Range<usize>, into: &mut [f32]) {
+    assert!(features.start.is_multiple_of(CHUNK) && features.len().is_multiple_of(CHUNK));
+    let mut chunk = features.start / CHUNK;
+    let end = features.end / CHUNK;
+    let mut places = into[..features.len()].as_chunks_mut::<CHUNK>().0.iter_mut();
+    while chunk < end {
+        let first = chunk / CHUNKS;
+        let group = &run[first * F::GROUP..run.len().min((first + 1) * F::GROUP)];
+        let mut factors = Factors::ZERO;
+        // SAFETY: the processor has the instructions, and a run has whole blocks.
+        unsafe { F::factors(group, &mut factors) };
+        let whole = end.min((first + 1) * CHUNKS);
+        assert!((whole - first * CHUNKS) * (F::GROUP / CHUNKS) <= group.len());
+        for (at, place) in (chunk % CHUNKS..).zip(places.by_ref().take(whole - chunk)) {
+            // SAFETY: the group has the chunk, since it has as many bytes.
+            let elements = unsafe { F::elements(group.as_ptr(), at) };
+            let halves = [_mm256_castsi256_si128(elements), _mm256_extracti128_si256::<1>(elements)];
+            for (half, own) in halves.into_iter().enumerate() {
+                let scale = _mm256_set1_ps(factors.scales[(2 * at + half) * F::PARTS / 2]);
+                for (part, own) in [own, _mm_srli_si128::<8>(own)].into_iter().enumerate() {
+                    let mut values = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(own)), scale);
+                    if F::MINIMA {
+                        values = _mm256_add_ps(values, _mm256_set1_ps(factors.minima[2 * at + half]));
+                    }
+                    // SAFETY: the place has 32 elements.
+                    unsafe { _mm256_storeu_ps(place[half * 16 + part * 8..].as_mut_ptr(), values) };
+                }
+            }
+        }
+        chunk = whole;
+    }
+}
+
+/// Calls `write` with the products of the runs and each row.
+pub(super) fn dot<const N: usize>(
+    format: BlockFormat,
+    runs: [&[u8]; N],
+    rows: &Rows<'_>,
+    mut write: impl FnMut(usize, [f32; N]),
+) {
+    let wide = is_wide();
+    let mut row = 0;
+    while row < rows.count() {
+        let next = row == 0;
+        match rows.count() - row {
+            4.. if wide => some::<N, 4>(format, runs, (rows, row), next, &mut write),
+            2.. => some::<N, 2>(format, runs, (rows, row), next, &mut write),
+            _ => some::<N, 1>(format, runs, (rows, row), next, &mut write),
+        }
+        row += match rows.count() - row {
+            4.. if wide => 4,
+            2.. => 2,
+            _ => 1,
+        };
+    }
+}
+
+/// The same for `M` rows from `first` on. The runs after these are prefetched if they are read `next`.
+fn some<const N: usize, const M: usize>(
+    format: BlockFormat,
+    runs: [&[u8]; N],
+    (rows, first): (&Rows<'_>, usize),
+    next: bool,
+    write: &mut impl FnMut(usize, [f32; N]),
+) {
+    let rows = std::array::from_fn(|m| rows.row(first + m));
+    assert!(is_available(), "blocks: the processor has no AVX2");
+    let products = match is_wide() {
+        // SAFETY: the processor has the instructions.
+        true => unsafe { of_format!(format, wide::<N, M>(runs, rows, next)) },
+        // SAFETY: as above.
+        false => unsafe { of_format!(format, narrow::<N, M>(runs, rows, next)) },
+    };
+    for (m, products) in products.unwrap_or([[0.0; N]; M]).into_iter().enumerate() {
+        write(first + m, products);
+    }
+}
+
+/// The scales of the rows times those of the runs, and the sums of the minima.
+#[inline(always)]
+fn products_of_factors<F: Format>(factors: &Factors, scales: &[f32; 8]) -> [f32; 16] {
+    let mut both = [0.0; 16];
+    for (at, both) in both.iter_mut().enumerate().take(CHUNKS * F::PARTS) {
+        *both = factors.scales[at] * scales[at / F::PARTS];
+    }
+    both
+}
+
+/// Prefetches what a group after this one has.
+#[inline(always)]
+fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
+    for line in 0..F::GROUP.div_ceil(LINE) {
+        let ahead = group * F::GROUP + line * LINE + AHEAD;
+        prefetch_at(run, if ahead < run.len() { ahead } else { next + ahead - run.len() });
+    }
+}
+
+macro_rules! dot_loop {
+    ($name:ident, $features:literal, $vector:ty, $zero:ident, $chunk:ident, $minima:ident, $sum:ident) => {
+        #[target_feature(enable = $features)]
+        #[allow(clippy::needless_range_loop, reason = "several arrays at one index")]
+        fn $name<F: Format, const N: usize, const M: usize>(
+            runs: [&[u8]; N],
+            rows: [Row<'_>; M],
+            next: bool,
+        ) -> [[f32; N]; M] {
+            let len = runs[0].len();
+            let chunks = rows[0].whole.len() / CHUNK;
+            assert!(runs.iter().all(|run| run.len() == len) && len == chunks * F::GROUP / CHUNKS);
+            assert!(rows.iter().all(|row| row.whole.len() == chunks * CHUNK));
+            let mut sums = [[$zero(); N]; M];
+            let mut minima = [[$zero(); N]; M];
+            for group in 0..chunks.div_ceil(CHUNKS) {
+                let own = group * F::GROUP..len.min((group + 1) * F::GROUP);
+                let mut scales = [[[0.0; 16]; N]; M];
+                for n in 0..N {
+                    if next {
+                        fetch::<F>(runs[n], group, N * len);
+                    }
+                    let mut factors = Factors::ZERO;
+                    // SAFETY: the processor has the instructions, and a run has whole blocks.
+                    unsafe { F::factors(&runs[n][own.clone()], &mut factors) };
+                    for m in 0..M {
+                        scales[m][n] = products_of_factors::<F>(&factors, &rows[m].scales[group]);
+                        if F::MINIMA {
+                            minima[m][n] = $minima(&factors.minima, &rows[m].sums[group], minima[m][n]);
+                        }
+                    }
+                }
+                let count = CHUNKS.min(chunks - group * CHUNKS);
+                let mut chunk = |at: usize| {
+                    for n in 0..N {
+                        // SAFETY: the runs have this many chunks.
+                        let elements = unsafe { F::elements(runs[n].as_ptr().add(own.start), at) };
+                        for m in 0..M {
+                            let place = (group * CHUNKS + at) * CHUNK;
+                            // SAFETY: rows have as many chunks as the runs.
+                            let row = unsafe { rows[m].whole.get_unchecked(place..place + CHUNK) };
+                            let scales = &scales[m][n][at * F::PARTS..][..F::PARTS];
+                            sums[m][n] = $chunk::<F>(elements, row, scales, sums[m][n]);
+                        }
+                    }
+                };
+                // With a constant count the shifts of each chunk are constants, too.
+                if count == CHUNKS {
+                    for at in 0..CHUNKS {
+                        chunk(at);
+                    }
+                } else {
+                    for at in 0..count {
+                        chunk(at);
+                    }
+                }
+            }
+            let mut totals = [[0.0; N]; M];
+            for m in 0..M {
+                for n in 0..N {
+                    totals[m][n] = $sum(sums[m][n], minima[m][n]);
+                }
+            }
+            totals
+        }
+    };
+}
+
+dot_loop!(narrow, "avx2,fma,f16c", __m256, _mm256_setzero_ps, narrow_chunk, narrow_minima, narrow_sum);
+dot_loop!(wide, "avx512f,avx512bw,avx2,fma,f16c", __m512, _mm512_setzero_ps, wide_chunk, wide_minima, wide_sum);
+
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn narrow_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: __m256) -> __m256 {
+    let halves = [_mm256_castsi256_si128(elements), _mm256_extracti128_si256::<1>(elements)];
+    let products = [0, 1].map(|half| {
+        // SAFETY: a chunk has 32 elements.
+        let row = unsafe { _mm256_loadu_si256(row[half * 16..].as_ptr().cast()) };
+        _mm256_madd_epi16(_mm256_cvtepi8_epi16(halves[half]), row)
+    });
+    if F::PARTS == 1 {
+        let product = _mm256_cvtepi32_ps(_mm256_add_epi32(products[0], products[1]));
+        return _mm256_fmadd_ps(product, _mm256_set1_ps(scales[0]), sum);
+    }
+    let first = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[0]), _mm256_set1_ps(scales[0]), sum);
+    _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[1]), _mm256_set1_ps(scales[1]), first)
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn narrow_minima(minima: &[f32; 16], sums: &[f32; 16], total: __m256) -> __m256 {
+    [0, 8].into_iter().fold(total, |total, at| {
+        // SAFETY: both have 16 elements.
+        let (minima, sums) = unsafe { (_mm256_loadu_ps(minima[at..].as_ptr()), _mm256_loadu_ps(sums[at..].as_ptr())) };
+        _mm256_fmadd_ps(minima, sums, total)
+    })
+}
+
+#[target_feature(enable = "avx2")]
+fn narrow_sum(sum: __m256, minima: __m256) -> f32 {
+    let mut lanes = [0.0f32; 8];
+    // SAFETY: there is room for eight lanes.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(sum, minima)) };
+    lanes.iter().sum()
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
+#[inline]
+fn wide_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: __m512) -> __m512 {
+    // SAFETY: a chunk has 32 elements.
+    let row = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+    let product = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_cvtepi8_epi16(elements), row));
+    let scale = match F::PARTS {
+        1 => _mm512_set1_ps(scales[0]),
+        // The first 16 elements are in the first eight lanes.
+        _ => _mm512_mask_mov_ps(_mm512_set1_ps(scales[0]), 0xff00, _mm512_set1_ps(scales[1])),
+    };
+    _mm512_fmadd_ps(product, scale, sum)
+}
+
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn wide_minima(minima: &[f32; 16], sums: &[f32; 16], total: __m512) -> __m512 {
+    // SAFETY: both have 16 elements.
+    let (minima, sums) = unsafe { (_mm512_loadu_ps(minima.as_ptr()), _mm512_loadu_ps(sums.as_ptr())) };
+    _mm512_fmadd_ps(minima, sums, total)
+}
+
+#[target_feature(enable = "avx512f")]
+fn wide_sum(sum: __m512, minima: __m512) -> f32 {
+    _mm512_reduce_add_ps(_mm512_add_ps(sum, minima))
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_deepspeed_core::block::{BlockFormat, RowFormats};
+
+    use super::*;
+
+    /// Bytes without a pattern, with an f16 below 2 in every place where a scale may be.
+    fn blocks(format: BlockFormat, inputs: usize) -> Vec<u8> {
+        let formats = RowFormats::uniform(format, [1, inputs]).expect("whole blocks");
+        let mut bytes: Vec<u8> = (0..formats.bytes()).map(|at| (at * 167 + at / 7 * 29 + 5) as u8).collect();
+        for block in bytes.chunks_mut(format.bytes()) {
+            let places: &[usize] = match format {
+                BlockFormat::MXFP4 => {
+                    block[0] = 120 + block[1] % 8;
+                    &[]
+                }
+                BlockFormat::Q2_K => &[80, 82],
+                BlockFormat::Q3_K => &[108],
+                BlockFormat::Q6_K => &[208],
+                BlockFormat::Q4_1 | BlockFormat::Q5_1 | BlockFormat::Q4_K | BlockFormat::Q5_K => &[0, 2],
+                _ => &[0],
+            };
+            places.iter().for_each(|&at| block[at + 1] = block[at + 1] & 0x83 | 0x38);
+        }
+        bytes
+    }
+
+    fn quantised() -> impl Iterator<Item = BlockFormat> {
+        BlockFormat::ALL.into_iter().filter(|format| format.elements() > 1)
+    }
+
+    #[test]
+    fn chunks_have_the_bits_of_the_definition() {
+        if !is_available() {
+            return;
+        }
+        for format in quantised() {
+            let inputs = if format.elements() == 256 { 768 } else { 736 };
+            let run = blocks(format, inputs);
+            let mut expected = vec![0.0; inputs];
+            format.dequantise(&run, &mut expected);
+            for features in [0..inputs, 32..96, 224..320, 512..inputs] {
+                let mut values = vec![0.0; features.len()];
+                assert!(unpack(format, &run, features.clone(), &mut values));
+                let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&values), bits(&expected[features.clone()]), "{format}, {features:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn both_widths_have_the_products_of_the_definition() {
+        if !is_available() {
+            return;
+        }
+        for format in quantised() {
+            let inputs = if format.elements() == 256 { 512 } else { 608 };
+            let run = blocks(format, inputs);
+            let mut weights = vec![0.0; inputs];
+            format.dequantise(&run, &mut weights);
+            let input: Vec<f32> = (0..2 * inputs).map(|at| ((at * 37 % 101) as f32 - 50.0) / 16.0).collect();
+            let exact = |row: &[f32]| row.iter().zip(&weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+            let size = |row: &[f32]| row.iter().zip(&weights).map(|(a, b)| f64::from((a * b).abs())).sum::<f64>();
+            Rows::with(&input, inputs, |rows| {
+                let both = [rows.row(0), rows.row(1)];
+                // SAFETY: the processor has the instructions.
+                let narrow = unsafe { of_format!(format, narrow::<1, 2>([&run], both, true)) };
+                // SAFETY: as above.
+                let wide = is_wide().then(|| unsafe { of_format!(format, wide::<1, 2>([&run], both, true)) });
+                for products in [narrow, wide.unwrap_or(narrow)] {
+                    for (row, [product]) in input.chunks(inputs).zip(products.expect("no floats")) {
+                        let (error, size) = ((f64::from(product) - exact(row)).abs(), size(row));
+                        assert!(error < 3e-5 * size, "{format}: {product}, expected {}, of {size}", exact(row));
+                    }
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Matrices of blocks, multiplied as they are stored.
+//!
+//! The floats of a few rows are rounded to 16 bits, with a scale for each 32 of them, and multiplied by the integers of the blocks.
+//! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2.
+
+#[cfg(target_arch = "x86_64")]
+mod dot;
+#[cfg(target_arch = "x86_64")]
+mod formats;
+mod rows;
+
+use std::ops::Range;
+
+use burn_deepspeed_core::block::BlockFormat;
+use pulp::Simd;
+use rayon::prelude::*;
+
+use self::rows::Rows;
+use super::matrix::Matrix;
+use super::problem::{Layout, PART, Path, Product, Weights, after, check};
+use super::runs::{Runs, all};
+use super::tiles::tiles;
+use crate::contract::{check_len, product};
+use crate::cpu::scratch::Disjoint;
+use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
+
+/// Most rows of a sequence for which blocks are multiplied as they are. For more rows they become f32 once for all of them.
+const FEW: usize = 8;
+
+/// Elements that become f32 at a time: the largest block.
+const SOME: usize = 256;
+
+/// Outputs that are computed together.
+const TOGETHER: usize = 4;
+
+/// Fewest outputs of a task.
+const FEWEST_OUTPUTS: usize = 32;
+
+/// A matrix from `inputs` to `outputs` features, in blocks along the inputs.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockMatrix<'a> {
+    /// The format of all blocks.
+    pub format: BlockFormat,
+    /// `[outputs, blocks of a row]`.
+    pub blocks: &'a [u8],
+    /// Features that go in.
+    pub inputs: usize,
+    /// Features that come out.
+    pub outputs: usize,
+}
+
+impl<'a> BlockMatrix<'a> {
+    #[inline(always)]
+    fn row_bytes(&self) -> usize {
+        self.inputs / self.format.elements() * self.format.bytes()
+    }
+
+    /// The blocks of an output.
+    #[inline(always)]
+    fn run(&self, output: usize) -> &'a [u8] {
+        let bytes = self.row_bytes();
+        let blocks = self.blocks;
+        &blocks[output * bytes..][..bytes]
+    }
+
+    /// Writes some features of an output, which begin where 32 elements do, as f32.
+    #[inline(always)]
+    fn unpack(&self, output: usize, features: &Range<usize>, into: &mut [f32]) {
+        let run = self.run(output);
+        #[cfg(target_arch = "x86_64")]
+        if dot::unpack(self.format, run, features.clone(), into) {
+            return;
+        }
+        let (elements, bytes) = (self.format.elements(), self.format.bytes());
+        if elements == 1 {
+            return self.format.dequantise(&run[features.start * bytes..features.end * bytes], into);
+        }
+        let mut values = [0.0; SOME];
+        for block in features.start / elements..features.end.div_ceil(elements) {
+            self.format.dequantise(&run[block * bytes..][..bytes], &mut values[..elements]);
+            let own = features.start.max(block * elements)..features.end.min((block + 1) * elements);
+            let place = &mut into[own.start - features.start..own.end - features.start];
+            place.copy_from_slice(&values[own.start - block * elements..own.end - block * elements]);
+        }
+    }
+}
+
+/// [`product`](super::product()) with a matrix of blocks.
+///
+/// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
+/// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. A row's result depends neither on the other
+/// rows nor on the number of threads.
+///
+/// # Panics
+/// If a slice does not have the length that the sizes imply.
+pub fn block_product(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+    let BlockMatrix { format, blocks, inputs, outputs } = problem.matrix;
+    if let (BlockFormat::F32, Ok(elements)) = (format, bytemuck::try_cast_slice(blocks)) {
+        let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
+        let Product { input, sequence, bias, width, first, .. } = *problem;
+        return super::product(&Product { input, sequence, matrix, bias, width, first }, output);
+    }
+    #[cfg(target_arch = "x86_64")]
+    if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
+        return rounded(problem, output);
+    }
+    super::product(problem, output);
+}
+
+/// A few rows on integers.
+#[cfg(target_arch = "x86_64")]
+fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+    let rows = check(problem, output);
+    if rows * problem.matrix.outputs == 0 {
+        return;
+    }
+    let Product { input, matrix, bias, width, first, .. } = *problem;
+    let outputs = matrix.outputs;
+    let each = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS);
+    let output = Disjoint::new(output);
+    Rows::with(input, matrix.inputs, |rows| {
+        (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
+            let own = task * each..outputs.min((task + 1) * each);
+            for at in own.clone().step_by(TOGETHER) {
+                let count = TOGETHER.min(own.end - at);
+                // The last output is repeated up to a whole group, and the copies are not read.
+                let runs = std::array::from_fn(|n| matrix.run(at + n.min(count - 1)));
+                dot::dot(matrix.format, runs, rows, |row, sums: [f32; TOGETHER]| {
+                    // SAFETY: no other task has these features.
+                    let places = unsafe { output.part(row * width + first + at, count) };
+                    for (n, place) in places.iter_mut().enumerate() {
+                        *place = sums[n] + bias.map_or(0.0, |bias| bias[at + n]);
+                    }
+                });
+            }
+        });
+    });
+}
+
+impl Runs for BlockMatrix<'_> {
+    #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "several slices at one index")]
+    fn dot<S: Simd, const N: usize, const M: usize>(
+        &self,
+        simd: S,
+        first: usize,
+        rows: [&[f32]; M],
+        _next: bool,
+    ) -> [[f32; N]; M] {
+        let mut totals = [[0.0; N]; M];
+        let mut values = [[0.0; SOME]; N];
+        for start in (0..self.inputs).step_by(SOME) {
+            let own = start..self.inputs.min(start + SOME);
+            let mut weights = [&[][..]; N];
+            for n in 0..N {
+                self.unpack(first + n, &own, &mut values[n][..own.len()]);
+            }
+            for n in 0..N {
+                weights[n] = &values[n][..own.len()];
+            }
+            let mut inputs = [&[][..]; M];
+            for m in 0..M {
+                inputs[m] = &rows[m][own.clone()];
+            }
+            let sums = vector_sums(simd, weights, inputs, None);
+            let rest = rest_sums::<S, f32, N, M>(weights, inputs);
+            for m in 0..M {
+                for n in 0..N {
+                    totals[m][n] += simd.reduce_sum_f32s(sums[m][n]) + rest[m][n];
+                }
+            }
+        }
+        totals
+    }
+}
+
+impl Weights for BlockMatrix<'_> {
+    fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    fn check(&self) {
+        let Self { format, blocks, inputs, outputs } = *self;
+        let row = format.row_bytes(inputs);
+        assert!(row.is_some(), "product: rows of {inputs} elements are no whole number of blocks of {format}");
+        check_len("product", "matrix", blocks.len(), product(&[outputs, row.unwrap_or_default()]));
+    }
+
+    fn path(&self, sequence: usize) -> Path {
+        if sequence <= FEW { Path::Stream } else { Path::Tiles }
+    }
+
+    #[inline(always)]
+    fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]) {
+        all(simd, self, input, self.inputs, first, sums);
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::Along
+    }
+
+    fn in_place(&self) -> Option<(&[f32], usize)> {
+        None
+    }
+
+    #[inline(always)]
+    fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]) {
+        for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
+            self.unpack(output, features, &mut run[..features.len()]);
+        }
+    }
+
+    #[inline(always)]
+    fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, _at: usize, part: usize) {
+        let (elements, bytes) = (self.format.elements(), self.format.bytes());
+        let (first, feature) = after(own, block, features, self.inputs);
+        let (from, to) = ((feature + part * PART) * bytes / elements, (feature + (part + 1) * PART) * bytes / elements);
+        // Once for each line.
+        if from / LINE != to / LINE || part == 0 {
+            for n in 0..own.len() {
+                prefetch_at(self.blocks, (first + n) * self.row_bytes() + from);
+            }
+        }
+    }
+
+    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
+        tiles(problem, output);
+    }
+}
