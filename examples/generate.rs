@@ -21,7 +21,7 @@ use std::time::Instant;
 use burn_deepspeed::load::{families, gguf};
 use burn_deepspeed::{DataType, KvCacheType, Parallelism};
 use burn_deepspeed_examples::Failure;
-use burn_deepspeed_examples::backend::{BackendName, Precision, exit};
+use burn_deepspeed_examples::backend::{BackendName, Precision, Types, exit};
 use burn_deepspeed_examples::text::{self, Batch, Options, Prompt, Sampler, Source, TextModel, TextStream, check};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -55,9 +55,11 @@ struct Arguments {
     /// Backend to run on.
     #[arg(long, value_enum, default_value_t = BackendName::default())]
     backend: BackendName,
-    /// Element type of weights, activations and cache.
-    #[arg(long, value_enum, default_value_t = Precision::Fp32)]
-    dtype: Precision,
+    /// Element type of weights, activations and cache: fp32, fp16, bf16 or int8. `stored` keeps matrices in the blocks and floats of their
+    /// file, and the name of a format, such as q8_0, rounds floats to it; activations are fp32 then. Default: stored for a GGUF file on the
+    /// CPU, and otherwise fp32.
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<Types>,
     /// Element type of cached keys and values. Default: that of the activations.
     #[arg(long, value_enum)]
     kv_cache: Option<Precision>,
@@ -90,8 +92,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let folder = arguments.source.folder();
     let kv_cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
     let allowed_keys = arguments.allow_key.clone();
+    let types = arguments.dtype.unwrap_or_else(|| Types::of_model(&folder, arguments.backend));
     let options = Options {
-        dtype: arguments.dtype.into(),
+        dtype: types.dtype,
+        matrices: types.matrices,
         kv_cache,
         allowed_keys,
         text_only: arguments.text_only,

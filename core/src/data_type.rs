@@ -1,10 +1,13 @@
 //! The element types that a configuration names.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::block::BlockFormat;
 use crate::element::ElementType;
+use crate::error::ConfigError;
 
 /// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -40,6 +43,72 @@ impl fmt::Display for DataType {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
         })
+    }
+}
+
+/// How the matrices of projections are kept in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum MatrixFormat {
+    /// As the element type says: floats of that type, or int8.
+    #[default]
+    OfDtype,
+    /// Each row as its file stores it, in blocks or in floats of 32 or 16 bits. A fresh matrix is f32.
+    Stored,
+    /// The same, but floats are rounded to these blocks.
+    Blocks(BlockFormat),
+}
+
+impl MatrixFormat {
+    /// The blocks that floats are rounded to.
+    pub fn wanted(self) -> Option<BlockFormat> {
+        match self {
+            Self::Blocks(format) => Some(format),
+            Self::OfDtype | Self::Stored => None,
+        }
+    }
+}
+
+impl FromStr for MatrixFormat {
+    type Err = ConfigError;
+
+    /// Reads `dtype`, `stored`, or the name of a [format](BlockFormat) that floats can be rounded to.
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        let blocks = |name: &str| name.parse().ok().filter(|format: &BlockFormat| format.can_quantise());
+        match name {
+            "dtype" => Ok(Self::OfDtype),
+            "stored" => Ok(Self::Stored),
+            name => blocks(name).map(Self::Blocks).ok_or_else(|| {
+                let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
+                let formats: Vec<String> = formats.collect();
+                let (key, value) = ("matrix_format".into(), format!("`{name}`"));
+                ConfigError::UnknownValue { key, value, accepted: format!("dtype, stored, {}", formats.join(", ")) }
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for MatrixFormat {
+    type Error = ConfigError;
+
+    fn try_from(name: String) -> Result<Self, ConfigError> {
+        name.parse()
+    }
+}
+
+impl From<MatrixFormat> for String {
+    fn from(format: MatrixFormat) -> Self {
+        format.to_string()
+    }
+}
+
+impl fmt::Display for MatrixFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OfDtype => f.write_str("dtype"),
+            Self::Stored => f.write_str("stored"),
+            Self::Blocks(format) => f.write_str(&String::from(*format)),
+        }
     }
 }
 

@@ -1,10 +1,15 @@
 //! The backends of the build, element types on the command line, and how a program ends with an error.
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::str::FromStr;
 
 #[cfg(feature = "autodiff")]
 pub use burn_autodiff::Autodiff;
 use burn_deepspeed::DataType;
+use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::load::Gguf;
+use burn_deepspeed::weight::BlockFormat;
 use clap::ValueEnum;
 
 use crate::Failure;
@@ -81,6 +86,42 @@ impl From<Precision> for DataType {
             Precision::Bf16 => Self::Bf16,
             Precision::Int8 => Self::Int8,
         }
+    }
+}
+
+/// Element types on the command line: a [`Precision`], or that of matrices and embeddings alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Types {
+    /// Of weights and activations.
+    pub dtype: DataType,
+    /// Of matrices and embeddings.
+    pub matrices: MatrixFormat,
+}
+
+impl Types {
+    /// What a model has if nothing is asked for: the blocks of a GGUF file where kernels multiply them, and otherwise fp32.
+    pub fn of_model(path: &Path, backend: BackendName) -> Self {
+        let blocks = Gguf::in_path(path).is_some() && matches!(backend, BackendName::Ndarray | BackendName::Flex);
+        let matrices = if blocks { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
+        Self { dtype: DataType::Fp32, matrices }
+    }
+}
+
+impl FromStr for Types {
+    type Err = String;
+
+    /// Reads `fp32`, `fp16`, `bf16`, `int8`, `stored` or the name of a block format, with which activations are fp32.
+    fn from_str(name: &str) -> Result<Self, String> {
+        if let Ok(precision) = <Precision as ValueEnum>::from_str(name, true) {
+            return Ok(Self { dtype: precision.into(), matrices: MatrixFormat::OfDtype });
+        }
+        let matrices = name.parse().ok().filter(|format| *format != MatrixFormat::OfDtype);
+        let matrices = matrices.ok_or_else(|| {
+            let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
+            let formats: Vec<String> = formats.collect();
+            format!("fp32, fp16, bf16, int8, stored, {} are accepted", formats.join(", "))
+        })?;
+        Ok(Self { dtype: DataType::Fp32, matrices })
     }
 }
 

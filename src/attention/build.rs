@@ -7,7 +7,7 @@ use burn::tensor::{DType, backend::Backend};
 use super::joint::JointStream;
 use super::latent::{DeepSpeedLatentAttention, LatentQuery, QueryLatent};
 use super::projections::Projections;
-use crate::config::{DataType, DeepSpeedInferenceConfig, LatentSizes};
+use crate::config::{DataType, DeepSpeedInferenceConfig, LatentSizes, MatrixFormat};
 use crate::element::{OfBackend, is_cubecl, require_int8};
 use crate::error::ConfigError;
 use crate::spec::{AttentionSpec, NormSpec};
@@ -53,9 +53,11 @@ impl<'a, B: Backend> Build<'a, B> {
     }
 
     fn weight(&self, input: usize, output: usize, bias: bool, int8: bool) -> Result<Weight<B>, ConfigError> {
-        let weight = match int8 {
-            true => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)?,
-            false => Weight::init(input, output, bias, self.orientation, self.dtype, self.device),
+        let format = self.config.matrix_format;
+        let weight = match format {
+            _ if int8 => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)?,
+            MatrixFormat::OfDtype => Weight::init(input, output, bias, self.orientation, self.dtype, self.device),
+            _ => Weight::init_blocks(input, output, bias, format.wanted(), self.dtype, self.device)?,
         };
         Ok(weight.with_rounded_input(self.config.round_activations))
     }
@@ -152,7 +154,8 @@ impl<'a, B: Backend> Build<'a, B> {
         let up = QkvWeight::Fused(self.input_weight(input, heads * sizes.key_dim(), false)?);
         let query = LatentQuery { latent: latent.transpose()?, up };
         let rows = QkvWeight::Fused(self.qkv_weight(hidden, sizes.row_dim())?);
-        let up = self.weight(sizes.kv_lora_rank, heads * sizes.up_dim(), false, false)?;
+        let width = heads * sizes.up_dim();
+        let up = Weight::init(sizes.kv_lora_rank, width, false, self.orientation, self.dtype, self.device);
         let (norm, latent_norm) = (self.norm(), latent_norm(sizes.kv_lora_rank));
         let projections = self.projections_of(rows, heads * sizes.v_head_dim)?;
         Ok(DeepSpeedLatentAttention { norm, query, projections, latent_norm, up })

@@ -112,7 +112,8 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
         self.projections.output.bias()
     }
 
-    /// This layer with int8 matrices, except for [`up`](Self::up): it is multiplied head by head, and stays dense.
+    /// This layer with int8 matrices, except for [`up`](Self::up): it is multiplied head by head, and stays dense, in any
+    /// `matrix_format` as well.
     ///
     /// # Errors
     /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).

@@ -15,7 +15,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// Parameters do not require gradients; [`with_training`](Self::with_training) changes that.
     ///
     /// An int8 module stays int8: int8 matrices of the checkpoint keep their bytes, [scales](super::ScaleNames) and blocks, and
-    /// dense ones are rounded in the blocks of the module. In a dense module, int8 matrices become dense.
+    /// dense ones are rounded in the blocks of the module. In a dense module, int8 matrices become dense. Under a
+    /// [`matrix_format`](crate::DeepSpeedInferenceConfig::matrix_format) rows keep the format of the file.
     ///
     /// Only the rank's part of each matrix is read. If `training_mp_size` is above 1, a QKV matrix in the layout
     /// [`Concat`](super::QkvLayout::Concat) is what `torch.cat` makes of the files of that many ranks:
@@ -81,7 +82,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     }
 
     /// Writes the parameters under these names, in their layout and orientation: floats in their own type, int8 matrices as int8
-    /// with their scales. [`load`](Self::load) reads the same weights, bit for bit; blocks that do not divide a matrix evenly are
+    /// with their scales, and those of blocks as floats, since safetensors has no blocks. [`load`](Self::load) reads the same weights, bit for bit; blocks that do not divide a matrix evenly are
     /// read as smaller ones.
     ///
     /// One of several ranks writes its part, a file of a [`SplitCheckpoint`]; [`load_split`](Self::load_split) reads the files on

@@ -52,6 +52,7 @@ impl<B: Backend> DeepSpeedCrossAttention<B> {
             match weight.stored() {
                 Matrix::Dense(matrix) => _ = matrix.values(),
                 Matrix::Int8(matrix) => _ = (matrix.elements(), matrix.scales()),
+                Matrix::Blocks(matrix) => _ = matrix.bytes(),
             }
             weight.clone()
         });

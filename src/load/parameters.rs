@@ -14,7 +14,7 @@ use burn_deepspeed_core::layout::Orientation;
 use super::tensors::{ReadTensors, of_floats};
 use crate::element::element_type;
 use crate::error::WeightError;
-use crate::weight::{FusedNorm, Int8Matrix, Weight};
+use crate::weight::{BlockMatrix, FusedNorm, Int8Matrix, Weight};
 
 /// Reads the modules around attention from a checkpoint, with floats of one element type.
 ///
@@ -54,7 +54,7 @@ impl<'a, B: Backend> ParameterReader<'a, B> {
 
     /// A projection, or the part of it on one rank. `orientation` is how the checkpoint stores the matrix; the module keeps its
     /// own. A matrix of int8 stays int8 in an int8 module and becomes dense in a dense one; a dense matrix is rounded in the
-    /// blocks of an int8 module.
+    /// blocks of an int8 module. A module of blocks keeps what the checkpoint stores; see [`Weight::init_blocks`].
     ///
     /// # Errors
     /// A [`WeightError`] that names the tensor; [`WeightError::Unexpected`] if the checkpoint has a bias and the module has none.
@@ -140,6 +140,11 @@ pub(super) fn assembled<B: Backend>(
         let BlockedInt8 { elements, scales, shape, blocks } = parts.int8(shape)?;
         let matrix = Int8Matrix::from_blocks(elements, scales, shape, blocks, dtype, device)?;
         return Ok(Weight::of_int8(matrix, bias()?).with_rounded_input(module.rounds_input()));
+    }
+    if let Some(blocks) = module.blocks() {
+        let rows = parts.blocks(shape, blocks.wanted())?;
+        let matrix = BlockMatrix::from_rows(rows, blocks.wanted(), dtype, device)?;
+        return Ok(Weight::of_blocks(matrix, bias()?).with_rounded_input(module.rounds_input()));
     }
     let orientation = module.orientation();
     let values = parts.dense(shape, orientation, element)?;

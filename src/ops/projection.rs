@@ -44,12 +44,13 @@ pub(super) fn product<B: Backend>(
     if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
 }
 
-/// Panics unless input and weights have the same element type. Weights of int8 multiply floats of every type.
+/// Panics unless input and weights have the same element type. Weights of int8 and of blocks
+/// multiply floats of every type.
 #[track_caller]
 pub(super) fn check_types<B: Backend>(operation: &str, input: DType, weight: &Weight<B>) {
     let weights = weight.dtype();
     assert!(
-        weight.int8().is_some() || input == weights,
+        !weight.is_dense() || input == weights,
         "{operation}: `input` has elements of {input:?} and the weights of {weights:?}; cast one of them"
     );
 }

@@ -52,6 +52,14 @@ impl<B: Backend> DenseMatrix<B> {
         }
     }
 
+    /// The matrix as `[out, in]`, whichever way it is stored.
+    pub(crate) fn output_input(&self) -> Tensor<B, 2> {
+        match self.orientation {
+            Orientation::InputOutput => self.values().transpose(),
+            Orientation::OutputInput => self.values(),
+        }
+    }
+
     pub(super) fn device(&self) -> B::Device {
         self.values.lazy_device()
     }

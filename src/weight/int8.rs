@@ -2,19 +2,15 @@
 
 use std::num::NonZeroUsize;
 
-use burn::module::{
-    AutodiffModule, Content, Devices, HasAutodiffModule, Module, ModuleDisplay, ModuleDisplayDefault, ModuleMapper,
-    ModuleVisitor, Param, ParamId,
-};
-use burn::record::{PrecisionSettings, Record};
-use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData};
 use burn_deepspeed_core::int8::LARGEST;
-use serde::{Deserialize, Serialize};
 
+use super::elements::Elements;
 use super::param::{INITIAL_DEVIATION, given, lazy};
 use crate::element::require_int8;
-use crate::error::{ConfigError, WeightError, check_shape};
+use crate::error::{ConfigError, WeightError};
 
 /// The range of a fresh matrix in standard deviations. Elements outside it, one in 16,000, are clamped.
 const SPAN: f64 = 4.0;
@@ -47,7 +43,8 @@ impl Int8Blocks {
 /// contain -128.
 #[derive(Module, Debug)]
 pub struct Int8Matrix<B: Backend> {
-    elements: Elements<B>,
+    /// The integers, `[out, in]`, with the outputs and inputs of a block.
+    elements: Elements<B, 2, [usize; 2]>,
     scales: Param<Tensor<B, 2>>,
     #[module(skip)]
     dtype: DType,
@@ -123,17 +120,17 @@ impl<B: Backend> Int8Matrix<B> {
         let scale = SPAN * INITIAL_DEVIATION / f64::from(LARGEST);
         let full = move |device: &B::Device| Tensor::full(grid, scale, (device, DType::F32));
         let scales = of_any_grid(lazy(grid, DType::F32, device, full));
-        Self { elements: Elements { values: elements, blocks }, scales, dtype }
+        Self { elements: Elements::new(elements, blocks), scales, dtype }
     }
 
     fn new(elements: Tensor<B, 2, Int>, scales: Tensor<B, 2>, blocks: [usize; 2], dtype: DType) -> Self {
-        let elements = Elements { values: Param::initialized(ParamId::new(), elements), blocks };
+        let elements = Elements::new(Param::initialized(ParamId::new(), elements), blocks);
         Self { elements, scales: of_any_grid(given(scales)), dtype }
     }
 
     /// The integers, `[out, in]`, of type [`DType::I8`].
     pub fn elements(&self) -> Tensor<B, 2, Int> {
-        self.elements.values.val()
+        self.elements.values()
     }
 
     /// The scales, in f32: output `o` and input `i` have `[o / blocks[0], i / blocks[1]]`.
@@ -143,12 +140,12 @@ impl<B: Backend> Int8Matrix<B> {
 
     /// Outputs and inputs of a block.
     pub fn blocks(&self) -> [usize; 2] {
-        self.elements.blocks
+        *self.elements.form()
     }
 
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
-        self.elements.values.lazy_shape().dims()
+        self.elements.shape()
     }
 
     /// Bytes of elements and scales.
@@ -162,7 +159,7 @@ impl<B: Backend> Int8Matrix<B> {
     }
 
     pub(super) fn device(&self) -> B::Device {
-        self.elements.values.lazy_device()
+        self.elements.device()
     }
 
     /// The dequantised matrix, `[out, in]`, in its element type before quantisation.
@@ -216,97 +213,3 @@ fn drawn<B: Backend>([outputs, inputs]: [usize; 2], device: &B::Device) -> Tenso
 fn of_any_grid<B: Backend>(scales: Param<Tensor<B, 2>>) -> Param<Tensor<B, 2>> {
     scales.load_mapper(|loaded: Tensor<B, 2>| loaded.cast(FloatDType::F32)).set_require_grad(false)
 }
-
-/// int8 elements, and the outputs and inputs of a block. They are a separate module because the recorders of Burn 0.21
-/// widen integers to 64 bits; this record keeps the bytes.
-#[derive(Debug, Clone)]
-struct Elements<B: Backend> {
-    values: Param<Tensor<B, 2, Int>>,
-    blocks: [usize; 2],
-}
-
-/// The record of [`Elements`].
-#[derive(Debug, Clone)]
-pub struct ElementsRecord<B: Backend> {
-    values: Param<Tensor<B, 2, Int>>,
-    blocks: [usize; 2],
-}
-
-/// The serialised form of [`ElementsRecord`].
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ElementsItem {
-    id: String,
-    data: TensorData,
-    blocks: [usize; 2],
-}
-
-impl<B: Backend> Record<B> for ElementsRecord<B> {
-    type Item<S: PrecisionSettings> = ElementsItem;
-
-    fn into_item<S: PrecisionSettings>(self) -> Self::Item<S> {
-        let Self { values, blocks } = self;
-        ElementsItem { id: values.id.serialize(), data: values.val().into_data(), blocks }
-    }
-
-    fn from_item<S: PrecisionSettings>(item: Self::Item<S>, device: &B::Device) -> Self {
-        let tensor = Tensor::from_data(item.data, (device, DType::I8));
-        Self { values: Param::initialized(ParamId::deserialize(&item.id), tensor), blocks: item.blocks }
-    }
-}
-
-impl<B: Backend> Module<B> for Elements<B> {
-    type Record = ElementsRecord<B>;
-
-    fn collect_devices(&self, devices: Devices<B>) -> Devices<B> {
-        self.values.collect_devices(devices)
-    }
-
-    fn fork(self, device: &B::Device) -> Self {
-        Self { values: self.values.fork(device), ..self }
-    }
-
-    fn to_device(self, device: &B::Device) -> Self {
-        Self { values: Module::to_device(self.values, device), ..self }
-    }
-
-    fn visit<V: ModuleVisitor<B>>(&self, visitor: &mut V) {
-        Module::visit(&self.values, visitor);
-    }
-
-    fn map<M: ModuleMapper<B>>(self, mapper: &mut M) -> Self {
-        Self { values: Module::map(self.values, mapper), ..self }
-    }
-
-    fn load_record(self, record: Self::Record) -> Self {
-        check_shape("load_record", "parameter of the record", &self.values.lazy_shape(), &record.values.dims());
-        Self { values: record.values, blocks: record.blocks }
-    }
-
-    fn into_record(self) -> Self::Record {
-        ElementsRecord { values: self.values, blocks: self.blocks }
-    }
-}
-
-impl<B: AutodiffBackend> AutodiffModule<B> for Elements<B> {
-    type InnerModule = Elements<B::InnerBackend>;
-
-    fn valid(&self) -> Self::InnerModule {
-        Elements { values: self.values.valid(), blocks: self.blocks }
-    }
-
-    fn from_inner(module: Self::InnerModule) -> Self {
-        Self { values: Param::from_inner(module.values), blocks: module.blocks }
-    }
-}
-
-impl<B: AutodiffBackend> HasAutodiffModule<B> for Elements<B::InnerBackend> {
-    type TrainModule = Elements<B>;
-}
-
-impl<B: Backend> ModuleDisplayDefault for Elements<B> {
-    fn content(&self, content: Content) -> Option<Content> {
-        self.values.content(content)
-    }
-}
-
-impl<B: Backend> ModuleDisplay for Elements<B> {}

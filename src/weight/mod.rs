@@ -1,6 +1,8 @@
-//! The parameters of attention: projections whose matrix is dense or int8, norms, and biases of scores.
+//! The parameters of attention: projections whose matrix is dense, int8 or in blocks, norms, and biases of scores.
 
+mod blocks;
 mod dense;
+mod elements;
 mod group_norm;
 mod int8;
 mod norm;
@@ -11,6 +13,8 @@ mod query_key_norm;
 mod relative_bias;
 mod sinks;
 
+pub use blocks::BlockMatrix;
+pub use burn_deepspeed_core::block::{BlockFormat, RowFormats, RowPart};
 pub use burn_deepspeed_core::layout::Orientation;
 pub use dense::{DenseMatrix, transposed};
 pub use group_norm::GroupNorm;

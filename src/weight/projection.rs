@@ -1,16 +1,18 @@
-//! A projection: a matrix, dense or int8, with its bias.
+//! A projection: a matrix, dense, int8 or in blocks, with its bias.
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::layout::Orientation;
 
+use super::blocks::BlockMatrix;
 use super::dense::DenseMatrix;
 use super::int8::{Int8Blocks, Int8Matrix};
 use super::param::{given, lazy};
 use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError, check_shape};
 
-/// Number of outputs of an int8 matrix that the reference makes dense at a time: enough for an efficient product, with little
+/// Number of outputs of a quantised matrix that the reference makes dense at a time: enough for an efficient product, with little
 /// extra memory.
 const DENSE_OUTPUTS: usize = 1024;
 
@@ -32,6 +34,8 @@ pub enum Matrix<B: Backend> {
     Dense(DenseMatrix<B>),
     /// int8 with scales, always `[out, in]`.
     Int8(Int8Matrix<B>),
+    /// Blocks as a file stores them, always `[out, in]`.
+    Blocks(BlockMatrix<B>),
 }
 
 impl<B: Backend> Weight<B> {
@@ -66,6 +70,24 @@ impl<B: Backend> Weight<B> {
         Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false })
     }
 
+    /// The same with a matrix of blocks, `[out, in]`. A file that is loaded into it keeps the formats of its rows, but for floats where a
+    /// format is `wanted`, to which they are rounded. Until then the matrix is in that format, or f32.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] if the backend does not store bytes; [`ConfigError::BlocksDoNotDivide`];
+    /// [`ConfigError::Unsupported`] for a format that [cannot be written](BlockFormat::can_quantise).
+    pub fn init_blocks(
+        input: usize,
+        output: usize,
+        bias: bool,
+        wanted: Option<BlockFormat>,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        let matrix = Matrix::Blocks(BlockMatrix::init([output, input], wanted, dtype, device)?);
+        Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false })
+    }
+
     /// A projection with these values.
     ///
     /// # Shapes
@@ -86,6 +108,20 @@ impl<B: Backend> Weight<B> {
     /// A projection with an int8 matrix.
     pub(crate) fn of_int8(matrix: Int8Matrix<B>, bias: Option<Tensor<B, 1>>) -> Self {
         Self { matrix: Matrix::Int8(matrix), bias: bias.map(given), rounds_input: false }
+    }
+
+    /// A projection with a matrix of blocks.
+    pub(crate) fn of_blocks(matrix: BlockMatrix<B>, bias: Option<Tensor<B, 1>>) -> Self {
+        Self { matrix: Matrix::Blocks(matrix), bias: bias.map(given), rounds_input: false }
+    }
+
+    /// The same with a matrix of blocks, `[out, in]`; the bias stays as it is.
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`].
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        let matrix = BlockMatrix::quantize(self.input_output().transpose(), format)?;
+        Ok(Self { matrix: Matrix::Blocks(matrix), ..self })
     }
 
     /// The same with an int8 matrix, `[out, in]`; the bias stays as it is.
@@ -126,9 +162,22 @@ impl<B: Backend> Weight<B> {
     /// The matrix, if it is int8.
     pub fn int8(&self) -> Option<&Int8Matrix<B>> {
         match &self.matrix {
-            Matrix::Dense(_) => None,
             Matrix::Int8(matrix) => Some(matrix),
+            Matrix::Dense(_) | Matrix::Blocks(_) => None,
         }
+    }
+
+    /// The matrix, if it is in blocks.
+    pub fn blocks(&self) -> Option<&BlockMatrix<B>> {
+        match &self.matrix {
+            Matrix::Blocks(matrix) => Some(matrix),
+            Matrix::Dense(_) | Matrix::Int8(_) => None,
+        }
+    }
+
+    /// Whether the matrix is dense.
+    pub fn is_dense(&self) -> bool {
+        matches!(self.matrix, Matrix::Dense(_))
     }
 
     /// The device of the parameters, whether or not they are allocated yet.
@@ -136,6 +185,7 @@ impl<B: Backend> Weight<B> {
         match &self.matrix {
             Matrix::Dense(matrix) => matrix.device(),
             Matrix::Int8(matrix) => matrix.device(),
+            Matrix::Blocks(matrix) => matrix.device(),
         }
     }
 
@@ -143,6 +193,10 @@ impl<B: Backend> Weight<B> {
         match &self.matrix {
             Matrix::Dense(matrix) => matrix.features(),
             Matrix::Int8(matrix) => {
+                let [outputs, inputs] = matrix.shape();
+                [inputs, outputs]
+            }
+            Matrix::Blocks(matrix) => {
                 let [outputs, inputs] = matrix.shape();
                 [inputs, outputs]
             }
@@ -159,34 +213,37 @@ impl<B: Backend> Weight<B> {
         self.features()[1]
     }
 
-    /// The element type of a dense matrix; for int8, that of the matrix before it was quantised.
+    /// The element type of a dense matrix; for int8 and blocks, that of its products.
     pub fn dtype(&self) -> DType {
         match &self.matrix {
             Matrix::Dense(matrix) => matrix.values().dtype(),
             Matrix::Int8(matrix) => matrix.dtype(),
+            Matrix::Blocks(matrix) => matrix.dtype(),
         }
     }
 
-    /// The matrix as it is stored, see [`orientation`](Self::orientation); int8 is dequantised.
+    /// The matrix as it is stored, see [`orientation`](Self::orientation); int8 and blocks become dense.
     pub fn matrix(&self) -> Tensor<B, 2> {
         match &self.matrix {
             Matrix::Dense(matrix) => matrix.values(),
             Matrix::Int8(matrix) => matrix.dense(),
+            Matrix::Blocks(matrix) => matrix.dense(),
         }
     }
 
-    /// The matrix in parts of its outputs, each `[in, part]` with elements of `dtype`. An int8 matrix is never dense as a
+    /// The matrix in parts of its outputs, each `[in, part]` with elements of `dtype`. A quantised matrix is never dense as a
     /// whole.
     pub(crate) fn parts(&self, dtype: DType) -> impl Iterator<Item = Tensor<B, 2>> {
         let outputs = self.output_size();
         let most = match &self.matrix {
             Matrix::Dense(_) => outputs,
-            Matrix::Int8(_) => DENSE_OUTPUTS.min(outputs),
+            Matrix::Int8(_) | Matrix::Blocks(_) => DENSE_OUTPUTS.min(outputs),
         };
         (0..outputs.max(1)).step_by(most.max(1)).map(move |start| {
             let part = match &self.matrix {
                 Matrix::Dense(_) => self.input_output(),
                 Matrix::Int8(matrix) => matrix.dense_outputs(start, most.min(outputs - start)).transpose(),
+                Matrix::Blocks(matrix) => matrix.dense_outputs(start, most.min(outputs - start)).transpose(),
             };
             part.cast(dtype)
         })
@@ -210,11 +267,28 @@ impl<B: Backend> Weight<B> {
         self.bias.is_some()
     }
 
-    /// How the matrix is stored. int8 is always `[out, in]`.
+    /// How the matrix is stored. int8 and blocks are always `[out, in]`.
     pub fn orientation(&self) -> Orientation {
         match &self.matrix {
             Matrix::Dense(matrix) => matrix.orientation(),
-            Matrix::Int8(_) => Orientation::OutputInput,
+            Matrix::Int8(_) | Matrix::Blocks(_) => Orientation::OutputInput,
+        }
+    }
+
+    /// The weights of some outputs, in this order, `[outputs, in]`: rows of an embedding. They have the element type of
+    /// [`dtype`](Self::dtype).
+    ///
+    /// # Panics
+    /// If there is no such output.
+    pub fn weights_of(&self, outputs: &[usize]) -> Tensor<B, 2> {
+        let one = |&output: &usize| match &self.matrix {
+            Matrix::Dense(matrix) => matrix.outputs(output, 1).output_input(),
+            Matrix::Int8(matrix) => matrix.dense_outputs(output, 1),
+            Matrix::Blocks(matrix) => matrix.dense_outputs(output, 1),
+        };
+        match outputs.is_empty() {
+            true => Tensor::zeros([0, self.input_size()], (&self.device(), self.dtype())),
+            false => Tensor::cat(outputs.iter().map(one).collect(), 0).cast(self.dtype()),
         }
     }
 
@@ -223,6 +297,7 @@ impl<B: Backend> Weight<B> {
         let matrix = match &self.matrix {
             Matrix::Dense(matrix) => Matrix::Dense(matrix.outputs(start, len)),
             Matrix::Int8(matrix) => Matrix::Int8(matrix.outputs(start, len)),
+            Matrix::Blocks(matrix) => Matrix::Blocks(matrix.outputs(start, len)),
         };
         let bias = self.bias().map(|bias| Param::initialized(ParamId::new(), bias.narrow(0, start, len)));
         Self { matrix, bias, rounds_input: self.rounds_input }

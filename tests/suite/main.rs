@@ -6,6 +6,7 @@ mod common;
 mod allocations;
 mod architecture;
 mod attention;
+mod blocks;
 mod cache;
 mod cache_check;
 mod chat;

@@ -2,6 +2,7 @@
 
 use super::settings::DeepSpeedInferenceConfig;
 use super::values::{NormType, WindowKind};
+use crate::data_type::{DataType, MatrixFormat};
 use crate::error::{ConfigError, Origin};
 use crate::kv_source::KvSource;
 use crate::layout::RotaryLayout;
@@ -39,6 +40,23 @@ impl DeepSpeedInferenceConfig {
         plan(self.heads, self.num_kv.unwrap_or(self.heads), self.mp_size)
     }
 
+    /// An error if matrices should be int8 and in another format as well.
+    fn check_matrix_format(&self) -> Result<(), ConfigError> {
+        let int8 = match (self.dtype == Some(DataType::Int8), self.enable_qkv_quantization) {
+            (true, _) => "`dtype` is a float",
+            (_, true) => "`enable_qkv_quantization` is false",
+            _ => return Ok(()),
+        };
+        match self.matrix_format {
+            MatrixFormat::OfDtype => Ok(()),
+            format => Err(ConfigError::Unsupported {
+                key: "matrix_format".into(),
+                value: format!("\"{format}\""),
+                supported: format!("\"dtype\", unless {int8}"),
+            }),
+        }
+    }
+
     /// Checks every setting and derives the sizes of layer `layer_id` on this rank.
     ///
     /// # Errors
@@ -72,6 +90,7 @@ impl DeepSpeedInferenceConfig {
         if !(self.alibi_factor.is_finite() && self.alibi_factor > 0.0) {
             return Err(out_of_range("alibi_factor", self.alibi_factor, "a number above 0"));
         }
+        self.check_matrix_format()?;
         self.check_queries_and_keys()?;
         self.check_kv_source(layer_id)?;
         if self.min_out_tokens > self.max_out_tokens {

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::values::{MlpActivation, NormType, WindowKind};
-use crate::data_type::{DataType, KvCacheType};
+use crate::data_type::{DataType, KvCacheType, MatrixFormat};
 use crate::kv_source::KvSource;
 use crate::layout::RotaryLayout;
 use crate::position::rotary::RopeScaling;
@@ -168,6 +168,9 @@ settings! {
         /// *Extension.* Element types of the KV cache, for keys and values separately. int8 takes about half the memory of fp16 and
         /// a quarter of that of fp32. In JSON one name for both, or `{ "key": "int8", "value": "fp16" }`.
         kv_cache_dtype [with_kv_cache_dtype]: KvCacheType = KvCacheType::default();
+        /// *Extension.* How the matrices of both projections are kept: as `dtype` says, as a GGUF or another file stores them, or in blocks.
+        /// In JSON `"dtype"`, `"stored"` or a name such as `"q4_0"`. Activations, norms, biases and cache are of `dtype`.
+        matrix_format [with_matrix_format]: MatrixFormat = MatrixFormat::OfDtype;
         /// *Extension.* Features of a head; `None` is `hidden_size / heads`.
         head_dim [with_head_dim]: Option<usize> = None;
         /// *Extension.* Scaling family of the rotary positions, as in a Hugging Face configuration.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::block::BlockFormat;
 use crate::data_type::DataType;
 use crate::spelling::{list, nearest_hint, up_to};
 
@@ -294,6 +295,19 @@ pub enum ConfigError {
         dtype: DataType,
         /// What to do instead.
         remedy: &'static str,
+    },
+    /// The inputs of a matrix are no whole number of blocks.
+    #[error(
+        "a matrix with {inputs} inputs on this rank is no whole number of blocks of {format}, which have {elements} elements; \
+         set `matrix_format` to another format or to \"dtype\""
+    )]
+    BlocksDoNotDivide {
+        /// The format.
+        format: BlockFormat,
+        /// Elements of a block.
+        elements: usize,
+        /// Inputs of the matrix.
+        inputs: usize,
     },
     /// The outputs of an int8 matrix cannot be divided into this number of groups.
     #[error(

@@ -1,20 +1,21 @@
 //! Embeddings of the tokens for each layer, and what a layer adds of them to its output (Gemma 3n and 4).
 
 use burn::module::Module;
-use burn::nn::{Embedding, EmbeddingConfig, Initializer, RmsNormConfig};
+use burn::nn::RmsNormConfig;
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::load::families::LayerInputPaths;
 use burn_deepspeed::load::{HuggingFaceConfig, ParameterReader, WeightNames, WeightPart};
-use burn_deepspeed::weight::{Int8Blocks, Weight};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 use burn_deepspeed::{ConfigError, InferenceBackend, Operations, WeightError};
 
 use super::activation::Activation;
-use super::parts::{Norm, linear, norm, rounded};
+use super::parts::{Norm, embed, embedding, linear, norm, rounded};
 
 /// The inputs of all layers, from the tokens and their embedding.
 #[derive(Module, Debug)]
 pub(super) struct LayerInputs<B: Backend> {
-    tokens: Embedding<B>,
+    /// The embedding, whose outputs are the tokens.
+    tokens: Weight<B>,
     projection: Weight<B>,
     norm: Norm<B>,
     /// Width of the residual stream, and features of a token for one layer.
@@ -40,9 +41,8 @@ impl<B: Backend> LayerInputs<B> {
             let supported = format!("at least {}, the tokens of the vocabulary", config.vocab_size);
             return Err(config.fields()?.unsupported("vocab_size_per_layer_input", &supported));
         }
-        let initializer = Initializer::Normal { mean: 0.0, std: 0.02 };
         Ok(Self {
-            tokens: EmbeddingConfig::new(paths.rows, all).with_initializer(initializer).init(device),
+            tokens: embedding(config, [paths.rows, all], device)?,
             projection: linear(config, [attention.hidden_size, all], false, device)?,
             norm: Norm::Rms(RmsNormConfig::new(paths.size).with_epsilon(attention.layer_norm_eps).init(device)),
             sizes: [attention.hidden_size, paths.size],
@@ -57,9 +57,9 @@ impl<B: Backend> LayerInputs<B> {
         reader: &ParameterReader<'_, B>,
         at: impl Fn(&str) -> String,
     ) -> Result<Self, WeightError> {
-        let names = WeightNames::of(&at(paths.projection));
+        let [tokens, names] = [paths.tokens, paths.projection].map(|path| WeightNames::of(&at(path)));
         Ok(Self {
-            tokens: reader.embedding(self.tokens, &format!("{}.weight", at(paths.tokens)))?,
+            tokens: reader.projection(&self.tokens, &tokens, Orientation::OutputInput, &WeightPart::Whole)?,
             projection: reader.projection(&self.projection, &names, config.layer().orientation, &WeightPart::Whole)?,
             norm: self.norm.read(reader, &config.layer().norm_names(&at(paths.norm)))?,
             ..self
@@ -77,7 +77,7 @@ impl<B: InferenceBackend> LayerInputs<B> {
     /// - output: `[B, T, layers · features]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>, embedded: Tensor<B, 3>) -> Tensor<B, 3> {
         let [hidden, size] = self.sizes;
-        let tokens = self.tokens.forward(ids);
+        let tokens = embed(&self.tokens, ids);
         let factor = rounded((size as f64).sqrt(), tokens.dtype());
         let projected = B::Ops::linear(embedded, &self.projection).div_scalar((hidden as f64).sqrt());
         let [batch, count, all] = projected.dims();

@@ -1,14 +1,14 @@
 //! Reads a Hugging Face checkpoint into the decoder: on several ranks, each its part of it.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 use burn_deepspeed::WeightError;
 use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::load::families::Gate;
 use burn_deepspeed::load::{
     Checkpoint, HuggingFaceConfig, LoadReport, ParameterReader, ReadTensors, WeightNames, WeightPart,
 };
-use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
+use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
 
 use super::Decoder;
 use super::parts::{Norm, paths};
@@ -30,7 +30,8 @@ impl<B: Backend> Decoder<B> {
         let at = |path: &str| format!("{prefix}{path}");
         let table = |path: &str| format!("{prefix}{path}.weight");
 
-        self.tokens = reader.embedding(self.tokens, &table(paths.tokens))?;
+        let tokens = WeightNames::of(&at(paths.tokens));
+        self.tokens = reader.projection(&self.tokens, &tokens, Orientation::OutputInput, &WeightPart::Whole)?;
         if let (Some(module), Some(positions)) = (self.positions.take(), config.family.positions) {
             self.positions = Some(reader.embedding(module, &table(positions.path))?);
         }
@@ -106,20 +107,19 @@ impl<B: Backend> Decoder<B> {
             true => {
                 reader.projection(&self.head, &WeightNames::of(&head), Orientation::OutputInput, &WeightPart::Whole)?
             }
-            false => tied(&self.head, self.tokens.weight.val())?,
+            false => tied(&self.head, &self.tokens)?,
         };
         let report = checkpoint.finish()?;
         Ok((self.no_grad(), report))
     }
 }
 
-/// The head of a model whose output embedding is its input embedding, in the form in which the module stores it. The tensor is
-/// shared where that form is the same.
-fn tied<B: Backend>(head: &Weight<B>, tokens: Tensor<B, 2>) -> Result<Weight<B>, WeightError> {
-    let matrix = match head.orientation() {
-        Orientation::OutputInput => tokens,
-        Orientation::InputOutput => transposed(tokens),
-    };
-    let weight = Weight::new(matrix, None, head.orientation());
-    if head.int8().is_some() { weight.quantize(Int8Blocks::PerOutput) } else { Ok(weight) }
+/// The head of a model whose output embedding is its input embedding. They share the matrix, unless the head is int8.
+fn tied<B: Backend>(head: &Weight<B>, tokens: &Weight<B>) -> Result<Weight<B>, WeightError> {
+    match (head.int8(), tokens.is_dense()) {
+        (Some(_), _) => tokens.clone().quantize(Int8Blocks::PerOutput),
+        // A parameter of its own, which shares the memory.
+        (None, true) => Ok(Weight::new(tokens.matrix(), None, tokens.orientation())),
+        (None, false) => Ok(tokens.clone()),
+    }
 }

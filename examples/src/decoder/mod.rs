@@ -28,12 +28,13 @@ use burn_deepspeed::{
 
 use block::Block;
 use layer_inputs::LayerInputs;
-use parts::{Norm, layer_norm, linear, norm, paths, rounded};
+use parts::{Norm, layer_norm, norm, paths, rounded};
 
 /// A decoder-only language model.
 #[derive(Module, Debug)]
 pub struct Decoder<B: Backend> {
-    tokens: Embedding<B>,
+    /// The embedding, whose outputs are the tokens.
+    tokens: Weight<B>,
     positions: Option<Embedding<B>>,
     embedding_norm: Option<LayerNorm<B>>,
     layer_inputs: Option<LayerInputs<B>>,
@@ -76,13 +77,13 @@ impl<B: Backend> Decoder<B> {
         let layer_inputs = paths.layer_inputs.as_ref();
         let blocks = (0..config.layers).map(|layer| Block::init(config, layer, device)).collect::<Result<_, _>>()?;
         Ok(Self {
-            tokens: embedding(config.vocab_size),
+            tokens: parts::embedding(config, [config.vocab_size, hidden], device)?,
             positions,
             embedding_norm: paths.embedding_norm.map(|_| layer_norm(config, device)),
             layer_inputs: layer_inputs.map(|paths| LayerInputs::init(config, paths, device)).transpose()?,
             blocks,
             final_norm: norm(config, device),
-            head: linear(config, [hidden, config.vocab_size], paths.head_bias, device)?,
+            head: parts::head(config, hidden, paths.head_bias, device)?,
             position_offset,
             factors: Factors {
                 embedding: paths.embedding_factor.of(&fields, hidden)?,
@@ -157,7 +158,7 @@ impl<B: InferenceBackend> Decoder<B> {
         mut step: Option<&mut Step<'_, B>>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
         let [batch, tokens] = ids.dims();
-        let mut x = self.tokens.forward(ids.clone());
+        let mut x = parts::embed(&self.tokens, ids.clone());
         if self.factors.embedding != 1.0 {
             let factor = rounded(self.factors.embedding, x.dtype());
             x = x.mul_scalar(factor);

@@ -2,7 +2,8 @@
 
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
-use burn::tensor::{DType, Tensor, backend::Backend, bf16, f16};
+use burn::tensor::{DType, Int, Tensor, backend::Backend, bf16, f16};
+use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::load::families::DecoderPaths;
 use burn_deepspeed::load::{HuggingFaceConfig, NormNames, ParameterReader};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
@@ -67,9 +68,52 @@ pub(super) fn linear<B: Backend>(
     let attention = config.attention_config(0);
     let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
     let dtype = attention.dtype.of_backend::<B>(device)?;
-    match attention.dtype {
-        Some(DataType::Int8) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
-        _ => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
+    match (attention.dtype, attention.matrix_format) {
+        (Some(DataType::Int8), _) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
+        (_, MatrixFormat::OfDtype) => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
+        (_, format) => Weight::init_blocks(input, output, bias, format.wanted(), dtype, device),
+    }
+}
+
+/// An embedding as the projection that it is the transpose of: in the format of other matrices where that is blocks, and in floats
+/// otherwise.
+pub(super) fn embedding<B: Backend>(
+    config: &HuggingFaceConfig,
+    [rows, features]: [usize; 2],
+    device: &B::Device,
+) -> Result<Weight<B>, ConfigError> {
+    let attention = config.attention_config(0);
+    let dtype = attention.dtype.of_backend::<B>(device)?;
+    match attention.matrix_format {
+        MatrixFormat::OfDtype => Ok(Weight::init(features, rows, false, Orientation::OutputInput, dtype, device)),
+        format => Weight::init_blocks(features, rows, false, format.wanted(), dtype, device),
+    }
+}
+
+/// The features of tokens.
+///
+/// # Shapes
+/// - ids: `[B, T]`, output: `[B, T, features]`
+pub(super) fn embed<B: Backend>(table: &Weight<B>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+    if table.is_dense() {
+        return burn::tensor::module::embedding(table.matrix(), ids);
+    }
+    let [batch, tokens] = ids.dims();
+    let rows: Vec<usize> = ids.into_data().iter::<i64>().map(|id| id as usize).collect();
+    table.weights_of(&rows).reshape([batch, tokens, table.input_size()])
+}
+
+/// The output embedding. One that is the input embedding is stored in the same way.
+pub(super) fn head<B: Backend>(
+    config: &HuggingFaceConfig,
+    hidden: usize,
+    bias: bool,
+    device: &B::Device,
+) -> Result<Weight<B>, ConfigError> {
+    let int8 = config.attention_config(0).dtype == Some(DataType::Int8);
+    match config.tie_word_embeddings && !bias && !int8 {
+        true => embedding(config, [config.vocab_size, hidden], device),
+        false => linear(config, [hidden, config.vocab_size], bias, device),
     }
 }
 

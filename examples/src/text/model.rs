@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{Int, Tensor, backend::Backend};
+use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::load::{Checkpoint, ConfigOptions, Gguf, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::spec::AttentionSpec;
@@ -22,6 +23,8 @@ use crate::{Failure, on_backend};
 pub struct Options {
     /// Element type of weights and activations. Default: fp32.
     pub dtype: DataType,
+    /// How matrices and embeddings are kept. Default: as `dtype` says.
+    pub matrices: MatrixFormat,
     /// Element types of cached keys and values. Default: that of the activations.
     pub kv_cache: KvCacheType,
     /// The rank that this model is one part of. Default: `None`, the whole model.
@@ -38,6 +41,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             dtype: DataType::Fp32,
+            matrices: MatrixFormat::OfDtype,
             kv_cache: KvCacheType::default(),
             rank: None,
             uneven_heads: false,
@@ -51,6 +55,7 @@ impl Options {
     /// The settings of attention under these options.
     fn applied_to(&self, attention: DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
         let attention = attention.with_kv_cache_dtype(self.kv_cache).with_uneven_heads(self.uneven_heads);
+        let attention = attention.with_matrix_format(self.matrices);
         match &self.rank {
             Some(communicator) => attention.for_rank_of(&**communicator),
             None => attention,

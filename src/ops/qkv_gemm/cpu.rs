@@ -1,16 +1,19 @@
 //! Norm and projections on the CPU kernels.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
-    Int8Matrix as Int8Problem, Matrix, Product, has_rounded, product, rounded_product,
+    BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, block_product,
+    has_rounded, product, rounded_product,
 };
 
 use super::reference::{QkvGemmOutput, reference};
 use crate::error::check_shape;
 use crate::ops::cpu::{InMemory, tensor, with_vector};
 use crate::ops::projection::{self, check_types};
-use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{BlockMatrix, DenseMatrix, FusedNorm, Int8Matrix, Matrix, QkvWeight, SeparateQkv, Weight};
 
 /// [`Operations::qkv_gemm`](crate::ops::Operations::qkv_gemm) for backends on the CPU.
 pub(crate) fn qkv_gemm<B: InMemory>(
@@ -93,15 +96,23 @@ fn products<B: InMemory>(
         for weight in weights {
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
             let bias = weight.bias().filter(|_| with_bias);
-            with_vector(bias.as_ref(), |bias| match weight.int8() {
-                Some(int8) => with_int8(int8, |matrix| {
+            with_vector(bias.as_ref(), |bias| match weight.stored() {
+                Matrix::Int8(int8) => with_int8(int8, |matrix| {
                     let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
                     let rounded = weight.rounds_input() && has_rounded();
                     if rounded { rounded_product(&problem, &mut output) } else { product(&problem, &mut output) }
                 }),
-                None => with_matrix(operation, weight, |matrix| {
-                    product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
+                    let (first, bias) = (first + outputs.start, bias.map(|bias| &bias[outputs]));
+                    let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
+                    block_product(&problem, &mut output);
                 }),
+                Matrix::Dense(matrix) => {
+                    check_types(operation, DType::F32, weight);
+                    with_matrix(matrix, |matrix| {
+                        product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                    });
+                }
             });
             first += weight.output_size();
         }
@@ -110,12 +121,22 @@ fn products<B: InMemory>(
 }
 
 /// Reads a dense matrix in place.
-fn with_matrix<B: InMemory, R>(operation: &str, weight: &Weight<B>, read: impl FnOnce(Matrix<'_>) -> R) -> R {
-    check_types(operation, DType::F32, weight);
-    let matrix = weight.input_output();
-    B::with_elements(&matrix, |matrix| {
-        let ([inputs, outputs], [input_stride, output_stride]) = (matrix.shape, matrix.strides);
-        read(Matrix { elements: &matrix.elements, inputs, outputs, input_stride, output_stride })
+fn with_matrix<B: InMemory, R>(matrix: &DenseMatrix<B>, read: impl FnOnce(DenseProblem<'_>) -> R) -> R {
+    B::with_elements(&matrix.output_input(), |matrix| {
+        let ([outputs, inputs], [output_stride, input_stride]) = (matrix.shape, matrix.strides);
+        read(DenseProblem { elements: &matrix.elements, inputs, outputs, input_stride, output_stride })
+    })
+}
+
+/// Reads a matrix of blocks in place: outputs of one format at a time.
+fn with_blocks<B: InMemory>(matrix: &BlockMatrix<B>, mut read: impl FnMut(Range<usize>, BlockProblem<'_>)) {
+    let inputs = matrix.formats().inputs();
+    B::with_int8(&matrix.bytes(), |bytes| {
+        let bytes: &[u8] = bytemuck::cast_slice(bytes);
+        for part in matrix.formats().parts() {
+            let (format, outputs) = (part.format, part.outputs.len());
+            read(part.outputs, BlockProblem { format, blocks: &bytes[part.bytes], inputs, outputs });
+        }
     })
 }
 

@@ -7,7 +7,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::load::families::{ExpertSizes, ExpertWeights, GroupScores, GroupedRouting, Routing, SharedExpert};
 use burn_deepspeed::load::{Checkpoint, HuggingFaceConfig, ParameterReader, ReadTensors, WeightNames, WeightPart};
-use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight, transposed};
+use burn_deepspeed::weight::{BlockFormat, Int8Blocks, Orientation, Weight, transposed};
 use burn_deepspeed::{OfBackend, WeightError};
 
 use super::{Experts, GatedMlp, Shared, score_type};
@@ -131,6 +131,10 @@ impl<B: Backend> Layer<'_, B> {
         let matrix = matrix.reshape([input, output]);
         if module.int8().is_some() {
             return Weight::new(matrix, bias, Orientation::InputOutput).quantize(Int8Blocks::PerOutput);
+        }
+        if let Some(blocks) = module.blocks() {
+            let format = blocks.wanted().unwrap_or(BlockFormat::F32);
+            return Weight::new(matrix, bias, Orientation::InputOutput).quantize_blocks(format);
         }
         Ok(match module.orientation() {
             Orientation::InputOutput => Weight::new(matrix, bias, Orientation::InputOutput),

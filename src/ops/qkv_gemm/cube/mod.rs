@@ -1,4 +1,5 @@
-//! Projections on CubeCL: for a few rows one kernel that includes norm and bias, for many a norm kernel and Burn's matmul.
+//! Projections on CubeCL: for a few rows one kernel that includes norm and bias, for many rows, and matrices of blocks, a norm kernel and
+//! Burn's matmul.
 
 mod exact_matmul;
 mod gemv;
@@ -34,7 +35,7 @@ pub(crate) fn qkv_gemm<B: CubeDevice>(
         QkvWeight::Fused(weight) => vec![weight],
         QkvWeight::Separate(SeparateQkv { query, key, value }) => vec![query, key, value],
     };
-    if batch * tokens <= MOST_ROWS {
+    if batch * tokens <= MOST_ROWS && weights.iter().all(|weight| weight.blocks().is_none()) {
         let (qkv, normed) = project_few("qkv_gemm", input.clone(), norm, &weights, true, want_norm && norm.is_some());
         return QkvGemmOutput { qkv, inp_norm: want_norm.then(|| normed.unwrap_or(input)) };
     }
@@ -62,14 +63,15 @@ pub(crate) fn project<B: CubeDevice>(
         let dtype = input.dtype();
         return projection::project(operation, input, weight, weight.bias().filter(|_| bias), dtype);
     }
-    match rows <= MOST_ROWS {
+    match rows <= MOST_ROWS && weight.blocks().is_none() {
         true => project_few(operation, input, None, &[weight], bias, false).0,
         false => project_many(operation, input, weight, bias),
     }
 }
 
 /// Burn's matmul, which accumulates half types in f32 and reads a transposed matrix in place. On devices with TF32 it would
-/// round f32 to that, so there the product is [`exact_matmul`]. int8 weights are rounded to the element type of the input.
+/// round f32 to that, so there the product is [`exact_matmul`]. int8 weights, and those of blocks, are rounded to the element type
+/// of the input.
 fn project_many<B: CubeDevice>(operation: &str, input: Tensor<B, 3>, weight: &Weight<B>, bias: bool) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, width]);

@@ -1,0 +1,185 @@
+//! A matrix of blocks, as a file stores it.
+
+use burn::module::{Module, Param, ParamId};
+use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData, backend::Backend};
+use burn_deepspeed_core::block::{BlockFormat, BlockRows, RowFormats};
+
+use super::elements::Elements;
+use super::param::{INITIAL_DEVIATION, lazy};
+use crate::element::require_int8;
+use crate::error::{ConfigError, WeightError};
+
+/// A matrix `[out, in]` whose rows are in [blocks](BlockFormat). Rows may differ in their format: in a fused projection of a GGUF file
+/// the values often have more bits than the queries.
+///
+/// The CPU kernels multiply blocks as they are. The reference, which the CubeCL backends run, makes a part of the outputs dense on the host
+/// at a time.
+#[derive(Module, Debug)]
+pub struct BlockMatrix<B: Backend> {
+    elements: Elements<B, 1, RowFormats>,
+    /// One float. Burn 0.21 takes an `Option` of a module without floats for a constant, and loads no record into it.
+    float: Param<Tensor<B, 1>>,
+    #[module(skip)]
+    wanted: Option<BlockFormat>,
+    #[module(skip)]
+    dtype: DType,
+}
+
+impl<B: Backend> BlockMatrix<B> {
+    /// Rounds a dense matrix, `[out, in]`, to blocks.
+    ///
+    /// # Errors
+    /// [`WeightError::NotFinite`]; [`ConfigError::BlocksDoNotDivide`]; [`ConfigError::UnsupportedDataType`] if the backend does not store
+    /// bytes; [`ConfigError::Unsupported`] for a format that [cannot be written](BlockFormat::can_quantise).
+    pub fn quantize(matrix: Tensor<B, 2>, format: BlockFormat) -> Result<Self, WeightError> {
+        let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
+        check::<B>(Some(format), inputs, &device)?;
+        let values: Vec<f32> = matrix.cast(FloatDType::F32).into_data().iter().collect();
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });
+        }
+        let rows = BlockRows::quantise(&values, [outputs, inputs], format).ok_or(divide(format, inputs))?;
+        Ok(Self::from_rows(rows, Some(format), dtype, &device)?)
+    }
+
+    /// A matrix of these rows. Products and the dense matrix have elements of `dtype`. Of a file that is loaded into it, floats are
+    /// rounded to `wanted`.
+    ///
+    /// # Errors
+    /// [`ConfigError::UnsupportedDataType`] if the backend does not store bytes.
+    ///
+    /// # Panics
+    /// If the bytes are not those of the rows.
+    pub(crate) fn from_rows(
+        BlockRows { formats, bytes }: BlockRows,
+        wanted: Option<BlockFormat>,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        require_int8::<B>(device)?;
+        assert!(bytes.len() == formats.bytes(), "BlockMatrix: {} bytes for {}", bytes.len(), formats.bytes());
+        Ok(Self::new(of_bytes(bytes, device), formats, wanted, dtype))
+    }
+
+    fn new(bytes: Tensor<B, 1, Int>, formats: RowFormats, wanted: Option<BlockFormat>, dtype: DType) -> Self {
+        let float = one_float(&bytes.device());
+        let elements = Elements::new(Param::initialized(ParamId::new(), bytes), formats);
+        Self { elements, float, wanted, dtype }
+    }
+
+    /// A fresh matrix of this shape, in the wanted format or f32, distributed like a dense one. Memory is allocated when it is first
+    /// read.
+    ///
+    /// # Errors
+    /// Those of [`quantize`](Self::quantize) that concern the format.
+    pub(super) fn init(
+        shape: [usize; 2],
+        wanted: Option<BlockFormat>,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        check::<B>(wanted, shape[1], device)?;
+        let format = wanted.unwrap_or(BlockFormat::F32);
+        let formats = RowFormats::uniform(format, shape).ok_or(divide(format, shape[1]))?;
+        let ready = move |device: &B::Device, _| drawn(shape, format, device);
+        let values = Param::uninitialized(ParamId::new(), ready, device.clone(), false, [formats.bytes()].into());
+        Ok(Self { elements: Elements::new(values, formats), float: one_float(device), wanted, dtype })
+    }
+
+    /// The bytes of all rows, of type [`DType::I8`].
+    pub fn bytes(&self) -> Tensor<B, 1, Int> {
+        self.elements.values()
+    }
+
+    /// The formats of the rows, and where each is in the bytes.
+    pub fn formats(&self) -> &RowFormats {
+        self.elements.form()
+    }
+
+    /// The format that floats of a file are rounded to; `None` if every row stays as it is stored.
+    pub fn wanted(&self) -> Option<BlockFormat> {
+        self.wanted
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.formats().outputs(), self.formats().inputs()]
+    }
+
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub(super) fn device(&self) -> B::Device {
+        self.elements.device()
+    }
+
+    /// The dense matrix, `[out, in]`, in the element type of products.
+    pub fn dense(&self) -> Tensor<B, 2> {
+        self.dense_outputs(0, self.shape()[0]).cast(self.dtype)
+    }
+
+    /// The outputs `start..start + len` of the dense matrix, `[len, in]`, in f32.
+    pub(super) fn dense_outputs(&self, start: usize, len: usize) -> Tensor<B, 2> {
+        let [_, inputs] = self.shape();
+        let rows = self.outputs(start, len).rows();
+        let mut values = vec![0.0; len * inputs];
+        for part in rows.formats.parts() {
+            let places = &mut values[part.outputs.start * inputs..part.outputs.end * inputs];
+            part.format.dequantise(&rows.bytes[part.bytes], places);
+        }
+        Tensor::from_data(TensorData::new(values, [len, inputs]), (&self.device(), DType::F32))
+    }
+
+    /// The rows, on the host.
+    pub(crate) fn rows(&self) -> BlockRows {
+        let data = self.bytes().into_data().convert_dtype(DType::I8);
+        BlockRows { formats: self.formats().clone(), bytes: data.bytes.to_vec() }
+    }
+
+    /// The outputs `start..start + len`.
+    pub(super) fn outputs(&self, start: usize, len: usize) -> Self {
+        let (formats, bytes) = self.formats().narrow(start..start + len);
+        let own = self.bytes().narrow(0, bytes.start, bytes.len());
+        Self::new(own, formats, self.wanted, self.dtype)
+    }
+}
+
+fn one_float<B: Backend>(device: &B::Device) -> Param<Tensor<B, 1>> {
+    lazy([1], DType::F32, device, |device| Tensor::ones([1], (device, DType::F32))).set_require_grad(false)
+}
+
+fn of_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Tensor<B, 1, Int> {
+    let len = bytes.len();
+    Tensor::from_data(TensorData::from_bytes_vec(bytes, [len], DType::I8), (device, DType::I8))
+}
+
+/// An error unless rows of `inputs` elements can be written in the format, and stored.
+fn check<B: Backend>(wanted: Option<BlockFormat>, inputs: usize, device: &B::Device) -> Result<(), ConfigError> {
+    require_int8::<B>(device)?;
+    let Some(format) = wanted else { return Ok(()) };
+    if !format.can_quantise() {
+        let (key, value) = ("matrix_format".into(), String::from(format));
+        let supported = "formats of blocks of 32 elements; those of 256 are read from files".into();
+        return Err(ConfigError::Unsupported { key, value, supported });
+    }
+    format.row_bytes(inputs).map(|_| ()).ok_or(divide(format, inputs))
+}
+
+fn divide(format: BlockFormat, inputs: usize) -> ConfigError {
+    ConfigError::BlocksDoNotDivide { format, elements: format.elements(), inputs }
+}
+
+/// Normally distributed elements, drawn and rounded in batches of rows.
+fn drawn<B: Backend>([outputs, inputs]: [usize; 2], format: BlockFormat, device: &B::Device) -> Tensor<B, 1, Int> {
+    /// Elements that are drawn at a time.
+    const BATCH: usize = 1 << 20;
+    let rows = (BATCH / inputs.max(1)).max(1);
+    let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
+    let mut bytes = Vec::with_capacity(outputs * (inputs / format.elements()) * format.bytes());
+    for first in (0..outputs).step_by(rows) {
+        let some = Tensor::<B, 2>::random([rows.min(outputs - first), inputs], normal, (device, DType::F32));
+        bytes.extend(format.quantise(&some.into_data().iter::<f32>().collect::<Vec<_>>()));
+    }
+    of_bytes(bytes, device)
+}

@@ -1,0 +1,194 @@
+//! Matrices of blocks: products, parts, records, and what is kept of a file.
+
+use std::fs;
+
+use burn::module::Module;
+use burn::record::{BinFileRecorder, FileRecorder, FullPrecisionSettings, HalfPrecisionSettings, NamedMpkFileRecorder};
+use burn::tensor::{DType, Tensor};
+use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::load::{Checkpoint, ParameterReader, WeightNames, WeightPart};
+use burn_deepspeed::weight::{BlockFormat, BlockMatrix, Orientation, QkvWeight, SeparateQkv, Weight};
+use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, Operations, WeightError};
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::common::{assert_near, exact_product, on_each_backend, seeded, values};
+
+const OUTPUTS: usize = 29;
+const INPUTS: usize = 96;
+
+fn writable() -> impl Iterator<Item = BlockFormat> {
+    BlockFormat::ALL.into_iter().filter(|format| format.can_quantise())
+}
+
+fn dense<B: InferenceBackend>(seed: u64) -> Weight<B> {
+    Weight::new(seeded([OUTPUTS, INPUTS], seed), Some(seeded([OUTPUTS], seed + 1)), Orientation::OutputInput)
+}
+
+/// One row and a few are rounded to 16 bits on the CPU, and more are not.
+fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
+    for format in writable() {
+        let weight = dense::<B>(1).quantize_blocks(format).unwrap();
+        let found = weight.blocks().map(|blocks| (blocks.shape(), blocks.formats().bytes()));
+        assert_eq!(found, Some(([OUTPUTS, INPUTS], OUTPUTS * format.row_bytes(INPUTS).unwrap())));
+        for tokens in [1, 2, 8, 9, 40] {
+            let input = seeded::<B, 3>([2, tokens, INPUTS], 3);
+            let expected = exact_product(input.clone(), weight.input_output());
+            assert_near(B::Ops::vector_matmul(input.clone(), &weight), expected.clone(), 1e-3);
+            let bias = weight.bias().unwrap().unsqueeze();
+            assert_near(B::Ops::linear(input, &weight), expected + bias, 1e-3);
+        }
+        let none = Tensor::<B, 3>::zeros([0, 3, INPUTS], &Default::default());
+        assert_eq!(B::Ops::linear(none, &weight).dims(), [0, 3, OUTPUTS]);
+    }
+}
+
+/// A fused projection whose parts have several formats is the concatenation of separate ones.
+fn separate_projections_of_several_formats_are_one_product<B: InferenceBackend>() {
+    let part = |seed, format| dense::<B>(seed).quantize_blocks(format).unwrap();
+    let [query, key, value] =
+        [(1, BlockFormat::Q4_0), (3, BlockFormat::Q8_0), (5, BlockFormat::BF16)].map(|(a, b)| part(a, b));
+    let input = seeded::<B, 3>([1, 3, INPUTS], 7);
+    let each = [&query, &key, &value].map(|weight| B::Ops::linear(input.clone(), weight));
+    let qkv = QkvWeight::Separate(SeparateQkv { query, key, value });
+    let output = B::Ops::qkv_gemm(input, None, &qkv, false).qkv;
+    assert_near(output, Tensor::cat(each.to_vec(), 2), 0.0);
+}
+
+fn parts_and_rows_are_those_of_the_dense_matrix<B: InferenceBackend>() {
+    for format in [BlockFormat::Q5_1, BlockFormat::MXFP4, BlockFormat::F16] {
+        let weight = dense::<B>(1).quantize_blocks(format).unwrap();
+        let part = weight.outputs(3, 11);
+        assert_eq!(values(part.matrix()), values(weight.matrix().narrow(0, 3, 11)));
+        assert_eq!(values(part.bias().unwrap()), values(weight.bias().unwrap().narrow(0, 3, 11)));
+        let rows = weight.weights_of(&[28, 0, 28]);
+        let expected = [28, 0, 28].map(|row| weight.matrix().narrow(0, row, 1)).to_vec();
+        assert_eq!(values(rows), values(Tensor::cat(expected, 0)));
+        assert_eq!(weight.weights_of(&[]).dims(), [0, INPUTS]);
+    }
+    let dense = dense::<B>(1);
+    assert_eq!(values(dense.weights_of(&[4])), values(dense.matrix().narrow(0, 4, 1)));
+}
+
+/// The record says which formats its rows have. Without a bias, and in an `Option`, as well.
+fn records_keep_the_bytes<B: InferenceBackend>() {
+    fn check<B: InferenceBackend, R: FileRecorder<B>>(recorder: &R) {
+        let folder = tempfile::tempdir().unwrap();
+        let weight = dense::<B>(1).quantize_blocks(BlockFormat::Q5_0).unwrap();
+        weight.clone().save_file(folder.path().join("weight"), recorder).unwrap();
+        let device = Default::default();
+        let fresh = Weight::<B>::init_blocks(INPUTS, OUTPUTS, true, None, DType::F32, &device).unwrap();
+        let read = fresh.load_file(folder.path().join("weight"), recorder, &device).unwrap();
+        let alone =
+            Weight::new(weight.matrix(), None, Orientation::OutputInput).quantize_blocks(BlockFormat::Q4_0).unwrap();
+        Some(alone.clone()).save_file(folder.path().join("alone"), recorder).unwrap();
+        let fresh = Weight::<B>::init_blocks(INPUTS, OUTPUTS, false, None, DType::F32, &device).unwrap();
+        let found = Some(fresh).load_file(folder.path().join("alone"), recorder, &device).unwrap().unwrap();
+        assert_eq!(values(found.matrix()), values(alone.matrix()));
+        let bytes = |weight: &Weight<B>| weight.blocks().unwrap().bytes().into_data();
+        assert_eq!(bytes(&read), bytes(&weight));
+        assert_eq!(values(read.matrix()), values(weight.matrix()));
+    }
+    check::<B, _>(&NamedMpkFileRecorder::<FullPrecisionSettings>::default());
+    check::<B, _>(&BinFileRecorder::<HalfPrecisionSettings>::default());
+}
+
+/// Writes a matrix in this type, as it is and transposed, and its bias in f32.
+fn file(folder: &std::path::Path, matrix: &[f32], bias: &[f32], dtype: Dtype) -> std::path::PathBuf {
+    let bytes = |value: &f32| match dtype {
+        Dtype::F16 => half::f16::from_f32(*value).to_le_bytes().to_vec(),
+        Dtype::BF16 => half::bf16::from_f32(*value).to_le_bytes().to_vec(),
+        _ => value.to_le_bytes().to_vec(),
+    };
+    let [own, bias_bytes]: [Vec<u8>; 2] =
+        [matrix.iter().flat_map(bytes).collect(), bias.iter().flat_map(|value| value.to_le_bytes()).collect()];
+    let across = (0..INPUTS * OUTPUTS).map(|at| matrix[at % OUTPUTS * INPUTS + at / OUTPUTS]);
+    let across: Vec<u8> = across.flat_map(|value| bytes(&value)).collect();
+    let view = |dtype, shape: &[usize], bytes| TensorView::new(dtype, shape.to_vec(), bytes).unwrap();
+    let tensors = [
+        ("w.weight", view(dtype, &[OUTPUTS, INPUTS], &own)),
+        ("t.weight", view(dtype, &[INPUTS, OUTPUTS], &across)),
+        ("w.bias", view(Dtype::F32, &[OUTPUTS], &bias_bytes)),
+        ("t.bias", view(Dtype::F32, &[OUTPUTS], &bias_bytes)),
+    ];
+    let path = folder.join("model.safetensors");
+    fs::write(&path, safetensors::serialize(tensors, None).unwrap()).unwrap();
+    path
+}
+
+/// Floats stay in their type, or are rounded to what is wanted, in both orientations and in parts.
+fn floats_of_a_file_stay_or_are_rounded<B: InferenceBackend>() {
+    let device = Default::default();
+    let (matrix, bias) = (values(seeded::<B, 2>([OUTPUTS, INPUTS], 1)), values(seeded::<B, 1>([OUTPUTS], 2)));
+    let [matrix, bias]: [Vec<f32>; 2] = [matrix, bias].map(|all| all.into_iter().map(|value| value as f32).collect());
+    for (dtype, own) in
+        [(Dtype::F32, BlockFormat::F32), (Dtype::F16, BlockFormat::F16), (Dtype::BF16, BlockFormat::BF16)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let checkpoint = Checkpoint::open(file(folder.path(), &matrix, &bias, dtype)).unwrap();
+        let reader = ParameterReader::<B>::new(&checkpoint, DType::F32, &device);
+        for (name, orientation) in [("w", Orientation::OutputInput), ("t", Orientation::InputOutput)] {
+            for wanted in [None, Some(BlockFormat::Q8_0), Some(BlockFormat::F16)] {
+                let parts = [
+                    (WeightPart::Whole, [OUTPUTS, INPUTS]),
+                    (WeightPart::Outputs { own: 5..17, all: OUTPUTS }, [12, INPUTS]),
+                    (WeightPart::Inputs { own: 32..96, all: INPUTS }, [OUTPUTS, 64]),
+                ];
+                for (part, [outputs, inputs]) in parts {
+                    let fresh = Weight::<B>::init_blocks(inputs, outputs, true, wanted, DType::F32, &device).unwrap();
+                    let read = reader.projection(&fresh, &WeightNames::of(name), orientation, &part).unwrap();
+                    let module =
+                        Weight::<B>::init(inputs, outputs, true, Orientation::OutputInput, DType::F32, &device);
+                    let exact = reader.projection(&module, &WeightNames::of(name), orientation, &part).unwrap();
+                    let formats: Vec<_> = read.blocks().unwrap().formats().parts().map(|part| part.format).collect();
+                    assert_eq!(formats, [wanted.unwrap_or(own)]);
+                    let expected = match wanted {
+                        Some(format) => exact.clone().quantize_blocks(format).unwrap().matrix(),
+                        None => exact.matrix(),
+                    };
+                    assert_eq!(values(read.matrix()), values(expected), "{own}, {name}, {wanted:?}, {part:?}");
+                    assert_eq!(read.bias().map(values), exact.bias().map(values));
+                }
+            }
+        }
+    }
+}
+
+/// The settings of a layer say in which format its matrices are.
+fn a_configuration_names_the_format<B: InferenceBackend>() {
+    let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
+    let config = config.with_matrix_format(MatrixFormat::Blocks(BlockFormat::Q4_1));
+    let attention = config.init_self_attention::<B>(0, &Default::default()).unwrap();
+    let formats = [attention.qkv().first(), attention.output()].map(|weight| weight.blocks().unwrap().wanted());
+    assert_eq!(formats, [Some(BlockFormat::Q4_1); 2]);
+
+    let error = config.clone().with_hidden_size(40).init_self_attention::<B>(0, &Default::default()).unwrap_err();
+    assert!(error.to_string().contains("40 inputs") && error.to_string().contains("Q4_1"), "{error}");
+    let error = config.clone().with_dtype(DataType::Int8).resolve(0).unwrap_err().to_string();
+    assert!(error.contains("`matrix_format` is \"q4_1\"") && error.contains("`dtype` is a float"), "{error}");
+    let json = r#"{ "hidden_size": 64, "heads": 4, "dtype": "fp32", "matrix_format": "q4_1" }"#;
+    assert_eq!(DeepSpeedInferenceConfig::from_json_str(json), Ok(config));
+    let json = json.replace("q4_1", "q4_k");
+    let error = DeepSpeedInferenceConfig::from_json_str(&json).unwrap_err().to_string();
+    assert!(error.contains("q4_k") && error.contains("stored"), "{error}");
+}
+
+fn what_cannot_be_rounded_is_an_error<B: InferenceBackend>() {
+    let matrix = seeded::<B, 2>([3, 64], 1);
+    let bad = matrix.clone().slice_assign([1..2, 40..41], Tensor::full([1, 1], f32::NAN, &Default::default()));
+    let error = BlockMatrix::quantize(bad, BlockFormat::Q4_0).unwrap_err();
+    assert!(matches!(error, WeightError::NotFinite { output: 1, input: 40 }), "{error}");
+    let error = BlockMatrix::quantize(matrix.clone(), BlockFormat::Q4_K).unwrap_err().to_string();
+    assert!(error.contains("q4_k") && error.contains("32 elements"), "{error}");
+    let error = BlockMatrix::quantize(matrix.narrow(1, 0, 40), BlockFormat::Q4_0).unwrap_err().to_string();
+    assert!(error.contains("40 inputs"), "{error}");
+}
+
+on_each_backend!(
+    products_are_those_of_the_dense_matrix,
+    separate_projections_of_several_formats_are_one_product,
+    parts_and_rows_are_those_of_the_dense_matrix,
+    records_keep_the_bytes,
+    floats_of_a_file_stay_or_are_rounded,
+    a_configuration_names_the_format,
+    what_cannot_be_rounded_is_an_error,
+);
