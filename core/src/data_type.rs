@@ -1,13 +1,11 @@
 //! The element types that a configuration names.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::block::BlockFormat;
 use crate::element::ElementType;
-use crate::error::ConfigError;
 
 /// Element type of weights, activations and KV cache; DeepSpeed's `dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -66,33 +64,6 @@ impl MatrixFormat {
             Self::Blocks(format) => Some(format),
             Self::OfDtype | Self::Stored => None,
         }
-    }
-}
-
-impl FromStr for MatrixFormat {
-    type Err = ConfigError;
-
-    /// Reads `dtype`, `stored`, or the name of a [format](BlockFormat) that floats can be rounded to.
-    fn from_str(name: &str) -> Result<Self, ConfigError> {
-        let blocks = |name: &str| name.parse().ok().filter(|format: &BlockFormat| format.can_quantise());
-        match name {
-            "dtype" => Ok(Self::OfDtype),
-            "stored" => Ok(Self::Stored),
-            name => blocks(name).map(Self::Blocks).ok_or_else(|| {
-                let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
-                let formats: Vec<String> = formats.collect();
-                let (key, value) = ("matrix_format".into(), format!("`{name}`"));
-                ConfigError::UnknownValue { key, value, accepted: format!("dtype, stored, {}", formats.join(", ")) }
-            }),
-        }
-    }
-}
-
-impl TryFrom<String> for MatrixFormat {
-    type Error = ConfigError;
-
-    fn try_from(name: String) -> Result<Self, ConfigError> {
-        name.parse()
     }
 }
 

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::scale::scale;
 use super::{floats, nibbles, quantise, super_blocks};
-use crate::error::ConfigError;
 
 /// A format of blocks, under its name in `ggml`. Elements of a block are consecutive in a row, and a row is a whole number of blocks.
 /// A float is a block of one element.
@@ -166,23 +165,29 @@ impl BlockFormat {
     }
 }
 
+/// A name that no format has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no format of blocks; known are {known}", known = known())]
+pub struct UnknownFormat(pub String);
+
+fn known() -> String {
+    BlockFormat::ALL.map(String::from).join(", ")
+}
+
 impl FromStr for BlockFormat {
-    type Err = ConfigError;
+    type Err = UnknownFormat;
 
     /// Reads a name in any case: `Q4_K`, `q4_k`.
-    fn from_str(name: &str) -> Result<Self, ConfigError> {
-        Self::ALL.into_iter().find(|format| format.to_string().eq_ignore_ascii_case(name)).ok_or_else(|| {
-            let names: Vec<String> = Self::ALL.iter().map(|format| format.to_string().to_lowercase()).collect();
-            let (key, value) = ("format".into(), format!("`{name}`"));
-            ConfigError::UnknownValue { key, value, accepted: names.join(", ") }
-        })
+    fn from_str(name: &str) -> Result<Self, UnknownFormat> {
+        let own = Self::ALL.into_iter().find(|format| format.to_string().eq_ignore_ascii_case(name));
+        own.ok_or_else(|| UnknownFormat(name.into()))
     }
 }
 
 impl TryFrom<String> for BlockFormat {
-    type Error = ConfigError;
+    type Error = UnknownFormat;
 
-    fn try_from(name: String) -> Result<Self, ConfigError> {
+    fn try_from(name: String) -> Result<Self, UnknownFormat> {
         name.parse()
     }
 }

@@ -10,6 +10,6 @@ mod rows;
 mod scale;
 mod super_blocks;
 
-pub use format::BlockFormat;
+pub use format::{BlockFormat, UnknownFormat};
 pub use nibbles::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
 pub use rows::{BlockRows, RowFormats, RowPart};

@@ -1,8 +1,11 @@
 //! The values that a setting takes, where it is not a number.
 
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
-use crate::data_type::DataType;
+use crate::block::BlockFormat;
+use crate::data_type::{DataType, MatrixFormat};
 use crate::error::ConfigError;
 
 impl DataType {
@@ -31,6 +34,33 @@ impl DataType {
                 accepted: "fp32, fp16, bf16 or int8".into(),
             }
         })
+    }
+}
+
+impl FromStr for MatrixFormat {
+    type Err = ConfigError;
+
+    /// Reads `dtype`, `stored`, or the name of a [format](BlockFormat) that floats can be rounded to.
+    fn from_str(name: &str) -> Result<Self, ConfigError> {
+        let blocks = |name: &str| name.parse().ok().filter(|format: &BlockFormat| format.can_quantise());
+        match name {
+            "dtype" => Ok(Self::OfDtype),
+            "stored" => Ok(Self::Stored),
+            name => blocks(name).map(Self::Blocks).ok_or_else(|| {
+                let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
+                let formats: Vec<String> = formats.collect();
+                let (key, value) = ("matrix_format".into(), format!("`{name}`"));
+                ConfigError::UnknownValue { key, value, accepted: format!("dtype, stored, {}", formats.join(", ")) }
+            }),
+        }
+    }
+}
+
+impl TryFrom<String> for MatrixFormat {
+    type Error = ConfigError;
+
+    fn try_from(name: String) -> Result<Self, ConfigError> {
+        name.parse()
     }
 }
 
