@@ -47,6 +47,8 @@ enum ExecutionPath {
 }
 
 /// Runs the cases; the exit status is 1 if one fails, and 2 if they could not be run.
+// Compiled with the programs that call it, so that a build of another program does not wait for it.
+#[inline]
 pub fn conformance(arguments: &Arguments) -> ExitCode {
     let failed: Result<usize, String> = on_backend!(arguments.backend, run, arguments);
     match failed {

@@ -72,6 +72,8 @@ pub trait Embed {
 }
 
 /// Opens a folder in the Hugging Face layout, in f32, on a backend of the build.
+// Compiled with the programs that call it, so that a build of another program does not wait for it.
+#[inline]
 pub fn open(backend: BackendName, folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
     fn boxed<B: InferenceBackend>(folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
         let (embedder, report) = Embedder::<B>::open_with(folder, options, &B::Device::default())?;

@@ -35,6 +35,8 @@ pub trait Seq2Seq {
 }
 
 /// Opens a folder in the Hugging Face layout, in f32, on a backend of the build.
+// Compiled with the programs that call it, so that a build of another program does not wait for it.
+#[inline]
 pub fn open(backend: BackendName, folder: &Path, options: &Options) -> Result<(Box<dyn Seq2Seq>, LoadReport), Failure> {
     fn boxed<B: InferenceBackend>(folder: &Path, options: &Options) -> Result<(Box<dyn Seq2Seq>, LoadReport), Failure> {
         let (model, report) = Model::<B>::open(folder, options, &B::Device::default())?;
