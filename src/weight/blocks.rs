@@ -151,7 +151,9 @@ fn one_float<B: Backend>(device: &B::Device) -> Param<Tensor<B, 1>> {
 
 fn of_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Tensor<B, 1, Int> {
     let len = bytes.len();
-    Tensor::from_data(TensorData::from_bytes_vec(bytes, [len], DType::I8), (device, DType::I8))
+    // In place, and so is the tensor: a vector of `u8` would be copied for its alignment.
+    let bytes: Vec<i8> = bytes.into_iter().map(|byte| byte as i8).collect();
+    Tensor::from_data(TensorData::new(bytes, [len]), (device, DType::I8))
 }
 
 /// An error unless rows of `inputs` elements can be written in the format, and stored.

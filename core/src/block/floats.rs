@@ -27,3 +27,8 @@ pub(super) fn f16s(bytes: &[u8], into: &mut [f32]) {
 pub(super) fn bf16s(bytes: &[u8], into: &mut [f32]) {
     halves(bytes, into, |bits, into| bits.reinterpret_cast::<bf16>().convert_to_f32_slice(into));
 }
+
+/// The bytes of floats.
+pub(super) fn of_f32<const N: usize>(values: &[f32], bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
+    values.iter().flat_map(|&value| bytes(value)).collect()
+}

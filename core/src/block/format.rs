@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use half::{bf16, f16};
 use serde::{Deserialize, Serialize};
 
 use super::scale::scale;
@@ -129,7 +130,22 @@ impl BlockFormat {
             "BlockFormat::quantise: {} elements do not become blocks of {self}",
             values.len()
         );
-        quantise::quantise(self, values)
+        let mut bytes = Vec::with_capacity(values.len() / self.elements() * self.bytes());
+        let one: fn(&[f32; 32], &mut Vec<u8>) = match self {
+            Self::F32 => return floats::of_f32(values, f32::to_le_bytes),
+            Self::F16 => return floats::of_f32(values, |value| f16::from_f32(value).to_le_bytes()),
+            Self::BF16 => return floats::of_f32(values, |value| bf16::from_f32(value).to_le_bytes()),
+            Self::Q4_0 => quantise::q4_0,
+            Self::Q4_1 => quantise::q4_1,
+            Self::Q5_0 => quantise::q5_0,
+            Self::Q5_1 => quantise::q5_1,
+            Self::Q8_0 => quantise::q8_0,
+            Self::IQ4_NL => quantise::iq4_nl,
+            Self::MXFP4 => quantise::mxfp4,
+            Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K => return bytes,
+        };
+        values.as_chunks().0.iter().for_each(|block| one(block, &mut bytes));
+        bytes
     }
 
     /// The elements of consecutive blocks, with the bits that `gguf.quants.dequantize` computes in f32.

@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
-    BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, block_product,
-    has_rounded, product, rounded_product,
+    BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, has_rounded, product,
+    rounded_product,
 };
 
 use super::reference::{QkvGemmOutput, reference};
@@ -105,7 +105,7 @@ fn products<B: InMemory>(
                 Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
                     let (first, bias) = (first + outputs.start, bias.map(|bias| &bias[outputs]));
                     let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
-                    block_product(&problem, &mut output);
+                    product(&problem, &mut output);
                 }),
                 Matrix::Dense(matrix) => {
                     check_types(operation, DType::F32, weight);

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
+use super::computed;
 use super::problem::{Layout, PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
@@ -153,6 +154,10 @@ impl Weights for Int8Matrix<'_> {
                 prefetch_at(self.elements, (first + n) * self.inputs + feature + part * PART);
             }
         }
+    }
+
+    fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+        computed(problem, output);
     }
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {

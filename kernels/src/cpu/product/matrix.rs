@@ -14,6 +14,7 @@ use std::ops::Range;
 
 use pulp::Simd;
 
+use super::computed;
 use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after};
 use super::runs::{Runs, all};
 use crate::contract::extent;
@@ -140,6 +141,10 @@ impl Weights for Matrix<'_> {
                 prefetch_at(elements, feature * input_stride + block.start + line % lines * PART);
             }
         }
+    }
+
+    fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+        computed(problem, output);
     }
 
     /// On the `gemm` crate.

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use self::problem::{MULTIPLE, Path, Weights, check};
 use super::scratch::{Disjoint, with_scratch};
-pub use blocks::{BlockMatrix, block_product};
+pub use blocks::BlockMatrix;
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
 pub use problem::Product;
@@ -45,7 +45,13 @@ impl<W: Weights> AnyMatrix for W {}
 ///
 /// # Panics
 /// If a slice does not have the length that the sizes imply.
+#[inline]
 pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
+    W::product(problem, output);
+}
+
+/// The same, for the implementations of [`Weights::product`], which are compiled here and not in every program that calls them.
+fn computed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let rows = check(problem, output);
     if rows * problem.matrix.outputs() == 0 {
         return;

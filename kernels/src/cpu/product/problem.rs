@@ -81,6 +81,9 @@ pub(crate) trait Weights: Copy + Send + Sync {
     /// Prefetches weights: a part of what `pack` gets after the group `at`, whose outputs are `own`, of a block.
     fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize);
 
+    /// The product of any rows.
+    fn product(problem: &Product<'_, Self>, output: &mut [f32]);
+
     /// The product of many rows.
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]);
 }

@@ -16,6 +16,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 use self::rows::Rows;
+use super::computed;
 use super::matrix::Matrix;
 use super::problem::{Layout, PART, Path, Product, Weights, after, check};
 use super::runs::{Runs, all};
@@ -37,6 +38,10 @@ const TOGETHER: usize = 4;
 const FEWEST_OUTPUTS: usize = 32;
 
 /// A matrix from `inputs` to `outputs` features, in blocks along the inputs.
+///
+/// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
+/// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. A row's result depends neither on the other
+/// rows nor on the number of threads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockMatrix<'a> {
     /// The format of all blocks.
@@ -83,28 +88,6 @@ impl<'a> BlockMatrix<'a> {
             place.copy_from_slice(&values[own.start - block * elements..own.end - block * elements]);
         }
     }
-}
-
-/// [`product`](super::product()) with a matrix of blocks.
-///
-/// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
-/// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. A row's result depends neither on the other
-/// rows nor on the number of threads.
-///
-/// # Panics
-/// If a slice does not have the length that the sizes imply.
-pub fn block_product(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
-    let BlockMatrix { format, blocks, inputs, outputs } = problem.matrix;
-    if let (BlockFormat::F32, Ok(elements)) = (format, bytemuck::try_cast_slice(blocks)) {
-        let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
-        let Product { input, sequence, bias, width, first, .. } = *problem;
-        return super::product(&Product { input, sequence, matrix, bias, width, first }, output);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
-        return rounded(problem, output);
-    }
-    super::product(problem, output);
 }
 
 /// A few rows on integers.
@@ -225,6 +208,20 @@ impl Weights for BlockMatrix<'_> {
                 prefetch_at(self.blocks, (first + n) * self.row_bytes() + from);
             }
         }
+    }
+
+    fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+        let BlockMatrix { format, blocks, inputs, outputs } = problem.matrix;
+        if let (BlockFormat::F32, Ok(elements)) = (format, bytemuck::try_cast_slice(blocks)) {
+            let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
+            let Product { input, sequence, bias, width, first, .. } = *problem;
+            return Matrix::product(&Product { input, sequence, matrix, bias, width, first }, output);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
+            return rounded(problem, output);
+        }
+        computed(problem, output);
     }
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
