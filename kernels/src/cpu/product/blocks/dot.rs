@@ -16,6 +16,7 @@ use std::arch::x86_64::{
     _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtepi8_epi16, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_loadu_si512, _mm512_madd_epi16, _mm512_mask_mov_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
+use std::hint::black_box;
 use std::ops::Range;
 
 use burn_deepspeed_core::block::BlockFormat;
@@ -164,9 +165,10 @@ fn products_of_factors<F: Format>(factors: &Factors, scales: &[f32; 8]) -> [f32;
 /// Prefetches what a group after this one has.
 #[inline(always)]
 fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
+    let ahead = group * F::GROUP + AHEAD;
+    let ahead = if ahead < run.len() { ahead } else { next + ahead - run.len() };
     for line in 0..F::GROUP.div_ceil(LINE) {
-        let ahead = group * F::GROUP + line * LINE + AHEAD;
-        prefetch_at(run, if ahead < run.len() { ahead } else { next + ahead - run.len() });
+        prefetch_at(run, ahead + line * LINE);
     }
 }
 
@@ -202,6 +204,8 @@ macro_rules! dot_loop {
                         }
                     }
                 }
+                // In memory: a broadcast from there needs no shuffle.
+                let scales = black_box(&scales);
                 let count = CHUNKS.min(chunks - group * CHUNKS);
                 let mut chunk = |at: usize| {
                     for n in 0..N {

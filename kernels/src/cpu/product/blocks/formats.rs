@@ -3,8 +3,9 @@
 use std::arch::x86_64::{
     __m128i, __m256i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_set1_epi32, _mm_setr_epi8,
     _mm_srli_epi16, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_cmpeq_epi8,
-    _mm256_inserti128_si256, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x,
-    _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srl_epi16, _mm256_sub_epi8,
+    _mm256_cvtph_ps, _mm256_inserti128_si256, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8,
+    _mm256_set1_epi64x, _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srl_epi16, _mm256_storeu_ps,
+    _mm256_sub_epi8,
 };
 
 use burn_deepspeed_core::block::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
@@ -52,10 +53,20 @@ unsafe fn half(block: &[u8], at: usize) -> f32 {
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
 }
 
-/// The power of two that MXFP4 begins with, over the 2 of its table. Unsafe like [`half`], in whose place it is called.
+/// Eight f16, at byte `at` of a block each.
 #[inline(always)]
-unsafe fn power(block: &[u8]) -> f32 {
-    half_of_power(block[0])
+unsafe fn halves<const N: usize>(blocks: &[[u8; N]; 8], at: usize) -> [f32; 8] {
+    let bits = blocks.each_ref().map(|block| u16::from_le_bytes([block[at], block[at + 1]]));
+    let mut values = [0.0; 8];
+    // SAFETY: the caller has F16C, and both arrays have eight elements.
+    unsafe { _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()))) };
+    values
+}
+
+/// The powers of two that blocks of MXFP4 begin with, over the 2 of its table. Unsafe like [`halves`], in whose place it is called.
+#[inline(always)]
+unsafe fn powers(blocks: &[[u8; 17]; 8]) -> [f32; 8] {
+    blocks.each_ref().map(|block| half_of_power(block[0]))
 }
 
 /// Four bytes as a word.
@@ -123,9 +134,9 @@ unsafe fn minus(elements: __m256i, offset: i8) -> __m256i {
     unsafe { _mm256_sub_epi8(elements, _mm256_set1_epi8(offset)) }
 }
 
-/// A format of blocks of one chunk: its bytes, where a minimum is, the scale, and the elements.
+/// A format of blocks of one chunk: its bytes, where a minimum is, the scales of eight blocks, and the elements of one.
 macro_rules! of_32 {
-    ($name:ident, $bytes:literal, $minimum:expr, |$own:ident| $scale:expr, |$block:ident| $elements:expr) => {
+    ($name:ident, $bytes:literal, $minimum:expr, |$own:ident| $scales:expr, |$block:ident| $elements:expr) => {
         pub(super) struct $name;
 
         impl Format for $name {
@@ -138,14 +149,22 @@ macro_rules! of_32 {
 
             #[inline(always)]
             unsafe fn factors(group: &[u8], to: &mut Factors) {
-                for (chunk, $own) in group.as_chunks::<$bytes>().0.iter().enumerate().take(8) {
-                    // SAFETY: the caller has F16C.
-                    to.scales[chunk] = unsafe { $scale };
-                    if let Some(at) = $minimum {
-                        // SAFETY: the caller has F16C.
-                        let minimum = unsafe { half($own, at) };
-                        to.minima[2 * chunk..][..2].fill(minimum);
+                let blocks = group.as_chunks::<$bytes>().0;
+                // Blocks that a row does not have are zeros: their elements are not read.
+                let mut padded = [[0; $bytes]; 8];
+                let $own: &[[u8; $bytes]; 8] = match blocks.first_chunk() {
+                    Some(blocks) => blocks,
+                    None => {
+                        padded[..blocks.len()].copy_from_slice(blocks);
+                        &padded
                     }
+                };
+                // SAFETY: the caller has F16C.
+                to.scales[..8].copy_from_slice(&unsafe { $scales });
+                if let Some(at) = $minimum {
+                    // SAFETY: as above.
+                    let minima = unsafe { halves($own, at) };
+                    to.minima = std::array::from_fn(|part| minima[part / 2]);
                 }
             }
 
@@ -161,15 +180,15 @@ macro_rules! of_32 {
     };
 }
 
-of_32!(Q4_0, 18, None, |own| half(own, 0), |block| minus(nibbles(block.add(2)), 8));
-of_32!(Q4_1, 20, Some(2), |own| half(own, 0), |block| nibbles(block.add(4)));
-of_32!(Q5_0, 22, None, |own| half(own, 0), |block| {
+of_32!(Q4_0, 18, None, |own| halves(own, 0), |block| minus(nibbles(block.add(2)), 8));
+of_32!(Q4_1, 20, Some(2), |own| halves(own, 0), |block| nibbles(block.add(4)));
+of_32!(Q5_0, 22, None, |own| halves(own, 0), |block| {
     minus(_mm256_or_si256(nibbles(block.add(6)), fifths(block.add(2))), 16)
 });
-of_32!(Q5_1, 24, Some(2), |own| half(own, 0), |block| _mm256_or_si256(nibbles(block.add(8)), fifths(block.add(4))));
-of_32!(Q8_0, 34, None, |own| half(own, 0), |block| bytes(block.add(2)));
-of_32!(Iq4Nl, 18, None, |own| half(own, 0), |block| looked_up(nibbles(block.add(2)), IQ4_NL_VALUES));
-of_32!(MXFP4, 17, None, |own| power(own), |block| looked_up(nibbles(block.add(1)), TWICE_E2M1));
+of_32!(Q5_1, 24, Some(2), |own| halves(own, 0), |block| _mm256_or_si256(nibbles(block.add(8)), fifths(block.add(4))));
+of_32!(Q8_0, 34, None, |own| halves(own, 0), |block| bytes(block.add(2)));
+of_32!(Iq4Nl, 18, None, |own| halves(own, 0), |block| looked_up(nibbles(block.add(2)), IQ4_NL_VALUES));
+of_32!(MXFP4, 17, None, |own| powers(own), |block| looked_up(nibbles(block.add(1)), TWICE_E2M1));
 
 /// Bytes of four words, in order.
 #[inline(always)]

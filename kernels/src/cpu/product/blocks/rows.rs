@@ -12,6 +12,9 @@ pub(super) const CHUNK: usize = 32;
 /// Elements whose scales are read together, and the largest block.
 pub(super) const GROUP: usize = 256;
 
+/// Fewest rows that a thread rounds.
+const ROWS: usize = 8;
+
 /// Largest element. Two products with 8 bits fit into 24 bits, so that f32 has them exactly.
 const LARGEST: f32 = 32767.0;
 
@@ -46,7 +49,8 @@ impl Rows<'_> {
             let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
             let parts = whole.par_chunks_exact_mut(inputs).zip(input.par_chunks_exact(inputs));
             let factors = scales.par_chunks_exact_mut(groups * 8).zip(sums.par_chunks_exact_mut(groups * 16));
-            parts.zip(factors).for_each(|((whole, row), (scales, sums))| {
+            // A few rows take less time than to wake another thread.
+            parts.zip(factors).with_min_len(ROWS).for_each(|((whole, row), (scales, sums))| {
                 Arch::new().dispatch(Round { row, whole, scales, sums });
             });
             work(&Rows { inputs, whole, scales, sums })
