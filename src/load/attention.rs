@@ -82,8 +82,8 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     }
 
     /// Writes the parameters under these names, in their layout and orientation: floats in their own type, int8 matrices as int8
-    /// with their scales, and those of blocks as floats, since safetensors has no blocks. [`load`](Self::load) reads the same weights, bit for bit; blocks that do not divide a matrix evenly are
-    /// read as smaller ones.
+    /// with their scales, and those of blocks as floats, since safetensors has no blocks. [`load`](Self::load) reads the same weights, bit
+    /// for bit; int8 blocks that do not divide a matrix evenly are read as smaller ones.
     ///
     /// One of several ranks writes its part, a file of a [`SplitCheckpoint`]; [`load_split`](Self::load_split) reads the files on
     /// any number of ranks.

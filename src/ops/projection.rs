@@ -44,8 +44,8 @@ pub(super) fn product<B: Backend>(
     if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
 }
 
-/// Panics unless input and weights have the same element type. Weights of int8 and of blocks
-/// multiply floats of every type.
+/// Panics unless input and weights have the same element type. Weights of int8 and of blocks multiply floats of
+/// every type.
 #[track_caller]
 pub(super) fn check_types<B: Backend>(operation: &str, input: DType, weight: &Weight<B>) {
     let weights = weight.dtype();

@@ -122,19 +122,14 @@ impl<B: Backend> BlockMatrix<B> {
     /// The outputs `start..start + len` of the dense matrix, `[len, in]`, in f32.
     pub(super) fn dense_outputs(&self, start: usize, len: usize) -> Tensor<B, 2> {
         let [_, inputs] = self.shape();
-        let rows = self.outputs(start, len).rows();
+        let own = self.outputs(start, len);
+        let data = own.bytes().into_data().convert_dtype(DType::I8);
         let mut values = vec![0.0; len * inputs];
-        for part in rows.formats.parts() {
+        for part in own.formats().parts() {
             let places = &mut values[part.outputs.start * inputs..part.outputs.end * inputs];
-            part.format.dequantise(&rows.bytes[part.bytes], places);
+            part.format.dequantise(&data.bytes[part.bytes], places);
         }
         Tensor::from_data(TensorData::new(values, [len, inputs]), (&self.device(), DType::F32))
-    }
-
-    /// The rows, on the host.
-    pub(crate) fn rows(&self) -> BlockRows {
-        let data = self.bytes().into_data().convert_dtype(DType::I8);
-        BlockRows { formats: self.formats().clone(), bytes: data.bytes.to_vec() }
     }
 
     /// The outputs `start..start + len`.

@@ -7,7 +7,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::computed;
-use super::problem::{Layout, PART, Path, Product, Weights, after};
+use super::problem::{PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
@@ -118,14 +118,6 @@ impl Weights for Int8Matrix<'_> {
     #[inline(always)]
     fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]) {
         all(simd, self, input, self.inputs, first, sums);
-    }
-
-    fn layout(&self) -> Layout {
-        Layout::Along
-    }
-
-    fn in_place(&self) -> Option<(&[f32], usize)> {
-        None
     }
 
     #[inline(always)]

@@ -70,10 +70,14 @@ pub(crate) trait Weights: Copy + Send + Sync {
     fn stream<S: Simd>(&self, simd: S, input: &[f32], first: usize, sums: &mut [f32]);
 
     /// How `pack` lays weights out.
-    fn layout(&self) -> Layout;
+    fn layout(&self) -> Layout {
+        Layout::Along
+    }
 
     /// Runs of f32 along the inputs, if the matrix has them, and the stride between them.
-    fn in_place(&self) -> Option<(&[f32], usize)>;
+    fn in_place(&self) -> Option<(&[f32], usize)> {
+        None
+    }
 
     /// Packs the weights of some outputs and features in f32. Along the inputs, runs have room for `depth` features.
     fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]);

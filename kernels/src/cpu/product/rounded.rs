@@ -26,7 +26,7 @@ const LARGEST_INPUT: f32 = 8191.0;
 const MOST_INPUTS: usize = 16384;
 
 /// Outputs that are computed together.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 
 /// Rows that the weights are multiplied with together.
 const PAIR: usize = 2;
@@ -61,7 +61,7 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
     }
     let Product { input, matrix, bias, width, first, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs, matrix.outputs);
-    let each = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS);
+    let each = outputs_of_a_task(outputs);
     // Two 16-bit integers in the place of each float.
     let words = inputs.div_ceil(2);
     let output = Disjoint::new(output);
@@ -98,6 +98,11 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
             });
         });
     });
+}
+
+/// Outputs of a task, a few for each thread.
+pub(super) fn outputs_of_a_task(outputs: usize) -> usize {
+    outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS)
 }
 
 /// Rounds a row; returns its scale.

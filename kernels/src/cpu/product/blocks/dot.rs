@@ -118,27 +118,22 @@ pub(super) fn dot<const N: usize>(
     let mut row = 0;
     while row < rows.count() {
         let next = row == 0;
-        match rows.count() - row {
+        row += match rows.count() - row {
             4.. if wide => some::<N, 4>(format, runs, (rows, row), next, &mut write),
             2.. => some::<N, 2>(format, runs, (rows, row), next, &mut write),
             _ => some::<N, 1>(format, runs, (rows, row), next, &mut write),
-        }
-        row += match rows.count() - row {
-            4.. if wide => 4,
-            2.. => 2,
-            _ => 1,
         };
     }
 }
 
-/// The same for `M` rows from `first` on. The runs after these are prefetched if they are read `next`.
+/// The same for `M` rows from `first` on; returns `M`. The runs after these are prefetched if they are read `next`.
 fn some<const N: usize, const M: usize>(
     format: BlockFormat,
     runs: [&[u8]; N],
     (rows, first): (&Rows<'_>, usize),
     next: bool,
     write: &mut impl FnMut(usize, [f32; N]),
-) {
+) -> usize {
     let rows = std::array::from_fn(|m| rows.row(first + m));
     assert!(is_available(), "blocks: the processor has no AVX2");
     let products = match is_wide() {
@@ -150,6 +145,7 @@ fn some<const N: usize, const M: usize>(
     for (m, products) in products.unwrap_or([[0.0; N]; M]).into_iter().enumerate() {
         write(first + m, products);
     }
+    M
 }
 
 /// The scales of the rows times those of the runs, and the sums of the minima.

@@ -6,23 +6,23 @@
 #[cfg(target_arch = "x86_64")]
 mod dot;
 #[cfg(target_arch = "x86_64")]
+mod few;
+#[cfg(target_arch = "x86_64")]
 mod formats;
+#[cfg(target_arch = "x86_64")]
 mod rows;
 
 use std::ops::Range;
 
 use burn_deepspeed_core::block::BlockFormat;
 use pulp::Simd;
-use rayon::prelude::*;
 
-use self::rows::Rows;
 use super::computed;
 use super::matrix::Matrix;
-use super::problem::{Layout, PART, Path, Product, Weights, after, check};
+use super::problem::{PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
-use crate::cpu::scratch::Disjoint;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
 /// Most rows of a sequence for which blocks are multiplied as they are. For more rows they become f32 once for all of them.
@@ -30,12 +30,6 @@ const FEW: usize = 8;
 
 /// Elements that become f32 at a time: the largest block.
 const SOME: usize = 256;
-
-/// Outputs that are computed together.
-const TOGETHER: usize = 4;
-
-/// Fewest outputs of a task.
-const FEWEST_OUTPUTS: usize = 32;
 
 /// A matrix from `inputs` to `outputs` features, in blocks along the inputs.
 ///
@@ -88,36 +82,6 @@ impl<'a> BlockMatrix<'a> {
             place.copy_from_slice(&values[own.start - block * elements..own.end - block * elements]);
         }
     }
-}
-
-/// A few rows on integers.
-#[cfg(target_arch = "x86_64")]
-fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
-    let rows = check(problem, output);
-    if rows * problem.matrix.outputs == 0 {
-        return;
-    }
-    let Product { input, matrix, bias, width, first, .. } = *problem;
-    let outputs = matrix.outputs;
-    let each = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS);
-    let output = Disjoint::new(output);
-    Rows::with(input, matrix.inputs, |rows| {
-        (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
-            let own = task * each..outputs.min((task + 1) * each);
-            for at in own.clone().step_by(TOGETHER) {
-                let count = TOGETHER.min(own.end - at);
-                // The last output is repeated up to a whole group, and the copies are not read.
-                let runs = std::array::from_fn(|n| matrix.run(at + n.min(count - 1)));
-                dot::dot(matrix.format, runs, rows, |row, sums: [f32; TOGETHER]| {
-                    // SAFETY: no other task has these features.
-                    let places = unsafe { output.part(row * width + first + at, count) };
-                    for (n, place) in places.iter_mut().enumerate() {
-                        *place = sums[n] + bias.map_or(0.0, |bias| bias[at + n]);
-                    }
-                });
-            }
-        });
-    });
 }
 
 impl Runs for BlockMatrix<'_> {
@@ -182,14 +146,6 @@ impl Weights for BlockMatrix<'_> {
         all(simd, self, input, self.inputs, first, sums);
     }
 
-    fn layout(&self) -> Layout {
-        Layout::Along
-    }
-
-    fn in_place(&self) -> Option<(&[f32], usize)> {
-        None
-    }
-
     #[inline(always)]
     fn pack(&self, outputs: &Range<usize>, features: &Range<usize>, depth: usize, place: &mut [f32]) {
         for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
@@ -219,7 +175,7 @@ impl Weights for BlockMatrix<'_> {
         }
         #[cfg(target_arch = "x86_64")]
         if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
-            return rounded(problem, output);
+            return few::rounded(problem, output);
         }
         computed(problem, output);
     }

@@ -1,0 +1,39 @@
+//! Products of a few rows, on integers.
+
+use rayon::prelude::*;
+
+use super::BlockMatrix;
+use super::dot::dot;
+use super::rows::Rows;
+use crate::cpu::product::problem::{Product, check};
+use crate::cpu::product::rounded::{TOGETHER, outputs_of_a_task};
+use crate::cpu::scratch::Disjoint;
+
+/// [`product`](crate::cpu::product::product) with rows that are rounded.
+pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+    let rows = check(problem, output);
+    if rows * problem.matrix.outputs == 0 {
+        return;
+    }
+    let Product { input, matrix, bias, width, first, .. } = *problem;
+    let outputs = matrix.outputs;
+    let each = outputs_of_a_task(outputs);
+    let output = Disjoint::new(output);
+    Rows::with(input, matrix.inputs, |rows| {
+        (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
+            let own = task * each..outputs.min((task + 1) * each);
+            for at in own.clone().step_by(TOGETHER) {
+                let count = TOGETHER.min(own.end - at);
+                // The last output is repeated up to a whole group, and the copies are not read.
+                let runs = std::array::from_fn(|n| matrix.run(at + n.min(count - 1)));
+                dot(matrix.format, runs, rows, |row, sums: [f32; TOGETHER]| {
+                    // SAFETY: no other task has these features.
+                    let places = unsafe { output.part(row * width + first + at, count) };
+                    for (n, place) in places.iter_mut().enumerate() {
+                        *place = sums[n] + bias.map_or(0.0, |bias| bias[at + n]);
+                    }
+                });
+            }
+        });
+    });
+}
