@@ -164,6 +164,8 @@ pub const WORKLOADS: [Workload; 35] = [
 
 /// Bytes of an element of f16 and bf16.
 pub const HALF: usize = 2;
+/// Bytes that move together between a device and its memory.
+const SECTOR: usize = 32;
 
 /// Bytes of a head in the cache; int8 has a scale.
 fn cached(head: usize, int8: bool) -> usize {
@@ -220,6 +222,23 @@ impl Workload {
                 matrix + (rows * (inputs + outputs) + outputs) * HALF
             }
         }
+    }
+
+    /// The same as the runtime lays tensors out: their rows begin at a sector, so short ones leave a part of their last sector.
+    pub fn bytes_in_sectors(&self) -> usize {
+        let added = |head: usize| (head * HALF).next_multiple_of(SECTOR) - head * HALF;
+        let short = match self.problem {
+            // Queries, keys and values. The context has all heads of a token in a row.
+            Problem::Prefill { batch, heads, head, tokens, .. } => 3 * batch * heads * tokens * added(head),
+            Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (added(head) + added(size)),
+            _ => 0,
+        };
+        self.bytes() + short
+    }
+
+    /// Whether the kernel solves problems that read the same tensor, several of them in one row of its grid.
+    fn shares(&self) -> bool {
+        matches!(self.problem, Problem::Softmax { masked: true, .. })
     }
 
     /// Products and sums of the matrices, counting each.
@@ -300,7 +319,7 @@ impl Workload {
         let l2 = if kind == "prefill" { &["cold"][..] } else { &["cold", "warm"] };
         json!({
             "name": self.name, "kind": kind, "sizes": sizes, "engines": self.engines().collect::<Vec<_>>(), "ours": true,
-            "bytes": self.bytes(), "flops": self.flops(), "exponentials": self.exponentials(),
+            "bytes": self.bytes(), "bytes_in_sectors": self.bytes_in_sectors(), "shares": self.shares(), "flops": self.flops(), "exponentials": self.exponentials(),
             "dtypes": ELEMENTS, "l2": l2,
         })
     }
