@@ -224,21 +224,31 @@ impl Workload {
         }
     }
 
-    /// The same as the runtime lays tensors out: their rows begin at a sector, so short ones leave a part of their last sector.
+    /// The same in whole sectors: the runtime lets rows begin at one, so short rows leave a part of their last sector, and so do the
+    /// scales of a few tokens.
     pub fn bytes_in_sectors(&self) -> usize {
         let added = |head: usize| (head * HALF).next_multiple_of(SECTOR) - head * HALF;
         let short = match self.problem {
             // Queries, keys and values. The context has all heads of a token in a row.
             Problem::Prefill { batch, heads, head, tokens, .. } => 3 * batch * heads * tokens * added(head),
             Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (added(head) + added(size)),
+            Problem::CacheWrite { batch, tokens, kv_heads, int8: true, .. } => {
+                let scales = tokens * size_of::<f32>();
+                2 * batch * kv_heads * (scales.next_multiple_of(SECTOR) - scales)
+            }
             _ => 0,
         };
         self.bytes() + short
     }
 
-    /// Whether the kernel solves problems that read the same tensor, several of them in one row of its grid.
+    /// Whether blocks of different problems, in one row of the grid, touch the same sectors: those of a mask, or of the scales of
+    /// neighbouring tokens.
     fn shares(&self) -> bool {
-        matches!(self.problem, Problem::Softmax { masked: true, .. })
+        match self.problem {
+            Problem::Softmax { masked, .. } => masked,
+            Problem::CacheWrite { tokens, int8, .. } => int8 && tokens > 1,
+            _ => false,
+        }
     }
 
     /// Products and sums of the matrices, counting each.

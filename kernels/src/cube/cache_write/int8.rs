@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::kernel::UNITS;
 use super::place::{Place, Sizes, Slot};
-use super::rotation::{Angles, Share, Table, part_of, partner, rotate_rounded};
+use super::rotation::{Angles, Share, Table, is_there, part_of, partner, rotate_rounded};
 use crate::cube::cached::{Cached, magnitude, scale_of};
 use crate::cube::lanes::lanes_max;
 use crate::cube::machine::Machine;
@@ -16,7 +16,13 @@ const LANES_WITHOUT_PLANES: u32 = 16;
 #[cube]
 pub(super) fn lane_part(lane: u32, p: u32, #[comptime] tile: Tile) -> u32 {
     let together = comptime!(tile.share.together());
-    part_of(lane + p / together * tile.lanes, p % together, tile.share)
+    part_of(lane + p / together * tile.lanes, p % together, tile.whole(), tile.share)
+}
+
+/// Whether a vector from [`lane_part`] is there.
+#[cube]
+pub(super) fn lane_has(part: u32, #[comptime] tile: Tile) -> bool {
+    is_there(part, tile.whole(), tile.share)
 }
 
 /// What is compiled into the kernel.
@@ -43,6 +49,11 @@ impl Tile {
     /// Shares of a head that a lane has.
     pub fn shares(&self) -> u32 {
         self.share.units().div_ceil(self.lanes)
+    }
+
+    /// Whether every lane has all its shares.
+    pub fn whole(&self) -> bool {
+        self.shares() * self.lanes == self.share.units()
     }
 
     /// Vectors of a head that a lane holds.
@@ -102,7 +113,7 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             let part = lane_part(lane, p, tile);
             moved[p as usize] = Vector::<F, N>::new(F::from_int(0));
             partners[p as usize] = Vector::<F, N>::new(F::from_int(0));
-            if part < parts && head < all_heads {
+            if lane_has(part, tile) && head < all_heads {
                 moved[p as usize] = qkv[(from + part) as usize];
                 if comptime!(tile.share.apart) {
                     partners[p as usize] = qkv[(from + partner::<T>(table, part)) as usize];
@@ -147,11 +158,12 @@ pub(super) fn put<F: Float, K: Numeric, V: Numeric, N: Size>(
     #[comptime] tile: Tile,
 ) {
     if place.head < sizes.heads {
+        let to = sizes.query(place);
         #[unroll]
         for p in 0..tile.per_lane() {
             let part = lane_part(lane, p, tile);
-            if part < tile.share.parts {
-                query[sizes.query(place, part)] = moved[p as usize];
+            if lane_has(part, tile) {
+                query[(to + part) as usize] = moved[p as usize];
             }
         }
     } else if slot.taken && place.head < all_heads {
@@ -181,7 +193,7 @@ fn write<F: Float, C: Numeric, N: Size>(
     #[unroll]
     for p in 0..tile.per_lane() {
         let part = lane_part(lane, p, tile);
-        if part < tile.share.parts {
+        if lane_has(part, tile) {
             cached.put::<F>(head, slot, part, moved[p as usize], scale);
         }
     }

@@ -3,8 +3,8 @@
 use cubecl::prelude::*;
 
 use super::place::{Place, Sizes};
-use super::rotation::{Angles, Share, Table, part_of, partner, rotate_rounded};
-use crate::cube::cached::Cached;
+use super::rotation::{Angles, Share, Table, is_there, part_of, partner, rotate_rounded};
+use crate::cube::cached::{Cached, CachedHead};
 
 /// Units of a cube.
 pub(super) const UNITS: u32 = 256;
@@ -34,7 +34,7 @@ pub(super) fn cache_write<F: Float, N: Size, T: Size>(
     let slot = sizes.slot(bounds, first);
     let source = sizes.source(first);
     let all_heads = sizes.heads + 2 * sizes.kv_heads;
-    let own = part_of(unit, 0u32, share);
+    let own = part_of(unit, 0u32, true, share);
     let angles = Angles::<N>::new::<T>(table, sizes, first, own);
     // All loads first, so that they are in flight together.
     let mut moved = Array::<Vector<F, N>>::new(comptime!((each * together) as usize));
@@ -46,10 +46,10 @@ pub(super) fn cache_write<F: Float, N: Size, T: Size>(
         #[unroll]
         for which in 0..together {
             let to = comptime!((h * together + which) as usize);
-            let part = part_of(unit, which, share);
+            let part = part_of(unit, which, true, share);
             moved[to] = Vector::<F, N>::new(F::from_int(0));
             partners[to] = Vector::<F, N>::new(F::from_int(0));
-            if head < all_heads && part < parts {
+            if head < all_heads && is_there(part, true, share) {
                 moved[to] = qkv[(from + part) as usize];
                 if comptime!(share.apart) {
                     partners[to] = qkv[(from + partner::<T>(table, part)) as usize];
@@ -74,24 +74,44 @@ pub(super) fn cache_write<F: Float, N: Size, T: Size>(
     #[unroll]
     for h in 0..each {
         let place = Place { batch: first.batch, token: first.token, head: first.head + h };
-        #[unroll]
-        for which in 0..together {
-            let features = moved[comptime!((h * together + which) as usize)];
-            let part = part_of(unit, which, share);
-            if part < parts {
-                if place.head < sizes.heads {
-                    query[sizes.query(place, part)] = features;
-                } else if slot.taken {
-                    let head = place.head - sizes.heads;
-                    if head < sizes.kv_heads {
-                        let head = key.head(place.batch, head);
-                        key.put::<F>(head, slot.at, part, features, 1.0f32);
-                    } else if head < 2 * sizes.kv_heads {
-                        let head = value.head(place.batch, head - sizes.kv_heads);
-                        value.put::<F>(head, slot.at, part, features, 1.0f32);
-                    }
+        let from = comptime!((h * together) as usize);
+        if place.head < sizes.heads {
+            let to = sizes.query(place);
+            #[unroll]
+            for which in 0..together {
+                let part = part_of(unit, which, true, share);
+                if is_there(part, true, share) {
+                    query[(to + part) as usize] = moved[from + which as usize];
                 }
             }
+        } else if slot.taken {
+            let head = place.head - sizes.heads;
+            if head < sizes.kv_heads {
+                put::<F, N>(&moved, from, key, key.head(place.batch, head), slot.at, unit, share);
+            } else if head < 2 * sizes.kv_heads {
+                let head = value.head(place.batch, head - sizes.kv_heads);
+                put::<F, N>(&moved, from, value, head, slot.at, unit, share);
+            }
+        }
+    }
+}
+
+/// The vectors of a unit, from `from` on, to the slot of a head.
+#[cube]
+fn put<F: Float, N: Size>(
+    moved: &Array<Vector<F, N>>,
+    from: usize,
+    cached: &mut Cached<F, N>,
+    head: CachedHead,
+    slot: u32,
+    unit: u32,
+    #[comptime] share: Share,
+) {
+    #[unroll]
+    for which in 0..share.together() {
+        let part = part_of(unit, which, true, share);
+        if is_there(part, true, share) {
+            cached.put::<F>(head, slot, part, moved[from + which as usize], 1.0f32);
         }
     }
 }

@@ -5,7 +5,7 @@ use burn_deepspeed_core::qk_norm::QkNormKind;
 use cubecl::prelude::*;
 
 use super::arguments::CheckedNorm;
-use super::int8::{Tile, lane_part, put};
+use super::int8::{Tile, lane_has, lane_part, put};
 use super::place::{Place, Sizes};
 use super::rotation::{Angles, Table, partner};
 use crate::cube::cached::{Cached, magnitude, scale_of};
@@ -134,7 +134,7 @@ impl<T: Size> Norm<T> {
                 let mut squares = 0.0f32.runtime();
                 #[unroll]
                 for p in 0..tile.per_lane() {
-                    if lane_part(UNIT_POS % tile.lanes, p, tile) < tile.share.parts {
+                    if lane_has(lane_part(UNIT_POS % tile.lanes, p, tile), tile) {
                         let centred = held[p as usize] - Vector::<f32, N>::new(mean);
                         squares += vector_sum::<N>(centred * centred);
                     }
@@ -280,7 +280,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             let part = lane_part(lane, p, tile);
             held[p as usize] = Vector::<f32, N>::new(0.0f32);
             partners[p as usize] = Vector::<f32, N>::new(0.0f32);
-            if part < parts && head < all_heads {
+            if lane_has(part, tile) && head < all_heads {
                 held[p as usize] = Vector::cast_from(qkv[(from + part) as usize]);
                 if comptime!(tile.share.apart) && rotates {
                     partners[p as usize] = Vector::cast_from(qkv[(from + partner::<T>(table, part)) as usize]);
@@ -292,7 +292,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             #[unroll]
             for p in 0..per_lane {
                 let part = lane_part(lane, p, tile);
-                if part < parts && changes {
+                if lane_has(part, tile) && changes {
                     held[p as usize] = norm.apply::<N>(held[p as usize], statistics, head, part, sizes);
                     if comptime!(tile.share.apart) {
                         let part = partner::<T>(table, part);
@@ -314,7 +314,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             #[unroll]
             for p in 0..per_lane {
                 let part = lane_part(lane, p, tile);
-                if part < parts && changes {
+                if lane_has(part, tile) && changes {
                     held[p as usize] = norm.apply::<N>(held[p as usize], statistics, head, part, sizes);
                 }
             }

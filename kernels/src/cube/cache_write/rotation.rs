@@ -143,14 +143,27 @@ impl Share {
     }
 }
 
-/// The vector `which` of those that unit `unit` has of a head; at least [`Share::parts`] if there is none.
+/// The vector `which` of those that unit `unit` has of a head. Of a unit after the last it is at least [`Share::parts`], unless units are
+/// `known` to be among those that share a head.
 #[cube]
-pub(super) fn part_of(unit: u32, which: u32, #[comptime] share: Share) -> u32 {
+pub(super) fn part_of(unit: u32, which: u32, #[comptime] known: bool, #[comptime] share: Share) -> u32 {
     if comptime!(share.reach == 0) {
         unit
+    } else if comptime!(known && 2 * share.reach == share.parts) {
+        unit + which * share.reach
     } else {
         select(unit < share.reach, unit + which * share.reach, 2 * unit + which)
     }
+}
+
+/// Whether a vector from [`part_of`] is there.
+#[cube]
+pub(super) fn is_there(part: u32, #[comptime] known: bool, #[comptime] share: Share) -> bool {
+    let mut there = true.runtime();
+    if comptime!(!known || !share.parts.is_multiple_of(share.together())) {
+        there = part < share.parts;
+    }
+    there
 }
 
 /// The vector with the partner of the feature of the vector `part`, where these are [apart](Share::apart); the same one where it does not
