@@ -329,8 +329,8 @@ impl Workload {
         let l2 = if kind == "prefill" { &["cold"][..] } else { &["cold", "warm"] };
         json!({
             "name": self.name, "kind": kind, "sizes": sizes, "engines": self.engines().collect::<Vec<_>>(), "ours": true,
-            "bytes": self.bytes(), "bytes_in_sectors": self.bytes_in_sectors(), "shares": self.shares(), "flops": self.flops(), "exponentials": self.exponentials(),
-            "dtypes": ELEMENTS, "l2": l2,
+            "bytes": self.bytes(), "flops": self.flops(), "exponentials": self.exponentials(),
+            "bytes_in_sectors": self.bytes_in_sectors(), "shares": self.shares(), "dtypes": ELEMENTS, "l2": l2,
         })
     }
 }

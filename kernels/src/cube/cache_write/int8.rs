@@ -123,9 +123,9 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         if comptime!(table.is_some()) && sizes.rotates(head) {
             #[unroll]
             for s in 0..comptime!(tile.shares() as usize) {
-                let first = comptime!(s * together as usize);
-                let own = lane_part(lane, first as u32, tile);
-                rotate_rounded::<F, N, T>(&angles[s], table, &mut moved, &partners, first, own, tile.share);
+                let begin = comptime!(s * together as usize);
+                let own = lane_part(lane, begin as u32, tile);
+                rotate_rounded::<F, N, T>(&angles[s], table, &mut moved, &partners, begin, own, tile.share);
             }
         }
         let mut largest = 0u32.runtime();

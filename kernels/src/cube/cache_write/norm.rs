@@ -303,10 +303,10 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         }
         #[unroll]
         for s in 0..comptime!(tile.shares() as usize) {
-            let first = comptime!(s * together as usize);
+            let begin = comptime!(s * together as usize);
             if rotates {
-                let own = lane_part(lane, first as u32, tile);
-                angles[s].rotate::<T>(table, &mut held, &partners, first, own, tile.share);
+                let own = lane_part(lane, begin as u32, tile);
+                angles[s].rotate::<T>(table, &mut held, &partners, begin, own, tile.share);
             }
         }
         if comptime!(after) {

@@ -131,8 +131,8 @@ pub(super) fn multiply<R: Runtime>(
     };
     let cubes = machine.cubes([problem.extents.outputs.div_ceil(tile.outputs() as usize), 1, 1])?;
     let [gamma, beta, bias] = problem.parameter_types();
-    // With 64 bits the compiler adds the distance between two pieces to the address, in the instruction that reads.
-    let addresses = if tile.pieces() > 1 { AddressType::U64 } else { AddressType::U32 };
+    // With 64 bits NVRTC adds the distance between two pieces to the address, in the instruction that reads.
+    let addresses = if tile.pieces() > 1 && !tile.emulate { AddressType::U64 } else { AddressType::U32 };
     // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
     // `Factors` count. `plan` checked that rows begin at, and consist of, whole vectors.
     unsafe {
