@@ -72,7 +72,7 @@ class Kernel:
     lanes: float
     kinds: dict[str, float]
     sectors: float
-    ideal_sectors: float
+    least_sectors: float
     moved: float
     distinct: float | None
     passes: float
@@ -126,7 +126,10 @@ def count(arguments: argparse.Namespace) -> tuple[list[Kernel], dict[str, dict]]
             elif match := re.match(r"load (\d+) (\S+)", line):
                 loaded[match[2]] = files[int(match[1])]
             elif line.startswith("{") and current:
-                found.append((kernel(current, json.loads(line)), loaded[json.loads(line)["kernel"]]))
+                one = kernel(current, json.loads(line))
+                if workloads[one.workload]["shares"]:
+                    one.distinct = None
+                found.append((one, loaded[json.loads(line)["kernel"]]))
         # Each module once: some workloads share theirs.
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             modules = sorted({path for _, path in found})
@@ -156,7 +159,7 @@ def kernel(current: list[str], line: dict) -> Kernel:
         lanes=line["lanes"] / max(line["instructions"] * 32, 1),
         kinds=kinds,
         sectors=line["sectors"] * scale,
-        ideal_sectors=line["ideal_sectors"] * scale,
+        least_sectors=line["least_sectors"] * scale,
         moved=line["sectors_by_blocks"] * scale,
         distinct=distinct,
         passes=line["passes"] * scale,
@@ -166,7 +169,7 @@ def kernel(current: list[str], line: dict) -> Kernel:
 
 def bounds(one: Kernel, workload: dict) -> dict[str, float]:
     """Microseconds below which the kernel cannot end, by what it needs. A kernel that helps another has no workload of its own."""
-    least = one.distinct * SECTOR if one.distinct is not None else workload["bytes"]
+    least = one.distinct * SECTOR if one.distinct is not None else workload["bytes_in_sectors"]
     helps = one.name == "combine"
     found = {f"memory, {name}": least / (speed * 1e6) for name, speed in MEMORY_TB.items()}
     found["issue"], found["shared"] = issue_us(one.instructions), shared_us(one.passes)
@@ -228,22 +231,24 @@ def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str
         "",
         "## Memory",
         "",
-        "- **least**: what the problem must read and write.",
-        "- **touched**: sectors of 32 bytes, each counted once. A dash where only some blocks of a problem ran. Rows that share a mask are",
-        "  few in the sample, so the masked softmax seems to touch its mask once for each head.",
+        "- **least**: what the problem must read and write, in whole sectors: the runtime aligns rows, and those of 40 features do not fill",
+        "  theirs. Nor does the scale of one token.",
+        "- **touched**: sectors of 32 bytes, each counted once. A dash where only some blocks of a problem ran, or where blocks share what few",
+        "  of the sample touch together: a mask, or the sectors of scales.",
         "- **moved**: sectors counted once for each block that touches them. What several blocks touch may come from the L2 cache.",
-        "- **sectors / ideal**: sectors of an instruction over those that its bytes fill. **passes / ideal**: the same for passes through",
-        "  shared memory, of which bank conflicts need more.",
+        "- **sectors / ideal**: sectors that instructions move, over those if each of these had all bytes that its block needs of it.",
+        "- **passes / ideal**: passes through shared memory, over those without bank conflicts. A pass of an asynchronous copy moves what",
+        "  one line of 128 bytes has.",
     ]
     rows = []
     for one in kernels:
-        least = workloads[one.workload]["bytes"] if one.name != "combine" else 0
+        least = workloads[one.workload]["bytes_in_sectors"] if one.name != "combine" else 0
         rows.append([
             *name(one),
             number(least / 1e6) if least else "-",
             ratio(one.distinct and one.distinct * SECTOR, least),
             ratio(one.moved * SECTOR, least),
-            ratio(one.sectors, one.ideal_sectors),
+            ratio(one.sectors, one.least_sectors),
             number(one.passes / 1e3),
             ratio(one.passes, one.ideal_passes),
         ])

@@ -15,11 +15,9 @@ pub struct Count {
     pub bytes: u64,
     /// Sectors of 32 bytes of global memory that were moved.
     pub sectors: u64,
-    /// The sectors that as many bytes fill, if every lane with its own address has its own bytes.
-    pub ideal_sectors: u64,
     /// Passes through shared memory, each of which serves every bank once.
     pub passes: u64,
-    /// The passes that as many bytes need without conflicts.
+    /// The passes that as many bytes need without conflicts; those of an asynchronous copy move what one line of global memory has.
     pub ideal_passes: u64,
 }
 
@@ -29,14 +27,13 @@ impl AddAssign for Count {
         self.lanes += other.lanes;
         self.bytes += other.bytes;
         self.sectors += other.sectors;
-        self.ideal_sectors += other.ideal_sectors;
         self.passes += other.passes;
         self.ideal_passes += other.ideal_passes;
     }
 }
 
 /// Bytes of a sector of global memory.
-const SECTOR: u64 = 32;
+pub const SECTOR: u64 = 32;
 /// Banks of shared memory, each of which gives 4 bytes in a pass.
 const BANKS: u64 = 32;
 
@@ -80,29 +77,23 @@ impl Different {
 
 impl Count {
     /// Counts an access to global memory that touched these sectors.
-    pub fn global(&mut self, addresses: &[u64; WARP], lanes: Lanes, bytes: u64, sectors: &[u64]) {
+    pub fn global(&mut self, addresses: &[u64; WARP], lanes: Lanes, bytes: u64) {
         self.bytes += bytes * u64::from(lanes.count_ones());
-        self.sectors += sectors.len() as u64;
-        // As many as sectors, if lanes have an address each and fill them.
-        let full = sectors.len() as u64 * SECTOR == bytes * u64::from(lanes.count_ones());
-        let asked = if full { lanes.count_ones() as usize } else { Different::of(addresses, lanes, |at| at).count };
-        self.ideal_sectors += (asked as u64 * bytes).div_ceil(SECTOR);
+        self.sectors += Different::sectors(addresses, lanes).all().len() as u64;
     }
 
     /// Counts asynchronous copies of 16 bytes that lanes make `from` global memory `to` shared memory; those of `some` read, the others
-    /// write zeros. Returns the sectors that they read.
+    /// write zeros.
     ///
     /// The two copies of a sector move together if they end in the same 32 bytes of shared memory; otherwise the sector is read twice. A
     /// pass moves such parts from one line of 128 bytes to another. That is how an H100 counts (`ncu`, "L2 Theoretical Sectors Global"
     /// and "L1 Wavefronts Shared" of `LDGSTS`).
-    pub fn copied(&mut self, from: &[u64; WARP], to: &[u64; WARP], lanes: Lanes, some: Lanes) -> Different {
+    pub fn copied(&mut self, from: &[u64; WARP], to: &[u64; WARP], lanes: Lanes, some: Lanes) {
         const BYTES: u64 = 16;
         let moves: [_; WARP] = std::array::from_fn(|lane| from[lane] / SECTOR * SHARED_SECTORS + to[lane] / SECTOR);
         let read = Different::of(&moves, some, |both| both);
-        let sectors = Different::of(from, some, |address| address / SECTOR);
         self.bytes += BYTES * u64::from(lanes.count_ones() + some.count_ones());
         self.sectors += read.count as u64;
-        self.ideal_sectors += (u64::from(some.count_ones()) * BYTES).div_ceil(SECTOR);
         let parts = Different::of(&moves, lanes, |both| both);
         let passes: [_; WARP] = std::array::from_fn(|at| {
             let both = parts.numbers[at];
@@ -113,8 +104,8 @@ impl Count {
         });
         let found = (1u64 << parts.count) - 1;
         self.passes += Different::of(&passes, found as Lanes, |pass| pass).count as u64;
-        self.ideal_passes += (u64::from(lanes.count_ones()) * BYTES).div_ceil(LINE);
-        sectors
+        let lines = Different::of(from, lanes, |address| address / LINE).count as u64;
+        self.ideal_passes += lines.max((u64::from(lanes.count_ones()) * BYTES).div_ceil(LINE));
     }
 
     /// Counts an access to shared memory. Lanes are served in groups of 128 bytes: all of them, halves or quarters. A pass serves
@@ -153,18 +144,18 @@ mod tests {
     fn sectors_are_counted_once_for_a_warp() {
         let count = |stride: u64, lanes: Lanes, bytes: u64| {
             let (mut count, addresses) = (Count::default(), std::array::from_fn(|lane| stride * lane as u64));
-            count.global(&addresses, lanes, bytes, Different::sectors(&addresses, lanes).all());
-            (count.bytes, count.sectors, count.ideal_sectors)
+            count.global(&addresses, lanes, bytes);
+            (count.bytes, count.sectors)
         };
-        assert_eq!(count(4, ALL, 4), (128, 4, 4));
-        assert_eq!(count(256, ALL, 4), (128, 32, 4));
-        assert_eq!(count(8, ALL, 4), (128, 8, 4), "every other word");
-        assert_eq!(count(0, 0b101, 16), (32, 1, 1), "one address");
+        assert_eq!(count(4, ALL, 4), (128, 4));
+        assert_eq!(count(256, ALL, 4), (128, 32));
+        assert_eq!(count(8, ALL, 4), (128, 8), "every other word");
+        assert_eq!(count(0, 0b101, 16), (32, 1), "one address");
     }
 
     #[test]
     fn copies_that_divide_sectors_count_twice() {
-        // A warp copies two rows of 256 bytes, or four of 128. The numbers are those of an H100, means over eight rows.
+        // A warp copies two rows of 256 bytes, or four of 128. The sectors and passes are those of an H100, means over eight rows.
         let counts = |row: u64, place: fn(u64, u64) -> u64| {
             let mut count = Count::default();
             for first in (0..8 * row).step_by(512) {
@@ -173,15 +164,20 @@ mod tests {
                 count.copied(&from, &to, ALL, ALL);
             }
             let warps = (8 * row / 512) as f64;
-            [count.sectors, count.ideal_sectors, count.passes, count.ideal_passes].map(|sum| sum as f64 / warps)
+            [count.sectors, count.passes, count.ideal_passes].map(|sum| sum as f64 / warps)
         };
-        assert_eq!(counts(256, |row, chunk| row * 17 + chunk), [24.0, 16.0, 10.5, 4.0], "rows of 272 bytes");
-        assert_eq!(counts(128, |row, chunk| row * 9 + chunk), [24.0, 16.0, 10.5, 4.0], "rows of 144 bytes");
-        assert_eq!(
-            counts(128, |row, chunk| row * 8 + (chunk ^ row)),
-            [16.0, 16.0, 4.0, 4.0],
-            "chunks that change places"
-        );
+        assert_eq!(counts(256, |row, chunk| row * 17 + chunk), [24.0, 10.5, 4.0], "rows of 272 bytes");
+        assert_eq!(counts(128, |row, chunk| row * 9 + chunk), [24.0, 10.5, 4.0], "rows of 144 bytes");
+        assert_eq!(counts(128, |row, chunk| row * 8 + (chunk ^ row)), [16.0, 4.0, 4.0], "chunks that change places");
+    }
+
+    #[test]
+    fn a_pass_copies_from_one_line() {
+        // 32 lanes copy 16 bytes each of as many lines, to four neighbouring ones.
+        let (from, to) = (std::array::from_fn(|lane| 128 * lane as u64), std::array::from_fn(|lane| 16 * lane as u64));
+        let mut count = Count::default();
+        count.copied(&from, &to, ALL, ALL);
+        assert_eq!((count.sectors, count.passes, count.ideal_passes), (32, 32, 32));
     }
 
     #[test]

@@ -76,7 +76,8 @@ pub fn launch(
         Some((_, fault)) => Err(fault),
         None => {
             let distinct = (launch.sample.is_some() && sample.has_whole_slices()).then(|| traffic.distinct());
-            Ok(Counts { instructions: counts, blocks, sectors_by_blocks: traffic.by_blocks(), distinct })
+            let (sectors_by_blocks, least_sectors) = (traffic.by_blocks(), traffic.least());
+            Ok(Counts { instructions: counts, blocks, sectors_by_blocks, least_sectors, distinct })
         }
     }
 }
@@ -90,6 +91,9 @@ pub struct Counts {
     pub blocks: u64,
     /// Sectors of global memory, each once for each block that touches it; 0 for a launch without a sample.
     pub sectors_by_blocks: u64,
+    /// The sectors that instructions would move if each of these had all bytes that its block needs of it; 0 for a launch without a
+    /// sample.
+    pub least_sectors: u64,
     /// Sectors of global memory that were read and that were written, for a launch with a sample of whole slices.
     pub distinct: Option<[Distinct; 2]>,
 }

@@ -43,10 +43,15 @@ impl Places {
     }
 }
 
-/// Multiples of this, without their integer parts, are spread evenly over 0 to 1.
+/// Multiples of about this part of a number, modulo the number, are spread evenly.
 const GOLDEN: f64 = 0.618_033_988_749_894_9;
 /// Fewest slices: two show what slices share.
 const FEWEST_SLICES: u64 = 2;
+/// Slices next to each other that may differ in what they do, and a number without a common divisor.
+const NEAR: u64 = 12;
+const NEAR_STEP: u64 = 5;
+/// A grid of so many times the blocks that are asked for runs whole.
+const FEW: u64 = 4;
 
 impl Sample {
     /// About as many blocks as the launch asks for, spread over the grid; every one if it does not ask.
@@ -55,6 +60,7 @@ impl Sample {
         let (slices, width) = if y * z > 1 { (y * z, x) } else { (x, 1) };
         match launch.sample {
             None => Self::Slices { slices: Places::All(slices), width },
+            Some(wanted) if slices * width <= wanted * FEW => Self::Slices { slices: Places::All(slices), width },
             Some(wanted) if width <= wanted.div_ceil(FEWEST_SLICES) => {
                 let wanted = wanted.div_ceil(width).max(FEWEST_SLICES);
                 Self::Slices { slices: spread(wanted, slices), width }
@@ -88,23 +94,26 @@ impl Sample {
     }
 }
 
-/// Some of the slices.
+/// Some of the slices: one of each of `wanted` equal runs, in another part of each. So the means of what grows along the line, and
+/// along each of several problems on it, are near those of all. What repeats after few slices is met in each of its places.
 fn spread(wanted: u64, slices: u64) -> Places {
     if wanted >= slices {
         return Places::All(slices);
     }
-    let place = |at: u64| ((at as f64 + 0.5) * GOLDEN).fract() * slices as f64;
-    let mut chosen: Vec<_> = (0..wanted).map(|at| place(at) as u64).collect();
-    chosen.sort_unstable();
-    chosen.dedup();
-    Places::Chosen(chosen)
+    let (run, step) = (slices / wanted, step(wanted));
+    let within = |at: u64| ((2 * (at * step % wanted) + 1) * run / (2 * wanted) + at * NEAR_STEP % NEAR) % run;
+    Places::Chosen((0..wanted).map(|at| at * slices / wanted + within(at)).collect())
+}
+
+/// A number of which the first `count` multiples are in all places modulo `count`, neighbours far from each other.
+fn step(count: u64) -> u64 {
+    (1..=count).rev().find(|step| *step as f64 <= GOLDEN * count as f64 && coprime(*step, count)).unwrap_or(1)
 }
 
 /// Blocks of which each is in another place along x, at equal distances, and so are their slices: the mean of what grows along
 /// either is exact. Neighbours along x are in distant slices. `count` is at most `width`.
 fn scattered(count: u64, slices: u64, width: u64) -> Vec<(u64, u64)> {
-    let step =
-        (1..=count).rev().find(|step| *step as f64 <= GOLDEN * count as f64 && coprime(*step, count)).unwrap_or(1);
+    let step = step(count);
     let place = |at: u64, of: u64| (2 * at + 1) * of / (2 * count);
     let blocks = (0..count).map(|at| {
         let slice = place(at * step % count, slices);
@@ -131,6 +140,7 @@ mod tests {
     fn all_blocks_run_if_nothing_is_asked() {
         assert_eq!(sample([3, 2, 2], None), (0..12).collect::<Vec<_>>());
         assert_eq!(sample([5, 1, 1], Some(9)), [0, 1, 2, 3, 4]);
+        assert_eq!(sample([3, 2, 2], Some(3)), (0..12).collect::<Vec<_>>(), "few blocks");
     }
 
     #[test]
@@ -141,6 +151,18 @@ mod tests {
         let line = sample([1000, 1, 1], Some(50));
         let middle = line.iter().filter(|block| (250..750).contains(*block)).count();
         assert!((20..=30).contains(&middle), "{middle} of {} in the middle half", line.len());
+    }
+
+    #[test]
+    fn a_line_of_problems_has_nearly_the_mean_of_all() {
+        // 32 problems of 512 blocks, which do more the later they are in theirs.
+        let chosen = sample([32 * 512, 1, 1], Some(16));
+        let mean = |of: fn(u64) -> u64| chosen.iter().map(|block| of(*block)).sum::<u64>() as f64 / 16.0;
+        assert_eq!((mean(|block| block), mean(|block| block % 512)), (8197.25, 261.25));
+        // Three blocks for each token, for queries, keys and values.
+        let chosen = sample([4096 * 3, 1, 1], Some(16));
+        let kinds = [0, 1, 2].map(|kind| chosen.iter().filter(|block| *block % 3 == kind).count());
+        assert_eq!(kinds, [6, 5, 5]);
     }
 
     #[test]

@@ -80,9 +80,9 @@ fn copy(b: &mut Builder<'_>) -> Result<Action, String> {
             some |= u32::from(read[lane] > 0) << lane;
         }
         if bytes == 16 {
-            let sectors = block.counts[warp.at].copied(&from, &to.map(|address| address & INSIDE), lanes, some);
+            block.counts[warp.at].copied(&from, &to.map(|address| address & INSIDE), lanes, some);
             if let Some(traffic) = &mut block.traffic {
-                traffic.touch(sectors.all(), false);
+                traffic.touch(&from, some, bytes, false);
             }
         } else {
             tally(block, warp.at, Space::Global, &from, some, Transfer { bytes, writes: false });

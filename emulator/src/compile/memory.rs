@@ -3,7 +3,6 @@
 use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, Block, of_lane};
-use crate::count::Different;
 use crate::memory::INSIDE;
 use crate::numbers::{little_endian, low, signed};
 use crate::ptx::Space;
@@ -95,10 +94,9 @@ pub fn tally(
     let (space, _) = Access { address: addresses[first], each: bytes, count: 1 }.resolve(space);
     match space {
         Space::Global => {
-            let sectors = Different::sectors(addresses, lanes);
-            block.counts[instruction].global(addresses, lanes, bytes, sectors.all());
+            block.counts[instruction].global(addresses, lanes, bytes);
             if let Some(traffic) = &mut block.traffic {
-                traffic.touch(sectors.all(), writes);
+                traffic.touch(addresses, lanes, bytes, writes);
             }
         }
         Space::Shared => block.counts[instruction].shared(&addresses.map(|address| address & INSIDE), lanes, bytes),

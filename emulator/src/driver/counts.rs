@@ -40,7 +40,7 @@ pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
         path,
         format_args!(
             "{{\"kernel\":\"{}\",\"grid\":{grid:?},\"block\":{block:?},\"blocks\":{},\"shared\":{},\"instructions\":{},\
-             \"lanes\":{},\"global_bytes\":{global_bytes},\"sectors\":{},\"sectors_by_blocks\":{},\"ideal_sectors\":{},{distinct}\"passes\":{},\
+             \"lanes\":{},\"global_bytes\":{global_bytes},\"sectors\":{},\"sectors_by_blocks\":{},\"least_sectors\":{},{distinct}\"passes\":{},\
              \"ideal_passes\":{},\"opcodes\":{{{opcodes}}}}}",
             kernel.name,
             counts.blocks,
@@ -49,7 +49,7 @@ pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
             total.lanes,
             total.sectors,
             counts.sectors_by_blocks,
-            total.ideal_sectors,
+            counts.least_sectors,
             total.passes,
             total.ideal_passes,
         ),

@@ -164,6 +164,8 @@ pub const WORKLOADS: [Workload; 35] = [
 
 /// Bytes of an element of f16 and bf16.
 pub const HALF: usize = 2;
+/// Bytes that move together between a device and its memory.
+const SECTOR: usize = 32;
 
 /// Bytes of a head in the cache; int8 has a scale.
 fn cached(head: usize, int8: bool) -> usize {
@@ -219,6 +221,33 @@ impl Workload {
                 };
                 matrix + (rows * (inputs + outputs) + outputs) * HALF
             }
+        }
+    }
+
+    /// The same in whole sectors: the runtime lets rows begin at one, so short rows leave a part of their last sector, and so do the
+    /// scales of a few tokens.
+    pub fn bytes_in_sectors(&self) -> usize {
+        let added = |head: usize| (head * HALF).next_multiple_of(SECTOR) - head * HALF;
+        let short = match self.problem {
+            // Queries, keys and values. The context has all heads of a token in a row.
+            Problem::Prefill { batch, heads, head, tokens, .. } => 3 * batch * heads * tokens * added(head),
+            Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (added(head) + added(size)),
+            Problem::CacheWrite { batch, tokens, kv_heads, int8: true, .. } => {
+                let scales = tokens * size_of::<f32>();
+                2 * batch * kv_heads * (scales.next_multiple_of(SECTOR) - scales)
+            }
+            _ => 0,
+        };
+        self.bytes() + short
+    }
+
+    /// Whether blocks of different problems, in one row of the grid, touch the same sectors: those of a mask, or of the scales of
+    /// neighbouring tokens.
+    fn shares(&self) -> bool {
+        match self.problem {
+            Problem::Softmax { masked, .. } => masked,
+            Problem::CacheWrite { tokens, int8, .. } => int8 && tokens > 1,
+            _ => false,
         }
     }
 
@@ -301,7 +330,7 @@ impl Workload {
         json!({
             "name": self.name, "kind": kind, "sizes": sizes, "engines": self.engines().collect::<Vec<_>>(), "ours": true,
             "bytes": self.bytes(), "flops": self.flops(), "exponentials": self.exponentials(),
-            "dtypes": ELEMENTS, "l2": l2,
+            "bytes_in_sectors": self.bytes_in_sectors(), "shares": self.shares(), "dtypes": ELEMENTS, "l2": l2,
         })
     }
 }

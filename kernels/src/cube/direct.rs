@@ -13,14 +13,14 @@ pub(crate) fn raised(brain: bool) -> u32 {
     if brain { 0x4300_4300 } else { 0x6480_6480 }
 }
 
-/// Part `part` of the vectors of two rows, 8 apart, as an A: 4 elements of each.
+/// Part `part` of the vectors of words of two rows, 8 apart, as an A: 4 elements of each.
 ///
 /// The depth of a product may be in any order that both operands have. A lane holds elements that are next to each other in memory.
 /// Part `p` of 16-bit elements is elements `4p` to `4p + 3` in their order; that of bytes is `4p`, `4p + 2`, `4p + 1`, `4p + 3`.
 #[cube]
-pub(crate) fn left<F: Float>(
-    upper: Vector<u32, Quad>,
-    lower: Vector<u32, Quad>,
+pub(crate) fn left<F: Float, W: Size>(
+    upper: Vector<u32, W>,
+    lower: Vector<u32, W>,
     part: u32,
     raised: u32,
     #[comptime] int8: bool,

@@ -18,7 +18,7 @@ use self::int8::{Tile, cache_write_int8};
 use self::kernel::{UNITS, cache_write};
 use self::norm::{cache_write_norm, norm_arguments};
 use self::place::SizesLaunch;
-use self::rotation::{TableLaunch, is_apart};
+use self::rotation::{Share, TableLaunch};
 use super::contract::Checked;
 use super::machine::{Machine, Unsupported};
 use super::mask_arguments::row_strides;
@@ -27,6 +27,8 @@ use super::tensors::{array, broadcast_strides, head_strides, presence, vector_si
 pub use self::arguments::{CacheWrite, HeadNorm, Rotation, Sums};
 pub use self::squares::{Squares, launch as launch_squares};
 
+/// Pairs that a unit rotates: their cosines are 16 bytes.
+const PAIRS: usize = 4;
 /// Units of a multiprocessor, with a vector or two in flight each, that keep its memory busy.
 const UNITS_PER_PROCESSOR: usize = 512;
 
@@ -49,21 +51,22 @@ pub fn launch<R: Runtime>(
     let CheckedWrite { qkv, query, key, value, norm, rotation, factors, bounds, kv_heads } = arguments.check(client)?;
     let [batch, heads, tokens, head_dim] = std::array::from_fn(|axis| query.shape()[axis]);
     let half = rotation.map_or(0, |(_, [cos, _])| cos.shape()[2]);
-    // A vector is on one side of a half-split pair, and holds whole interleaved ones.
+    // A vector is on one side of half-split pairs, and holds whole interleaved ones.
     let unit = match rotation {
         None => head_dim,
-        Some((RotaryLayout::Half, _)) => gcd(head_dim, half),
+        Some((RotaryLayout::Half, _)) => gcd(gcd(head_dim, half), PAIRS),
         Some((RotaryLayout::Interleaved, _)) => gcd(head_dim, 2 * half),
     };
     let vector = vector_size(client, &[qkv, query, key.elements, value.elements], unit);
-    let parts = head_dim / vector;
+    let share = Share::new(rotation.map(|(layout, _)| layout), head_dim, vector, half);
+    let shares = share.units() as usize;
     let all_heads = heads + 2 * kv_heads;
-    if batch * tokens * all_heads * parts == 0 {
+    if batch * tokens * all_heads * shares == 0 {
         return Ok(());
     }
-    let each = heads_of_unit(machine, batch * tokens, all_heads, parts);
+    let each = heads_of_unit(machine, batch * tokens, all_heads, shares);
     let places = batch * tokens * all_heads.div_ceil(each as usize);
-    let units = places * parts;
+    let units = places * shares;
     let int8 = key.is_int8() || value.is_int8();
     let changes = norm.is_some() || factors.is_some();
     let in_teams = int8 || changes;
@@ -94,9 +97,8 @@ pub fn launch<R: Runtime>(
         arguments.source == KvSource::KeysAreValues,
     );
     if in_teams {
-        let tile = Tile::new(machine, parts, each);
+        let tile = Tile::new(machine, share, each);
         let cubes = machine.folded(places, tile.teams() as usize)?;
-        let apart = is_apart(rotation.map(|(layout, _)| layout), vector);
         // SAFETY: the tensors were checked against each other, so every head that `Sizes` counts is in all of them, and weights, sums
         // and factors have the same heads and tokens. The kernels repeat the last head instead of going on after it, and write no slot
         // from `Sizes::end` on, which is at most the capacity.
@@ -113,7 +115,7 @@ pub fn launch<R: Runtime>(
                     key.launch(vector),
                     value.launch(vector),
                     table(rotation).into(),
-                    norm_arguments(norm, factors, apart, [head_dim, angles]),
+                    norm_arguments(norm, factors, [head_dim, angles]),
                     bounds.by_row.map(array).into(),
                     sizes,
                     tile,
@@ -164,7 +166,7 @@ pub fn launch<R: Runtime>(
             table(rotation).into(),
             bounds.by_row.map(array).into(),
             sizes,
-            parts as u32,
+            share,
             each,
             qkv.dtype,
         );
@@ -179,8 +181,8 @@ fn table<T: Size, R: Runtime>(rotation: Option<(RotaryLayout, [Checked<'_, R>; 2
 }
 
 /// Heads of a token that share the angles of a unit: two, as long as the units fill the device. With four an H100 is slower again.
-fn heads_of_unit(machine: &Machine, tokens: usize, heads: usize, parts: usize) -> u32 {
+fn heads_of_unit(machine: &Machine, tokens: usize, heads: usize, shares: usize) -> u32 {
     let fills =
-        |each: usize| tokens * heads.div_ceil(each) * parts >= machine.processors as usize * UNITS_PER_PROCESSOR;
+        |each: usize| tokens * heads.div_ceil(each) * shares >= machine.processors as usize * UNITS_PER_PROCESSOR;
     if fills(2) { 2 } else { 1 }
 }

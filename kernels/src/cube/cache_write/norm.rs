@@ -5,7 +5,7 @@ use burn_deepspeed_core::qk_norm::QkNormKind;
 use cubecl::prelude::*;
 
 use super::arguments::CheckedNorm;
-use super::int8::{Tile, put};
+use super::int8::{Tile, lane_has, lane_part, put};
 use super::place::{Place, Sizes};
 use super::rotation::{Angles, Table, partner};
 use crate::cube::cached::{Cached, magnitude, scale_of};
@@ -46,19 +46,15 @@ pub(super) struct Flags {
     after_rotation: bool,
     /// Whether values are normalised.
     values: bool,
-    /// Whether the features of a rotary pair are in two vectors.
-    apart: bool,
     /// Which tensors are there; see [`presence`].
     #[allow(dead_code, reason = "it is part of the key of the kernel")]
     present: u32,
 }
 
-/// The norm as the kernel takes it. Heads have `head_dim` features, and weights are read in vectors of `vector`. `apart` is that of
-/// [`Flags`].
+/// The norm as the kernel takes it. Heads have `head_dim` features, and weights are read in vectors of `vector`.
 pub(super) fn norm_arguments<T: Size, R: Runtime>(
     norm: Option<CheckedNorm<'_, R>>,
     factors: Option<Checked<'_, R>>,
-    apart: bool,
     [head_dim, vector]: [usize; 2],
 ) -> NormLaunch<T, R> {
     let weights = norm.as_ref().and_then(|norm| norm.weights);
@@ -81,7 +77,6 @@ pub(super) fn norm_arguments<T: Size, R: Runtime>(
         plus_one: norm.as_ref().is_some_and(|norm| norm.plus_one),
         after_rotation: norm.as_ref().is_some_and(|norm| norm.after_rotation),
         values: norm.as_ref().is_some_and(|norm| norm.values),
-        apart,
         present: presence(&[weights.is_some(), sums.is_some(), factors.is_some()]),
     };
     NormLaunch::new(
@@ -123,7 +118,7 @@ impl<T: Size> Norm<T> {
         if comptime!(self.flags.kind == Some(QkNormKind::LayerNorm)) {
             let mut total = 0.0f32.runtime();
             #[unroll]
-            for p in 0..comptime!(tile.per_lane()) {
+            for p in 0..comptime!(tile.per_lane() as usize) {
                 total += vector_sum::<N>(held[p]);
             }
             mean = lanes_sum(total, exchange, tile.lanes, tile.planes) / self.features;
@@ -138,9 +133,9 @@ impl<T: Size> Norm<T> {
             ComptimeOption::None => {
                 let mut squares = 0.0f32.runtime();
                 #[unroll]
-                for p in 0..comptime!(tile.per_lane()) {
-                    if UNIT_POS % tile.lanes + p as u32 * tile.lanes < tile.parts {
-                        let centred = held[p] - Vector::<f32, N>::new(mean);
+                for p in 0..tile.per_lane() {
+                    if lane_has(lane_part(UNIT_POS % tile.lanes, p, tile), tile) {
+                        let centred = held[p as usize] - Vector::<f32, N>::new(mean);
                         squares += vector_sum::<N>(centred * centred);
                     }
                 }
@@ -229,8 +224,8 @@ fn weighted<N: Size, T: Size>(
 /// Moves a projection as `cache_write` and `cache_write_int8` do, and changes queries and keys on the way: norm, rotation, factor.
 ///
 /// Tile: that of `cache_write_int8`. A team reads a head once and keeps it in registers, in f32, until its lanes have exchanged their
-/// sums of squares, and with LayerNorm those of the features before. A lane whose features have rotary partners in another vector reads
-/// that vector too, and normalises it by itself; the second read is a cache hit. Results are rounded once. Every unit must reach the
+/// sums of squares, and with LayerNorm those of the features before. A lane whose features have rotary partners in another lane reads
+/// these too, and normalises them by itself; the second read is a cache hit. Results are rounded once. Every unit must reach the
 /// exchanges, so values go through them as well, whether or not they are changed.
 #[cube(launch_unchecked)]
 pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Size>(
@@ -249,6 +244,7 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
     #[define(V)] _value_type: StorageType,
 ) {
     let per_lane = comptime!(tile.per_lane());
+    let (parts, together) = comptime!((tile.share.parts, tile.share.together()));
     let lane = UNIT_POS % tile.lanes;
     let at = CUBE_POS as u32 * comptime!(tile.teams()) + UNIT_POS / tile.lanes;
     let first = sizes.place(min(at, sizes.count - 1), tile.each);
@@ -264,30 +260,30 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
     let mut maxima = SharedMemory::<u32>::new(comptime!(if int8 { tile.units as usize } else { 1 }));
     let mut angles = Sequence::<Angles<N>>::new();
     #[unroll]
-    for p in 0..per_lane {
-        angles.push(Angles::<N>::new::<T>(table, sizes, first, lane + p as u32 * tile.lanes));
+    for s in 0..tile.shares() {
+        angles.push(Angles::<N>::new::<T>(table, sizes, first, lane_part(lane, s * together, tile)));
     }
     #[unroll]
     for h in 0..comptime!(tile.each as usize) {
         let head = first.head + h as u32;
         let is_query = head < sizes.heads;
         let rotates = sizes.rotates(head);
-        let from = source + sizes.projected(head) * tile.parts;
+        let from = source + sizes.projected(head) * parts;
         let mut changes = rotates;
         if comptime!(norm.flags.values) {
             changes = head < all_heads;
         }
-        let mut held = Array::<Vector<f32, N>>::new(per_lane);
-        let mut partners = Array::<Vector<f32, N>>::new(per_lane);
+        let mut held = Array::<Vector<f32, N>>::new(comptime!(per_lane as usize));
+        let mut partners = Array::<Vector<f32, N>>::new(comptime!(per_lane as usize));
         #[unroll]
         for p in 0..per_lane {
-            let part = lane + p as u32 * tile.lanes;
-            held[p] = Vector::<f32, N>::new(0.0f32);
-            partners[p] = Vector::<f32, N>::new(0.0f32);
-            if part < tile.parts && head < all_heads {
-                held[p] = Vector::cast_from(qkv[(from + part) as usize]);
-                if comptime!(norm.flags.apart) && rotates {
-                    partners[p] = Vector::cast_from(qkv[(from + partner::<N, T>(table, part)) as usize]);
+            let part = lane_part(lane, p, tile);
+            held[p as usize] = Vector::<f32, N>::new(0.0f32);
+            partners[p as usize] = Vector::<f32, N>::new(0.0f32);
+            if lane_has(part, tile) && head < all_heads {
+                held[p as usize] = Vector::cast_from(qkv[(from + part) as usize]);
+                if comptime!(tile.share.apart) && rotates {
+                    partners[p as usize] = Vector::cast_from(qkv[(from + partner::<T>(table, part)) as usize]);
                 }
             }
         }
@@ -295,42 +291,46 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
             let statistics = norm.statistics::<N>(&held, first, is_query, &mut sums, tile);
             #[unroll]
             for p in 0..per_lane {
-                let part = lane + p as u32 * tile.lanes;
-                if part < tile.parts && changes {
-                    held[p] = norm.apply::<N>(held[p], statistics, head, part, sizes);
-                    partners[p] = norm.apply::<N>(partners[p], statistics, head, partner::<N, T>(table, part), sizes);
+                let part = lane_part(lane, p, tile);
+                if lane_has(part, tile) && changes {
+                    held[p as usize] = norm.apply::<N>(held[p as usize], statistics, head, part, sizes);
+                    if comptime!(tile.share.apart) {
+                        let part = partner::<T>(table, part);
+                        partners[p as usize] = norm.apply::<N>(partners[p as usize], statistics, head, part, sizes);
+                    }
                 }
             }
         }
         #[unroll]
-        for p in 0..per_lane {
-            let part = lane + p as u32 * tile.lanes;
+        for s in 0..comptime!(tile.shares() as usize) {
+            let begin = comptime!(s * together as usize);
             if rotates {
-                held[p] = angles[p].rotate::<T>(table, held[p], partners[p], part);
+                let own = lane_part(lane, begin as u32, tile);
+                angles[s].rotate::<T>(table, &mut held, &partners, begin, own, tile.share);
             }
         }
         if comptime!(after) {
             let statistics = norm.statistics::<N>(&held, first, is_query, &mut sums, tile);
             #[unroll]
             for p in 0..per_lane {
-                let part = lane + p as u32 * tile.lanes;
-                if part < tile.parts && changes {
-                    held[p] = norm.apply::<N>(held[p], statistics, head, part, sizes);
+                let part = lane_part(lane, p, tile);
+                if lane_has(part, tile) && changes {
+                    held[p as usize] = norm.apply::<N>(held[p as usize], statistics, head, part, sizes);
                 }
             }
         }
 
-        let mut moved = Array::<Vector<F, N>>::new(per_lane);
+        let mut moved = Array::<Vector<F, N>>::new(comptime!(per_lane as usize));
         let mut largest = 0u32.runtime();
         #[unroll]
         for p in 0..per_lane {
-            let mut features = held[p];
+            let mut features = held[p as usize];
             if comptime!(norm.factors.is_some()) && is_query {
                 features *= Vector::<f32, N>::new(factor);
             }
-            moved[p] = Vector::cast_from(features);
+            moved[p as usize] = Vector::cast_from(features);
             if comptime!(int8) {
-                largest = max(largest, magnitude::<F, N>(moved[p]));
+                largest = max(largest, magnitude::<F, N>(moved[p as usize]));
             }
         }
         let mut scale = 1.0f32.runtime();

@@ -95,8 +95,8 @@ impl Sizes {
         Slot { at, taken: at >= start && at < end }
     }
 
-    /// Where a vector of a query goes.
-    pub fn query(&self, place: Place, part: u32) -> usize {
-        (self.query.head(place.batch, place.head) + place.token * self.query.token + part) as usize
+    /// Where the vectors of a query go.
+    pub fn query(&self, place: Place) -> u32 {
+        self.query.head(place.batch, place.head) + place.token * self.query.token
     }
 }

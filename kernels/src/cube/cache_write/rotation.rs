@@ -64,131 +64,147 @@ impl<N: Size> Angles<N> {
         Angles::<N> { cos, sin }
     }
 
-    /// The vector `part` of a head that begins at `source`, rotated if `rotates`.
-    pub fn read<F: Float, T: Size>(
-        &self,
-        qkv: &Array<Vector<F, N>>,
-        table: &ComptimeOption<Table<T>>,
-        source: u32,
-        part: u32,
-        rotates: bool,
-    ) -> Vector<F, N> {
-        let own = qkv[(source + part) as usize];
-        let mut result = own;
-        #[comptime]
-        match table {
-            ComptimeOption::Some(table) => {
-                let vector = N::value();
-                let half = comptime!(table.half);
-                let feature = part * comptime!(vector as u32);
-                if rotates && feature < comptime!(2 * half) {
-                    match comptime!(table.layout) {
-                        RotaryLayout::Half => {
-                            let second = feature >= half;
-                            let reach = comptime!(half / vector as u32);
-                            let partner = qkv[(source + select(second, part - reach, part + reach)) as usize];
-                            let sign = select(second, 1.0f32, -1.0f32);
-                            #[unroll]
-                            for e in 0..vector {
-                                let side = f32::cast_from(partner[e]) * self.sin[e] * sign;
-                                result[e] = F::cast_from(f32::cast_from(own[e]) * self.cos[e] + side);
-                            }
-                        }
-                        RotaryLayout::Interleaved => {
-                            if comptime!(vector == 1) {
-                                let odd = feature % 2 == 1;
-                                let partner = qkv[(source + select(odd, part - 1, part + 1)) as usize];
-                                let sign = select(odd, 1.0f32, -1.0f32);
-                                let side = f32::cast_from(partner[0]) * self.sin[0] * sign;
-                                result[0] = F::cast_from(f32::cast_from(own[0]) * self.cos[0] + side);
-                            } else {
-                                #[unroll]
-                                for pair in 0..comptime!(vector / 2) {
-                                    let a = f32::cast_from(own[2 * pair]);
-                                    let b = f32::cast_from(own[2 * pair + 1]);
-                                    result[2 * pair] = F::cast_from(a * self.cos[pair] - b * self.sin[pair]);
-                                    result[2 * pair + 1] = F::cast_from(b * self.cos[pair] + a * self.sin[pair]);
-                                }
-                            }
-                        }
-                    }
-                }
-            }
-            ComptimeOption::None => {}
-        }
-        result
-    }
-
-    /// The vector `part` of a head, rotated, in f32. `partners` holds the other features of its pairs, where these are
-    /// [in another vector](is_apart).
+    /// Rotates the vectors that a unit holds together, from `first` on; the first of them is the vector `part` of the head. `partners`
+    /// holds the other features of their pairs, where these are [apart](Share::apart).
     pub fn rotate<T: Size>(
         &self,
         table: &ComptimeOption<Table<T>>,
-        own: Vector<f32, N>,
-        partners: Vector<f32, N>,
+        held: &mut Array<Vector<f32, N>>,
+        partners: &Array<Vector<f32, N>>,
+        first: usize,
         part: u32,
-    ) -> Vector<f32, N> {
-        let mut result = own;
+        #[comptime] share: Share,
+    ) {
         #[comptime]
         match table {
             ComptimeOption::Some(table) => {
                 let vector = N::value();
-                let half = comptime!(table.half);
                 let feature = part * comptime!(vector as u32);
-                if feature < comptime!(2 * half) {
-                    if comptime!(is_apart(Some(table.layout), vector)) {
-                        let mut second = feature >= half;
-                        if comptime!(table.layout == RotaryLayout::Interleaved) {
-                            second = feature % 2 == 1;
-                        }
-                        let sign = Vector::<f32, N>::new(select(second, 1.0f32, -1.0f32));
-                        result = own * self.cos + partners * self.sin * sign;
+                let own = held[first];
+                if comptime!(table.layout == RotaryLayout::Half) {
+                    if comptime!(share.together() == 2) && feature < comptime!(table.half) {
+                        let other = held[first + 1];
+                        held[first] = own * self.cos - other * self.sin;
+                        held[first + 1] = other * self.cos + own * self.sin;
+                    }
+                } else if feature < comptime!(2 * table.half) {
+                    if comptime!(share.apart) {
+                        let sign = Vector::<f32, N>::new(select(feature % 2 == 1, 1.0f32, -1.0f32));
+                        held[first] = own * self.cos + partners[first] * self.sin * sign;
                     } else {
+                        let mut result = own;
                         #[unroll]
                         for pair in 0..comptime!(vector / 2) {
                             let (a, b) = (own[2 * pair], own[2 * pair + 1]);
                             result[2 * pair] = a * self.cos[pair] - b * self.sin[pair];
                             result[2 * pair + 1] = b * self.cos[pair] + a * self.sin[pair];
                         }
+                        held[first] = result;
                     }
                 }
             }
             ComptimeOption::None => {}
         }
-        result
     }
 }
 
-/// Whether the features of a pair are in two vectors of this size.
-pub(super) fn is_apart(layout: Option<RotaryLayout>, vector: usize) -> bool {
-    match layout {
-        Some(RotaryLayout::Half) => true,
-        Some(RotaryLayout::Interleaved) => vector == 1,
-        None => false,
+/// Which vectors of a head a unit has.
+///
+/// The features of a half-split pair are in two vectors, and the unit that has one of them has the other. So each is read once, and the
+/// angles of neighbouring units are neighbours in memory as well. The vectors that do not rotate are shared out in twos.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Share {
+    /// Vectors of a head.
+    pub parts: u32,
+    /// Vectors from one feature of a half-split pair to the other; 0 if units have one vector each.
+    pub reach: u32,
+    /// Whether the features of a pair are in vectors of two units.
+    pub apart: bool,
+}
+
+impl Share {
+    /// That of heads of `head_dim` features in vectors of `vector`, of which `half` pairs rotate.
+    pub fn new(layout: Option<RotaryLayout>, head_dim: usize, vector: usize, half: usize) -> Self {
+        Self {
+            parts: (head_dim / vector) as u32,
+            reach: if layout == Some(RotaryLayout::Half) { (half / vector) as u32 } else { 0 },
+            apart: layout == Some(RotaryLayout::Interleaved) && vector == 1,
+        }
+    }
+
+    /// Vectors that a unit has.
+    pub fn together(&self) -> u32 {
+        if self.reach == 0 { 1 } else { 2 }
+    }
+
+    /// Units that share a head.
+    pub fn units(&self) -> u32 {
+        self.parts.div_ceil(self.together())
     }
 }
 
-/// The vector with the partners of the features of the vector `part`; the same one where these are not in another vector, or do not
+/// The vector `which` of those that unit `unit` has of a head. Of a unit after the last it is at least [`Share::parts`], unless units are
+/// `known` to be among those that share a head.
+#[cube]
+pub(super) fn part_of(unit: u32, which: u32, #[comptime] known: bool, #[comptime] share: Share) -> u32 {
+    if comptime!(share.reach == 0) {
+        unit
+    } else if comptime!(known && 2 * share.reach == share.parts) {
+        unit + which * share.reach
+    } else {
+        select(unit < share.reach, unit + which * share.reach, 2 * unit + which)
+    }
+}
+
+/// Whether a vector from [`part_of`] is there.
+#[cube]
+pub(super) fn is_there(part: u32, #[comptime] known: bool, #[comptime] share: Share) -> bool {
+    let mut there = true.runtime();
+    if comptime!(!known || !share.parts.is_multiple_of(share.together())) {
+        there = part < share.parts;
+    }
+    there
+}
+
+/// The vector with the partner of the feature of the vector `part`, where these are [apart](Share::apart); the same one where it does not
 /// rotate.
 #[cube]
-pub(super) fn partner<N: Size, T: Size>(table: &ComptimeOption<Table<T>>, part: u32) -> u32 {
+pub(super) fn partner<T: Size>(table: &ComptimeOption<Table<T>>, part: u32) -> u32 {
     let mut partner = part;
     #[comptime]
     match table {
         ComptimeOption::Some(table) => {
-            let vector = N::value();
-            let half = comptime!(table.half);
-            let feature = part * comptime!(vector as u32);
-            if comptime!(is_apart(Some(table.layout), vector)) && feature < comptime!(2 * half) {
-                if comptime!(table.layout == RotaryLayout::Half) {
-                    let reach = comptime!(half / vector as u32);
-                    partner = select(feature >= half, part - reach, part + reach);
-                } else {
-                    partner = select(feature % 2 == 1, part - 1, part + 1);
-                }
+            if part < comptime!(2 * table.half) {
+                partner = select(part % 2 == 1, part - 1, part + 1);
             }
         }
         ComptimeOption::None => {}
     }
     partner
+}
+
+/// The vectors of a unit, from `first` on, rotated and rounded. Those of a head that does not rotate stay as they are.
+#[cube]
+pub(super) fn rotate_rounded<F: Float, N: Size, T: Size>(
+    angles: &Angles<N>,
+    table: &ComptimeOption<Table<T>>,
+    moved: &mut Array<Vector<F, N>>,
+    partners: &Array<Vector<F, N>>,
+    first: usize,
+    part: u32,
+    #[comptime] share: Share,
+) {
+    let together = comptime!(share.together() as usize);
+    let mut held = Array::<Vector<f32, N>>::new(together);
+    let mut others = Array::<Vector<f32, N>>::new(together);
+    #[unroll]
+    for which in 0..together {
+        held[which] = Vector::cast_from(moved[first + which]);
+        others[which] = Vector::cast_from(partners[first + which]);
+    }
+    angles.rotate::<T>(table, &mut held, &others, 0usize, part, share);
+    #[unroll]
+    for which in 0..together {
+        moved[first + which] = Vector::cast_from(held[which]);
+    }
 }

@@ -8,9 +8,9 @@ use burn_deepspeed_core::layout::Orientation;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use self::factors::{ELEMENTS, factors};
+use self::factors::factors;
 use self::kernel::product_mma;
-use self::tile::{SHARERS, Tile};
+use self::tile::{ELEMENTS, Tile};
 use super::int8::scales;
 use super::output::sizes;
 use super::problem::{CheckedGemv, CheckedMatrix, Gemv};
@@ -90,19 +90,20 @@ pub(super) fn plan<R: Runtime>(
         CheckedMatrix::Dense(..) => None,
         CheckedMatrix::Int8(matrix) => Some(matrix),
     };
-    let weights = Tile::weights(int8.is_some());
     let multiple = |what, size: usize, multiple| match size.is_multiple_of(multiple) {
         true => Ok(()),
         false => Err(Unsupported::Multiple { what, size, multiple }),
     };
-    multiple("features of `input`", problem.extents.inputs, weights)?;
+    multiple("features of `input`", problem.extents.inputs, ELEMENTS)?;
+    let brain = elements == StorageType::Scalar(ElemType::Float(FloatKind::BF16));
+    let tile = Tile::new(machine, problem.extents, engine == Engine::Emulated, int8.is_some(), brain);
     if let Some(wide) = int8.and_then(|matrix| matrix.wide()) {
-        multiple("inputs of a block of `matrix`", wide, weights * SHARERS as usize)?;
+        multiple("inputs of a block of `matrix`", wide, tile.step() as usize * ELEMENTS)?;
     }
     let matrix = problem.matrix.elements();
     let strides = [
         ("the stride of `input`", Some(problem.input), ELEMENTS),
-        ("the stride of `matrix`", Some(matrix), weights),
+        ("the stride of `matrix`", Some(matrix), ELEMENTS),
         ("the stride of `normed`", problem.normed, 4),
     ];
     for (what, tensor, unit) in strides {
@@ -110,8 +111,6 @@ pub(super) fn plan<R: Runtime>(
             multiple(what, tensor.strides()[0], unit)?;
         }
     }
-    let brain = elements == StorageType::Scalar(ElemType::Float(FloatKind::BF16));
-    let tile = Tile::new(machine, problem.extents, engine == Engine::Emulated, int8.is_some(), brain);
     if machine.units(tile.units()) < tile.units() {
         return Err(Unsupported::TensorCores(elements));
     }
@@ -130,9 +129,10 @@ pub(super) fn multiply<R: Runtime>(
         CheckedMatrix::Dense(..) => None,
         CheckedMatrix::Int8(matrix) => Some(matrix),
     };
-    let weights = Tile::weights(tile.int8);
     let cubes = machine.cubes([problem.extents.outputs.div_ceil(tile.outputs() as usize), 1, 1])?;
     let [gamma, beta, bias] = problem.parameter_types();
+    // With 64 bits NVRTC adds the distance between two pieces to the address, in the instruction that reads.
+    let addresses = if tile.pieces() > 1 && !tile.emulate { AddressType::U64 } else { AddressType::U32 };
     // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes` and
     // `Factors` count. `plan` checked that rows begin at, and consist of, whole vectors.
     unsafe {
@@ -140,13 +140,15 @@ pub(super) fn multiply<R: Runtime>(
             client,
             cubes,
             CubeDim::new_1d(tile.units()),
+            addresses,
+            tile.words(),
             factors(problem, tile),
             array(problem.matrix.elements()),
-            scales(int8, weights),
+            scales(int8, ELEMENTS),
             problem.bias_array(),
             array(problem.output),
             problem.normed_array(),
-            sizes(problem, weights),
+            sizes(problem, ELEMENTS),
             tile,
             problem.input.dtype,
             gamma,

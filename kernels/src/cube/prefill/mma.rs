@@ -88,7 +88,7 @@ impl Engine {
             resident: head_dim * pieces <= RESIDENT_FEATURES,
             scoring: Scoring::Range,
             quads: false,
-            pairs: false,
+            written: 1,
             int8: false,
             heads_first: false,
         }
@@ -164,7 +164,6 @@ pub fn launch<R: Runtime>(
     let group = sizes.group();
     let int8 = key.is_int8() || value.is_int8();
     let vector = vector_size(client, &[query, key.elements, value.elements], COLUMNS);
-    let context_vector = vector_size(client, &[context], 2);
     let element = query.dtype.size();
     let engine = match engine {
         Engine::TensorCores { asynchronous } => {
@@ -176,6 +175,7 @@ pub fn launch<R: Runtime>(
         }
         Engine::Emulated => Engine::Emulated,
     };
+    let context_vector = vector_size(client, &[context], if engine == Engine::Emulated { 2 } else { 4 });
     let scoring = match masks.adds() {
         Adds::Nothing if scale > 0.0 => Scoring::Range,
         Adds::Slopes if scale >= SMALLEST_SCALE => Scoring::Slopes,
@@ -184,7 +184,7 @@ pub fn launch<R: Runtime>(
     let quads = engine != Engine::Emulated && masks.has_bias_vectors(4);
     let rows = group * tokens;
     let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, rows], scoring, int8);
-    let tile = Tile { quads, pairs: context_vector == 2, heads_first: masks.is_causal(), ..tile };
+    let tile = Tile { quads, written: context_vector as u32, heads_first: masks.is_causal(), ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
     let tiles = rows.div_ceil(tile.rows() as usize);

@@ -121,7 +121,7 @@ pub(super) fn decode_mma<F: Float, P: Float, O: Float, M: Int, E: Float, N: Size
             let (upper, lower) = (keys[chunk as usize], keys[(key_chunks + chunk) as usize]);
             #[unroll(unroll)]
             for part in 0..comptime!(tile.key_parts()) {
-                let left = left::<F>(upper, lower, part, raised.keys, tile.int8_keys, tile.brain);
+                let left = left::<F, Quad>(upper, lower, part, raised.keys, tile.int8_keys, tile.brain);
                 let right = (chunk * comptime!(tile.key_parts()) + part) * 2;
                 mma::<F>(&left, 0u32, &queries, right, &mut scores, 0u32, &mut scratch, tile.emulate);
             }

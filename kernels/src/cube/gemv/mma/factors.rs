@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::tile::{SHARERS, Tile};
+use super::tile::{ELEMENTS, SHARERS, Tile};
 use crate::cube::direct::{Quad, raised};
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::problem::{CheckedGemv, MOST_ROWS, NormKind};
@@ -11,8 +11,6 @@ use crate::cube::tensors::{array, presence};
 
 /// Vectors of a row that a lane has in flight for the norm.
 const LOADS: u32 = 4;
-/// Elements of a vector of the input, which is read in words.
-pub(super) const ELEMENTS: usize = 8;
 
 /// The input and its norm.
 #[derive(CubeType, CubeLaunch)]
@@ -25,7 +23,7 @@ pub(super) struct Factors<G: Float, E: Float> {
     /// Stride of the rows of the normalised input, in vectors of 4 elements.
     normed_row: u32,
     /// Vectors of a row.
-    vectors: u32,
+    pub vectors: u32,
     /// 1 / features.
     share: f32,
     epsilon: f32,
@@ -78,11 +76,6 @@ pub(super) struct Right<F: Float> {
 
 #[cube]
 impl<G: Float, E: Float> Factors<G, E> {
-    /// Vectors of the matrix that a row is multiplied with.
-    pub fn products(&self, #[comptime] tile: Tile) -> u32 {
-        self.vectors / comptime!(tile.inputs())
-    }
-
     /// Whether what a lane multiplies has a part in `low`: the norm's result is not rounded.
     pub fn is_split(&self) -> comptime_type!(bool) {
         comptime!(self.norm.is_some())
@@ -93,21 +86,14 @@ impl<G: Float, E: Float> Factors<G, E> {
         min(UNIT_POS % LANES / SHARERS, comptime!(tile.rows - 1))
     }
 
-    /// The vectors of this lane's row that belong to vector `at` of the matrix, to `to` and the places after it; zeros after the
-    /// last.
-    pub fn load(&self, loaded: &mut Array<Vector<u32, Quad>>, to: u32, at: u32, #[comptime] tile: Tile) {
-        let count = comptime!(tile.inputs());
-        let from = self.own_row(tile) * self.row + at * count;
-        let inside = at < self.products(tile);
-        #[unroll]
-        for i in 0..count {
-            if comptime!(tile.emulate || !tile.even) {
-                loaded[(to + i) as usize] = Vector::<u32, Quad>::new(0u32);
-            }
-            if inside {
-                loaded[(to + i) as usize] = self.input[(from + i) as usize];
-            }
-        }
+    /// The vector of this lane's row that is `distance` after vector `at`.
+    pub fn at(&self, at: u32, distance: usize, #[comptime] tile: Tile) -> Vector<u32, Quad> {
+        self.input[(self.own_row(tile) * self.row + at) as usize + distance]
+    }
+
+    /// Whether a row has piece `piece` of a step, in which this lane begins at vector `at`.
+    pub fn is_inside(&self, at: u32, piece: u32, #[comptime] tile: Tile) -> bool {
+        if comptime!(tile.even) { at < self.vectors } else { at + piece * SHARERS < self.vectors }
     }
 
     /// Mean and deviation of this lane's row: two passes over each row, both by one plane. Every unit of the cube must call this.
@@ -178,8 +164,8 @@ impl<G: Float, E: Float> Factors<G, E> {
         sum[0] + sum[1]
     }
 
-    /// What the weights of vector `at` of this lane are multiplied with, from what [`load`](Self::load) read. The first cube also
-    /// writes `normed`.
+    /// What the weights of a step of this lane, which begins at vector `at`, are multiplied with, from what was loaded.
+    /// The first cube also writes `normed`.
     ///
     /// The elements of each part are in the order of its weights; see [`left`](crate::cube::direct::left).
     pub fn right<F: Float>(
@@ -191,16 +177,16 @@ impl<G: Float, E: Float> Factors<G, E> {
         normed: &mut ComptimeOption<Array<Vector<F, Quad>>>,
         #[comptime] tile: Tile,
     ) -> Right<F> {
-        let parts = comptime!(tile.parts());
+        let parts = comptime!(2 * tile.pieces());
         let mut high = Array::<Vector<F, Pair>>::new(comptime!(2 * parts as usize));
         let mut low = Array::<Vector<F, Pair>>::new(comptime!(2 * parts as usize));
-        let inside = at < self.products(tile);
         #[unroll(!tile.emulate)]
         for part in 0..parts {
+            let inside = self.is_inside(at, part / 2, tile);
             let words = loaded[(from + part / 2) as usize];
             let first = Vector::<F, Pair>::reinterpret(words[(part % 2 * 2) as usize]);
             let second = Vector::<F, Pair>::reinterpret(words[(part % 2 * 2 + 1) as usize]);
-            let column = at * parts + part;
+            let column = (at + part / 2 * SHARERS) * 2 + part % 2;
             let to = (part * 2) as usize;
             // The place of each element among those of its part.
             let places = comptime!(if tile.int8 { [0usize, 2, 1, 3] } else { [0, 1, 2, 3] });

@@ -8,6 +8,9 @@ use crate::cube::machine::{Machine, Unsupported};
 pub(super) const FRAGMENT: u32 = 16;
 /// Lanes that share a row of the matrix, and the columns of a fragment of sums.
 pub(super) const SHARERS: u32 = 4;
+/// Weights that a lane reads at a time, and elements of a vector of the input, 16 bytes. Where a weight is a byte, a lane that read 16 of
+/// them would read 32 bytes of the input in two halves, so that four lanes together never read a whole sector.
+pub(super) const ELEMENTS: usize = 8;
 /// Floats between the sums of one row of the input and those of the next: the lanes of a fragment write to different banks.
 const SUMS_ROW: u32 = FRAGMENT + 4;
 
@@ -31,11 +34,6 @@ pub(in crate::cube::gemv) struct Tile {
 }
 
 impl Tile {
-    /// Weights of a vector of 16 bytes.
-    pub fn weights(int8: bool) -> usize {
-        if int8 { 16 } else { 8 }
-    }
-
     /// The tile for a problem.
     pub fn new(
         machine: &Machine,
@@ -44,12 +42,12 @@ impl Tile {
         int8: bool,
         brain: bool,
     ) -> Self {
-        let vectors = inputs / Self::weights(int8);
+        let vectors = inputs / ELEMENTS;
         let fragments = outputs.div_ceil(FRAGMENT as usize);
         let blocks = blocks(machine, fragments, if emulate { 2 } else { MOST_BLOCKS });
         // With so few cubes a multiprocessor holds one, which needs more planes to keep the memory busy. Bytes need their registers.
         let few = fragments <= 2 * machine.processors as usize && blocks == 2 && !int8;
-        Self {
+        let tile = Self {
             emulate,
             planes: match (emulate, few) {
                 (true, _) => 2,
@@ -61,8 +59,9 @@ impl Tile {
             rows: rows as u32,
             int8,
             brain,
-            even: vectors.is_multiple_of(SHARERS as usize),
-        }
+            even: false,
+        };
+        Self { even: vectors.is_multiple_of(tile.step() as usize), ..tile }
     }
 
     pub fn units(&self) -> u32 {
@@ -74,19 +73,29 @@ impl Tile {
         self.blocks * FRAGMENT
     }
 
-    /// Parts of 4 weights of a vector: a product each.
-    pub fn parts(&self) -> u32 {
-        if self.int8 { 4 } else { 2 }
+    /// Words of a vector of the matrix.
+    pub fn words(&self) -> usize {
+        if self.int8 { 2 } else { 4 }
     }
 
-    /// Vectors of the input that belong to one of the matrix.
-    pub fn inputs(&self) -> u32 {
-        self.parts() / 2
+    /// Vectors of an output, and of the input, that a lane has of a step.
+    pub fn pieces(&self) -> u32 {
+        if self.int8 { 2 } else { 1 }
+    }
+
+    /// Vectors of a step.
+    pub fn step(&self) -> u32 {
+        SHARERS * self.pieces()
+    }
+
+    /// Outputs of which a lane has a part.
+    pub fn lane_outputs(&self) -> u32 {
+        2 * self.blocks
     }
 
     /// Vectors of the matrix that a lane loads in a step.
     pub fn loads(&self) -> u32 {
-        2 * self.blocks
+        self.lane_outputs() * self.pieces()
     }
 
     /// Where the partial sum of a plane for an output of a block and a row begins: output 0 of row 0.

@@ -54,7 +54,6 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     // Registers can only be indexed by constants; emulated ones need not, and a rolled kernel compiles in time.
     let unroll = comptime!(!tile.emulate);
     let batch = CUBE_POS_Z;
-    let lane = UNIT_POS % LANES;
     let plane = UNIT_POS / LANES;
     let all_rows = sizes.group * sizes.tokens;
     let (tile_at, _) = tile_and_head(tile);
@@ -135,20 +134,59 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         };
         // Nothing visible gives zeros.
         let inverse = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
-        if row < all_rows {
-            let query = query_of(row, start, sizes, tile);
-            let base = sizes.context.head(batch, query.head) + query.token * sizes.context.token;
-            #[unroll(unroll)]
-            for column in 0..comptime!(tile.columns()) {
-                let at = register(r, column as usize, comptime!(tile.columns() as usize));
-                let pair = sums.result[at] * Vector::<f32, Pair>::new(inverse);
-                let feature = lane % 4 * 2 + column * 8;
-                if comptime!(tile.pairs) {
-                    context[(base + feature / 2) as usize] = Vector::cast_from(pair);
-                } else {
-                    context[(base + feature) as usize] = Vector::cast_from(pair[0]);
-                    context[(base + feature + 1) as usize] = Vector::cast_from(pair[1]);
-                }
+        let query = query_of(row, start, sizes, tile);
+        let base = sizes.context.head(batch, query.head) + query.token * sizes.context.token;
+        write::<F, C>(&sums.result, r, inverse, context, base, row < all_rows, tile);
+    }
+}
+
+/// Writes the part that a unit has of row `r`, times `factor`, from vector `base` on, if the row is `there`. Two lanes that are
+/// neighbours exchange pairs where vectors have four elements, so that the lanes of a row write whole sectors.
+#[cube]
+fn write<F: Float, C: Size>(
+    result: &Array<Vector<f32, Pair>>,
+    r: usize,
+    factor: f32,
+    context: &mut Array<Vector<F, C>>,
+    base: u32,
+    there: bool,
+    #[comptime] tile: Tile,
+) {
+    let columns = comptime!(tile.columns() as usize);
+    let lane = UNIT_POS % 4;
+    let factor = Vector::<f32, Pair>::new(factor);
+    if comptime!(tile.written == 4) {
+        let odd = lane % 2 == 1;
+        #[unroll]
+        for two in 0..comptime!(columns.div_ceil(2)) {
+            // Of the last eight, without another one, the even lanes write all.
+            let alone = comptime!(two * 2 + 1 == columns);
+            let second = comptime!(if alone { two * 2 } else { two * 2 + 1 });
+            let first = u32::reinterpret(Vector::<F, Pair>::cast_from(result[register(r, two * 2, columns)] * factor));
+            let second = u32::reinterpret(Vector::<F, Pair>::cast_from(result[register(r, second, columns)] * factor));
+            let other = plane_shuffle_xor(select(odd, first, second), 1u32);
+            let mut words = Vector::<u32, Pair>::empty();
+            words[0] = select(odd, other, first);
+            words[1] = select(odd, second, other);
+            let feature = (two as u32 * 2 + lane % 2) * 8 + lane / 2 * 4;
+            let mut writes = there;
+            if comptime!(alone) {
+                writes = there && !odd;
+            }
+            if writes {
+                context[(base + feature / 4) as usize] = Vector::reinterpret(words);
+            }
+        }
+    } else if there {
+        #[unroll(!tile.emulate)]
+        for column in 0..columns {
+            let pair = result[register(r, column, columns)] * factor;
+            let feature = lane * 2 + column as u32 * 8;
+            if comptime!(tile.written == 2) {
+                context[(base + feature / 2) as usize] = Vector::cast_from(pair);
+            } else {
+                context[(base + feature) as usize] = Vector::cast_from(pair[0]);
+                context[(base + feature + 1) as usize] = Vector::cast_from(pair[1]);
             }
         }
     }

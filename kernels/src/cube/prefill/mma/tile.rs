@@ -56,8 +56,8 @@ pub(super) struct Tile {
     pub scoring: Scoring,
     /// Whether a unit has four neighbouring keys of every 16, whose biases it reads as one vector.
     pub quads: bool,
-    /// Whether the context is written in pairs.
-    pub pairs: bool,
+    /// Elements of a vector of the context: 1, 2, or 4 of 16 bits, which lanes exchange.
+    pub written: u32,
     /// Whether keys or values become floats on their way to shared memory.
     pub int8: bool,
     /// Whether cubes take the same tile of every head before the next one. Under a causal mask tiles differ, and the last cubes to
