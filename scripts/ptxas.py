@@ -27,8 +27,10 @@ TABLE = ROOT / "bench/results/ptxas.md"
 ARCHITECTURES = {90: "sm_90a", 80: "sm_80"}
 # The names of instances with tensor cores contain this.
 TENSOR_CORES = "mma"
-# Bytes that a thread of a tensor-core kernel may spill. ptxas spills a few registers to fit more cubes on a multiprocessor.
-MOST_SPILLS = 32
+# Bytes that a thread of a tensor-core kernel may spill, stores and loads counted. ptxas spills a few numbers that a step of the loop
+# reads once, so that more cubes fit on a multiprocessor: five of them bring the prompt kernel for heads of 96 in bf16 from 171 registers
+# to 168, and from two cubes to three.
+MOST_SPILLS = 40
 
 
 class Kernel:
@@ -83,7 +85,7 @@ def table(results: dict[int, list[Kernel]]) -> str:
         "",
         "Every kernel instance that the modules can use, as CubeCL generates it, compiled by NVRTC 13.0.88 and assembled by",
         "ptxas 13.0.88. Written by `scripts/ptxas.py`; CI fails if a tensor-core kernel",
-        f"spills more than {MOST_SPILLS} bytes: ptxas spills a few registers to fit more cubes on a multiprocessor.",
+        f"spills more than {MOST_SPILLS} bytes, stores and loads: ptxas spills a few registers to fit more cubes on a multiprocessor.",
         "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones.",
         "",
         "| instance | kernel | block | sm_90a: registers | spills, bytes | shared, bytes | sm_80: registers | spills, bytes |",

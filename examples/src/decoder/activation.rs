@@ -1,7 +1,7 @@
 //! The activations of MLPs, as `transformers` names them.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu_approximate, relu, sigmoid, silu};
+use burn::tensor::activation::{gelu_approximate, relu, sigmoid};
 use burn_deepspeed::load::HuggingFaceConfig;
 use burn_deepspeed::{ConfigError, InferenceBackend, Operations};
 
@@ -54,7 +54,8 @@ impl Activation {
             Self::Gelu => B::Ops::gelu(x),
             Self::GeluTanh => gelu_approximate(x),
             Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
-            Self::Silu => silu(x),
+            // `x · sigmoid(x)`.
+            Self::Silu => B::Ops::context_gate(x.clone(), x),
             Self::Sigmoid => sigmoid(x),
             Self::Tanh => x.tanh(),
         }

@@ -16,12 +16,12 @@
 //! fixed, so a row's result depends neither on the number of threads nor on the rest of the batch. Hidden keys are not read.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::attention::{Attention, Cached, Heads};
 use super::scores::{Row, Running, Slots, share, soften, with_sink};
 use super::scratch::with_scratch;
 use super::stream::{Columns, Element, add, add_rows, dot_rows};
+use super::threads;
 use crate::cpu::interval::Interval;
 
 /// Slots of a task. One row with a few key/value heads and a long history then has enough tasks for every thread.
@@ -61,13 +61,15 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
     let size = rows * (value_dim + 2);
     let together = TASK.div_ceil((keys.clamp(1, CHUNK)) * (head_dim + value_dim));
     with_scratch(batch * kv_heads * chunks * size, |partials| {
-        partials.par_chunks_exact_mut(size).with_min_len(together).enumerate().for_each(|(index, partial)| {
-            let (head, chunk) = (index / chunks, index % chunks);
-            let (batch, kv_head) = (head / kv_heads, head % kv_heads);
-            with_scratch(rows * (head_dim + BLOCK), |scratch| {
-                let (queries, scores) = scratch.split_at_mut(rows * head_dim);
-                Arch::new().dispatch(Task { problem, batch, kv_head, first: chunk * CHUNK, queries, scores, partial });
-            });
+        threads::each_part(partials, together * size, |task, partials| {
+            for (index, partial) in (task * together..).zip(partials.chunks_exact_mut(size)) {
+                let (head, chunk) = (index / chunks, index % chunks);
+                let (batch, kv_head, first) = (head / kv_heads, head % kv_heads, chunk * CHUNK);
+                with_scratch(rows * (head_dim + BLOCK), |scratch| {
+                    let (queries, scores) = scratch.split_at_mut(rows * head_dim);
+                    Arch::new().dispatch(Task { problem, batch, kv_head, first, queries, scores, partial });
+                });
+            }
         });
         for (head, partials) in partials.chunks_exact(chunks * size).enumerate() {
             for row in 0..rows {

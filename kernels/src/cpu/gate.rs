@@ -1,9 +1,9 @@
 //! The gate on the context (arXiv:2505.06708).
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::simd::exp2;
+use super::threads;
 use crate::contract::check_len;
 
 /// Elements of a task, so that a task is worth a thread.
@@ -17,8 +17,10 @@ const TASK: usize = 1 << 14;
 /// If the lengths differ.
 pub fn gate(context: &mut [f32], gate: &[f32]) {
     check_len("context_gate", "gate", gate.len(), context.len());
-    let parts = context.par_chunks_mut(TASK).zip(gate.par_chunks(TASK));
-    parts.for_each(|(context, gate)| Arch::new().dispatch(Part { context, gate }));
+    threads::each_part(context, TASK, |part, context| {
+        let gate = &gate[part * TASK..][..context.len()];
+        Arch::new().dispatch(Part { context, gate });
+    });
 }
 
 struct Part<'a> {

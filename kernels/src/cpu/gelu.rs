@@ -1,9 +1,9 @@
 //! The exact GELU (arXiv:1606.08415).
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::simd::erf;
+use super::threads;
 
 /// Elements of a task, so that a task is worth a thread.
 const TASK: usize = 1 << 14;
@@ -12,7 +12,7 @@ const TASK: usize = 1 << 14;
 ///
 /// Runs on the threads of the current `rayon` pool, with the widest vectors that the processor has.
 pub fn gelu(elements: &mut [f32]) {
-    elements.par_chunks_mut(TASK).for_each(|elements| Arch::new().dispatch(Part(elements)));
+    threads::each_part(elements, TASK, |_, elements| Arch::new().dispatch(Part(elements)));
 }
 
 struct Part<'a>(&'a mut [f32]);

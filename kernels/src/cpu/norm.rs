@@ -1,7 +1,6 @@
 //! LayerNorm and RMSNorm.
 
-use rayon::prelude::*;
-
+use super::threads;
 use crate::contract::check_len;
 
 /// Partial sums of a row, so that they run in vector registers.
@@ -47,7 +46,7 @@ pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
         return;
     }
     let together = TASK.div_ceil(features) * features;
-    output.par_chunks_mut(together).enumerate().for_each(|(task, output)| {
+    threads::each_part(output, together, |task, output| {
         for (row, output) in output.chunks_mut(features).enumerate() {
             let at = task * together + row * features..task * together + (row + 1) * features;
             output.copy_from_slice(&problem.input[at.clone()]);

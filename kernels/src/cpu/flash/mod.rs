@@ -25,11 +25,11 @@ mod tile;
 use std::cell::RefCell;
 
 use pulp::{Arch, Simd};
-use rayon::prelude::*;
 
 use super::attention::Attention;
 use super::lanes::{Lanes, WithLanes};
 use super::scratch::Disjoint;
+use super::threads;
 use crate::cpu::interval::Interval;
 use block::{BlockBuffer, Keys};
 use queries::{Queries, Row};
@@ -69,7 +69,7 @@ pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
     let chunks = tokens.div_ceil(each);
     let output = Disjoint::new(output);
     // Late tokens see more keys under causality: the longest tasks are first.
-    (0..chunks * batch * kv_heads).into_par_iter().for_each(|index| {
+    threads::each(chunks * batch * kv_heads, |index| {
         let chunk = chunks - 1 - index / (batch * kv_heads);
         let (batch, kv_head) = (index / kv_heads % batch, index % kv_heads);
         let (first, last) = (chunk * each, ((chunk + 1) * each).min(tokens));

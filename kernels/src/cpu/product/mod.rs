@@ -13,10 +13,10 @@ mod runs;
 mod tiles;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use self::problem::{MULTIPLE, Path, Weights, check};
 use super::scratch::{Disjoint, with_scratch};
+use super::threads;
 pub use blocks::BlockMatrix;
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
@@ -72,7 +72,7 @@ fn stream<W: Weights>(problem: &Product<'_, W>, rows: usize, output: &mut [f32])
     let most = (MOST_SUMS / rows.min(ROWS) / MULTIPLE * MULTIPLE).min(MOST_OUTPUTS);
     let each = fair.clamp(FEWEST_OUTPUTS, most);
     let output = Disjoint::new(output);
-    (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
+    threads::each(outputs.div_ceil(each), |task| {
         let range = task * each..outputs.min((task + 1) * each);
         with_scratch(rows.min(ROWS) * range.len(), |scratch| {
             for (group, input) in input.chunks(ROWS * inputs).enumerate() {

@@ -12,12 +12,11 @@
 //!           └──────────────┘
 //! ```
 
-use rayon::prelude::*;
-
 use super::int8::Int8Matrix;
 use super::problem::{Product, Weights, check};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::simd::round;
+use crate::cpu::threads;
 
 /// Largest element of a rounded row: the sum of the products of 16384 of them with int8 fits into 32 bits in each of eight lanes.
 const LARGEST_INPUT: f32 = 8191.0;
@@ -36,6 +35,9 @@ const QUAD: usize = 4;
 
 /// Elements of the rows that are multiplied with a task's weights, which stay in the second-level cache.
 const MOST_ELEMENTS: usize = 256 * 1024;
+
+/// Rows that a task rounds: a few take less time than to start it.
+const ROWS: usize = 8;
 
 /// Fewest outputs of a task.
 const FEWEST_OUTPUTS: usize = 32;
@@ -61,7 +63,7 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
     }
     let Product { input, matrix, bias, width, first, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs, matrix.outputs);
-    let each = outputs_of_a_task(outputs);
+    let together = outputs_of_a_task(outputs);
     // Two 16-bit integers in the place of each float.
     let words = inputs.div_ceil(2);
     let output = Disjoint::new(output);
@@ -69,13 +71,18 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]
         // The rows first: they start where a cache line does.
         let (whole, scales) = scratch.split_at_mut(rows * words);
         let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
-        whole.par_chunks_exact_mut(2 * words).zip(input.par_chunks_exact(inputs)).zip(scales.par_iter_mut()).for_each(
-            |((whole, row), scale)| *scale = pulp::Arch::new().dispatch(Round { row, whole: &mut whole[..inputs] }),
-        );
+        let places = Disjoint::new(whole);
+        threads::each_part(scales, ROWS, |part, scales| {
+            for (row, scale) in (part * ROWS..).zip(scales) {
+                // SAFETY: every row has its own place.
+                let whole = unsafe { places.part(row * 2 * words, inputs) };
+                *scale = pulp::Arch::new().dispatch(Round { row: &input[row * inputs..][..inputs], whole });
+            }
+        });
         let (whole, scales) = (&*whole, &*scales);
         let most = (MOST_ELEMENTS / (2 * words)).next_multiple_of(QUAD).min(rows);
-        (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
-            let own = task * each..outputs.min((task + 1) * each);
+        threads::each(outputs.div_ceil(together), |task| {
+            let own = task * together..outputs.min((task + 1) * together);
             with_scratch((words + most) * TOGETHER, |scratch| {
                 let (wide, sums) = scratch.split_at_mut(TOGETHER * words);
                 let wide: &mut [i16] = bytemuck::cast_slice_mut(wide);

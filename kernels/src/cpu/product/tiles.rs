@@ -17,12 +17,12 @@
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use super::groups::{packed_across, packed_along, runs_of_features};
 use super::problem::{DEPTH, Layout, Product, WIDTH, Weights};
 use crate::cpu::lanes::{Count, Lanes, into_lanes, out_of_lanes};
 use crate::cpu::scratch::{Disjoint, with_scratch};
+use crate::cpu::threads;
 
 /// Most outputs of a group, and a multiple of all groups: with the vectors of a tile they have 24 sums in 32 registers or 12 in 16, which
 /// hide the latency of a multiplication. Tasks have a multiple of it.
@@ -104,7 +104,7 @@ fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     with_scratch(tiling.all(&(0..tiles)) * inputs, |packed| {
         let all = Disjoint::new(packed);
         let chunks = inputs.div_ceil(DEPTH);
-        (0..tiles * chunks).into_par_iter().for_each(|task| {
+        threads::each(tiles * chunks, |task| {
             let (tile, first) = (task / chunks, task % chunks * DEPTH);
             let features = first..inputs.min(first + DEPTH);
             let lanes = tiling.lanes(tile);
@@ -114,7 +114,7 @@ fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
             Arch::new().dispatch(Pack { input: problem.input, inputs, first: tile * tiling.most, features, packed });
         });
         // Neighbouring tasks share their weights.
-        (0..outputs.div_ceil(each) * parts).into_par_iter().for_each(|task| {
+        threads::each(outputs.div_ceil(each) * parts, |task| {
             let outputs = task / parts * each..outputs.min((task / parts + 1) * each);
             let tiles = task % parts * each_tiles..tiles.min((task % parts + 1) * each_tiles);
             if tiles.is_empty() {

@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use burn_deepspeed_core::int8::LARGEST;
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
 use crate::contract::{check_len, product};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::simd::round;
+use crate::cpu::threads;
 
 pub use self::norm::HeadNorm;
 pub use self::rotation::Rotation;
@@ -195,7 +195,7 @@ fn run(problem: &Scatter<'_>, sink: &impl Sink) {
         return;
     }
     let together = TASK.div_ceil(size);
-    (0..count.div_ceil(together)).into_par_iter().for_each(|task| {
+    threads::each(count.div_ceil(together), |task| {
         let tokens = task * together..count.min((task + 1) * together);
         with_scratch(2 * problem.head_dim, |scratch| {
             let scratch = scratch.split_at_mut(problem.head_dim);

@@ -10,11 +10,12 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _mm_srli_si128, _mm256_add_epi32, _mm256_add_ps, _mm256_castsi256_si128,
-    _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_extracti128_si256, _mm256_fmadd_ps,
-    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps,
-    _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtepi8_epi16, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_loadu_si512, _mm512_madd_epi16, _mm512_mask_mov_ps, _mm512_reduce_add_ps, _mm512_set1_ps, _mm512_setzero_ps,
+    __m256, __m256i, __m512, _mm_add_ps, _mm_srli_si128, _mm_storeu_ps, _mm256_add_epi32, _mm256_add_ps,
+    _mm256_castps256_ps128, _mm256_castsi256_si128, _mm256_cvtepi8_epi16, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_extractf128_ps, _mm256_extracti128_si256, _mm256_fmadd_ps, _mm256_hadd_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_castps512_ps256,
+    _mm512_cvtepi8_epi16, _mm512_cvtepi32_ps, _mm512_extractf32x8_ps, _mm512_fmadd_ps, _mm512_loadu_si512,
+    _mm512_madd_epi16, _mm512_mask_mov_ps, _mm512_set1_ps, _mm512_setzero_ps,
 };
 use std::hint::black_box;
 use std::ops::Range;
@@ -38,7 +39,7 @@ pub(super) fn is_available() -> bool {
 
 /// Whether it has those of twice the width.
 fn is_wide() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512dq")
 }
 
 /// Calls a function that is generic over the format; `None` for one of floats.
@@ -148,16 +149,6 @@ fn some<const N: usize, const M: usize>(
     M
 }
 
-/// The scales of the rows times those of the runs, and the sums of the minima.
-#[inline(always)]
-fn products_of_factors<F: Format>(factors: &Factors, scales: &[f32; 8]) -> [f32; 16] {
-    let mut both = [0.0; 16];
-    for (at, both) in both.iter_mut().enumerate().take(CHUNKS * F::PARTS) {
-        *both = factors.scales[at] * scales[at / F::PARTS];
-    }
-    both
-}
-
 /// Prefetches what a group after this one has.
 #[inline(always)]
 fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
@@ -169,7 +160,7 @@ fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
 }
 
 macro_rules! dot_loop {
-    ($name:ident, $features:literal, $vector:ty, $zero:ident, $chunk:ident, $minima:ident, $sum:ident) => {
+    ($name:ident, $features:literal, $zero:ident, $chunk:ident, $sums:ident) => {
         #[target_feature(enable = $features)]
         #[allow(clippy::needless_range_loop, reason = "several arrays at one index")]
         fn $name<F: Format, const N: usize, const M: usize>(
@@ -182,55 +173,58 @@ macro_rules! dot_loop {
             assert!(runs.iter().all(|run| run.len() == len) && len == chunks * F::GROUP / CHUNKS);
             assert!(rows.iter().all(|row| row.whole.len() == chunks * CHUNK));
             let mut sums = [[$zero(); N]; M];
-            let mut minima = [[$zero(); N]; M];
+            let mut minima = [[_mm256_setzero_ps(); M]; N];
             for group in 0..chunks.div_ceil(CHUNKS) {
-                let own = group * F::GROUP..len.min((group + 1) * F::GROUP);
-                let mut scales = [[[0.0; 16]; N]; M];
+                let start = group * F::GROUP;
+                let count = CHUNKS.min(chunks - group * CHUNKS);
+                let mut scales = [[[0.0; 16]; M]; N];
+                let mut factors = [rows[0].group(group); M];
+                for m in 1..M {
+                    factors[m] = rows[m].group(group);
+                }
                 for n in 0..N {
                     if next {
                         fetch::<F>(runs[n], group, N * len);
                     }
-                    let mut factors = Factors::ZERO;
-                    // SAFETY: the processor has the instructions, and a run has whole blocks.
-                    unsafe { F::factors(&runs[n][own.clone()], &mut factors) };
-                    for m in 0..M {
-                        scales[m][n] = products_of_factors::<F>(&factors, &rows[m].scales[group]);
-                        if F::MINIMA {
-                            minima[m][n] = $minima(&factors.minima, &rows[m].sums[group], minima[m][n]);
-                        }
+                    // SAFETY: the processor has the instructions, and the runs have the chunks.
+                    unsafe {
+                        F::weigh(runs[n].as_ptr().add(start), count, &factors, &mut scales[n], &mut minima[n]);
                     }
                 }
                 // In memory: a broadcast from there needs no shuffle.
                 let scales = black_box(&scales);
-                let count = CHUNKS.min(chunks - group * CHUNKS);
                 let mut chunk = |at: usize| {
                     for n in 0..N {
                         // SAFETY: the runs have this many chunks.
-                        let elements = unsafe { F::elements(runs[n].as_ptr().add(own.start), at) };
+                        let elements = unsafe { F::elements(runs[n].as_ptr().add(start), at) };
                         for m in 0..M {
                             let place = (group * CHUNKS + at) * CHUNK;
                             // SAFETY: rows have as many chunks as the runs.
                             let row = unsafe { rows[m].whole.get_unchecked(place..place + CHUNK) };
-                            let scales = &scales[m][n][at * F::PARTS..][..F::PARTS];
+                            let scales = &scales[n][m][at * F::PARTS..][..F::PARTS];
                             sums[m][n] = $chunk::<F>(elements, row, scales, sums[m][n]);
                         }
                     }
                 };
-                // With a constant count the shifts of each chunk are constants, too.
-                if count == CHUNKS {
-                    for at in 0..CHUNKS {
+                if F::SMALL {
+                    for at in 0..count {
                         chunk(at);
                     }
                 } else {
-                    for at in 0..count {
+                    // With a constant count the shifts of each chunk are constants, too.
+                    for at in 0..CHUNKS {
                         chunk(at);
                     }
                 }
             }
             let mut totals = [[0.0; N]; M];
             for m in 0..M {
-                for n in 0..N {
-                    totals[m][n] = $sum(sums[m][n], minima[m][n]);
+                totals[m] = $sums(&sums[m]);
+                if F::MINIMA {
+                    for n in 0..N {
+                        // SAFETY: the processor has the instructions.
+                        totals[m][n] += unsafe { F::minimum(minima[n][m]) };
+                    }
                 }
             }
             totals
@@ -238,8 +232,8 @@ macro_rules! dot_loop {
     };
 }
 
-dot_loop!(narrow, "avx2,fma,f16c", __m256, _mm256_setzero_ps, narrow_chunk, narrow_minima, narrow_sum);
-dot_loop!(wide, "avx512f,avx512bw,avx2,fma,f16c", __m512, _mm512_setzero_ps, wide_chunk, wide_minima, wide_sum);
+dot_loop!(narrow, "avx2,fma,f16c", _mm256_setzero_ps, narrow_chunk, narrow_sums);
+dot_loop!(wide, "avx512f,avx512bw,avx512dq,avx2,fma,f16c", _mm512_setzero_ps, wide_chunk, wide_sums);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
@@ -258,22 +252,28 @@ fn narrow_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: 
     _mm256_fmadd_ps(_mm256_cvtepi32_ps(products[1]), _mm256_set1_ps(scales[1]), first)
 }
 
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn narrow_minima(minima: &[f32; 16], sums: &[f32; 16], total: __m256) -> __m256 {
-    [0, 8].into_iter().fold(total, |total, at| {
-        // SAFETY: both have 16 elements.
-        let (minima, sums) = unsafe { (_mm256_loadu_ps(minima[at..].as_ptr()), _mm256_loadu_ps(sums[at..].as_ptr())) };
-        _mm256_fmadd_ps(minima, sums, total)
-    })
-}
-
+/// The sums of the lanes of each.
+// Loops in these functions, since a closure that is not inlined has other instructions.
 #[target_feature(enable = "avx2")]
-fn narrow_sum(sum: __m256, minima: __m256) -> f32 {
-    let mut lanes = [0.0f32; 8];
-    // SAFETY: there is room for eight lanes.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(sum, minima)) };
-    lanes.iter().sum()
+#[inline]
+fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
+    let mut totals = [0.0; N];
+    for first in (0..N).step_by(4) {
+        let mut four = [_mm256_setzero_ps(); 4];
+        for (n, own) in four.iter_mut().enumerate() {
+            *own = vectors[(first + n).min(N - 1)];
+        }
+        let [a, b, c, d] = four;
+        // The lanes of a half have the sums of a, b, c and d.
+        let both = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(both), _mm256_extractf128_ps::<1>(both));
+        let mut lanes = [0.0f32; 4];
+        // SAFETY: there is room for four lanes.
+        unsafe { _mm_storeu_ps(lanes.as_mut_ptr(), sums) };
+        let count = (N - first).min(4);
+        totals[first..first + count].copy_from_slice(&lanes[..count]);
+    }
+    totals
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
@@ -290,17 +290,14 @@ fn wide_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: __
     _mm512_fmadd_ps(product, scale, sum)
 }
 
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512dq,avx2")]
 #[inline]
-fn wide_minima(minima: &[f32; 16], sums: &[f32; 16], total: __m512) -> __m512 {
-    // SAFETY: both have 16 elements.
-    let (minima, sums) = unsafe { (_mm512_loadu_ps(minima.as_ptr()), _mm512_loadu_ps(sums.as_ptr())) };
-    _mm512_fmadd_ps(minima, sums, total)
-}
-
-#[target_feature(enable = "avx512f")]
-fn wide_sum(sum: __m512, minima: __m512) -> f32 {
-    _mm512_reduce_add_ps(_mm512_add_ps(sum, minima))
+fn wide_sums<const N: usize>(vectors: &[__m512; N]) -> [f32; N] {
+    let mut halves = [_mm256_setzero_ps(); N];
+    for n in 0..N {
+        halves[n] = _mm256_add_ps(_mm512_castps512_ps256(vectors[n]), _mm512_extractf32x8_ps::<1>(vectors[n]));
+    }
+    narrow_sums(&halves)
 }
 
 #[cfg(test)]

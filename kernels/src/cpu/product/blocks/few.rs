@@ -1,13 +1,12 @@
 //! Products of a few rows, on integers.
 
-use rayon::prelude::*;
-
 use super::BlockMatrix;
 use super::dot::dot;
 use super::rows::Rows;
 use crate::cpu::product::problem::{Product, check};
 use crate::cpu::product::rounded::{TOGETHER, outputs_of_a_task};
 use crate::cpu::scratch::Disjoint;
+use crate::cpu::threads;
 
 /// [`product`](crate::cpu::product::product) with rows that are rounded.
 pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
@@ -17,11 +16,11 @@ pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]
     }
     let Product { input, matrix, bias, width, first, .. } = *problem;
     let outputs = matrix.outputs;
-    let each = outputs_of_a_task(outputs);
+    let together = outputs_of_a_task(outputs);
     let output = Disjoint::new(output);
     Rows::with(input, matrix.inputs, |rows| {
-        (0..outputs.div_ceil(each)).into_par_iter().for_each(|task| {
-            let own = task * each..outputs.min((task + 1) * each);
+        threads::each(outputs.div_ceil(together), |task| {
+            let own = task * together..outputs.min((task + 1) * together);
             for at in own.clone().step_by(TOGETHER) {
                 let count = TOGETHER.min(own.end - at);
                 // The last output is repeated up to a whole group, and the copies are not read.

@@ -1,14 +1,17 @@
 //! What the kernels read of each format: integers of 8 bits, and the factors of 16 or 32 of them.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadu_si128, _mm_set1_epi32, _mm_setr_epi8,
-    _mm_srli_epi16, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castsi128_si256, _mm256_cmpeq_epi8,
-    _mm256_cvtph_ps, _mm256_inserti128_si256, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8,
-    _mm256_set1_epi64x, _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srl_epi16, _mm256_storeu_ps,
-    _mm256_sub_epi8,
+    __m128, __m128i, __m256, __m256i, _mm_add_ps, _mm_castpd_ps, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
+    _mm_load_sd, _mm_loadl_epi64, _mm_loadu_si128, _mm_mul_ps, _mm_set_ss, _mm_set1_epi32, _mm_setr_epi8,
+    _mm_srli_epi16, _mm_store_ss, _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castps128_ps256,
+    _mm256_castps256_ps128, _mm256_castsi128_si256, _mm256_cmpeq_epi8, _mm256_fmadd_ps, _mm256_inserti128_si256,
+    _mm256_loadu_ps, _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi64x,
+    _mm256_shuffle_epi8, _mm256_slli_epi16, _mm256_srl_epi16, _mm256_storeu_ps, _mm256_sub_epi8,
 };
 
 use burn_deepspeed_core::block::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
+
+use super::rows::RowGroup;
 
 /// The factors of 256 elements: an element is `scale · integer + minimum`.
 #[derive(Clone, Copy)]
@@ -32,11 +35,55 @@ pub(super) trait Format {
     /// Bytes of a whole group.
     const GROUP: usize;
 
+    /// Whether a block has one chunk, and a group may have fewer than eight.
+    const SMALL: bool;
+
     /// The factors of a group.
     ///
     /// # Safety
     /// The processor has F16C, and `group` whole blocks of the format.
     unsafe fn factors(group: &[u8], to: &mut Factors);
+
+    /// Writes the scales of the first `count` chunks of a group times those of rows, and adds minima times the sums of rows to `minima`, of
+    /// which [`minimum`](Self::minimum) is the total.
+    ///
+    /// # Safety
+    /// The processor has AVX2, FMA and F16C, and `group` the chunks.
+    #[inline(always)]
+    unsafe fn weigh<const M: usize>(
+        group: *const u8,
+        _count: usize,
+        rows: &[RowGroup<'_>; M],
+        scales: &mut [[f32; 16]; M],
+        minima: &mut [__m256; M],
+    ) {
+        let mut factors = Factors::ZERO;
+        // SAFETY: the caller has F16C, and the chunks are a whole block.
+        unsafe { Self::factors(std::slice::from_raw_parts(group, Self::GROUP), &mut factors) };
+        for ((row, scales), total) in rows.iter().zip(scales).zip(minima) {
+            for (at, scale) in scales.iter_mut().enumerate().take(8 * Self::PARTS) {
+                *scale = factors.scales[at] * row.factors[at / Self::PARTS][0];
+            }
+            if Self::MINIMA {
+                for (minima, sums) in factors.minima.as_chunks::<8>().0.iter().zip(row.sums.as_chunks::<8>().0) {
+                    // SAFETY: the caller has FMA, and both have eight elements.
+                    *total = unsafe {
+                        _mm256_fmadd_ps(_mm256_loadu_ps(minima.as_ptr()), _mm256_loadu_ps(sums.as_ptr()), *total)
+                    };
+                }
+            }
+        }
+    }
+
+    /// The total of minima.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    unsafe fn minimum(minima: __m256) -> f32 {
+        // SAFETY: there is room for eight lanes.
+        unsafe { lanes(minima) }.iter().sum()
+    }
 
     /// The integers of a chunk.
     ///
@@ -53,20 +100,26 @@ unsafe fn half(block: &[u8], at: usize) -> f32 {
     unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
 }
 
-/// Eight f16, at byte `at` of a block each.
 #[inline(always)]
-unsafe fn halves<const N: usize>(blocks: &[[u8; N]; 8], at: usize) -> [f32; 8] {
-    let bits = blocks.each_ref().map(|block| u16::from_le_bytes([block[at], block[at + 1]]));
-    let mut values = [0.0; 8];
-    // SAFETY: the caller has F16C, and both arrays have eight elements.
-    unsafe { _mm256_storeu_ps(values.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(bits.as_ptr().cast()))) };
-    values
+unsafe fn lanes(vector: __m256) -> [f32; 8] {
+    let mut lanes = [0.0; 8];
+    // SAFETY: the caller has AVX2, and there is room for eight lanes.
+    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), vector) };
+    lanes
 }
 
-/// The powers of two that blocks of MXFP4 begin with, over the 2 of its table. Unsafe like [`halves`], in whose place it is called.
+/// The four f16 that a block begins with: a scale, perhaps a minimum, and what comes of others.
 #[inline(always)]
-unsafe fn powers(blocks: &[[u8; 17]; 8]) -> [f32; 8] {
-    blocks.each_ref().map(|block| half_of_power(block[0]))
+unsafe fn halves(block: *const u8) -> __m128 {
+    // SAFETY: the caller has F16C and the bytes.
+    unsafe { _mm_cvtph_ps(_mm_loadl_epi64(block.cast())) }
+}
+
+/// The power of two that a block of MXFP4 begins with, over the 2 of its table.
+#[inline(always)]
+unsafe fn power(block: *const u8) -> __m128 {
+    // SAFETY: the caller has the byte.
+    unsafe { _mm_set_ss(half_of_power(block.read())) }
 }
 
 /// Four bytes as a word.
@@ -134,38 +187,60 @@ unsafe fn minus(elements: __m256i, offset: i8) -> __m256i {
     unsafe { _mm256_sub_epi8(elements, _mm256_set1_epi8(offset)) }
 }
 
-/// A format of blocks of one chunk: its bytes, where a minimum is, the scales of eight blocks, and the elements of one.
+/// A format of blocks of one chunk: its bytes, whether a minimum follows the scale, which lane of a vector has the scale first and the
+/// minimum second, and the elements.
 macro_rules! of_32 {
-    ($name:ident, $bytes:literal, $minimum:expr, |$own:ident| $scales:expr, |$block:ident| $elements:expr) => {
+    ($name:ident, $bytes:literal, $minima:literal, $factors:ident, |$block:ident| $elements:expr) => {
         pub(super) struct $name;
 
         impl Format for $name {
             const PARTS: usize = 1;
-            const MINIMA: bool = {
-                let minimum: Option<usize> = $minimum;
-                minimum.is_some()
-            };
+            const MINIMA: bool = $minima;
             const GROUP: usize = 8 * $bytes;
+            const SMALL: bool = true;
 
             #[inline(always)]
             unsafe fn factors(group: &[u8], to: &mut Factors) {
-                let blocks = group.as_chunks::<$bytes>().0;
-                // Blocks that a row does not have are zeros: their elements are not read.
-                let mut padded = [[0; $bytes]; 8];
-                let $own: &[[u8; $bytes]; 8] = match blocks.first_chunk() {
-                    Some(blocks) => blocks,
-                    None => {
-                        padded[..blocks.len()].copy_from_slice(blocks);
-                        &padded
+                for (at, block) in group.as_chunks::<$bytes>().0.iter().enumerate() {
+                    // SAFETY: the caller has F16C, and the block more than eight bytes.
+                    let [scale, minimum, ..] = unsafe { lanes(_mm256_castps128_ps256($factors(block.as_ptr()))) };
+                    to.scales[at] = scale;
+                    if Self::MINIMA {
+                        to.minima[2 * at..][..2].fill(minimum);
                     }
-                };
-                // SAFETY: the caller has F16C.
-                to.scales[..8].copy_from_slice(&unsafe { $scales });
-                if let Some(at) = $minimum {
-                    // SAFETY: as above.
-                    let minima = unsafe { halves($own, at) };
-                    to.minima = std::array::from_fn(|part| minima[part / 2]);
                 }
+            }
+
+            #[inline(always)]
+            unsafe fn weigh<const M: usize>(
+                group: *const u8,
+                count: usize,
+                rows: &[RowGroup<'_>; M],
+                scales: &mut [[f32; 16]; M],
+                minima: &mut [__m256; M],
+            ) {
+                for at in 0..count {
+                    // SAFETY: the caller has F16C and the chunk, a block of more than eight bytes.
+                    let own = unsafe { $factors(group.add(at * $bytes)) };
+                    for m in 0..M {
+                        // SAFETY: the caller has AVX2, and both arrays have an element for each chunk.
+                        unsafe {
+                            let row = _mm_load_sd(rows[m].factors.get_unchecked(at).as_ptr().cast());
+                            let products = _mm_mul_ps(own, _mm_castpd_ps(row));
+                            _mm_store_ss(scales[m].get_unchecked_mut(at), products);
+                            if Self::MINIMA {
+                                let sum = _mm_add_ps(_mm256_castps256_ps128(minima[m]), products);
+                                minima[m] = _mm256_castps128_ps256(sum);
+                            }
+                        }
+                    }
+                }
+            }
+
+            #[inline(always)]
+            unsafe fn minimum(minima: __m256) -> f32 {
+                // SAFETY: the caller has AVX2.
+                unsafe { lanes(minima)[1] }
             }
 
             #[inline(always)]
@@ -180,15 +255,13 @@ macro_rules! of_32 {
     };
 }
 
-of_32!(Q4_0, 18, None, |own| halves(own, 0), |block| minus(nibbles(block.add(2)), 8));
-of_32!(Q4_1, 20, Some(2), |own| halves(own, 0), |block| nibbles(block.add(4)));
-of_32!(Q5_0, 22, None, |own| halves(own, 0), |block| {
-    minus(_mm256_or_si256(nibbles(block.add(6)), fifths(block.add(2))), 16)
-});
-of_32!(Q5_1, 24, Some(2), |own| halves(own, 0), |block| _mm256_or_si256(nibbles(block.add(8)), fifths(block.add(4))));
-of_32!(Q8_0, 34, None, |own| halves(own, 0), |block| bytes(block.add(2)));
-of_32!(Iq4Nl, 18, None, |own| halves(own, 0), |block| looked_up(nibbles(block.add(2)), IQ4_NL_VALUES));
-of_32!(MXFP4, 17, None, |own| powers(own), |block| looked_up(nibbles(block.add(1)), TWICE_E2M1));
+of_32!(Q4_0, 18, false, halves, |block| minus(nibbles(block.add(2)), 8));
+of_32!(Q4_1, 20, true, halves, |block| nibbles(block.add(4)));
+of_32!(Q5_0, 22, false, halves, |block| minus(_mm256_or_si256(nibbles(block.add(6)), fifths(block.add(2))), 16));
+of_32!(Q5_1, 24, true, halves, |block| _mm256_or_si256(nibbles(block.add(8)), fifths(block.add(4))));
+of_32!(Q8_0, 34, false, halves, |block| bytes(block.add(2)));
+of_32!(Iq4Nl, 18, false, halves, |block| looked_up(nibbles(block.add(2)), IQ4_NL_VALUES));
+of_32!(MXFP4, 17, false, power, |block| looked_up(nibbles(block.add(1)), TWICE_E2M1));
 
 /// Bytes of four words, in order.
 #[inline(always)]
@@ -210,6 +283,7 @@ impl Format for Q2K {
     const PARTS: usize = 2;
     const MINIMA: bool = true;
     const GROUP: usize = 84;
+    const SMALL: bool = false;
 
     #[inline(always)]
     unsafe fn factors(group: &[u8], to: &mut Factors) {
@@ -236,6 +310,7 @@ impl Format for Q3K {
     const PARTS: usize = 2;
     const MINIMA: bool = false;
     const GROUP: usize = 110;
+    const SMALL: bool = false;
 
     #[inline(always)]
     unsafe fn factors(group: &[u8], to: &mut Factors) {
@@ -288,6 +363,7 @@ impl Format for Q4K {
     const PARTS: usize = 1;
     const MINIMA: bool = true;
     const GROUP: usize = 144;
+    const SMALL: bool = false;
 
     #[inline(always)]
     unsafe fn factors(group: &[u8], to: &mut Factors) {
@@ -309,6 +385,7 @@ impl Format for Q5K {
     const PARTS: usize = 1;
     const MINIMA: bool = true;
     const GROUP: usize = 176;
+    const SMALL: bool = false;
 
     #[inline(always)]
     unsafe fn factors(group: &[u8], to: &mut Factors) {
@@ -333,6 +410,7 @@ impl Format for Q6K {
     const PARTS: usize = 2;
     const MINIMA: bool = false;
     const GROUP: usize = 210;
+    const SMALL: bool = false;
 
     #[inline(always)]
     unsafe fn factors(group: &[u8], to: &mut Factors) {

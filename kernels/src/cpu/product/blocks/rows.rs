@@ -1,10 +1,10 @@
 //! Rows that are rounded to 16 bits.
 
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
-use crate::cpu::scratch::with_scratch;
+use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::simd::round;
+use crate::cpu::threads;
 
 /// Elements that share a scale.
 pub(super) const CHUNK: usize = 32;
@@ -12,7 +12,7 @@ pub(super) const CHUNK: usize = 32;
 /// Elements whose scales are read together, and the largest block.
 pub(super) const GROUP: usize = 256;
 
-/// Fewest rows that a thread rounds.
+/// Rows that a task rounds: a few take less time than to start it.
 const ROWS: usize = 8;
 
 /// Largest element. Two products with 8 bits fit into 24 bits, so that f32 has them exactly.
@@ -23,8 +23,8 @@ pub(super) struct Rows<'a> {
     inputs: usize,
     /// `[rows, inputs]`.
     whole: &'a [i16],
-    /// `[rows, groups, 8]`: what an element is multiplied by.
-    scales: &'a [f32],
+    /// `[rows, groups, 8, 2]`: what the elements of a chunk are multiplied by, and their sum.
+    factors: &'a [f32],
     /// `[rows, groups, 16]`: sums of 16 elements each.
     sums: &'a [f32],
 }
@@ -33,8 +33,24 @@ pub(super) struct Rows<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Row<'a> {
     pub(super) whole: &'a [i16],
-    pub(super) scales: &'a [[f32; 8]],
-    pub(super) sums: &'a [[f32; 16]],
+    factors: &'a [[f32; 2]],
+    sums: &'a [f32],
+}
+
+/// Factors of a group of a row.
+#[derive(Clone, Copy)]
+pub(super) struct RowGroup<'a> {
+    /// What the elements of a chunk are multiplied by, and their sum.
+    pub(super) factors: &'a [[f32; 2]; 8],
+    /// Sums of 16 elements each.
+    pub(super) sums: &'a [f32; 16],
+}
+
+impl<'a> Row<'a> {
+    #[inline(always)]
+    pub(super) fn group(&self, group: usize) -> RowGroup<'a> {
+        RowGroup { factors: &self.factors.as_chunks().0[group], sums: &self.sums.as_chunks().0[group] }
+    }
 }
 
 impl Rows<'_> {
@@ -43,17 +59,22 @@ impl Rows<'_> {
         let (rows, groups) = (input.len() / inputs, inputs.div_ceil(GROUP));
         // Two integers in the place of each float.
         let words = inputs / 2;
-        with_scratch(rows * (words + groups * 24), |scratch| {
+        with_scratch(rows * (words + groups * 32), |scratch| {
             let (whole, rest) = scratch.split_at_mut(rows * words);
-            let (scales, sums) = rest.split_at_mut(rows * groups * 8);
+            let (factors, sums) = rest.split_at_mut(rows * groups * 16);
             let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
-            let parts = whole.par_chunks_exact_mut(inputs).zip(input.par_chunks_exact(inputs));
-            let factors = scales.par_chunks_exact_mut(groups * 8).zip(sums.par_chunks_exact_mut(groups * 16));
-            // A few rows take less time than to wake another thread.
-            parts.zip(factors).with_min_len(ROWS).for_each(|((whole, row), (scales, sums))| {
-                Arch::new().dispatch(Round { row, whole, scales, sums });
+            let (wholes, all_factors) = (Disjoint::new(whole), Disjoint::new(factors));
+            threads::each_part(sums, ROWS * groups * 16, |part, sums| {
+                for (row, sums) in (part * ROWS..).zip(sums.chunks_exact_mut(groups * 16)) {
+                    // SAFETY: every row has its own places.
+                    let (whole, factors) = unsafe {
+                        (wholes.part(row * inputs, inputs), all_factors.part(row * groups * 16, groups * 16))
+                    };
+                    let factors = factors.as_chunks_mut().0;
+                    Arch::new().dispatch(Round { row: &input[row * inputs..][..inputs], whole, factors, sums });
+                }
             });
-            work(&Rows { inputs, whole, scales, sums })
+            work(&Rows { inputs, whole, factors, sums })
         })
     }
 
@@ -65,8 +86,8 @@ impl Rows<'_> {
         let groups = self.inputs.div_ceil(GROUP);
         Row {
             whole: &self.whole[row * self.inputs..][..self.inputs],
-            scales: self.scales[row * groups * 8..][..groups * 8].as_chunks().0,
-            sums: self.sums[row * groups * 16..][..groups * 16].as_chunks().0,
+            factors: self.factors[row * groups * 16..][..groups * 16].as_chunks().0,
+            sums: &self.sums[row * groups * 16..][..groups * 16],
         }
     }
 }
@@ -74,7 +95,7 @@ impl Rows<'_> {
 struct Round<'a> {
     row: &'a [f32],
     whole: &'a mut [i16],
-    scales: &'a mut [f32],
+    factors: &'a mut [[f32; 2]],
     sums: &'a mut [f32],
 }
 
@@ -83,16 +104,17 @@ impl WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { row, whole, scales, sums } = self;
+        let Self { row, whole, factors, sums } = self;
         // Chunks of the last group that the row does not have.
-        scales[row.len() / CHUNK..].fill(0.0);
+        factors[row.len() / CHUNK..].fill([0.0; 2]);
         sums[row.len() / 16..].fill(0.0);
         let chunks = row.as_chunks::<CHUNK>().0.iter().zip(whole.as_chunks_mut::<CHUNK>().0);
-        for (((row, whole), scale), sums) in chunks.zip(scales).zip(sums.as_chunks_mut::<2>().0) {
-            *scale = round(row, LARGEST, whole, |whole| whole as i16);
+        for (((row, whole), factors), sums) in chunks.zip(factors).zip(sums.as_chunks_mut::<2>().0) {
+            let scale = round(row, LARGEST, whole, |whole| whole as i16);
             for (sum, whole) in sums.iter_mut().zip(whole.as_chunks::<16>().0) {
-                *sum = whole.iter().map(|&whole| i32::from(whole)).sum::<i32>() as f32 * *scale;
+                *sum = whole.iter().map(|&whole| i32::from(whole)).sum::<i32>() as f32 * scale;
             }
+            *factors = [scale, sums[0] + sums[1]];
         }
     }
 }
