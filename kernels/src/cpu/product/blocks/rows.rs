@@ -82,6 +82,7 @@ impl Rows<'_> {
         self.whole.len() / self.inputs
     }
 
+    #[inline(always)]
     pub(super) fn row(&self, row: usize) -> Row<'_> {
         let groups = self.inputs.div_ceil(GROUP);
         Row {
