@@ -51,7 +51,7 @@ fn refused(from: &str, to: &str) -> String {
 fn what_is_not_understood_is_an_error() {
     for (from, to, expected) in [
         ("smollm", "smell7", "`tokenizer.ggml.pre` is \"smell7\", which is unknown"),
-        ("gpt2", "bert", "`tokenizer.ggml.model` is \"bert\", which is not read"),
+        ("gpt2", "rwkv", "`tokenizer.ggml.model` is \"rwkv\", which is not read"),
         ("ggml.merges", "ggml.merge5", "`tokenizer.ggml.merge5` is not understood"),
         ("ggml.tokens", "ggml.scores", "has no `tokenizer.ggml.tokens`"),
     ] {
@@ -66,4 +66,17 @@ fn a_model_without_a_tokenizer_needs_ids() {
     let named = tokenizer::named_tokens(&golden("gguf_tokenizers/llama.gguf")).unwrap();
     let named: Vec<_> = named.iter().map(|(key, token)| (*key, token.as_str())).collect();
     assert_eq!(named, [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
+}
+
+#[test]
+fn words_of_bert_are_spelled_as_bert_spells_them() {
+    for name in ["bert", "bert_cased"] {
+        let tokenizer = tokenizer::open(&golden("gguf_encoders").join(name)).unwrap().unwrap();
+        for (token, id) in [("[PAD]", 0), ("[unused0]", 1), ("the", 6), ("##s", 27), ("#", 26)] {
+            assert_eq!(tokenizer.token_to_id(token), Some(id), "{token} of {name}");
+        }
+        let ids = tokenizer.encode("cats [MASK]", true).unwrap().get_ids().to_vec();
+        assert_eq!(ids, [3, 8, 27, 5, 4], "{name}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "cats");
+    }
 }

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::load::families::{ClassPooling, ImageShape};
-use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport, Side};
+use burn_deepspeed::load::{Checkpoint, ConfigOptions, Gguf, HuggingFaceConfig, LoadReport, Side};
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{DataType, InferenceBackend};
 use serde::Serialize;
@@ -71,7 +71,7 @@ pub trait Embed {
     fn quantize(self: Box<Self>, blocks: Int8Blocks) -> Result<Box<dyn Embed>, Failure>;
 }
 
-/// Opens a folder in the Hugging Face layout, in f32, on a backend of the build.
+/// Opens a folder in the Hugging Face layout, or a GGUF file, in f32, on a backend of the build.
 // Compiled with the programs that call it, so that a build of another program does not wait for it.
 #[inline]
 pub fn open(backend: BackendName, folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
@@ -89,7 +89,8 @@ pub struct Embedder<B: Backend> {
     modules: Modules<B>,
     takes: Takes,
     pooling: String,
-    folder: PathBuf,
+    /// The folder, or the GGUF file.
+    path: PathBuf,
     device: B::Device,
 }
 
@@ -143,32 +144,41 @@ pub struct Computed {
 }
 
 impl<B: InferenceBackend> Embedder<B> {
-    /// Reads a folder in the Hugging Face layout, in f32, as its files say.
+    /// Reads a folder in the Hugging Face layout, or a GGUF file, in f32, as its files say.
     pub fn open(folder: &Path, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         Self::open_with(folder, &Options::default(), device)
     }
 
-    /// Reads a folder in the Hugging Face layout, in f32.
+    /// Reads a folder in the Hugging Face layout, or a GGUF file, with activations in f32.
     ///
     /// # Errors
     /// An error that names the file and what in it is not supported.
     pub fn open_with(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
-        if !folder.is_dir() {
+        let gguf = Gguf::in_path(folder).map(Gguf::open).transpose()?;
+        let folder = gguf.as_ref().map_or(folder, Gguf::path);
+        if gguf.is_none() && !folder.is_dir() {
             return Err(format!(
-                "the model folder {} is not there; give one with config.json, model.safetensors and tokenizer.json \
-                 (`--help` says where to get all-MiniLM-L6-v2)",
+                "the model folder {} is not there; give one with config.json, model.safetensors and tokenizer.json, \
+                 or a GGUF file (`--help` says where to get all-MiniLM-L6-v2)",
                 folder.display()
             )
             .into());
         }
-        let list = ModuleList::open(folder)?;
+        let list = match &gguf {
+            Some(gguf) => ModuleList::of_gguf(gguf).map_err(|error| error.in_file(folder))?,
+            None => ModuleList::open(folder)?,
+        };
         let side = if options.images { Side::Vision } else { Side::Text };
         let reading = ConfigOptions::default()
             .with_dtype(DataType::Fp32)
             .with_allowed_keys(&options.allowed_keys)
             .with_side(side);
-        let file = list.encoder.join("config.json");
-        let config = HuggingFaceConfig::read_file(&file, &reading)?;
+        let file = match &gguf {
+            Some(_) => list.encoder.clone(),
+            None => list.encoder.join("config.json"),
+        };
+        let config = HuggingFaceConfig::read_file(&file, &reading)?
+            .with_attention(|attention| attention.with_matrix_format(options.matrices));
         let plan = Plan::of(&config).map_err(|error| error.in_file(&file))?;
         let checkpoint = Checkpoint::open(&list.encoder)?;
         config.check(&checkpoint)?;
@@ -184,7 +194,7 @@ impl<B: InferenceBackend> Embedder<B> {
         let modules = Modules::open(&list, (plan.hidden, own), &options.allowed_keys, device)?;
         let (encoder, report) = Encoder::load(&plan, &checkpoint, device)?;
         let (pooling, device) = (modules.describe(encoder.describe_vector()), device.clone());
-        Ok((Self { sentences, encoder, modules, takes, pooling, folder: folder.into(), device }, report))
+        Ok((Self { sentences, encoder, modules, takes, pooling, path: folder.into(), device }, report))
     }
 
     /// Embeds sentences as one batch.
@@ -198,8 +208,11 @@ impl<B: InferenceBackend> Embedder<B> {
     fn sentences(&self) -> Result<&Sentences, Failure> {
         self.sentences.as_ref().ok_or_else(|| match self.takes {
             Takes::Images(_) => "the encoder takes images; give them with `--images`".into(),
+            Takes::Tokens { .. } if !self.path.is_dir() => {
+                format!("{} has no tokenizer; convert the model with it", self.path.display()).into()
+            }
             Takes::Tokens { .. } => {
-                let file = self.folder.join("tokenizer.json");
+                let file = self.path.join("tokenizer.json");
                 format!("{} is missing; save the model's fast tokenizer there", file.display()).into()
             }
         })

@@ -56,7 +56,8 @@ pub(in crate::checkpoint) fn architecture(gguf: &Gguf) -> Result<&'static Archit
 /// [`ConfigError::WrongType`] or [`ConfigError::Missing`].
 pub(in crate::checkpoint) fn record(gguf: &Gguf, allowed: &[String]) -> Result<Value, ConfigError> {
     let architecture = architecture(gguf)?;
-    let mut settings = Settings::new(gguf, architecture.name, architecture.model_type)?;
+    let names = [architecture.name, architecture.model_type];
+    let mut settings = Settings::new(gguf, names, architecture.causal)?;
     (architecture.settings)(&mut settings)?;
     settings.finish(allowed)
 }
