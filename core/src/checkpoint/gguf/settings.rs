@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::header::Gguf;
+use super::header::{Gguf, Place};
 use super::metadata::Metadata;
 use crate::checkpoint::data_file::{DataFile, Failure};
 use crate::checkpoint::runs::Run;
@@ -337,8 +337,8 @@ impl<'a> Settings<'a> {
 
     /// The elements of a small tensor.
     fn factors(&self, name: &str) -> Result<Vec<f64>, ConfigError> {
-        let Some(stored) = self.gguf.tensors.get(name) else { return Ok(Vec::new()) };
-        let path = self.gguf.path();
+        let Some(Place { file, stored }) = self.gguf.tensors.get(name) else { return Ok(Vec::new()) };
+        let path = &self.gguf.files()[*file];
         let &[len] = stored.shape.as_slice() else {
             return Err(self.unsupported(name, format!("{:?}", stored.shape), "one axis"));
         };
