@@ -36,10 +36,10 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn_deepspeed::config::MatrixFormat;
-use burn_deepspeed_examples::Failure;
 use burn_deepspeed_examples::backend::{BackendName, Types, exit};
 use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
+use burn_deepspeed_examples::{Failure, ModelFiles};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -109,13 +109,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
     let (allowed_keys, prompt_name) = (arguments.allow_key.clone(), arguments.prompt_name.clone());
+    let files = ModelFiles::open(&arguments.model)?;
     // Blocks round the input of their products, by more than `--check` allows.
     let matrices = match arguments.check {
         Some(_) => MatrixFormat::OfDtype,
-        None => Types::of_model(&arguments.model, arguments.backend).matrices,
+        None => Types::of_model(&files, arguments.backend).matrices,
     };
     let options = Options { allowed_keys, prompt_name, images, matrices };
-    let (embedder, report) = embedder::open(arguments.backend, &arguments.model, &options)?;
+    let (embedder, report) = embedder::open(arguments.backend, &files, &options)?;
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
     eprintln!("a vector is {}", embedder.pooling());
     Ok(embedder)

@@ -1,6 +1,8 @@
 //! Tokenizers of GGUF files against those of `transformers` and of the models.
 
-use burn_deepspeed_examples::tokenizer;
+use burn_deepspeed::load::ConfigOptions;
+use burn_deepspeed_examples::text::ChatTemplate;
+use burn_deepspeed_examples::{ModelFiles, tokenizer};
 use serde::Deserialize;
 
 use crate::common::golden;
@@ -63,7 +65,7 @@ fn what_is_not_understood_is_an_error() {
 #[test]
 fn a_model_without_a_tokenizer_needs_ids() {
     assert!(tokenizer::open(&golden("gguf/llama/model.gguf")).unwrap().is_none());
-    let named = tokenizer::named_tokens(&golden("gguf_tokenizers/llama.gguf")).unwrap();
+    let named = tokenizer::named_tokens(&ModelFiles::open(&golden("gguf_tokenizers/llama.gguf")).unwrap()).unwrap();
     let named: Vec<_> = named.iter().map(|(key, token)| (*key, token.as_str())).collect();
     assert_eq!(named, [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
 }
@@ -79,4 +81,22 @@ fn words_of_bert_are_spelled_as_bert_spells_them() {
         assert_eq!(ids, [3, 8, 27, 5, 4], "{name}");
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), "cats");
     }
+}
+
+#[test]
+fn the_header_is_read_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::copy(golden("gguf_encoders/bert/model.gguf"), &path).unwrap();
+    let files = ModelFiles::open(folder.path()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(files.path(), path);
+    assert_eq!(files.config(&ConfigOptions::default()).unwrap().vocab_size, 81);
+    assert_eq!(tokenizer::of(&files).unwrap().unwrap().token_to_id("[CLS]"), Some(3));
+    assert_eq!(tokenizer::named_tokens(&files).unwrap()["pad_token"], "[PAD]");
+    let error = ChatTemplate::of(&files).err().unwrap().to_string();
+    assert!(error.contains("has no chat template"), "{error}");
+    // Weights are read from the file.
+    let error = files.checkpoint().err().unwrap().to_string();
+    assert!(error.contains(&path.display().to_string()), "{error}");
 }
