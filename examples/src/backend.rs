@@ -116,8 +116,7 @@ impl FromStr for Types {
         }
         let matrices = name.parse().ok().filter(|format| *format != MatrixFormat::OfDtype);
         let matrices = matrices.ok_or_else(|| {
-            let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
-            let formats: Vec<String> = formats.collect();
+            let formats: Vec<String> = BlockFormat::writable().map(String::from).collect();
             format!("fp32, fp16, bf16, int8, stored, {} are accepted", formats.join(", "))
         })?;
         Ok(Self { dtype: DataType::Fp32, matrices })

@@ -16,17 +16,13 @@ use crate::common::{assert_near, exact_product, on_each_backend, seeded, values}
 const OUTPUTS: usize = 29;
 const INPUTS: usize = 96;
 
-fn writable() -> impl Iterator<Item = BlockFormat> {
-    BlockFormat::ALL.into_iter().filter(|format| format.can_quantise())
-}
-
 fn dense<B: InferenceBackend>(seed: u64) -> Weight<B> {
     Weight::new(seeded([OUTPUTS, INPUTS], seed), Some(seeded([OUTPUTS], seed + 1)), Orientation::OutputInput)
 }
 
 /// One row and a few are rounded to 16 bits on the CPU, and more are not.
 fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
-    for format in writable() {
+    for format in BlockFormat::writable() {
         let weight = dense::<B>(1).quantize_blocks(format).unwrap();
         let found = weight.blocks().map(|blocks| (blocks.shape(), blocks.formats().bytes()));
         assert_eq!(found, Some(([OUTPUTS, INPUTS], OUTPUTS * format.row_bytes(INPUTS).unwrap())));
