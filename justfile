@@ -60,6 +60,7 @@ golden:
     python3 tests/golden/generate_families.py --out tests/golden/families
     python3 tests/golden/generate_gguf.py --out tests/golden/gguf
     python3 tests/golden/generate_gguf_tokenizers.py --out tests/golden/gguf_tokenizers
+    python3 tests/golden/generate_gguf_encoders.py --out tests/golden/gguf_encoders
     python3 tests/golden/generate_blocks.py --out tests/golden/gguf/blocks.json
     python3 tests/golden/generate_encoders.py --out tests/golden/encoders
     python3 tests/golden/generate_latent.py --out tests/golden/latent

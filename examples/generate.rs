@@ -89,10 +89,10 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         print!("{}\nGGUF files:\n\n{}", families::table(), gguf::table());
         return Ok(());
     }
-    let folder = arguments.source.folder();
+    let files = arguments.source.files()?;
     let kv_cache = arguments.kv_cache.map_or_else(KvCacheType::default, |dtype| DataType::from(dtype).into());
     let allowed_keys = arguments.allow_key.clone();
-    let types = arguments.dtype.unwrap_or_else(|| Types::of_model(&folder, arguments.backend));
+    let types = arguments.dtype.unwrap_or_else(|| Types::of_model(&files, arguments.backend));
     let options = Options {
         dtype: types.dtype,
         matrices: types.matrices,
@@ -102,7 +102,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         ..Options::default()
     };
     let started = Instant::now();
-    let (model, report) = text::open(arguments.backend, &folder, &options)?;
+    let (model, report) = text::open(arguments.backend, &files, &options)?;
     let (config, seconds) = (model.config(), started.elapsed().as_secs_f64());
     eprintln!("{} with {} layers in {seconds:.2} s: {report}", config.family.name(), config.layers);
 
@@ -110,7 +110,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         println!("{}", check::run(&*model, file, arguments.chunk)?);
         return Ok(());
     }
-    let prompt = arguments.source.read(&folder)?;
+    let prompt = arguments.source.read(&files)?;
     let sampler = Sampler::new(arguments.temperature, arguments.top_p, arguments.seed)?;
     match prompt.tokenizer.as_ref().filter(|_| !arguments.print_ids) {
         Some(tokenizer) => stream(&*model, &prompt, TextStream::new(tokenizer), arguments, sampler),

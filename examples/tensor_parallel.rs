@@ -80,7 +80,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 
 /// The text, on rank 0, once every rank has generated the same.
 fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result<Option<String>, Failure> {
-    let folder = arguments.source.folder();
+    let files = arguments.source.files()?;
     let options = Options {
         dtype: arguments.dtype.into(),
         rank: Some(communicator.clone()),
@@ -88,7 +88,7 @@ fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result
         allowed_keys: arguments.allow_key.clone(),
         ..Options::default()
     };
-    let (model, report) = text::open(arguments.backend, &folder, &options)?;
+    let (model, report) = text::open(arguments.backend, &files, &options)?;
     let config = model.config();
     let shard = config.attention_spec(0)?.shard;
     eprintln!(
@@ -103,7 +103,7 @@ fn on_rank(arguments: &Arguments, communicator: Arc<dyn Communicator>) -> Result
         return Ok((communicator.rank() == 0).then_some(outcome));
     }
 
-    let prompt = arguments.source.read(&folder)?;
+    let prompt = arguments.source.read(&files)?;
     let batch = Batch::single(&prompt.ids);
     let mut sampler = Sampler::new(arguments.temperature, 1.0, arguments.seed)?;
     let mut session = model.session(&batch, arguments.max_new_tokens)?;

@@ -242,7 +242,6 @@ fn what_is_damaged_in_a_header_is_an_error() {
     for alignment in [0, 24] {
         llama().integer("general.alignment", alignment).refused("must be a power of two");
     }
-    Writer::new().with("split.count", typed(2, &3u16.to_le_bytes())).refused("one of 3 parts");
 }
 
 #[test]
@@ -388,6 +387,35 @@ fn a_folder_has_one_gguf_or_says_which_it_has() {
 /// A file of `tests/golden/gguf`.
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/gguf")).join(name).join("model.gguf")
+}
+
+#[test]
+fn keys_of_an_encoder_become_those_of_the_class() {
+    let file = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/gguf_encoders/bert/model.gguf"));
+    let config = HuggingFaceConfig::from_json_file(&file).unwrap();
+    let expected = json!({
+        "model_type": "bert", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "intermediate_size": 96, "max_position_embeddings": 19, "vocab_size": 81, "type_vocab_size": 3,
+        "layer_norm_eps": f64::from(1e-3f32), "tie_word_embeddings": true,
+    });
+    assert_eq!(config.record, expected);
+    assert_eq!((config.activation.as_str(), config.attention_config(0).triangular_masking), ("gelu", false));
+    let checkpoint = Checkpoint::open(&file).unwrap();
+    config.check(&checkpoint).unwrap();
+    assert_eq!(checkpoint.shape("encoder.layer.2.intermediate.dense.weight"), Some(&[96, 32][..]));
+    let bytes = std::fs::read(&file).unwrap();
+    let open = |from: &str, to: &str| {
+        let mut bytes = bytes.clone();
+        let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+        bytes.splice(at..at + from.len(), to.bytes());
+        let (_folder, path) = self::file(&bytes);
+        HuggingFaceConfig::from_json_file(path).unwrap_err().to_string()
+    };
+    // A file of DistilBERT has no segments.
+    let error = open("token_types.weight", "tokens_type.weight");
+    assert!(error.contains("`token_types.weight`"), "{error}");
+    let error = open("bert.attention.causal\x07\0\0\0\0", "bert.attention.causal\x07\0\0\0\x01");
+    assert!(error.contains("`bert.attention.causal` is true, which is not supported; supported: false"), "{error}");
 }
 
 #[test]

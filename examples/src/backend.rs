@@ -1,6 +1,5 @@
 //! The backends of the build, element types on the command line, and how a program ends with an error.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -8,11 +7,10 @@ use std::str::FromStr;
 pub use burn_autodiff::Autodiff;
 use burn_deepspeed::DataType;
 use burn_deepspeed::config::MatrixFormat;
-use burn_deepspeed::load::Gguf;
 use burn_deepspeed::weight::BlockFormat;
 use clap::ValueEnum;
 
-use crate::Failure;
+use crate::{Failure, ModelFiles};
 
 /// `ndarray` in f32.
 #[cfg(feature = "ndarray")]
@@ -100,8 +98,9 @@ pub struct Types {
 
 impl Types {
     /// What a model has if nothing is asked for: the blocks of a GGUF file where kernels multiply them, and otherwise fp32.
-    pub fn of_model(path: &Path, backend: BackendName) -> Self {
-        let blocks = Gguf::in_path(path).is_some() && matches!(backend, BackendName::Ndarray | BackendName::Flex);
+    pub fn of_model(files: &ModelFiles, backend: BackendName) -> Self {
+        let blocks =
+            matches!(files, ModelFiles::Gguf(_)) && matches!(backend, BackendName::Ndarray | BackendName::Flex);
         let matrices = if blocks { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
         Self { dtype: DataType::Fp32, matrices }
     }
@@ -117,8 +116,7 @@ impl FromStr for Types {
         }
         let matrices = name.parse().ok().filter(|format| *format != MatrixFormat::OfDtype);
         let matrices = matrices.ok_or_else(|| {
-            let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
-            let formats: Vec<String> = formats.collect();
+            let formats: Vec<String> = BlockFormat::writable().map(String::from).collect();
             format!("fp32, fp16, bf16, int8, stored, {} are accepted", formats.join(", "))
         })?;
         Ok(Self { dtype: DataType::Fp32, matrices })

@@ -14,6 +14,7 @@ pub mod backend;
 pub mod conformance;
 pub mod decoder;
 pub mod embedder;
+mod files;
 pub mod int8;
 mod layers;
 pub mod ranks;
@@ -22,6 +23,8 @@ pub mod seq2seq;
 pub mod sums;
 pub mod text;
 pub mod tokenizer;
+
+pub use files::ModelFiles;
 
 /// Any error, with the fact and the remedy in its message.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -14,7 +14,7 @@ use crate::ops::softmax_context::split;
 use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, Weight};
+use crate::weight::{BlockFormat, FusedNorm, Int8Blocks, Weight};
 
 /// Attention from the tokens of a decoder to the output of an encoder, with the norm before it: the second attention of a layer in
 /// [Attention Is All You Need](https://arxiv.org/abs/1706.03762). DeepSpeed has none.
@@ -80,6 +80,19 @@ impl<B: Backend> DeepSpeedCrossAttention<B> {
             projections: self.projections.quantize(blocks)?,
             key: self.key.quantize(blocks)?,
             value: self.value.quantize(blocks)?,
+            ..self
+        })
+    }
+
+    /// See [`DeepSpeedSelfAttention::quantize_blocks`](crate::DeepSpeedSelfAttention::quantize_blocks).
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`](crate::weight::BlockMatrix::quantize).
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        Ok(Self {
+            projections: self.projections.quantize_blocks(format)?,
+            key: self.key.quantize_blocks(format)?,
+            value: self.value.quantize_blocks(format)?,
             ..self
         })
     }

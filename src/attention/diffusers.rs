@@ -13,7 +13,7 @@ use crate::ops::softmax_context::{split, split_all};
 use crate::ops::{InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
-use crate::weight::{Int8Blocks, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{BlockFormat, Int8Blocks, QkvWeight, SeparateQkv, Weight};
 
 /// Self and cross attention without a cache or a norm; DeepSpeed's `diffusers_attention.py`.
 ///
@@ -71,6 +71,14 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self { projections: self.projections.quantize(blocks)? })
+    }
+
+    /// See [`DeepSpeedSelfAttention::quantize_blocks`](crate::DeepSpeedSelfAttention::quantize_blocks).
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`](crate::weight::BlockMatrix::quantize).
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        Ok(Self { projections: self.projections.quantize_blocks(format)? })
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).

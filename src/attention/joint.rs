@@ -17,7 +17,7 @@ use crate::parallel::Communicator;
 use crate::position::rotary::RotaryTable;
 use crate::position::{PositionEncoding, Positions};
 use crate::spec::AttentionSpec;
-use crate::weight::{Int8Blocks, QkvWeight, QueryKeyNorm, Weight};
+use crate::weight::{BlockFormat, Int8Blocks, QkvWeight, QueryKeyNorm, Weight};
 use crate::zeros::zeros;
 
 const NAME: &str = "DeepSpeedJointAttention";
@@ -105,6 +105,11 @@ impl<B: Backend> JointStream<B> {
         Ok(Self { qkv: self.qkv.quantize(blocks)?, output, ..self })
     }
 
+    fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        let output = self.output.map(|output| output.quantize_blocks(format)).transpose()?;
+        Ok(Self { qkv: self.qkv.quantize_blocks(format)?, output, ..self })
+    }
+
     fn with_rounded_input(self, rounds: bool) -> Self {
         let output = self.output.map(|output| output.with_rounded_input(rounds));
         Self { qkv: self.qkv.with_rounded_input(rounds), output, ..self }
@@ -148,6 +153,15 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         let text = self.text.map(|text| text.quantize(blocks)).transpose()?;
         Ok(Self { image: self.image.quantize(blocks)?, text, ..self })
+    }
+
+    /// See [`DeepSpeedSelfAttention::quantize_blocks`](crate::DeepSpeedSelfAttention::quantize_blocks).
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`](crate::weight::BlockMatrix::quantize).
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        let text = self.text.map(|text| text.quantize_blocks(format)).transpose()?;
+        Ok(Self { image: self.image.quantize_blocks(format)?, text, ..self })
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).

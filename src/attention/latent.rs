@@ -16,7 +16,7 @@ use crate::ops::{InferenceBackend, Keys, LatentContext, LatentProblem, Operation
 use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::{AttentionSpec, LatentSizes};
-use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, Weight};
+use crate::weight::{BlockFormat, FusedNorm, Int8Blocks, QkvWeight, Weight};
 use crate::zeros::zeros;
 
 /// Multi-head latent attention (MLA) of DeepSeek V2 and V3, <https://arxiv.org/abs/2405.04434>.
@@ -120,6 +120,15 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         let query = self.query.map(|weight| weight.quantize(blocks))?;
         Ok(Self { query, projections: self.projections.quantize(blocks)?, ..self })
+    }
+
+    /// This layer with matrices of blocks, except for [`up`](Self::up), which stays dense.
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`](crate::weight::BlockMatrix::quantize).
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        let query = self.query.map(|weight| weight.quantize_blocks(format))?;
+        Ok(Self { query, projections: self.projections.quantize_blocks(format)?, ..self })
     }
 
     /// See [`DeepSpeedSelfAttention::with_kv_cache_dtype`](crate::DeepSpeedSelfAttention::with_kv_cache_dtype).

@@ -12,7 +12,7 @@ use crate::error::{AttentionError, ConfigError, WeightError};
 use crate::ops::{ContextProblem, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
-use crate::weight::{Int8Blocks, QkvWeight, Weight};
+use crate::weight::{BlockFormat, Int8Blocks, QkvWeight, Weight};
 use crate::zeros::zeros;
 
 /// The projections of an attention module, the sizes of its layer, and its connection to the other ranks.
@@ -40,6 +40,11 @@ impl<B: Backend> Projections<B> {
 
     pub(super) fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self { qkv: self.qkv.quantize(blocks)?, output: self.output.quantize(blocks)?, ..self })
+    }
+
+    pub(super) fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        let (qkv, output) = (self.qkv.quantize_blocks(format)?, self.output.quantize_blocks(format)?);
+        Ok(Self { qkv, output, ..self })
     }
 
     pub(super) fn with_rounded_input(self, rounds: bool) -> Self {

@@ -1,5 +1,7 @@
 //! Self-attention of decoders and encoders.
 
+mod quantize;
+
 use std::sync::Arc;
 
 use burn::module::Module;
@@ -10,14 +12,14 @@ use super::projections::{Projections, set_require_grad};
 use crate::cache::{KvCache, LayerCache};
 use crate::config::KvCacheType;
 use crate::element::element_type;
-use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
+use crate::error::{AttentionError, ConfigError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::softmax_context::sums_of_squares;
 use crate::ops::{ContextProblem, InferenceBackend, Keys, Operations, Plan, SoftmaxContext};
 use crate::parallel::Communicator;
 use crate::position::Positions;
 use crate::spec::AttentionSpec;
-use crate::weight::{FusedNorm, Int8Blocks, QkvWeight, QueryKeyNorm, Sinks, Weight};
+use crate::weight::{FusedNorm, QkvWeight, QueryKeyNorm, Sinks, Weight};
 use crate::zeros::zeros;
 
 /// Number of cached tokens with which [`DeepSpeedSelfAttention::warmup`] decodes: enough to split the keys.
@@ -99,36 +101,6 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// call [`forward_partial`](Self::forward_partial).
     pub fn output_bias(&self) -> Option<Tensor<B, 1>> {
         self.projections.output.bias()
-    }
-
-    /// This layer with int8 matrices: a quarter of the memory, and of the bytes that a step reads. It stays int8 when a
-    /// checkpoint is loaded. To load an int8 record, build the module with int8 matrices first (quantised in any blocks, or with
-    /// `dtype` int8); it takes the blocks of the record.
-    ///
-    /// ```
-    /// # use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, weight::Int8Blocks};
-    /// # use burn_ndarray::NdArray;
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32);
-    /// let attention = config.init_self_attention::<NdArray>(0, &Default::default())?;
-    /// let attention = attention.quantize(Int8Blocks::PerOutput)?;
-    /// let matrix = attention.output().int8().expect("it was quantised");
-    /// assert_eq!(matrix.bytes(), 64 * 64 + 4 * 64); // one f32 scale per output
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        let gate = self.gate.map(|gate| gate.quantize(blocks)).transpose()?;
-        Ok(Self { projections: self.projections.quantize(blocks)?, gate, ..self })
-    }
-
-    /// Sets whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
-    /// [`Weight::with_rounded_input`].
-    pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        let gate = self.gate.map(|gate| gate.with_rounded_input(rounds));
-        Self { projections: self.projections.with_rounded_input(rounds), gate, ..self }
     }
 
     /// This layer for caches of other element types; see `kv_cache_dtype` of the configuration. The weights stay as they are.

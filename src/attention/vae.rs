@@ -14,7 +14,7 @@ use crate::ops::softmax_context::{merge_heads, split_all};
 use crate::ops::{Attention, InferenceBackend, Operations, Plan};
 use crate::parallel::Communicator;
 use crate::spec::AttentionSpec;
-use crate::weight::{GroupNorm, Int8Blocks, QkvWeight, Weight};
+use crate::weight::{BlockFormat, GroupNorm, Int8Blocks, QkvWeight, Weight};
 
 /// Attention between the pixels of an image: norm of groups of channels, self-attention, residual. It is in the middle block of
 /// `AutoencoderKL` of `diffusers`, where DeepSpeed's `DSVAE` leaves it to `diffusers`.
@@ -68,6 +68,14 @@ impl<B: Backend> DeepSpeedVaeAttention<B> {
     /// Those of [`Int8Matrix::quantize`](crate::weight::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         Ok(Self { projections: self.projections.quantize(blocks)?, ..self })
+    }
+
+    /// See [`DeepSpeedSelfAttention::quantize_blocks`](crate::DeepSpeedSelfAttention::quantize_blocks).
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`](crate::weight::BlockMatrix::quantize).
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        Ok(Self { projections: self.projections.quantize_blocks(format)?, ..self })
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).

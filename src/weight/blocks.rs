@@ -1,11 +1,12 @@
 //! A matrix of blocks, as a file stores it.
 
 use burn::module::{Module, Param, ParamId};
-use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::block::{BlockFormat, BlockRows, RowFormats};
 
 use super::elements::Elements;
 use super::param::{INITIAL_DEVIATION, lazy};
+use super::rows;
 use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError};
 
@@ -34,10 +35,7 @@ impl<B: Backend> BlockMatrix<B> {
     pub fn quantize(matrix: Tensor<B, 2>, format: BlockFormat) -> Result<Self, WeightError> {
         let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
         check::<B>(Some(format), inputs, &device)?;
-        let values: Vec<f32> = matrix.cast(FloatDType::F32).into_data().iter().collect();
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });
-        }
+        let values = rows::finite(matrix)?;
         let rows = BlockRows::quantise(&values, [outputs, inputs], format).ok_or(divide(format, inputs))?;
         Ok(Self::from_rows(rows, Some(format), dtype, &device)?)
     }
@@ -169,14 +167,7 @@ fn divide(format: BlockFormat, inputs: usize) -> ConfigError {
 
 /// Normally distributed elements, drawn and rounded in batches of rows.
 fn drawn<B: Backend>([outputs, inputs]: [usize; 2], format: BlockFormat, device: &B::Device) -> Tensor<B, 1, Int> {
-    /// Elements that are drawn at a time.
-    const BATCH: usize = 1 << 20;
-    let rows = (BATCH / inputs.max(1)).max(1);
-    let normal = Distribution::Normal(0.0, INITIAL_DEVIATION);
     let mut bytes = Vec::with_capacity(outputs * (inputs / format.elements()) * format.bytes());
-    for first in (0..outputs).step_by(rows) {
-        let some = Tensor::<B, 2>::random([rows.min(outputs - first), inputs], normal, (device, DType::F32));
-        bytes.extend(format.quantise(&some.into_data().iter::<f32>().collect::<Vec<_>>()));
-    }
+    rows::draw::<B>([outputs, inputs], INITIAL_DEVIATION, device, |values| bytes.extend(format.quantise(&values)));
     of_bytes(bytes, device)
 }

@@ -4,11 +4,12 @@ use std::num::NonZeroUsize;
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 use burn_deepspeed_core::int8::LARGEST;
 
 use super::elements::Elements;
 use super::param::{INITIAL_DEVIATION, given, lazy};
+use super::rows;
 use crate::element::require_int8;
 use crate::error::{ConfigError, WeightError};
 
@@ -64,10 +65,7 @@ impl<B: Backend> Int8Matrix<B> {
     pub(super) fn quantize_in(matrix: Tensor<B, 2>, own: [usize; 2]) -> Result<Self, WeightError> {
         let ([outputs, inputs], dtype, device) = (matrix.dims(), matrix.dtype(), matrix.device());
         require_int8::<B>(&device)?;
-        let values: Vec<f32> = matrix.cast(FloatDType::F32).into_data().iter().collect();
-        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
-            return Err(WeightError::NotFinite { output: at / inputs, input: at % inputs });
-        }
+        let values = rows::finite(matrix)?;
         let across = inputs.div_ceil(own[1]);
         let mut scales = vec![0.0f32; outputs.div_ceil(own[0]) * across];
         for (output, row) in values.chunks(inputs.max(1)).enumerate() {
@@ -197,15 +195,10 @@ impl<B: Backend> Int8Matrix<B> {
 
 /// Normally distributed elements, drawn in batches of rows.
 fn drawn<B: Backend>([outputs, inputs]: [usize; 2], device: &B::Device) -> Tensor<B, 2, Int> {
-    /// Elements that are drawn at a time.
-    const BATCH: usize = 1 << 20;
-    let rows = (BATCH / inputs.max(1)).max(1);
-    let normal = Distribution::Normal(0.0, f64::from(LARGEST) / SPAN);
     let mut elements = Vec::with_capacity(outputs * inputs);
-    for first in (0..outputs).step_by(rows) {
-        let some = Tensor::<B, 2>::random([rows.min(outputs - first), inputs], normal, (device, DType::F32));
-        elements.extend(some.into_data().iter::<f32>().map(|value| value.round().clamp(-LARGEST, LARGEST) as i8));
-    }
+    rows::draw::<B>([outputs, inputs], f64::from(LARGEST) / SPAN, device, |values| {
+        elements.extend(values.into_iter().map(|value| value.round().clamp(-LARGEST, LARGEST) as i8));
+    });
     Tensor::from_data(TensorData::new(elements, [outputs, inputs]), (device, DType::I8))
 }
 

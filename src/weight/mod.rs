@@ -11,6 +11,7 @@ mod projection;
 mod qkv;
 mod query_key_norm;
 mod relative_bias;
+mod rows;
 mod sinks;
 
 pub use blocks::BlockMatrix;

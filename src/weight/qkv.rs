@@ -6,6 +6,8 @@ use std::convert::Infallible;
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 
+use burn_deepspeed_core::block::BlockFormat;
+
 use super::int8::Int8Blocks;
 use super::projection::Weight;
 use crate::error::WeightError;
@@ -38,6 +40,14 @@ impl<B: Backend> QkvWeight<B> {
     /// Those of [`Int8Matrix::quantize`](super::Int8Matrix::quantize).
     pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
         self.try_map(|weight| weight.quantize(blocks))
+    }
+
+    /// The same with matrices of blocks.
+    ///
+    /// # Errors
+    /// Those of [`BlockMatrix::quantize`](super::BlockMatrix::quantize).
+    pub fn quantize_blocks(self, format: BlockFormat) -> Result<Self, WeightError> {
+        self.try_map(|weight| weight.quantize_blocks(format))
     }
 
     /// The same, rounding the inputs of int8 matrices, or not; see [`Weight::with_rounded_input`].

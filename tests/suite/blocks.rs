@@ -16,17 +16,13 @@ use crate::common::{assert_near, exact_product, on_each_backend, seeded, values}
 const OUTPUTS: usize = 29;
 const INPUTS: usize = 96;
 
-fn writable() -> impl Iterator<Item = BlockFormat> {
-    BlockFormat::ALL.into_iter().filter(|format| format.can_quantise())
-}
-
 fn dense<B: InferenceBackend>(seed: u64) -> Weight<B> {
     Weight::new(seeded([OUTPUTS, INPUTS], seed), Some(seeded([OUTPUTS], seed + 1)), Orientation::OutputInput)
 }
 
 /// One row and a few are rounded to 16 bits on the CPU, and more are not.
 fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
-    for format in writable() {
+    for format in BlockFormat::writable() {
         let weight = dense::<B>(1).quantize_blocks(format).unwrap();
         let found = weight.blocks().map(|blocks| (blocks.shape(), blocks.formats().bytes()));
         assert_eq!(found, Some(([OUTPUTS, INPUTS], OUTPUTS * format.row_bytes(INPUTS).unwrap())));
@@ -192,3 +188,119 @@ on_each_backend!(
     a_configuration_names_the_format,
     what_cannot_be_rounded_is_an_error,
 );
+
+/// Every module with matrices of blocks: what it computes is what it computes with their floats, in other precision than before.
+mod modules {
+    use burn_deepspeed::{AttentionMask, CrossCache, JointStreams, LatentSizes, NormType, RotaryLayout, VaeBlock};
+
+    use super::*;
+    use crate::attention::randomised;
+    use crate::common::on_each_cpu_backend;
+
+    fn config() -> DeepSpeedInferenceConfig {
+        DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32)
+    }
+
+    fn check<B: InferenceBackend, M: Clone>(
+        module: &M,
+        quantize: impl Fn(M, BlockFormat) -> Result<M, WeightError>,
+        weights: impl Fn(&M) -> Vec<Weight<B>>,
+        run: impl Fn(&M) -> Tensor<B, 3>,
+    ) {
+        let (exact, q8_0) = (run(module), quantize(module.clone(), BlockFormat::Q8_0).unwrap());
+        for weight in weights(&q8_0) {
+            assert_eq!(weight.blocks().unwrap().wanted(), Some(BlockFormat::Q8_0));
+        }
+        assert_near(run(&quantize(module.clone(), BlockFormat::F32).unwrap()), exact.clone(), 1e-3);
+        let rounded = run(&q8_0);
+        assert_near(run(&quantize(q8_0, BlockFormat::F32).unwrap()), rounded.clone(), 1e-3);
+        let difference = values(rounded - exact).into_iter().fold(0.0, |max: f64, value| max.max(value.abs()));
+        assert!(difference > 1e-5, "nothing was rounded");
+        let error = quantize(module.clone(), BlockFormat::Q4_K).err().unwrap().to_string();
+        assert!(error.contains("q4_k"), "{error}");
+    }
+
+    fn self_attention_has_blocks<B: InferenceBackend>() {
+        let device = Default::default();
+        let gated = config().with_norm_type(NormType::RMSNorm).with_num_kv(Some(2)).with_context_gate(true);
+        for config in [config(), gated] {
+            let module = randomised(config.init_self_attention::<B>(0, &device).unwrap());
+            check(
+                &module,
+                |module, format| module.quantize_blocks(format),
+                |module| [module.qkv().first(), module.output()].into_iter().chain(module.gate()).cloned().collect(),
+                |module| module.forward_uncached(seeded([2, 5, 64], 1), AttentionMask::none(), None).unwrap(),
+            );
+        }
+    }
+
+    fn cross_attention_has_blocks<B: InferenceBackend>() {
+        let module = randomised(config().init_cross_attention::<B>(32, 0, &Default::default()).unwrap());
+        check(
+            &module,
+            |module, format| module.quantize_blocks(format),
+            |module| [module.query(), module.key(), module.value(), module.output()].map(Clone::clone).to_vec(),
+            |module| {
+                let cache = CrossCache::new([module], seeded([2, 7, 32], 2), &[7, 4]).unwrap();
+                module.forward(seeded([2, 3, 64], 1), AttentionMask::none(), cache.layer(0).unwrap()).unwrap()
+            },
+        );
+    }
+
+    fn latent_attention_has_blocks<B: InferenceBackend>() {
+        let sizes = LatentSizes::new(56, [16, 8], 16).with_q_lora_rank(Some(32));
+        let config = config().with_norm_type(NormType::RMSNorm).with_rotary(RotaryLayout::Interleaved, 8);
+        let module = randomised(config.init_latent_attention::<B>(&sizes, 0, &Default::default()).unwrap());
+        let dense = module.clone().quantize_blocks(BlockFormat::Q8_0).unwrap();
+        assert!(dense.up().is_dense());
+        check(
+            &module,
+            |module, format| module.quantize_blocks(format),
+            |module| vec![module.output().clone()],
+            |module| module.forward_uncached(seeded([2, 5, 64], 1), AttentionMask::none(), None).unwrap(),
+        );
+    }
+
+    fn attention_of_diffusion_models_has_blocks<B: InferenceBackend>() {
+        let device = Default::default();
+        let module = randomised(config().init_diffusers::<B>(0, &device).unwrap());
+        check(
+            &module,
+            |module, format| module.quantize_blocks(format),
+            |module| vec![module.qkv().first().clone(), module.output().clone()],
+            |module| module.forward(seeded([2, 6, 64], 1), None, AttentionMask::none()).unwrap(),
+        );
+        let module = randomised(config().init_joint::<B>(JointStreams::image_first(32), 0, &device).unwrap());
+        check(
+            &module,
+            |module, format| module.quantize_blocks(format),
+            |module| {
+                let text = module.text().unwrap();
+                let outputs = [module.image().output(), text.output()].into_iter().flatten();
+                [module.image().qkv().first(), text.qkv().first()].into_iter().chain(outputs).cloned().collect()
+            },
+            |module| {
+                let (image, text) = (seeded([1, 6, 64], 1), seeded([1, 4, 32], 2));
+                let output = module.forward(image, Some(text), None, AttentionMask::none()).unwrap();
+                let flat = |tensor: Tensor<B, 3>| tensor.flatten::<1>(0, 2).reshape([1, 1, -1]);
+                Tensor::cat(vec![flat(output.image), flat(output.text.unwrap())], 2)
+            },
+        );
+        let block = VaeBlock::default().with_groups(4);
+        let vae = DeepSpeedInferenceConfig::new(64, 1).with_dtype(DataType::Fp32);
+        let module = randomised(vae.init_vae::<B>(block, 0, &device).unwrap());
+        check(
+            &module,
+            |module, format| module.quantize_blocks(format),
+            |module| vec![module.qkv().first().clone(), module.output().clone()],
+            |module| module.forward(seeded([1, 64, 2, 3], 1)).unwrap().flatten(2, 3),
+        );
+    }
+
+    on_each_cpu_backend!(
+        self_attention_has_blocks,
+        cross_attention_has_blocks,
+        latent_attention_has_blocks,
+        attention_of_diffusion_models_has_blocks,
+    );
+}

@@ -2,6 +2,7 @@
 
 use std::fs::write;
 
+use burn_deepspeed_examples::ModelFiles;
 use burn_deepspeed_examples::text::{ChatTemplate, Message};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -125,7 +126,8 @@ fn a_conversation_is_a_prompt() {
     write(path.join("tokenizer_config.json"), config.to_string()).unwrap();
     let ids = |arguments: &[&str]| {
         let arguments = Arguments::try_parse_from(["generate", "--prompt", "ab"].iter().chain(arguments));
-        arguments.map(|arguments| arguments.source.read(path).unwrap().ids).map_err(|error| error.to_string())
+        let files = ModelFiles::open(path).unwrap();
+        arguments.map(|arguments| arguments.source.read(&files).unwrap().ids).map_err(|error| error.to_string())
     };
     assert_eq!(ids(&[]).unwrap(), [0, 2, 3]);
     assert_eq!(ids(&["--chat"]).unwrap(), [0, 2, 3, 1]);

@@ -67,6 +67,11 @@ pub fn golden_ggufs() -> Vec<(String, PathBuf)> {
     checkpoints("gguf")
 }
 
+/// Name and folder of every encoder in `tests/golden/gguf_encoders`.
+pub fn golden_gguf_encoders() -> Vec<(String, PathBuf)> {
+    checkpoints("gguf_encoders")
+}
+
 /// Name and folder of every checkpoint in `tests/golden/encoders`.
 pub fn golden_encoders() -> Vec<(String, PathBuf)> {
     checkpoints("encoders")

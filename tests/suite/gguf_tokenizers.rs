@@ -1,6 +1,8 @@
 //! Tokenizers of GGUF files against those of `transformers` and of the models.
 
-use burn_deepspeed_examples::tokenizer;
+use burn_deepspeed::load::ConfigOptions;
+use burn_deepspeed_examples::text::ChatTemplate;
+use burn_deepspeed_examples::{ModelFiles, tokenizer};
 use serde::Deserialize;
 
 use crate::common::golden;
@@ -51,7 +53,7 @@ fn refused(from: &str, to: &str) -> String {
 fn what_is_not_understood_is_an_error() {
     for (from, to, expected) in [
         ("smollm", "smell7", "`tokenizer.ggml.pre` is \"smell7\", which is unknown"),
-        ("gpt2", "bert", "`tokenizer.ggml.model` is \"bert\", which is not read"),
+        ("gpt2", "rwkv", "`tokenizer.ggml.model` is \"rwkv\", which is not read"),
         ("ggml.merges", "ggml.merge5", "`tokenizer.ggml.merge5` is not understood"),
         ("ggml.tokens", "ggml.scores", "has no `tokenizer.ggml.tokens`"),
     ] {
@@ -63,7 +65,38 @@ fn what_is_not_understood_is_an_error() {
 #[test]
 fn a_model_without_a_tokenizer_needs_ids() {
     assert!(tokenizer::open(&golden("gguf/llama/model.gguf")).unwrap().is_none());
-    let named = tokenizer::named_tokens(&golden("gguf_tokenizers/llama.gguf")).unwrap();
+    let named = tokenizer::named_tokens(&ModelFiles::open(&golden("gguf_tokenizers/llama.gguf")).unwrap()).unwrap();
     let named: Vec<_> = named.iter().map(|(key, token)| (*key, token.as_str())).collect();
     assert_eq!(named, [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")]);
+}
+
+#[test]
+fn words_of_bert_are_spelled_as_bert_spells_them() {
+    for name in ["bert", "bert_cased"] {
+        let tokenizer = tokenizer::open(&golden("gguf_encoders").join(name)).unwrap().unwrap();
+        for (token, id) in [("[PAD]", 0), ("[unused0]", 1), ("the", 6), ("##s", 27), ("#", 26)] {
+            assert_eq!(tokenizer.token_to_id(token), Some(id), "{token} of {name}");
+        }
+        let ids = tokenizer.encode("cats [MASK]", true).unwrap().get_ids().to_vec();
+        assert_eq!(ids, [3, 8, 27, 5, 4], "{name}");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "cats");
+    }
+}
+
+#[test]
+fn the_header_is_read_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::copy(golden("gguf_encoders/bert/model.gguf"), &path).unwrap();
+    let files = ModelFiles::open(folder.path()).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(files.path(), path);
+    assert_eq!(files.config(&ConfigOptions::default()).unwrap().vocab_size, 81);
+    assert_eq!(tokenizer::of(&files).unwrap().unwrap().token_to_id("[CLS]"), Some(3));
+    assert_eq!(tokenizer::named_tokens(&files).unwrap()["pad_token"], "[PAD]");
+    let error = ChatTemplate::of(&files).err().unwrap().to_string();
+    assert!(error.contains("has no chat template"), "{error}");
+    // Weights are read from the file.
+    let error = files.checkpoint().err().unwrap().to_string();
+    assert!(error.contains(&path.display().to_string()), "{error}");
 }

@@ -13,7 +13,7 @@ use burn_deepspeed::{
 };
 use burn_deepspeed_examples::embedder::{self, Embed, Embedder, Scaling};
 use burn_deepspeed_examples::text::{self, Batch, Model, Options, Source, TextModel, check, likeliest};
-use burn_deepspeed_examples::tokenizer;
+use burn_deepspeed_examples::{ModelFiles, tokenizer};
 use serde::Deserialize;
 
 use crate::common::{AnyBackend as B, assert_near, golden};
@@ -127,7 +127,7 @@ fn padding_and_truncation_that_a_tokenizer_was_saved_with_touch_no_prompt() {
     let folder = report("tokenizer_saved_padding");
     let expected = std::fs::read_to_string(folder.join("expected_text.json")).unwrap();
     let ExpectedText { text, ids, generated } = serde_json::from_str(&expected).unwrap();
-    let prompt = Source::text(folder.clone(), text).read(&folder).unwrap();
+    let prompt = Source::text(folder.clone(), text).read(&ModelFiles::open(&folder).unwrap()).unwrap();
     assert_eq!(prompt.ids, ids);
     let (model, batch) = (open(&folder), Batch::single(&prompt.ids));
     let mut session = model.session(&batch, 8).unwrap();

@@ -113,6 +113,11 @@ impl BlockFormat {
         }
     }
 
+    /// The formats that floats can be rounded to.
+    pub fn writable() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|format| format.can_quantise())
+    }
+
     /// Whether this crate rounds floats to the format: see [`quantise`](Self::quantise).
     pub const fn can_quantise(self) -> bool {
         !matches!(self, Self::Q2_K | Self::Q3_K | Self::Q4_K | Self::Q5_K | Self::Q6_K)

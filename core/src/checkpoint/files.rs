@@ -1,5 +1,7 @@
 //! A checkpoint on disk, read tensor by tensor.
 
+mod open;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -9,20 +11,17 @@ use safetensors::Dtype;
 
 use super::data_file::{DataFile, Failure};
 use super::float::{Fill, Float, Floats};
-use super::folder::Folder;
-use super::gguf::{self, Gguf, RowOrder};
+use super::gguf::{self, RowOrder};
 use super::report::{Conversion, LoadReport, Log};
 use super::runs::{self, Run};
-use super::safetensors_header;
 use super::scale_format::ScaleFormat;
 use super::stored::{Stored, StoredElement};
-use super::wrapper;
 use crate::block::BlockFormat;
 use crate::element::ElementType;
 use crate::error::WeightError;
 use crate::spelling::nearest;
 
-/// One or several safetensors files, or a GGUF file, which stay open. A tensor, or the part of it that is wanted, is read and converted in
+/// One or several safetensors files, or a GGUF file with its parts, which stay open. A tensor, or the part of it that is wanted, is read and converted in
 /// blocks of a megabyte, so loading takes little more memory than the module itself. Every read is recorded for
 /// [`report`](Self::report).
 #[derive(Debug)]
@@ -48,75 +47,9 @@ struct Location {
 }
 
 impl Checkpoint {
-    /// Opens a file of safetensors or a GGUF, or a folder: `model.safetensors`, the shards that `model.safetensors.index.json` lists, or
-    /// without them the one GGUF that it has. A tensor that is in several shards is read from the one that the index names. Tensors of a
-    /// GGUF have the names that their family has in `transformers`. A [`wrapper`](Self::wrapper) that is before every name is taken off.
-    ///
-    /// # Errors
-    /// [`WeightError::File`] if a file is missing or damaged, [`WeightError::NoSafetensors`] with what the folder has
-    /// instead, [`WeightError::NotInShard`] and [`WeightError::InTwoShards`] for an index that does not fit its files.
-    pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightError> {
-        let path = path.as_ref();
-        let Folder { files, named, index } = Folder::open(path)?;
-        let mut checkpoint = Self {
-            path: path.into(),
-            one_of_several: false,
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-            wrapper: String::new(),
-            scale_format: None,
-            gguf: None,
-            log: RefCell::default(),
-        };
-        let mut owners: BTreeMap<String, usize> = BTreeMap::new();
-        for (at, path) in files.iter().enumerate() {
-            for (name, (stored, rows)) in checkpoint.header(path)? {
-                // The index says which of several files counts.
-                if named.get(&name).is_some_and(|&owner| owner != at) {
-                    continue;
-                }
-                if let Some(&other) = owners.get(&name) {
-                    let files = [other, at].map(|file| files[file].display().to_string());
-                    return Err(WeightError::InTwoShards { name, files });
-                }
-                owners.insert(name.clone(), at);
-                checkpoint.tensors.insert(name, Location { file: at, stored, rows });
-            }
-            checkpoint.files.push(DataFile::open(path)?);
-        }
-        if let Some((name, &file)) = named.iter().find(|(name, _)| !owners.contains_key(*name)) {
-            let (index, file) = (index.unwrap_or_default(), files[file].display().to_string());
-            return Err(WeightError::NotInShard { index, name: name.clone(), file });
-        }
-        Ok(checkpoint.unwrapped())
-    }
-
-    /// The tensors of a file.
-    fn header(&mut self, path: &Path) -> Result<BTreeMap<String, (Stored, RowOrder)>, WeightError> {
-        if !Gguf::is_named(path) {
-            let as_stored = |(name, stored)| (name, (stored, RowOrder::AsStored));
-            return Ok(safetensors_header::read(path)?.into_iter().map(as_stored).collect());
-        }
-        let (architecture, tensors) = gguf::tensors(&Gguf::open(path)?)?;
-        self.gguf = Some(architecture.name);
-        // The configuration reads these.
-        self.log.get_mut().ignored.extend(tensors.keys().filter(|name| gguf::is_factor(name)).cloned());
-        Ok(tensors)
-    }
-
     /// The architecture of the GGUF file that this is.
     pub(super) fn gguf(&self) -> Option<&'static str> {
         self.gguf
-    }
-
-    /// Takes off what a wrapper of the model put before every name.
-    fn unwrapped(mut self) -> Self {
-        while let Some(wrapper) = wrapper::of_all(self.tensors.keys()) {
-            let strip = |(name, location): (String, Location)| (name[wrapper.len()..].to_owned(), location);
-            self.tensors = self.tensors.into_iter().map(strip).collect();
-            self.wrapper.push_str(wrapper);
-        }
-        self
     }
 
     /// What was before every name in the file, and is not part of the names here: `_orig_mod.` of a compiled module, `module.` of a
@@ -132,11 +65,6 @@ impl Checkpoint {
 
     pub(super) fn scale_format(&self) -> Option<ScaleFormat> {
         self.scale_format
-    }
-
-    /// [`open`](Self::open), for one of several files that make a checkpoint: errors name the file.
-    pub(super) fn open_one_of_several(path: &Path) -> Result<Self, WeightError> {
-        Ok(Self { one_of_several: true, ..Self::open(path)? })
     }
 
     /// The file or folder.

@@ -7,6 +7,15 @@ use std::path::{Path, PathBuf};
 use super::gguf::Gguf;
 use crate::error::WeightError;
 
+/// What a path holds.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A GGUF file.
+    Gguf(PathBuf),
+    /// Files of safetensors.
+    Safetensors(Folder),
+}
+
 /// The files of a checkpoint, and which of them has each tensor.
 #[derive(Debug, Default)]
 pub(super) struct Folder {
@@ -20,26 +29,33 @@ pub(super) struct Folder {
 
 impl Folder {
     /// A file, or a folder in the Hugging Face layout, or one with a GGUF file.
-    pub(super) fn open(path: &Path) -> Result<Self, WeightError> {
+    pub(super) fn open(path: &Path) -> Result<Found, WeightError> {
+        if Gguf::is_named(path) && !path.is_dir() {
+            return Ok(Found::Gguf(path.into()));
+        }
         if !path.is_dir() {
-            return match !Gguf::is_named(path) && other_format(&path.to_string_lossy()) {
+            return match other_format(&path.to_string_lossy()) {
                 true => Err(WeightError::NoSafetensors {
                     folder: path.parent().unwrap_or(path).into(),
                     files: path.file_name().map(|name| name.to_string_lossy().into()).into_iter().collect(),
                 }),
-                false => Ok(Self { files: vec![path.to_path_buf()], ..Self::default() }),
+                false => Ok(Found::Safetensors(Self::single(path.into()))),
             };
         }
         let single = path.join("model.safetensors");
         let index = path.join("model.safetensors.index.json");
         match (single.exists(), index.exists()) {
-            (true, _) => Ok(Self { files: vec![single], ..Self::default() }),
-            (false, true) => Self::of_index(path, index),
+            (true, _) => Ok(Found::Safetensors(Self::single(single))),
+            (false, true) => Self::of_index(path, index).map(Found::Safetensors),
             (false, false) => match Gguf::in_path(path) {
-                Some(file) => Ok(Self { files: vec![file], ..Self::default() }),
+                Some(file) => Ok(Found::Gguf(file)),
                 None => Err(WeightError::NoSafetensors { folder: path.into(), files: files_of_weights(path) }),
             },
         }
+    }
+
+    fn single(file: PathBuf) -> Self {
+        Self { files: vec![file], ..Self::default() }
     }
 
     fn of_index(folder: &Path, index: PathBuf) -> Result<Self, WeightError> {

@@ -47,8 +47,7 @@ impl FromStr for MatrixFormat {
             "dtype" => Ok(Self::OfDtype),
             "stored" => Ok(Self::Stored),
             name => blocks(name).map(Self::Blocks).ok_or_else(|| {
-                let formats = BlockFormat::ALL.into_iter().filter(|format| format.can_quantise()).map(String::from);
-                let formats: Vec<String> = formats.collect();
+                let formats: Vec<String> = BlockFormat::writable().map(String::from).collect();
                 let (key, value) = ("matrix_format".into(), format!("`{name}`"));
                 ConfigError::UnknownValue { key, value, accepted: format!("dtype, stored, {}", formats.join(", ")) }
             }),

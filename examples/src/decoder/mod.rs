@@ -11,7 +11,7 @@ mod block;
 mod experts;
 mod layer_inputs;
 mod load;
-mod parts;
+pub(crate) mod parts;
 
 use std::sync::Arc;
 

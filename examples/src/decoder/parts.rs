@@ -94,7 +94,7 @@ pub(super) fn embedding<B: Backend>(
 ///
 /// # Shapes
 /// - ids: `[B, T]`, output: `[B, T, features]`
-pub(super) fn embed<B: Backend>(table: &Weight<B>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
+pub(crate) fn embed<B: Backend>(table: &Weight<B>, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
     if table.is_dense() {
         return burn::tensor::module::embedding(table.matrix(), ids);
     }

@@ -100,6 +100,14 @@ impl Expected {
     /// # Errors
     /// Those of the encoder, and an error that says what differs.
     pub fn check(&self, embedder: &dyn Embed) -> Result<String, Failure> {
+        self.check_within(embedder, TOLERANCE)
+    }
+
+    /// [`check`](Self::check) with another tolerance.
+    ///
+    /// # Errors
+    /// Those of [`check`](Self::check).
+    pub fn check_within(&self, embedder: &dyn Embed, tolerance: f32) -> Result<String, Failure> {
         let mut difference = Difference::default();
         let what = match &self.of {
             Of::Sentences(sentences) => sentences.check(embedder, &mut difference)?,
@@ -115,10 +123,10 @@ impl Expected {
             }
         };
         let line = format!("{}: {what}, largest difference {:.2e}", self.source, difference.0);
-        match difference.0 <= TOLERANCE {
+        match difference.0 <= tolerance {
             true => Ok(line),
             false => Err(format!(
-                "{line}, and {TOLERANCE:e} is allowed; the file and the model must be of the same checkpoint"
+                "{line}, and {tolerance:e} is allowed; the file and the model must be of the same checkpoint"
             )
             .into()),
         }

@@ -10,6 +10,7 @@ use burn_deepspeed::{InferenceBackend, Operations, WeightError};
 
 use super::plan::{InputPlan, Plan};
 use super::tokens::TokenRows;
+use crate::decoder::parts::embed;
 use crate::layers::Loader;
 
 /// The input of an encoder.
@@ -22,7 +23,7 @@ pub(super) enum Input<B: Backend> {
 /// The sum of the embeddings of a token, its position and its segment.
 #[derive(Debug)]
 pub(super) struct TokenEmbedding<B: Backend> {
-    words: Embedding<B>,
+    words: Weight<B>,
     positions: Option<Embedding<B>>,
     /// That of the first segment, `[1, 1, E]`: a single text has no other.
     segment: Option<Tensor<B, 3>>,
@@ -60,7 +61,7 @@ impl<B: Backend> TokenEmbedding<B> {
         let table = config.family.positions.zip(config.max_positions);
         let segments = segments.map(|(path, count)| loader.embedding(&loader.at(path), count)).transpose()?;
         Ok(Self {
-            words: loader.embedding(&loader.at(paths.words), config.vocab_size)?,
+            words: loader.table(&loader.at(paths.words), config.vocab_size)?,
             positions: table.map(|(table, rows)| loader.embedding(&loader.at(table.path), rows)).transpose()?,
             segment: segments.map(|segments| segments.weight.val().narrow(0, 0, 1).unsqueeze()),
             padding,
@@ -74,7 +75,7 @@ impl<B: InferenceBackend> TokenEmbedding<B> {
     /// # Shapes
     /// - output: `[B, T, E]`
     pub fn forward(&self, rows: &TokenRows, norm: Option<&FusedNorm<B>>, device: &B::Device) -> Tensor<B, 3> {
-        let words = self.words.forward(rows.ids(device));
+        let words = embed(&self.words, rows.ids(device));
         let places = self.positions.as_ref().map(|table| table.forward(self.position_ids(rows, device)));
         let places = match (places, &self.segment) {
             (Some(places), Some(segment)) => Some(places + segment.clone()),

@@ -23,14 +23,14 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::load::families::{ClassPooling, ImageShape};
-use burn_deepspeed::load::{Checkpoint, ConfigOptions, HuggingFaceConfig, LoadReport, Side};
+use burn_deepspeed::load::{ConfigOptions, LoadReport, Side};
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed::{DataType, InferenceBackend};
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::backend::BackendName;
-use crate::{Failure, on_backend};
+use crate::{Failure, ModelFiles, on_backend};
 use encoder::{Encoder, Rows, States};
 use modules::{ModuleList, Modules};
 pub use options::Options;
@@ -71,15 +71,22 @@ pub trait Embed {
     fn quantize(self: Box<Self>, blocks: Int8Blocks) -> Result<Box<dyn Embed>, Failure>;
 }
 
-/// Opens a folder in the Hugging Face layout, in f32, on a backend of the build.
+/// Opens a folder in the Hugging Face layout, or a GGUF file, in f32, on a backend of the build.
 // Compiled with the programs that call it, so that a build of another program does not wait for it.
 #[inline]
-pub fn open(backend: BackendName, folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
-    fn boxed<B: InferenceBackend>(folder: &Path, options: &Options) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
-        let (embedder, report) = Embedder::<B>::open_with(folder, options, &B::Device::default())?;
+pub fn open(
+    backend: BackendName,
+    files: &ModelFiles,
+    options: &Options,
+) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
+    fn boxed<B: InferenceBackend>(
+        files: &ModelFiles,
+        options: &Options,
+    ) -> Result<(Box<dyn Embed>, LoadReport), Failure> {
+        let (embedder, report) = Embedder::<B>::of(files, options, &B::Device::default())?;
         Ok((Box::new(embedder), report))
     }
-    on_backend!(backend, boxed, folder, options)
+    on_backend!(backend, boxed, files, options)
 }
 
 /// An encoder with its tokenizer, if it takes sentences and has one.
@@ -89,7 +96,8 @@ pub struct Embedder<B: Backend> {
     modules: Modules<B>,
     takes: Takes,
     pooling: String,
-    folder: PathBuf,
+    /// The folder, or the GGUF file.
+    path: PathBuf,
     device: B::Device,
 }
 
@@ -143,48 +151,65 @@ pub struct Computed {
 }
 
 impl<B: InferenceBackend> Embedder<B> {
-    /// Reads a folder in the Hugging Face layout, in f32, as its files say.
+    /// Reads a folder in the Hugging Face layout, or a GGUF file, in f32, as its files say.
     pub fn open(folder: &Path, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         Self::open_with(folder, &Options::default(), device)
     }
 
-    /// Reads a folder in the Hugging Face layout, in f32.
+    /// Reads a folder in the Hugging Face layout, or a GGUF file, with activations in f32.
     ///
     /// # Errors
     /// An error that names the file and what in it is not supported.
-    pub fn open_with(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
-        if !folder.is_dir() {
-            return Err(format!(
-                "the model folder {} is not there; give one with config.json, model.safetensors and tokenizer.json \
-                 (`--help` says where to get all-MiniLM-L6-v2)",
-                folder.display()
-            )
-            .into());
-        }
-        let list = ModuleList::open(folder)?;
+    pub fn open_with(path: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+        Self::of(&ModelFiles::open(path)?, options, device)
+    }
+
+    /// The same for files that were opened.
+    ///
+    /// # Errors
+    /// Those of [`open_with`](Self::open_with).
+    pub fn of(files: &ModelFiles, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+        let folder = files.path();
+        let (list, files) = match files {
+            ModelFiles::Gguf(gguf) => {
+                (ModuleList::of_gguf(gguf).map_err(|error| error.in_file(folder))?, files.clone())
+            }
+            ModelFiles::Folder(folder) if !folder.is_dir() => {
+                return Err(format!(
+                    "the model folder {} is not there; give one with config.json, model.safetensors and tokenizer.json, \
+                     or a GGUF file (`--help` says where to get all-MiniLM-L6-v2)",
+                    folder.display()
+                )
+                .into());
+            }
+            ModelFiles::Folder(folder) => {
+                let list = ModuleList::open(folder)?;
+                let encoder = ModelFiles::Folder(list.encoder.clone());
+                (list, encoder)
+            }
+        };
         let side = if options.images { Side::Vision } else { Side::Text };
         let reading = ConfigOptions::default()
             .with_dtype(DataType::Fp32)
             .with_allowed_keys(&options.allowed_keys)
             .with_side(side);
-        let file = list.encoder.join("config.json");
-        let config = HuggingFaceConfig::read_file(&file, &reading)?;
-        let plan = Plan::of(&config).map_err(|error| error.in_file(&file))?;
-        let checkpoint = Checkpoint::open(&list.encoder)?;
+        let config = files.config(&reading)?.with_attention(|attention| attention.with_matrix_format(options.matrices));
+        let plan = Plan::of(&config).map_err(|error| error.in_file(&files.config_path()))?;
+        let checkpoint = files.checkpoint()?;
         config.check(&checkpoint)?;
         let (sentences, takes) = match plan.image() {
             Some(shape) => (None, Takes::Images(shape)),
             None => {
                 let prompt = prompts::read(folder, options)?;
                 let takes = Takes::Tokens { longest: plan.longest(), vocab_size: config.vocab_size };
-                (Sentences::open(&list.encoder, &plan, prompt, &options.allowed_keys)?, takes)
+                (Sentences::open(&files, &plan, prompt, &options.allowed_keys)?, takes)
             }
         };
         let own = plan.paths.pooling != ClassPooling::None;
         let modules = Modules::open(&list, (plan.hidden, own), &options.allowed_keys, device)?;
         let (encoder, report) = Encoder::load(&plan, &checkpoint, device)?;
         let (pooling, device) = (modules.describe(encoder.describe_vector()), device.clone());
-        Ok((Self { sentences, encoder, modules, takes, pooling, folder: folder.into(), device }, report))
+        Ok((Self { sentences, encoder, modules, takes, pooling, path: folder.into(), device }, report))
     }
 
     /// Embeds sentences as one batch.
@@ -198,8 +223,11 @@ impl<B: InferenceBackend> Embedder<B> {
     fn sentences(&self) -> Result<&Sentences, Failure> {
         self.sentences.as_ref().ok_or_else(|| match self.takes {
             Takes::Images(_) => "the encoder takes images; give them with `--images`".into(),
+            Takes::Tokens { .. } if !self.path.is_dir() => {
+                format!("{} has no tokenizer; convert the model with it", self.path.display()).into()
+            }
             Takes::Tokens { .. } => {
-                let file = self.folder.join("tokenizer.json");
+                let file = self.path.join("tokenizer.json");
                 format!("{} is missing; save the model's fast tokenizer there", file.display()).into()
             }
         })

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use burn_deepspeed::fields::{Fields, shown};
+use burn_deepspeed::load::Gguf;
 use burn_deepspeed::{ConfigError, InferenceBackend};
 use serde_json::Value;
 
@@ -15,13 +16,28 @@ use crate::Failure;
 
 /// Which modules a checkpoint has, and where they are.
 pub struct ModuleList {
-    /// The folder of the encoder itself.
+    /// The folder of the encoder itself, or its GGUF file.
     pub encoder: PathBuf,
-    /// The folder of the pooling; `None` for what the class makes itself, or the mean over all tokens.
-    pooling: Option<PathBuf>,
+    pooling: PoolingSource,
     after: Vec<(Kind, PathBuf)>,
-    /// Whether a `modules.json` was read.
-    listed: bool,
+    origin: Origin,
+}
+
+/// Where the pooling is.
+enum PoolingSource {
+    /// What the class makes itself, or the mean over all tokens.
+    OfClass,
+    Folder(PathBuf),
+    Given(Pooling),
+}
+
+/// What says which modules there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    ModulesJson,
+    Gguf,
+    /// A folder without a `modules.json`.
+    Folder,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,10 +75,22 @@ impl ModuleList {
         let file = folder.join("modules.json");
         let Some(record) = super::json(&file)? else {
             let pooling = folder.join("1_Pooling");
-            let pooling = pooling.join("config.json").exists().then_some(pooling);
-            return Ok(Self { encoder: folder.into(), pooling, after: Vec::new(), listed: false });
+            let pooling = match pooling.join("config.json").exists() {
+                true => PoolingSource::Folder(pooling),
+                false => PoolingSource::OfClass,
+            };
+            return Ok(Self { encoder: folder.into(), pooling, after: Vec::new(), origin: Origin::Folder });
         };
         Self::listed(&record, folder).map_err(|error| error.in_file(&file).into())
+    }
+
+    /// A GGUF file, which says the pooling.
+    ///
+    /// # Errors
+    /// Those of [`Pooling::of_gguf`].
+    pub fn of_gguf(gguf: &Gguf) -> Result<Self, ConfigError> {
+        let pooling = PoolingSource::Given(Pooling::of_gguf(gguf)?);
+        Ok(Self { encoder: gguf.path().into(), pooling, after: Vec::new(), origin: Origin::Gguf })
     }
 
     fn listed(record: &Value, folder: &Path) -> Result<Self, ConfigError> {
@@ -93,8 +121,8 @@ impl ModuleList {
                 if after.iter().any(|(kind, _)| matches!(kind, Kind::Transformer | Kind::Pooling)) {
                     return Err(order("one Transformer and one Pooling"));
                 }
-                let (encoder, pooling) = (encoder.clone(), Some(pooling.clone()));
-                Ok(Self { encoder, pooling, after: after.to_vec(), listed: true })
+                let (encoder, pooling) = (encoder.clone(), PoolingSource::Folder(pooling.clone()));
+                Ok(Self { encoder, pooling, after: after.to_vec(), origin: Origin::ModulesJson })
             }
             _ => Err(order("a Transformer, a Pooling, and then Dense, Normalize and Dropout")),
         }
@@ -106,7 +134,7 @@ pub struct Modules<B: Backend> {
     /// `None` for the vector that the class makes itself.
     pooling: Option<Pooling>,
     after: Vec<Module<B>>,
-    listed: bool,
+    origin: Origin,
 }
 
 enum Module<B: Backend> {
@@ -127,9 +155,10 @@ impl<B: InferenceBackend> Modules<B> {
         device: &B::Device,
     ) -> Result<Self, Failure> {
         let pooling = match &list.pooling {
-            None if own => None,
-            None => Some(Pooling::mean()),
-            Some(folder) => {
+            PoolingSource::OfClass if own => None,
+            PoolingSource::OfClass => Some(Pooling::mean()),
+            PoolingSource::Given(pooling) => Some(pooling.clone()),
+            PoolingSource::Folder(folder) => {
                 let file = folder.join("config.json");
                 let record = super::json(&file)?.ok_or_else(|| format!("{} is missing", file.display()))?;
                 let fields = Fields::new(&record).map(|fields| fields.allowing(allowed));
@@ -152,7 +181,7 @@ impl<B: InferenceBackend> Modules<B> {
                 _ => continue,
             });
         }
-        Ok(Self { pooling, after, listed: list.listed })
+        Ok(Self { pooling, after, origin: list.origin })
     }
 
     /// The vectors of sentences. `lengths` are their tokens, of which the first `prompt` are those of a prompt. Padding is on the right.
@@ -174,7 +203,7 @@ impl<B: InferenceBackend> Modules<B> {
             Module::Normalize => unit_length(vectors),
         });
         match scaling {
-            Scaling::Saved if self.listed => vectors,
+            Scaling::Saved if self.origin == Origin::ModulesJson => vectors,
             Scaling::Saved | Scaling::Unit => unit_length(vectors),
             Scaling::Unscaled => vectors,
         }
@@ -184,12 +213,15 @@ impl<B: InferenceBackend> Modules<B> {
 impl<B: Backend> Modules<B> {
     /// How the vectors are made, and who says so. `own` is what the class makes itself.
     pub fn describe(&self, own: Option<String>) -> String {
-        match (&self.pooling, own) {
-            (None, Some(own)) => format!("{own}, as the class of the model says"),
-            (Some(pooling), _) if self.listed => format!("{}, as modules.json says", pooling.describe()),
-            (Some(pooling), _) => format!("{}; there is no modules.json", pooling.describe()),
-            (None, None) => Pooling::mean().describe(),
-        }
+        let Some(pooling) = &self.pooling else {
+            return own.map_or(Pooling::mean().describe(), |own| format!("{own}, as the class of the model says"));
+        };
+        let source = match self.origin {
+            Origin::ModulesJson => ", as modules.json says",
+            Origin::Gguf => ", as the GGUF file says",
+            Origin::Folder => "; there is no modules.json",
+        };
+        format!("{}{source}", pooling.describe())
     }
 }
 

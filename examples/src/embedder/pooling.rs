@@ -3,6 +3,7 @@
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::ConfigError;
 use burn_deepspeed::fields::{Fields, shown};
+use burn_deepspeed::load::{Gguf, Metadata};
 
 /// Fewest tokens that a mean divides by, as in `sentence-transformers`: no tokens give zeros.
 const FEWEST: f32 = 1e-9;
@@ -49,6 +50,24 @@ impl Pooling {
     /// The mean over all tokens: what a checkpoint without a pooling module means.
     pub fn mean() -> Self {
         Self { modes: vec![Mode::Mean], include_prompt: true }
+    }
+
+    /// What a GGUF file says: the mean, if it says nothing.
+    ///
+    /// # Errors
+    /// A [`ConfigError`] that names the key.
+    pub fn of_gguf(gguf: &Gguf) -> Result<Self, ConfigError> {
+        const KEY: &str = "bert.pooling_type";
+        let mode = match gguf.value(KEY) {
+            None | Some(Metadata::Integer(1)) => Mode::Mean,
+            Some(Metadata::Integer(2)) => Mode::First,
+            Some(Metadata::Integer(3)) => Mode::Last,
+            Some(other) => {
+                let supported = "1, the mean; 2, the first token; 3, the last token".into();
+                return Err(ConfigError::Unsupported { key: KEY.into(), value: other.to_string(), supported });
+            }
+        };
+        Ok(Self { modes: vec![mode], include_prompt: true })
     }
 
     /// Reads `1_Pooling/config.json` of an encoder with vectors of this width.

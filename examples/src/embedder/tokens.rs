@@ -1,7 +1,5 @@
 //! The tokenizer of an encoder of texts: its prompt, its truncation and padding, and rows of token ids.
 
-use std::path::Path;
-
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::fields::Fields;
 use burn_deepspeed::{AttentionMask, ConfigError};
@@ -10,7 +8,7 @@ use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{NormalizerWrapper, PostProcessor, Tokenizer, TruncationParams};
 
 use super::plan::Plan;
-use crate::{Failure, tokenizer};
+use crate::{Failure, ModelFiles, tokenizer};
 
 /// A tokenizer that cuts at the length of the encoder.
 ///
@@ -57,9 +55,15 @@ impl Sentences {
     ///
     /// # Errors
     /// An error that names the file and the key.
-    pub fn open(folder: &Path, plan: &Plan<'_>, prompt: String, allowed: &[String]) -> Result<Option<Self>, Failure> {
+    pub fn open(
+        files: &ModelFiles,
+        plan: &Plan<'_>,
+        prompt: String,
+        allowed: &[String],
+    ) -> Result<Option<Self>, Failure> {
         let (max_positions, vocab_size) = (plan.longest(), plan.config.vocab_size);
-        let Some(mut tokenizer) = tokenizer::open(folder)? else { return Ok(None) };
+        let Some(mut tokenizer) = tokenizer::of(files)? else { return Ok(None) };
+        let folder = files.path();
         let file = folder.join("sentence_bert_config.json");
         let record = super::json(&file)?.unwrap_or_else(|| json!({}));
         let settings = Settings::read(&record, allowed).map_err(|error| error.in_file(&file))?;

@@ -3,6 +3,7 @@
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
+use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::load::{Checkpoint, NormNames, ParameterReader, ReadTensors, WeightNames, WeightPart};
 use burn_deepspeed::spec::NormSpec;
@@ -18,6 +19,7 @@ pub(crate) struct Loader<'a, B: Backend> {
     reader: ParameterReader<'a, B>,
     prefix: String,
     dtype: DType,
+    matrices: MatrixFormat,
     norm: NormSpec,
     norm_bias: bool,
 }
@@ -39,6 +41,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             reader: ParameterReader::new(checkpoint, dtype, device),
             prefix,
             dtype,
+            matrices: attention.matrix_format,
             norm: NormSpec { rms, epsilon: attention.layer_norm_eps },
             norm_bias: attention.norm_bias && !rms,
         })
@@ -79,11 +82,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         part: &WeightPart,
     ) -> Result<Weight<B>, WeightError> {
         let layout = Orientation::OutputInput;
-        let empty = Weight::init(inputs, outputs, bias, layout, self.dtype, self.device);
+        let empty = match self.matrices {
+            MatrixFormat::OfDtype => Weight::init(inputs, outputs, bias, layout, self.dtype, self.device),
+            format => Weight::init_blocks(inputs, outputs, bias, format.wanted(), self.dtype, self.device)?,
+        };
         self.reader.projection(&empty, &WeightNames::of(path), layout, part)
     }
 
-    /// An embedding of `rows` rows.
+    /// An embedding of `rows` rows as the projection that it is the transpose of, in the format of other matrices.
+    pub fn table(&self, path: &str, rows: usize) -> Result<Weight<B>, WeightError> {
+        self.linear(path, [self.hidden, rows], false)
+    }
+
+    /// An embedding of `rows` rows in floats.
     pub fn embedding(&self, path: &str, rows: usize) -> Result<Embedding<B>, WeightError> {
         let empty = EmbeddingConfig::new(rows, self.hidden).init(self.device);
         self.reader.embedding(empty, &format!("{path}.weight"))

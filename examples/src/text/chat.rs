@@ -6,7 +6,7 @@ use std::path::Path;
 use burn_deepspeed::ConfigError;
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::fields::Fields;
-use burn_deepspeed::load::{Gguf, Metadata};
+use burn_deepspeed::load::Metadata;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
 use minijinja::{
@@ -15,7 +15,7 @@ use minijinja::{
 use serde::Serialize;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 
-use crate::{Failure, tokenizer};
+use crate::{Failure, ModelFiles, tokenizer};
 
 /// A turn of a conversation.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -37,21 +37,29 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// The template of a GGUF file, `tokenizer.chat_template`, or of a folder: `chat_template.jinja`, or `chat_template` in `chat_template.json` or `tokenizer_config.json`. Of several
-    /// named templates it is `default`.
+    /// The template of a GGUF file, `tokenizer.chat_template`, or of a folder: `chat_template.jinja`, or `chat_template` in
+    /// `chat_template.json` or `tokenizer_config.json`. Of several named templates it is `default`.
     ///
     /// # Errors
     /// If there is none, or a file is damaged.
-    pub fn open(folder: &Path) -> Result<Self, Failure> {
-        let Some((file, source)) = source(folder)? else {
+    pub fn open(path: &Path) -> Result<Self, Failure> {
+        Self::of(&ModelFiles::open(path)?)
+    }
+
+    /// The same for files that were opened.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn of(files: &ModelFiles) -> Result<Self, Failure> {
+        let Some((file, source)) = source(files)? else {
             return Err(format!(
                 "{} has no chat template, neither chat_template.jinja nor `chat_template` in tokenizer_config.json; \
                  give the prompt without --chat",
-                folder.display()
+                files.path().display()
             )
             .into());
         };
-        let tokens = tokenizer::named_tokens(folder)?;
+        let tokens = tokenizer::named_tokens(files)?;
         let environment =
             environment(source).map_err(|cause| format!("cannot read the chat template of {file}: {cause}"))?;
         Ok(Self { environment, tokens, file })
@@ -79,15 +87,18 @@ impl ChatTemplate {
 const NAME: &str = "chat_template";
 
 /// The file of the template, and its text.
-fn source(folder: &Path) -> Result<Option<(String, String)>, Failure> {
+fn source(files: &ModelFiles) -> Result<Option<(String, String)>, Failure> {
     let name = |file: &Path| file.display().to_string();
-    if let Some(file) = Gguf::in_path(folder) {
-        return match Gguf::open(&file)?.value("tokenizer.chat_template") {
-            None => Ok(None),
-            Some(Metadata::Text(text)) => Ok(Some((name(&file), text.clone()))),
-            Some(other) => Err(format!("`tokenizer.chat_template` is {other}, and a text is expected").into()),
-        };
-    }
+    let folder = match files {
+        ModelFiles::Folder(folder) => folder,
+        ModelFiles::Gguf(gguf) => {
+            return match gguf.value("tokenizer.chat_template") {
+                None => Ok(None),
+                Some(Metadata::Text(text)) => Ok(Some((name(gguf.path()), text.clone()))),
+                Some(other) => Err(format!("`tokenizer.chat_template` is {other}, and a text is expected").into()),
+            };
+        }
+    };
     let file = folder.join("chat_template.jinja");
     if file.exists() {
         let text = std::fs::read_to_string(&file).map_err(|cause| format!("cannot read {}: {cause}", name(&file)))?;

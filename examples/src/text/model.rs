@@ -7,7 +7,7 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use burn_deepspeed::config::MatrixFormat;
-use burn_deepspeed::load::{Checkpoint, ConfigOptions, Gguf, HuggingFaceConfig, LoadReport};
+use burn_deepspeed::load::{ConfigOptions, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::spec::AttentionSpec;
 use burn_deepspeed::weight::Int8Blocks;
@@ -16,7 +16,7 @@ use burn_deepspeed::{ConfigError, DataType, DeepSpeedInferenceConfig, InferenceB
 use super::{Batch, Session, TextSession};
 use crate::backend::BackendName;
 use crate::decoder::Decoder;
-use crate::{Failure, on_backend};
+use crate::{Failure, ModelFiles, on_backend};
 
 /// How a model is opened.
 #[derive(Debug, Clone)]
@@ -93,17 +93,17 @@ pub trait TextModel {
 /// Opens a folder in the Hugging Face layout, or a GGUF file, on a backend of the build.
 pub fn open(
     backend: BackendName,
-    folder: &Path,
+    files: &ModelFiles,
     options: &Options,
 ) -> Result<(Box<dyn TextModel>, LoadReport), Failure> {
     fn boxed<B: InferenceBackend>(
-        folder: &Path,
+        files: &ModelFiles,
         options: &Options,
     ) -> Result<(Box<dyn TextModel>, LoadReport), Failure> {
-        let (model, report) = Model::<B>::open(folder, options, &B::Device::default())?;
+        let (model, report) = Model::<B>::of(files, options, &B::Device::default())?;
         Ok((Box::new(model), report))
     }
-    on_backend!(backend, boxed, folder, options)
+    on_backend!(backend, boxed, files, options)
 }
 
 /// A decoder, its configuration and its device.
@@ -120,15 +120,18 @@ pub struct Model<B: Backend> {
 
 impl<B: InferenceBackend> Model<B> {
     /// Reads a folder in the Hugging Face layout, or a GGUF file; the report says what was read.
-    pub fn open(folder: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+    pub fn open(path: &Path, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
+        Self::of(&ModelFiles::open(path)?, options, device)
+    }
+
+    /// The same for files that were opened.
+    pub fn of(files: &ModelFiles, options: &Options, device: &B::Device) -> Result<(Self, LoadReport), Failure> {
         let reading = ConfigOptions::default().with_dtype(options.dtype).with_allowed_keys(&options.allowed_keys);
         let reading = reading.with_text_only(options.text_only);
-        let file = Gguf::in_path(folder).unwrap_or_else(|| folder.join("config.json"));
-        let config =
-            HuggingFaceConfig::read_file(&file, &reading)?.with_attention(|attention| options.applied_to(attention));
-        let checkpoint = Checkpoint::open(folder)?;
+        let config = files.config(&reading)?.with_attention(|attention| options.applied_to(attention));
+        let checkpoint = files.checkpoint()?;
         config.check(&checkpoint)?;
-        let decoder = Decoder::init(&config, device).map_err(|error| error.in_file(&file))?;
+        let decoder = Decoder::init(&config, device).map_err(|error| error.in_file(&files.config_path()))?;
         let (decoder, report) = decoder.load(&config, &checkpoint, device)?;
         let rank = options.rank.clone();
         Ok((Self { config, decoder: on_rank(decoder, rank.as_ref())?, device: device.clone(), rank }, report))

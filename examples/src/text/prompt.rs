@@ -6,7 +6,7 @@ use clap::Args;
 use tokenizers::Tokenizer;
 
 use super::{ChatTemplate, Message, TextStream};
-use crate::{Failure, tokenizer};
+use crate::{Failure, ModelFiles, tokenizer};
 
 /// A model and a prompt on the command line.
 #[derive(Debug, Args)]
@@ -81,15 +81,15 @@ impl Source {
         self.echo || self.model.is_none() && self.prompt.is_none() && self.prompt_ids.is_none()
     }
 
-    /// The folder of the model. Default: that of the adder, which `train-adder` wrote.
-    pub fn folder(&self) -> PathBuf {
-        let adder = || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/adder"));
-        self.model.clone().unwrap_or_else(adder)
+    /// Opens the files of the model. Default: those of the adder, which `train-adder` wrote.
+    pub fn files(&self) -> Result<ModelFiles, Failure> {
+        let adder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/adder"));
+        Ok(ModelFiles::open(self.model.as_deref().unwrap_or(adder))?)
     }
 
-    /// Reads the prompt with the tokenizer of the folder; the adder has its own.
-    pub fn read(&self, folder: &Path) -> Result<Prompt, Failure> {
-        let tokenizer = tokenizer::open(folder)?;
+    /// Reads the prompt with the tokenizer of the model; the adder has its own.
+    pub fn read(&self, files: &ModelFiles) -> Result<Prompt, Failure> {
+        let tokenizer = tokenizer::of(files)?;
         let ids = match (&self.prompt_ids, &self.prompt, &tokenizer) {
             (Some(ids), _, _) => ids.clone(),
             (None, prompt, Some(tokenizer)) => {
@@ -98,13 +98,13 @@ impl Source {
                     (None, None) => "17+25=",
                     (None, Some(_)) => return Err("no prompt; give --prompt TEXT or --prompt-ids 5,9,2".into()),
                 };
-                let chat = self.chat.then(|| self.conversation(folder, prompt)).transpose()?;
+                let chat = self.chat.then(|| self.conversation(files, prompt)).transpose()?;
                 // A chat template writes the special tokens itself.
                 let encoding = tokenizer.encode(chat.as_deref().unwrap_or(prompt), chat.is_none());
                 encoding.map_err(|cause| format!("the tokenizer cannot read {prompt:?}: {cause}"))?.get_ids().to_vec()
             }
             (None, Some(_), None) => {
-                return Err(format!("{} has no tokenizer; give --prompt-ids 5,9,2", folder.display()).into());
+                return Err(format!("{} has no tokenizer; give --prompt-ids 5,9,2", files.path().display()).into());
             }
             (None, None, None) => return Err("no prompt; give --prompt-ids 5,9,2".into()),
         };
@@ -114,10 +114,10 @@ impl Source {
         }
     }
 
-    /// The prompt as a turn of the user in the chat template of the folder.
-    fn conversation(&self, folder: &Path, prompt: &str) -> Result<String, Failure> {
+    /// The prompt as a turn of the user in the chat template of the model.
+    fn conversation(&self, files: &ModelFiles, prompt: &str) -> Result<String, Failure> {
         let system = self.system.as_deref().map(|content| Message { role: "system", content });
         let messages: Vec<_> = system.into_iter().chain([Message { role: "user", content: prompt }]).collect();
-        ChatTemplate::open(folder)?.render(&messages)
+        ChatTemplate::of(files)?.render(&messages)
     }
 }

@@ -1,5 +1,7 @@
 //! The tokenizer of a GGUF file, as the record of a `tokenizer.json`.
 
+mod word_pieces;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
 
@@ -20,6 +22,7 @@ const KNOWN: &[&str] = &[
     "ggml.add_sep_token",
     "ggml.add_space_prefix",
     "ggml.bos_token_id",
+    "ggml.cls_token_id",
     "ggml.eom_token_id",
     "ggml.eos_token_id",
     "ggml.eot_token_id",
@@ -34,6 +37,8 @@ const KNOWN: &[&str] = &[
     "ggml.merges",
     "ggml.middle_token_id",
     "ggml.model",
+    "ggml.normalizer.lowercase",
+    "ggml.normalizer.strip_accents",
     "ggml.padding_token_id",
     "ggml.pre",
     "ggml.prefix_token_id",
@@ -41,10 +46,14 @@ const KNOWN: &[&str] = &[
     "ggml.seperator_token_id",
     "ggml.suffix_token_id",
     "ggml.token_type",
+    "ggml.token_type_count",
     "ggml.tokens",
     "ggml.unknown_token_id",
     "huggingface.json",
 ];
+
+/// The model of tokens that [`word_pieces`] makes.
+const BERT: &str = "bert";
 
 /// Types of tokens: those that are matched before the text is split.
 const CONTROL: i64 = 3;
@@ -58,16 +67,22 @@ pub(super) fn open(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
     let keys = Keys(gguf);
     let Some(model) = keys.text("ggml.model")? else { return Ok(None) };
     keys.check()?;
-    if keys.flag("ggml.add_sep_token")? == Some(true) {
+    if model != BERT && keys.flag("ggml.add_sep_token")? == Some(true) {
         return Err("`tokenizer.ggml.add_sep_token` is true, which is not supported; supported: false".into());
     }
     let tokens = keys.texts("ggml.tokens")?.ok_or("the GGUF file has no `tokenizer.ggml.tokens`")?;
-    let mut record = match model {
-        "gpt2" => of_bytes(&keys, tokens)?,
-        "llama" => of_sentences(&keys, tokens)?,
+    let words;
+    let (mut record, tokens) = match model {
+        "gpt2" => (of_bytes(&keys, tokens)?, tokens),
+        "llama" => (of_sentences(&keys, tokens)?, tokens),
+        BERT => {
+            words = word_pieces::words(tokens, keys.kinds(tokens.len())?);
+            (word_pieces::record(&keys, &words)?, words.as_slice())
+        }
         other => {
-            let message =
-                format!("`tokenizer.ggml.model` is \"{other}\", which is not read; \"gpt2\" and \"llama\" are");
+            let message = format!(
+                "`tokenizer.ggml.model` is \"{other}\", which is not read; \"gpt2\", \"llama\" and \"bert\" are"
+            );
             return Err(message.into());
         }
     };
@@ -87,6 +102,9 @@ pub(super) fn open(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
 /// If the file says that a token is added and does not name it.
 pub(super) fn template(gguf: &Gguf) -> Result<Template, Failure> {
     let keys = Keys(gguf);
+    if keys.text("ggml.model")? == Some(BERT) {
+        return word_pieces::template(&keys);
+    }
     let default = match keys.text("ggml.model")? {
         Some("gpt2") => of_name(keys.text("ggml.pre")?)?.bos,
         _ => true,
@@ -186,10 +204,7 @@ fn vocabulary(tokens: &[String]) -> Map<String, Value> {
 
 /// The tokens that are matched before the text is split.
 fn added(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
-    let kinds = keys.integers("ggml.token_type")?.unwrap_or_default();
-    if !kinds.is_empty() && kinds.len() != tokens.len() {
-        return Err(format!("the GGUF file has {} tokens and the types of {}", tokens.len(), kinds.len()).into());
-    }
+    let kinds = keys.kinds(tokens.len())?;
     let is_whole = |token, kind| [CONTROL, USER_DEFINED].contains(kind) && !keys.is_blank(token);
     let whole = tokens.iter().zip(kinds).enumerate().filter(|(_, (token, kind))| is_whole(token, kind));
     let added = whole.map(|(id, (token, kind))| {
@@ -226,6 +241,15 @@ impl<'a> Keys<'a> {
         truth Bool bool: "true or false"
     );
 
+    /// The types of the tokens; empty if the file does not say.
+    fn kinds(&self, tokens: usize) -> Result<&'a [i64], Failure> {
+        let kinds = self.integers("ggml.token_type")?.unwrap_or_default();
+        match kinds.is_empty() || kinds.len() == tokens {
+            true => Ok(kinds),
+            false => Err(format!("the GGUF file has {tokens} tokens and the types of {}", kinds.len()).into()),
+        }
+    }
+
     fn flag(&self, key: &str) -> Result<Option<bool>, Failure> {
         Ok(self.truth(key)?.copied())
     }
@@ -241,12 +265,16 @@ impl<'a> Keys<'a> {
 
     /// The token whose id a key states.
     fn token(&self, key: &str) -> Result<Option<(String, u32)>, Failure> {
-        let Some(&id) = self.integer(key)? else { return Ok(None) };
+        self.integer(key)?.map(|&id| self.token_of(key, id)).transpose()
+    }
+
+    /// The token `id`, which a key states.
+    fn token_of(&self, key: &str, id: i64) -> Result<(String, u32), Failure> {
         let tokens = self.texts("ggml.tokens")?.unwrap_or_default();
         let token = usize::try_from(id).ok().and_then(|at| tokens.get(at)).zip(u32::try_from(id).ok());
         let (text, id) =
             token.ok_or_else(|| format!("`tokenizer.{key}` is {id}, and there are {} tokens", tokens.len()))?;
-        Ok(Some((text.clone(), id)))
+        Ok((text.clone(), id))
     }
 
     /// An error for a key that is not known: it may change the tokens.

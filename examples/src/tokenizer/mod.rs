@@ -11,13 +11,12 @@ use std::path::Path;
 use burn_deepspeed::ConfigError;
 use burn_deepspeed::config::read_json;
 use burn_deepspeed::fields::Fields;
-use burn_deepspeed::load::Gguf;
 use serde_json::Value;
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{NormalizerWrapper, Tokenizer};
 
-use crate::Failure;
+use crate::{Failure, ModelFiles};
 
 /// Opens the tokenizer of a folder or of a GGUF file; `None` if it has none.
 ///
@@ -28,13 +27,23 @@ use crate::Failure;
 ///
 /// # Errors
 /// If a file is damaged, or names a token that the tokenizer does not have.
-pub fn open(folder: &Path) -> Result<Option<Tokenizer>, Failure> {
-    if let Some(file) = Gguf::in_path(folder) {
-        let file = Gguf::open(file)?;
-        let Some(mut tokenizer) = gguf::open(&file)? else { return Ok(None) };
-        post_process(&mut tokenizer, gguf::template(&file)?)?;
-        return Ok(Some(tokenizer));
-    }
+pub fn open(path: &Path) -> Result<Option<Tokenizer>, Failure> {
+    of(&ModelFiles::open(path)?)
+}
+
+/// The same for files that were opened.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn of(files: &ModelFiles) -> Result<Option<Tokenizer>, Failure> {
+    let folder = match files {
+        ModelFiles::Folder(folder) => folder,
+        ModelFiles::Gguf(file) => {
+            let Some(mut tokenizer) = gguf::open(file)? else { return Ok(None) };
+            post_process(&mut tokenizer, gguf::template(file)?)?;
+            return Ok(Some(tokenizer));
+        }
+    };
     let file = folder.join("tokenizer.json");
     if !file.exists() {
         return Ok(None);
@@ -82,12 +91,13 @@ pub fn model_max_length(folder: &Path) -> Result<Option<usize>, Failure> {
 ///
 /// # Errors
 /// If the file is damaged.
-pub fn named_tokens(folder: &Path) -> Result<BTreeMap<&'static str, String>, Failure> {
+pub fn named_tokens(files: &ModelFiles) -> Result<BTreeMap<&'static str, String>, Failure> {
     const KEYS: [&str; 7] =
         ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-    if let Some(file) = Gguf::in_path(folder) {
-        return gguf::named_tokens(&Gguf::open(file)?);
-    }
+    let folder = match files {
+        ModelFiles::Folder(folder) => folder,
+        ModelFiles::Gguf(gguf) => return gguf::named_tokens(gguf),
+    };
     let file = folder.join("tokenizer_config.json");
     if !file.exists() {
         return Ok(BTreeMap::new());

@@ -24,6 +24,8 @@ pub(in crate::checkpoint) struct Architecture {
     pub(super) layer: &'static [Names],
     /// Whether the rows of queries and keys are in [`RowOrder::Pairs`].
     pub(super) pairs: bool,
+    /// Whether a token sees those before it alone. A file that says something else is an error.
+    pub(super) causal: bool,
     /// What the file stores in another form than the family.
     pub(in crate::checkpoint) differences: &'static [Difference],
     /// Writes the keys of a `config.json`.

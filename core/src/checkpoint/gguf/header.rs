@@ -1,6 +1,6 @@
 //! The header of a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::directory;
 use super::metadata::Metadata;
 use super::source::{Problem, Source};
+use super::split::{Split, first_part};
 use crate::checkpoint::stored::Stored;
 use crate::error::WeightError;
 
@@ -17,28 +18,63 @@ const ALIGNMENT: u64 = 32;
 /// Least bytes of an entry of metadata: the length of its key, its type, and a value of one byte.
 const ENTRY: u64 = 13;
 
-/// The header of a GGUF file: metadata, and where the tensors are.
+/// The header of a GGUF file: metadata, and where the tensors are. Of a model in several parts it is that of the first, with the tensors of
+/// all.
 #[derive(Debug, Clone)]
 pub struct Gguf {
-    path: PathBuf,
+    /// At least one.
+    files: Vec<PathBuf>,
     metadata: BTreeMap<String, Metadata>,
-    pub(in crate::checkpoint) tensors: BTreeMap<String, Stored>,
+    pub(in crate::checkpoint) tensors: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is.
+#[derive(Debug, Clone)]
+pub(in crate::checkpoint) struct Place {
+    /// The place of its file in [`Gguf::files`].
+    pub(in crate::checkpoint) file: usize,
+    pub(in crate::checkpoint) stored: Stored,
 }
 
 impl Gguf {
-    /// Reads the header. No count or length that the file states is used before it was checked against the length of the file.
+    /// Reads the header. No count or length that the file states is used before it was checked against the length of the file. If it is the
+    /// first of several parts, `NAME-00001-of-00003.gguf`, the headers of the others are read, too.
     ///
     /// # Errors
-    /// [`WeightError::File`] if it is no GGUF of version 2 or 3 in little-endian order, is one of several parts, or is damaged.
+    /// [`WeightError::File`] if a file is no GGUF of version 2 or 3 in little-endian order, or is damaged; if it is a part and not the first,
+    /// if a part is missing or of another model, or if two have the same tensor.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightError> {
         let path = path.as_ref();
-        let read = || -> Result<Self, Problem> {
-            let file = File::open(path).map_err(|cause| cause.to_string())?;
-            let length = file.metadata().map_err(|cause| cause.to_string())?.len();
-            let (metadata, tensors) = read(&mut Source::of_file(file, length))?;
-            Ok(Self { path: path.into(), metadata, tensors })
-        };
-        read().map_err(|cause| WeightError::File { path: path.into(), cause })
+        let (metadata, tensors) = header(path)?;
+        let split = Split::of(&metadata).map_err(|cause| failed(path, cause))?;
+        let mut gguf = Self { files: Vec::new(), metadata, tensors: BTreeMap::new() };
+        gguf.add(path.into(), tensors)?;
+        if let Some(split) = split {
+            for part in split.others(path)? {
+                let (metadata, tensors) = header(&part.path)?;
+                part.check(&metadata, &gguf.metadata).map_err(|cause| failed(&part.path, cause))?;
+                gguf.add(part.path, tensors)?;
+            }
+            split.check(gguf.tensors.len()).map_err(|cause| failed(path, cause))?;
+        }
+        Ok(gguf)
+    }
+
+    /// Adds a file with its tensors.
+    fn add(&mut self, path: PathBuf, tensors: BTreeMap<String, Stored>) -> Result<(), WeightError> {
+        let file = self.files.len();
+        self.files.push(path);
+        for (name, stored) in tensors {
+            if let Some(other) = self.tensors.get(&name) {
+                let other = self.files[other.file].display();
+                return Err(failed(
+                    &self.files[file],
+                    format!("`{name}` is in it and in {other}; one of them is of another model"),
+                ));
+            }
+            self.tensors.insert(name, Place { file, stored });
+        }
+        Ok(())
     }
 
     /// Whether a path has the name of such a file.
@@ -46,24 +82,27 @@ impl Gguf {
         path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
     }
 
-    /// The file that a path names, if it is a GGUF: the path itself, or the only one in a folder without safetensors.
+    /// The file that a path names, if it is a GGUF: the path itself, or the only one in a folder without safetensors. Several parts of a
+    /// model count as one, and the first of them is returned.
     pub fn in_path(path: &Path) -> Option<PathBuf> {
         if !path.is_dir() {
             return Self::is_named(path).then(|| path.into());
         }
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
         let files: Vec<PathBuf> = entries.collect();
-        let mut own = files.iter().filter(|file| Self::is_named(file));
+        let own: BTreeSet<PathBuf> = files.iter().filter(|file| Self::is_named(file)).map(first_part).collect();
         let others = files.iter().any(|file| file.extension().is_some_and(|extension| extension == "safetensors"));
-        match (own.next(), own.next()) {
-            (Some(one), None) if !others => Some(one.clone()),
-            _ => None,
-        }
+        own.first().filter(|_| own.len() == 1 && !others).cloned()
     }
 
-    /// The file.
+    /// The file, or the first part of several.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.files[0]
+    }
+
+    /// The file, or all parts in their order.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
     }
 
     /// The value of a key, such as `general.architecture`.
@@ -78,11 +117,25 @@ impl Gguf {
 
     /// The shape of a tensor under its name in the file, row by row.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.tensors.get(name).map(|stored| stored.shape.as_slice())
+        self.tensors.get(name).map(|place| place.stored.shape.as_slice())
     }
 }
 
 type Header = (BTreeMap<String, Metadata>, BTreeMap<String, Stored>);
+
+/// The header of one file.
+fn header(path: &Path) -> Result<Header, WeightError> {
+    let open = || -> Result<Header, Problem> {
+        let file = File::open(path).map_err(|cause| cause.to_string())?;
+        let length = file.metadata().map_err(|cause| cause.to_string())?.len();
+        read(&mut Source::of_file(file, length))
+    };
+    open().map_err(|cause| failed(path, cause))
+}
+
+fn failed(path: &Path, cause: Problem) -> WeightError {
+    WeightError::File { path: path.into(), cause }
+}
 
 fn read(source: &mut Source<impl Read>) -> Result<Header, Problem> {
     if source.bytes()? != *b"GGUF" {
@@ -112,9 +165,6 @@ fn read(source: &mut Source<impl Read>) -> Result<Header, Problem> {
         Some(&Metadata::Integer(size @ 1..=0x1_0000_0000)) if (size as u64).is_power_of_two() => size as u64,
         Some(other) => return Err(format!("`general.alignment` is {other:?}; it must be a power of two")),
     };
-    if let Some(Metadata::Integer(parts @ 2..)) = metadata.get("split.count") {
-        return Err(format!("it is one of {parts} parts; join them with `llama-gguf-split --merge`"));
-    }
     let tensors = directory::read(source, tensors, alignment)?;
     Ok((metadata, tensors))
 }

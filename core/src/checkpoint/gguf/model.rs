@@ -6,11 +6,10 @@ use serde_json::Value;
 
 use super::architecture::Architecture;
 use super::architectures::ALL;
-use super::header::Gguf;
+use super::header::{Gguf, Place};
 use super::metadata::Metadata;
 use super::rows::RowOrder;
 use super::settings::Settings;
-use crate::checkpoint::stored::Stored;
 use crate::error::{ConfigError, WeightError};
 
 /// The architectures in a table of Markdown, one per line, sorted by name.
@@ -56,13 +55,14 @@ pub(in crate::checkpoint) fn architecture(gguf: &Gguf) -> Result<&'static Archit
 /// [`ConfigError::WrongType`] or [`ConfigError::Missing`].
 pub(in crate::checkpoint) fn record(gguf: &Gguf, allowed: &[String]) -> Result<Value, ConfigError> {
     let architecture = architecture(gguf)?;
-    let mut settings = Settings::new(gguf, architecture.name, architecture.model_type)?;
+    let names = [architecture.name, architecture.model_type];
+    let mut settings = Settings::new(gguf, names, architecture.causal)?;
     (architecture.settings)(&mut settings)?;
     settings.finish(allowed)
 }
 
 /// Where tensors are, and the order of their rows.
-type Tensors = BTreeMap<String, (Stored, RowOrder)>;
+type Tensors = BTreeMap<String, (Place, RowOrder)>;
 
 /// The tensors of a file under the names of the family, and the order of their rows.
 ///
@@ -72,12 +72,12 @@ pub(in crate::checkpoint) fn tensors(gguf: &Gguf) -> Result<(&'static Architectu
     let in_file = |error: ConfigError| WeightError::Config(error.in_file(gguf.path()));
     let architecture = architecture(gguf).map_err(in_file)?;
     let mut tensors = BTreeMap::new();
-    for (name, stored) in &gguf.tensors {
-        let failed = |cause: String| WeightError::File { path: gguf.path().into(), cause };
+    for (name, place) in &gguf.tensors {
+        let failed = |cause: String| WeightError::File { path: gguf.files()[place.file].clone(), cause };
         let unknown = || failed(format!("`{name}` is no tensor of the architecture `{}`", architecture.name));
         let family = architecture.family_name(name).ok_or_else(unknown)?;
-        let rows = architecture.rows(gguf, name, &stored.shape).map_err(in_file)?;
-        if tensors.insert(family.clone(), (stored.clone(), rows)).is_some() {
+        let rows = architecture.rows(gguf, name, &place.stored.shape).map_err(in_file)?;
+        if tensors.insert(family.clone(), (place.clone(), rows)).is_some() {
             return Err(failed(format!("`{name}` is the second tensor that is `{family}` in the family")));
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::header::Gguf;
+use super::header::{Gguf, Place};
 use super::metadata::Metadata;
 use crate::checkpoint::data_file::{DataFile, Failure};
 use crate::checkpoint::runs::Run;
@@ -41,15 +41,15 @@ pub(in crate::checkpoint) fn open(path: &Path) -> Result<Gguf, ConfigError> {
 pub(super) const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 impl<'a> Settings<'a> {
-    /// What a file of this architecture and family says that every file does.
+    /// What a file of this architecture and family says that every file does. `causal` is how the family attends.
     pub(super) fn new(
         gguf: &'a Gguf,
-        architecture: &'static str,
-        model_type: &'static str,
+        [architecture, model_type]: [&'static str; 2],
+        causal: bool,
     ) -> Result<Self, ConfigError> {
         let mut settings = Self { gguf, architecture, read: BTreeSet::new(), record: Map::new() };
         settings.set("model_type", model_type);
-        settings.shared()?;
+        settings.shared(causal)?;
         Ok(settings)
     }
 
@@ -135,8 +135,13 @@ impl<'a> Settings<'a> {
         self.gguf.shape(&format!("blk.0.{name}")).is_some()
     }
 
+    /// The rows of a tensor that every file of the architecture has.
+    pub(super) fn rows(&self, name: &'static str) -> Result<usize, ConfigError> {
+        self.required(self.gguf.shape(name).and_then(|shape| shape.first().copied()), name)
+    }
+
     /// What every architecture has: sizes, tokens, and whether the output embedding is that of the input.
-    fn shared(&mut self) -> Result<(), ConfigError> {
+    fn shared(&mut self, causal: bool) -> Result<(), ConfigError> {
         for (from, to) in [
             ("block_count", "num_hidden_layers"),
             ("embedding_length", "hidden_size"),
@@ -148,8 +153,7 @@ impl<'a> Settings<'a> {
             let size = self.required(size, from)?;
             self.set(to, size);
         }
-        let tokens = self.gguf.shape("token_embd.weight").and_then(|shape| shape.first().copied());
-        let tokens = self.required(tokens, "token_embd.weight")?;
+        let tokens = self.rows("token_embd.weight")?;
         if let Some(stated) = self.size("vocab_size")?.filter(|&stated| stated != tokens) {
             return Err(self.unsupported("vocab_size", stated, &format!("{tokens}, the rows of `token_embd.weight`")));
         }
@@ -158,8 +162,8 @@ impl<'a> Settings<'a> {
         if let Some(experts) = self.size("expert_count")?.filter(|&experts| experts > 0) {
             return Err(self.unsupported("expert_count", experts, "0"));
         }
-        if self.flag("attention.causal")? == Some(false) {
-            return Err(self.unsupported("attention.causal", false, "true"));
+        if let Some(other) = self.flag("attention.causal")?.filter(|&stated| stated != causal) {
+            return Err(self.unsupported("attention.causal", other, &causal.to_string()));
         }
         let ends = ["tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id"].into_iter();
         let ends = ends.filter_map(|key| Some((key, self.gguf.value(key)?)));
@@ -333,8 +337,8 @@ impl<'a> Settings<'a> {
 
     /// The elements of a small tensor.
     fn factors(&self, name: &str) -> Result<Vec<f64>, ConfigError> {
-        let Some(stored) = self.gguf.tensors.get(name) else { return Ok(Vec::new()) };
-        let path = self.gguf.path();
+        let Some(Place { file, stored }) = self.gguf.tensors.get(name) else { return Ok(Vec::new()) };
+        let path = &self.gguf.files()[*file];
         let &[len] = stored.shape.as_slice() else {
             return Err(self.unsupported(name, format!("{:?}", stored.shape), "one axis"));
         };

@@ -32,9 +32,7 @@ impl HuggingFaceConfig {
     pub fn read_file(path: impl AsRef<Path>, options: &ConfigOptions) -> Result<Self, ConfigError> {
         let path = path.as_ref();
         if Gguf::is_named(path) {
-            return gguf::open(path)
-                .and_then(|gguf| Self::of_gguf(&gguf, options))
-                .map_err(|error| error.in_file(path));
+            return Self::of_gguf(&gguf::open(path)?, options);
         }
         let mut config = Self::read(read_json(path)?, options).map_err(|error| error.in_file(path))?;
         if let Some(ids) = of_generation_config(path, |fields| fields.sizes("eos_token_id"))? {
@@ -43,13 +41,19 @@ impl HuggingFaceConfig {
         Ok(config)
     }
 
-    /// Reads what the header of a GGUF file says.
-    fn of_gguf(gguf: &Gguf, options: &ConfigOptions) -> Result<Self, ConfigError> {
-        let architecture = gguf::architecture(gguf)?;
-        let mut config = Self::read(gguf::record(gguf, &options.allowed_keys)?, options)?;
-        config.gguf = Some(architecture.name);
-        architecture.differences.iter().for_each(|difference| config.differ(*difference));
-        Ok(config)
+    /// Reads what the header of a GGUF file says, as [`read_file`](Self::read_file) does.
+    ///
+    /// # Errors
+    /// Those of [`read`](Self::read) in [`ConfigError::InFile`].
+    pub fn of_gguf(gguf: &Gguf, options: &ConfigOptions) -> Result<Self, ConfigError> {
+        let read = || {
+            let architecture = gguf::architecture(gguf)?;
+            let mut config = Self::read(gguf::record(gguf, &options.allowed_keys)?, options)?;
+            config.gguf = Some(architecture.name);
+            architecture.differences.iter().for_each(|difference| config.differ(*difference));
+            Ok(config)
+        };
+        read().map_err(|error: ConfigError| error.in_file(gguf.path()))
     }
 
     /// Expects what the converter of a GGUF file stores in another form.

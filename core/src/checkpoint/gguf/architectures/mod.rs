@@ -1,5 +1,6 @@
 //! Every architecture that is read.
 
+mod encoder;
 mod gemma;
 mod layer_norm;
 mod llama;
@@ -29,4 +30,5 @@ pub(super) const ALL: &[&Architecture] = &[
     &layer_norm::MPT,
     &layer_norm::COMMAND_R,
     &layer_norm::FALCON,
+    &encoder::BERT,
 ];

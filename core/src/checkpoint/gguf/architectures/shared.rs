@@ -37,6 +37,7 @@ pub(super) const fn base() -> Architecture {
         layers: "model.layers",
         layer: &[LAYER],
         pairs: false,
+        causal: true,
         differences: &[],
         settings: decoder,
     }
