@@ -35,7 +35,7 @@ PACKAGES = [
 ]
 # The kernels of this repository. Burn's read whole vectors, whether or not all of them was written, and leave out the rest; blocks
 # of its reductions write the same number to the same place.
-STRICT = "attend,cache_write,combine,decode,norm,pad,prefill,product,softmax"
+STRICT = "attend,cache_write,combine,decode,dequantise,norm,pad,prefill,product,softmax"
 # What the kernels' tests put between the rows of a tensor and after the last one (kernels/tests/cube/lab.rs), in words.
 CANARIES = "7fc0beef,7e777e77,80808080"
 

@@ -9,6 +9,7 @@
 //!
 //! An argument restricts it to the instances whose announcement contains it.
 
+use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
 use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
 use burn_deepspeed_core::qk_norm::QkNormKind;
@@ -17,8 +18,8 @@ use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rota
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
-    Attention, CacheTensor, HiddenKeys, Machine, MaskArguments, Rules, TensorHandle, Unsupported, decode, norm,
-    pad_transform, prefill, softmax,
+    Attention, Blocks, CacheTensor, Dequantise, HiddenKeys, Machine, MaskArguments, Rules, TensorHandle, Unsupported,
+    decode, dequantise, norm, pad_transform, prefill, softmax,
 };
 use cubecl::cuda::{CudaDevice, CudaRuntime};
 use cubecl::prelude::*;
@@ -64,6 +65,8 @@ fn main() {
         lab.softmaxes(element);
         lab.gemvs(element);
         lab.int8_gemvs(element);
+        lab.block_gemvs(element);
+        lab.dequantised(element);
         lab.tensor_core_gemvs(element);
         let (heads, padded) = (lab.tensor(&[1, 2, 3, 40], element.0), lab.tensor(&[1, 2, 3, 64], element.0));
         let arguments = pad_transform::PadTransform { heads: &heads, padded: &padded };
@@ -415,6 +418,40 @@ impl Lab {
                 }
             }
         }
+    }
+
+    /// Formats whose parts a lane reads whole, at every place of a word or at those of whole loads, and what a few rows of each take.
+    fn block_gemvs(&self, Element(elements, name): Element) {
+        let (inputs, outputs) = (4096, 6144);
+        use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+        for format in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4] {
+            let blocks = self.blocks(format, [outputs, inputs]);
+            let rows = if matches!(format, Q4_0 | Q8_0 | Q4_K | Q6_K) { &[1, 2, 4, 8][..] } else { &[1] };
+            for rows in rows {
+                for kind in [None, Some(NormKind::RmsNorm)] {
+                    let matrix = Matrix::Blocks(Blocks { bytes: &blocks, first: 0, format, shape: [outputs, inputs] });
+                    self.gemv(&format!("gemv {name} {format}"), elements, matrix, [*rows, inputs, outputs], kind);
+                }
+            }
+        }
+    }
+
+    fn dequantised(&self, Element(elements, name): Element) {
+        let shape = [3, 1024];
+        for format in BlockFormat::ALL {
+            let (bytes, dense) = (self.blocks(format, shape), self.tensor(&shape, elements));
+            let arguments =
+                Dequantise { blocks: Blocks { bytes: &bytes, first: 0, format, shape }, dense: &dense, row: 0 };
+            self.announce(&format!("dequantise {name} {format}"), || {
+                dequantise::launch(&self.client, &self.machine, arguments)
+            });
+        }
+    }
+
+    /// The bytes of a matrix of blocks.
+    fn blocks(&self, format: BlockFormat, [outputs, inputs]: [usize; 2]) -> Tensor {
+        let bytes = outputs * inputs / format.elements() * format.bytes();
+        self.tensor(&[bytes.next_multiple_of(UNIT_BYTES)], i8::as_type_native_unchecked().storage_type())
     }
 
     /// What tensor cores take: cubes of 1, 2 and 6 blocks of outputs besides the 3 of the other products, rows that are no whole

@@ -1,6 +1,7 @@
 //! Operations on the CPU kernels.
 
 use burn::tensor::Tensor;
+use burn_deepspeed_core::path::BlockProblem;
 
 use crate::ops::cpu::InMemory;
 use crate::ops::{
@@ -64,6 +65,10 @@ impl<B: InMemory> Operations<B> for CpuOps {
 
     fn plan_masked_attention(problem: &ContextProblem, _device: &B::Device) -> Plan {
         ContextProblem { cache: None, ..*problem }.on_cpu().into()
+    }
+
+    fn plan_block_product(problem: &BlockProblem, _device: &B::Device) -> Plan {
+        problem.on_cpu()
     }
 
     fn masked_attention(arguments: Attention<B>) -> Tensor<B, 4> {

@@ -1,6 +1,7 @@
 //! Operations on the CubeCL kernels.
 
 use burn::tensor::Tensor;
+use burn_deepspeed_core::path::BlockProblem;
 
 use crate::ops::cube::CubeDevice;
 use crate::ops::{
@@ -69,6 +70,10 @@ impl<B: CubeDevice> Operations<B> for CubeOps {
 
     fn plan_masked_attention(problem: &ContextProblem, device: &B::Device) -> Plan {
         attention::cube::plan::<B>(&ContextProblem { cache: None, ..*problem }, device).into()
+    }
+
+    fn plan_block_product(problem: &BlockProblem, _device: &B::Device) -> Plan {
+        problem.on_cube().into()
     }
 
     fn masked_attention(arguments: Attention<B>) -> Tensor<B, 4> {

@@ -41,6 +41,7 @@ pub mod softmax_context;
 pub mod vector_matmul;
 
 pub use attention::Attention;
+pub use burn_deepspeed_core::path::BlockProblem;
 pub use latent_context::{LatentContext, LatentProblem};
 pub use normalise_and_rotate::NormaliseAndRotate;
 pub use operations::{InferenceBackend, Operations, Reference};

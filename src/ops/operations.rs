@@ -1,6 +1,7 @@
 //! The interface of a backend: one method per operation, and the type that says which kernels run them.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed_core::path::BlockProblem;
 
 use super::attention::{self, Attention};
 use super::latent_context::{self, LatentContext, LatentProblem};
@@ -147,6 +148,11 @@ pub trait Operations<B: Backend> {
     /// - input: `[B, T, in]`, output: `[B, T, out]`
     fn linear(input: Tensor<B, 3>, weight: &Weight<B>) -> Tensor<B, 3> {
         linear::reference(input, weight)
+    }
+
+    /// The path that products with a matrix of blocks take, and why they take no other, for the outputs of one format.
+    fn plan_block_product(_problem: &BlockProblem, _device: &B::Device) -> Plan {
+        Plan::Reference(Declined::NoKernel)
     }
 
     /// `input · weight`, without the bias: on several ranks the bias is added once, after the sum.

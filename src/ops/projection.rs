@@ -40,7 +40,12 @@ pub(super) fn product<B: Backend>(
     dtype: DType,
     multiply: impl Fn(Tensor<B, 2>) -> Tensor<B, 2>,
 ) -> Tensor<B, 2> {
-    let mut parts: Vec<_> = weight.parts(dtype).map(multiply).collect();
+    concatenated(weight.parts(dtype).map(multiply))
+}
+
+/// Products with parts of the outputs, next to each other.
+pub(super) fn concatenated<B: Backend>(parts: impl Iterator<Item = Tensor<B, 2>>) -> Tensor<B, 2> {
+    let mut parts: Vec<_> = parts.collect();
     if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 1) }
 }
 

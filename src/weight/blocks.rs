@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use burn_deepspeed_core::block::{BlockFormat, BlockRows, RowFormats};
+use burn_deepspeed_core::block::{BlockFormat, BlockRows, RowFormats, UNIT_BYTES};
 
 use super::elements::Elements;
 use super::param::{INITIAL_DEVIATION, lazy};
@@ -13,8 +13,8 @@ use crate::error::{ConfigError, WeightError};
 /// A matrix `[out, in]` whose rows are in [blocks](BlockFormat). Rows may differ in their format: in a fused projection of a GGUF file
 /// the values often have more bits than the queries.
 ///
-/// The CPU kernels multiply blocks as they are. The reference, which the CubeCL backends run, makes a part of the outputs dense on the host
-/// at a time.
+/// The CPU kernels, and the CubeCL kernel for a few rows, multiply blocks as they are. For more rows a part of the outputs becomes dense at a
+/// time on a CubeCL device, and in the reference on the host.
 #[derive(Module, Debug)]
 pub struct BlockMatrix<B: Backend> {
     elements: Elements<B, 1, RowFormats>,
@@ -80,11 +80,12 @@ impl<B: Backend> BlockMatrix<B> {
         let format = wanted.unwrap_or(BlockFormat::F32);
         let formats = RowFormats::uniform(format, shape).ok_or(divide(format, shape[1]))?;
         let ready = move |device: &B::Device, _| drawn(shape, format, device);
-        let values = Param::uninitialized(ParamId::new(), ready, device.clone(), false, [formats.bytes()].into());
+        let len = formats.bytes_in_memory().ok_or(divide(format, shape[1]))?;
+        let values = Param::uninitialized(ParamId::new(), ready, device.clone(), false, [len].into());
         Ok(Self { elements: Elements::new(values, formats), float: one_float(device), wanted, dtype })
     }
 
-    /// The bytes of all rows, of type [`DType::I8`].
+    /// The bytes of all rows, of type [`DType::I8`], up to a multiple of [`UNIT_BYTES`].
     pub fn bytes(&self) -> Tensor<B, 1, Int> {
         self.elements.values()
     }
@@ -133,7 +134,14 @@ impl<B: Backend> BlockMatrix<B> {
     /// The outputs `start..start + len`.
     pub(super) fn outputs(&self, start: usize, len: usize) -> Self {
         let (formats, bytes) = self.formats().narrow(start..start + len);
-        let own = self.bytes().narrow(0, bytes.start, bytes.len());
+        // Up to a whole unit: with the first bytes of the next row, or zeros where there are too few.
+        let (all, len) = (self.bytes(), bytes.len().next_multiple_of(UNIT_BYTES));
+        let there = len.min(all.dims()[0] - bytes.start);
+        let own = all.narrow(0, bytes.start, there);
+        let own = match len - there {
+            0 => own,
+            missing => Tensor::cat(vec![own, Tensor::zeros([missing], (&self.device(), DType::I8))], 0),
+        };
         Self::new(own, formats, self.wanted, self.dtype)
     }
 }
@@ -142,7 +150,9 @@ fn one_float<B: Backend>(device: &B::Device) -> Param<Tensor<B, 1>> {
     lazy([1], DType::F32, device, |device| Tensor::ones([1], (device, DType::F32))).set_require_grad(false)
 }
 
-fn of_bytes<B: Backend>(bytes: Vec<u8>, device: &B::Device) -> Tensor<B, 1, Int> {
+/// Bytes of rows, and zeros up to a whole unit.
+fn of_bytes<B: Backend>(mut bytes: Vec<u8>, device: &B::Device) -> Tensor<B, 1, Int> {
+    bytes.resize(bytes.len().next_multiple_of(UNIT_BYTES), 0);
     let len = bytes.len();
     // In place, and so is the tensor: a vector of `u8` would be copied for its alignment.
     let bytes: Vec<i8> = bytes.into_iter().map(|byte| byte as i8).collect();

@@ -33,7 +33,7 @@ impl Form for RowFormats {
     fn check((own, _): (&Self, &[usize]), (recorded, bytes): (&Self, &[usize])) {
         let shape = |formats: &Self| [formats.outputs(), formats.inputs()];
         check_shape("load_record", "parameter of the record", &shape(own), &shape(recorded));
-        check_shape("load_record", "blocks of the record", &[recorded.checked_bytes().unwrap_or(usize::MAX)], bytes);
+        check_shape("load_record", "blocks of the record", &[recorded.bytes_in_memory().unwrap_or(usize::MAX)], bytes);
     }
 }
 

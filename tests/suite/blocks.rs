@@ -7,8 +7,11 @@ use burn::record::{BinFileRecorder, FileRecorder, FullPrecisionSettings, HalfPre
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::load::{Checkpoint, ParameterReader, WeightNames, WeightPart};
+use burn_deepspeed::ops::{BlockProblem, Plan};
 use burn_deepspeed::weight::{BlockFormat, BlockMatrix, Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{AttentionInit, DataType, DeepSpeedInferenceConfig, InferenceBackend, Operations, WeightError};
+use burn_deepspeed::{
+    AttentionInit, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, Operations, WeightError,
+};
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::common::{assert_near, exact_product, on_each_backend, seeded, values};
@@ -20,13 +23,31 @@ fn dense<B: InferenceBackend>(seed: u64) -> Weight<B> {
     Weight::new(seeded([OUTPUTS, INPUTS], seed), Some(seeded([OUTPUTS], seed + 1)), Orientation::OutputInput)
 }
 
+fn on_cpu<B: InferenceBackend>() -> bool {
+    std::any::type_name::<B::Ops>().ends_with("::CpuOps")
+}
+
+/// The path that a product is to take: on CubeCL, up to eight rows read most formats as they are stored.
+fn path<B: InferenceBackend>(problem: &BlockProblem) -> Plan {
+    use BlockFormat::{BF16, F16, F32, IQ4_NL};
+    let dense = problem.rows > 8 || matches!(problem.format, F32 | F16 | BF16 | IQ4_NL);
+    Plan::Kernel(match on_cpu::<B>() {
+        true => "cpu::product",
+        false if dense => "cube::dequantise",
+        false => "cube::gemv",
+    })
+}
+
 /// One row and a few are rounded to 16 bits on the CPU, and more are not.
 fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     for format in BlockFormat::writable() {
         let weight = dense::<B>(1).quantize_blocks(format).unwrap();
         let found = weight.blocks().map(|blocks| (blocks.shape(), blocks.formats().bytes()));
         assert_eq!(found, Some(([OUTPUTS, INPUTS], OUTPUTS * format.row_bytes(INPUTS).unwrap())));
-        for tokens in [1, 2, 8, 9, 40] {
+        // A device on the CPU takes seconds to compile the kernels of each number of rows.
+        for tokens in [1, 2, 4, 8, 9, 40].into_iter().filter(|tokens| on_cpu::<B>() || [4, 40].contains(tokens)) {
+            let problem = BlockProblem { dtype: ElementType::F32, rows: 2 * tokens, format };
+            assert_eq!(B::Ops::plan_block_product(&problem, &Default::default()), path::<B>(&problem));
             let input = seeded::<B, 3>([2, tokens, INPUTS], 3);
             let expected = exact_product(input.clone(), weight.input_output());
             assert_near(B::Ops::vector_matmul(input.clone(), &weight), expected.clone(), 1e-3);

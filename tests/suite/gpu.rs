@@ -2,7 +2,9 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::ops::{ContextProblem, Declined, Plan};
+use burn_deepspeed::weight::BlockFormat;
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, Operations,
     QkNorm, QkNormKind, QkNormWeights,
@@ -110,18 +112,24 @@ fn a_decoding_step_of_a_layer_is_five_launches() {
         config.profiling.logger.file = Some(log.clone().into());
         CubeClRuntimeConfig::set(config);
         let norm = |kind| layer().with_qk_norm(Some(QkNorm::new(kind, QkNormWeights::Shared, 1e-6)));
-        for (config, write) in [
-            (layer(), &["CacheWrite"][..]),
-            (layer().with_sinks(true), &["CacheWrite"]),
-            (norm(QkNormKind::Rms), &["CacheWriteNorm"]),
-            (norm(QkNormKind::RmsOfAllHeads), &["CacheWriteSquares", "CacheWriteNorm"]),
+        let blocks = |format| layer().with_matrix_format(MatrixFormat::Blocks(format));
+        for (config, product, write) in [
+            (layer(), "Product", &["CacheWrite"][..]),
+            (layer().with_sinks(true), "Product", &["CacheWrite"]),
+            (norm(QkNormKind::Rms), "Product", &["CacheWriteNorm"]),
+            (norm(QkNormKind::RmsOfAllHeads), "Product", &["CacheWriteSquares", "CacheWriteNorm"]),
+            (blocks(BlockFormat::Q4_0), "ProductBlocks", &["CacheWrite"]),
         ] {
             let log = log.as_ref();
             for launches in [launches_of_a_step::<Fused>(&config, log), launches_of_a_step::<Raw>(&config, log)] {
                 let names: Vec<&str> = launches.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
-                assert_eq!(names, [&["Product"], write, &["Decode", "Combine", "Product"]].concat());
+                assert_eq!(names, [&[product], write, &["Decode", "Combine", product]].concat());
             }
         }
+        // A format that the kernel for a few rows does not read.
+        let launches = launches_of_a_step::<Raw>(&blocks(BlockFormat::IQ4_NL), log.as_ref());
+        let of = |name| launches.iter().filter(|line| line.split_whitespace().nth(1) == Some(name)).count();
+        assert_eq!(["Norm", "Dequantise", "ProductBlocks"].map(of), [1, 2, 0], "{launches:?}");
         return;
     }
     let log = tempfile::NamedTempFile::new().unwrap();

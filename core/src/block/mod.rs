@@ -12,4 +12,4 @@ mod super_blocks;
 
 pub use format::{BlockFormat, UnknownFormat};
 pub use nibbles::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
-pub use rows::{BlockRows, RowFormats, RowPart};
+pub use rows::{BlockRows, RowFormats, RowPart, UNIT_BYTES};

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use super::BlockFormat;
 
+/// The bytes of a matrix in memory are a multiple of this, with zeros after the last row: kernels of devices read them in words, and several
+/// words at once.
+pub const UNIT_BYTES: usize = 16;
+
 /// The formats of the rows of a matrix `[out, in]`. Rows are contiguous in memory, and each is a whole number of blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowFormats {
@@ -48,6 +52,11 @@ impl RowFormats {
     pub fn checked_bytes(&self) -> Option<usize> {
         let part = |&(format, rows): &(BlockFormat, usize)| format.row_bytes(self.inputs)?.checked_mul(rows);
         self.parts.iter().try_fold(0usize, |all, own| all.checked_add(part(own)?))
+    }
+
+    /// Bytes of a matrix in memory: those of all rows, up to a multiple of [`UNIT_BYTES`]. `None` if that is more than memory has.
+    pub fn bytes_in_memory(&self) -> Option<usize> {
+        self.checked_bytes()?.checked_next_multiple_of(UNIT_BYTES)
     }
 
     /// Number of rows.

@@ -7,7 +7,7 @@ use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::pad_transform::PadTransform;
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
-    Attention, CacheTensor, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm,
+    Attention, Blocks, CacheTensor, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm,
     pad_transform, prefill, softmax,
 };
 use cubecl::cuda::CudaRuntime;
@@ -230,6 +230,10 @@ impl Tensors {
                     Weights::Dense(Orientation::OutputInput) => self.noise(&[outputs, inputs]),
                     Weights::Dense(Orientation::InputOutput) => self.noise(&[inputs, outputs]),
                     Weights::Int8 => self.noise_of(&[outputs, inputs], i8::as_type_native_unchecked().storage_type()),
+                    Weights::Blocks(format) => {
+                        let bytes = outputs * inputs / format.elements() * format.bytes();
+                        self.noise_of(&[bytes], i8::as_type_native_unchecked().storage_type())
+                    }
                 };
                 let scales = self.floats(&[outputs, 1]);
                 Box::new(move |_| {
@@ -239,6 +243,9 @@ impl Tensors {
                         Weights::Dense(orientation) => Matrix::Dense(&elements, orientation),
                         Weights::Int8 => {
                             Matrix::Int8(Int8 { elements: &elements, scales: &scales, blocks: [1, inputs] })
+                        }
+                        Weights::Blocks(format) => {
+                            Matrix::Blocks(Blocks { bytes: &elements, first: 0, format, shape: [outputs, inputs] })
                         }
                     };
                     let arguments = Gemv {

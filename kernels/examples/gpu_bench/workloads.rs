@@ -1,5 +1,6 @@
 //! The problems that are timed, with the bytes and the operations that each needs.
 
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::layout::Orientation;
 use serde_json::{Value, json};
 
@@ -31,6 +32,8 @@ pub enum Weights {
     Dense(Orientation),
     /// In one byte each, `[out, in]`, with a scale for each output.
     Int8,
+    /// In quantised blocks, `[out, in]`.
+    Blocks(BlockFormat),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +127,7 @@ const LONG: [usize; 3] = [4, 16, 64];
 
 /// The most informative ones first.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 35] = [
+pub const WORKLOADS: [Workload; 38] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
     Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
@@ -147,6 +150,9 @@ pub const WORKLOADS: [Workload; 35] = [
     Workload { name: "output-4096-4096-out-in", problem: output(1, Weights::Dense(OutputInput)) },
     Workload { name: "output-4096-4096-in-out", problem: output(1, Weights::Dense(InputOutput)) },
     Workload { name: "output-4096-4096-int8", problem: output(1, Weights::Int8) },
+    Workload { name: "output-4096-4096-q4_0", problem: output(1, Weights::Blocks(BlockFormat::Q4_0)) },
+    Workload { name: "output-4096-4096-q8_0", problem: output(1, Weights::Blocks(BlockFormat::Q8_0)) },
+    Workload { name: "output-4096-4096-q4_k", problem: output(1, Weights::Blocks(BlockFormat::Q4_K)) },
     Workload { name: "norm-qkv-8x4096-12288-out-in", problem: qkv(8, Weights::Dense(OutputInput)) },
     Workload { name: "norm-qkv-8x4096-12288-int8", problem: qkv(8, Weights::Int8) },
     Workload { name: "output-8x4096-4096-out-in", problem: output(8, Weights::Dense(OutputInput)) },
@@ -218,6 +224,7 @@ impl Workload {
                 let matrix = match weights {
                     Weights::Dense(_) => inputs * outputs * HALF,
                     Weights::Int8 => inputs * outputs + scales,
+                    Weights::Blocks(format) => inputs * outputs / format.elements() * format.bytes(),
                 };
                 matrix + (rows * (inputs + outputs) + outputs) * HALF
             }
@@ -315,9 +322,10 @@ impl Workload {
             }
             Problem::Gemv { rows, inputs, outputs, normed, weights } => {
                 let kept = match weights {
-                    Weights::Dense(OutputInput) => "out-in",
-                    Weights::Dense(InputOutput) => "in-out",
-                    Weights::Int8 => "int8",
+                    Weights::Dense(OutputInput) => "out-in".into(),
+                    Weights::Dense(InputOutput) => "in-out".into(),
+                    Weights::Int8 => "int8".into(),
+                    Weights::Blocks(format) => String::from(format),
                 };
                 let sizes = json!({
                     "rows": rows, "inputs": inputs, "outputs": outputs, "normed": normed, "weights": kept,

@@ -54,7 +54,7 @@ pub(crate) fn integers<W: Numeric, M: Size, S: Size>(
 /// A byte of a word, a signed number, without a conversion: it becomes one of the last bytes of [`ZERO`], whose value is then
 /// subtracted. Every step is exact.
 #[cube]
-fn byte(word: u32, zero: u32, #[comptime] at: u32) -> f32 {
+pub(crate) fn byte(word: u32, zero: u32, #[comptime] at: u32) -> f32 {
     let mut half = word;
     if comptime!(at >= 2) {
         half = word >> 16u32;

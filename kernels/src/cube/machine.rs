@@ -1,5 +1,6 @@
 //! What a device can do, and what the kernels cannot.
 
+use burn_deepspeed_core::block::BlockFormat;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
@@ -169,6 +170,9 @@ pub enum Unsupported {
     /// The outputs of a matrix are contiguous, and the kernel reads along the inputs.
     #[error("the matrix is [in, out]; the kernel takes [out, in]")]
     Orientation,
+    /// The kernel does not read blocks of this format as they are stored.
+    #[error("blocks of {0}; the kernel reads Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K and MXFP4")]
+    BlockFormat(BlockFormat),
     /// A size does not consist of whole loads.
     #[error("{what}: {size}; the kernel takes multiples of {multiple}")]
     Multiple {

@@ -9,6 +9,7 @@
 //! | [`pad_transform`] | heads with zeros after their features |
 //! | [`softmax`] | the masked softmax of given scores, in place |
 //! | [`gemv`] | norm, matrix and bias for a few rows |
+//! | [`dequantise`] | rows of quantised blocks as a dense matrix |
 //!
 //! In the cache of the first three, keys and values may each be int8 with a scale for each head of a token.
 //!
@@ -21,11 +22,13 @@
 
 mod addend;
 mod attention;
+mod blocks;
 mod bytes;
 pub mod cache_write;
 mod cached;
 mod contract;
 pub mod decode;
+pub mod dequantise;
 mod direct;
 mod exponential;
 mod fragment;
@@ -42,8 +45,10 @@ pub mod softmax;
 mod tensors;
 
 pub use attention::Attention;
+pub use blocks::Blocks;
 pub use cached::CacheTensor;
 pub use cubecl::std::tensor::TensorHandle;
+pub use dequantise::Dequantise;
 pub use machine::{Machine, Unsupported};
 pub use mask_arguments::{Bias, HiddenKeys, HiddenPairs, MaskArguments, Rules};
 pub use norm::Norm;

@@ -1,28 +1,9 @@
 //! Products of rows with a matrix of blocks.
 
-use burn_deepspeed_core::block::{BlockFormat, RowFormats};
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_kernels::cpu::product::{BlockMatrix, Product, product};
 
-use crate::oracle::{assert_near, noise};
-
-/// Blocks without a pattern, whose scales are finite.
-fn blocks(format: BlockFormat, shape: [usize; 2]) -> Vec<u8> {
-    if format.can_quantise() {
-        return format.quantise(&noise(shape[0] * shape[1], 3));
-    }
-    let len = RowFormats::uniform(format, shape).unwrap().bytes();
-    let mut bytes: Vec<u8> = (0..len).map(|at| (at * 167 + at / 7 * 29 + 5) as u8).collect();
-    for block in bytes.chunks_mut(format.bytes()) {
-        let places: &[usize] = match format {
-            BlockFormat::Q2_K => &[80, 82],
-            BlockFormat::Q3_K => &[108],
-            BlockFormat::Q6_K => &[208],
-            _ => &[0, 2],
-        };
-        places.iter().for_each(|&at| block[at + 1] = block[at + 1] & 0x83 | 0x24);
-    }
-    bytes
-}
+use crate::oracle::{assert_near, blocks, noise};
 
 /// `rows` rows from the second feature of a wider output on.
 fn check(format: BlockFormat, rows: usize, [outputs, inputs]: [usize; 2]) {

@@ -19,9 +19,11 @@ mod cache_write;
 mod contract;
 mod decode;
 mod decode_mma;
+mod dequantise;
 #[path = "../device_panics/mod.rs"]
 mod device_panics;
 mod gemv;
+mod gemv_blocks;
 mod gemv_contract;
 mod gemv_mma;
 mod lab;

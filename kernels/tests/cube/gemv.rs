@@ -1,12 +1,13 @@
 //! A few rows through a matrix.
 
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::layout::Orientation;
-use burn_deepspeed_kernels::cube::Machine;
 use burn_deepspeed_kernels::cube::gemv::mma::{self, Engine};
 use burn_deepspeed_kernels::cube::gemv::{Gemv, Int8, MOST_ROWS, Matrix, Norm, NormKind, launch};
+use burn_deepspeed_kernels::cube::{Blocks, Machine};
 
 use crate::lab::{Element, Lab, lab, some};
-use crate::oracle::{assert_near, noise};
+use crate::oracle::{assert_near, blocks as blocks_of, noise};
 
 const EPSILON: f32 = 1e-5;
 const ORIENTATIONS: [Orientation; 2] = [Orientation::OutputInput, Orientation::InputOutput];
@@ -17,6 +18,8 @@ pub enum Kept {
     Dense(Orientation),
     /// In blocks of this many outputs and inputs.
     Int8([usize; 2]),
+    /// In blocks of this format, which begin at this byte.
+    Blocks(BlockFormat, usize),
 }
 
 /// One product, with everything that may be around it.
@@ -131,6 +134,11 @@ impl Problem {
                 let scale = |(out, at): (usize, usize)| f64::from(scales[out / tall * across + at / wide]);
                 self.bytes().into_iter().zip(places).map(|(byte, place)| f64::from(byte) * scale(place)).collect()
             }
+            Kept::Blocks(format, _) => {
+                let mut weights = vec![0.0; self.outputs * self.inputs];
+                format.dequantise(&blocks_of(format, [self.outputs, self.inputs]), &mut weights);
+                weights.into_iter().map(f64::from).collect()
+            }
         }
     }
 
@@ -185,10 +193,19 @@ impl Problem {
                 let scales = lab.floats(&scales, &shape, Element::F32, pitch);
                 (lab.bytes(&self.bytes(), &[outputs, inputs], pitch), Some(scales))
             }
+            Kept::Blocks(format, first) => {
+                let mut bytes = vec![-1; first];
+                bytes.extend(blocks_of(format, [outputs, inputs]).into_iter().map(|byte| byte as i8));
+                bytes.resize(bytes.len().next_multiple_of(16), 0);
+                (lab.bytes(&bytes, &[bytes.len()], 1), None)
+            }
         };
         let matrix = match (self.kept, &scales) {
             (Kept::Int8(blocks), Some(scales)) => Matrix::Int8(Int8 { elements: &elements, scales, blocks }),
             (Kept::Dense(orientation), _) => Matrix::Dense(&elements, orientation),
+            (Kept::Blocks(format, first), _) => {
+                Matrix::Blocks(Blocks { bytes: &elements, first, format, shape: [outputs, inputs] })
+            }
             _ => unreachable!("a matrix of int8 has scales"),
         };
         let arguments = Gemv {

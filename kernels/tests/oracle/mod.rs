@@ -1,5 +1,6 @@
 //! Attention, and what precedes it, in plain loops, in f64.
 
+use burn_deepspeed_core::block::{BlockFormat, RowFormats};
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use burn_deepspeed_core::visibility::Window;
@@ -307,6 +308,27 @@ pub fn noise(len: usize, seed: u64) -> Vec<f32> {
         (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     };
     (0..len).map(|_| next()).collect()
+}
+
+/// Blocks without a pattern, whose elements are about 1.
+pub fn blocks(format: BlockFormat, shape: [usize; 2]) -> Vec<u8> {
+    if format.can_quantise() {
+        return format.quantise(&noise(shape[0] * shape[1], 13));
+    }
+    let len = RowFormats::uniform(format, shape).unwrap().bytes();
+    let mut bytes: Vec<u8> = (0..len).map(|at| (at * 167 + at / 7 * 29 + 5) as u8).collect();
+    for block in bytes.chunks_mut(format.bytes()) {
+        // Where their f16 are, and the exponent that makes elements about 1, in the upper byte.
+        let (places, exponent): (&[usize], u8) = match format {
+            BlockFormat::Q2_K => (&[80, 82], 0x24),
+            BlockFormat::Q3_K => (&[108], 0x20),
+            BlockFormat::Q6_K => (&[208], 0x0c),
+            BlockFormat::Q5_K => (&[0, 2], 0x10),
+            _ => (&[0, 2], 0x14),
+        };
+        places.iter().for_each(|&at| block[at + 1] = block[at + 1] & 0x83 | exponent);
+    }
+    bytes
 }
 
 /// Equal up to the tolerance, NaN where NaN is expected.

@@ -47,6 +47,9 @@ pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
     /// Vectors that a vector of the matrix is multiplied with.
     #[cube(comptime)]
     fold: u32,
+    /// Elements from the first half of what a vector of the matrix is multiplied with to the second, if they are apart.
+    #[cube(comptime)]
+    apart: Option<u32>,
     /// Which tensors of the problem are there; see [`presence`].
     #[cube(comptime)]
     #[allow(dead_code, reason = "it is part of the key of the kernel")]
@@ -54,11 +57,12 @@ pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
 }
 
 /// The activations of a problem, read in vectors of `vector` elements; a vector of the matrix is multiplied with `fold` of
-/// them.
+/// them. With `apart` these are two halves that many elements apart.
 pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
     problem: &CheckedGemv<'_, R>,
     vector: usize,
     fold: usize,
+    apart: Option<u32>,
 ) -> ActivationsLaunch<F, G, E, N, R> {
     let row = |tensor: Checked<'_, R>| (tensor.strides()[0] / vector) as u32;
     let inputs = problem.extents.inputs;
@@ -73,6 +77,7 @@ pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
         problem.norm.map_or(0.0, |(_, epsilon)| epsilon),
         problem.norm.map(|(kind, _)| kind),
         fold as u32,
+        apart,
         presence(&[problem.gamma, problem.beta, problem.bias, problem.normed].map(|tensor| tensor.is_some())),
     )
 }
@@ -100,6 +105,28 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
 
     fn load(&self, row: u32, at: u32) -> Vector<f32, N> {
         Vector::cast_from(self.input[(row * self.row + at) as usize])
+    }
+
+    /// The vector of the matrix that is multiplied with vector `at` of a tile.
+    fn factor_of(&self, at: u32) -> u32 {
+        let (width, fold) = (N::value(), comptime!(self.fold));
+        if comptime!(self.apart.is_none()) {
+            at / fold
+        } else {
+            let apart = comptime!(self.apart.unwrap_or(1) / width as u32);
+            at / comptime!(2 * apart) * comptime!(2 * apart / fold) + at % apart / comptime!(fold / 2)
+        }
+    }
+
+    /// Which of its factors that is.
+    fn which(&self, at: u32) -> u32 {
+        let (width, fold) = (N::value(), comptime!(self.fold));
+        if comptime!(self.apart.is_none()) {
+            at % fold
+        } else {
+            let apart = comptime!(self.apart.unwrap_or(1) / width as u32);
+            at % comptime!(2 * apart) / apart * comptime!(fold / 2) + at % comptime!(fold / 2)
+        }
     }
 
     /// Mean and deviation of every row, in every unit: two passes over the rows, both by the whole cube.
@@ -168,8 +195,8 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         for at in range_stepped(UNIT_POS, comptime!(length * fold), exchange.units) {
             let from = first * fold + at;
             // The vector of the matrix, and which of its factors.
-            let factor_of = at / fold;
-            let which = at % fold;
+            let factor_of = self.factor_of(at);
+            let which = self.which(at);
             let mut scale = Vector::<f32, N>::new(0.0f32);
             let mut shift = Vector::<f32, N>::new(0.0f32);
             // All loads first, so that they are in flight together.

@@ -97,7 +97,7 @@ pub(super) fn launch<R: Runtime>(
             CubeDim::new_1d(units),
             along,
             across,
-            activations(problem, along, 1),
+            activations(problem, along, 1, None),
             array(matrix),
             problem.bias_array(),
             array(problem.output),

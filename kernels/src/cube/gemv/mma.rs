@@ -89,6 +89,7 @@ pub(super) fn plan<R: Runtime>(
         CheckedMatrix::Dense(_, Orientation::InputOutput) => return Err(Unsupported::Orientation),
         CheckedMatrix::Dense(..) => None,
         CheckedMatrix::Int8(matrix) => Some(matrix),
+        CheckedMatrix::Blocks(matrix) => return Err(Unsupported::BlockFormat(matrix.format)),
     };
     let multiple = |what, size: usize, multiple| match size.is_multiple_of(multiple) {
         true => Ok(()),
@@ -126,7 +127,7 @@ pub(super) fn multiply<R: Runtime>(
     tile: Tile,
 ) -> Result<(), Unsupported> {
     let int8 = match &problem.matrix {
-        CheckedMatrix::Dense(..) => None,
+        CheckedMatrix::Dense(..) | CheckedMatrix::Blocks(_) => None,
         CheckedMatrix::Int8(matrix) => Some(matrix),
     };
     let cubes = machine.cubes([problem.extents.outputs.div_ceil(tile.outputs() as usize), 1, 1])?;

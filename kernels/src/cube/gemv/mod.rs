@@ -1,6 +1,7 @@
 //! A few rows through a matrix: norm, product and bias in one launch.
 
 mod activations;
+mod blocks;
 mod columns;
 mod int8;
 pub mod mma;
@@ -36,6 +37,7 @@ pub fn launch<R: Runtime>(
     }
     match problem.matrix {
         CheckedMatrix::Dense(_, Orientation::InputOutput) => columns::launch(client, machine, &problem),
+        CheckedMatrix::Blocks(ref matrix) => blocks::launch(client, machine, &problem, matrix),
         _ => match mma::plan(client, machine, &problem, mma::Engine::TensorCores) {
             Ok(tile) => mma::multiply(client, machine, &problem, tile),
             Err(_) => rows::launch(client, machine, &problem),

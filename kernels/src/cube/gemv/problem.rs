@@ -1,21 +1,24 @@
 //! A few rows times a matrix: the arguments and their checks.
 
+use burn_deepspeed_core::error::check_shape;
 use burn_deepspeed_core::layout::Orientation;
+use burn_deepspeed_core::path::MOST_GEMV_ROWS;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
 use super::int8::{CheckedInt8, Int8};
+use crate::cube::blocks::{Blocks, CheckedBlocks};
 use crate::cube::contract::{Checked, Contract, f32_type, same_type};
 use crate::cube::machine::Unsupported;
 use crate::cube::tensors::array;
 
 /// Most rows of the input: each row of sums stays in registers.
-pub const MOST_ROWS: usize = 8;
+pub const MOST_ROWS: usize = MOST_GEMV_ROWS;
 
 /// `norm(input) · matrix + bias`, accumulated in f32 and rounded once.
 ///
 /// Rows may have any stride; the elements of a row are contiguous. Input, matrix, output and normed have the same element type,
-/// except for a matrix of int8; bias, gamma and beta each their own.
+/// except for a matrix of int8 or blocks; bias, gamma and beta each their own.
 #[derive(Debug, Clone, Copy)]
 pub struct Gemv<'a, R: Runtime> {
     /// `[rows, in]`, with up to [`MOST_ROWS`] rows.
@@ -41,6 +44,8 @@ pub enum Matrix<'a, R: Runtime> {
     Dense(&'a TensorHandle<R>, Orientation),
     /// One-byte integers with scales, `[out, in]`.
     Int8(Int8<'a, R>),
+    /// Quantised blocks of one format, `[out, in]`.
+    Blocks(Blocks<'a, R>),
 }
 
 /// A norm over the features of a row: `gamma · (x - mean) / sqrt(variance + epsilon) + beta`.
@@ -92,6 +97,7 @@ pub(super) struct CheckedGemv<'a, R: Runtime> {
 pub(super) enum CheckedMatrix<'a, R: Runtime> {
     Dense(Checked<'a, R>, Orientation),
     Int8(CheckedInt8<'a, R>),
+    Blocks(CheckedBlocks<'a, R>),
 }
 
 impl<'a, R: Runtime> CheckedMatrix<'a, R> {
@@ -99,6 +105,7 @@ impl<'a, R: Runtime> CheckedMatrix<'a, R> {
         match self {
             Self::Dense(elements, _) => *elements,
             Self::Int8(matrix) => matrix.elements,
+            Self::Blocks(matrix) => matrix.bytes,
         }
     }
 }
@@ -112,14 +119,16 @@ impl<'a, R: Runtime> Gemv<'a, R> {
         let [rows, inputs] = contract.axes("input", self.input);
         // Without features there is nothing to read ahead.
         contract.require(inputs > 0, || "`input` has no features, expected at least 1".to_owned());
-        let elements = match self.matrix {
-            Matrix::Dense(elements, _) => elements,
-            Matrix::Int8(Int8 { elements, .. }) => elements,
-        };
-        let [first, second] = contract.axes("matrix", elements);
         let (outputs, shape) = match self.matrix {
-            Matrix::Dense(_, Orientation::InputOutput) => (second, [inputs, second]),
-            _ => (first, [first, inputs]),
+            Matrix::Dense(elements, Orientation::InputOutput) => {
+                let [_, outputs] = contract.axes("matrix", elements);
+                (outputs, [inputs, outputs])
+            }
+            Matrix::Dense(elements, _) | Matrix::Int8(Int8 { elements, .. }) => {
+                let [outputs, _] = contract.axes("matrix", elements);
+                (outputs, [outputs, inputs])
+            }
+            Matrix::Blocks(Blocks { shape: [outputs, _], .. }) => (outputs, [outputs, inputs]),
         };
         let [_, columns] = contract.axes("output", self.output);
         let needed = self.offset.saturating_add(outputs);
@@ -142,6 +151,10 @@ impl<'a, R: Runtime> Gemv<'a, R> {
                 CheckedMatrix::Dense(elements, *orientation)
             }
             Matrix::Int8(matrix) => CheckedMatrix::Int8(matrix.check(&contract, shape)?),
+            Matrix::Blocks(matrix) => {
+                check_shape("gemv", "matrix", &shape, &matrix.shape);
+                CheckedMatrix::Blocks(matrix.check(&contract)?)
+            }
         };
 
         same_type("output", &output, input.dtype)?;

@@ -74,6 +74,7 @@ pub(super) fn launch<R: Runtime>(
             vec![Reading { elements: matrix.dtype, vector, words: false }]
         }
         CheckedMatrix::Int8(matrix) => Reading::of_int8(client, matrix),
+        CheckedMatrix::Blocks(matrix) => return Err(Unsupported::BlockFormat(matrix.format)),
     };
     // The factors of narrow vectors may fit into shared memory where those of wide ones do not.
     let plans = readings.into_iter().map(|reading| Ok((reading, tile(machine, extents, reading)?)));
@@ -82,7 +83,7 @@ pub(super) fn launch<R: Runtime>(
         return Err(Unsupported::ElementType(reading.elements));
     }
     let int8 = match &problem.matrix {
-        CheckedMatrix::Dense(..) => None,
+        CheckedMatrix::Dense(..) | CheckedMatrix::Blocks(_) => None,
         CheckedMatrix::Int8(matrix) => Some(matrix),
     };
     let weights = reading.weights();
@@ -100,7 +101,7 @@ pub(super) fn launch<R: Runtime>(
             vector,
             vector.min(4),
             reading.vector,
-            activations(problem, vector, weights / vector),
+            activations(problem, vector, weights / vector, None),
             array(matrix),
             scales(int8, weights),
             problem.bias_array(),

@@ -1,19 +1,23 @@
 //! Norm, matrices and biases for a few rows, in one kernel per matrix.
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, Tensor};
+use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use burn_deepspeed_kernels::cube::{Machine, gemv};
+use burn_deepspeed_core::block::{BlockFormat, RowPart};
+use burn_deepspeed_core::path::{BlockKernel, BlockProblem};
+use burn_deepspeed_kernels::cube::gemv::MOST_ROWS;
+use burn_deepspeed_kernels::cube::{Blocks, Machine, gemv};
 
 use super::norm::{Parameters, parameters};
+use crate::element::element_type;
 use crate::error::check_shape;
 use crate::ops::cube::{
     CubeCall, CubeDevice, TensorKind, TensorLike, empty, float, from_float, handle, int, kernel_accepts,
     optional_handle, rows,
 };
 use crate::ops::projection::check_types;
-use crate::weight::{FusedNorm, Orientation, Weight};
+use crate::weight::{FusedNorm, Matrix as Stored, Orientation, Weight};
 
 /// The arguments of projections of a few rows, with `T` for each tensor. The outputs of the matrices are concatenated.
 #[derive(Debug, Clone)]
@@ -46,6 +50,14 @@ enum Elements<T> {
         /// Outputs and inputs of the block of one scale.
         blocks: [usize; 2],
     },
+    /// Outputs of one format.
+    Blocks {
+        /// Of the whole matrix.
+        bytes: T,
+        first: usize,
+        format: BlockFormat,
+        inputs: usize,
+    },
 }
 
 /// The results, with `T` for each tensor.
@@ -54,6 +66,12 @@ struct GemvOutput<T> {
     product: T,
     /// The normalised input, if it was requested.
     normed: Option<T>,
+}
+
+/// Whether the kernel takes the product of this number of rows.
+pub(super) fn takes<B: CubeDevice>(rows: usize, dtype: DType, weight: &Weight<B>) -> bool {
+    let reads = |format| BlockProblem { dtype: element_type(dtype), rows, format }.on_cube() == Ok(BlockKernel::Gemv);
+    rows <= MOST_ROWS && weight.blocks().is_none_or(|matrix| matrix.formats().parts().all(|part| reads(part.format)))
 }
 
 /// The products with several matrices, concatenated, and the normalised input if `want_norm`.
@@ -71,14 +89,10 @@ pub(super) fn project_few<B: CubeDevice>(
     let [batch, tokens, width] = input.dims();
     let matrices: Vec<_> = weights
         .iter()
-        .map(|weight| {
+        .flat_map(|weight| {
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, width]);
             check_types(operation, input.dtype(), weight);
-            Matrix {
-                elements: elements(weight),
-                outputs: weight.output_size(),
-                bias: weight.bias().filter(|_| bias).map(float),
-            }
+            matrices(weight, bias)
         })
         .collect();
     let call = GemvCall {
@@ -94,12 +108,32 @@ pub(super) fn project_few<B: CubeDevice>(
     (product.reshape([batch, tokens, outputs]), normed)
 }
 
-fn elements<B: CubeDevice>(weight: &Weight<B>) -> Elements<FloatTensor<B>> {
-    match weight.int8() {
-        Some(matrix) => {
-            Elements::Int8 { elements: int(matrix.elements()), scales: float(matrix.scales()), blocks: matrix.blocks() }
+/// A weight as matrices of one launch each: a matrix of blocks has one for each part of its outputs that has a format of its own.
+fn matrices<B: CubeDevice>(weight: &Weight<B>, bias: bool) -> Vec<Matrix<FloatTensor<B>>> {
+    let bias = weight.bias().filter(|_| bias);
+    let whole = |elements| vec![Matrix { elements, outputs: weight.output_size(), bias: bias.clone().map(float) }];
+    match weight.stored() {
+        Stored::Dense(matrix) => {
+            whole(Elements::Dense { matrix: float(matrix.values()), orientation: matrix.orientation() })
         }
-        None => Elements::Dense { matrix: float(weight.matrix()), orientation: weight.orientation() },
+        Stored::Int8(matrix) => whole(Elements::Int8 {
+            elements: int(matrix.elements()),
+            scales: float(matrix.scales()),
+            blocks: matrix.blocks(),
+        }),
+        Stored::Blocks(matrix) => {
+            let own = |part: RowPart| Matrix {
+                elements: Elements::Blocks {
+                    bytes: int(matrix.bytes()),
+                    first: part.bytes.start,
+                    format: part.format,
+                    inputs: matrix.formats().inputs(),
+                },
+                outputs: part.outputs.len(),
+                bias: bias.clone().map(|bias| float(bias.narrow(0, part.outputs.start, part.outputs.len()))),
+            };
+            matrix.formats().parts().map(own).collect()
+        }
     }
 }
 
@@ -116,6 +150,9 @@ impl<T> Matrix<T> {
             Elements::Dense { matrix, orientation } => Elements::Dense { matrix: visit(matrix), orientation },
             Elements::Int8 { elements, scales, blocks } => {
                 Elements::Int8 { elements: visit(elements), scales: visit(scales), blocks }
+            }
+            Elements::Blocks { bytes, first, format, inputs } => {
+                Elements::Blocks { bytes: visit(bytes), first, format, inputs }
             }
         };
         Matrix { elements, outputs: self.outputs, bias: self.bias.map(visit) }
@@ -176,6 +213,12 @@ impl CubeCall for GemvCall<()> {
                     Elements::Int8 { elements, scales, blocks } => {
                         gemv::Matrix::Int8(gemv::Int8 { elements, scales, blocks: *blocks })
                     }
+                    Elements::Blocks { bytes, first, format, inputs } => gemv::Matrix::Blocks(Blocks {
+                        bytes,
+                        first: *first,
+                        format: *format,
+                        shape: [outputs, *inputs],
+                    }),
                 },
                 bias: bias.as_ref(),
                 output: &handle(&product),

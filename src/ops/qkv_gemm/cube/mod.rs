@@ -1,20 +1,21 @@
-//! Projections on CubeCL: for a few rows one kernel that includes norm and bias, for many rows, and matrices of blocks, a norm kernel and
-//! Burn's matmul.
+//! Projections on CubeCL: for a few rows one kernel that includes norm and bias, for many rows, and for formats of blocks that it does not
+//! read, a norm kernel and Burn's matmul.
 
+mod dequantise;
 mod exact_matmul;
 mod gemv;
 mod norm;
 
 use burn::tensor::{DType, Tensor};
-use burn_deepspeed_kernels::cube::gemv::MOST_ROWS;
 
+use self::dequantise::dense_parts;
 use self::exact_matmul::exact_matmul;
-use self::gemv::project_few;
+use self::gemv::{project_few, takes};
 pub(in crate::ops) use self::norm::normalise;
 use super::reference::{QkvGemmOutput, reference};
 use crate::error::check_shape;
 use crate::ops::cube::{CubeDevice, is_float};
-use crate::ops::projection::{self, check_types, product};
+use crate::ops::projection::{self, check_types, concatenated, product};
 use crate::weight::{FusedNorm, QkvWeight, SeparateQkv, Weight};
 
 /// [`Operations::qkv_gemm`](crate::ops::Operations::qkv_gemm) on CubeCL.
@@ -35,7 +36,8 @@ pub(crate) fn qkv_gemm<B: CubeDevice>(
         QkvWeight::Fused(weight) => vec![weight],
         QkvWeight::Separate(SeparateQkv { query, key, value }) => vec![query, key, value],
     };
-    if batch * tokens <= MOST_ROWS && weights.iter().all(|weight| weight.blocks().is_none()) {
+    let (rows, dtype) = (batch * tokens, input.dtype());
+    if weights.iter().all(|weight| takes(rows, dtype, weight)) {
         let (qkv, normed) = project_few("qkv_gemm", input.clone(), norm, &weights, true, want_norm && norm.is_some());
         return QkvGemmOutput { qkv, inp_norm: want_norm.then(|| normed.unwrap_or(input)) };
     }
@@ -44,8 +46,7 @@ pub(crate) fn qkv_gemm<B: CubeDevice>(
         None => input,
     };
     let inp_norm = want_norm.then(|| normed.clone());
-    let mut parts: Vec<_> =
-        weights.iter().map(|weight| project_many("qkv_gemm", normed.clone(), weight, true)).collect();
+    let mut parts: Vec<_> = weights.iter().map(|weight| project("qkv_gemm", normed.clone(), weight, true)).collect();
     let qkv = if parts.len() == 1 { parts.remove(0) } else { Tensor::cat(parts, 2) };
     QkvGemmOutput { qkv, inp_norm }
 }
@@ -63,7 +64,7 @@ pub(crate) fn project<B: CubeDevice>(
         let dtype = input.dtype();
         return projection::project(operation, input, weight, weight.bias().filter(|_| bias), dtype);
     }
-    match rows <= MOST_ROWS && weight.blocks().is_none() {
+    match takes(rows, input.dtype(), weight) {
         true => project_few(operation, input, None, &[weight], bias, false).0,
         false => project_many(operation, input, weight, bias),
     }
@@ -71,7 +72,7 @@ pub(crate) fn project<B: CubeDevice>(
 
 /// Burn's matmul, which accumulates half types in f32 and reads a transposed matrix in place. On devices with TF32 it would
 /// round f32 to that, so there the product is [`exact_matmul`]. int8 weights, and those of blocks, are rounded to the element type
-/// of the input.
+/// of the input; blocks become dense on the device, some outputs at a time.
 fn project_many<B: CubeDevice>(operation: &str, input: Tensor<B, 3>, weight: &Weight<B>, bias: bool) -> Tensor<B, 3> {
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, width]);
@@ -79,10 +80,14 @@ fn project_many<B: CubeDevice>(operation: &str, input: Tensor<B, 3>, weight: &We
     check_types(operation, dtype, weight);
     let input = input.reshape([batch * tokens, width]);
     let exact = dtype == DType::F32 && B::has_tf32(&input.device());
-    let product = product(weight, dtype, |part| match exact {
+    let multiply = |part: Tensor<B, 2>| match exact {
         true => exact_matmul(input.clone(), part),
         false => input.clone().matmul(part),
-    });
+    };
+    let product = match weight.blocks() {
+        Some(matrix) => concatenated(dense_parts(matrix, dtype).map(|part| multiply(part.transpose()))),
+        None => product(weight, dtype, multiply),
+    };
     let sum = match weight.bias().filter(|_| bias) {
         Some(bias) => product + bias.cast(dtype).unsqueeze(),
         None => product,

@@ -1,9 +1,14 @@
-//! Which kernel a step of attention runs on, and why it runs on none.
+//! Which kernel a step of attention or a product with blocks runs on, and why it runs on none.
 //!
 //! The choice depends on sizes, element types and the device alone. A kernel that was chosen must accept the step.
 
+mod blocks;
+
 use std::fmt;
 
+pub use blocks::{BlockKernel, BlockProblem, MOST_GEMV_ROWS};
+
+use crate::block::BlockFormat;
 use crate::data_type::CacheTypes;
 use crate::element::ElementType;
 use crate::latent::LatentSizes;
@@ -217,6 +222,15 @@ pub enum Declined {
         /// The most that the kernel takes.
         limit: usize,
     },
+    /// There are too many rows for sums in registers.
+    Rows {
+        /// Rows of the input.
+        rows: usize,
+        /// The most that the kernel takes.
+        limit: usize,
+    },
+    /// The kernel does not read blocks of this format as they are stored.
+    BlockFormat(BlockFormat),
     /// A value has too many features.
     ValueDim {
         /// Features of a value.
@@ -237,6 +251,8 @@ impl fmt::Display for Declined {
             Self::HeadDim { head_dim, limit } => {
                 write!(f, "heads of {head_dim} features; the kernel takes up to {limit}")
             }
+            Self::Rows { rows, limit } => write!(f, "{rows} rows; the kernel takes up to {limit}"),
+            Self::BlockFormat(format) => write!(f, "the kernel does not read blocks of {format} as they are stored"),
             Self::ValueDim { value_dim, limit } => {
                 write!(f, "values of {value_dim} features; the kernel takes up to {limit}")
             }
