@@ -22,7 +22,8 @@ use std::ops::Range;
 
 use burn_deepspeed_core::block::BlockFormat;
 
-use super::formats::{Factors, Format, Iq4Nl, MXFP4, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0};
+use super::formats::{Factors, Format, Iq4Nl, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
+use super::k_formats::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::rows::{CHUNK, GROUP, Row, Rows};
 use crate::cpu::stream::{LINE, prefetch_at};
 

@@ -10,6 +10,8 @@ mod few;
 #[cfg(target_arch = "x86_64")]
 mod formats;
 #[cfg(target_arch = "x86_64")]
+mod k_formats;
+#[cfg(target_arch = "x86_64")]
 mod rows;
 
 use std::ops::Range;
