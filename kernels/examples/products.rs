@@ -52,7 +52,9 @@ impl WithSimd for Loop {
         let (factor, other) = (simd.splat_f32s(black_box(0.5)), simd.splat_f32s(black_box(0.25)));
         let mut sums = [simd.splat_f32s(0.0); SUMS];
         for _ in 0..ROUNDS {
-            sums = sums.map(|sum| simd.mul_add_e_f32s(factor, other, sum));
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(factor, other, *sum);
+            }
         }
         black_box(sums.map(|sum| simd.reduce_sum_f32s(sum)));
         (SUMS * ROUNDS * S::F32_LANES) as f64

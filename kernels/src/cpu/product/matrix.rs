@@ -15,7 +15,7 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::computed;
-use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after};
+use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, has_wide_vectors};
 use super::runs::{Runs, all};
 use crate::contract::extent;
 use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
@@ -74,7 +74,7 @@ impl Weights for Matrix<'_> {
         };
         match sequence {
             sequence if sequence <= few => Path::Stream,
-            sequence if sequence <= MANY => Path::Tiles,
+            sequence if sequence <= MANY || self.input_stride == 1 && has_wide_vectors() => Path::Tiles,
             _ => Path::Packed,
         }
     }

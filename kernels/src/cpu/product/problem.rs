@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
 
 use crate::contract::check_len;
 
@@ -134,4 +134,18 @@ pub(super) fn after(
     } else {
         (block.end, 0)
     }
+}
+
+/// Whether the processor has 32 registers of 16 floats.
+pub(super) fn has_wide_vectors() -> bool {
+    struct Wide;
+    impl WithSimd for Wide {
+        type Output = bool;
+
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, _simd: S) -> bool {
+            S::REGISTER_COUNT >= 32 && S::F32_LANES >= 16
+        }
+    }
+    Arch::new().dispatch(Wide)
 }
