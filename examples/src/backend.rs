@@ -99,10 +99,12 @@ pub struct Types {
 }
 
 impl Types {
-    /// What a model has if nothing is asked for: the blocks of a GGUF file where kernels multiply them, and otherwise fp32.
+    /// What a model has if nothing is asked for: the blocks of a GGUF file where the backend stores bytes, and otherwise fp32.
     pub fn of_model(path: &Path, backend: BackendName) -> Self {
-        let blocks = Gguf::in_path(path).is_some() && matches!(backend, BackendName::Ndarray | BackendName::Flex);
-        let matrices = if blocks { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
+        // Shaders of WebGPU have no 8-bit integers.
+        let stores_bytes = backend != BackendName::Wgpu || cfg!(feature = "vulkan");
+        let matrices =
+            if stores_bytes && Gguf::in_path(path).is_some() { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
         Self { dtype: DataType::Fp32, matrices }
     }
 }
