@@ -97,10 +97,11 @@ pub struct Types {
 }
 
 impl Types {
-    /// What a model has if nothing is asked for: the blocks of a GGUF file where kernels multiply them, and otherwise fp32.
+    /// What a model has if nothing is asked for: the blocks of a GGUF file where the backend stores bytes, and otherwise fp32.
     pub fn of_model(files: &ModelFiles, backend: BackendName) -> Self {
-        let blocks =
-            matches!(files, ModelFiles::Gguf(_)) && matches!(backend, BackendName::Ndarray | BackendName::Flex);
+        // Shaders of WebGPU have no 8-bit integers.
+        let stores_bytes = backend != BackendName::Wgpu || cfg!(feature = "vulkan");
+        let blocks = stores_bytes && matches!(files, ModelFiles::Gguf(_));
         let matrices = if blocks { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
         Self { dtype: DataType::Fp32, matrices }
     }
