@@ -37,10 +37,10 @@ fn texts_have_the_ids_of_the_model() {
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
-/// Opens a file in which `from` is `to`, of the same length.
+/// Opens a file of `tests/golden` in which `from` is `to`, of the same length.
 #[track_caller]
-fn refused(from: &str, to: &str) -> String {
-    let mut bytes = std::fs::read(golden("gguf_tokenizers/smollm.gguf")).unwrap();
+fn refused(file: &str, from: &str, to: &str) -> String {
+    let mut bytes = std::fs::read(golden(file)).unwrap();
     let at = bytes.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
     bytes.splice(at..at + from.len(), to.bytes());
     let folder = tempfile::tempdir().unwrap();
@@ -57,9 +57,11 @@ fn what_is_not_understood_is_an_error() {
         ("ggml.merges", "ggml.merge5", "`tokenizer.ggml.merge5` is not understood"),
         ("ggml.tokens", "ggml.scores", "has no `tokenizer.ggml.tokens`"),
     ] {
-        let error = refused(from, to);
+        let error = refused("gguf_tokenizers/smollm.gguf", from, to);
         assert!(error.contains(expected), "{error}, expected {expected}");
     }
+    let error = refused("gguf_encoders/bert/model.gguf", "▁dog", "▁cat");
+    assert!(error.contains("are the same piece of a word"), "{error}");
 }
 
 #[test]

@@ -24,16 +24,20 @@ pub(super) fn words(tokens: &[String], kinds: &[i64]) -> Vec<String> {
 fn spelled(token: &str, kind: Option<&i64>) -> String {
     match token.strip_prefix('▁') {
         _ if kind == Some(&CONTROL) => token.into(),
-        Some(word) => word.into(),
+        Some(word) if !word.is_empty() => word.into(),
         // Older files have no mark before `[unused1]` and the like.
-        None if token.starts_with('[') && token.ends_with(']') => token.into(),
-        None => format!("##{token}"),
+        _ if token.starts_with('[') && token.ends_with(']') => token.into(),
+        _ => format!("##{token}"),
     }
 }
 
 /// The record without its added tokens.
 pub(super) fn record(keys: &Keys<'_>, words: &[String]) -> Result<Value, Failure> {
     let lower = keys.flag("ggml.normalizer.lowercase")?.unwrap_or(true);
+    let vocabulary = vocabulary(words);
+    if vocabulary.len() < words.len() {
+        return Err("two tokens of `tokenizer.ggml.tokens` are the same piece of a word".into());
+    }
     let unknown = word(keys, &["ggml.unknown_token_id"], UNKNOWN)?.0;
     Ok(json!({
         "normalizer": {
@@ -44,7 +48,7 @@ pub(super) fn record(keys: &Keys<'_>, words: &[String]) -> Result<Value, Failure
         "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
         "model": {
             "type": "WordPiece", "unk_token": unknown, "continuing_subword_prefix": "##",
-            "max_input_chars_per_word": LONGEST, "vocab": vocabulary(words),
+            "max_input_chars_per_word": LONGEST, "vocab": vocabulary,
         },
     }))
 }
