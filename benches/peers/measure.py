@@ -41,6 +41,8 @@ IMPLEMENTATIONS = {
     "candle-plain": ("candle plain", "candle"),
     "burn-ndarray": ("Burn on ndarray", "burn"),
     "burn-flex": ("Burn on flex", "burn"),
+    "ours-f16": ("burn-deepspeed on ndarray, f16 weights", "ours"),
+    "ours-bf16": ("burn-deepspeed on ndarray, bf16 weights", "ours"),
     "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
     "ours-int8-rounded": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded", "ours"),
@@ -53,33 +55,38 @@ IMPLEMENTATIONS = {
     "int8": ("transformers sdpa, dynamic int8", "torch"),
     "ort-f32": ("ONNX Runtime", "ort"),
     "ort-int8": ("ONNX Runtime, dynamic int8", "ort"),
+    "ort-blocks": ("ONNX Runtime, MatMulNBits", "ort"),
     "ov-f32": ("OpenVINO", "ov"),
     "ov-bf16": ("OpenVINO, bf16", "ov"),
     "ov-int8": ("OpenVINO, int8 weights", "ov"),
     "ov-int8-cache": ("OpenVINO, int8 weights and cache", "ov"),
+    "ov-blocks": ("OpenVINO, compressed weights", "ov"),
     "ggml-f32": ("ggml", "ggml"),
     "ggml-f16": ("ggml, f16 weights and cache", "ggml"),
     "ggml-bf16": ("ggml, bf16 weights, f16 cache", "ggml"),
     "ggml-int8": ("ggml, Q8_0 weights, f16 cache", "ggml"),
     "ggml-int8-cache": ("ggml, Q8_0 weights and cache", "ggml"),
+    "ggml-blocks": ("ggml, blocks", "ggml"),
     "gemm": ("gemm crate", "ours"),
     "torch-matmul": ("PyTorch matmul", "torch"),
+    "multiply-add": ("multiply-adds in registers", "ours"),
     "read": ("array read, one run per thread", "ours"),
     "read-4": ("array read, four runs per thread", "ours"),
 }
 # The names of the programs that need packages or compilers which a machine may lack.
 OPTIONAL = {"torch": "PyTorch", "ort": "ONNX Runtime", "ov": "OpenVINO", "ggml": "ggml"}
-# Implementations that are compared with each other: those whose weights have the same number of bits.
+# Implementations that are compared with each other: those whose weights have the same number of bits. In a layer of blocks, all are.
 CLASSES = {
     "f32": [
         "ours-ndarray", "ours-flex", "transformers-sdpa", "transformers-static", "transformers-eager", "ort-f32", "ov-f32",
         "ggml-f32",
     ],
-    "16 bits": ["transformers-bf16", "ov-bf16", "ggml-f16", "ggml-bf16"],
+    "16 bits": ["ours-f16", "ours-bf16", "transformers-bf16", "ov-bf16", "ggml-f16", "ggml-bf16"],
     "int8": [
         "ours-int8", "ours-int8-cache", "ours-int8-rounded", "int8", "ort-int8", "ov-int8", "ov-int8-cache", "ggml-int8",
         "ggml-int8-cache",
     ],
+    "blocks": ["ours-ndarray", "ours-flex", "ort-blocks", "ov-blocks", "ggml-blocks"],
 }  # fmt: skip
 # How fast the machine reads: timed in the same rounds as each memory-bound workload, on the number of bytes that it reads.
 READS = ("read", "read-4")
@@ -92,6 +99,7 @@ CHANGED = {
 TAKE_PART = {
     "attention": list(IMPLEMENTATIONS)[:9],
     "layer": [*CLASSES["f32"], *CLASSES["16 bits"], *CLASSES["int8"]],
+    "blocks": CLASSES["blocks"],
     "family": [
         "ours-ndarray", "ours-flex", "ours-without-norm", "ours-with-sinks", "transformers-sdpa", "transformers-static",
         "transformers-eager",
@@ -100,13 +108,13 @@ TAKE_PART = {
         "ours-ndarray", "ours-flex", "transformers-sdpa", "ort-f32", "ov-f32", "ov-bf16", "ort-int8", "ov-int8", "int8",
     ],
     "length": ["ours-ndarray", "sdpa"],
-    "limit": ["gemm", "torch-matmul", *READS],
+    "limit": ["multiply-add", "gemm", "torch-matmul", *READS],
     "memory": ["ours-ndarray", "ours-flex", "sdpa", "unfused", "flex-attention", "burn-flex"],
 }
 # Of the group of limits, by the kind of a workload.
-LIMITS = {"matmul": ["gemm", "torch-matmul"], "read": list(READS)}
+LIMITS = {"peak": ["multiply-add"], "matmul": ["gemm", "torch-matmul"], "read": list(READS)}
 # In the smoke test, the largest difference from float64 of a result whose magnitudes are about 0.1, by the class.
-SMOKE_DIFFERENCES = {"f32": 1e-6, "16 bits": 2e-3, "int8": 2e-3}
+SMOKE_DIFFERENCES = {"f32": 1e-6, "16 bits": 2e-3, "int8": 2e-3, "blocks": 2e-3}
 
 
 class Program:
@@ -237,12 +245,12 @@ def take_part(workload: dict, settings, absent: set[str]) -> list[str]:
     return [name for name in names if name in settings.impls and IMPLEMENTATIONS[name][1] not in absent]
 
 
-def smoke_failures(rows: list[dict]) -> list[str]:
+def smoke_failures(rows: list[dict], wanted: list[dict]) -> list[str]:
     """What a smoke test finds: implementations that fail, and results that are far from float64."""
-    found = []
+    groups, found = {workload["name"]: workload["group"] for workload in wanted}, []
     for row in rows:
-        name = row["implementation"]
-        precisions = [own for own, names in CLASSES.items() if name in names]
+        name, group = row["implementation"], groups[row["workload"]]
+        precisions = [own for own, names in CLASSES.items() if name in names and (own == "blocks") == (group == "blocks")]
         most = SMOKE_DIFFERENCES[precisions[0] if precisions else "f32"]
         if row.get("failure", "").startswith("NotImplementedError"):
             continue  # the processor lacks something
@@ -329,7 +337,7 @@ def main():
     for program in (program for servers in programs.values() for program in servers.values()):
         program.stop()
     if settings.smoke:
-        failures = smoke_failures(rows)
+        failures = smoke_failures(rows, wanted)
         sys.exit("\n".join(failures) if failures else 0)
     result |= {
         "implementations": {name: label for name, (label, _) in IMPLEMENTATIONS.items()},

@@ -59,6 +59,17 @@ def gemma(name: str, title: str, tokens: int, cached: int) -> dict:
     return layer(name, f"Gemma 3, {title}", 2560, 8, tokens, cached, "family", **sizes, model="gemma3", norm=True)
 
 
+def in_blocks(hidden: int, heads: int, tokens: int, cached: int) -> list[dict]:
+    """A layer with matrices of each format."""
+    what = f"{tokens} tokens" if tokens > 1 else "one token"
+    return [
+        layer(
+            f"{name}-{hidden}-{cached or 'prompt'}", f"hidden {hidden}, {what}", hidden, heads, tokens, cached, "blocks", blocks=name
+        )
+        for name in BLOCK_BYTES
+    ]  # fmt: skip
+
+
 def length(which: str, keys: int) -> dict:
     sizes = (1, 8, 8, 64, keys, keys) if which == "prefill" else (1, 32, 8, 128, 1, keys)
     title = f"prompt of {keys}" if which == "prefill" else f"one token on {keys}"
@@ -93,6 +104,7 @@ def workloads(folder: pathlib.Path) -> list[dict]:
     ]
     limits.append(reading("read", 256))
     limits.append(reading("read-cache", max(4, last_level_cache() // 4 >> 20)))
+    limits.append(limit("peak", "multiply-adds", kind="peak", steps=1 << 28, flops=2 << 28, limit="peak"))
     sentences = {"name": "M1", "title": "64 sentences", "group": "encoder", "kind": "encoder", "limit": None}
     return [
         *limits,
@@ -119,6 +131,10 @@ def workloads(folder: pathlib.Path) -> list[dict]:
         gemma("L4-prompt", "prompt of 2048", 2048, 0),
         gemma("L4-512", "one token on 512", 1, 512),
         gemma("L4-4096", "one token on 4096", 1, 4096),
+        *in_blocks(1024, 16, 512, 0),
+        *in_blocks(1024, 16, 1, 512),
+        *in_blocks(4096, 32, 512, 0),
+        *in_blocks(4096, 32, 1, 512),
         sentences | {"folder": str(folder), "batch": 16, "sentences": 64},
         *(length("prefill", 2**power) for power in range(7, 15)),
         *(length("decode", 2**power) for power in range(7, 15)),
@@ -132,11 +148,14 @@ def smoke_workloads() -> list[dict]:
     return [
         limit("matmul-64", "product of 64²", kind="matmul", size=64, flops=2 * 64**3, limit="matmul"),
         reading("read", 1),
+        limit("peak", "multiply-adds", kind="peak", steps=1 << 16, flops=2 << 16, limit="peak"),
         attention("P1", "prompt of 17", (1, 4, 4, 32, 17, 17), causal=True),
         attention("D1", "one token on 65, grouped heads", (1, 4, 2, 32, 1, 65), causal=True),
         layer("L1-prompt", "hidden 64, 17 tokens", 64, 2, 17, 0),
         layer("L1-33", "hidden 64, one token", 64, 2, 1, 33),
         layer("L3-33", "Qwen 3, one token on 33", 64, 4, 1, 33, "family", model="qwen3", norm=True, **sizes),
+        *in_blocks(64, 2, 17, 0),
+        *in_blocks(64, 2, 1, 33),
     ]
 
 

@@ -15,6 +15,7 @@ OURS = "ours-ndarray"
 BY_PRECISION = {
     "layer": "A whole layer, by precision",
     "encoder": "Sentence embeddings, by precision",
+    "blocks": "Layers of blocks",
 }
 # Reading an array: the limit of a memory-bound workload, and not a peer.
 READS = ("read", "read-4")
@@ -28,7 +29,7 @@ OTHERS = {
     "ours-with-sinks": "with sinks, ms",
 }
 # The unit of a rate, by what limits it.
-UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
+UNITS = {"matmul": "GFLOP/s", "peak": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
 
 
 class Result:
@@ -63,10 +64,11 @@ class Result:
         return [name for name in self.peers(group) if name not in others]
 
     def classes(self, group: str) -> dict[str, list[str]]:
-        """The implementations of each class of precision that took part. Other groups have none."""
+        """The implementations of each class of precision that took part. Those of layers of blocks are one class; other groups have none."""
         if group not in BY_PRECISION:
             return {}
-        chosen = self.record.get("classes", {})
+        classes = self.record.get("classes", {}).items()
+        chosen = {own: names for own, names in classes if (own == "blocks") == (group == "blocks")}
         taken = {own: [name for name in names if self.took_part(name, group)] for own, names in chosen.items()}
         return {own: names for own, names in taken.items() if names}
 
@@ -87,7 +89,7 @@ class Result:
     def rate(workload: dict, ms: float) -> float:
         """In the unit of `UNITS`."""
         match workload["limit"]:
-            case "matmul":
+            case "matmul" | "peak":
                 return workload["flops"] / ms / 1e6
             case "read":
                 return workload["bytes"] / ms / 1e6
@@ -101,7 +103,8 @@ class Result:
             self.rate(self.workloads[row["workload"]], min(row["round_ms"])) for row in self.record["rows"]
             if row["threads"] == threads and row.get("round_ms")
             and (row["workload"] == name and row["implementation"] in READS if kind == "read"
-                 else kind == "matmul" and self.workloads[row["workload"]]["kind"] == "matmul")
+                 else kind == "peak" and row["workload"] == name
+             or kind == "matmul" and self.workloads[row["workload"]]["kind"] == "matmul")
         ]  # fmt: skip
         return max(rates, default=None)
 
@@ -143,12 +146,16 @@ def machine(result: Result) -> list[str]:
 def limits(result: Result) -> list[str]:
     measured = result.of("limit")
     product = next((it for it in measured if it["limit"] == "matmul"), None)
+    peak = next((it for it in measured if it["limit"] == "peak"), None)
     reads = [it for it in measured if it["limit"] == "read"]
-    heads = ["matrix product, GFLOP/s", *(f"read of {it['title']}, GB/s" for it in reads)]
+    heads = [
+        *(["multiply-adds in registers, GFLOP/s"] if peak else []), "matrix product, GFLOP/s",
+        *(f"read of {it['title']}, GB/s" for it in reads),
+    ]  # fmt: skip
     rows = []
     for threads in result.threads:
-        product_rate = number(result.limit(product, threads) if product else None)
-        rows.append([str(threads), product_rate, *(number(result.limit(it, threads)) for it in reads)])
+        limits_ = [*([peak] if peak else []), *([product] if product else []), *reads]
+        rows.append([str(threads), *(number(result.limit(it, threads)) for it in limits_)])
     lines = ["", "## Limits of the machine", *table(["threads", *heads], rows)]
     decoding = [it for it in result.workloads.values() if it["limit"] == "read" and it["group"] != "limit"]
     if decoding and not any(result.limit(it, threads) for it in decoding for threads in result.threads):
@@ -237,7 +244,7 @@ def memory(result: Result) -> list[str]:
 def every_time(result: Result) -> list[str]:
     """Each time with its difference from float64, and why something did not run."""
     lines, reasons = ["", "## Every time"], {}
-    for group in ("attention", "layer", "family", "encoder"):
+    for group in ("attention", "layer", "family", "encoder", "blocks"):
         ours = [name for name in result.labels if name.startswith("ours") and result.took_part(name, group)]
         names = [name for name in result.labels if name in {*ours, *result.peers(group)}]
         rows = []

@@ -234,4 +234,5 @@ if __name__ == "__main__":
         "ggml-bf16": functools.partial(layer, weights=BF16, cache=F16),
         "ggml-int8": functools.partial(layer, weights=Q8_0, cache=F16),
         "ggml-int8-cache": functools.partial(layer, weights=Q8_0, cache=Q8_0),
+        "ggml-blocks": layer,
     })  # fmt: skip

@@ -73,4 +73,5 @@ if __name__ == "__main__":
     serve(onnxruntime.__version__, {
         "ort-f32": of_kind,
         "ort-int8": lambda workload: of_kind(workload, of_int8=True),
+        "ort-blocks": layer,
     })  # fmt: skip

@@ -209,4 +209,5 @@ if __name__ == "__main__":
         "ov-bf16": lambda workload: of_kind(workload, precision="bf16", cache="bf16"),
         "ov-int8": lambda workload: of_kind(workload, form="int8"),
         "ov-int8-cache": lambda workload: of_kind(workload, form="int8", cache="u8"),
+        "ov-blocks": layer,
     })  # fmt: skip
