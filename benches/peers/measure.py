@@ -2,10 +2,12 @@
 
     just bench-cpu                                             # builds what it needs and measures everything
     just bench-cpu --workloads P1,D1 --rounds 1 --out /tmp/trial
+    just bench-cpu --smoke                                     # tiny sizes, one round, with what is installed; writes nothing
 
-Each implementation runs in a program that answers requests (`src/main.rs`, `torch_peers.py`). Every round calls all
-of them. The time of a round is the median of its calls; the result is the median over the rounds. All programs hash
-the same inputs, and this program compares some rows of each result with float64.
+Each implementation runs in a program that answers requests (`src/main.rs`, `torch_peers.py`, those of `engines`). Every
+round calls all of them. The time of a round is the median of its calls; the result is the median over the rounds. All
+programs hash the same inputs, and this program compares some rows of each result with float64. A program that does not
+start, because its package is not installed, is left out, and the reason is printed.
 """
 
 import argparse
@@ -20,11 +22,10 @@ import sys
 import tempfile
 import threading
 import time
-from importlib import metadata
 
 import numpy as np
 
-from problems import attention_reference, checked_rows, layer_reference, workloads
+from problems import attention_reference, checked_rows, layer_reference, smoke_workloads, workloads
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -40,6 +41,8 @@ IMPLEMENTATIONS = {
     "candle-plain": ("candle plain", "candle"),
     "burn-ndarray": ("Burn on ndarray", "burn"),
     "burn-flex": ("Burn on flex", "burn"),
+    "ours-f16": ("burn-deepspeed on ndarray, f16 weights", "ours"),
+    "ours-bf16": ("burn-deepspeed on ndarray, bf16 weights", "ours"),
     "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
     "ours-int8-rounded": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded", "ours"),
@@ -48,12 +51,43 @@ IMPLEMENTATIONS = {
     "transformers-sdpa": ("transformers sdpa", "torch"),
     "transformers-static": ("transformers sdpa, static cache", "torch"),
     "transformers-eager": ("transformers eager", "torch"),
+    "transformers-bf16": ("transformers sdpa, static cache, bf16", "torch"),
     "int8": ("transformers sdpa, dynamic int8", "torch"),
+    "ort-f32": ("ONNX Runtime", "ort"),
+    "ort-int8": ("ONNX Runtime, dynamic int8", "ort"),
+    "ort-blocks": ("ONNX Runtime, MatMulNBits", "ort"),
+    "ov-f32": ("OpenVINO", "ov"),
+    "ov-bf16": ("OpenVINO, bf16", "ov"),
+    "ov-int8": ("OpenVINO, int8 weights", "ov"),
+    "ov-int8-cache": ("OpenVINO, int8 weights and cache", "ov"),
+    "ov-blocks": ("OpenVINO, compressed weights", "ov"),
+    "ggml-f32": ("ggml", "ggml"),
+    "ggml-f16": ("ggml, f16 weights and cache", "ggml"),
+    "ggml-bf16": ("ggml, bf16 weights, f16 cache", "ggml"),
+    "ggml-int8": ("ggml, Q8_0 weights, f16 cache", "ggml"),
+    "ggml-int8-cache": ("ggml, Q8_0 weights and cache", "ggml"),
+    "ggml-blocks": ("ggml, blocks", "ggml"),
     "gemm": ("gemm crate", "ours"),
     "torch-matmul": ("PyTorch matmul", "torch"),
+    "multiply-add": ("multiply-adds in registers", "ours"),
     "read": ("array read, one run per thread", "ours"),
     "read-4": ("array read, four runs per thread", "ours"),
 }
+# The names of the programs that need packages or compilers which a machine may lack.
+OPTIONAL = {"torch": "PyTorch", "ort": "ONNX Runtime", "ov": "OpenVINO", "ggml": "ggml"}
+# Implementations that are compared with each other: those whose weights have the same number of bits. In a layer of blocks, all are.
+CLASSES = {
+    "f32": [
+        "ours-ndarray", "ours-flex", "transformers-sdpa", "transformers-static", "transformers-eager", "ort-f32", "ov-f32",
+        "ggml-f32",
+    ],
+    "16 bits": ["ours-f16", "ours-bf16", "transformers-bf16", "ov-bf16", "ggml-f16", "ggml-bf16"],
+    "int8": [
+        "ours-int8", "ours-int8-cache", "ours-int8-rounded", "int8", "ort-int8", "ov-int8", "ov-int8-cache", "ggml-int8",
+        "ggml-int8-cache",
+    ],
+    "blocks": ["ours-ndarray", "ours-flex", "ort-blocks", "ov-blocks", "ggml-blocks"],
+}  # fmt: skip
 # How fast the machine reads: timed in the same rounds as each memory-bound workload, on the number of bytes that it reads.
 READS = ("read", "read-4")
 # Implementations that are another with a changed workload: what an option costs.
@@ -64,19 +98,23 @@ CHANGED = {
 # The implementations that run each group of workloads.
 TAKE_PART = {
     "attention": list(IMPLEMENTATIONS)[:9],
-    "layer": [
-        "ours-ndarray", "ours-flex", "ours-int8", "ours-int8-cache", "ours-int8-rounded", "transformers-sdpa",
-        "transformers-static", "transformers-eager", "int8",
-    ],
+    "layer": [*CLASSES["f32"], *CLASSES["16 bits"], *CLASSES["int8"]],
+    "blocks": CLASSES["blocks"],
     "family": [
         "ours-ndarray", "ours-flex", "ours-without-norm", "ours-with-sinks", "transformers-sdpa", "transformers-static",
         "transformers-eager",
     ],
-    "encoder": ["ours-ndarray", "ours-flex", "transformers-sdpa"],
+    "encoder": [
+        "ours-ndarray", "ours-flex", "transformers-sdpa", "ort-f32", "ov-f32", "ov-bf16", "ort-int8", "ov-int8", "int8",
+    ],
     "length": ["ours-ndarray", "sdpa"],
-    "limit": ["gemm", "torch-matmul", *READS],
+    "limit": ["multiply-add", "gemm", "torch-matmul", *READS],
     "memory": ["ours-ndarray", "ours-flex", "sdpa", "unfused", "flex-attention", "burn-flex"],
 }
+# Of the group of limits, by the kind of a workload.
+LIMITS = {"peak": ["multiply-add"], "matmul": ["gemm", "torch-matmul"], "read": list(READS)}
+# In the smoke test, the largest difference from float64 of a result whose magnitudes are about 0.1, by the class.
+SMOKE_DIFFERENCES = {"f32": 1e-6, "16 bits": 2e-3, "int8": 2e-3, "blocks": 2e-3}
 
 
 class Program:
@@ -85,7 +123,7 @@ class Program:
     def __init__(self, command: list[str], threads: int, patience: float):
         self.command, self.patience, self.process = command, patience, None
         names = ("OMP", "MKL", "OPENBLAS", "RAYON", "MATMUL")
-        self.environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
+        self.environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names} | {"PYTHONPATH": str(HERE)}
 
     def start(self):
         self.errors = tempfile.TemporaryFile("w+")
@@ -185,7 +223,43 @@ def without_folder(workload: dict) -> dict:
     return {key: value for key, value in workload.items() if key != "folder"}
 
 
-def machine() -> dict:
+def missing(programs: dict) -> tuple[dict, dict]:
+    """The versions of the optional programs that start, and why the others do not."""
+    versions, reasons = {}, {}
+    for server, label in OPTIONAL.items():
+        answer = programs[server].ask(do="about")
+        if "error" in answer:
+            reasons[label] = answer["error"].strip().splitlines()[0][:300]
+        else:
+            versions |= answer.get("versions", {label: answer.get("version")})
+    return versions, reasons
+
+
+def take_part(workload: dict, settings, absent: set[str]) -> list[str]:
+    """The implementations that run a workload."""
+    names = TAKE_PART[workload["group"]]
+    if workload["group"] == "limit":
+        names = [name for name in names if name in LIMITS[workload["kind"]]]
+    elif workload["limit"] == "read":
+        names = [*names, *READS]
+    return [name for name in names if name in settings.impls and IMPLEMENTATIONS[name][1] not in absent]
+
+
+def smoke_failures(rows: list[dict], wanted: list[dict]) -> list[str]:
+    """What a smoke test finds: implementations that fail, and results that are far from float64."""
+    groups, found = {workload["name"]: workload["group"] for workload in wanted}, []
+    for row in rows:
+        name, group = row["implementation"], groups[row["workload"]]
+        precisions = [own for own, names in CLASSES.items() if name in names and (own == "blocks") == (group == "blocks")]
+        most = SMOKE_DIFFERENCES[precisions[0] if precisions else "f32"]
+        if row.get("failure", "").startswith("NotImplementedError"):
+            continue  # the processor lacks something
+        if "failure" in row or row.get("difference", 0) > most:
+            found.append(f"{row['workload']}, {row['threads']} threads, {name}: {row.get('failure', row.get('difference'))}")
+    return found
+
+
+def machine(versions: dict) -> dict:
     processor = pathlib.Path("/proc/cpuinfo").read_text()
     flags = re.search(r"^flags\s*:(.*)$", processor, re.M)[1].split()
     memory = re.search(r"MemTotal:\s*(\d+)", pathlib.Path("/proc/meminfo").read_text())[1]
@@ -196,8 +270,7 @@ def machine() -> dict:
         "vectors": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags],
         "memory_gib": round(int(memory) / 2**20), "system": platform.platform(), "date": time.strftime("%Y-%m-%d"),
         "rustc": subprocess.run(["rustc", "-V"], capture_output=True, text=True, check=True).stdout.split()[1],
-        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
-        | {name: crate(name) for name in ("burn", "candle-nn", "gemm")},
+        "versions": versions | {"numpy": np.__version__} | {name: crate(name) for name in ("burn", "candle-nn", "gemm")},
     }  # fmt: skip
 
 
@@ -210,11 +283,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=listed, default=["1", "2"], help="lengths and memory take the last (default: 1,2)")
     parser.add_argument("--workloads", type=listed, default=[], help="names or groups, such as P1,layer,limit; default: all")
     parser.add_argument("--impls", type=listed, default=list(IMPLEMENTATIONS), help="default: all")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, one round; fails if a result is wrong")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--sample", type=float, default=0.08, help="seconds of calls in a round")
     parser.add_argument("--budget", type=float, default=1.2, help="seconds of all rounds of one; two if it is slow")
     parser.add_argument("--patience", type=float, default=180, help="seconds for an answer")
-    return parser.parse_args()
+    settings = parser.parse_args()
+    if settings.smoke:
+        settings.rounds, settings.sample = 1, 0.0
+        settings.impls = [name for name in settings.impls if name != "flex-attention"]  # takes a minute to compile
+    return settings
 
 
 def main():
@@ -223,17 +301,25 @@ def main():
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.work / "inductor")
     commands = {server: [settings.binary] for server in ("ours", "burn", "candle")}
     commands["torch"] = [sys.executable, str(HERE / "torch_peers.py")]
+    commands |= {engine: [sys.executable, str(HERE / "engines" / f"{engine}.py")] for engine in ("ort", "ov", "ggml")}
     programs = {
         int(threads): {server: Program(command, int(threads), settings.patience) for server, command in commands.items()}
         for threads in settings.threads
     }
-    result = {"machine": machine(), "settings": {key: getattr(settings, key) for key in ("rounds", "sample", "budget")}}
-    result["settings"]["load_before"] = round(os.getloadavg()[0], 2)
     most, started = max(programs), time.time()
+    versions, absent = missing(programs[most])
+    for label, reason in absent.items():
+        print(f"{label} is left out: {reason}", file=sys.stderr, flush=True)
+    absent_programs = {server for server, label in OPTIONAL.items() if label in absent}
+    result = {"machine": machine(versions), "settings": {key: getattr(settings, key) for key in ("rounds", "sample", "budget")}}
+    result["settings"]["load_before"] = round(os.getloadavg()[0], 2)
     wanted = [
-        workload for workload in workloads(settings.work / "encoder")
+        workload for workload in (smoke_workloads() if settings.smoke else workloads(settings.work / "encoder"))
         if not settings.workloads or {workload["name"], workload["group"]} & set(settings.workloads)
     ]  # fmt: skip
+    if "torch" in absent_programs:
+        # PyTorch makes the encoder, and its reference.
+        wanted = [workload for workload in wanted if workload["kind"] != "encoder"]
     rows = []
     for workload in wanted:
         checked = checked_rows(workload)
@@ -241,12 +327,7 @@ def main():
         for name in set(CHANGED) & set(TAKE_PART[workload["group"]]) & set(settings.impls):
             references[name] = reference_of(workload | CHANGED[name][1], checked, programs[most]["torch"])
         for threads in [most] if workload["group"] == "length" else programs:
-            names = TAKE_PART[workload["group"]]
-            if workload["group"] == "limit":
-                names = [name for name in names if (name in READS) == (workload["kind"] == "read")]
-            elif workload["limit"] == "read":
-                names = [*names, *READS]
-            names = [name for name in names if name in settings.impls]
+            names = take_part(workload, settings, absent_programs)
             for row in measure(workload, references, checked, names, programs[threads], settings):
                 row = {"workload": workload["name"], "threads": threads} | row
                 rows.append(row)
@@ -255,8 +336,13 @@ def main():
                 print(f"{row['workload']:14} {threads} {row['implementation']:20} {shown}", file=sys.stderr, flush=True)
     for program in (program for servers in programs.values() for program in servers.values()):
         program.stop()
+    if settings.smoke:
+        failures = smoke_failures(rows, wanted)
+        sys.exit("\n".join(failures) if failures else 0)
     result |= {
         "implementations": {name: label for name, (label, _) in IMPLEMENTATIONS.items()},
+        "classes": CLASSES,
+        "left_out": absent,
         "workloads": list({workload["name"]: without_folder(workload) for workload in wanted}.values()),
         "rows": rows,
         "memory": memory(commands, wanted, most, settings),

@@ -5,7 +5,7 @@ import itertools
 import math
 from collections.abc import Callable
 
-# A colour for each project, a shape for each of its implementations.
+# A colour for each project, a shape for each of its implementations; the engines share one.
 MARKS = {
     "ours-ndarray": ("#111111", "circle"),
     "sdpa": ("#e4572e", "circle"),
@@ -19,6 +19,9 @@ MARKS = {
     "transformers-static": ("#1f77b4", "diamond"),
     "transformers-eager": ("#1f77b4", "square"),
     "int8": ("#1f77b4", "triangle"),
+    "ort-f32": ("#d4a017", "circle"),
+    "ov-f32": ("#d4a017", "square"),
+    "ggml-f32": ("#d4a017", "diamond"),
 }
 WIDTH, TOP, ROW = 1000, 60, 19
 # Left edge and width of the panels: ratios and shares with few threads, then with many.
@@ -76,7 +79,7 @@ def grid(canvas: Canvas, result) -> float:
     """A line for each workload: ratios on the left, shares on the right. Returns where it ends."""
     workloads = [workload for group in ("attention", "layer", "encoder") for workload in result.of(group)]
     bottom = TOP + ROW * len(workloads)
-    peers = lambda workload: result.peers(workload["group"])  # noqa: E731
+    peers = lambda workload: result.f32_peers(workload["group"])  # noqa: E731
     ratios = [
         ratio for workload in workloads for threads in result.threads for peer in peers(workload)
         if (ratio := result.ratio(workload["name"], threads, peer))

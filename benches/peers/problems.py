@@ -10,6 +10,9 @@ import numpy as np
 # Number of rows of a result that are compared with float64.
 CHECKED_ROWS = 64
 EPSILON = 1e-6
+# Elements of a block, and the bytes of one.
+BLOCK = 32
+BLOCK_BYTES = {"Q4_0": 18, "Q8_0": 34}
 
 
 def attention(name: str, title: str, sizes: tuple, group: str = "attention", **masks) -> dict:
@@ -26,18 +29,21 @@ def attention(name: str, title: str, sizes: tuple, group: str = "attention", **m
 
 
 def layer(name: str, title: str, hidden: int, heads: int, tokens: int, cached: int, group: str = "layer", **more) -> dict:
-    """A LLaMA layer unless `more` says otherwise: `kv_heads`, `head_dim`, `window`, `model` with its norm of queries and keys."""
+    """A LLaMA layer unless `more` says otherwise: `kv_heads`, `head_dim`, `window`, `model` with its norm of queries and keys, and
+    `blocks`, the format that its matrices are rounded to."""
     workload = {
         "name": name, "title": title, "group": group, "kind": "layer",
         "hidden": hidden, "heads": heads, "tokens": tokens, "cached": cached,
         "kv_heads": heads, "head_dim": hidden // heads, "window": None, "model": "llama", "norm": False, "sinks": False,
+        "blocks": None,
     } | more  # fmt: skip
     width, kv_width = heads * workload["head_dim"], workload["kv_heads"] * workload["head_dim"]
     window = workload["window"] or cached + tokens
     pairs = sum(min(cached + at + 1, window) for at in range(tokens))
     weights = hidden * (2 * width + 2 * kv_width)
     workload["flops"] = 2 * tokens * weights + 4 * width * pairs
-    workload["bytes"] = 4 * (weights + 2 * kv_width * (min(cached, window) + tokens) + 2 * hidden * tokens)
+    weights_bytes = weights * (BLOCK_BYTES[workload["blocks"]] / BLOCK if workload["blocks"] else 4)
+    workload["bytes"] = round(weights_bytes) + 4 * (2 * kv_width * (min(cached, window) + tokens) + 2 * hidden * tokens)
     workload["limit"] = "read" if tokens == 1 else "matmul"
     return workload
 
@@ -53,6 +59,17 @@ def gemma(name: str, title: str, tokens: int, cached: int) -> dict:
     return layer(name, f"Gemma 3, {title}", 2560, 8, tokens, cached, "family", **sizes, model="gemma3", norm=True)
 
 
+def in_blocks(hidden: int, heads: int, tokens: int, cached: int) -> list[dict]:
+    """A layer with matrices of each format."""
+    what = f"{tokens} tokens" if tokens > 1 else "one token"
+    return [
+        layer(
+            f"{name}-{hidden}-{cached or 'prompt'}", f"hidden {hidden}, {what}", hidden, heads, tokens, cached, "blocks", blocks=name
+        )
+        for name in BLOCK_BYTES
+    ]  # fmt: skip
+
+
 def length(which: str, keys: int) -> dict:
     sizes = (1, 8, 8, 64, keys, keys) if which == "prefill" else (1, 32, 8, 128, 1, keys)
     title = f"prompt of {keys}" if which == "prefill" else f"one token on {keys}"
@@ -63,6 +80,20 @@ def limit(name: str, title: str, **sizes) -> dict:
     return {"name": name, "title": title, "group": "limit", "flops": 0, "bytes": 0} | sizes
 
 
+def reading(name: str, mebibytes: int) -> dict:
+    """The sum of an array of this size."""
+    sizes = {"elements": mebibytes << 18, "bytes": mebibytes << 20}
+    return limit(name, f"{mebibytes} MiB", kind="read", limit="read", **sizes)
+
+
+def last_level_cache() -> int:
+    """Bytes of the last-level cache of the first processor; 16 MiB where the system does not say."""
+    units = {"K": 1 << 10, "M": 1 << 20}
+    files = pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    sizes = [text for text in (file.read_text().strip() for file in files) if text[-1] in units]
+    return max((int(text[:-1]) * units[text[-1]] for text in sizes), default=16 << 20)
+
+
 def workloads(folder: pathlib.Path) -> list[dict]:
     """All workloads, with the limits first and last. The encoder is written to `folder`."""
     chance = random.Random(4)
@@ -71,7 +102,9 @@ def workloads(folder: pathlib.Path) -> list[dict]:
         limit(f"matmul-{size}", f"product of {size}²", kind="matmul", size=size, flops=2 * size**3, limit="matmul")
         for size in (1024, 1536, 2048)
     ]
-    limits.append(limit("read", "256 MiB", kind="read", elements=64 << 20, bytes=256 << 20, limit="read"))
+    limits.append(reading("read", 256))
+    limits.append(reading("read-cache", max(4, last_level_cache() // 4 >> 20)))
+    limits.append(limit("peak", "multiply-adds", kind="peak", steps=1 << 28, flops=2 << 28, limit="peak"))
     sentences = {"name": "M1", "title": "64 sentences", "group": "encoder", "kind": "encoder", "limit": None}
     return [
         *limits,
@@ -98,10 +131,31 @@ def workloads(folder: pathlib.Path) -> list[dict]:
         gemma("L4-prompt", "prompt of 2048", 2048, 0),
         gemma("L4-512", "one token on 512", 1, 512),
         gemma("L4-4096", "one token on 4096", 1, 4096),
+        *in_blocks(1024, 16, 512, 0),
+        *in_blocks(1024, 16, 1, 512),
+        *in_blocks(4096, 32, 512, 0),
+        *in_blocks(4096, 32, 1, 512),
         sentences | {"folder": str(folder), "batch": 16, "sentences": 64},
         *(length("prefill", 2**power) for power in range(7, 15)),
         *(length("decode", 2**power) for power in range(7, 15)),
         *limits,
+    ]
+
+
+def smoke_workloads() -> list[dict]:
+    """A tiny problem of every kind whose inputs need no other package."""
+    sizes = {"kv_heads": 2, "head_dim": 32}
+    return [
+        limit("matmul-64", "product of 64²", kind="matmul", size=64, flops=2 * 64**3, limit="matmul"),
+        reading("read", 1),
+        limit("peak", "multiply-adds", kind="peak", steps=1 << 16, flops=2 << 16, limit="peak"),
+        attention("P1", "prompt of 17", (1, 4, 4, 32, 17, 17), causal=True),
+        attention("D1", "one token on 65, grouped heads", (1, 4, 2, 32, 1, 65), causal=True),
+        layer("L1-prompt", "hidden 64, 17 tokens", 64, 2, 17, 0),
+        layer("L1-33", "hidden 64, one token", 64, 2, 1, 33),
+        layer("L3-33", "Qwen 3, one token on 33", 64, 4, 1, 33, "family", model="qwen3", norm=True, **sizes),
+        *in_blocks(64, 2, 17, 0),
+        *in_blocks(64, 2, 1, 33),
     ]
 
 
@@ -170,6 +224,27 @@ def layer_weights(hidden: int, heads: int, kv_heads: int, size: int) -> tuple[np
     return gamma, noise(12, (hidden, (heads + 2 * kv_heads) * size), 0.02), noise(13, (heads * size, hidden), 0.02)
 
 
+def blocks(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix `[out, in]` in the blocks of llama.cpp: integers of the same shape, and a scale for each 32 of them, which is an f16."""
+    parts = matrix.reshape(len(matrix), -1, BLOCK)
+    most = np.take_along_axis(parts, np.abs(parts).argmax(-1, keepdims=True), -1)
+    scales = most / np.float32(-8) if name == "Q4_0" else np.abs(most) / np.float32(127)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
+    if name == "Q4_0":
+        integers = np.clip(np.trunc(parts.astype(np.float64) * inverse + 8.5), 0, 15) - 8
+    else:
+        scaled = parts * inverse
+        integers = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    return integers.astype(np.int8).reshape(matrix.shape), scales[..., 0].astype(np.float16)
+
+
+def rounded(matrix: np.ndarray, name: str) -> np.ndarray:
+    """The values of a matrix `[in, out]` in blocks."""
+    integers, scales = blocks(np.ascontiguousarray(matrix.T), name)
+    return (integers.reshape(*scales.shape, BLOCK) * scales[..., None].astype(np.float32)).reshape(integers.shape).T
+
+
 def norm_weights(size: int) -> list[np.ndarray]:
     """Factors of the features of queries and of keys, after their norm."""
     return [noise(seed, (size,), 0.1) + np.float32(1) for seed in (17, 18)]
@@ -186,6 +261,8 @@ def layer_reference(workload: dict, rows: list[int]) -> np.ndarray:
     hidden, heads, kv_heads, size = layer_sizes(workload)
     tokens, cached, window = workload["tokens"], workload["cached"], workload["window"] or math.inf
     gamma, qkv, output = layer_weights(hidden, heads, kv_heads, size)
+    if workload["blocks"]:
+        qkv, output = (rounded(matrix, workload["blocks"]) for matrix in (qkv, output))
     input_ = noise(14, (tokens, hidden)).astype(np.float64)
 
     def rms(side: np.ndarray, weight: np.ndarray) -> np.ndarray:

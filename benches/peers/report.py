@@ -11,6 +11,12 @@ from plot import svg
 
 START, END = "<!-- measured -->", "<!-- end of what was measured -->"
 OURS = "ours-ndarray"
+# The groups whose implementations are compared within classes of precision, and the headings of these parts.
+BY_PRECISION = {
+    "layer": "A whole layer, by precision",
+    "encoder": "Sentence embeddings, by precision",
+    "blocks": "Layers of blocks",
+}
 # Reading an array: the limit of a memory-bound workload, and not a peer.
 READS = ("read", "read-4")
 # Other configurations of ours, and the headings of their columns.
@@ -23,7 +29,7 @@ OTHERS = {
     "ours-with-sinks": "with sinks, ms",
 }
 # The unit of a rate, by what limits it.
-UNITS = {"matmul": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
+UNITS = {"matmul": "GFLOP/s", "peak": "GFLOP/s", "read": "GB/s", None: "sentences/s"}
 
 
 class Result:
@@ -51,6 +57,26 @@ class Result:
         others = [name for name in self.labels if not name.startswith("ours") and name not in READS]
         return [name for name in others if self.took_part(name, group)]
 
+    def f32_peers(self, group: str) -> list[str]:
+        """Those of f32. A record without classes was measured in f32, but for one column."""
+        classes = self.record.get("classes", {})
+        others = {name for own, names in classes.items() if own != "f32" for name in names}
+        return [name for name in self.peers(group) if name not in others]
+
+    def classes(self, group: str) -> dict[str, list[str]]:
+        """The implementations of each class of precision that took part. Those of layers of blocks are one class; other groups have none."""
+        if group not in BY_PRECISION:
+            return {}
+        classes = self.record.get("classes", {}).items()
+        chosen = {own: names for own, names in classes if (own == "blocks") == (group == "blocks")}
+        taken = {own: [name for name in names if self.took_part(name, group)] for own, names in chosen.items()}
+        return {own: names for own, names in taken.items() if names}
+
+    def fastest(self, name: str, threads: int, implementations: list[str]) -> tuple[float, str] | None:
+        """The smallest time of these, and whose it is."""
+        times = ((self.ms(name, threads, implementation), implementation) for implementation in implementations)
+        return min(((ms, implementation) for ms, implementation in times if ms), default=None)
+
     def took_part(self, implementation: str, group: str) -> bool:
         names = {workload["name"] for workload in self.of(group)}
         return any(name in names and who == implementation for name, _, who in self.rows)
@@ -63,7 +89,7 @@ class Result:
     def rate(workload: dict, ms: float) -> float:
         """In the unit of `UNITS`."""
         match workload["limit"]:
-            case "matmul":
+            case "matmul" | "peak":
                 return workload["flops"] / ms / 1e6
             case "read":
                 return workload["bytes"] / ms / 1e6
@@ -77,7 +103,8 @@ class Result:
             self.rate(self.workloads[row["workload"]], min(row["round_ms"])) for row in self.record["rows"]
             if row["threads"] == threads and row.get("round_ms")
             and (row["workload"] == name and row["implementation"] in READS if kind == "read"
-                 else kind == "matmul" and self.workloads[row["workload"]]["kind"] == "matmul")
+                 else kind == "peak" and row["workload"] == name
+             or kind == "matmul" and self.workloads[row["workload"]]["kind"] == "matmul")
         ]  # fmt: skip
         return max(rates, default=None)
 
@@ -118,10 +145,18 @@ def machine(result: Result) -> list[str]:
 
 def limits(result: Result) -> list[str]:
     measured = result.of("limit")
-    best = lambda kind, threads: next((result.limit(it, threads) for it in measured if it["limit"] == kind), None)  # noqa: E731
-    rows = [[str(threads), number(best("matmul", threads)), number(best("read", threads))] for threads in result.threads]
-    head = ["threads", "matrix product, GFLOP/s", "read of 256 MiB, GB/s"]
-    lines = ["", "## Limits of the machine", *table(head, rows)]
+    product = next((it for it in measured if it["limit"] == "matmul"), None)
+    peak = next((it for it in measured if it["limit"] == "peak"), None)
+    reads = [it for it in measured if it["limit"] == "read"]
+    heads = [
+        *(["multiply-adds in registers, GFLOP/s"] if peak else []), "matrix product, GFLOP/s",
+        *(f"read of {it['title']}, GB/s" for it in reads),
+    ]  # fmt: skip
+    rows = []
+    for threads in result.threads:
+        limits_ = [*([peak] if peak else []), *([product] if product else []), *reads]
+        rows.append([str(threads), *(number(result.limit(it, threads)) for it in limits_)])
+    lines = ["", "## Limits of the machine", *table(["threads", *heads], rows)]
     decoding = [it for it in result.workloads.values() if it["limit"] == "read" and it["group"] != "limit"]
     if decoding and not any(result.limit(it, threads) for it in decoding for threads in result.threads):
         lines += ["", "This run did not time reads of the decoding steps' data, so these steps have no limit below."]
@@ -130,7 +165,7 @@ def limits(result: Result) -> list[str]:
 
 def ratios(result: Result, group: str, title: str) -> list[str]:
     """Our time, rate and limit, and every peer's time divided by ours."""
-    lines, peers = ["", f"## {title}"], result.peers(group)
+    lines, peers = ["", f"## {title}"], result.f32_peers(group)
     others = {name: head for name, head in OTHERS.items() if result.took_part(name, group)}
     for threads in result.threads:
         rows = []
@@ -149,6 +184,42 @@ def ratios(result: Result, group: str, title: str) -> list[str]:
             ])  # fmt: skip
         head = [f"{threads} thread{'s' * (threads > 1)}", "ours, ms", "rate", "limit", "share of it", *others.values()]
         lines += table(head + [result.labels[peer] for peer in peers], rows)
+    return lines
+
+
+def side_by_side(result: Result, group: str, title: str) -> list[str]:
+    """For every class of precision our fastest time, the fastest peer's, and the ratio."""
+    lines, found = ["", f"## {title}"], result.classes(group)
+    for threads in result.threads:
+        rows = []
+        for workload in result.of(group):
+            cells = []
+            for names in found.values():
+                ours, theirs = (
+                    result.fastest(workload["name"], threads, [name for name in names if name.startswith("ours") == own])
+                    for own in (True, False)
+                )
+                peer = f"{number(theirs[0])} ({result.labels[theirs[1]]})" if theirs else "—"
+                cells += [number(ours[0] if ours else None), peer, number(theirs[0] / ours[0] if ours and theirs else None)]
+            rows.append([f"{workload['name']}: {workload['title']}", *cells])
+        heads = [f"{own}: {what}" for own in found for what in ("ours, ms", "fastest peer, ms", "ratio")]
+        lines += table([f"{threads} thread{'s' * (threads > 1)}", *heads], rows)
+    return lines
+
+
+def to_the_fastest(result: Result, group: str) -> list[str]:
+    """For every class of precision each time, with its difference from float64 and its ratio to the fastest of the class."""
+    lines = []
+    for own, names in result.classes(group).items():
+        rows = []
+        for workload in result.of(group):
+            for threads in result.threads:
+                fastest = result.fastest(workload["name"], threads, names)
+                cells = [result.rows.get((workload["name"], threads, name), {}) for name in names]
+                shown = (f"{checked(cell)} {number(cell['ms'] / fastest[0])}×" if fastest and "ms" in cell else "—" for cell in cells)
+                rows.append([workload["name"], str(threads), *shown])
+        lines += ["", f"Each time of {own}, and its ratio to the fastest:"]
+        lines += table(["workload", "threads", *(result.labels[name] for name in names)], rows)
     return lines
 
 
@@ -173,7 +244,7 @@ def memory(result: Result) -> list[str]:
 def every_time(result: Result) -> list[str]:
     """Each time with its difference from float64, and why something did not run."""
     lines, reasons = ["", "## Every time"], {}
-    for group in ("attention", "layer", "family", "encoder"):
+    for group in ("attention", "layer", "family", "encoder", "blocks"):
         ours = [name for name in result.labels if name.startswith("ours") and result.took_part(name, group)]
         names = [name for name in result.labels if name in {*ours, *result.peers(group)}]
         rows = []
@@ -184,8 +255,10 @@ def every_time(result: Result) -> list[str]:
                 for cell in (cell for cell in cells if "failure" in cell):
                     text = f"{result.labels[cell['implementation']]}: {cell['failure']}"
                     reasons.setdefault(text, []).append(f"{workload['name']} ({threads})")
-        if rows:
+        # The tables of the classes have the times of these groups.
+        if rows and not result.classes(group):
             lines += table(["workload", "threads", *(result.labels[name] for name in names)], rows)
+    reasons |= {f"{label}: {reason}": ["everything"] for label, reason in result.record.get("left_out", {}).items()}
     if reasons:
         lines += ["", "Why something did not run:", ""]
         lines += [f"- {', '.join(places)}: {text}" for text, places in reasons.items()]
@@ -193,11 +266,17 @@ def every_time(result: Result) -> list[str]:
 
 
 def markdown(result: Result) -> str:
-    lines = [*machine(result), "", "![Ratios to each peer, share of the limits, rate by length](performance.svg)"]
+    lines = machine(result)
+    if "classes" not in result.record:
+        lines += ["", "This run was made before ONNX Runtime, OpenVINO and ggml joined the comparison."]
+    lines += ["", "![Ratios to each peer, share of the limits, rate by length](performance.svg)"]
     lines += limits(result)
     for group, title in (("attention", "Attention"), ("layer", "A whole layer"), ("family", "Layers of Qwen 3 and Gemma 3"), ("encoder", "Sentence embeddings")):
         if result.of(group):
             lines += ratios(result, group, title)
+    for group, title in BY_PRECISION.items():
+        if result.classes(group):
+            lines += side_by_side(result, group, title) + to_the_fastest(result, group)
     if result.of("length"):
         lines += lengths(result)
     if result.record["memory"]:

@@ -1,19 +1,41 @@
 #!/usr/bin/env bash
-# Builds the Rust program and an environment with PyTorch, both below the target folder, and measures; options go to `measure.py`.
-# PEERS_PYTHON names a Python that has the packages of requirements.txt already.
+# Builds the Rust program and an environment with PyTorch and the engines, all below the target folder, and measures; options go to
+# `measure.py`. An engine that cannot be installed is left out. PEERS_PYTHON names a Python that is used as it is. With `--smoke` nothing is
+# installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=${CARGO_TARGET_DIR:-$here/../../target}
+environment=$target/peers-venv
+smoke=
+for option in "$@"; do
+    [ "$option" != --smoke ] || smoke=yes
+done
 
 cargo build --release --locked --manifest-path "$here/Cargo.toml" --target-dir "$target/peers"
-python=${PEERS_PYTHON:-}
-if [ -z "$python" ]; then
-    python=$target/peers-venv/bin/python
-    if ! cmp --silent "$here/requirements.txt" "$target/peers-venv/installed.txt"; then
-        python3 -m venv "$target/peers-venv"
-        "$python" -m pip install --quiet --requirement "$here/requirements.txt"
-        cp "$here/requirements.txt" "$target/peers-venv/installed.txt"
+
+# Installs one requirement of `engines/requirements.txt`, or says that it could not. llama-cpp-python compiles llama.cpp.
+engine() {
+    [ ! -e "$environment/installed-$1" ] || return 0
+    if timeout 3600 "$environment/bin/python" -m pip install --quiet "$1"; then
+        touch "$environment/installed-$1"
+    else
+        echo "$1 was not installed" >&2
     fi
+}
+python=${PEERS_PYTHON:-}
+if [ -z "$python" ] && [ -z "$smoke" ]; then
+    python=$environment/bin/python
+    if ! cmp --silent "$here/requirements.txt" "$environment/installed.txt"; then
+        python3 -m venv "$environment"
+        "$python" -m pip install --quiet --requirement "$here/requirements.txt"
+        cp "$here/requirements.txt" "$environment/installed.txt"
+    fi
+    while read -r requirement; do
+        engine "$requirement"
+    done <"$here/engines/requirements.txt"
+elif [ -z "$python" ]; then
+    python=$environment/bin/python
+    [ -x "$python" ] || python=python3
 fi
 export PYTHONDONTWRITEBYTECODE=1
 exec "$python" "$here/measure.py" --binary "$target/peers/release/peers" --work "$target/peers-work" "$@"

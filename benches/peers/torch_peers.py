@@ -106,7 +106,9 @@ def flex(workload: dict) -> Call:
 # Layers.
 
 
-def layer(workload: dict, attention: str, static: bool = False, int8: bool = False) -> Call:
+def layer(
+    workload: dict, attention: str, static: bool = False, int8: bool = False, dtype: torch.dtype = torch.float32
+) -> Call:
     """The norm and the attention of a model. What `transformers` computes once for all layers, rotary tables and masks, is not timed."""
     from transformers.cache_utils import DynamicCache, StaticCache
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -118,9 +120,11 @@ def layer(workload: dict, attention: str, static: bool = False, int8: bool = Fal
     norm.weight.data = torch.from_numpy(layer_weights(hidden, heads, kv_heads, size)[0])
     if int8:
         module = torch.ao.quantization.quantize_dynamic(copy.deepcopy(module), {torch.nn.Linear}, dtype=torch.qint8)
-    input_ = torch.from_numpy(noise(14, (1, tokens, hidden)))
-    rotary = [torch.from_numpy(table).float().repeat(1, 2)[None] for table in rotary_tables(workload)]
-    past = [torch.from_numpy(noise(seed, (1, kv_heads, cached, size))) for seed in (15, 16)]
+    if dtype != torch.float32:
+        module, norm = (copy.deepcopy(part).to(dtype) for part in (module, norm))
+    input_ = torch.from_numpy(noise(14, (1, tokens, hidden))).to(dtype)
+    rotary = [torch.from_numpy(table).to(dtype).repeat(1, 2)[None] for table in rotary_tables(workload)]
+    past = [torch.from_numpy(noise(seed, (1, kv_heads, cached, size))).to(dtype) for seed in (15, 16)]
     if window:
         # The cache of a layer with a window keeps what the next token sees.
         past = [side[:, :, 1 - window :] for side in past]
@@ -131,7 +135,7 @@ def layer(workload: dict, attention: str, static: bool = False, int8: bool = Fal
         hidden_pairs = (key > at) | (key <= at - (window or before + tokens))
         mask = torch.where(hidden_pairs, -math.inf, 0.0)[None, None]
     cache = StaticCache(module.config, max_cache_len=cached + tokens) if static else DynamicCache()
-    cache.update(*(past if cached else [torch.zeros(1, kv_heads, tokens, size)] * 2), 0)
+    cache.update(*(past if cached else [torch.zeros(1, kv_heads, tokens, size, dtype=dtype)] * 2), 0)
     stored = cache.layers[0]
 
     def call() -> torch.Tensor:
@@ -214,13 +218,15 @@ def write_encoder(folder: pathlib.Path, sentences: int):
     (folder / "sentences.txt").write_text("\n".join(text) + "\n")
 
 
-def encoder(workload: dict, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> Call:
+def encoder(workload: dict, dtype: torch.dtype = torch.float32, attention: str = "sdpa", int8: bool = False) -> Call:
     """From text to unit vectors, the mean over tokens, in batches."""
     from tokenizers import Tokenizer
     from transformers import BertModel
 
     folder = pathlib.Path(workload["folder"])
     model = BertModel.from_pretrained(folder, add_pooling_layer=False, attn_implementation=attention, dtype=dtype).eval()
+    if int8:
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     sentences = (folder / "sentences.txt").read_text().splitlines()
     batches = [sentences[at : at + workload["batch"]] for at in range(0, len(sentences), workload["batch"])]
@@ -251,7 +257,10 @@ IMPLEMENTATIONS: dict[str, Callable[[dict], Call]] = {
     "transformers-sdpa": lambda workload: encoder(workload) if workload["kind"] == "encoder" else layer(workload, "sdpa"),
     "transformers-static": lambda workload: layer(workload, "sdpa", static=True),
     "transformers-eager": lambda workload: layer(workload, "eager"),
-    "int8": lambda workload: layer(workload, "sdpa", int8=True),
+    "transformers-bf16": lambda workload: layer(workload, "sdpa", static=True, dtype=torch.bfloat16),
+    "int8": lambda workload: (
+        encoder(workload, int8=True) if workload["kind"] == "encoder" else layer(workload, "sdpa", int8=True)
+    ),
     "torch-matmul": matmul,
 }
 
@@ -269,11 +278,15 @@ def status(field: str) -> int:
 
 def answer(calls: dict[str, Call], request: dict) -> dict:
     match request["do"]:
+        case "about":
+            import transformers
+
+            return {"versions": {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}}
         case "prepare":
             name = request["implementation"]
             call = IMPLEMENTATIONS[name](request["workload"])
             result = call()
-            rows = result.reshape(-1, request["width"])[request["rows"]].tolist() if request["rows"] else []
+            rows = result.float().reshape(-1, request["width"])[request["rows"]].tolist() if request["rows"] else []
             del result
             calls[request["key"]] = call
             return {"rows": rows, "seconds": [timed(call)]}

@@ -1,8 +1,10 @@
-//! The machine's limits: a large matrix product, and reading as many bytes as a workload does.
+//! The machine's limits: multiply-adds in registers, a large matrix product, and reading as many bytes as a workload does.
 
+use std::hint::black_box;
 use std::ops::Range;
 
 use gemm::Parallelism;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::call::{Call, Failure};
@@ -14,6 +16,41 @@ const LANES: usize = 32;
 const AHEAD: usize = 8;
 /// Blocks read from one run before the next run is read: 4 KiB.
 const TURN: usize = 32;
+
+/// Sums of a thread's multiply-adds: more than the latency of one needs, and few enough for 16 registers.
+const SUMS: usize = 12;
+/// Multiply-adds of a thread are a multiple of this: elements of the widest vectors, times [`SUMS`].
+const MULTIPLE: usize = 16 * SUMS;
+
+/// Multiply-adds on values that stay in registers, on every thread. The result is their sum.
+pub fn peak(workload: &Workload) -> Result<Call, Failure> {
+    let &Workload::Peak { steps } = workload else { return Err("not multiply-adds".into()) };
+    let steps = steps.div_ceil(rayon::current_num_threads()).next_multiple_of(MULTIPLE);
+    let arch = Arch::new();
+    Ok(Box::new(move || {
+        let totals = rayon::broadcast(|_| arch.dispatch(MultiplyAdds { steps }));
+        Ok(Box::new(move || Ok(totals)))
+    }))
+}
+
+/// Returns the sum of `steps` products.
+struct MultiplyAdds {
+    steps: usize,
+}
+
+impl WithSimd for MultiplyAdds {
+    type Output = f32;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> f32 {
+        let (factor, other) = (simd.splat_f32s(black_box(0.5)), simd.splat_f32s(black_box(0.25)));
+        let mut sums = [simd.splat_f32s(0.0); SUMS];
+        for _ in 0..self.steps / (SUMS * S::F32_LANES) {
+            sums = sums.map(|sum| simd.mul_add_e_f32s(factor, other, sum));
+        }
+        sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum()
+    }
+}
 
 /// The `gemm` crate on square matrices.
 pub fn matmul(workload: &Workload) -> Result<Call, Failure> {

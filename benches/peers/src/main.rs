@@ -14,6 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn_deepspeed::KvCacheType;
+use burn_deepspeed::weight::BlockFormat;
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use serde::Deserialize;
@@ -101,6 +102,8 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
     match implementation {
         "ours-ndarray" => ours::prepare::<NdArray>(workload),
         "ours-flex" => ours::prepare::<Flex>(workload),
+        "ours-f16" => ours::prepare_blocks::<NdArray>(workload, BlockFormat::F16),
+        "ours-bf16" => ours::prepare_blocks::<NdArray>(workload, BlockFormat::BF16),
         "ours-int8" => int8(workload, KvCacheType::default(), false),
         "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),
         "ours-int8-rounded" => int8(workload, KvCacheType::INT8, true),
@@ -108,6 +111,7 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
         "burn-flex" => burn_attention::prepare::<Flex>(workload),
         "candle-flash" => candle_attention::flash(workload),
         "candle-plain" => candle_attention::plain(workload),
+        "multiply-add" => limits::peak(workload),
         "gemm" => limits::matmul(workload),
         "read" => limits::read::<1>(workload),
         "read-4" => limits::read::<4>(workload),

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
-use burn_deepspeed::weight::Int8Blocks;
+use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
     KvCacheType, NormType, Operations, QkNorm, QkNormKind, QkNormWeights, RotaryLayout, Window,
@@ -23,7 +24,7 @@ const EPSILON: f64 = 1e-6;
 pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
     match workload {
         Workload::Attention(heads) => Ok(attention::<B>(heads)),
-        Workload::Layer(sizes) => layer::<B>(sizes, &Int8::default()),
+        Workload::Layer(sizes) => layer::<B>(sizes, sizes.blocks, &Int8::default()),
         Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch),
         _ => Err("not a problem of attention".into()),
     }
@@ -41,7 +42,15 @@ pub struct Int8 {
 /// The call for a layer with some of it in int8.
 pub fn prepare_int8<B: InferenceBackend>(workload: &Workload, int8: &Int8) -> Result<Call, Failure> {
     match workload {
-        Workload::Layer(sizes) => layer::<B>(sizes, int8),
+        Workload::Layer(sizes) => layer::<B>(sizes, None, int8),
+        _ => Err("not a layer".into()),
+    }
+}
+
+/// The call for a layer whose matrices are in these blocks.
+pub fn prepare_blocks<B: InferenceBackend>(workload: &Workload, blocks: BlockFormat) -> Result<Call, Failure> {
+    match workload {
+        Workload::Layer(sizes) => layer::<B>(sizes, Some(blocks), &Int8::default()),
         _ => Err("not a layer".into()),
     }
 }
@@ -81,7 +90,7 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
 }
 
 /// A step that is dropped without commit, so that each call finds the same cache.
-fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failure> {
+fn layer<B: InferenceBackend>(sizes: &Layer, blocks: Option<BlockFormat>, int8: &Int8) -> Result<Call, Failure> {
     let &Layer { hidden, heads, kv_heads, head_dim, tokens, cached, .. } = sizes;
     let device = B::Device::default();
     let norm = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, EPSILON);
@@ -91,6 +100,7 @@ fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failur
         .with_num_hidden_layers(Some(1))
         .with_max_out_tokens(cached + tokens)
         .with_dtype(DataType::Fp32)
+        .with_matrix_format(blocks.map_or(MatrixFormat::OfDtype, MatrixFormat::Blocks))
         .with_kv_cache_dtype(int8.cache)
         .with_norm_type(NormType::RMSNorm)
         .with_layer_norm_eps(EPSILON)
@@ -111,7 +121,8 @@ fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failur
     if sizes.sinks {
         noises.push((19, 1.0, 0.0));
     }
-    let attention = attention.map(&mut Fill(noises.into_iter()));
+    let mut fill = Fill { noises: noises.into_iter(), blocks, inputs: [hidden, heads * head_dim].into_iter() };
+    let attention = attention.map(&mut fill);
 
     let attention = match int8.weights {
         true => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(int8.rounded),
@@ -131,21 +142,47 @@ fn layer<B: InferenceBackend>(sizes: &Layer, int8: &Int8) -> Result<Call, Failur
     }))
 }
 
-/// Gives each parameter noise of this seed, deviation and mean: gamma, QKV and output matrix, the weights of the norms of queries and
-/// of keys, and the sinks, in this order.
-struct Fill(std::vec::IntoIter<(u32, f64, f32)>);
+/// Gives each parameter its noise.
+struct Fill {
+    /// Seed, deviation and mean of gamma, QKV and output matrix, the weights of the norms of queries and of keys, and the sinks, in
+    /// this order.
+    noises: std::vec::IntoIter<(u32, f64, f32)>,
+    /// Of the matrices.
+    blocks: Option<BlockFormat>,
+    /// Of the matrices in blocks.
+    inputs: std::array::IntoIter<usize, 2>,
+}
+
+/// `[out, in]` of the noise of `[in, out]`.
+fn transposed(values: &[f32], inputs: usize) -> Vec<f32> {
+    let outputs = values.len() / inputs;
+    (0..values.len()).map(|at| values[at % inputs * outputs + at / inputs]).collect()
+}
 
 impl<B: Backend> ModuleMapper<B> for Fill {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some((seed, deviation, mean)) = self.0.next() else { return param };
         let shape = param.lazy_shape();
+        // A matrix of blocks has one float beside its bytes.
+        if self.blocks.is_some() && shape.num_elements() == 1 {
+            return param;
+        }
+        let Some((seed, deviation, mean)) = self.noises.next() else { return param };
         let mut values = noise(seed, shape.num_elements(), deviation);
         values.iter_mut().for_each(|value| *value += mean);
-        if let [outputs, inputs] = shape[..] {
-            // The noise is that of `[in, out]`.
-            values = (0..outputs * inputs).map(|at| values[at % inputs * outputs + at / inputs]).collect();
+        if let [_, inputs] = shape[..] {
+            values = transposed(&values, inputs);
         }
         Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &param.lazy_device()))
+    }
+
+    fn map_int<const D: usize>(&mut self, param: Param<Tensor<B, D, Int>>) -> Param<Tensor<B, D, Int>> {
+        let Some(format) = self.blocks else { return param };
+        let (Some((seed, deviation, _)), Some(inputs)) = (self.noises.next(), self.inputs.next()) else { return param };
+        let shape = param.lazy_shape();
+        let values = noise(seed, shape.num_elements() / format.bytes() * format.elements(), deviation);
+        let bytes = format.quantise(&transposed(&values, inputs)).into_iter().map(u8::cast_signed).collect::<Vec<_>>();
+        let tensor = Tensor::from_data(TensorData::new(bytes, shape), (&param.lazy_device(), DType::I8));
+        Param::initialized(param.id, tensor)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use burn_deepspeed::position::alibi;
+use burn_deepspeed::weight::BlockFormat;
 use serde::Deserialize;
 
 /// A problem. Fields that only the report needs are not read.
@@ -29,6 +30,11 @@ pub enum Workload {
     Read {
         /// Numbers of four bytes.
         elements: usize,
+    },
+    /// Multiply-adds in registers.
+    Peak {
+        /// Multiplications of all threads, each with an addition.
+        steps: usize,
     },
 }
 
@@ -64,6 +70,8 @@ pub struct Layer {
     /// RMS norm of queries and keys.
     pub norm: bool,
     pub sinks: bool,
+    /// The blocks that the matrices are rounded to.
+    pub blocks: Option<BlockFormat>,
 }
 
 /// Elements of a tensor, row-major, and its shape.
