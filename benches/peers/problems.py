@@ -232,7 +232,7 @@ def blocks(matrix: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     with np.errstate(divide="ignore"):
         inverse = np.where(scales == 0, np.float32(0), np.float32(1) / scales)
     if name == "Q4_0":
-        integers = np.clip(np.trunc(parts.astype(np.float64) * inverse + 8.5), 0, 15) - 8
+        integers = np.clip(np.trunc((parts.astype(np.float64) * inverse + 8.5).astype(np.float32)), 0, 15) - 8
     else:
         scaled = parts * inverse
         integers = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
