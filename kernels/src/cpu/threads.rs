@@ -89,12 +89,13 @@ pub(super) fn each(tasks: usize, work: impl Fn(usize) + Sync) {
             }
         }
     };
+    let _waits = Waits::new();
     rayon::in_place_scope(|scope| {
         for _ in 1..threads {
             scope.spawn(|_| {
-                let helps = Helps::new(&helpers);
+                let _helps = Helps::new(&helpers);
                 take();
-                drop(helps);
+                // While the caller still waits for this helper, so that it does not take the job.
                 if !STAYS_AWAKE.get() {
                     rayon::spawn(stay_awake);
                 }
@@ -143,11 +144,29 @@ impl Drop for Helps<'_> {
 
 thread_local! {
     static STAYS_AWAKE: Cell<bool> = const { Cell::new(false) };
+    /// Calls of [`each`] that are on this thread.
+    static CALLS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Takes work of the pool until none has come for some time.
+/// A call of [`each`].
+struct Waits;
+
+impl Waits {
+    fn new() -> Self {
+        CALLS.set(CALLS.get() + 1);
+        Self
+    }
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        CALLS.set(CALLS.get() - 1);
+    }
+}
+
+/// Takes work of the pool until none has come for some time. A caller, which must return when its tasks are done, does not.
 fn stay_awake() {
-    if STAYS_AWAKE.replace(true) {
+    if CALLS.get() > 0 || STAYS_AWAKE.replace(true) {
         return;
     }
     let mut end = Instant::now() + AWAKE;
