@@ -7,7 +7,7 @@ use burn::tensor::{DType, backend::Backend};
 use super::joint::JointStream;
 use super::latent::{DeepSpeedLatentAttention, LatentQuery, QueryLatent};
 use super::projections::Projections;
-use crate::config::{DataType, DeepSpeedInferenceConfig, LatentSizes, MatrixFormat};
+use crate::config::{DataType, DeepSpeedInferenceConfig, LatentSizes};
 use crate::element::{OfBackend, is_cubecl, require_int8};
 use crate::error::ConfigError;
 use crate::spec::{AttentionSpec, NormSpec};
@@ -54,11 +54,10 @@ impl<'a, B: Backend> Build<'a, B> {
 
     fn weight(&self, input: usize, output: usize, bias: bool, int8: bool) -> Result<Weight<B>, ConfigError> {
         let format = self.config.matrix_format;
-        let weight = match format {
-            _ if int8 => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device)?,
-            MatrixFormat::OfDtype => Weight::init(input, output, bias, self.orientation, self.dtype, self.device),
-            _ => Weight::init_blocks(input, output, bias, format.wanted(), self.dtype, self.device)?,
-        };
+        let weight = match int8 {
+            true => Weight::init_int8(input, output, bias, self.blocks(output)?, self.dtype, self.device),
+            false => Weight::init_with_format(input, output, bias, format, self.orientation, self.dtype, self.device),
+        }?;
         Ok(weight.with_rounded_input(self.config.round_activations))
     }
 

@@ -3,6 +3,7 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::config::MatrixFormat;
 use burn_deepspeed_core::layout::Orientation;
 
 use super::blocks::BlockMatrix;
@@ -86,6 +87,25 @@ impl<B: Backend> Weight<B> {
     ) -> Result<Self, ConfigError> {
         let matrix = Matrix::Blocks(BlockMatrix::init([output, input], wanted, dtype, device)?);
         Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false })
+    }
+
+    /// The one that a `matrix_format` asks for: [`init`](Self::init), or [`init_blocks`](Self::init_blocks), which has no orientation.
+    ///
+    /// # Errors
+    /// Those of [`init_blocks`](Self::init_blocks).
+    pub fn init_with_format(
+        input: usize,
+        output: usize,
+        bias: bool,
+        format: MatrixFormat,
+        orientation: Orientation,
+        dtype: DType,
+        device: &B::Device,
+    ) -> Result<Self, ConfigError> {
+        match format {
+            MatrixFormat::OfDtype => Ok(Self::init(input, output, bias, orientation, dtype, device)),
+            format => Self::init_blocks(input, output, bias, format.wanted(), dtype, device),
+        }
     }
 
     /// A projection with these values.

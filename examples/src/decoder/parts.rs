@@ -3,7 +3,6 @@
 use burn::module::Module;
 use burn::nn::{LayerNorm, LayerNormConfig, RmsNorm, RmsNormConfig};
 use burn::tensor::{DType, Int, Tensor, backend::Backend, bf16, f16};
-use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::load::families::DecoderPaths;
 use burn_deepspeed::load::{HuggingFaceConfig, NormNames, ParameterReader};
 use burn_deepspeed::weight::{Int8Blocks, Orientation, Weight};
@@ -68,10 +67,9 @@ pub(super) fn linear<B: Backend>(
     let attention = config.attention_config(0);
     let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
     let dtype = attention.dtype.of_backend::<B>(device)?;
-    match (attention.dtype, attention.matrix_format) {
-        (Some(DataType::Int8), _) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
-        (_, MatrixFormat::OfDtype) => Ok(Weight::init(input, output, bias, orientation, dtype, device)),
-        (_, format) => Weight::init_blocks(input, output, bias, format.wanted(), dtype, device),
+    match attention.dtype {
+        Some(DataType::Int8) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
+        _ => Weight::init_with_format(input, output, bias, attention.matrix_format, orientation, dtype, device),
     }
 }
 
@@ -84,10 +82,7 @@ pub(super) fn embedding<B: Backend>(
 ) -> Result<Weight<B>, ConfigError> {
     let attention = config.attention_config(0);
     let dtype = attention.dtype.of_backend::<B>(device)?;
-    match attention.matrix_format {
-        MatrixFormat::OfDtype => Ok(Weight::init(features, rows, false, Orientation::OutputInput, dtype, device)),
-        format => Weight::init_blocks(features, rows, false, format.wanted(), dtype, device),
-    }
+    Weight::init_with_format(features, rows, false, attention.matrix_format, Orientation::OutputInput, dtype, device)
 }
 
 /// The features of tokens.

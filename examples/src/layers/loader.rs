@@ -82,10 +82,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         part: &WeightPart,
     ) -> Result<Weight<B>, WeightError> {
         let layout = Orientation::OutputInput;
-        let empty = match self.matrices {
-            MatrixFormat::OfDtype => Weight::init(inputs, outputs, bias, layout, self.dtype, self.device),
-            format => Weight::init_blocks(inputs, outputs, bias, format.wanted(), self.dtype, self.device)?,
-        };
+        let empty = Weight::init_with_format(inputs, outputs, bias, self.matrices, layout, self.dtype, self.device)?;
         self.reader.projection(&empty, &WeightNames::of(path), layout, part)
     }
 

@@ -30,7 +30,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         Ok(Self { projections: self.projections.quantize(blocks)?, gate, ..self })
     }
 
-    /// This layer with matrices of blocks, which the CPU kernels multiply as they are. Floats of a checkpoint that is loaded are rounded to
+    /// This layer with matrices of blocks, which kernels multiply as they are. Floats of a checkpoint that is loaded are rounded to
     /// the format, and blocks stay as they are stored. To load a record of blocks, build the module with a `matrix_format` of blocks first;
     /// it takes the formats of the record.
     ///
