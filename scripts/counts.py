@@ -44,8 +44,9 @@ REGISTERS, SHARED, WARPS, BLOCKS = 65536, 228 * 1024, 64, 32
 # Shared memory that the system takes for a block.
 RESERVED = 1024
 
-# What the assembler turns into nothing: names of values, addresses of arguments, and constants that become f16 or bf16.
-FREE = re.compile(r"(mov|cvta|ld\.param)\b|cvt\.rn\.b?f16\.f64")
+# What the assembler turns into nothing: names of values, addresses of arguments, constants that become f16 or bf16, and logical operations
+# that the driver found to be part of another.
+FREE = re.compile(r"(mov|cvta|ld\.param|merged)\b|cvt\.rn\.b?f16\.f64")
 KINDS = {
     "tensor": r"(mma|wgmma)\b",
     "global": r"(ld|st)\.global|cp\.async\.c|atom|red\.",
@@ -213,7 +214,8 @@ def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str
         "",
         "- **memory**: sectors that were touched, each once, over the bandwidth (H100 3.35 TB/s, H200 4.8 TB/s).",
         f"- **issue**: instructions of warps, over {PROCESSORS} multiprocessors that issue {ISSUES} in each clock of {CLOCK_GHZ} GHz. These are",
-        "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes. Those of the device differ.",
+        "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes; two logical",
+        "  operations that it merges into a `LOP3` count as one. Those of the device differ.",
         "- **shared**: passes through shared memory, one in each clock of a multiprocessor.",
         f"- **tensor**: the products of the problem, over {TENSOR_FLOPS} operations in each clock of a multiprocessor.",
         "- **at first**: what these counts said when they were first taken, before they were used.",

@@ -15,7 +15,7 @@ pub fn each(lanes: Lanes) -> impl Iterator<Item = usize> {
 }
 
 /// The kinds of registers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Bank {
     /// True or false.
     Predicate,
@@ -26,7 +26,7 @@ pub enum Bank {
 }
 
 /// A register.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Register {
     /// Its kind.
     pub bank: Bank,

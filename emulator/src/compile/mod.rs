@@ -15,6 +15,7 @@ mod kernel;
 mod lanewise;
 mod matrix;
 mod memory;
+mod merged;
 mod moves;
 mod special;
 mod transcendental;
@@ -27,6 +28,7 @@ use builder::Builder;
 use changed::Changed;
 pub use instruction::{Action, Instruction};
 pub use kernel::Kernel;
+pub(crate) use merged::merged;
 
 /// Compiles the kernels of a module. `place` gives the address of a variable in global memory.
 ///

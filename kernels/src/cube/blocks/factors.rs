@@ -84,7 +84,7 @@ pub(super) fn factors(bytes: &Bytes, block: u32, at: u32, #[comptime] format: Bl
 /// Scale and minimum of part `part` of 8, of 6 bits each, in the first two bytes. The first four have theirs in the words of scales and
 /// of minima; the last four have 4 bits each in the last word, and the others with the first four.
 #[cube]
-pub(crate) fn six_bits(scales: u32, minima: u32, last: u32, part: u32) -> u32 {
+fn six_bits(scales: u32, minima: u32, last: u32, part: u32) -> u32 {
     let shift = part % 4u32 * 8u32;
     let (scale, minimum, rest) = (scales >> shift, minima >> shift, last >> shift);
     let early = scale & 63u32 | (minimum & 63u32) << 8u32;

@@ -10,7 +10,7 @@ mod problem;
 mod values;
 
 pub(crate) use bytes::{Bytes, bytes};
-pub(crate) use factors::{half, six_bits};
+pub(crate) use factors::half;
 pub use problem::Blocks;
 pub(crate) use problem::CheckedBlocks;
 pub(crate) use values::elements;

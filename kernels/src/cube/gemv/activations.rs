@@ -83,9 +83,13 @@ pub(super) fn activations<R: Runtime, F: Float, G: Float, E: Float, N: Size>(
 }
 
 /// Parts from one line of a tile of `length` vectors to the next, where `fold` units write each vector. 8 parts of 4 floats fill the
-/// banks: lines that begin 2 parts apart let the units of a vector write at once.
+/// banks: lines that begin 2 parts apart let up to 4 units of a vector write at once, and 8 need lines that begin 1 part apart.
 pub(super) fn line(length: u32, fold: u32) -> u32 {
-    if fold > 1 { length + 2 } else { length }
+    match fold {
+        1 => length,
+        2..8 => length + 2,
+        _ => length + 1,
+    }
 }
 
 /// What the norm needs to know of each row.

@@ -1,63 +1,92 @@
-//! The 32 elements that a lane multiplies at a time: what it loads of a block, and what becomes of it.
+//! The elements that a lane multiplies at a time, and what it loads for them.
 
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::divisor::gcd;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use crate::cube::blocks::{CheckedBlocks, half, six_bits};
-use crate::cube::bytes::{BYTES, byte};
+use crate::cube::blocks::CheckedBlocks;
+use crate::cube::bytes::BYTES;
 use crate::cube::machine::Unsupported;
-
-/// Elements of a chunk.
-pub(super) const CHUNK: usize = 32;
 
 /// Most parts of a block that a lane reads.
 const MOST_SPANS: usize = 4;
+/// Elements of a block of all formats but those with blocks of 256.
+pub(super) const SMALL: usize = 32;
 
 /// How lanes read blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Chunk {
     pub format: BlockFormat,
-    /// Every block begins at a multiple of this many bytes, a power of two up to 16.
+    /// Blocks of a chunk; 0 where a chunk is part of a block.
+    blocks: u32,
+    /// What a chunk begins with, every part of a block if it is part of one, begins at a multiple of this many bytes, a power of two up
+    /// to 16.
     unit: u32,
     /// Words of a load.
     pub vector: u32,
+    /// Whether the device converts f16.
+    pub halves: bool,
 }
 
 impl Chunk {
-    /// The widest loads of the rows.
-    pub fn new<R: Runtime>(blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
+    /// The widest loads of the rows, and as many blocks as begin at a word if the rows have whole numbers of these.
+    pub fn new<R: Runtime>(client: &ComputeClient<R>, blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
         let format = blocks.format;
-        if spans(format)[0] == 0 {
-            return Err(Unsupported::BlockFormat(format));
-        }
-        let unit = [blocks.first, blocks.row_bytes, format.bytes()].into_iter().fold(16, gcd) as u32;
-        Ok(Self { format, unit, vector: if unit == 16 { 4 } else { 2 } })
+        let all = blocks.row_bytes / format.bytes();
+        let begins = |many: &usize| all.is_multiple_of(*many) && (many * format.bytes()).is_multiple_of(BYTES);
+        let many = match format {
+            BlockFormat::Q4_K | BlockFormat::Q5_K | BlockFormat::Q6_K => 0,
+            BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 | BlockFormat::MXFP4
+                if blocks.first.is_multiple_of(BYTES) =>
+            {
+                [1, 2, 4].into_iter().find(begins).unwrap_or(1)
+            }
+            BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 | BlockFormat::MXFP4 => 1,
+            BlockFormat::Q4_1 | BlockFormat::Q5_1 => 1,
+            _ => return Err(Unsupported::BlockFormat(format)),
+        };
+        let unit = [blocks.first, blocks.row_bytes, many.max(1) * format.bytes()].into_iter().fold(16, gcd) as u32;
+        Ok(Self {
+            format,
+            blocks: many as u32,
+            unit,
+            vector: if unit == 16 { 4 } else { 2 },
+            halves: client.properties().supports_type(half_type()),
+        })
     }
 
-    /// Chunks of a block.
-    pub fn per_block(self) -> u32 {
-        (self.format.elements() / CHUNK) as u32
+    /// Elements of a chunk.
+    pub fn elements(self) -> usize {
+        match self.format {
+            BlockFormat::Q4_K | BlockFormat::Q5_K => 128,
+            BlockFormat::Q6_K => 64,
+            _ => self.blocks as usize * SMALL,
+        }
     }
 
     /// Elements from the first half of a chunk to the second, where the halves are apart: those that are in the same bytes.
     pub fn apart(self) -> Option<u32> {
-        match self.format {
-            BlockFormat::Q4_K | BlockFormat::Q5_K => Some(32),
-            BlockFormat::Q6_K => Some(64),
-            _ => None,
-        }
+        (self.format == BlockFormat::Q6_K).then_some(64)
     }
 
-    /// Parts of a chunk that have a scale each: both halves where they are apart.
+    /// Parts of a chunk that have a scale each.
     pub fn runs(self) -> usize {
-        if self.apart().is_some() { 2 } else { 1 }
+        match self.format {
+            BlockFormat::Q4_K | BlockFormat::Q5_K | BlockFormat::Q6_K => 4,
+            _ => self.blocks as usize,
+        }
     }
 
     /// Whether a number is added to the product of scale and element.
     pub fn has_minimum(self) -> bool {
         use BlockFormat::{Q4_1, Q4_K, Q5_1, Q5_K};
         matches!(self.format, Q4_1 | Q5_1 | Q4_K | Q5_K)
+    }
+
+    /// Sums of inputs that a chunk needs of a row: one for each minimum.
+    pub fn totals(self) -> usize {
+        if self.has_minimum() { self.runs() } else { 0 }
     }
 
     /// Bytes of a load.
@@ -70,11 +99,26 @@ impl Chunk {
         self.unit >= self.load()
     }
 
-    /// Loads for part `span` of a block, wherever it begins.
+    /// Bytes of part `span` of what a lane reads: whole blocks, or its elements and what it needs of the scales.
+    fn span(self, span: usize) -> u32 {
+        let spans = match self.format {
+            // Scales, elements.
+            BlockFormat::Q4_K => [16, 64, 0, 0],
+            // Scales, fifth bits, elements.
+            BlockFormat::Q5_K => [16, 32, 64, 0],
+            // Lower and upper bits, 8 of the scales, the scale of the block.
+            BlockFormat::Q6_K => [32, 32, 8, 2],
+            _ => [self.blocks * self.format.bytes() as u32, 0, 0, 0],
+        };
+        spans[span]
+    }
+
+    /// Loads for part `span`, wherever it begins.
     fn span_loads(self, span: usize) -> usize {
-        let unused = self.load().saturating_sub(self.unit);
-        (spans(self.format)[span] + if spans(self.format)[span] > 0 { unused } else { 0 }).div_ceil(self.load())
-            as usize
+        match self.span(span) {
+            0 => 0,
+            bytes => (bytes + self.load().saturating_sub(self.unit)).div_ceil(self.load()) as usize,
+        }
     }
 
     /// The first load of part `span`, of those of a chunk.
@@ -87,53 +131,47 @@ impl Chunk {
         self.first_load(MOST_SPANS)
     }
 
-    /// Words of a chunk after the funnel: those of all parts.
+    /// Words of a chunk once they are aligned: those of all parts.
     pub fn words(self) -> usize {
         self.first_word(MOST_SPANS)
     }
 
     /// The first word of part `span`.
     fn first_word(self, span: usize) -> usize {
-        spans(self.format)[..span].iter().map(|bytes| bytes.div_ceil(BYTES as u32) as usize).sum()
+        (0..span).map(|before| self.span(before).div_ceil(BYTES as u32) as usize).sum()
+    }
+
+    /// The byte of a chunk where block `block` of it begins.
+    pub fn begin(self, block: usize) -> usize {
+        block * self.format.bytes()
     }
 }
 
-/// Bytes of each part of a block that a lane reads: all, or its elements and what it needs of the scales. 0 for formats that the kernel
-/// does not take.
-fn spans(format: BlockFormat) -> [u32; MOST_SPANS] {
-    use BlockFormat::{MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
-    match format {
-        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | MXFP4 => [format.bytes() as u32, 0, 0, 0],
-        // Scales, elements.
-        BlockFormat::Q4_K => [16, 16, 0, 0],
-        // Scales, fifth bits, elements.
-        BlockFormat::Q5_K => [16, 16, 16, 0],
-        // Lower and upper bits, 8 of the scales, the scale of the block.
-        BlockFormat::Q6_K => [16, 16, 8, 2],
-        _ => [0; MOST_SPANS],
-    }
-}
-
-/// The first byte of part `span` for chunk `own` of a block.
-#[cube]
-fn begin(own: u32, #[comptime] span: usize, #[comptime] chunk: Chunk) -> u32 {
-    match comptime!((chunk.format, span)) {
-        (BlockFormat::Q4_K, 1) => 16u32 + own * 16u32,
-        (BlockFormat::Q5_K, 1) => 16u32 + own % 2u32 * 16u32,
-        (BlockFormat::Q5_K, 2) => 48u32 + own * 16u32,
-        (BlockFormat::Q6_K, 0) => own * 16u32,
-        (BlockFormat::Q6_K, 1) => 128u32 + own / 4u32 * 32u32 + own % 2u32 * 16u32,
-        (BlockFormat::Q6_K, 2) => 192u32 + own / 4u32 * 8u32,
-        (BlockFormat::Q6_K, 3) => 208u32.runtime(),
-        _ => 0u32.runtime(),
-    }
+/// f16.
+pub(super) fn half_type() -> StorageType {
+    StorageType::Scalar(ElemType::Float(FloatKind::F16))
 }
 
 /// The byte at which part `span` of chunk `at` of a row begins.
 #[cube]
 fn address(row: u32, at: u32, #[comptime] span: usize, #[comptime] chunk: Chunk) -> u32 {
-    let per_block = comptime!(chunk.per_block());
-    row + at / per_block * comptime!(chunk.format.bytes() as u32) + begin(at % per_block, span, chunk)
+    if comptime!(chunk.blocks > 0) {
+        row + at * comptime!(chunk.begin(chunk.blocks as usize) as u32)
+    } else {
+        let per_block = comptime!((chunk.format.elements() / chunk.elements()) as u32);
+        let own = at % per_block;
+        let begin = match comptime!((chunk.format, span)) {
+            (BlockFormat::Q4_K, 1) => 16u32 + own * 64u32,
+            (BlockFormat::Q5_K, 1) => 16u32.runtime(),
+            (BlockFormat::Q5_K, 2) => 48u32 + own * 64u32,
+            (BlockFormat::Q6_K, 0) => own * 32u32,
+            (BlockFormat::Q6_K, 1) => 128u32 + own / 2u32 * 32u32,
+            (BlockFormat::Q6_K, 2) => 192u32 + own / 2u32 * 8u32,
+            (BlockFormat::Q6_K, 3) => 208u32.runtime(),
+            _ => 0u32.runtime(),
+        };
+        row + at / per_block * comptime!(chunk.format.bytes() as u32) + begin
+    }
 }
 
 /// Loads chunk `at` of the row that begins at byte `row`, to `loaded` from `to` on.
@@ -153,8 +191,8 @@ pub(super) fn load<M: Size>(
         #[unroll]
         for l in 0..comptime!(chunk.span_loads(span)) {
             let mut vector = first + comptime!(l as u32);
-            if comptime!(!chunk.is_aligned()) {
-                // The last load may begin after the matrix, where nothing of it is needed.
+            if comptime!(!chunk.is_aligned() && l + 1 == chunk.span_loads(span)) {
+                // It may begin after the matrix, where nothing of it is needed.
                 vector = min(vector, last);
             }
             loaded[comptime!(to + chunk.first_load(span) + l)] = matrix[vector as usize];
@@ -215,143 +253,5 @@ pub(super) fn align<M: Size>(
                 words[comptime!(to + w)] = whole[w];
             }
         }
-    }
-}
-
-/// Scale and minimum of run `run` of chunk `at`, whose words begin at `first`.
-#[cube]
-pub(super) fn scales(
-    words: &Array<u32>,
-    at: u32,
-    #[comptime] run: u32,
-    #[comptime] first: usize,
-    #[comptime] chunk: Chunk,
-) -> (f32, f32) {
-    let word = words[first];
-    match comptime!(chunk.format) {
-        BlockFormat::Q4_1 | BlockFormat::Q5_1 => (half(word & 0xffffu32), half(word >> 16u32)),
-        BlockFormat::MXFP4 => {
-            let exponent = word & 0xffu32;
-            (
-                f32::reinterpret(select(exponent < 2u32, 0x0020_0000u32 << exponent, (exponent - 1u32) << 23u32)),
-                0.0f32.runtime(),
-            )
-        }
-        BlockFormat::Q4_K | BlockFormat::Q5_K => {
-            let part = at % 8u32 / 2u32 * 2u32 + run;
-            let own =
-                six_bits(words[comptime!(first + 1)], words[comptime!(first + 2)], words[comptime!(first + 3)], part);
-            let scale = half(word & 0xffffu32) * f32::cast_from(own & 0xffu32);
-            (scale, -(half(word >> 16u32) * f32::cast_from(own >> 8u32)))
-        }
-        BlockFormat::Q6_K => {
-            let own = words[comptime!(first + 8 + run as usize)] >> (at % 4u32 * 8u32);
-            let scale = f32::cast_from((own & 0xffu32) ^ 0x80u32) - 128.0f32;
-            (half(words[comptime!(first + 10)] & 0xffffu32) * scale, 0.0f32.runtime())
-        }
-        _ => (half(word & 0xffffu32), 0.0f32.runtime()),
-    }
-}
-
-/// Elements `4·i` to `4·i + 4` of chunk `at`, whose words begin at `first`: a byte each.
-#[cube]
-pub(super) fn packed(
-    words: &Array<u32>,
-    at: u32,
-    #[comptime] i: usize,
-    #[comptime] first: usize,
-    #[comptime] chunk: Chunk,
-) -> u32 {
-    match comptime!(chunk.format) {
-        BlockFormat::Q8_0 => words[comptime!(first + i)] >> 16u32 | words[comptime!(first + i + 1)] << 16u32,
-        BlockFormat::Q4_0 => {
-            let both = words[comptime!(first + i % 4)] >> 16u32 | words[comptime!(first + i % 4 + 1)] << 16u32;
-            nibbles(both, comptime!(i / 4))
-        }
-        BlockFormat::MXFP4 => {
-            let both = words[comptime!(first + i % 4)] >> 8u32 | words[comptime!(first + i % 4 + 1)] << 24u32;
-            twice_e2m1(nibbles(both, comptime!(i / 4)))
-        }
-        BlockFormat::Q6_K => {
-            let low = nibbles(words[comptime!(first + i % 4)], comptime!(i / 4));
-            let high = words[comptime!(first + 4 + i % 4)] >> (at % 4u32 / 2u32 * 2u32);
-            if comptime!(i < 4) { low | (high & 0x0303_0303u32) << 4u32 } else { low | (high & 0x3030_3030u32) }
-        }
-        BlockFormat::Q5_0 => {
-            let fifths = words[first] >> 16u32 | words[comptime!(first + 1)] << 16u32;
-            let both = words[comptime!(first + 1 + i % 4)] >> 16u32 | words[comptime!(first + 2 + i % 4)] << 16u32;
-            nibbles(both, comptime!(i / 4)) | fifth(fifths, i)
-        }
-        BlockFormat::Q5_1 => {
-            let both = words[comptime!(first + 2 + i % 4)];
-            nibbles(both, comptime!(i / 4)) | fifth(words[comptime!(first + 1)], i)
-        }
-        BlockFormat::Q5_K => {
-            let low = nibbles(words[comptime!(first + 8 + i % 4)], comptime!(i / 4));
-            let part = at % 8u32 / 2u32 * 2u32 + comptime!((i / 4) as u32);
-            low | (words[comptime!(first + 4 + i % 4)] >> part & 0x0101_0101u32) << 4u32
-        }
-        // Q4_1 and Q4_K.
-        _ => nibbles(words[comptime!(first + chunk.words() - 4 + i % 4)], comptime!(i / 4)),
-    }
-}
-
-/// The fifth bits of elements `4·i` to `4·i + 4`, each in its byte: four copies of the bits, 7 apart, have one in each.
-#[cube]
-fn fifth(bits: u32, #[comptime] i: usize) -> u32 {
-    ((bits >> comptime!(4 * i as u32) & 15u32) * 0x0204_0810u32) & 0x1010_1010u32
-}
-
-/// The lower halves of four bytes, or the upper ones.
-#[cube]
-fn nibbles(bytes: u32, #[comptime] which: usize) -> u32 {
-    if comptime!(which == 0) { bytes & 0x0f0f_0f0fu32 } else { bytes >> 4u32 & 0x0f0f_0f0fu32 }
-}
-
-/// Twice the floats of E2M1 of these four bits, in each byte: signed integers.
-///
-/// The magnitudes 0 to 7 are 0 to 3, and from 4 on 4, 6, 8 and 12: what is left of the magnitude counts once more, and 3 counts 2 more.
-#[cube]
-fn twice_e2m1(bits: u32) -> u32 {
-    let magnitude = bits & 0x0707_0707u32;
-    let large = bits >> 2u32 & 0x0101_0101u32;
-    let rest = magnitude & (large * 3u32);
-    let most = rest & rest >> 1u32 & 0x0101_0101u32;
-    let twice = magnitude + rest + (most << 1u32);
-    let negative = bits >> 3u32 & 0x0101_0101u32;
-    // 128 - x is (x ^ 127) + 1, and 128 + x is x ^ 128.
-    ((twice ^ (0x8080_8080u32 - negative)) + negative) ^ 0x8080_8080u32
-}
-
-/// Byte `e` of packed elements as a number.
-#[cube]
-pub(super) fn number(packed: u32, zero: u32, raised: u32, #[comptime] e: u32, #[comptime] chunk: Chunk) -> f32 {
-    match comptime!(chunk.format) {
-        BlockFormat::Q8_0 | BlockFormat::MXFP4 => byte(packed, zero, e),
-        BlockFormat::Q4_0 => unsigned(packed, raised, e, 8.0f32),
-        BlockFormat::Q5_0 => unsigned(packed, raised, e, 16.0f32),
-        BlockFormat::Q6_K => unsigned(packed, raised, e, 32.0f32),
-        _ => unsigned(packed, raised, e, 0.0f32),
-    }
-}
-
-/// The bits of 2^23, whose last bit counts 1.
-pub(super) const RAISED: u32 = 0x4b00_0000;
-/// 2^23.
-const RAISED_VALUE: f32 = 8_388_608.0;
-
-/// A byte of a word less `offset`, without a conversion: it becomes one of the last bytes of [`RAISED`]. Every step is exact.
-#[cube]
-fn unsigned(word: u32, raised: u32, #[comptime] at: u32, #[comptime] offset: f32) -> f32 {
-    let mut half = word;
-    if comptime!(at >= 2) {
-        half = word >> 16u32;
-    }
-    if comptime!(at.is_multiple_of(2)) {
-        f32::reinterpret((half & 0xffu32) | raised) - comptime!(RAISED_VALUE + offset)
-    } else {
-        // One byte further left, so that it counts 256 times as much.
-        f32::reinterpret((half & 0xff00u32) | raised) * comptime!(1.0 / 256.0)
-            - comptime!(RAISED_VALUE / 256.0 + offset)
     }
 }

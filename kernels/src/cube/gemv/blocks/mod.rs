@@ -1,57 +1,26 @@
 //! The product with a matrix of quantised blocks, `[out, in]`, as they are stored.
 
 mod chunk;
+mod elements;
+mod tile;
 
 use cubecl::prelude::*;
 
-use self::chunk::{CHUNK, Chunk, RAISED, align, load, number, packed, scales};
-use super::activations::{Activations, Exchange, activations, line};
+use self::chunk::{Chunk, align, half_type, load};
+use self::elements::{RAISED, factors, numbers};
+use self::tile::{Tile, tile};
+use super::activations::{Activations, activations, line};
 use super::output::{Sizes, sizes, write};
-use super::plan::{fills, lanes, tile_length};
-use super::problem::{CheckedGemv, Extents};
+use super::problem::CheckedGemv;
 use crate::cube::blocks::CheckedBlocks;
-use crate::cube::bytes::{BYTES, ZERO};
-use crate::cube::lanes::lanes_sum;
+use crate::cube::bytes::ZERO;
+use crate::cube::contract::f32_type;
+use crate::cube::lanes::{lanes_sum, vector_sum};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::{array, vector_size};
 
-/// Units of a cube.
-const UNITS: u32 = 256;
-/// Sums of a lane, one for each output and row, that leave registers for loads in flight.
-const MOST_SUMS: usize = 16;
-/// Lanes whose chunks are all of the elements that share bytes: 128 of Q6_K.
-const FEWEST_LANES: u32 = 4;
-/// Words that a lane has in flight for one or two rows, and for more, whose sums take registers.
-const WORDS: [usize; 2] = [40, 24];
-
-/// What is compiled into the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Tile {
-    exchange: Exchange,
-    chunk: Chunk,
-    /// Outputs of a group of lanes.
-    outputs: u32,
-    /// Chunks of each output that a lane has in flight.
-    unroll: u32,
-    /// Chunks of a row that shared memory holds.
-    length: u32,
-    /// Parts of a row from one line of shared memory to the next.
-    line: u32,
-    /// Whether the last step of a row is whole.
-    even: bool,
-}
-
-impl Tile {
-    /// Sums of a lane.
-    fn sums(self) -> usize {
-        (self.outputs * self.exchange.rows) as usize
-    }
-
-    /// Chunks that a lane has in flight.
-    fn chunks(self) -> usize {
-        (self.outputs * self.unroll) as usize
-    }
-}
+/// Elements of a vector of the input: units that write a part each use all banks.
+const VECTOR: usize = 4;
 
 /// Where the rows of the matrix are.
 #[derive(CubeType, CubeLaunch)]
@@ -74,10 +43,11 @@ pub(super) fn launch<R: Runtime>(
     problem: &CheckedGemv<'_, R>,
     blocks: &CheckedBlocks<'_, R>,
 ) -> Result<(), Unsupported> {
-    let chunk = Chunk::new(blocks)?;
-    let vector = vector_size(client, &problem.activations(), CHUNK);
+    let chunk = Chunk::new(client, blocks)?;
+    let vector = vector_size(client, &problem.activations(), VECTOR);
+    let fold = chunk.elements() / vector;
     let tile = tile(machine, problem.extents, chunk)?;
-    let tile = Tile { line: line(tile.length, (CHUNK / vector) as u32), ..tile };
+    let tile = Tile { line: line(tile.length, fold as u32), ..tile };
     let each = (tile.exchange.groups() * tile.outputs) as usize;
     let cubes = machine.cubes([problem.extents.outputs.div_ceil(each), 1, 1])?;
     let loads = blocks.bytes.shape()[0] / chunk.load() as usize;
@@ -92,9 +62,9 @@ pub(super) fn launch<R: Runtime>(
             cubes,
             CubeDim::new_1d(tile.exchange.units),
             vector,
-            vector.min(4),
+            vector,
             chunk.vector as usize,
-            activations(problem, vector, CHUNK / vector, chunk.apart()),
+            activations(problem, vector, fold, chunk.apart()),
             array(blocks.bytes),
             rows,
             problem.bias_array(),
@@ -106,62 +76,23 @@ pub(super) fn launch<R: Runtime>(
             gamma,
             beta,
             bias,
+            if chunk.halves { half_type() } else { f32_type() },
         );
     }
     Ok(())
 }
 
-/// The tile of a problem.
-fn tile(machine: &Machine, extents: Extents, chunk: Chunk) -> Result<Tile, Unsupported> {
-    let Extents { rows, inputs, outputs } = extents;
-    let chunks = inputs / CHUNK;
-    let units = machine.units(UNITS);
-    let lanes = lanes(machine, units);
-    let exchange = Exchange { units, lanes, rows: rows as u32, planes: machine.plane_operations };
-    if lanes < FEWEST_LANES {
-        return Err(Unsupported::Multiple {
-            what: "lanes of a plane",
-            size: lanes as usize,
-            multiple: FEWEST_LANES as usize,
-        });
-    }
-    let cubes = |each: usize| outputs.div_ceil(exchange.groups() as usize * each);
-    let (words, most_words) = (chunk.loads() * chunk.load() as usize / BYTES, WORDS[usize::from(rows > 2)]);
-    // As for dense matrices: several outputs share what a lane reads of the input.
-    let most = if machine.plane_operations { 4 } else { 1 };
-    let fits = |each: usize| each * rows <= MOST_SUMS && each * words <= most_words && each <= most;
-    let each = [4, 2].into_iter().find(|each| fits(*each) && fills(machine, cubes(*each))).unwrap_or(1);
-    let in_flight = (most_words / (each * words)).max(1);
-    let mut unroll = (1 << in_flight.ilog2()).min(chunks.div_ceil(lanes as usize).next_power_of_two());
-    // What `line` adds, at most.
-    let unused = 2 * CHUNK * rows * size_of::<f32>();
-    let length = loop {
-        match tile_length(machine, exchange, unused, chunks, lanes as usize * unroll, CHUNK) {
-            Err(_) if unroll > 1 => unroll /= 2,
-            length => break length?,
-        }
-    };
-    Ok(Tile {
-        exchange,
-        chunk,
-        outputs: each as u32,
-        unroll: unroll as u32,
-        length: length as u32,
-        line: length as u32,
-        even: chunks.is_multiple_of(lanes as usize * unroll),
-    })
-}
-
 /// A few outputs for each group of lanes, for all rows of the input.
 ///
-/// Tile: the cube holds `length` chunks of 32 elements of every row of the input in shared memory, normalised, in the order in which
-/// blocks hold the elements. A group of lanes owns `outputs` neighbouring outputs; lane `l` reads the chunks `l`, `l + lanes`, .. of each,
-/// `unroll` of them ahead. It loads all words that have bytes of its chunk, 8 or 16 bytes at a time, and a funnel moves them to the places
-/// of whole words: neighbours share words, which then come from the first cache. The first loads start before the input is normalised.
-/// Elements become f32 in registers, and scale and minimum multiply the sums of a chunk, or of each half. The launch has
+/// Tile: the cube holds `length` chunks of 32 to 128 elements of every row of the input in shared memory, normalised, in the order in
+/// which blocks hold the elements. A group of lanes owns `outputs` neighbouring outputs; lane `l` reads the chunks `l`, `l + lanes`, .. of
+/// each, `unroll` of them ahead. It loads all words that have bytes of its chunk, 8 or 16 bytes at a time: neighbours share words, which
+/// then come from the first cache. A chunk has as many blocks as begin at a word; where rows have no whole number of these, the bytes of a
+/// block are moved to the places of whole words. The first loads start before the input is normalised. Elements become f32 in registers, and
+/// a scale multiplies the sum of its run; a minimum multiplies the sum of the inputs of its run, which the cube adds up once. The launch has
 /// `outputs / (groups · tile.outputs)` cubes along x, rounded up; `length` is a multiple of `lanes · unroll`.
 #[cube(launch_unchecked)]
-fn product_blocks<F: Float, G: Float, E: Float, B: Float, N: Size, S: Size, M: Size>(
+fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: Size, M: Size>(
     activations: &Activations<F, G, E, N>,
     matrix: &Array<Vector<u32, M>>,
     place: &Rows,
@@ -174,19 +105,23 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, N: Size, S: Size, M: S
     #[define(G)] _gamma_type: StorageType,
     #[define(E)] _beta_type: StorageType,
     #[define(B)] _bias_type: StorageType,
+    #[define(H)] _half_type: StorageType,
 ) {
     let exchange = comptime!(tile.exchange);
     let rows = comptime!(exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
     let width = S::value();
-    let parts = comptime!(CHUNK / width);
+    let parts = comptime!(tile.chunk.elements() / width);
     let chunks = activations.products();
     let lane = UNIT_POS % exchange.lanes;
     let group = UNIT_POS / exchange.lanes;
     let first_output = (CUBE_POS_X * comptime!(exchange.groups()) + group) * tile.outputs;
 
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));
-    let mut held = SharedMemory::<Vector<f32, S>>::new(comptime!(rows * parts * tile.line as usize));
+    let mut held = Held::<S> {
+        factors: SharedMemory::new(comptime!(rows * parts * tile.line as usize)),
+        totals: SharedMemory::new(comptime!((rows * tile.chunk.totals() * tile.length as usize).max(1))),
+    };
 
     // After the last output its weights are read again, and the sums dropped.
     let mut begin = Array::<u32>::new(outputs);
@@ -205,22 +140,24 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, N: Size, S: Size, M: S
     for s in 0..comptime!(tile.sums()) {
         sums[s] = 0.0f32;
     }
-    activations.fill::<S>(&mut held, normed, &statistics, 0u32, tile.length, exchange);
+    activations.fill::<S>(&mut held.factors, normed, &statistics, 0u32, tile.length, exchange);
     sync_cube();
-    multiply::<M, S>(&mut sums, &loaded, place, &begin, &held, 0u32, lane, chunks, tile);
+    held.add_up(tile);
+    multiply::<H, M, S>(&mut sums, &loaded, place, &begin, &held, 0u32, lane, chunks, tile);
     for first in range_stepped(0u32, chunks, tile.length) {
         let mut start = comptime!(exchange.lanes * tile.unroll).runtime();
         if first > 0 {
             // The previous tile has been read.
             sync_cube();
-            activations.fill::<S>(&mut held, normed, &statistics, first, tile.length, exchange);
+            activations.fill::<S>(&mut held.factors, normed, &statistics, first, tile.length, exchange);
             sync_cube();
+            held.add_up(tile);
             start = 0u32.runtime();
         }
         let span = min(chunks - first, tile.length);
         for base in range_stepped(start, span, comptime!(exchange.lanes * tile.unroll)) {
             load_chunks::<M>(&mut loaded, matrix, place, &begin, first + base + lane, chunks, tile);
-            multiply::<M, S>(&mut sums, &loaded, place, &begin, &held, first, base + lane, chunks, tile);
+            multiply::<H, M, S>(&mut sums, &loaded, place, &begin, &held, first, base + lane, chunks, tile);
         }
     }
 
@@ -231,6 +168,37 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, N: Size, S: Size, M: S
         // The lanes share the writing.
         if lane == comptime!(s as u32 % exchange.lanes) && at < sizes.outputs {
             write::<F, B>(sum, comptime!((s % rows) as u32), at, bias, output, sizes);
+        }
+    }
+}
+
+/// The input of a tile.
+#[derive(CubeType)]
+struct Held<S: Size> {
+    /// As [`Activations::fill`] stores them.
+    factors: SharedMemory<Vector<f32, S>>,
+    /// Where the format has minima: the sum of the factors of run `run` of chunk `at` in row `r`, at `(r · runs + run) · length + at`.
+    totals: SharedMemory<f32>,
+}
+
+#[cube]
+impl<S: Size> Held<S> {
+    /// Adds up what minima are multiplied with. Every unit of the cube must call this.
+    fn add_up(&mut self, #[comptime] tile: Tile) {
+        let (totals, width) = (comptime!(tile.chunk.totals() as u32), S::value());
+        if comptime!(totals > 0) {
+            let parts = comptime!((tile.chunk.elements() / width) as u32 / totals);
+            let count = comptime!(tile.exchange.rows * totals * tile.length);
+            for own in range_stepped(UNIT_POS, count, tile.exchange.units) {
+                let first = own / tile.length * parts * tile.line + own % tile.length;
+                let mut sum = 0.0f32.runtime();
+                #[unroll]
+                for p in 0..parts {
+                    sum += vector_sum::<S>(self.factors[(first + p * tile.line) as usize]);
+                }
+                self.totals[own as usize] = sum;
+            }
+            sync_cube();
         }
     }
 }
@@ -269,12 +237,12 @@ fn own(first: u32, u: u32, chunks: u32, #[comptime] tile: Tile) -> u32 {
 /// Multiplies what was loaded with the chunks `first`, `first + lanes`, .. of the tile, which begins with chunk `before`, and adds to the
 /// sums. What the tile holds after the last chunk is 0.
 #[cube]
-fn multiply<M: Size, S: Size>(
+fn multiply<H: Float, M: Size, S: Size>(
     sums: &mut Array<f32>,
     loaded: &Array<Vector<u32, M>>,
     place: &Rows,
     begin: &Array<u32>,
-    held: &SharedMemory<Vector<f32, S>>,
+    held: &Held<S>,
     before: u32,
     first: u32,
     chunks: u32,
@@ -284,8 +252,10 @@ fn multiply<M: Size, S: Size>(
     let rows = comptime!(tile.exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
     let width = S::value();
-    let parts = comptime!(CHUNK / width);
     let (runs, each) = comptime!((chunk.runs(), chunk.words()));
+    // Parts of a chunk, and of a run.
+    let parts = comptime!(chunk.elements() / width);
+    let of_run = comptime!(parts / runs);
     #[unroll]
     for u in 0..tile.unroll as usize {
         let own = own(before + first, u as u32, chunks, tile);
@@ -299,38 +269,31 @@ fn multiply<M: Size, S: Size>(
         #[unroll]
         for run in 0..runs {
             let mut own_sums = Array::<f32>::new(comptime!(tile.sums()));
-            let mut of_inputs = Array::<f32>::new(rows);
+            let mut totals = Array::<f32>::new(rows);
             #[unroll]
             for s in 0..comptime!(tile.sums()) {
                 own_sums[s] = 0.0f32;
             }
-            #[unroll]
-            for r in 0..rows {
-                of_inputs[r] = 0.0f32;
+            if comptime!(chunk.has_minimum()) {
+                #[unroll]
+                for r in 0..rows {
+                    totals[r] = held.totals[(r * runs + run) * tile.length as usize + at as usize];
+                }
             }
             #[unroll]
-            for q in 0..comptime!(parts / runs) {
-                let p = comptime!(run * (parts / runs) + q);
+            for q in 0..of_run {
+                let p = comptime!(run * of_run + q);
                 let mut weight = Array::<Vector<f32, S>>::new(outputs);
                 #[unroll]
                 for o in 0..outputs {
-                    let bytes = packed(&words, own, comptime!(p * width / BYTES), comptime!(o * each), chunk);
-                    let mut numbers = Vector::<f32, S>::new(0.0f32);
-                    #[unroll]
-                    for e in 0..width {
-                        let byte = comptime!(((p * width + e) % BYTES) as u32);
-                        numbers[e] = number(bytes, place.zero, place.raised, byte, chunk);
-                    }
-                    weight[o] = numbers;
+                    let from = comptime!(o * each);
+                    weight[o] = numbers::<S>(&words, own, place.zero, place.raised, comptime!(p * width), from, chunk);
                 }
                 #[unroll]
                 for r in 0..rows {
-                    let part = held[(r * parts + p) * tile.line as usize + at as usize];
+                    let part = held.factors[(r * parts + p) * tile.line as usize + at as usize];
                     #[unroll]
                     for e in 0..width {
-                        if comptime!(chunk.has_minimum()) {
-                            of_inputs[r] += part[e];
-                        }
                         #[unroll]
                         for o in 0..outputs {
                             let weight = weight[o];
@@ -341,12 +304,12 @@ fn multiply<M: Size, S: Size>(
             }
             #[unroll]
             for o in 0..outputs {
-                let (scale, minimum) = scales(&words, own, comptime!(run as u32), comptime!(o * each), chunk);
+                let factors = factors::<H>(&words, own, run, comptime!(o * each), chunk);
                 #[unroll]
                 for r in 0..rows {
-                    sums[o * rows + r] += own_sums[o * rows + r] * scale;
+                    sums[o * rows + r] += own_sums[o * rows + r] * factors.scale;
                     if comptime!(chunk.has_minimum()) {
-                        sums[o * rows + r] += of_inputs[r] * minimum;
+                        sums[o * rows + r] += totals[r] * factors.minimum;
                     }
                 }
             }
