@@ -218,7 +218,7 @@ def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str
         "  operations that it merges into a `LOP3` count as one. Those of the device differ.",
         "- **shared**: passes through shared memory, one in each clock of a multiprocessor.",
         f"- **tensor**: the products of the problem, over {TENSOR_FLOPS} operations in each clock of a multiprocessor.",
-        "- **at first**: what these counts said when they were first taken, before they were used.",
+        "- **at first**: what these counts said when they were first taken, before they were used. No logical operations were merged then.",
     ]
     rows = []
     for one in kernels:

@@ -97,6 +97,7 @@ def instances() -> list[Instance]:
         Instance("tensor-core product, f16", "product_mma", "gemv_mma::a_small_problem_agrees_with_plain_loops"),
         Instance("tensor-core product, int8", "product_mma", "gemv_mma::a_small_problem_of_int8_agrees_with_plain_loops"),
         Instance("product of blocks, Q4_0", "product_blocks", "gemv_blocks::a_small_problem_of_q4_0_agrees_with_plain_loops"),
+        Instance("product of blocks, Q4_0, inside of words", "product_blocks", "gemv_blocks::a_small_problem_of_q4_0_that_begins_inside_of_a_word_agrees_with_plain_loops"),
         Instance("product of blocks, Q6_K", "product_blocks", "gemv_blocks::a_small_problem_of_q6_k_agrees_with_plain_loops"),
         Instance("product of blocks, Q4_K, no planes", "product_blocks", "gemv_blocks::a_small_problem_of_q4_k_without_planes_agrees_with_plain_loops"),
         Instance("dequantise", "dequantise", "dequantise::long_rows_are_folded_over_the_axes_of_the_grid"),

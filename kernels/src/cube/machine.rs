@@ -4,6 +4,8 @@ use burn_deepspeed_core::block::BlockFormat;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
+use super::contract::f16_type;
+
 /// What the launchers need to know of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Machine {
@@ -21,6 +23,8 @@ pub struct Machine {
     pub max_cubes: [u32; 3],
     /// Whether `2^x` in fast arithmetic keeps a NaN and makes 0 of `-inf`, as on CUDA. Others promise neither.
     pub power_of_two: bool,
+    /// Whether every f16 becomes f32 in one instruction, subnormal ones as well, as on CUDA. Others have no f16, or may flush these to 0.
+    pub halves: bool,
 }
 
 /// The name of CubeCL's runtime for CUDA.
@@ -43,6 +47,7 @@ impl Machine {
             processors: hardware.num_streaming_multiprocessors.unwrap_or(UNKNOWN_PROCESSORS),
             max_cubes: [x, y, z],
             power_of_two: R::name(client) == CUDA,
+            halves: R::name(client) == CUDA && properties.supports_type(f16_type()),
         }
     }
 

@@ -2,12 +2,11 @@
 
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::divisor::gcd;
-use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use crate::cube::blocks::CheckedBlocks;
 use crate::cube::bytes::BYTES;
-use crate::cube::machine::Unsupported;
+use crate::cube::machine::{Machine, Unsupported};
 
 /// Most parts of a block that a lane reads.
 const MOST_SPANS: usize = 4;
@@ -25,13 +24,13 @@ pub(super) struct Chunk {
     unit: u32,
     /// Words of a load.
     pub vector: u32,
-    /// Whether the device converts f16.
+    /// Whether scales become f32 as f16, or by their bits.
     pub halves: bool,
 }
 
 impl Chunk {
     /// The widest loads of the rows, and as many blocks as begin at a word if the rows have whole numbers of these.
-    pub fn new<R: Runtime>(client: &ComputeClient<R>, blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
+    pub fn new<R: Runtime>(machine: &Machine, blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
         let format = blocks.format;
         let all = blocks.row_bytes / format.bytes();
         let begins = |many: &usize| all.is_multiple_of(*many) && (many * format.bytes()).is_multiple_of(BYTES);
@@ -47,13 +46,7 @@ impl Chunk {
             _ => return Err(Unsupported::BlockFormat(format)),
         };
         let unit = [blocks.first, blocks.row_bytes, many.max(1) * format.bytes()].into_iter().fold(16, gcd) as u32;
-        Ok(Self {
-            format,
-            blocks: many as u32,
-            unit,
-            vector: if unit == 16 { 4 } else { 2 },
-            halves: client.properties().supports_type(half_type()),
-        })
+        Ok(Self { format, blocks: many as u32, unit, vector: if unit == 16 { 4 } else { 2 }, halves: machine.halves })
     }
 
     /// Elements of a chunk.
@@ -145,11 +138,6 @@ impl Chunk {
     pub fn begin(self, block: usize) -> usize {
         block * self.format.bytes()
     }
-}
-
-/// f16.
-pub(super) fn half_type() -> StorageType {
-    StorageType::Scalar(ElemType::Float(FloatKind::F16))
 }
 
 /// The byte at which part `span` of chunk `at` of a row begins.

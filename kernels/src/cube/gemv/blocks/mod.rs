@@ -6,7 +6,7 @@ mod tile;
 
 use cubecl::prelude::*;
 
-use self::chunk::{Chunk, align, half_type, load};
+use self::chunk::{Chunk, align, load};
 use self::elements::{RAISED, factors, numbers};
 use self::tile::{Tile, tile};
 use super::activations::{Activations, activations, line};
@@ -14,7 +14,7 @@ use super::output::{Sizes, sizes, write};
 use super::problem::CheckedGemv;
 use crate::cube::blocks::CheckedBlocks;
 use crate::cube::bytes::ZERO;
-use crate::cube::contract::f32_type;
+use crate::cube::contract::{f16_type, f32_type};
 use crate::cube::lanes::{lanes_sum, vector_sum};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::{array, vector_size};
@@ -43,7 +43,7 @@ pub(super) fn launch<R: Runtime>(
     problem: &CheckedGemv<'_, R>,
     blocks: &CheckedBlocks<'_, R>,
 ) -> Result<(), Unsupported> {
-    let chunk = Chunk::new(client, blocks)?;
+    let chunk = Chunk::new(machine, blocks)?;
     let vector = vector_size(client, &problem.activations(), VECTOR);
     let fold = chunk.elements() / vector;
     let tile = tile(machine, problem.extents, chunk)?;
@@ -76,7 +76,7 @@ pub(super) fn launch<R: Runtime>(
             gamma,
             beta,
             bias,
-            if chunk.halves { half_type() } else { f32_type() },
+            if chunk.halves { f16_type() } else { f32_type() },
         );
     }
     Ok(())
