@@ -116,8 +116,8 @@ pub use burn_deepspeed_core::{config, error, fields, spec};
 pub use burn_deepspeed_kernels::cpu::threads::{Parallelism, ThreadsError};
 pub use cache::{KvCache, LayerCache, Step};
 pub use config::{
-    DataType, DeepSpeedInferenceConfig, JointStreams, KvCacheType, KvSource, LatentSizes, MlpActivation, NormType,
-    QkNorm, QkNormKind, QkNormWeights, VaeBlock, WindowKind,
+    ActivationRounding, DataType, DeepSpeedInferenceConfig, InputBits, JointStreams, KvCacheType, KvSource,
+    LatentSizes, MlpActivation, NormType, QkNorm, QkNormKind, QkNormWeights, VaeBlock, WindowKind,
 };
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};

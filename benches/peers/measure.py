@@ -46,6 +46,7 @@ IMPLEMENTATIONS = {
     "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
     "ours-int8-rounded": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded", "ours"),
+    "ours-int8-rounded-8": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded to 8 bits", "ours"),
     "ours-without-norm": ("burn-deepspeed on ndarray, without the norm of queries and keys", "ours"),
     "ours-with-sinks": ("burn-deepspeed on ndarray, with sinks", "ours"),
     "transformers-sdpa": ("transformers sdpa", "torch"),
@@ -83,8 +84,8 @@ CLASSES = {
     ],
     "16 bits": ["ours-f16", "ours-bf16", "transformers-bf16", "ov-bf16", "ggml-f16", "ggml-bf16"],
     "int8": [
-        "ours-int8", "ours-int8-cache", "ours-int8-rounded", "int8", "ort-int8", "ov-int8", "ov-int8-cache", "ggml-int8",
-        "ggml-int8-cache",
+        "ours-int8", "ours-int8-cache", "ours-int8-rounded", "ours-int8-rounded-8", "int8", "ort-int8", "ov-int8",
+        "ov-int8-cache", "ggml-int8", "ggml-int8-cache",
     ],
     "blocks": ["ours-ndarray", "ours-flex", "ort-blocks", "ov-blocks", "ggml-blocks"],
 }  # fmt: skip

@@ -83,6 +83,94 @@ impl fmt::Display for MatrixFormat {
     }
 }
 
+/// Bits that the inputs of int8 projections are rounded to, with a scale for each token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum InputBits {
+    /// Integers up to 127, as PyTorch's dynamic quantisation has them.
+    Eight,
+    /// Integers up to 8191.
+    Fourteen,
+}
+
+impl InputBits {
+    /// The largest integer: a step is the largest magnitude of a token over this.
+    pub fn largest(self) -> f32 {
+        match self {
+            Self::Eight => 127.0,
+            Self::Fourteen => 8191.0,
+        }
+    }
+}
+
+/// Whether the inputs of int8 projections are rounded to integers, so that kernels multiply those.
+///
+/// In JSON `false`, 14 or 8; `true` is 14.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "RoundingValue", into = "RoundingValue")]
+pub enum ActivationRounding {
+    /// They stay floats.
+    #[default]
+    Never,
+    /// To this many bits.
+    To(InputBits),
+}
+
+impl ActivationRounding {
+    /// The bits, unless nothing is rounded.
+    pub fn bits(self) -> Option<InputBits> {
+        match self {
+            Self::Never => None,
+            Self::To(bits) => Some(bits),
+        }
+    }
+}
+
+impl From<bool> for ActivationRounding {
+    /// `true` is 14 bits.
+    fn from(rounds: bool) -> Self {
+        if rounds { Self::To(InputBits::Fourteen) } else { Self::Never }
+    }
+}
+
+impl From<InputBits> for ActivationRounding {
+    fn from(bits: InputBits) -> Self {
+        Self::To(bits)
+    }
+}
+
+/// How a file writes an [`ActivationRounding`].
+#[derive(Clone, Copy, Serialize, Deserialize)]
+#[serde(untagged, expecting = "`round_activations` must be false, true, 14 or 8")]
+enum RoundingValue {
+    Rounds(bool),
+    Bits(u64),
+}
+
+impl TryFrom<RoundingValue> for ActivationRounding {
+    type Error = String;
+
+    fn try_from(value: RoundingValue) -> Result<Self, String> {
+        match value {
+            RoundingValue::Rounds(rounds) => Ok(rounds.into()),
+            RoundingValue::Bits(14) => Ok(InputBits::Fourteen.into()),
+            RoundingValue::Bits(8) => Ok(InputBits::Eight.into()),
+            RoundingValue::Bits(other) => {
+                Err(format!("`round_activations` is {other}; false, true (14 bits), 14 and 8 are accepted"))
+            }
+        }
+    }
+}
+
+impl From<ActivationRounding> for RoundingValue {
+    fn from(rounding: ActivationRounding) -> Self {
+        match rounding {
+            ActivationRounding::Never => Self::Rounds(false),
+            ActivationRounding::To(InputBits::Fourteen) => Self::Bits(14),
+            ActivationRounding::To(InputBits::Eight) => Self::Bits(8),
+        }
+    }
+}
+
 /// Element types that a configuration asks for in the KV cache, for keys and values separately; `None` is that of the
 /// activations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -131,5 +219,24 @@ impl fmt::Display for CacheTypes {
             true => write!(f, "{}", self.key),
             false => write!(f, "keys {}, values {}", self.key, self.value),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounding_is_false_true_or_a_number_of_bits() {
+        let read = |text: &str| serde_json::from_str::<ActivationRounding>(text).map_err(|error| error.to_string());
+        assert_eq!(read("false"), Ok(ActivationRounding::Never));
+        assert_eq!(read("true"), Ok(ActivationRounding::To(InputBits::Fourteen)));
+        for (text, bits) in [("14", InputBits::Fourteen), ("8", InputBits::Eight)] {
+            assert_eq!(read(text), Ok(bits.into()));
+            assert_eq!(serde_json::to_string(&ActivationRounding::To(bits)).expect("it is a number"), text);
+        }
+        assert_eq!(serde_json::to_string(&ActivationRounding::Never).expect("it is a bool"), "false");
+        assert!(read("16").is_err_and(|error| error.contains("`round_activations` is 16")));
+        assert!(read("\"8\"").is_err_and(|error| error.contains("false, true, 14 or 8")));
     }
 }

@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
+use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
@@ -114,7 +115,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         time(&arguments, "int8", int8, product);
         if has_rounded() {
-            time(&arguments, "rounded", int8, rounded_product);
+            time(&arguments, "14 bits", int8, |problem, output| rounded_product(problem, InputBits::Fourteen, output));
+            time(&arguments, "8 bits", int8, |problem, output| rounded_product(problem, InputBits::Eight, output));
         }
     });
     Ok(())

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::context::{ContextKeys, LayerContext};
 use super::projections::{Projections, set_require_grad};
+use crate::config::ActivationRounding;
 use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
@@ -98,11 +99,12 @@ impl<B: Backend> DeepSpeedCrossAttention<B> {
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).
-    pub fn with_rounded_activations(self, rounds: bool) -> Self {
+    pub fn with_rounded_activations(self, rounding: impl Into<ActivationRounding>) -> Self {
+        let rounding = rounding.into();
         Self {
-            projections: self.projections.with_rounded_input(rounds),
-            key: self.key.with_rounded_input(rounds),
-            value: self.value.with_rounded_input(rounds),
+            projections: self.projections.with_rounded_input(rounding),
+            key: self.key.with_rounded_input(rounding),
+            value: self.value.with_rounded_input(rounding),
             ..self
         }
     }

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::context::ContextKeys;
 use super::projections::{Projections, set_require_grad};
+use crate::config::ActivationRounding;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::softmax_context::{split, split_all};
@@ -82,8 +83,9 @@ impl<B: Backend> DeepSpeedDiffusersAttention<B> {
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).
-    pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        Self { projections: self.projections.with_rounded_input(rounds) }
+    pub fn with_rounded_activations(self, rounding: impl Into<ActivationRounding>) -> Self {
+        let rounding = rounding.into();
+        Self { projections: self.projections.with_rounded_input(rounding) }
     }
 
     /// See [`DeepSpeedSelfAttention::with_communicator`](crate::DeepSpeedSelfAttention::with_communicator).

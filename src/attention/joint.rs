@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 
 use super::connection::{Connection, require};
 use super::projections::set_require_grad;
+use crate::config::ActivationRounding;
 use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
@@ -110,9 +111,9 @@ impl<B: Backend> JointStream<B> {
         Ok(Self { qkv: self.qkv.quantize_blocks(format)?, output, ..self })
     }
 
-    fn with_rounded_input(self, rounds: bool) -> Self {
-        let output = self.output.map(|output| output.with_rounded_input(rounds));
-        Self { qkv: self.qkv.with_rounded_input(rounds), output, ..self }
+    fn with_rounded_input(self, rounding: ActivationRounding) -> Self {
+        let output = self.output.map(|output| output.with_rounded_input(rounding));
+        Self { qkv: self.qkv.with_rounded_input(rounding), output, ..self }
     }
 }
 
@@ -165,9 +166,10 @@ impl<B: Backend> DeepSpeedJointAttention<B> {
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).
-    pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        let text = self.text.map(|text| text.with_rounded_input(rounds));
-        Self { image: self.image.with_rounded_input(rounds), text, ..self }
+    pub fn with_rounded_activations(self, rounding: impl Into<ActivationRounding>) -> Self {
+        let rounding = rounding.into();
+        let text = self.text.map(|text| text.with_rounded_input(rounding));
+        Self { image: self.image.with_rounded_input(rounding), text, ..self }
     }
 
     /// See [`DeepSpeedSelfAttention::with_communicator`](crate::DeepSpeedSelfAttention::with_communicator).

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::connection::{Connection, require};
-use crate::config::KvCacheType;
+use crate::config::{ActivationRounding, KvCacheType};
 use crate::element::element_type;
 use crate::error::{AttentionError, ConfigError, WeightError};
 use crate::ops::{ContextProblem, InferenceBackend, Operations, Plan};
@@ -47,8 +47,8 @@ impl<B: Backend> Projections<B> {
         Ok(Self { qkv, output, ..self })
     }
 
-    pub(super) fn with_rounded_input(self, rounds: bool) -> Self {
-        Self { qkv: self.qkv.with_rounded_input(rounds), output: self.output.with_rounded_input(rounds), ..self }
+    pub(super) fn with_rounded_input(self, rounding: ActivationRounding) -> Self {
+        Self { qkv: self.qkv.with_rounded_input(rounding), output: self.output.with_rounded_input(rounding), ..self }
     }
 
     pub(super) fn with_kv_cache_dtype(self, kv_cache_dtype: KvCacheType) -> Self {

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::projections::{Projections, set_require_grad};
-use crate::config::VaeBlock;
+use crate::config::{ActivationRounding, VaeBlock};
 use crate::error::{AttentionError, ConfigError, WeightError, check_shape};
 use crate::mask::AttentionMask;
 use crate::ops::attention::Visibility;
@@ -79,8 +79,9 @@ impl<B: Backend> DeepSpeedVaeAttention<B> {
     }
 
     /// See [`DeepSpeedSelfAttention::with_rounded_activations`](crate::DeepSpeedSelfAttention::with_rounded_activations).
-    pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        Self { projections: self.projections.with_rounded_input(rounds), ..self }
+    pub fn with_rounded_activations(self, rounding: impl Into<ActivationRounding>) -> Self {
+        let rounding = rounding.into();
+        Self { projections: self.projections.with_rounded_input(rounding), ..self }
     }
 
     /// See [`DeepSpeedSelfAttention::with_communicator`](crate::DeepSpeedSelfAttention::with_communicator).

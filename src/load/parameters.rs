@@ -139,17 +139,17 @@ pub(super) fn assembled<B: Backend>(
     if int8.is_some() && parts.is_int8() {
         let BlockedInt8 { elements, scales, shape, blocks } = parts.int8(shape)?;
         let matrix = Int8Matrix::from_blocks(elements, scales, shape, blocks, dtype, device)?;
-        return Ok(Weight::of_int8(matrix, bias()?).with_rounded_input(module.rounds_input()));
+        return Ok(Weight::of_int8(matrix, bias()?).with_rounded_input(module.input_rounding()));
     }
     if let Some(blocks) = module.blocks() {
         let rows = parts.blocks(shape, blocks.wanted())?;
         let matrix = BlockMatrix::from_rows(rows, blocks.wanted(), dtype, device)?;
-        return Ok(Weight::of_blocks(matrix, bias()?).with_rounded_input(module.rounds_input()));
+        return Ok(Weight::of_blocks(matrix, bias()?).with_rounded_input(module.input_rounding()));
     }
     let orientation = module.orientation();
     let values = parts.dense(shape, orientation, element)?;
     let matrix = of_floats(values, orientation.shape(shape[1], shape[0]), dtype, device);
-    let weight = Weight::new(matrix, bias()?, orientation).with_rounded_input(module.rounds_input());
+    let weight = Weight::new(matrix, bias()?, orientation).with_rounded_input(module.input_rounding());
     match int8 {
         Some(int8) => weight.quantize_in(int8.blocks()),
         None => Ok(weight),

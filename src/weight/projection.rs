@@ -3,7 +3,7 @@
 use burn::module::{Module, Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_core::config::MatrixFormat;
+use burn_deepspeed_core::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed_core::layout::Orientation;
 
 use super::blocks::BlockMatrix;
@@ -23,7 +23,7 @@ pub struct Weight<B: Backend> {
     matrix: Matrix<B>,
     bias: Option<Param<Tensor<B, 1>>>,
     #[module(skip)]
-    rounds_input: bool,
+    rounding: ActivationRounding,
 }
 
 /// The matrix of a [`Weight`].
@@ -51,7 +51,7 @@ impl<B: Backend> Weight<B> {
         device: &B::Device,
     ) -> Self {
         let matrix = Matrix::Dense(DenseMatrix::init(input, output, orientation, dtype, device));
-        Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false }
+        Self { matrix, bias: zeros(output, bias, dtype, device), rounding: ActivationRounding::Never }
     }
 
     /// The same with an int8 matrix, `[out, in]`, which is never dense in memory; bias and activations are of `dtype`.
@@ -68,7 +68,7 @@ impl<B: Backend> Weight<B> {
     ) -> Result<Self, ConfigError> {
         require_int8::<B>(device)?;
         let matrix = Matrix::Int8(Int8Matrix::init([output, input], blocks, dtype, device));
-        Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false })
+        Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounding: ActivationRounding::Never })
     }
 
     /// The same with a matrix of blocks, `[out, in]`. A file that is loaded into it keeps the formats of its rows, but for floats where a
@@ -86,7 +86,7 @@ impl<B: Backend> Weight<B> {
         device: &B::Device,
     ) -> Result<Self, ConfigError> {
         let matrix = Matrix::Blocks(BlockMatrix::init([output, input], wanted, dtype, device)?);
-        Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounds_input: false })
+        Ok(Self { matrix, bias: zeros(output, bias, dtype, device), rounding: ActivationRounding::Never })
     }
 
     /// The one that a `matrix_format` asks for: [`init`](Self::init), or [`init_blocks`](Self::init_blocks), which has no orientation.
@@ -118,7 +118,7 @@ impl<B: Backend> Weight<B> {
     /// If the length of the bias is not the number of outputs.
     pub fn new(matrix: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, orientation: Orientation) -> Self {
         let matrix = Matrix::Dense(DenseMatrix::new(matrix, orientation));
-        let weight = Self { matrix, bias: bias.map(given), rounds_input: false };
+        let weight = Self { matrix, bias: bias.map(given), rounding: ActivationRounding::Never };
         if let Some(bias) = &weight.bias {
             check_shape("Weight::new", "bias", &[weight.output_size()], &bias.val().dims());
         }
@@ -127,12 +127,12 @@ impl<B: Backend> Weight<B> {
 
     /// A projection with an int8 matrix.
     pub(crate) fn of_int8(matrix: Int8Matrix<B>, bias: Option<Tensor<B, 1>>) -> Self {
-        Self { matrix: Matrix::Int8(matrix), bias: bias.map(given), rounds_input: false }
+        Self { matrix: Matrix::Int8(matrix), bias: bias.map(given), rounding: ActivationRounding::Never }
     }
 
     /// A projection with a matrix of blocks.
     pub(crate) fn of_blocks(matrix: BlockMatrix<B>, bias: Option<Tensor<B, 1>>) -> Self {
-        Self { matrix: Matrix::Blocks(matrix), bias: bias.map(given), rounds_input: false }
+        Self { matrix: Matrix::Blocks(matrix), bias: bias.map(given), rounding: ActivationRounding::Never }
     }
 
     /// The same with a matrix of blocks, `[out, in]`; the bias stays as it is.
@@ -159,19 +159,30 @@ impl<B: Backend> Weight<B> {
         Ok(Self { matrix: Matrix::Int8(matrix), ..self })
     }
 
-    /// The same, rounding the input of an int8 matrix, or not. A rounded input consists of 14-bit integers times a step: the
-    /// largest magnitude of a token over 8191. The product is then one of integers (dynamic quantisation).
+    /// The same, rounding the input of an int8 matrix, or not. A rounded input consists of integers times a step: the largest magnitude of a
+    /// token over 8191 in 14 bits (`true`), or over 127 in 8. The product is then one of integers (dynamic quantisation).
     ///
     /// A result is off by at most half a step times the sum of the magnitudes of its weights. That is much for a token with a
-    /// few features far larger than the others. Rounding is faster on the CPU kernels with AVX2; on other paths, and with a
-    /// dense matrix, nothing is rounded. Default: false.
-    pub fn with_rounded_input(self, rounds_input: bool) -> Self {
-        Self { rounds_input, ..self }
+    /// few features far larger than the others, in 8 bits above all. Rounding is faster on the CPU kernels with AVX2; on other paths, and with
+    /// a dense matrix, nothing is rounded. Default: never.
+    ///
+    /// ```
+    /// # use burn::tensor::DType;
+    /// # use burn_deepspeed::{InputBits, layout::Orientation, weight::{Int8Blocks, Weight}};
+    /// # use burn_ndarray::NdArray;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let weight = Weight::<NdArray>::init(64, 32, true, Orientation::OutputInput, DType::F32, &Default::default());
+    /// let weight = weight.quantize(Int8Blocks::PerOutput)?.with_rounded_input(InputBits::Eight);
+    /// assert_eq!(weight.input_rounding().bits(), Some(InputBits::Eight));
+    /// # Ok(()) }
+    /// ```
+    pub fn with_rounded_input(self, rounding: impl Into<ActivationRounding>) -> Self {
+        Self { rounding: rounding.into(), ..self }
     }
 
     /// Whether the input may be rounded; see [`with_rounded_input`](Self::with_rounded_input).
-    pub fn rounds_input(&self) -> bool {
-        self.rounds_input
+    pub fn input_rounding(&self) -> ActivationRounding {
+        self.rounding
     }
 
     /// The matrix in the form in which it is stored.
@@ -320,7 +331,7 @@ impl<B: Backend> Weight<B> {
             Matrix::Blocks(matrix) => Matrix::Blocks(matrix.outputs(start, len)),
         };
         let bias = self.bias().map(|bias| Param::initialized(ParamId::new(), bias.narrow(0, start, len)));
-        Self { matrix, bias, rounds_input: self.rounds_input }
+        Self { matrix, bias, rounding: self.rounding }
     }
 }
 

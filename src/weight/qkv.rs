@@ -7,6 +7,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 
 use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::config::ActivationRounding;
 
 use super::int8::Int8Blocks;
 use super::projection::Weight;
@@ -51,8 +52,9 @@ impl<B: Backend> QkvWeight<B> {
     }
 
     /// The same, rounding the inputs of int8 matrices, or not; see [`Weight::with_rounded_input`].
-    pub fn with_rounded_input(self, rounds_input: bool) -> Self {
-        let Ok(rounded) = self.try_map(|weight| Ok::<_, Infallible>(weight.with_rounded_input(rounds_input)));
+    pub fn with_rounded_input(self, rounding: impl Into<ActivationRounding>) -> Self {
+        let rounding = rounding.into();
+        let Ok(rounded) = self.try_map(|weight| Ok::<_, Infallible>(weight.with_rounded_input(rounding)));
         rounded
     }
 

@@ -13,7 +13,7 @@ use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Int8Matrix, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    OfBackend, Operations, WeightError,
+    InputBits, OfBackend, Operations, WeightError,
 };
 
 use crate::attention::{llama, randomised};
@@ -217,15 +217,17 @@ fn fresh_matrices_of_int8_are_distributed_like_dense_ones<B: InferenceBackend>()
     assert_eq!(values(attention.output().matrix()), weights);
 }
 
-/// Half a step for each input: the largest magnitude of a token over 8191.
+/// Half a step for each input: the largest magnitude of a token over 8191, or over 127.
 fn a_rounded_input_costs_no_more_than_half_a_step<B: InferenceBackend>() {
-    for blocks in blocks() {
+    for (blocks, bits) in
+        blocks().into_iter().flat_map(|blocks| [InputBits::Fourteen, InputBits::Eight].map(|bits| (blocks, bits)))
+    {
         let [inputs, outputs] = [97, 131];
         let weight =
             Weight::new(seeded::<B, 2>([outputs, inputs], 1), Some(seeded([outputs], 2)), Orientation::OutputInput);
         let exact = weight.quantize(blocks).unwrap();
-        let rounded = exact.clone().with_rounded_input(true);
-        assert!(rounded.outputs(1, 2).rounds_input());
+        let rounded = exact.clone().with_rounded_input(bits);
+        assert_eq!(rounded.outputs(1, 2).input_rounding().bits(), Some(bits));
         let weights = values(exact.matrix());
         for tokens in [1, 2, 9, 40] {
             let input = seeded::<B, 3>([2, tokens, inputs], 3);
@@ -233,7 +235,7 @@ fn a_rounded_input_costs_no_more_than_half_a_step<B: InferenceBackend>() {
             let (found, wanted, rows) = (linear(&rounded), linear(&exact), values(input.clone()));
             for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
                 let row = &rows[at / outputs * inputs..][..inputs];
-                let step = row.iter().fold(0.0f64, |largest, x| largest.max(x.abs())) / 8191.0;
+                let step = row.iter().fold(0.0f64, |largest, x| largest.max(x.abs())) / f64::from(bits.largest());
                 let own = weights[at % outputs * inputs..][..inputs].iter().map(|weight| weight.abs()).sum::<f64>();
                 assert!((found - wanted).abs() <= 0.5 * step * own + 1e-4, "{found} for {wanted}");
             }
@@ -247,10 +249,10 @@ fn rounding_is_kept_where_weights_are_loaded<B: InferenceBackend>() {
     let config = HuggingFaceConfig::from_json_file(folder.join("config.json")).unwrap();
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let names = config.attention_names(&checkpoint, 0);
-    let config = config.attention_config(0).with_dtype(DataType::Int8).with_round_activations(true);
+    let config = config.attention_config(0).with_dtype(DataType::Int8).with_round_activations(true.into());
     let module = config.init_self_attention::<B>(0, &device).unwrap().load(&checkpoint, &names).unwrap();
-    assert!(module.output().rounds_input());
-    assert!(matches!(module.qkv(), QkvWeight::Fused(weight) if weight.rounds_input()));
+    assert!(module.output().input_rounding().bits().is_some());
+    assert!(matches!(module.qkv(), QkvWeight::Fused(weight) if weight.input_rounding().bits().is_some()));
     let exact = module.clone().with_rounded_activations(false);
     let input = || seeded::<B, 3>([2, 7, config.hidden_size], 1);
     let run =

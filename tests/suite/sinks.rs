@@ -449,7 +449,7 @@ fn the_gate_is_int8_where_the_projections_are() {
         let module = config.with_context_gate(true).init_self_attention::<AnyBackend>(0, &Default::default()).unwrap();
         assert_eq!(module.gate().unwrap().int8().is_some(), expected);
         let module = module.with_rounded_activations(true);
-        assert!(module.gate().unwrap().rounds_input());
+        assert!(module.gate().unwrap().input_rounding().bits().is_some());
     }
 }
 

@@ -13,8 +13,8 @@ use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_deepspeed::KvCacheType;
 use burn_deepspeed::weight::BlockFormat;
+use burn_deepspeed::{ActivationRounding, InputBits, KvCacheType};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use serde::Deserialize;
@@ -94,8 +94,8 @@ fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failur
     }
 }
 
-fn int8(workload: &Workload, cache: KvCacheType, rounded: bool) -> Result<Call, Failure> {
-    ours::prepare_int8::<NdArray>(workload, &ours::Int8 { weights: true, cache, rounded })
+fn int8(workload: &Workload, cache: KvCacheType, rounding: impl Into<ActivationRounding>) -> Result<Call, Failure> {
+    ours::prepare_int8::<NdArray>(workload, &ours::Int8 { weights: true, cache, rounding: rounding.into() })
 }
 
 fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
@@ -106,7 +106,8 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
         "ours-bf16" => ours::prepare_blocks::<NdArray>(workload, BlockFormat::BF16),
         "ours-int8" => int8(workload, KvCacheType::default(), false),
         "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),
-        "ours-int8-rounded" => int8(workload, KvCacheType::INT8, true),
+        "ours-int8-rounded" => int8(workload, KvCacheType::INT8, InputBits::Fourteen),
+        "ours-int8-rounded-8" => int8(workload, KvCacheType::INT8, InputBits::Eight),
         "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
         "burn-flex" => burn_attention::prepare::<Flex>(workload),
         "candle-flash" => candle_attention::flash(workload),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
@@ -36,7 +36,7 @@ pub struct Int8 {
     pub weights: bool,
     pub cache: KvCacheType,
     /// Whether the inputs of the projections are rounded.
-    pub rounded: bool,
+    pub rounding: ActivationRounding,
 }
 
 /// The call for a layer with some of it in int8.
@@ -125,7 +125,7 @@ fn layer<B: InferenceBackend>(sizes: &Layer, blocks: Option<BlockFormat>, int8: 
     let attention = attention.map(&mut fill);
 
     let attention = match int8.weights {
-        true => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(int8.rounded),
+        true => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(int8.rounding),
         false => attention,
     };
     let mut cache = config.init_cache::<B>(1, &device)?;

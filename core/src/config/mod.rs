@@ -7,7 +7,7 @@ mod resolve;
 mod settings;
 mod values;
 
-pub use crate::data_type::{DataType, KvCacheType, MatrixFormat};
+pub use crate::data_type::{ActivationRounding, DataType, InputBits, KvCacheType, MatrixFormat};
 pub use crate::kv_source::KvSource;
 pub use crate::latent::LatentSizes;
 pub use crate::position::{QueryFactor, RotarySections, SectionOrder};

@@ -3,7 +3,6 @@
 use std::ops::Deref;
 
 use burn_deepspeed_core::error::check_shape;
-use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
@@ -149,11 +148,6 @@ pub(crate) fn whole_numbers<R: Runtime>(name: &'static str, tensor: &TensorHandl
 /// `f32` as an element type.
 pub(crate) fn f32_type() -> StorageType {
     f32::as_type_native_unchecked().storage_type()
-}
-
-/// `f16` as an element type.
-pub(crate) fn f16_type() -> StorageType {
-    StorageType::Scalar(ElemType::Float(FloatKind::F16))
 }
 
 /// `i8` as an element type.

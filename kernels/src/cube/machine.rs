@@ -2,9 +2,8 @@
 
 use burn_deepspeed_core::block::BlockFormat;
 use cubecl::ir::features::Plane;
+use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
-
-use super::contract::f16_type;
 
 /// What the launchers need to know of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +24,11 @@ pub struct Machine {
     pub power_of_two: bool,
     /// Whether every f16 becomes f32 in one instruction, subnormal ones as well, as on CUDA. Others have no f16, or may flush these to 0.
     pub halves: bool,
+}
+
+/// `f16` as an element type.
+pub(crate) fn f16_type() -> StorageType {
+    StorageType::Scalar(ElemType::Float(FloatKind::F16))
 }
 
 /// The name of CubeCL's runtime for CUDA.

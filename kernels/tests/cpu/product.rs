@@ -1,5 +1,6 @@
 //! Products of rows with a matrix.
 
+use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
@@ -36,26 +37,26 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
 
 /// An int8 matrix with blocks that nothing divides, from the second feature of a wider output on; rows exact, and rounded.
 fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, input_block: usize) {
-    let (mut input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
+    let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
     let elements: Vec<i8> = noise(inputs * outputs, 3).into_iter().map(|x| (x * 127.0).round() as i8).collect();
     let blocks = inputs.div_ceil(input_block);
     let scales = noise(blocks * outputs.div_ceil(output_block), 4);
     let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales: &scales, output_block, input_block };
     let (first, width) = (1, outputs + 2);
-    for rounded in [false, true] {
-        if rounded && !has_rounded() {
+    for rounded in [None, Some(InputBits::Fourteen), Some(InputBits::Eight)] {
+        if rounded.is_some() && !has_rounded() {
             return;
         }
+        let mut input = input.clone();
         let mut output = vec![7.0; rows * width];
         let problem = Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first };
-        if rounded {
-            rounded_product(&problem, &mut output)
-        } else {
-            product(&problem, &mut output)
+        match rounded {
+            Some(bits) => rounded_product(&problem, bits, &mut output),
+            None => product(&problem, &mut output),
         }
-        if rounded {
+        if let Some(bits) = rounded {
             for row in input.chunks_mut(inputs) {
-                let step = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 8191.0;
+                let step = row.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / bits.largest();
                 row.iter_mut().for_each(|x| *x = if step == 0.0 { 0.0 } else { (*x / step).round_ties_even() * step });
             }
         }
@@ -72,7 +73,7 @@ fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, i
                 .collect();
             assert_eq!([output[0], output[width - 1]], [7.0; 2]);
             let what = format!(
-                "{rows} rows, {inputs} to {outputs}, blocks of {output_block} and {input_block}, row {row}, {rounded}"
+                "{rows} rows, {inputs} to {outputs}, blocks of {output_block} and {input_block}, row {row}, {rounded:?}"
             );
             // Elements are up to 127 in size, and so are their sums' roundings.
             assert_near(&what, &output[1..=outputs], &expected, 2e-3);
@@ -98,7 +99,7 @@ fn the_largest_integers_do_not_overflow() {
         };
         let mut output = vec![0.0; rows];
         let problem = Product { input: &input, sequence: rows, matrix, bias: None, width: 1, first: 0 };
-        rounded_product(&problem, &mut output);
+        rounded_product(&problem, InputBits::Fourteen, &mut output);
         let expected = f64::from(element) * inputs as f64;
         assert!(output.iter().all(|x| (f64::from(*x) / expected - 1.0).abs() < 1e-6), "{output:?}, {expected}");
     }
@@ -115,7 +116,8 @@ fn a_rounded_row_that_is_not_finite_is_nan_and_its_neighbours_are_not() {
     let matrix =
         Int8Matrix { elements: &elements, inputs: 20, outputs: 2, scales: &[0.5; 2], output_block: 1, input_block: 20 };
     let mut output = [0.0; 6];
-    rounded_product(&Product { input: &input, sequence: 3, matrix, bias: None, width: 2, first: 0 }, &mut output);
+    let problem = Product { input: &input, sequence: 3, matrix, bias: None, width: 2, first: 0 };
+    rounded_product(&problem, InputBits::Fourteen, &mut output);
     assert!(output[2..4].iter().all(|x| x.is_nan()));
     assert_near("the others", &[output[0], output[1], output[4], output[5]], &[10.0; 4], 1e-5);
 }
@@ -194,7 +196,16 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
     let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales, output_block: 1, input_block: 60 };
     check_invariance(matrix, inputs, outputs, product);
     if has_rounded() {
-        check_invariance(matrix, inputs, outputs, rounded_product);
+        for rounded in [
+            |problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]| {
+                rounded_product(problem, InputBits::Eight, output)
+            },
+            |problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]| {
+                rounded_product(problem, InputBits::Fourteen, output)
+            },
+        ] {
+            check_invariance(matrix, inputs, outputs, rounded);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use burn::tensor::backend::Backend;
 
 use super::DeepSpeedSelfAttention;
+use crate::config::ActivationRounding;
 use crate::error::WeightError;
 use crate::weight::{BlockFormat, Int8Blocks};
 
@@ -55,8 +56,9 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
 
     /// Sets whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
     /// [`Weight::with_rounded_input`](crate::weight::Weight::with_rounded_input).
-    pub fn with_rounded_activations(self, rounds: bool) -> Self {
-        let gate = self.gate.map(|gate| gate.with_rounded_input(rounds));
-        Self { projections: self.projections.with_rounded_input(rounds), gate, ..self }
+    pub fn with_rounded_activations(self, rounding: impl Into<ActivationRounding>) -> Self {
+        let rounding = rounding.into();
+        let gate = self.gate.map(|gate| gate.with_rounded_input(rounding));
+        Self { projections: self.projections.with_rounded_input(rounding), gate, ..self }
     }
 }

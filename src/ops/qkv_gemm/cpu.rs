@@ -99,8 +99,10 @@ fn products<B: InMemory>(
             with_vector(bias.as_ref(), |bias| match weight.stored() {
                 Matrix::Int8(int8) => with_int8(int8, |matrix| {
                     let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
-                    let rounded = weight.rounds_input() && has_rounded();
-                    if rounded { rounded_product(&problem, &mut output) } else { product(&problem, &mut output) }
+                    match weight.input_rounding().bits().filter(|_| has_rounded()) {
+                        Some(bits) => rounded_product(&problem, bits, &mut output),
+                        None => product(&problem, &mut output),
+                    }
                 }),
                 Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
                     let (first, bias) = (first + outputs.start, bias.map(|bias| &bias[outputs]));

@@ -14,9 +14,9 @@ use super::output::{Sizes, sizes, write};
 use super::problem::CheckedGemv;
 use crate::cube::blocks::CheckedBlocks;
 use crate::cube::bytes::ZERO;
-use crate::cube::contract::{f16_type, f32_type};
+use crate::cube::contract::f32_type;
 use crate::cube::lanes::{lanes_sum, vector_sum};
-use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::machine::{Machine, Unsupported, f16_type};
 use crate::cube::tensors::{array, vector_size};
 
 /// Elements of a vector of the input: units that write a part each use all banks.

@@ -1,8 +1,4 @@
-//! Integer products: rows are rounded to 14 bits, with a scale for each, and multiplied by an int8 matrix.
-//!
-//! One instruction multiplies 16 elements and adds them in pairs in 32 bits, where f32 takes two. Weights are not converted to
-//! floats. An element of a row is off by at most half a step, which is the largest magnitude of the row over 16382. An output
-//! is off by at most that times the sum of the magnitudes of its weights.
+//! A few rows of integers of 16 bits, and a group of outputs. Sums stay in registers, and weights are widened as they are read.
 //!
 //! ```text
 //!             4 runs of weights, widened once for all rows
@@ -12,123 +8,27 @@
 //!           └──────────────┘
 //! ```
 
-use super::int8::Int8Matrix;
-use super::problem::{Product, Weights, check};
-use crate::cpu::scratch::{Disjoint, with_scratch};
-use crate::cpu::simd::round;
-use crate::cpu::threads;
-
-/// Largest element of a rounded row: the sum of the products of 16384 of them with int8 fits into 32 bits in each of eight lanes.
-const LARGEST_INPUT: f32 = 8191.0;
-
-/// Elements whose products are added in 32 bits.
-const MOST_INPUTS: usize = 16384;
+use super::row::MOST_INPUTS;
+use crate::cpu::product::int8::Int8Matrix;
 
 /// Outputs that are computed together.
-pub(super) const TOGETHER: usize = 4;
+pub(in crate::cpu::product) const TOGETHER: usize = 4;
 
 /// Rows that the weights are multiplied with together.
 const PAIR: usize = 2;
 
 /// The same with 32 registers.
-const QUAD: usize = 4;
-
-/// Elements of the rows that are multiplied with a task's weights, which stay in the second-level cache.
-const MOST_ELEMENTS: usize = 256 * 1024;
-
-/// Rows that a task rounds: a few take less time than to start it.
-const ROWS: usize = 8;
-
-/// Fewest outputs of a task.
-const FEWEST_OUTPUTS: usize = 32;
-
-/// Whether this processor has the instructions; without them call [`product`](super::product).
-pub fn has_rounded() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx2");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
-}
-
-/// [`product`](super::product) with rows that are rounded. A row with an infinity or NaN gives NaN. A row's result depends neither on
-/// the other rows nor on the number of threads.
-///
-/// # Panics
-/// If a slice does not have the length that the sizes imply, or the processor [cannot](has_rounded).
-pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]) {
-    assert!(has_rounded(), "rounded_product: the processor has no AVX2; call `product`");
-    let rows = check(problem, output);
-    if rows * problem.matrix.outputs() == 0 {
-        return;
-    }
-    let Product { input, matrix, bias, width, first, .. } = *problem;
-    let (inputs, outputs) = (matrix.inputs, matrix.outputs);
-    let together = outputs_of_a_task(outputs);
-    // Two 16-bit integers in the place of each float.
-    let words = inputs.div_ceil(2);
-    let output = Disjoint::new(output);
-    with_scratch(rows * (words + 1), |scratch| {
-        // The rows first: they start where a cache line does.
-        let (whole, scales) = scratch.split_at_mut(rows * words);
-        let whole: &mut [i16] = bytemuck::cast_slice_mut(whole);
-        let places = Disjoint::new(whole);
-        threads::each_part(scales, ROWS, |part, scales| {
-            for (row, scale) in (part * ROWS..).zip(scales) {
-                // SAFETY: every row has its own place.
-                let whole = unsafe { places.part(row * 2 * words, inputs) };
-                *scale = pulp::Arch::new().dispatch(Round { row: &input[row * inputs..][..inputs], whole });
-            }
-        });
-        let (whole, scales) = (&*whole, &*scales);
-        let most = (MOST_ELEMENTS / (2 * words)).next_multiple_of(QUAD).min(rows);
-        threads::each(outputs.div_ceil(together), |task| {
-            let own = task * together..outputs.min((task + 1) * together);
-            with_scratch((words + most) * TOGETHER, |scratch| {
-                let (wide, sums) = scratch.split_at_mut(TOGETHER * words);
-                let wide: &mut [i16] = bytemuck::cast_slice_mut(wide);
-                for (part, (whole, scales)) in whole.chunks(most * 2 * words).zip(scales.chunks(most)).enumerate() {
-                    let sums = &mut sums[..scales.len() * TOGETHER];
-                    for at in own.clone().step_by(TOGETHER) {
-                        let count = TOGETHER.min(own.end - at);
-                        sums.fill(0.0);
-                        add_products(&matrix, at, count, whole, wide, sums);
-                        for (row, (sums, scale)) in sums.chunks_exact(TOGETHER).zip(scales).enumerate() {
-                            let row = part * most + row;
-                            // SAFETY: no other task has these features.
-                            let places = unsafe { output.part(row * width + first + at, count) };
-                            for (n, place) in places.iter_mut().enumerate() {
-                                *place = sums[n] * scale + bias.map_or(0.0, |bias| bias[at + n]);
-                            }
-                        }
-                    }
-                }
-            });
-        });
-    });
-}
-
-/// Outputs of a task, a few for each thread.
-pub(super) fn outputs_of_a_task(outputs: usize) -> usize {
-    outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TOGETHER).max(FEWEST_OUTPUTS)
-}
-
-/// Rounds a row; returns its scale.
-struct Round<'a> {
-    row: &'a [f32],
-    whole: &'a mut [i16],
-}
-
-impl pulp::WithSimd for Round<'_> {
-    type Output = f32;
-
-    #[inline(always)]
-    fn with_simd<S: pulp::Simd>(self, _simd: S) -> f32 {
-        round(self.row, LARGEST_INPUT, self.whole, |whole| whole as i16)
-    }
-}
+pub(super) const QUAD: usize = 4;
 
 /// Adds the products of every row and the outputs from `first` on, each block times its scale, to `sums`, `[rows, TOGETHER]`.
-fn add_products(matrix: &Int8Matrix<'_>, first: usize, count: usize, rows: &[i16], wide: &mut [i16], sums: &mut [f32]) {
+pub(super) fn add_products(
+    matrix: &Int8Matrix<'_>,
+    first: usize,
+    count: usize,
+    rows: &[i16],
+    wide: &mut [i16],
+    sums: &mut [f32],
+) {
     let inputs = matrix.inputs;
     let stride = inputs.next_multiple_of(2);
     // The last output is repeated up to a whole group, and the copies are not read.
@@ -256,7 +156,7 @@ mod avx2 {
         _mm256_madd_epi16, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_cvtepi8_epi16, _mm512_loadu_si512,
     };
 
-    use crate::cpu::product::rounded::{Whole, rest};
+    use super::{Whole, rest};
 
     /// Elements of a vector.
     const LANES: usize = 16;
@@ -335,7 +235,7 @@ mod avx512 {
         _mm512_extracti64x4_epi64, _mm512_reduce_add_epi64, _mm512_setzero_si512,
     };
 
-    use crate::cpu::product::rounded::{Whole, rest};
+    use super::{Whole, rest};
 
     /// Elements of a vector.
     const LANES: usize = 32;

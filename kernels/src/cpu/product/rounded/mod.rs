@@ -1,0 +1,97 @@
+//! Integer products: rows are rounded to 14 or 8 bits, with a scale for each, and multiplied by an int8 matrix.
+//!
+//! Weights are not converted to floats. An element of a row is off by at most half a step, which is the largest magnitude of the row over
+//! 8191 or 127. An output is off by at most that times the sum of the magnitudes of its weights.
+//!
+//! `dot` multiplies a few rows, of which each element is an integer of 16 bits. `tiles` multiplies many: `rows` are bytes, those of 14 bits in two
+//! planes, and `panel` has the weights in the order of the instruction, which is one of `vnni` or, where there is one, of `amx`. Sums are integers, and
+//! exact, so all of them give the same bits.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+mod dot;
+mod few;
+#[cfg(target_arch = "x86_64")]
+mod panel;
+mod row;
+#[cfg(target_arch = "x86_64")]
+mod rows;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
+use burn_deepspeed_core::data_type::InputBits;
+
+use super::int8::Int8Matrix;
+use super::problem::{Product, Weights, check};
+
+pub(super) use dot::TOGETHER;
+pub(super) use few::outputs_of_a_task;
+
+/// Whether this processor has the instructions; without them call [`product`](super::product).
+pub fn has_rounded() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return std::arch::is_x86_feature_detected!("avx2");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// [`product`](super::product) with rows that are rounded. A row with an infinity or NaN gives NaN. A row's result depends neither on
+/// the other rows nor on the number of threads.
+///
+/// # Panics
+/// If a slice does not have the length that the sizes imply, or the processor [cannot](has_rounded).
+pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, output: &mut [f32]) {
+    assert!(has_rounded(), "rounded_product: the processor has no AVX2; call `product`");
+    let rows = check(problem, output);
+    if rows * problem.matrix.outputs() == 0 {
+        return;
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(engine) = tiles::Engine::of(rows) {
+        return tiles::product(engine, problem, bits, output);
+    }
+    few::product(problem, bits, output);
+}
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::tiles::Engine;
+    use super::*;
+
+    /// All kernels compute the same integers, so their results have the same bits.
+    #[test]
+    fn every_engine_has_the_bits_of_the_products_of_few_rows() {
+        for (rows, inputs, outputs, blocks) in [
+            (16, 64, 32, [1, 64]),
+            (33, 200, 70, [1, 200]),
+            (70, 130, 33, [3, 40]),
+            (40, 20_000, 5, [1, 20_000]),
+            (1030, 7, 3, [2, 2]),
+        ] {
+            let number = |at: usize| (at.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 32768.0 - 1.0;
+            let input: Vec<f32> = (0..rows * inputs).map(number).collect();
+            let elements: Vec<i8> = (0..inputs * outputs).map(|at| (number(at + 99) * 128.0) as i8).collect();
+            let [output_block, input_block] = blocks;
+            let count = outputs.div_ceil(output_block) * inputs.div_ceil(input_block);
+            let scales: Vec<f32> = (0..count).map(|at| number(at + 5)).collect();
+            let matrix =
+                Int8Matrix { elements: &elements, inputs, outputs, scales: &scales, output_block, input_block };
+            let bias: Vec<f32> = (0..outputs).map(number).collect();
+            let (width, first) = (outputs + 3, 2);
+            let problem = Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first };
+            for bits in [InputBits::Eight, InputBits::Fourteen] {
+                let mut expected = vec![7.0; rows * width];
+                few::product(&problem, bits, &mut expected);
+                let best = Engine::of(rows);
+                for engine in [Engine::Vnni, Engine::Amx].into_iter().filter(|engine| best >= Some(*engine)) {
+                    let mut found = vec![7.0; rows * width];
+                    tiles::product(engine, &problem, bits, &mut found);
+                    let differ = found.iter().zip(&expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
+                    assert_eq!(differ, 0, "{engine:?}, {bits:?}, {rows} rows, {inputs} to {outputs}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Many rows: tiles of 32 rows and 32 outputs, whose sums are integers.
+//!
+//! ```text
+//!                inputs                     32 outputs
+//!           ┌──────────────┐             ┌──────────────┐
+//!  32 rows  │ bytes        │  ×  panels  │ int8         │ inputs   of the outputs of a task, in the second-level cache
+//!           └──────────────┘             └──────────────┘
+//! ```
+
+use std::ops::Range;
+
+use burn_deepspeed_core::data_type::InputBits;
+
+use super::panel::{OUTPUTS, pack};
+use super::rows::{GROUP, OnePlane, Planes, RoundGroup, STEP, Segment, TwoPlanes};
+use super::{amx, vnni};
+use crate::cpu::product::int8::Int8Matrix;
+use crate::cpu::product::problem::Product;
+use crate::cpu::scratch::{Disjoint, with_scratch};
+use crate::cpu::threads;
+
+/// Rows of a tile.
+const ROWS: usize = 2 * GROUP;
+
+/// Fewest rows that are worth the packing of weights.
+const FEWEST_ROWS: usize = 16;
+
+/// Bytes of the panels of a task.
+const PANELS: usize = 512 * 1024;
+
+/// Rows that are rounded at a time, which bounds the memory that a thread keeps for them.
+const MOST_ROWS: usize = 1024;
+
+/// Which instructions multiply, the slower ones first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Engine {
+    Vnni,
+    Amx,
+}
+
+impl Engine {
+    /// The fastest for this many rows, if the processor has one.
+    pub fn of(rows: usize) -> Option<Self> {
+        let has_vnni = std::arch::is_x86_feature_detected!("avx512f")
+            && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512vnni");
+        match rows {
+            FEWEST_ROWS.. if has_vnni => Some(if amx::is_there() { Self::Amx } else { Self::Vnni }),
+            _ => None,
+        }
+    }
+}
+
+/// The product of rows that were checked.
+pub(super) fn product(engine: Engine, problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, output: &mut [f32]) {
+    let segments = Segment::all(&problem.matrix);
+    let inputs = problem.input.chunks(MOST_ROWS * problem.matrix.inputs);
+    for (input, output) in inputs.zip(output.chunks_mut(MOST_ROWS * problem.width)) {
+        let problem = Product { input, ..*problem };
+        match bits {
+            InputBits::Eight => planes::<OnePlane, 1>(engine, &problem, bits, &segments, output),
+            InputBits::Fourteen => planes::<TwoPlanes, 2>(engine, &problem, bits, &segments, output),
+        }
+    }
+}
+
+fn planes<P: Planes, const N: usize>(
+    engine: Engine,
+    problem: &Product<'_, Int8Matrix<'_>>,
+    bits: InputBits,
+    segments: &[Segment],
+    output: &mut [f32],
+) {
+    let Product { input, matrix, .. } = *problem;
+    let (inputs, outputs) = (matrix.inputs, matrix.outputs);
+    let (rows, stride) = (input.len() / inputs, Segment::bytes(segments));
+    // Tiles are whole. What is after the last row is not read from the sums.
+    let plane = rows.next_multiple_of(ROWS) * stride;
+    let output = Disjoint::new(output);
+    with_scratch(N * plane / 4 + rows, |scratch| {
+        let (bytes, scales) = scratch.split_at_mut(N * plane / 4);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(bytes);
+        let places = Disjoint::new(bytes);
+        threads::each_part(scales, GROUP, |group, scales| {
+            with_scratch(inputs.div_ceil(2), |whole| {
+                let whole = &mut bytemuck::cast_slice_mut(whole)[..inputs];
+                let rows = &input[group * GROUP * inputs..][..scales.len() * inputs];
+                // SAFETY: every group has its own place in each plane.
+                let place = |n| unsafe { places.part(n * plane + group * GROUP * stride, GROUP * stride) };
+                RoundGroup::<N> { rows, bits, segments, whole, planes: std::array::from_fn(place), scales }.run::<P>();
+            });
+        });
+        let (bytes, scales) = (&*bytes, &*scales);
+        let planes = std::array::from_fn(|n| &bytes[n * plane..][..plane]);
+        let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(OUTPUTS);
+        let each = fair.clamp(OUTPUTS, (PANELS / stride / OUTPUTS * OUTPUTS).max(OUTPUTS));
+        threads::each(outputs.div_ceil(each), |task| {
+            let outputs = task * each..outputs.min((task + 1) * each);
+            let task = Task::<N> { engine, problem, segments, planes, stride, scales, outputs, output: &output };
+            task.run::<P>();
+        });
+    });
+}
+
+/// Some outputs of all rows.
+struct Task<'a, const N: usize> {
+    engine: Engine,
+    problem: &'a Product<'a, Int8Matrix<'a>>,
+    segments: &'a [Segment],
+    /// The bytes of the rows, the upper bits first.
+    planes: [&'a [u8]; N],
+    /// Bytes of a row.
+    stride: usize,
+    /// The scales of the rows.
+    scales: &'a [f32],
+    outputs: Range<usize>,
+    output: &'a Disjoint<'a>,
+}
+
+/// The sums of a tile.
+type Sums<T> = [[T; OUTPUTS]; ROWS];
+
+impl<const N: usize> Task<'_, N> {
+    fn run<P: Planes>(self) {
+        let Self { engine, problem, segments, stride, scales, ref outputs, .. } = self;
+        let panels = outputs.len().div_ceil(OUTPUTS);
+        let tiles = (engine == Engine::Amx).then(amx::Tiles::new);
+        with_scratch(panels * stride * OUTPUTS / 4, |scratch| {
+            let packed: &mut [i8] = bytemuck::cast_slice_mut(scratch);
+            let (mut totals, mut factors) = (Vec::new(), Vec::new());
+            for (panel, packed) in packed.chunks_exact_mut(stride * OUTPUTS).enumerate() {
+                let first = outputs.start + panel * OUTPUTS;
+                let own = (first, OUTPUTS.min(outputs.end - first));
+                for segment in segments {
+                    let place = &mut packed[segment.place * OUTPUTS..][..segment.steps() * STEP * OUTPUTS];
+                    // SAFETY: the processor has the instructions: `Engine::of` has checked it.
+                    totals.push(unsafe { pack(&problem.matrix, segment, own, place) });
+                    factors.push(self.factors(segment, own));
+                }
+            }
+            let mut products = [[[0; OUTPUTS]; ROWS]; N];
+            for first_row in (0..scales.len()).step_by(ROWS) {
+                for panel in 0..panels {
+                    let packed = &packed[panel * stride * OUTPUTS..][..stride * OUTPUTS];
+                    let mut sums: Sums<f32> = [[0.0; OUTPUTS]; ROWS];
+                    for (at, segment) in segments.iter().enumerate() {
+                        self.multiply(tiles.as_ref(), first_row, segment, packed, &mut products);
+                        let at = panel * segments.len() + at;
+                        pulp::Arch::new().dispatch(Add::<N> {
+                            products: &products,
+                            offset: P::OFFSET,
+                            bits: P::BITS,
+                            totals: &totals[at],
+                            factors: &factors[at],
+                            sums: &mut sums,
+                        });
+                    }
+                    self.write(first_row, outputs.start + panel * OUTPUTS, &sums);
+                }
+            }
+        });
+    }
+
+    /// The scales of a segment of some outputs; zeros after the last.
+    fn factors(&self, segment: &Segment, (first, count): (usize, usize)) -> [f32; OUTPUTS] {
+        std::array::from_fn(|output| match output < count {
+            true => self.problem.matrix.run(first + output).1[segment.block],
+            false => 0.0,
+        })
+    }
+
+    /// The sums of the products of a segment of a tile, for each plane; those of rows after the last are unspecified.
+    fn multiply(
+        &self,
+        tiles: Option<&amx::Tiles>,
+        first_row: usize,
+        segment: &Segment,
+        packed: &[i8],
+        products: &mut [Sums<i32>; N],
+    ) {
+        let steps = segment.steps();
+        let panel = &packed[segment.place * OUTPUTS..][..steps * STEP * OUTPUTS];
+        for (plane, products) in self.planes.iter().zip(products) {
+            let groups = &plane[first_row * self.stride..];
+            let distance = GROUP * self.stride;
+            match tiles {
+                Some(tiles) => tiles.multiply(&groups[segment.place * GROUP..], distance, steps, panel, products),
+                None => {
+                    let products = &mut products[..ROWS.min(self.scales.len() - first_row)];
+                    for (group, products) in groups.chunks(distance).zip(products.chunks_mut(GROUP)) {
+                        // SAFETY: the processor has the instructions: `Engine::of` has checked it.
+                        unsafe { vnni::multiply(&group[segment.place * GROUP..], steps, panel, products) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the sums of a tile, times the scales of its rows, with the bias.
+    fn write(&self, first_row: usize, first: usize, sums: &Sums<f32>) {
+        let Product { bias, width, first: column, .. } = *self.problem;
+        let count = OUTPUTS.min(self.outputs.end - first);
+        for ((row, scale), sums) in (first_row..).zip(&self.scales[first_row..]).zip(sums) {
+            // SAFETY: no other task has these outputs.
+            let places = unsafe { self.output.part(row * width + column + first, count) };
+            match bias {
+                Some(bias) => {
+                    for ((place, sum), bias) in places.iter_mut().zip(sums).zip(&bias[first..][..count]) {
+                        *place = sum * scale + bias;
+                    }
+                }
+                None => places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum * scale + 0.0),
+            }
+        }
+    }
+}
+
+/// Adds the products of a segment, times the scales of its outputs, to the sums of a tile.
+struct Add<'a, const N: usize> {
+    products: &'a [Sums<i32>; N],
+    /// What was added to the upper bits.
+    offset: i32,
+    /// Bits of the lower plane.
+    bits: u32,
+    /// The sums of the weights.
+    totals: &'a [i32; OUTPUTS],
+    factors: &'a [f32; OUTPUTS],
+    sums: &'a mut Sums<f32>,
+}
+
+impl<const N: usize> pulp::WithSimd for Add<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        let Self { products, offset, bits, totals, factors, sums } = self;
+        for (row, sums) in sums.iter_mut().enumerate() {
+            for o in 0..OUTPUTS {
+                let upper = products[0][row][o] - offset * totals[o];
+                // The sum of two planes has more bits than an integer of 32, and fewer than an f64: it is rounded once.
+                let sum = match N {
+                    1 => upper as f32,
+                    _ => (f64::from(upper) * f64::from(1 << bits) + f64::from(products[N - 1][row][o])) as f32,
+                };
+                sums[o] += sum * factors[o];
+            }
+        }
+    }
+}
