@@ -1,4 +1,4 @@
-//! Weights from safetensors files: names, QKV layouts, conversion, and a strict report.
+//! Weights from safetensors and GGUF files: names, QKV layouts, conversion, and a strict report.
 //!
 //! ```no_run
 //! use burn_deepspeed::AttentionInit;
@@ -23,7 +23,7 @@
 //! Everything around attention is read with a [`ParameterReader`], single tensors with [`ReadTensors`].
 //!
 //! Matrices that a checkpoint keeps in int8 stay int8 in an int8 module, byte for byte, and become dense in a dense one; see
-//! [`ScaleNames`]. [`CheckpointWriter`] writes them again.
+//! [`ScaleNames`]. Matrices of blocks of a GGUF file stay so in a module that asks for it. [`CheckpointWriter`] writes both again.
 //!
 //! A rank reads its part of each matrix and nothing else of the file. [`SplitCheckpoint`] is what several ranks wrote, a file
 //! each; it loads into any number of ranks.
