@@ -1,17 +1,16 @@
 //! Writes the parameters of the attention modules.
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_deepspeed_core::block::{BlockFormat, BlockRows};
+use burn_deepspeed_core::block::BlockRows;
 use burn_deepspeed_core::checkpoint::{
     AttentionNames, BlockedInt8, CheckpointWriter, HeadWeightNames, NormNames, QkvNames, ScaleNames, WeightNames,
 };
 use burn_deepspeed_core::layout::Orientation;
 
 use super::tensors::{WriteTensors, picked};
-use crate::element::element_type;
 use crate::error::{WeightError, check_shape};
 use crate::spec::{AttentionSpec, KvSource, QkNormWeights};
-use crate::weight::{BlockMatrix, FusedNorm, Int8Matrix, Matrix, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{BlockMatrix, FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
 
 /// Writes a norm. One without weights in the checkpoint must have weights of 1.
 pub(super) fn write_norm<B: Backend>(
@@ -173,7 +172,7 @@ fn write_bias<B: Backend>(
     biases.map_or(Ok(()), |biases| writer.tensor(name, picked(joined(biases), 0, order)))
 }
 
-/// Writes matrices as one, their outputs in this order; in int8 if all of them are int8, and in blocks if one is.
+/// Writes matrices as one, their outputs in this order; in int8 or in blocks if all of them are.
 fn write_matrix<B: Backend>(
     writer: &mut CheckpointWriter,
     name: &str,
@@ -195,14 +194,6 @@ fn write_matrix<B: Backend>(
         let rows: Vec<BlockRows> = matrices.into_iter().map(BlockMatrix::to_rows).collect();
         return writer.blocks(name, orientation, (&rows, order));
     }
-    if weights.iter().any(|weight| formats(weight).iter().any(|format| format.elements() > 1)) {
-        let formats = weights.iter().flat_map(|weight| match weight.stored() {
-            Matrix::Dense(_) => vec![element_type(weight.dtype()).to_string()],
-            Matrix::Int8(_) => vec!["int8".into()],
-            Matrix::Blocks(_) => formats(weight).iter().map(BlockFormat::to_string).collect(),
-        });
-        return Err(WeightError::SeveralFormats { name: name.into(), formats: formats.collect() });
-    }
     let dense = weights.iter().map(|weight| weight.input_output().transpose()).collect();
     let matrix = picked(joined(dense), 0, order);
     writer.tensor(
@@ -212,11 +203,6 @@ fn write_matrix<B: Backend>(
             Orientation::InputOutput => matrix.transpose(),
         },
     )
-}
-
-/// The formats of the rows of a matrix of blocks.
-fn formats<B: Backend>(weight: &Weight<B>) -> Vec<BlockFormat> {
-    weight.blocks().map_or(Vec::new(), |matrix| matrix.formats().parts().map(|part| part.format).collect())
 }
 
 /// The elements and scales of an int8 matrix, on the host.
