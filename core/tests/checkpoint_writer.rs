@@ -167,7 +167,7 @@ fn int8_has_its_scales_beside_blocks() {
 }
 
 #[test]
-fn metadata_of_every_type_are_read_again() {
+fn metadata_of_every_type_is_read_again() {
     let values: Vec<(&str, Metadata)> = vec![
         ("general.name", "a model".into()),
         ("text.owned", String::from("é").into()),
@@ -325,7 +325,7 @@ fn what_safetensors_cannot_hold_is_an_error() {
     refused(&writer, "model.safetensors", &["`steps` is 7", "texts"]);
 }
 
-/// What writes a file of parts, or is no file, is left as it is.
+/// Neither a folder that is missing nor one that has the name of the file.
 #[test]
 fn a_path_that_cannot_be_written_is_named() {
     let writer = CheckpointWriter::default();

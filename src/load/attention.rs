@@ -111,6 +111,21 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// let checkpoint = Checkpoint::open(&path)?;
     /// let read = config.init_self_attention::<NdArray>(0, &device)?.load(&checkpoint, &names)?;
     /// assert_eq!(read.output().matrix().into_data(), attention.output().matrix().into_data());
+    ///
+    /// // Blocks go into a GGUF, and a module that keeps what is stored has the same.
+    /// use burn_deepspeed::config::MatrixFormat;
+    /// use burn_deepspeed::weight::{BlockFormat, BlockMatrix};
+    /// # let path = folder.path().join("model.gguf");
+    /// let config = config.with_dtype(DataType::Fp32);
+    /// let attention = config.init_self_attention::<NdArray>(0, &device)?.quantize_blocks(BlockFormat::Q8_0)?;
+    /// let mut writer = CheckpointWriter::default();
+    /// attention.write(&mut writer, &names)?;
+    /// writer.save(&path)?;
+    ///
+    /// let stored = config.with_matrix_format(MatrixFormat::Stored);
+    /// let read = stored.init_self_attention::<NdArray>(0, &device)?.load(&Checkpoint::open(&path)?, &names)?;
+    /// let bytes = |weight: Option<&BlockMatrix<NdArray>>| weight.map(|blocks| blocks.bytes().into_data());
+    /// assert_eq!(bytes(read.output().blocks()), bytes(attention.output().blocks()));
     /// # Ok(()) }
     /// ```
     ///

@@ -59,8 +59,7 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
     }
 
     /// Writes the parameters of this rank under these names: floats in their own type, int8 matrices as int8 with their scales, and
-    /// matrices of blocks byte for byte.
-    /// [`load`](Self::load) reads the same weights, bit for bit, if the rank has all heads.
+    /// matrices of blocks byte for byte. [`load`](Self::load) reads the same weights, bit for bit, if the rank has all heads.
     ///
     /// # Errors
     /// [`WeightError::NoNormNames`], as [`load`](Self::load); [`WeightError::MergeCount`]; [`WeightError::SeveralFormats`];

@@ -4,11 +4,13 @@ use std::path::Path;
 
 use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::load::{
-    AttentionNames, Checkpoint, CheckpointWriter, NormNames, QkvLayout, QkvNames, SplitCheckpoint, WeightNames,
+    AttentionNames, Checkpoint, CheckpointWriter, JointNames, LatentNames, NormNames, QkvLayout, QkvNames,
+    SplitCheckpoint, WeightNames,
 };
 use burn_deepspeed::weight::{BlockFormat, Int8Blocks, Orientation, QkvWeight, SeparateQkv};
 use burn_deepspeed::{
-    AttentionInit, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, WeightError,
+    AttentionInit, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, JointStreams,
+    LatentSizes, NormType, RotaryLayout, VaeBlock, WeightError,
 };
 use burn_deepspeed_core::block::{BlockRows, RowFormats};
 
@@ -26,6 +28,7 @@ on_each_cpu_backend!(
     blocks_do_not_fit_safetensors,
     int8_and_blocks_share_a_file,
     ranks_write_their_parts,
+    every_module_is_written,
 );
 
 /// Four heads of 128 features, which share two keys: rows of 512 elements are two blocks of 256, and those of half of the heads one.
@@ -277,4 +280,71 @@ fn ranks_write_their_parts<B: InferenceBackend>() {
         assert_eq!(found, [formats[3]], "no block was cut");
         split.finish().unwrap();
     }
+}
+
+/// Reads what a module wrote, and writes it again: nothing was converted, and both files have the same bytes.
+fn check<M>(
+    module: &M,
+    write: impl Fn(&M, &mut CheckpointWriter) -> Result<(), WeightError>,
+    load: impl Fn(&Checkpoint) -> Result<M, WeightError>,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("layer.gguf");
+    let written = |module: &M| {
+        let mut writer = CheckpointWriter::default();
+        write(module, &mut writer).unwrap();
+        let error = writer.save(folder.path().join("layer.safetensors")).unwrap_err();
+        assert!(matches!(error, WeightError::BlocksInSafetensors { .. }), "{error}");
+        writer.save(&path).unwrap();
+        std::fs::read(&path).unwrap()
+    };
+    let first = written(module);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let read = load(&checkpoint).unwrap();
+    assert_eq!(checkpoint.finish().unwrap().converted, []);
+    assert!(written(&read) == first);
+}
+
+fn every_module_is_written<B: InferenceBackend>() {
+    let (device, format) = (Default::default(), BlockFormat::Q5_1);
+
+    let config = small().with_context_gate(true);
+    let names = names(QkvNames::separate_with_gate("attn", ["q", "k", "v"]));
+    let module = randomised(fresh::<B>(&config)).quantize_blocks(format).unwrap();
+    check(
+        &module,
+        |module, writer| module.write(writer, &names),
+        |file| fresh::<B>(&stored(&config)).load(file, &names),
+    );
+
+    let names = separate();
+    let fresh = |config: DeepSpeedInferenceConfig| config.init_cross_attention::<B>(32, 0, &device).unwrap();
+    let module = randomised(fresh(small())).quantize_blocks(format).unwrap();
+    check(&module, |module, writer| module.write(writer, &names), |file| fresh(stored(&small())).load(file, &names));
+
+    let names = AttentionNames::diffusers("attn");
+    let fresh = |config: DeepSpeedInferenceConfig| config.init_diffusers_cross::<B>(32, 0, &device).unwrap();
+    let module = randomised(fresh(small())).quantize_blocks(format).unwrap();
+    check(&module, |module, writer| module.write(writer, &names), |file| fresh(stored(&small())).load(file, &names));
+
+    let names = JointNames::diffusers("attn");
+    let streams = JointStreams::image_first(32);
+    let fresh = |config: DeepSpeedInferenceConfig| config.init_joint::<B>(streams, 0, &device).unwrap();
+    let module = randomised(fresh(small())).quantize_blocks(format).unwrap();
+    check(&module, |module, writer| module.write(writer, &names), |file| fresh(stored(&small())).load(file, &names));
+
+    let names = AttentionNames::diffusers("attn").with_norm(NormNames::of("attn.group_norm"));
+    let config = DeepSpeedInferenceConfig::new(64, 1).with_dtype(DataType::Fp32);
+    let block = VaeBlock::default().with_groups(4);
+    let fresh = |config: DeepSpeedInferenceConfig| config.init_vae::<B>(block, 0, &device).unwrap();
+    let module = randomised(fresh(config.clone())).quantize_blocks(format).unwrap();
+    check(&module, |module, writer| module.write(writer, &names), |file| fresh(stored(&config)).load(file, &names));
+
+    let sizes = LatentSizes::new(56, [16, 8], 16).with_q_lora_rank(Some(32));
+    let names = LatentNames::deepseek("attn", true).with_norm("norm");
+    let config = DeepSpeedInferenceConfig::new(64, 4).with_dtype(DataType::Fp32).with_norm_type(NormType::RMSNorm);
+    let config = config.with_rotary(RotaryLayout::Interleaved, 8);
+    let fresh = |config: DeepSpeedInferenceConfig| config.init_latent_attention::<B>(&sizes, 0, &device).unwrap();
+    let module = randomised(fresh(config.clone())).quantize_blocks(format).unwrap();
+    check(&module, |module, writer| module.write(writer, &names), |file| fresh(stored(&config)).load(file, &names));
 }
