@@ -118,6 +118,13 @@ fn rows_have_the_order_that_is_asked_for() {
     assert_eq!(saved(&writer).1.shape("w.weight"), Some(&[0, 256][..]));
 }
 
+#[test]
+#[should_panic(expected = "rows of 256 and of 512 elements")]
+fn rows_of_one_tensor_have_one_length() {
+    let matrices = [256, 512].map(|inputs| rows(inputs, &[BlockFormat::Q4_K]));
+    _ = CheckpointWriter::default().blocks("w.weight", Orientation::OutputInput, (&matrices, &[0, 1]));
+}
+
 /// In both orientations and kinds of files.
 #[test]
 fn rows_of_floats_are_a_tensor_of_floats() {

@@ -20,7 +20,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Everything around attention is read with a [`ParameterReader`], single tensors with [`ReadTensors`].
+//! Everything around attention is read with a [`ParameterReader`] and written with [`WriteProjections`], single tensors with [`ReadTensors`]
+//! and [`WriteTensors`].
 //!
 //! Matrices that a checkpoint keeps in int8 stay int8 in an int8 module, byte for byte, and become dense in a dense one; see
 //! [`ScaleNames`]. Matrices of blocks of a GGUF file stay so in a module that asks for it. [`CheckpointWriter`] writes both again.
@@ -35,6 +36,7 @@ mod cross;
 mod diffusion;
 mod latent;
 mod parameters;
+mod projection;
 mod reader;
 mod tensors;
 mod written;
@@ -47,4 +49,5 @@ pub use burn_deepspeed_core::checkpoint::{
     QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint, Stack, WeightNames, WeightPart,
 };
 pub use parameters::ParameterReader;
+pub use projection::WriteProjections;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

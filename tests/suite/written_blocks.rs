@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use burn::tensor::DType;
 use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::load::{
-    AttentionNames, Checkpoint, CheckpointWriter, JointNames, LatentNames, NormNames, QkvLayout, QkvNames,
-    SplitCheckpoint, WeightNames,
+    AttentionNames, Checkpoint, CheckpointWriter, JointNames, LatentNames, NormNames, ParameterReader, QkvLayout,
+    QkvNames, SplitCheckpoint, WeightNames, WeightPart, WriteProjections,
 };
-use burn_deepspeed::weight::{BlockFormat, Int8Blocks, Orientation, QkvWeight, SeparateQkv};
+use burn_deepspeed::weight::{BlockFormat, Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
     AttentionInit, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend, JointStreams,
     LatentSizes, NormType, RotaryLayout, VaeBlock, WeightError,
@@ -29,6 +30,7 @@ on_each_cpu_backend!(
     int8_and_blocks_share_a_file,
     ranks_write_their_parts,
     every_module_is_written,
+    a_projection_is_written_alone,
 );
 
 /// Four heads of 128 features, which share two keys: rows of 512 elements are two blocks of 256, and those of half of the heads one.
@@ -347,4 +349,34 @@ fn every_module_is_written<B: InferenceBackend>() {
     let fresh = |config: DeepSpeedInferenceConfig| config.init_latent_attention::<B>(&sizes, 0, &device).unwrap();
     let module = randomised(fresh(config.clone())).quantize_blocks(format).unwrap();
     check(&module, |module, writer| module.write(writer, &names), |file| fresh(stored(&config)).load(file, &names));
+}
+
+/// Dense, in int8 and in blocks, with and without a bias.
+fn a_projection_is_written_alone<B: InferenceBackend>() {
+    let (device, names, folder) = (Default::default(), WeightNames::of("mlp.up"), tempfile::tempdir().unwrap());
+    for bias in [true, false] {
+        let dense = || randomised(Weight::<B>::init(64, 29, bias, Orientation::OutputInput, DType::F32, &device));
+        let int8 = || dense().quantize(Int8Blocks::PerOutput).unwrap();
+        let blocks = || dense().quantize_blocks(BlockFormat::IQ4_NL).unwrap();
+        let fresh = Weight::<B>::init_blocks(64, 29, bias, None, DType::F32, &device).unwrap();
+        for (weight, fresh, orientation, end) in [
+            (dense(), dense(), Orientation::InputOutput, "safetensors"),
+            (dense(), dense(), Orientation::InputOutput, "gguf"),
+            (int8(), int8(), Orientation::InputOutput, "gguf"),
+            (blocks(), fresh, Orientation::OutputInput, "gguf"),
+        ] {
+            let path = folder.path().join(format!("model.{end}"));
+            let mut writer = CheckpointWriter::default();
+            writer.projection(&names, orientation, &weight).unwrap();
+            writer.save(&path).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            assert_eq!(checkpoint.contains("mlp.up.bias"), bias);
+            let reader = ParameterReader::<B>::new(&checkpoint, DType::F32, &device);
+            let read = reader.projection(&fresh, &names, orientation, &WeightPart::Whole).unwrap();
+            checkpoint.finish().unwrap();
+            assert_same(&read, &weight);
+            let bytes = |weight: &Weight<B>| weight.blocks().map(|matrix| matrix.bytes().into_data());
+            assert_eq!(bytes(&read), bytes(&weight));
+        }
+    }
 }

@@ -103,7 +103,8 @@ impl CheckpointWriter {
     /// for blocks that are to be stored `[in, out]`.
     ///
     /// # Panics
-    /// If there is no matrix, or if `order` names an output that is not there.
+    /// If there is no matrix, if `order` names an output that is not there, if rows differ in length, or if the bytes of a matrix are not
+    /// those of its rows.
     pub fn blocks(
         &mut self,
         name: &str,

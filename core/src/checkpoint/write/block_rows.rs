@@ -43,11 +43,17 @@ pub(super) fn tensor(
 
 impl<'a> Rows<'a> {
     fn new(matrices: &'a [BlockRows], order: &[usize]) -> Self {
+        let inputs = matrices[0].formats.inputs();
+        for BlockRows { formats, bytes } in matrices {
+            let (own, needed) = (formats.inputs(), formats.bytes());
+            assert!(own == inputs, "CheckpointWriter::blocks: rows of {inputs} and of {own} elements");
+            assert!(bytes.len() == needed, "CheckpointWriter::blocks: {} bytes for {needed}", bytes.len());
+        }
         let of_matrix = |matrix: &'a BlockRows| {
             matrix.formats.rows().map(|(format, bytes)| (format, &matrix.bytes[bytes])).collect::<Vec<_>>()
         };
         let all: Vec<_> = matrices.iter().flat_map(of_matrix).collect();
-        Self { rows: order.iter().map(|&row| all[row]).collect(), inputs: matrices[0].formats.inputs() }
+        Self { rows: order.iter().map(|&row| all[row]).collect(), inputs }
     }
 
     /// The formats that rows have, each once.
