@@ -82,8 +82,10 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     }
 
     /// Writes the parameters under these names, in their layout and orientation: floats in their own type, int8 matrices as int8
-    /// with their scales, and those of blocks as floats, since safetensors has no blocks. [`load`](Self::load) reads the same weights, bit
-    /// for bit; int8 blocks that do not divide a matrix evenly are read as smaller ones.
+    /// with their scales, and matrices of blocks byte for byte. [`load`](Self::load) reads the same weights, bit for bit; int8 blocks
+    /// that do not divide a matrix evenly are read as smaller ones. Blocks need a path that ends in `.gguf` in
+    /// [`save`](CheckpointWriter::save), `[out, in]` as the orientation, and one format for all rows of a tensor: a fused projection
+    /// whose rows differ in format is written under separate names.
     ///
     /// One of several ranks writes its part, a file of a [`SplitCheckpoint`]; [`load_split`](Self::load_split) reads the files on
     /// any number of ranks.
@@ -109,13 +111,28 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
     /// let checkpoint = Checkpoint::open(&path)?;
     /// let read = config.init_self_attention::<NdArray>(0, &device)?.load(&checkpoint, &names)?;
     /// assert_eq!(read.output().matrix().into_data(), attention.output().matrix().into_data());
+    ///
+    /// // Blocks go into a GGUF, and a module that keeps what is stored has the same.
+    /// use burn_deepspeed::config::MatrixFormat;
+    /// use burn_deepspeed::weight::{BlockFormat, BlockMatrix};
+    /// # let path = folder.path().join("model.gguf");
+    /// let config = config.with_dtype(DataType::Fp32);
+    /// let attention = config.init_self_attention::<NdArray>(0, &device)?.quantize_blocks(BlockFormat::Q8_0)?;
+    /// let mut writer = CheckpointWriter::default();
+    /// attention.write(&mut writer, &names)?;
+    /// writer.save(&path)?;
+    ///
+    /// let stored = config.with_matrix_format(MatrixFormat::Stored);
+    /// let read = stored.init_self_attention::<NdArray>(0, &device)?.load(&Checkpoint::open(&path)?, &names)?;
+    /// let bytes = |weight: Option<&BlockMatrix<NdArray>>| weight.map(|blocks| blocks.bytes().into_data());
+    /// assert_eq!(bytes(read.output().blocks()), bytes(attention.output().blocks()));
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// [`WeightError::NoNormNames`], [`WeightError::NoQkNormNames`], [`WeightError::NoSinkName`], [`WeightError::NoGateNames`],
     /// [`WeightError::UnexpectedGate`], [`WeightError::NotSeparateNames`], [`WeightError::SharedHeadWeights`],
-    /// [`WeightError::MergeCount`], and
+    /// [`WeightError::MergeCount`], [`WeightError::SeveralFormats`], [`WeightError::TransposedBlocks`], and
     /// [`ConfigError::Ranks`](crate::ConfigError::Ranks) if the heads do not split over the ranks of
     /// [`QkvLayout::PerRank`](super::QkvLayout::PerRank).
     pub fn write(&self, writer: &mut CheckpointWriter, names: &AttentionNames) -> Result<(), WeightError> {

@@ -58,11 +58,12 @@ impl<B: Backend> DeepSpeedLatentAttention<B> {
         Ok(Self { norm, query, projections, latent_norm, up: keys_and_values }.no_grad())
     }
 
-    /// Writes the parameters of this rank under these names: floats in their own type, int8 matrices as int8 with their scales.
-    /// [`load`](Self::load) reads the same weights, bit for bit, if the rank has all heads.
+    /// Writes the parameters of this rank under these names: floats in their own type, int8 matrices as int8 with their scales, and
+    /// matrices of blocks byte for byte. [`load`](Self::load) reads the same weights, bit for bit, if the rank has all heads.
     ///
     /// # Errors
-    /// [`WeightError::NoNormNames`], as [`load`](Self::load); [`WeightError::MergeCount`].
+    /// [`WeightError::NoNormNames`], as [`load`](Self::load); [`WeightError::MergeCount`]; [`WeightError::SeveralFormats`];
+    /// [`WeightError::TransposedBlocks`].
     pub fn write(&self, writer: &mut CheckpointWriter, names: &LatentNames) -> Result<(), WeightError> {
         if let Some(norm) = &self.norm {
             write_norm(writer, names.norm.as_ref().ok_or(WeightError::NoNormNames)?, norm)?;

@@ -1,4 +1,4 @@
-//! Weights from safetensors files: names, QKV layouts, conversion, and a strict report.
+//! Weights from safetensors and GGUF files: names, QKV layouts, conversion, and a strict report.
 //!
 //! ```no_run
 //! use burn_deepspeed::AttentionInit;
@@ -20,10 +20,11 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Everything around attention is read with a [`ParameterReader`], single tensors with [`ReadTensors`].
+//! Everything around attention is read with a [`ParameterReader`] and written with [`WriteProjections`], single tensors with [`ReadTensors`]
+//! and [`WriteTensors`].
 //!
 //! Matrices that a checkpoint keeps in int8 stay int8 in an int8 module, byte for byte, and become dense in a dense one; see
-//! [`ScaleNames`]. [`CheckpointWriter`] writes them again.
+//! [`ScaleNames`]. Matrices of blocks of a GGUF file stay so in a module that asks for it. [`CheckpointWriter`] writes both again.
 //!
 //! A rank reads its part of each matrix and nothing else of the file. [`SplitCheckpoint`] is what several ranks wrote, a file
 //! each; it loads into any number of ranks.
@@ -35,6 +36,7 @@ mod cross;
 mod diffusion;
 mod latent;
 mod parameters;
+mod projection;
 mod reader;
 mod tensors;
 mod written;
@@ -47,4 +49,5 @@ pub use burn_deepspeed_core::checkpoint::{
     QkvNames, ScaleFormat, ScaleNames, Side, SplitCheckpoint, Stack, WeightNames, WeightPart,
 };
 pub use parameters::ParameterReader;
+pub use projection::WriteProjections;
 pub use tensors::{PackQkv, ReadTensors, WriteTensors};

@@ -1,6 +1,7 @@
 //! Writes the parameters of the attention modules.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed_core::block::BlockRows;
 use burn_deepspeed_core::checkpoint::{
     AttentionNames, BlockedInt8, CheckpointWriter, HeadWeightNames, NormNames, QkvNames, ScaleNames, WeightNames,
 };
@@ -9,7 +10,7 @@ use burn_deepspeed_core::layout::Orientation;
 use super::tensors::{WriteTensors, picked};
 use crate::error::{WeightError, check_shape};
 use crate::spec::{AttentionSpec, KvSource, QkNormWeights};
-use crate::weight::{FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
+use crate::weight::{BlockMatrix, FusedNorm, Int8Matrix, QkvWeight, SeparateQkv, Weight};
 
 /// Writes a norm. One without weights in the checkpoint must have weights of 1.
 pub(super) fn write_norm<B: Backend>(
@@ -171,7 +172,7 @@ fn write_bias<B: Backend>(
     biases.map_or(Ok(()), |biases| writer.tensor(name, picked(joined(biases), 0, order)))
 }
 
-/// Writes matrices as one, their outputs in this order; in int8 if all of them are int8.
+/// Writes matrices as one, their outputs in this order; in int8 or in blocks if all of them are.
 fn write_matrix<B: Backend>(
     writer: &mut CheckpointWriter,
     name: &str,
@@ -187,6 +188,11 @@ fn write_matrix<B: Backend>(
     let int8: Option<Vec<BlockedInt8>> = weights.iter().map(|weight| weight.int8().map(blocked)).collect();
     if let Some(matrices) = int8 {
         return writer.int8(name, scales, orientation, (&matrices, order));
+    }
+    let blocks: Option<Vec<&BlockMatrix<B>>> = weights.iter().map(|weight| weight.blocks()).collect();
+    if let Some(matrices) = blocks {
+        let rows: Vec<BlockRows> = matrices.into_iter().map(BlockMatrix::to_rows).collect();
+        return writer.blocks(name, orientation, (&rows, order));
     }
     let dense = weights.iter().map(|weight| weight.input_output().transpose()).collect();
     let matrix = picked(joined(dense), 0, order);

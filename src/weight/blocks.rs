@@ -90,6 +90,13 @@ impl<B: Backend> BlockMatrix<B> {
         self.elements.values()
     }
 
+    /// The rows on the host, without what fills the last unit.
+    pub(crate) fn to_rows(&self) -> BlockRows {
+        let (formats, data) = (self.formats().clone(), self.bytes().into_data().convert_dtype(DType::I8));
+        let bytes = data.bytes[..formats.bytes()].to_vec();
+        BlockRows { formats, bytes }
+    }
+
     /// The formats of the rows, and where each is in the bytes.
     pub fn formats(&self) -> &RowFormats {
         self.elements.form()

@@ -55,3 +55,4 @@ mod seq2seq;
 mod sinks;
 mod split_checkpoints;
 mod windows;
+mod written_blocks;

@@ -84,6 +84,14 @@ impl RowFormats {
         })
     }
 
+    /// Format and bytes of each row, in order.
+    pub fn rows(&self) -> impl Iterator<Item = (BlockFormat, Range<usize>)> {
+        self.parts().flat_map(|RowPart { format, outputs, bytes }| {
+            let row = self.row_bytes(format);
+            (0..outputs.len()).map(move |at| (format, bytes.start + at * row..bytes.start + (at + 1) * row))
+        })
+    }
+
     /// The bytes of a row in this format.
     fn row_bytes(&self, format: BlockFormat) -> usize {
         self.inputs / format.elements() * format.bytes()
@@ -146,6 +154,8 @@ mod tests {
         let part = |format, outputs, bytes| RowPart { format, outputs, bytes };
         let middle: Vec<_> = formats.parts_of(1..4).collect();
         assert_eq!(middle, [part(Q4_0, 1..2, 36..72), part(Q8_0, 2..3, 72..140), part(F16, 3..4, 140..268)]);
+        let rows: Vec<_> = formats.rows().collect();
+        assert_eq!(rows, [(Q4_0, 0..36), (Q4_0, 36..72), (Q8_0, 72..140), (F16, 140..268), (F16, 268..396)]);
         let (own, bytes) = formats.narrow(1..4);
         assert_eq!((own.outputs(), own.bytes(), bytes), (3, 232, 36..268));
         assert_eq!(RowFormats::uniform(Q4_0, [1, 40]), None);

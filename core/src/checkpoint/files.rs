@@ -34,7 +34,7 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Location>,
     wrapper: String,
     scale_format: Option<ScaleFormat>,
-    /// The architecture of a GGUF file.
+    /// The architecture of a GGUF file that states one.
     gguf: Option<&'static str>,
     log: RefCell<Log>,
 }
@@ -47,7 +47,7 @@ struct Location {
 }
 
 impl Checkpoint {
-    /// The architecture of the GGUF file that this is.
+    /// The architecture of the GGUF file that this is, if it states one.
     pub(super) fn gguf(&self) -> Option<&'static str> {
         self.gguf
     }

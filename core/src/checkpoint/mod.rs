@@ -1,8 +1,8 @@
-//! Checkpoints on disk: safetensors files, the names and layouts of their tensors, and the `config.json` next to them.
+//! Checkpoints on disk: safetensors and GGUF files, the names and layouts of their tensors, and the `config.json` next to them.
 //!
 //! A [`Checkpoint`] reads what is asked for and nothing else of the file. [`AttentionFiles`] finds the projections of one layer
 //! in one file or in those of several ranks, and [`ProjectionParts`] assembles a matrix from its pieces. [`CheckpointWriter`]
-//! writes a file. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says,
+//! writes a file of either format. [`families`] has one record for each model family, [`HuggingFaceConfig`] what a `config.json` says,
 //! and [`EncoderDecoderConfig`] that of a model with an encoder and a decoder.
 
 mod attention;
@@ -48,6 +48,7 @@ mod safetensors_header;
 mod scale_format;
 mod split;
 mod stored;
+mod tensor;
 mod window;
 mod wrapper;
 mod write;

@@ -26,7 +26,7 @@ impl SplitCheckpoint {
     /// Opens a file or folder for each rank, in rank order; see [`Checkpoint::open`].
     ///
     /// # Errors
-    /// [`WeightError::File`] if one is missing or is not safetensors; [`WeightError::NoFiles`].
+    /// [`WeightError::File`] if one is missing or is neither safetensors nor GGUF; [`WeightError::NoFiles`].
     pub fn open(paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Result<Self, WeightError> {
         let open = |path: _| Checkpoint::open_one_of_several(AsRef::<Path>::as_ref(&path));
         let files = paths.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;

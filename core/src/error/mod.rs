@@ -5,6 +5,7 @@
 mod attention;
 mod communication;
 mod config;
+mod remedy;
 mod shape;
 mod weight;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::block::BlockFormat;
 use crate::error::config::ConfigError;
+use crate::error::remedy::{convert, found, or_held};
 use crate::spelling::{list, nearest_hint};
 
 /// What can go wrong when weights are read or written.
@@ -193,6 +194,108 @@ pub enum WeightError {
         /// The two files.
         files: [PathBuf; 2],
     },
+    /// Rows of a matrix are in several formats, and a tensor of a file has one.
+    #[error(
+        "`{name}` has rows in {}, and a tensor of a file has one format; name queries, keys and values separately, or give all rows one \
+         format with `quantize_blocks`", list(.formats)
+    )]
+    SeveralFormats {
+        /// The tensor.
+        name: String,
+        /// The formats.
+        formats: Vec<String>,
+    },
+    /// A matrix of blocks is to be stored `[in, out]`.
+    #[error(
+        "`{name}` is in blocks of {format}, which lie along its inputs, and is to be stored [in, out]; store it [out, in], or make it \
+         floats with `quantize_blocks(BlockFormat::F32)`"
+    )]
+    TransposedBlocks {
+        /// The tensor.
+        name: String,
+        /// The format.
+        format: BlockFormat,
+    },
+    /// A matrix of blocks is to be saved in a safetensors file.
+    #[error(
+        "`{name}` is in blocks of {format}, which safetensors files do not have; save to a path that ends in `.gguf`, or make it floats \
+         first, with `quantize_blocks(BlockFormat::F32)`"
+    )]
+    BlocksInSafetensors {
+        /// The tensor.
+        name: String,
+        /// The format.
+        format: BlockFormat,
+    },
+    /// A tensor was given with other bytes than those of its shape.
+    #[error(
+        "`{name}` was given with {bytes} bytes, which are not those of {shape:?} in {element}; give it one element for each place"
+    )]
+    ByteCount {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Its element type.
+        element: String,
+        /// The bytes that were given.
+        bytes: usize,
+    },
+    /// A tensor has more axes than GGUF allows.
+    #[error(
+        "`{name}` has {} axes, {shape:?}, and a tensor of a GGUF file has at most {limit}; reshape it, or save to a path that ends in \
+         `.safetensors`", .shape.len()
+    )]
+    GgufAxes {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+        /// Most axes.
+        limit: usize,
+    },
+    /// A tensor has an element type that GGUF does not have.
+    #[error(
+        "`{name}` has elements of type {element}, and a GGUF file has F64, F32, F16, BF16, I64, I32, I16, I8 and blocks; convert it, or \
+         save to a path that ends in `.safetensors`"
+    )]
+    GgufElement {
+        /// The tensor.
+        name: String,
+        /// Its element type.
+        element: String,
+    },
+    /// The name of a tensor is longer than GGUF allows.
+    #[error(
+        "the name `{name}` has {} bytes, and names in a GGUF file have at most {limit}; shorten it, or save to a path that ends in \
+         `.safetensors`", .name.len()
+    )]
+    GgufName {
+        /// The tensor.
+        name: String,
+        /// Most bytes.
+        limit: usize,
+    },
+    /// The header of a GGUF file is longer than one that is read.
+    #[error(
+        "the header of the GGUF file has {bytes} bytes, and at most {limit} are read; leave out metadata, or write several files"
+    )]
+    GgufHeader {
+        /// Bytes of the header.
+        bytes: u64,
+        /// Most bytes.
+        limit: u64,
+    },
+    /// The metadata of a file that is written cannot be.
+    #[error("the metadata `{key}` is {value}; {expected}")]
+    Metadata {
+        /// The key.
+        key: String,
+        /// The value.
+        value: String,
+        /// What is written.
+        expected: &'static str,
+    },
     /// A file could not be written.
     #[error("cannot write {path}: {cause}; check the folder, the rights and the space on the disk")]
     Write {
@@ -271,35 +374,4 @@ impl WeightError {
     /// The types of integers, for [`ElementType`](Self::ElementType).
     pub const INTEGERS: &str =
         "integers are read from I64, I32, I16, I8, U64, U32, U16, U8 or BOOL; read floats with `tensor`";
-}
-
-/// The nearest name, or what the checkpoint has.
-fn or_held(nearest: &Option<String>, held: &[String]) -> String {
-    match (nearest, held) {
-        (None, []) => "; it has no tensors".into(),
-        (None, held) => format!("; it has {} tensors: {}", held.len(), list(held)),
-        (nearest, _) => nearest_hint(nearest),
-    }
-}
-
-fn found(files: &[String]) -> String {
-    if files.is_empty() { String::new() } else { format!("; it has {}", list(files)) }
-}
-
-/// How to make a safetensors file of what is there.
-fn convert(files: &[String]) -> String {
-    let has = |ends: &[&str]| files.iter().find(|file| ends.iter().any(|end| file.ends_with(end)));
-    match (has(&[".safetensors"]), has(&[".gguf"])) {
-        (Some(file), _) => format!("open {file} itself, or rename it to `model.safetensors`"),
-        (None, Some(file)) => format!("name the file that you want, such as {file}"),
-        _ if has(&[".bin", ".bin.index.json", ".pth", ".pt", ".ckpt"]).is_some() => {
-            format!("pickles are not read; convert them in Python:\n{}", save())
-        }
-        _ => "name the folder or the file of a checkpoint in safetensors".into(),
-    }
-}
-
-fn save() -> &'static str {
-    "  from transformers import AutoModel\n  AutoModel.from_pretrained(DIR).save_pretrained(DIR)\n\
-         with the class of the model in place of AutoModel, such as AutoModelForCausalLM (see docs/checkpoints.md)"
 }

@@ -15,7 +15,8 @@ use crate::error::WeightError;
 impl Checkpoint {
     /// Opens a file of safetensors or a GGUF, or a folder: `model.safetensors`, the shards that `model.safetensors.index.json` lists, or
     /// without them the one GGUF that it has. Of a GGUF in several parts this is the first. A tensor that is in several shards is read from
-    /// the one that the index names. Tensors of a GGUF have the names that their family has in `transformers`. A
+    /// the one that the index names. Tensors of a GGUF have the names that their family has in `transformers`, or
+    /// those in the file if it has no `general.architecture`, as a [`CheckpointWriter`](crate::checkpoint::CheckpointWriter) writes it. A
     /// [`wrapper`](Self::wrapper) that is before every name is taken off.
     ///
     /// # Errors
@@ -29,7 +30,8 @@ impl Checkpoint {
         }
     }
 
-    /// The tensors of a GGUF file whose header was read, under the names that their family has in `transformers`.
+    /// The tensors of a GGUF file whose header was read, under the names that their family has in `transformers`. Those of a file without
+    /// `general.architecture` have the names in the file.
     ///
     /// # Errors
     /// [`WeightError::Config`] for an unknown architecture; [`WeightError::File`] for a tensor that it does not have, or if a file cannot be
@@ -37,9 +39,11 @@ impl Checkpoint {
     pub fn of_gguf(gguf: &Gguf) -> Result<Self, WeightError> {
         let mut checkpoint = Self::empty(gguf.path());
         let (architecture, tensors) = gguf::tensors(gguf)?;
-        checkpoint.gguf = Some(architecture.name);
-        // The configuration reads these.
-        checkpoint.log.get_mut().ignored.extend(tensors.keys().filter(|name| gguf::is_factor(name)).cloned());
+        if let Some(architecture) = architecture {
+            checkpoint.gguf = Some(architecture.name);
+            // The configuration reads these.
+            checkpoint.log.get_mut().ignored.extend(tensors.keys().filter(|name| gguf::is_factor(name)).cloned());
+        }
         let place = |(name, (Place { file, stored }, rows))| (name, Location { file, stored, rows });
         checkpoint.tensors = tensors.into_iter().map(place).collect();
         checkpoint.files = gguf.files().iter().map(|file| DataFile::open(file)).collect::<Result<_, _>>()?;

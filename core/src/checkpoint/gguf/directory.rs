@@ -3,14 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use safetensors::Dtype;
-
+use super::element::element;
 use super::source::{Problem, Source};
-use crate::block::BlockFormat;
-use crate::checkpoint::stored::{Stored, StoredElement};
+use crate::checkpoint::stored::Stored;
 
 /// Most axes of a tensor.
-const AXES: u32 = 4;
+pub(super) const AXES: u32 = 4;
 
 /// Least bytes of an entry: the lengths of its name and its shape, type and offset.
 const ENTRY: u64 = 24;
@@ -69,7 +67,7 @@ fn entry(source: &mut Source<impl Read>, alignment: u64) -> Result<Entry, Proble
         return Err(format!("begins at byte {start} of the data, which is no multiple of {alignment}"));
     }
     // The first axis is contiguous.
-    let (in_unit, bytes) = unit(element);
+    let (in_unit, bytes) = element.unit();
     let row = shape.first().copied().unwrap_or(1);
     if !row.is_multiple_of(in_unit) {
         return Err(format!("has rows of {row} elements, and blocks of {element} have {in_unit}"));
@@ -79,59 +77,4 @@ fn entry(source: &mut Source<impl Read>, alignment: u64) -> Result<Entry, Proble
     let bytes = bytes.ok_or_else(|| format!("has more elements than memory has bytes: {shape:?}"))?;
     shape.reverse();
     Ok((Stored { element, shape, start }, bytes as u64))
-}
-
-/// Elements and bytes of what cannot be divided.
-fn unit(element: StoredElement) -> (usize, usize) {
-    match element {
-        StoredElement::Plain(dtype) => (1, dtype.bitsize() / 8),
-        StoredElement::Blocks(format) => (format.elements(), format.bytes()),
-    }
-}
-
-/// The element type of a number of `ggml`.
-fn element(number: u32) -> Result<StoredElement, Problem> {
-    use BlockFormat::*;
-    use StoredElement::{Blocks, Plain};
-    Ok(match number {
-        0 => Plain(Dtype::F32),
-        1 => Plain(Dtype::F16),
-        2 => Blocks(Q4_0),
-        3 => Blocks(Q4_1),
-        6 => Blocks(Q5_0),
-        7 => Blocks(Q5_1),
-        8 => Blocks(Q8_0),
-        10 => Blocks(Q2_K),
-        11 => Blocks(Q3_K),
-        12 => Blocks(Q4_K),
-        13 => Blocks(Q5_K),
-        14 => Blocks(Q6_K),
-        20 => Blocks(IQ4_NL),
-        24 => Plain(Dtype::I8),
-        25 => Plain(Dtype::I16),
-        26 => Plain(Dtype::I32),
-        27 => Plain(Dtype::I64),
-        28 => Plain(Dtype::F64),
-        30 => Plain(Dtype::BF16),
-        39 => Blocks(MXFP4),
-        _ => {
-            let name = match number {
-                9 => "Q8_1",
-                15 => "Q8_K",
-                16 => "IQ2_XXS",
-                17 => "IQ2_XS",
-                18 => "IQ3_XXS",
-                19 => "IQ1_S",
-                21 => "IQ3_S",
-                22 => "IQ2_S",
-                23 => "IQ4_XS",
-                29 => "IQ1_M",
-                34 => "TQ1_0",
-                35 => "TQ2_0",
-                _ => return Err(format!("has type {number}, which is unknown")),
-            };
-            let read: Vec<String> = BlockFormat::ALL.iter().map(BlockFormat::to_string).collect();
-            return Err(format!("has type {name}, which is not read; {} are", read.join(", ")));
-        }
-    })
 }

@@ -13,7 +13,9 @@ use crate::checkpoint::stored::Stored;
 use crate::error::WeightError;
 
 /// Multiple of bytes at which tensors begin, if the file does not say.
-const ALIGNMENT: u64 = 32;
+pub(super) const ALIGNMENT: u32 = 32;
+
+pub(super) const ALIGNMENT_KEY: &str = "general.alignment";
 
 /// Least bytes of an entry of metadata: the length of its key, its type, and a value of one byte.
 const ENTRY: u64 = 13;
@@ -160,10 +162,10 @@ fn read(source: &mut Source<impl Read>) -> Result<Header, Problem> {
         }
         metadata.insert(key, value);
     }
-    let alignment = match metadata.get("general.alignment") {
-        None => ALIGNMENT,
+    let alignment = match metadata.get(ALIGNMENT_KEY) {
+        None => ALIGNMENT.into(),
         Some(&Metadata::Integer(size @ 1..=0x1_0000_0000)) if (size as u64).is_power_of_two() => size as u64,
-        Some(other) => return Err(format!("`general.alignment` is {other:?}; it must be a power of two")),
+        Some(other) => return Err(format!("`{ALIGNMENT_KEY}` is {other:?}; it must be a power of two")),
     };
     let tensors = directory::read(source, tensors, alignment)?;
     Ok((metadata, tensors))

@@ -104,6 +104,101 @@ impl Metadata {
 }
 
 impl Metadata {
+    /// Adds the value after its type, as [`read`](Self::read) reads it. See [`CheckpointWriter::metadata`] for the types.
+    ///
+    /// [`CheckpointWriter::metadata`]: crate::checkpoint::CheckpointWriter::metadata
+    pub(super) fn write(&self, into: &mut Vec<u8>) {
+        match self {
+            Self::Integer(value) => match (u32::try_from(*value), i32::try_from(*value)) {
+                (Ok(value), _) => typed(into, 4, &value.to_le_bytes()),
+                (_, Ok(value)) => typed(into, 5, &value.to_le_bytes()),
+                _ => typed(into, 11, &value.to_le_bytes()),
+            },
+            Self::Float(value) => match single(*value) {
+                Some(value) => typed(into, 6, &value.to_le_bytes()),
+                None => typed(into, 12, &value.to_le_bytes()),
+            },
+            Self::Bool(value) => typed(into, 7, &[u8::from(*value)]),
+            Self::Text(value) => {
+                typed(into, TEXT, &[]);
+                text(into, value);
+            }
+            Self::Integers(values) => {
+                if let Some(values) = all(values, |value| i32::try_from(value).ok()) {
+                    array(into, 5, values, |into, value| into.extend(value.to_le_bytes()));
+                } else if let Some(values) = all(values, |value| u32::try_from(value).ok()) {
+                    array(into, 4, values, |into, value| into.extend(value.to_le_bytes()));
+                } else {
+                    array(into, 11, values.clone(), |into, value| into.extend(value.to_le_bytes()));
+                }
+            }
+            Self::Floats(values) => match all(values, single) {
+                Some(values) => array(into, 6, values, |into, value| into.extend(value.to_le_bytes())),
+                None => array(into, 12, values.clone(), |into, value| into.extend(value.to_le_bytes())),
+            },
+            Self::Bools(values) => array(into, 7, values.clone(), |into, value| into.push(u8::from(value))),
+            Self::Texts(values) => array(into, TEXT, values.iter().collect(), |into, value| text(into, value)),
+        }
+    }
+}
+
+/// A text after its length.
+pub(super) fn text(into: &mut Vec<u8>, text: &str) {
+    into.extend((text.len() as u64).to_le_bytes());
+    into.extend(text.as_bytes());
+}
+
+fn typed(into: &mut Vec<u8>, kind: u32, value: &[u8]) {
+    into.extend(kind.to_le_bytes());
+    into.extend(value);
+}
+
+fn array<T>(into: &mut Vec<u8>, kind: u32, values: Vec<T>, each: impl Fn(&mut Vec<u8>, T)) {
+    typed(into, ARRAY, &kind.to_le_bytes());
+    into.extend((values.len() as u64).to_le_bytes());
+    values.into_iter().for_each(|value| each(into, value));
+}
+
+/// The values in a narrower type, if it holds all of them.
+fn all<T: Copy, N>(values: &[T], narrow: impl Fn(T) -> Option<N>) -> Option<Vec<N>> {
+    values.iter().map(|&value| narrow(value)).collect()
+}
+
+/// The same number in f32, if there is one.
+fn single(value: f64) -> Option<f32> {
+    let narrow = value as f32;
+    (f64::from(narrow).to_bits() == value.to_bits()).then_some(narrow)
+}
+
+macro_rules! from {
+    ($($from:ty => $case:ident, |$value:ident| $made:expr;)*) => {$(
+        impl From<$from> for Metadata {
+            fn from($value: $from) -> Self {
+                Self::$case($made)
+            }
+        }
+    )*};
+}
+
+from! {
+    u32 => Integer, |value| value.into();
+    i32 => Integer, |value| value.into();
+    i64 => Integer, |value| value;
+    f32 => Float, |value| value.into();
+    f64 => Float, |value| value;
+    bool => Bool, |value| value;
+    &str => Text, |value| value.into();
+    String => Text, |value| value;
+    Vec<u32> => Integers, |values| values.into_iter().map(i64::from).collect();
+    Vec<i32> => Integers, |values| values.into_iter().map(i64::from).collect();
+    Vec<i64> => Integers, |values| values;
+    Vec<f32> => Floats, |values| values.into_iter().map(f64::from).collect();
+    Vec<f64> => Floats, |values| values;
+    Vec<bool> => Bools, |values| values;
+    Vec<String> => Texts, |values| values;
+}
+
+impl Metadata {
     /// The error for a value of the wrong type.
     pub(super) fn wrong(&self, key: &str, expected: &'static str) -> ConfigError {
         ConfigError::WrongType { key: key.into(), found: self.to_string(), expected }

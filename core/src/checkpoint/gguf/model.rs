@@ -10,7 +10,7 @@ use super::header::{Gguf, Place};
 use super::metadata::Metadata;
 use super::rows::RowOrder;
 use super::settings::Settings;
-use crate::error::{ConfigError, WeightError};
+use crate::error::{ConfigError, Origin, WeightError};
 
 /// The architectures in a table of Markdown, one per line, sorted by name.
 pub fn table() -> String {
@@ -22,11 +22,18 @@ pub fn table() -> String {
     )
 }
 
+const KEY: &str = "general.architecture";
+
 /// The architecture of a file.
 ///
 /// # Errors
-/// [`ConfigError::Unsupported`] for one that is unknown, and for a file that is no model.
+/// [`ConfigError::Missing`] if the file states none; [`ConfigError::Unsupported`] for one that is unknown, and for a file that is no model.
 pub(in crate::checkpoint) fn architecture(gguf: &Gguf) -> Result<&'static Architecture, ConfigError> {
+    stated(gguf)?.ok_or(ConfigError::Missing { key: KEY, origin: Origin::Gguf })
+}
+
+/// The architecture of a file that states one.
+fn stated(gguf: &Gguf) -> Result<Option<&'static Architecture>, ConfigError> {
     let text = |key: &str| match gguf.value(key) {
         None => Ok(None),
         Some(Metadata::Text(text)) => Ok(Some(text.as_str())),
@@ -40,9 +47,8 @@ pub(in crate::checkpoint) fn architecture(gguf: &Gguf) -> Result<&'static Archit
     if let Some(kind) = text("general.type")?.filter(|kind| *kind != "model") {
         return Err(unsupported("general.type", kind, "\"model\"".into()));
     }
-    const KEY: &str = "general.architecture";
-    let name = text(KEY)?.unwrap_or_default();
-    ALL.iter().copied().find(|architecture| architecture.name == name).ok_or_else(|| {
+    let Some(name) = text(KEY)? else { return Ok(None) };
+    ALL.iter().copied().find(|architecture| architecture.name == name).map(Some).ok_or_else(|| {
         let names: Vec<_> = ALL.iter().map(|architecture| format!("\"{}\"", architecture.name)).collect();
         unsupported(KEY, name, names.join(", "))
     })
@@ -64,13 +70,17 @@ pub(in crate::checkpoint) fn record(gguf: &Gguf, allowed: &[String]) -> Result<V
 /// Where tensors are, and the order of their rows.
 type Tensors = BTreeMap<String, (Place, RowOrder)>;
 
-/// The tensors of a file under the names of the family, and the order of their rows.
+/// The tensors of a file under the names of the family, and the order of their rows. A file without an architecture has its own names and
+/// order.
 ///
 /// # Errors
 /// [`WeightError::Config`] for an unknown architecture; [`WeightError::File`] for a tensor that it does not have.
-pub(in crate::checkpoint) fn tensors(gguf: &Gguf) -> Result<(&'static Architecture, Tensors), WeightError> {
+pub(in crate::checkpoint) fn tensors(gguf: &Gguf) -> Result<(Option<&'static Architecture>, Tensors), WeightError> {
     let in_file = |error: ConfigError| WeightError::Config(error.in_file(gguf.path()));
-    let architecture = architecture(gguf).map_err(in_file)?;
+    let Some(architecture) = stated(gguf).map_err(in_file)? else {
+        let own = |(name, place): (&String, &Place)| (name.clone(), (place.clone(), RowOrder::AsStored));
+        return Ok((None, gguf.tensors.iter().map(own).collect()));
+    };
     let mut tensors = BTreeMap::new();
     for (name, place) in &gguf.tensors {
         let failed = |cause: String| WeightError::File { path: gguf.files()[place.file].clone(), cause };
@@ -81,5 +91,5 @@ pub(in crate::checkpoint) fn tensors(gguf: &Gguf) -> Result<(&'static Architectu
             return Err(failed(format!("`{name}` is the second tensor that is `{family}` in the family")));
         }
     }
-    Ok((architecture, tensors))
+    Ok((Some(architecture), tensors))
 }

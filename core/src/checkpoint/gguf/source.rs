@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 
 /// Longest header that is read, in bytes. That of a vocabulary of 260,000 tokens has 10 MB.
-const LONGEST_HEADER: u64 = 100_000_000;
+pub(super) const LONGEST_HEADER: u64 = 100_000_000;
 
 /// Why a header could not be read.
 pub(super) type Problem = String;

@@ -9,7 +9,7 @@ use crate::error::WeightError;
 
 /// The part that a file is, counted from 0.
 const NUMBER: &str = "split.no";
-const COUNT: &str = "split.count";
+pub(super) const COUNT: &str = "split.count";
 const TENSORS: &str = "split.tensors.count";
 
 /// Digits of a number in a name.
