@@ -49,7 +49,7 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, o
         return;
     }
     #[cfg(target_arch = "x86_64")]
-    if let Some(engine) = tiles::Engine::of(rows) {
+    if let Some(engine) = tiles::Engine::of(rows, &problem.matrix) {
         return tiles::product(engine, problem, bits, output);
     }
     few::product(problem, bits, output);
@@ -68,7 +68,8 @@ mod tests {
             (33, 200, 70, [1, 200]),
             (70, 130, 33, [3, 40]),
             (40, 20_000, 5, [1, 20_000]),
-            (1030, 7, 3, [2, 2]),
+            (1030, 7, 3, [2, 7]),
+            (20, 256, 40, [1, 32]),
         ] {
             let number = |at: usize| (at.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 32768.0 - 1.0;
             let input: Vec<f32> = (0..rows * inputs).map(number).collect();
@@ -84,7 +85,7 @@ mod tests {
             for bits in [InputBits::Eight, InputBits::Fourteen] {
                 let mut expected = vec![7.0; rows * width];
                 few::product(&problem, bits, &mut expected);
-                let best = Engine::of(rows);
+                let best = Engine::of(rows, &matrix);
                 for engine in [Engine::Vnni, Engine::Amx].into_iter().filter(|engine| best >= Some(*engine)) {
                     let mut found = vec![7.0; rows * width];
                     tiles::product(engine, &problem, bits, &mut found);

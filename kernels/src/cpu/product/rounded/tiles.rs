@@ -39,13 +39,15 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The fastest for this many rows, if the processor has one.
-    pub fn of(rows: usize) -> Option<Self> {
+    /// The fastest for this many rows, if the processor has one, and if blocks of the matrix fill at least half of the registers that it reads.
+    pub fn of(rows: usize, matrix: &Int8Matrix<'_>) -> Option<Self> {
         let has_vnni = std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("avx512vnni");
+        let block = matrix.input_block.min(matrix.inputs);
+        let fills = 2 * block >= block.next_multiple_of(STEP) || block == matrix.inputs;
         match rows {
-            FEWEST_ROWS.. if has_vnni => Some(if amx::is_there() { Self::Amx } else { Self::Vnni }),
+            FEWEST_ROWS.. if has_vnni && fills => Some(if amx::is_there() { Self::Amx } else { Self::Vnni }),
             _ => None,
         }
     }
@@ -127,7 +129,8 @@ impl<const N: usize> Task<'_, N> {
         let tiles = (engine == Engine::Amx).then(amx::Tiles::new);
         with_scratch(panels * stride * OUTPUTS / 4, |scratch| {
             let packed: &mut [i8] = bytemuck::cast_slice_mut(scratch);
-            let (mut totals, mut factors) = (Vec::new(), Vec::new());
+            let count = panels * segments.len();
+            let (mut totals, mut factors) = (Vec::with_capacity(count), Vec::with_capacity(count));
             for (panel, packed) in packed.chunks_exact_mut(stride * OUTPUTS).enumerate() {
                 let first = outputs.start + panel * OUTPUTS;
                 let own = (first, OUTPUTS.min(outputs.end - first));
