@@ -1,8 +1,8 @@
 //! GGUF files: the format of llama.cpp, one file with weights, configuration and tokenizer, or several parts of it.
 //!
-//! [`Gguf`] is what the header says: `source` reads bytes within the length of the file, `metadata` values, `directory` where the
-//! tensors are, `split` which parts there are; `new_file` writes all of these. `architectures` has one record for each architecture: `model` gives tensors the names of the family by it, and makes a
-//! `config.json` of the keys, which `settings` reads.
+//! [`Gguf`] is what the header says: `source` reads bytes within the length of the file, `metadata` values, `directory` where the tensors
+//! are, `split` which parts there are; `new_file` writes all of these. `architectures` has one record for each architecture: `model`
+//! gives tensors the names of the family by it, and makes a `config.json` of the keys, which `settings` reads.
 
 mod architecture;
 mod architectures;

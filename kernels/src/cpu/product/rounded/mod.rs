@@ -3,9 +3,9 @@
 //! Weights are not converted to floats. An element of a row is off by at most half a step, which is the largest magnitude of the row over
 //! 8191 or 127. An output is off by at most that times the sum of the magnitudes of its weights.
 //!
-//! `dot` multiplies a few rows, of which each element is an integer of 16 bits. `tiles` multiplies many: `rows` are bytes, those of 14 bits in two
-//! planes, and `panel` has the weights in the order of the instruction, which is one of `vnni` or, where there is one, of `amx`. Sums are integers, and
-//! exact, so all of them give the same bits.
+//! `dot` multiplies a few rows, of which each element is an integer of 16 bits. `tiles` multiplies many: `rows` are bytes, those of 14
+//! bits in two planes, and `panel` has the weights in the order of the instruction, which is one of `vnni` or, where there is one, of
+//! `amx`. Sums are integers, and exact, so all of them give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;

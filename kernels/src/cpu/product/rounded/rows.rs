@@ -1,5 +1,5 @@
-//! Rounded rows as bytes, each not negative: the instructions multiply those with int8. 16 rows are a group, in which 64 bytes of each row follow
-//! each other: a tile is contiguous.
+//! Rounded rows as bytes, each not negative: the instructions multiply those with int8. 16 rows are a group, in which 64 bytes of each
+//! row follow each other: a tile is contiguous.
 
 use std::ops::Range;
 
