@@ -4,7 +4,8 @@ use super::BlockMatrix;
 use super::dot::dot;
 use super::rows::Rows;
 use crate::cpu::product::problem::{Product, check};
-use crate::cpu::product::rounded::{TOGETHER, outputs_of_a_task};
+use crate::cpu::product::rounded::dot::TOGETHER;
+use crate::cpu::product::rounded::few::outputs_of_a_task;
 use crate::cpu::scratch::Disjoint;
 use crate::cpu::threads;
 

@@ -9,8 +9,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
-mod dot;
-mod few;
+pub(super) mod dot;
+pub(super) mod few;
 #[cfg(target_arch = "x86_64")]
 mod panel;
 mod row;
@@ -25,9 +25,6 @@ use burn_deepspeed_core::data_type::InputBits;
 
 use super::int8::Int8Matrix;
 use super::problem::{Product, Weights, check};
-
-pub(super) use dot::TOGETHER;
-pub(super) use few::outputs_of_a_task;
 
 /// Whether this processor has the instructions; without them call [`product`](super::product).
 pub fn has_rounded() -> bool {
