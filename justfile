@@ -44,9 +44,11 @@ counts cache driver bench action="--write":
     python3 scripts/counts.py --cache {{cache}} --driver {{driver}} --bench {{bench}} {{action}}
 
 # Writes bench/results/ptx.tar.xz anew, after a change of kernels: with the PTX that a run of `.ci/run` on this cache has used. Without it
-# CI compiles the changed kernels each time.
+# CI compiles the changed kernels each time. Likewise bench/results/autotune.tar.xz, with what Burn has chosen in this folder: remove
+# `target/autotune` before the run, after a change of Burn's or of the tests' shapes.
 ptx cache:
     python3 scripts/cuda.py --cache {{cache}} --pack
+    cd target && python3 -m tarfile -c ../bench/results/autotune.tar.xz autotune
 
 # Makes mistakes in the CUDA kernels and writes which of them tests and emulator find; `--check` in place of `--write` only fails if one
 # survives without a reason. `just mutants ~/.cache/burn-deepspeed target/debug/deps/libcuda.so target/debug/deps/cube_cuda-<hash>`
