@@ -8,9 +8,10 @@ use std::hint::black_box;
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_kernels::cpu::product::{
-    AnyMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
+    AnyMatrix, BlockMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
 use burn_deepspeed_kernels::cpu::threads::Parallelism;
 use clap::Parser;
@@ -109,10 +110,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let scales = vec![1.0 / 127.0; outputs];
     let int8 =
         Int8Matrix { elements: &integers, inputs, outputs, scales: &scales, output_block: 1, input_block: inputs };
+    let blocks = BlockFormat::BF16.quantise(&floats);
+    let bf16 = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
     Parallelism::threads(arguments.threads)?.run(|| {
         for (name, input_stride, output_stride) in [("out,in", 1, inputs), ("in,out", outputs, 1)] {
             time(&arguments, name, Matrix { elements: &floats, inputs, outputs, input_stride, output_stride }, product);
         }
+        time(&arguments, "bf16", bf16, product);
         time(&arguments, "int8", int8, product);
         if has_rounded() {
             time(&arguments, "14 bits", int8, |problem, output| rounded_product(problem, InputBits::Fourteen, output));

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod allocations;
+mod bf16;
 mod blocks;
 mod contract;
 mod decode;

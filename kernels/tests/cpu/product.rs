@@ -1,8 +1,9 @@
 //! Products of rows with a matrix.
 
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_kernels::cpu::product::{
-    AnyMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
+    AnyMatrix, BlockMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
 
 use crate::oracle::{assert_near, noise};
@@ -195,6 +196,9 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
     let scales = &noise(outputs * 4, 3)[..];
     let matrix = Int8Matrix { elements: &elements, inputs, outputs, scales, output_block: 1, input_block: 60 };
     check_invariance(matrix, inputs, outputs, product);
+    let blocks = BlockFormat::BF16.quantise(&noise(inputs * outputs, 4));
+    let bf16 = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
+    check_invariance(bf16, inputs, outputs, product);
     if has_rounded() {
         for rounded in [
             |problem: &Product<'_, Int8Matrix<'_>>, output: &mut [f32]| {

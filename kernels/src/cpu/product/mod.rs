@@ -3,10 +3,14 @@
 //! A few rows are memory-bound: the matrix is read once, in long runs, for all of them. More rows are computed in the lanes of
 //! tiles, and many f32 rows by the `gemm` crate where that is faster.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod blocks;
 mod groups;
 mod int8;
 mod matrix;
+#[cfg(target_arch = "x86_64")]
+mod panel;
 mod problem;
 mod rounded;
 mod runs;

@@ -4,15 +4,13 @@
 //! 8191 or 127. An output is off by at most that times the sum of the magnitudes of its weights.
 //!
 //! `dot` multiplies a few rows, of which each element is an integer of 16 bits. `tiles` multiplies many: `rows` are bytes, those of 14
-//! bits in two planes, and `panel` has the weights in the order of the instruction, which is one of `vnni` or, where there is one, of
-//! `amx`. Sums are integers, and exact, so all of them give the same bits.
+//! bits in two planes, and `weights` are in the order of the instruction, which is one of `vnni` or, where there is one, of `amx`. Sums
+//! are integers, and exact, so all of them give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
 pub(super) mod dot;
 pub(super) mod few;
-#[cfg(target_arch = "x86_64")]
-mod panel;
 mod row;
 #[cfg(target_arch = "x86_64")]
 mod rows;
@@ -20,6 +18,8 @@ mod rows;
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod weights;
 
 use burn_deepspeed_core::data_type::InputBits;
 

@@ -7,13 +7,7 @@ use burn_deepspeed_core::data_type::InputBits;
 
 use super::row::{MOST_INPUTS, Round};
 use crate::cpu::product::int8::Int8Matrix;
-
-/// Bytes of a row that an instruction reads: a register.
-pub(super) const STEP: usize = 64;
-/// Rows of a group.
-pub(super) const GROUP: usize = 16;
-/// Bytes of a group that are next to each other.
-pub(super) const TILE: usize = GROUP * STEP;
+use crate::cpu::product::panel::{GROUP, STEP, TILE};
 
 /// Inputs that share a scale, and whose products are added in 32 bits.
 #[derive(Debug, Clone)]

@@ -11,10 +11,12 @@ use std::ops::Range;
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::panel::{OUTPUTS, pack};
-use super::rows::{GROUP, OnePlane, Planes, RoundGroup, STEP, Segment, TwoPlanes};
+use super::rows::{OnePlane, Planes, RoundGroup, Segment, TwoPlanes};
+use super::weights::pack_segment;
 use super::{amx, vnni};
+use crate::cpu::product::amx::{Tiles, has_int8};
 use crate::cpu::product::int8::Int8Matrix;
+use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP, is_available};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
@@ -41,13 +43,10 @@ pub(super) enum Engine {
 impl Engine {
     /// The fastest for this many rows, if the processor has one, and if blocks of the matrix fill at least half of the registers that it reads.
     pub fn of(rows: usize, matrix: &Int8Matrix<'_>) -> Option<Self> {
-        let has_vnni = std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512bw")
-            && std::arch::is_x86_feature_detected!("avx512vnni");
         let block = matrix.input_block.min(matrix.inputs);
         let fills = 2 * block >= block.next_multiple_of(STEP) || block == matrix.inputs;
         match rows {
-            FEWEST_ROWS.. if has_vnni && fills => Some(if amx::is_there() { Self::Amx } else { Self::Vnni }),
+            FEWEST_ROWS.. if is_available() && fills => Some(if has_int8() { Self::Amx } else { Self::Vnni }),
             _ => None,
         }
     }
@@ -126,7 +125,7 @@ impl<const N: usize> Task<'_, N> {
     fn run<P: Planes>(self) {
         let Self { engine, problem, segments, stride, scales, ref outputs, .. } = self;
         let panels = outputs.len().div_ceil(OUTPUTS);
-        let tiles = (engine == Engine::Amx).then(amx::Tiles::new);
+        let tiles = (engine == Engine::Amx).then(Tiles::new);
         with_scratch(panels * stride * OUTPUTS / 4, |scratch| {
             let packed: &mut [i8] = bytemuck::cast_slice_mut(scratch);
             let count = panels * segments.len();
@@ -137,7 +136,7 @@ impl<const N: usize> Task<'_, N> {
                 for segment in segments {
                     let place = &mut packed[segment.place * OUTPUTS..][..segment.steps() * STEP * OUTPUTS];
                     // SAFETY: the processor has the instructions: `Engine::of` has checked it.
-                    totals.push(unsafe { pack(&problem.matrix, segment, own, place) });
+                    totals.push(unsafe { pack_segment(&problem.matrix, segment, own, place) });
                     factors.push(self.factors(segment, own));
                 }
             }
@@ -175,7 +174,7 @@ impl<const N: usize> Task<'_, N> {
     /// The sums of the products of a segment of a tile, for each plane; those of rows after the last are unspecified.
     fn multiply(
         &self,
-        tiles: Option<&amx::Tiles>,
+        tiles: Option<&Tiles>,
         first_row: usize,
         segment: &Segment,
         packed: &[i8],
@@ -187,7 +186,9 @@ impl<const N: usize> Task<'_, N> {
             let groups = &plane[first_row * self.stride..];
             let distance = GROUP * self.stride;
             match tiles {
-                Some(tiles) => tiles.multiply(&groups[segment.place * GROUP..], distance, steps, panel, products),
+                Some(tiles) => {
+                    amx::multiply(tiles, &groups[segment.place * GROUP..], distance, steps, panel, products);
+                }
                 None => {
                     let products = &mut products[..ROWS.min(self.scales.len() - first_row)];
                     for (group, products) in groups.chunks(distance).zip(products.chunks_mut(GROUP)) {

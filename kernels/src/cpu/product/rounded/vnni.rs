@@ -4,8 +4,7 @@ use std::arch::x86_64::{
     __m512i, _mm512_dpbusd_epi32, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
-use super::panel::{LANES, OUTPUTS, VECTORS};
-use super::rows::{GROUP, STEP, TILE};
+use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE, VECTORS};
 
 /// Rows whose sums are in registers.
 const ROWS: usize = 8;

@@ -1,14 +1,17 @@
-//! Weights of 32 outputs in the order of the instructions: of each 4 inputs, those of 16 outputs next to each other.
+//! Weights of 32 outputs in the order of the instructions that multiply bytes or bf16: of each 4 bytes of a run, those of 16 outputs next to each
+//! other.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_dpbusd_epi32, _mm512_maskz_loadu_epi8, _mm512_set1_epi8, _mm512_setzero_si512,
-    _mm512_shuffle_i32x4, _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512i, _mm512_maskz_loadu_epi8, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
-use super::rows::{STEP, Segment};
-use crate::cpu::product::int8::Int8Matrix;
-
+/// Bytes of a row that an instruction reads: a register.
+pub(super) const STEP: usize = 64;
+/// Rows of a group: those of a tile of AMX.
+pub(super) const GROUP: usize = 16;
+/// Bytes of a group that are next to each other.
+pub(super) const TILE: usize = GROUP * STEP;
 /// Outputs of a vector.
 pub(super) const LANES: usize = 16;
 /// Vectors of a panel.
@@ -16,48 +19,40 @@ pub(super) const VECTORS: usize = 2;
 /// Outputs of a panel.
 pub(super) const OUTPUTS: usize = LANES * VECTORS;
 
-/// Packs the weights of a segment and the outputs `first..first + count`, and returns the sum of each output; zeros for the outputs after the
-/// last. `place` is `[VECTORS, steps · STEP / 4, LANES, 4]`.
-///
-/// # Panics
-/// If `place` has another length, or the matrix has no such outputs.
+/// Whether the processor has the instructions that pack.
+pub(super) fn is_available() -> bool {
+    std::arch::is_x86_feature_detected!("avx512f")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512vnni")
+}
+
+/// Packs a run of bytes of each output, with zeros after its end. `place` is `[VECTORS, steps, STEP / 4, LANES, 4]`, for as many steps as it has room
+/// for. Returns for each vector what `fold` makes of zeros and all of its registers, in which each lane is an output.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 pub(super) fn pack(
-    matrix: &Int8Matrix<'_>,
-    segment: &Segment,
-    (first, count): (usize, usize),
-    place: &mut [i8],
-) -> [i32; OUTPUTS] {
-    let vector = segment.steps() * STEP * LANES;
-    assert_eq!(place.len(), VECTORS * vector);
-    let mut sums = [0; OUTPUTS];
-    let ones = _mm512_set1_epi8(1);
-    for (at, place) in place.chunks_exact_mut(vector).enumerate() {
-        let mut own = _mm512_setzero_si512();
-        for (step, place) in place.chunks_exact_mut(STEP * LANES).enumerate() {
-            let start = segment.inputs.start + step * STEP;
-            let len = STEP.min(segment.inputs.end - start);
-            let mask = u64::MAX >> (STEP - len);
+    runs: &[&[u8]; OUTPUTS],
+    place: &mut [u8],
+    fold: impl Fn(__m512i, __m512i) -> __m512i,
+) -> [__m512i; VECTORS] {
+    let mut totals = [_mm512_setzero_si512(); VECTORS];
+    let vector = place.len() / VECTORS;
+    let vectors = place.chunks_exact_mut(vector).zip(runs.as_chunks::<LANES>().0);
+    for ((place, runs), total) in vectors.zip(&mut totals) {
+        for (step, place) in place.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
             let rows: [__m512i; LANES] = std::array::from_fn(|lane| {
-                let output = at * LANES + lane;
-                if output >= count {
-                    return _mm512_setzero_si512();
-                }
-                let run = &matrix.elements[(first + output) * matrix.inputs + start..][..len];
-                // SAFETY: the mask has the bytes of `run` and no others.
-                unsafe { _mm512_maskz_loadu_epi8(mask, run.as_ptr()) }
+                let rest = runs[lane].get(step * STEP..).unwrap_or_default();
+                let mask = u64::MAX.checked_shr(STEP.saturating_sub(rest.len()) as u32).unwrap_or_default();
+                // SAFETY: the mask has no bytes but those of `rest`.
+                unsafe { _mm512_maskz_loadu_epi8(mask, rest.as_ptr().cast()) }
             });
             for (column, place) in transposed(rows).into_iter().zip(place.as_chunks_mut::<STEP>().0) {
-                own = _mm512_dpbusd_epi32(own, ones, column);
+                *total = fold(*total, column);
                 // SAFETY: the place has 64 bytes.
                 unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), column) };
             }
         }
-        let sums = &mut sums[at * LANES..][..LANES];
-        // SAFETY: there is room for 16 sums.
-        unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), own) };
     }
-    sums
+    totals
 }
 
 /// A matrix of 16 times 16 words, transposed.

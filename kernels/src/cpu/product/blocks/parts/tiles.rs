@@ -1,0 +1,136 @@
+//! Tiles of 32 rows and 32 outputs.
+//!
+//! ```text
+//!                512 inputs                       up to 256 outputs
+//!           ┌────────────────────┐             ┌────────────────────┐
+//!  32 rows  │ three parts of each│  ×  panels  │ weights            │ 512 inputs   packed, in the second-level cache
+//!           └────────────────────┘             └────────────────────┘
+//! ```
+//!
+//! The sums of all rows stay in the second-level cache, too, and are loaded for every 512 inputs. They are added in the order of the inputs, so neither
+//! tiles nor tasks affect them.
+
+use std::arch::x86_64::{_mm512_and_si512, _mm512_max_epu16, _mm512_set1_epi16, _mm512_storeu_si512};
+use std::ops::Range;
+
+use super::amx::{Sums, multiply};
+use super::split::{INPUTS, Parts, ROWS};
+use crate::cpu::product::amx::Tiles;
+use crate::cpu::product::blocks::BlockMatrix;
+use crate::cpu::product::panel::{self, LANES, OUTPUTS, STEP, VECTORS, pack};
+use crate::cpu::product::problem::Product;
+use crate::cpu::scratch::{Disjoint, with_scratch};
+use crate::cpu::threads;
+
+/// Inputs whose weights are packed together, in whole steps.
+const DEPTH: usize = 512;
+
+/// Most outputs of a task.
+const MOST_OUTPUTS: usize = 256;
+
+/// The product of rows that were split. Writes the largest magnitude of the weights of each output, too: that of one with a NaN is NaN.
+///
+/// # Panics
+/// If the processor cannot pack.
+pub(super) fn product(
+    problem: &Product<'_, BlockMatrix<'_>>,
+    parts: &Parts<'_>,
+    largest: &mut [f32],
+    output: &mut [f32],
+) {
+    assert!(panel::is_available(), "the processor has no AVX-512");
+    let outputs = problem.matrix.outputs;
+    let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(OUTPUTS);
+    let each = fair.min(MOST_OUTPUTS);
+    let output = Disjoint::new(output);
+    threads::each_part(largest, each, |task, largest| {
+        let outputs = task * each..task * each + largest.len();
+        Task { problem, parts, outputs, output: &output }.run(largest);
+    });
+}
+
+/// Some outputs of all rows.
+struct Task<'a> {
+    problem: &'a Product<'a, BlockMatrix<'a>>,
+    parts: &'a Parts<'a>,
+    outputs: Range<usize>,
+    output: &'a Disjoint<'a>,
+}
+
+impl Task<'_> {
+    fn run(self, largest: &mut [f32]) {
+        let Self { problem, parts, ref outputs, .. } = self;
+        let panels = outputs.len().div_ceil(OUTPUTS);
+        let row_tiles = parts.rows().div_ceil(ROWS);
+        let tiles = Tiles::new();
+        largest.fill(0.0);
+        let sums = row_tiles * panels * ROWS * OUTPUTS;
+        with_scratch(sums + panels * OUTPUTS * DEPTH / 2, |scratch| {
+            let (sums, weights) = scratch.split_at_mut(sums);
+            sums.fill(0.0);
+            let sums: &mut [Sums] = bytemuck::cast_slice_mut(sums);
+            let weights: &mut [u8] = bytemuck::cast_slice_mut(weights);
+            for first in (0..problem.matrix.inputs).step_by(DEPTH) {
+                let features = first..problem.matrix.inputs.min(first + DEPTH);
+                let bytes = features.len().div_ceil(INPUTS) * STEP * OUTPUTS;
+                let weights = &mut weights[..panels * bytes];
+                let packed = weights.chunks_exact_mut(bytes).zip(largest.chunks_mut(OUTPUTS));
+                for (at, (place, largest)) in packed.enumerate() {
+                    // SAFETY: the processor has the instructions: `product` has checked it.
+                    unsafe { pack_weights(&problem.matrix, &features, outputs.start + at * OUTPUTS, place, largest) };
+                }
+                for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
+                    let rows = parts.tile(tile, first);
+                    for (panel, sums) in weights.chunks_exact(bytes).zip(sums) {
+                        multiply(&tiles, rows, parts.group(), panel, sums);
+                    }
+                }
+            }
+            for (tile, sums) in sums.chunks_exact(panels).enumerate() {
+                for (panel, sums) in sums.iter().enumerate() {
+                    self.write(tile * ROWS, outputs.start + panel * OUTPUTS, sums);
+                }
+            }
+        });
+    }
+
+    /// Writes the sums of a tile, with the bias.
+    fn write(&self, first_row: usize, first: usize, sums: &Sums) {
+        let Product { bias, width, first: column, .. } = *self.problem;
+        let count = OUTPUTS.min(self.outputs.end - first);
+        for (row, sums) in (first_row..self.parts.rows()).zip(sums) {
+            // SAFETY: no other task has these outputs.
+            let places = unsafe { self.output.part(row * width + column + first, count) };
+            places.copy_from_slice(&sums[..count]);
+            if let Some(bias) = bias {
+                places.iter_mut().zip(&bias[first..]).for_each(|(place, bias)| *place += bias);
+            }
+        }
+    }
+}
+
+/// Packs some features of the outputs from `first` on, and makes their largest magnitudes those of these weights if they are larger.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn pack_weights(
+    matrix: &BlockMatrix<'_>,
+    features: &Range<usize>,
+    first: usize,
+    place: &mut [u8],
+    largest: &mut [f32],
+) {
+    let runs = std::array::from_fn(|n| match n < largest.len() {
+        true => &matrix.run(first + n)[size_of::<u16>() * features.start..size_of::<u16>() * features.end],
+        false => &[],
+    });
+    let magnitude = _mm512_set1_epi16(i16::MAX);
+    let most = pack(&runs, place, |most, column| _mm512_max_epu16(most, _mm512_and_si512(column, magnitude)));
+    let mut numbers = [[[0u16; 2]; LANES]; VECTORS];
+    for (numbers, most) in numbers.iter_mut().zip(most) {
+        // SAFETY: there is room for 16 pairs.
+        unsafe { _mm512_storeu_si512(numbers.as_mut_ptr().cast(), most) };
+    }
+    for (largest, [even, odd]) in largest.iter_mut().zip(numbers.as_flattened()) {
+        // As integers: NaN is larger than all others.
+        *largest = f32::from_bits(largest.to_bits().max(u32::from(*even.max(odd)) << 16));
+    }
+}

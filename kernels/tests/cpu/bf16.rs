@@ -1,0 +1,106 @@
+//! Products of prompts with a matrix of bf16.
+
+use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_kernels::cpu::product::{BlockMatrix, Product, product};
+
+use crate::oracle::noise;
+
+/// Rows of a sequence that is multiplied in f32 on every processor.
+const IN_F32: usize = 9;
+
+fn problem<'a>(input: &'a [f32], blocks: &'a [u8], inputs: usize, outputs: usize) -> Product<'a, BlockMatrix<'a>> {
+    let matrix = BlockMatrix { format: BlockFormat::BF16, blocks, inputs, outputs };
+    Product { input, sequence: input.len() / inputs, matrix, bias: None, width: outputs, first: 0 }
+}
+
+/// The output, as bits.
+fn bits(problem: &Product<'_, BlockMatrix<'_>>) -> Vec<u32> {
+    let mut output = vec![7.0; problem.input.len() / problem.matrix.inputs * problem.width];
+    product(problem, &mut output);
+    output.into_iter().map(f32::to_bits).collect()
+}
+
+/// Checks `rows` rows from the third feature of a wider output on, next to f64.
+fn check(rows: usize, inputs: usize, outputs: usize, with_bias: bool) {
+    let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
+    let blocks = BlockFormat::BF16.quantise(&noise(inputs * outputs, 3));
+    let mut weights = vec![0.0; inputs * outputs];
+    BlockFormat::BF16.dequantise(&blocks, &mut weights);
+    let (first, width) = (2, outputs + 3);
+    let problem = problem(&input, &blocks, inputs, outputs);
+    let problem = Product { bias: with_bias.then_some(&bias[..]), width, first, ..problem };
+    let output = bits(&problem);
+    for (at, output) in output.iter().map(|bits| f32::from_bits(*bits)).enumerate() {
+        let (row, column) = (at / width, at % width);
+        if column < first || column >= first + outputs {
+            assert_eq!(output, 7.0, "a feature of others");
+            continue;
+        }
+        // Enough of them where there are many.
+        if rows * inputs * outputs > 10_000_000 && at % 31 != 0 {
+            continue;
+        }
+        let weights = &weights[(column - first) * inputs..][..inputs];
+        let terms = input[row * inputs..].iter().zip(weights).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
+        let (sum, size) = terms.fold((0.0, 1.0), |(sum, size), term: f64| (sum + term, size + term * term));
+        let expected = sum + if with_bias { f64::from(bias[column - first]) } else { 0.0 };
+        let error = (f64::from(output) - expected).abs();
+        // Partial sums are about the root of the sum of squares, and so are the roundings of a few hundred of them.
+        let most = 1e-6 * size.sqrt() * (1.0 + inputs as f64 / 512.0);
+        assert!(error <= most, "{rows} rows, {inputs} to {outputs}: {output}, expected {expected}");
+    }
+}
+
+#[test]
+fn every_size_agrees_with_f64() {
+    for (rows, inputs, outputs) in
+        [(16, 1, 1), (17, 31, 15), (33, 32, 17), (70, 33, 33), (33, 200, 130), (17, 4100, 130), (1030, 200, 33)]
+    {
+        check(rows, inputs, outputs, true);
+        check(rows, inputs, outputs, false);
+    }
+}
+
+#[test]
+fn rows_and_outputs_that_are_not_finite_or_tiny_have_the_bits_of_f32() {
+    let (rows, inputs, outputs) = (37, 70, 40);
+    let mut weights = noise(inputs * outputs, 2);
+    weights[5 * inputs + 69] = f32::INFINITY;
+    weights[6 * inputs] = f32::NAN;
+    weights[39 * inputs..].iter_mut().for_each(|weight| *weight *= 1e-30);
+    let mut input = noise(rows * inputs, 1);
+    let plain = input.clone();
+    input[3] = f32::NEG_INFINITY;
+    input[4 * inputs + 69] = f32::NAN;
+    input[5 * inputs..6 * inputs].iter_mut().for_each(|x| *x *= 1e-36);
+    input[36 * inputs + 64] = f32::INFINITY;
+    let blocks = BlockFormat::BF16.quantise(&weights);
+    let own = problem(&input, &blocks, inputs, outputs);
+    let (found, in_f32) = (bits(&own), bits(&Product { sequence: IN_F32, ..own }));
+    let others = bits(&Product { input: &plain, ..own });
+    for at in 0..rows * outputs {
+        let (row, output) = (at / outputs, at % outputs);
+        if [0, 4, 5, 36].contains(&row) || [5, 6, 39].contains(&output) {
+            assert_eq!(found[at], in_f32[at], "row {row}, output {output}");
+        } else {
+            assert_eq!(found[at], others[at], "row {row}, output {output}, next to others");
+        }
+    }
+}
+
+#[test]
+fn all_bits_of_an_element_count() {
+    // The lower bits of an f32 are in the third part, and the weights have opposite signs.
+    let (inputs, rows) = (64, 16);
+    let input: Vec<f32> = (0..rows * inputs)
+        .map(|at| 1.0 + if at % 2 == 0 { f32::EPSILON * (at / inputs) as f32 } else { 0.0 })
+        .collect();
+    let weights: Vec<f32> = (0..inputs).map(|at| if at % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    let blocks = BlockFormat::BF16.quantise(&weights);
+    let found = bits(&problem(&input, &blocks, inputs, 1));
+    for (row, found) in found.into_iter().enumerate() {
+        let expected = 32.0 * f32::EPSILON * row as f32;
+        let error = (f32::from_bits(found) - expected).abs();
+        assert!(error <= f32::EPSILON, "row {row}: {}, expected {expected}", f32::from_bits(found));
+    }
+}
