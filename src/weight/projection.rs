@@ -168,7 +168,7 @@ impl<B: Backend> Weight<B> {
     ///
     /// ```
     /// # use burn::tensor::DType;
-    /// # use burn_deepspeed::{InputBits, layout::Orientation, weight::{Int8Blocks, Weight}};
+    /// # use burn_deepspeed::{InputBits, weight::{Int8Blocks, Orientation, Weight}};
     /// # use burn_ndarray::NdArray;
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let weight = Weight::<NdArray>::init(64, 32, true, Orientation::OutputInput, DType::F32, &Default::default());
