@@ -44,28 +44,14 @@ impl Segment {
     }
 }
 
-/// The bytes of an element: one for each plane.
-pub(super) trait Planes {
-    /// What is added to the upper bits so that they are not negative.
-    const OFFSET: i32;
-    /// Bits of each plane but the last.
-    const BITS: u32;
+/// Bits of each plane but the first: an element of 8 bits has one plane, and one of 14 bits has its upper and its lower 7 bits.
+pub(super) const fn lower_bits(planes: usize) -> u32 {
+    if planes == 1 { 0 } else { 7 }
 }
 
-/// An element of 8 bits.
-pub(super) struct OnePlane;
-
-impl Planes for OnePlane {
-    const OFFSET: i32 = 128;
-    const BITS: u32 = 0;
-}
-
-/// The upper 7 bits of an element of 14 bits, and the lower 7 bits.
-pub(super) struct TwoPlanes;
-
-impl Planes for TwoPlanes {
-    const OFFSET: i32 = 64;
-    const BITS: u32 = 7;
+/// What is added to the upper bits so that they are not negative.
+pub(super) const fn offset(planes: usize) -> i32 {
+    if planes == 1 { 128 } else { 64 }
 }
 
 /// Rounds the rows of a group into bytes.
@@ -83,7 +69,7 @@ pub(super) struct RoundGroup<'a, const N: usize> {
 }
 
 impl<const N: usize> RoundGroup<'_, N> {
-    pub fn run<P: Planes>(self) {
+    pub fn run(self) {
         let Self { rows, bits, segments, whole, mut planes, scales } = self;
         let arch = pulp::Arch::new();
         for (row, (numbers, scale)) in rows.chunks_exact(whole.len()).zip(scales).enumerate() {
@@ -92,8 +78,8 @@ impl<const N: usize> RoundGroup<'_, N> {
                 let whole = &whole[segment.inputs.clone()];
                 for (plane, bytes) in planes.iter_mut().enumerate() {
                     let (shift, offset, mask) = match plane {
-                        0 => (P::BITS, P::OFFSET, 0xff),
-                        _ => (0, 0, (1 << P::BITS) - 1),
+                        0 => (lower_bits(N), offset(N), 0xff),
+                        _ => (0, 0, (1 << lower_bits(N)) - 1),
                     };
                     let bytes = &mut bytes[segment.place * GROUP + row * STEP..];
                     arch.dispatch(Split { whole, shift, offset, mask, bytes });

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::rows::{OnePlane, Planes, RoundGroup, Segment, TwoPlanes};
+use super::rows::{RoundGroup, Segment, lower_bits, offset};
 use super::weights::pack_segment;
 use super::{amx, vnni};
 use crate::cpu::product::amx::{Tiles, has_int8};
@@ -59,13 +59,13 @@ pub(super) fn product(engine: Engine, problem: &Product<'_, Int8Matrix<'_>>, bit
     for (input, output) in inputs.zip(output.chunks_mut(MOST_ROWS * problem.width)) {
         let problem = Product { input, ..*problem };
         match bits {
-            InputBits::Eight => planes::<OnePlane, 1>(engine, &problem, bits, &segments, output),
-            InputBits::Fourteen => planes::<TwoPlanes, 2>(engine, &problem, bits, &segments, output),
+            InputBits::Eight => planes::<1>(engine, &problem, bits, &segments, output),
+            InputBits::Fourteen => planes::<2>(engine, &problem, bits, &segments, output),
         }
     }
 }
 
-fn planes<P: Planes, const N: usize>(
+fn planes<const N: usize>(
     engine: Engine,
     problem: &Product<'_, Int8Matrix<'_>>,
     bits: InputBits,
@@ -88,7 +88,7 @@ fn planes<P: Planes, const N: usize>(
                 let rows = &input[group * GROUP * inputs..][..scales.len() * inputs];
                 // SAFETY: every group has its own place in each plane.
                 let place = |n| unsafe { places.part(n * plane + group * GROUP * stride, GROUP * stride) };
-                RoundGroup::<N> { rows, bits, segments, whole, planes: std::array::from_fn(place), scales }.run::<P>();
+                RoundGroup::<N> { rows, bits, segments, whole, planes: std::array::from_fn(place), scales }.run();
             });
         });
         let (bytes, scales) = (&*bytes, &*scales);
@@ -98,7 +98,7 @@ fn planes<P: Planes, const N: usize>(
         threads::each(outputs.div_ceil(each), |task| {
             let outputs = task * each..outputs.min((task + 1) * each);
             let task = Task::<N> { engine, problem, segments, planes, stride, scales, outputs, output: &output };
-            task.run::<P>();
+            task.run();
         });
     });
 }
@@ -122,7 +122,7 @@ struct Task<'a, const N: usize> {
 type Sums<T> = [[T; OUTPUTS]; ROWS];
 
 impl<const N: usize> Task<'_, N> {
-    fn run<P: Planes>(self) {
+    fn run(self) {
         let Self { engine, problem, segments, stride, scales, ref outputs, .. } = self;
         let panels = outputs.len().div_ceil(OUTPUTS);
         let tiles = (engine == Engine::Amx).then(Tiles::new);
@@ -150,8 +150,6 @@ impl<const N: usize> Task<'_, N> {
                         let at = panel * segments.len() + at;
                         pulp::Arch::new().dispatch(Add::<N> {
                             products: &products,
-                            offset: P::OFFSET,
-                            bits: P::BITS,
                             totals: &totals[at],
                             factors: &factors[at],
                             sums: &mut sums,
@@ -222,10 +220,6 @@ impl<const N: usize> Task<'_, N> {
 /// Adds the products of a segment, times the scales of its outputs, to the sums of a tile.
 struct Add<'a, const N: usize> {
     products: &'a [Sums<i32>; N],
-    /// What was added to the upper bits.
-    offset: i32,
-    /// Bits of the lower plane.
-    bits: u32,
     /// The sums of the weights.
     totals: &'a [i32; OUTPUTS],
     factors: &'a [f32; OUTPUTS],
@@ -237,14 +231,14 @@ impl<const N: usize> pulp::WithSimd for Add<'_, N> {
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) {
-        let Self { products, offset, bits, totals, factors, sums } = self;
+        let Self { products, totals, factors, sums } = self;
         for (row, sums) in sums.iter_mut().enumerate() {
             for o in 0..OUTPUTS {
-                let upper = products[0][row][o] - offset * totals[o];
+                let upper = products[0][row][o] - offset(N) * totals[o];
                 // The sum of two planes has more bits than an integer of 32, and fewer than an f64: it is rounded once.
                 let sum = match N {
                     1 => upper as f32,
-                    _ => (f64::from(upper) * f64::from(1 << bits) + f64::from(products[N - 1][row][o])) as f32,
+                    _ => (f64::from(upper) * f64::from(1 << lower_bits(N)) + f64::from(products[N - 1][row][o])) as f32,
                 };
                 sums[o] += sum * factors[o];
             }

@@ -31,18 +31,16 @@ pub(super) struct Chunk {
 impl Chunk {
     /// The widest loads of the rows, and as many blocks as begin at a word if the rows have whole numbers of these.
     pub fn new<R: Runtime>(machine: &Machine, blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
+        use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
         let format = blocks.format;
         let all = blocks.row_bytes / format.bytes();
-        let begins = |many: &usize| all.is_multiple_of(*many) && (many * format.bytes()).is_multiple_of(BYTES);
+        let begins = |many: &usize| {
+            let starts = [blocks.first, many * format.bytes()];
+            all.is_multiple_of(*many) && starts.iter().all(|start| start.is_multiple_of(BYTES))
+        };
         let many = match format {
-            BlockFormat::Q4_K | BlockFormat::Q5_K | BlockFormat::Q6_K => 0,
-            BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 | BlockFormat::MXFP4
-                if blocks.first.is_multiple_of(BYTES) =>
-            {
-                [1, 2, 4].into_iter().find(begins).unwrap_or(1)
-            }
-            BlockFormat::Q4_0 | BlockFormat::Q5_0 | BlockFormat::Q8_0 | BlockFormat::MXFP4 => 1,
-            BlockFormat::Q4_1 | BlockFormat::Q5_1 => 1,
+            Q4_K | Q5_K | Q6_K => 0,
+            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | MXFP4 => [1, 2, 4].into_iter().find(begins).unwrap_or(1),
             _ => return Err(Unsupported::BlockFormat(format)),
         };
         let unit = [blocks.first, blocks.row_bytes, many.max(1) * format.bytes()].into_iter().fold(16, gcd) as u32;
