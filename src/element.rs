@@ -96,7 +96,8 @@ impl OfBackend for Option<DataType> {
     }
 }
 
-/// Burn's element types of keys and of values in a cache, next to activations of `activations`.
+/// Burn's element types of keys and of values in a cache, next to activations of `activations`. A CPU backend without f16 and bf16 stores
+/// their bits.
 ///
 /// # Errors
 /// [`ConfigError::UnsupportedDataType`] if `B` does not store them on `device`.
@@ -107,7 +108,10 @@ pub(crate) fn cache_dtypes<B: Backend>(
 ) -> Result<[DType; 2], ConfigError> {
     let side = |given: Option<DataType>| {
         let Some(given) = given else { return Ok(activations) };
-        match B::supports_dtype(device, dtype(given)) {
+        let as_bits = matches!(given, DataType::Fp16 | DataType::Bf16)
+            && B::supports_dtype(device, DType::I16)
+            && !is_cubecl::<B>(device);
+        match as_bits || B::supports_dtype(device, dtype(given)) {
             true => Ok(dtype(given)),
             false => Err(ConfigError::UnsupportedDataType {
                 backend: B::name(device),

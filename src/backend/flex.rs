@@ -9,37 +9,64 @@ use half::{bf16, f16};
 
 use super::CpuOps;
 use crate::ops::InferenceBackend;
-use crate::ops::cpu::{Elements, InMemory, copied_int8, slice_assign};
+use crate::ops::cpu::{Elements, Floats, FloatsMut, InMemory, copied_ints, slice_assign};
 
 impl InferenceBackend for Flex {
     type Ops = CpuOps;
 }
 
 impl InMemory for Flex {
-    fn with_elements<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Elements<'_, D>) -> R) -> R {
-        if let TensorPrimitive::Float(primitive) = tensor.clone().into_primitive()
-            && primitive.dtype() == DType::F32
-        {
-            let layout = primitive.layout();
-            let elements = &primitive.storage::<f32>()[layout.start_offset()..];
-            if let Some(elements) = Elements::borrowed(elements, tensor.dims(), layout.strides()) {
-                return read(elements);
+    fn with_floats<const D: usize, R>(tensor: &Tensor<Self, D>, read: impl FnOnce(Floats<'_, D>) -> R) -> R {
+        if let TensorPrimitive::Float(primitive) = tensor.clone().into_primitive() {
+            let shape = tensor.dims();
+            let floats = match primitive.dtype() {
+                DType::F32 => in_place::<f32, D>(&primitive, shape).map(Floats::F32),
+                DType::F16 => in_place::<f16, D>(&primitive, shape).map(Floats::F16),
+                DType::BF16 => in_place::<bf16, D>(&primitive, shape).map(Floats::BF16),
+                _ => None,
+            };
+            if let Some(floats) = floats {
+                return read(floats);
             }
         }
-        read(Elements::copied(tensor))
+        read(Floats::copied(tensor))
     }
 
     fn with_int8<const D: usize, R>(tensor: &Tensor<Self, D, Int>, read: impl FnOnce(&[i8]) -> R) -> R {
         match tensor.clone().into_primitive().as_slice() {
             Some(elements) => read(elements),
-            None => read(&copied_int8(tensor)),
+            None => read(&copied_ints(tensor)),
         }
     }
 
-    fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(&mut [f32])) -> Tensor<Self, D> {
-        let mut tensor = in_order::<f32>(tensor.into_primitive().tensor());
-        write(tensor.storage_mut());
-        Tensor::from_primitive(TensorPrimitive::Float(tensor))
+    fn with_int16<const D: usize, R>(tensor: &Tensor<Self, D, Int>, read: impl FnOnce(&[i16]) -> R) -> R {
+        match tensor.clone().into_primitive().as_slice() {
+            Some(elements) => read(elements),
+            None => read(&copied_ints(tensor)),
+        }
+    }
+
+    fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(FloatsMut<'_>)) -> Tensor<Self, D> {
+        let tensor = tensor.into_primitive().tensor();
+        let written = match tensor.dtype() {
+            DType::F16 => {
+                let mut tensor = in_order::<f16>(tensor);
+                write(FloatsMut::F16(tensor.storage_mut()));
+                tensor
+            }
+            DType::BF16 => {
+                let mut tensor = in_order::<bf16>(tensor);
+                write(FloatsMut::BF16(tensor.storage_mut()));
+                tensor
+            }
+            DType::F32 => {
+                let mut tensor = in_order::<f32>(tensor);
+                write(FloatsMut::F32(tensor.storage_mut()));
+                tensor
+            }
+            dtype => panic!("InMemory::update: `tensor` has elements of {dtype:?}, expected F32, F16 or BF16"),
+        };
+        Tensor::from_primitive(TensorPrimitive::Float(written))
     }
 
     fn update_int8<const D: usize, R>(
@@ -49,6 +76,15 @@ impl InMemory for Flex {
         let mut tensor = in_order::<i8>(tensor.into_primitive());
         let result = write(tensor.storage_mut());
         (Tensor::from_primitive(tensor), result)
+    }
+
+    fn update_int16<const D: usize>(
+        tensor: Tensor<Self, D, Int>,
+        write: impl FnOnce(&mut [i16]),
+    ) -> Tensor<Self, D, Int> {
+        let mut tensor = in_order::<i16>(tensor.into_primitive());
+        write(tensor.storage_mut());
+        Tensor::from_primitive(tensor)
     }
 
     /// `burn-flex` 0.21 keeps a reference to the tensor while it assigns, and so copies all of it. This writes only the part.
@@ -68,6 +104,12 @@ impl InMemory for Flex {
             None => slice_assign(tensor, at, tokens),
         }
     }
+}
+
+/// The elements in place; `None` if a stride is negative.
+fn in_place<E: Element + Pod, const D: usize>(tensor: &FlexTensor, shape: [usize; D]) -> Option<Elements<'_, D, E>> {
+    let layout = tensor.layout();
+    Elements::borrowed(&tensor.storage::<E>()[layout.start_offset()..], shape, layout.strides())
 }
 
 /// The tensor in row-major order, in a storage that holds nothing else.

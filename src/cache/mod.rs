@@ -30,6 +30,7 @@
 //! # Ok(()) }
 //! ```
 
+mod halves;
 mod kv_cache;
 mod layer;
 mod rows;

@@ -1,4 +1,4 @@
-//! The keys, or the values, of a layer: floats, or int8 with a scale for each head of each token.
+//! The keys, or the values, of a layer: floats, their bits, or int8 with a scale for each head of each token.
 
 use std::ops::Range;
 
@@ -6,6 +6,7 @@ use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor, backend::Backend};
 
 use burn_deepspeed_core::int8::LARGEST;
 
+use super::halves;
 use crate::zeros::zeros;
 
 /// The preallocated keys, or values, of a layer.
@@ -24,6 +25,13 @@ pub enum Stored<B: Backend> {
         /// `[B, K, capacity]`, of type [`DType::F32`].
         scales: Tensor<B, 3>,
     },
+    /// Floats of 16 bits on a backend that has no such floats, next to activations in f32.
+    Bits {
+        /// The bits of each float, `[B, K, capacity, H]`, of type [`DType::I16`].
+        bits: Tensor<B, 4, Int>,
+        /// The type of the floats: [`DType::F16`] or [`DType::BF16`].
+        float: DType,
+    },
 }
 
 impl<B: Backend> Stored<B> {
@@ -34,6 +42,9 @@ impl<B: Backend> Stored<B> {
                 elements: zeros(shape, (device, DType::I8)),
                 scales: zeros([batch, heads, slots], (device, DType::F32)),
             },
+            float @ (DType::F16 | DType::BF16) if !B::supports_dtype(device, float) => {
+                Self::Bits { bits: zeros(shape, (device, DType::I16)), float }
+            }
             dtype => Self::Dense(zeros(shape, (device, dtype))),
         }
     }
@@ -49,10 +60,11 @@ impl<B: Backend> Stored<B> {
         match self {
             Self::Dense(tensor) => tensor.dims(),
             Self::Int8 { elements, .. } => elements.dims(),
+            Self::Bits { bits, .. } => bits.dims(),
         }
     }
 
-    /// The first `slots` of every row as floats, `[B, K, slots, H]`; int8 is dequantised to f32.
+    /// The first `slots` of every row as floats, `[B, K, slots, H]`; int8 and bits become f32.
     pub fn dense(&self, slots: usize) -> Tensor<B, 4> {
         let capacity = self.dims()[2];
         match self {
@@ -62,6 +74,7 @@ impl<B: Backend> Stored<B> {
                 let elements = elements.clone().narrow(2, 0, slots).float().cast(FloatDType::F32);
                 elements * scales.clone().narrow(2, 0, slots).unsqueeze_dim(3)
             }
+            Self::Bits { bits, float } => halves::widened(bits.clone().narrow(2, 0, slots), *float),
         }
     }
 
@@ -72,6 +85,7 @@ impl<B: Backend> Stored<B> {
             Self::Int8 { elements, scales } => {
                 Self::Int8 { elements: elements.select(0, rows.clone()), scales: scales.select(0, rows) }
             }
+            Self::Bits { bits, float } => Self::Bits { bits: bits.select(0, rows), float },
         }
     }
 
@@ -88,6 +102,9 @@ impl<B: Backend> Stored<B> {
                 elements: elements.slice_assign(at(row), others.clone().slice(at(other_row))),
                 scales: scales.slice_assign(scale_at(row), other_scales.clone().slice(scale_at(other_row))),
             },
+            (Self::Bits { bits, float }, Self::Bits { bits: others, float: other }) if float == *other => {
+                Self::Bits { bits: bits.slice_assign(at(row), others.clone().slice(at(other_row))), float }
+            }
             _ => panic!("Stored::copy_row: the two caches have different element types"),
         }
     }
@@ -106,6 +123,9 @@ impl<B: Backend> Stored<B> {
                     elements: elements.slice_assign(at, new_elements),
                     scales: scales.slice_assign([rows, heads, slots], new_scales),
                 }
+            }
+            Self::Bits { bits, float } => {
+                Self::Bits { bits: bits.slice_assign(at, halves::bits(tokens, float)), float }
             }
         }
     }

@@ -17,11 +17,12 @@ pub fn reference<B: Backend>(context: Tensor<B, 3>, gate: Tensor<B, 3>) -> Tenso
 /// [`Operations::context_gate`](crate::ops::Operations::context_gate) for backends on the CPU.
 #[cfg(feature = "cpu")]
 pub(crate) fn on_cpu<B: super::cpu::InMemory>(context: Tensor<B, 3>, gate: Tensor<B, 3>) -> Tensor<B, 3> {
-    if [context.dtype(), gate.dtype()] != [burn::tensor::DType::F32; 2] || context.shape().num_elements() == 0 {
+    if ![context.dtype(), gate.dtype()].into_iter().all(super::cpu::is_float) || context.shape().num_elements() == 0 {
         return reference(context, gate);
     }
     check_shape("context_gate", "gate", &context.dims(), &gate.dims());
     B::with_elements(&gate, |gate| {
-        B::update(context, |context| burn_deepspeed_kernels::cpu::gate::gate(context, &gate.dense()))
+        let gated = |context: &mut [f32]| burn_deepspeed_kernels::cpu::gate::gate(context, &gate.dense());
+        B::update(context, |context| context.in_f32(gated))
     })
 }

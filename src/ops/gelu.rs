@@ -10,8 +10,8 @@ pub fn reference<B: Backend>(input: Tensor<B, 3>) -> Tensor<B, 3> {
 /// [`Operations::gelu`](crate::ops::Operations::gelu) for backends on the CPU.
 #[cfg(feature = "cpu")]
 pub(crate) fn on_cpu<B: super::cpu::InMemory>(input: Tensor<B, 3>) -> Tensor<B, 3> {
-    match input.dtype() {
-        burn::tensor::DType::F32 => B::update(input, burn_deepspeed_kernels::cpu::gelu::gelu),
-        _ => reference(input),
+    match super::cpu::is_float(input.dtype()) {
+        true => B::update(input, |input| input.in_f32(burn_deepspeed_kernels::cpu::gelu::gelu)),
+        false => reference(input),
     }
 }

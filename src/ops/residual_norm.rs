@@ -25,7 +25,7 @@ pub(crate) fn on_cpu<B: super::cpu::InMemory>(
     norm: &FusedNorm<B>,
 ) -> Tensor<B, 3> {
     let dtypes = [input.dtype(), residual.dtype(), norm.gamma().dtype()];
-    if dtypes != [burn::tensor::DType::F32; 3] || input.shape().num_elements() == 0 {
+    if !dtypes.into_iter().all(super::cpu::is_float) || input.shape().num_elements() == 0 {
         return reference(input, residual, norm);
     }
     check_shape("residual_norm", "residual", &input.dims(), &residual.dims());

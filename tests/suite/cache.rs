@@ -36,6 +36,8 @@ pub fn kinds<B: Backend>() -> Vec<(KvCacheType, f64)> {
         (KvCacheType::INT8, 4e-3),
         (KvCacheType { key: int8, value: None }, 4e-3),
         (KvCacheType { key: None, value: int8 }, 4e-3),
+        (DataType::Fp16.into(), 4e-3),
+        (KvCacheType { key: int8, value: Some(DataType::Bf16) }, 1e-2),
     ];
     // A device on the CPU takes minutes to compile kernels for more, and their own tests have them all.
     if B::name(&Default::default()).contains("cubecl") {
@@ -343,7 +345,12 @@ fn memory_is_known_before_it_is_taken() {
     let int8 = config.clone().with_dtype(DataType::Int8);
     assert_eq!(int8.cache_memory_bytes::<B>(3, &Default::default()).unwrap(), bytes);
     assert_eq!(int8.init_cache::<B>(3, &Default::default()).unwrap().memory_bytes(), bytes);
-    for (types, tokens) in [(KvCacheType::INT8, 2 * 12), (kinds::<B>()[2].0, 12 + 32)] {
+    for (types, tokens) in [
+        (KvCacheType::INT8, 2 * 12),
+        (kinds::<B>()[2].0, 12 + 32),
+        (DataType::Fp16.into(), 2 * 16),
+        (kinds::<B>()[5].0, 12 + 16),
+    ] {
         let config = config.clone().with_kv_cache_dtype(types);
         let bytes = config.cache_memory_bytes::<B>(3, &Default::default()).unwrap();
         assert_eq!(bytes, 5 * 3 * 2 * 32 * tokens);

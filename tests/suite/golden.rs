@@ -50,7 +50,22 @@ fn every_case_passes_in_int8<B: InferenceBackend>() {
     }
 }
 
-on_each_cpu_backend!(every_case_passes_in_int8);
+/// Next to activations in f32.
+fn every_case_passes_with_a_cache_of_16_bits<B: InferenceBackend>() {
+    for cache in [DataType::Fp16.into(), KvCacheType { key: Some(DataType::Bf16), value: Some(DataType::Int8) }] {
+        every_case_passes::<B>(Types { dtype: DataType::Fp32, cache });
+    }
+}
+
+on_each_cpu_backend!(every_case_passes_in_int8, every_case_passes_with_a_cache_of_16_bits);
+
+/// The reference, whose backend stores no such floats.
+#[test]
+#[cfg(all(feature = "ndarray", feature = "autodiff"))]
+fn every_case_passes_with_a_cache_of_16_bits_on_the_reference_path() {
+    let types = Types { dtype: DataType::Fp32, cache: DataType::Fp16.into() };
+    every_case_passes::<burn_autodiff::Autodiff<burn_ndarray::NdArray>>(types);
+}
 
 /// 1, 2, 3 and 4 ranks give the same result. Heads that do not divide are split unevenly; more ranks than heads are an error.
 #[cfg(feature = "local")]

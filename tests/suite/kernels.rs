@@ -149,7 +149,7 @@ fn bitwise_alike<B: InferenceBackend>(types: KvCacheType) {
 }
 
 fn kernels_say_why_they_decline<B: InferenceBackend>() {
-    use ElementType::{F16, F32, I8};
+    use ElementType::{BF16, F16, F32, F64, I8};
     let fast = [
         "qkv_gemm",
         "softmax_context",
@@ -177,14 +177,20 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
             assert_eq!(B::Ops::plan_masked_attention(&problem, &device), Plan::Kernel(kernel));
         }
     }
-    let half = ContextProblem { dtype: F16, cache: None, ..good };
+    for dtype in [F32, F16, BF16] {
+        for cache in [F32, F16, BF16, I8] {
+            let problem = ContextProblem { dtype, cache: Some(cache.into()), ..good };
+            assert_eq!(B::Ops::plan_softmax_context(&problem, &device), Plan::Kernel("cpu::decode"));
+        }
+    }
+    let double = ContextProblem { dtype: F64, cache: None, ..good };
     for (problem, reason) in [
-        (half, Declined::ElementType(F16)),
-        (ContextProblem { cache: Some(F16.into()), ..good }, Declined::CacheType { dtype: F32, cache: F16 }),
+        (double, Declined::ElementType(F64)),
+        (ContextProblem { cache: Some(F64.into()), ..good }, Declined::CacheType { dtype: F32, cache: F64 }),
     ] {
         assert_eq!(B::Ops::plan_softmax_context(&problem, &device), Plan::Reference(reason));
     }
-    assert_eq!(B::Ops::plan_masked_attention(&half, &device), Plan::Reference(Declined::ElementType(F16)));
+    assert_eq!(B::Ops::plan_masked_attention(&double, &device), Plan::Reference(Declined::ElementType(F64)));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Which kernel multiplies rows with a matrix of blocks.
 
-use super::{Declined, Plan};
+use super::{Declined, Plan, is_cpu_float};
 use crate::block::BlockFormat;
 use crate::element::ElementType;
 
@@ -21,9 +21,9 @@ pub struct BlockProblem {
 impl BlockProblem {
     /// The path on the CPU kernels.
     pub fn on_cpu(&self) -> Plan {
-        match self.dtype {
-            ElementType::F32 => Plan::Kernel("cpu::product"),
-            other => Plan::Reference(Declined::ElementType(other)),
+        match is_cpu_float(self.dtype) {
+            true => Plan::Kernel("cpu::product"),
+            false => Plan::Reference(Declined::ElementType(self.dtype)),
         }
     }
 

@@ -53,10 +53,14 @@ impl ContextProblem {
     /// # Errors
     /// The reason, if there is none.
     pub fn on_cpu(&self) -> Result<CpuKernel, Declined> {
-        if self.dtype != ElementType::F32 {
+        if !is_cpu_float(self.dtype) {
             return Err(Declined::ElementType(self.dtype));
         }
-        self.check_cache()?;
+        // They read any of these types, next to activations of any other.
+        let sides = self.cache.map_or([self.dtype; 2], |CacheTypes { key, value }| [key, value]);
+        if let Some(cache) = sides.into_iter().find(|side| !is_cpu_float(*side) && *side != ElementType::I8) {
+            return Err(Declined::CacheType { dtype: self.dtype, cache });
+        }
         Ok(if self.tokens <= MOST_DECODE_TOKENS { CpuKernel::Decode } else { CpuKernel::Flash })
     }
 
@@ -67,7 +71,7 @@ impl ContextProblem {
     /// The reason, if there is none.
     pub fn on_cube(&self, tensor_cores: impl FnOnce() -> bool) -> Result<CubeKernel, Declined> {
         let Self { dtype, tokens, head_dim, value_dim, .. } = *self;
-        self.check_cache()?;
+        self.check_cube_cache()?;
         if !matches!(dtype, ElementType::F32 | ElementType::F16 | ElementType::BF16) {
             return Err(Declined::ElementType(dtype));
         }
@@ -86,14 +90,19 @@ impl ContextProblem {
         })
     }
 
-    /// Kernels read caches of the projection's element type, and of int8.
-    fn check_cache(&self) -> Result<(), Declined> {
+    /// The CubeCL kernels read caches of the projection's element type, and of int8.
+    fn check_cube_cache(&self) -> Result<(), Declined> {
         let Some(CacheTypes { key, value }) = self.cache else { return Ok(()) };
         match [key, value].into_iter().find(|cache| ![self.dtype, ElementType::I8].contains(cache)) {
             Some(cache) => Err(Declined::CacheType { dtype: self.dtype, cache }),
             None => Ok(()),
         }
     }
+}
+
+/// Whether the CPU kernels read and write floats of this type. They compute in f32.
+fn is_cpu_float(dtype: ElementType) -> bool {
+    matches!(dtype, ElementType::F32 | ElementType::F16 | ElementType::BF16)
 }
 
 /// What the choice for a step of latent attention depends on.
@@ -246,7 +255,10 @@ impl fmt::Display for Declined {
             Self::NoKernel => write!(f, "the backend has no kernel for this operation"),
             Self::ElementType(dtype) => write!(f, "the kernel does not compute with elements of {dtype}"),
             Self::CacheType { dtype, cache } => {
-                write!(f, "the cache holds {cache} and the projection {dtype}; the kernel takes equal types, or int8")
+                write!(
+                    f,
+                    "the cache holds {cache} and the projection {dtype}; the kernel does not read one next to the other"
+                )
             }
             Self::HeadDim { head_dim, limit } => {
                 write!(f, "heads of {head_dim} features; the kernel takes up to {limit}")
@@ -273,8 +285,10 @@ mod tests {
             assert_eq!(step.on_cube(|| true), Ok(CubeKernel::Decode));
         }
         let step = ContextProblem::new(F32, 1, 64, Some(CacheTypes { key: I8, value: F16 }));
-        let declined = Declined::CacheType { dtype: F32, cache: F16 };
-        assert_eq!((step.on_cpu(), step.on_cube(|| true)), (Err(declined), Err(declined)));
+        assert_eq!(step.on_cpu(), Ok(CpuKernel::Decode));
+        assert_eq!(step.on_cube(|| true), Err(Declined::CacheType { dtype: F32, cache: F16 }));
+        let step = ContextProblem::new(F32, 1, 64, Some(CacheTypes { key: F64, value: F32 }));
+        assert_eq!(step.on_cpu(), Err(Declined::CacheType { dtype: F32, cache: F64 }));
     }
 
     #[test]
@@ -296,7 +310,7 @@ mod tests {
     #[test]
     fn each_reason_to_decline_is_told() {
         let step = ContextProblem::new(F16, 1, 64, None);
-        assert_eq!(step.on_cpu(), Err(Declined::ElementType(F16)));
+        assert_eq!(ContextProblem { dtype: F64, ..step }.on_cpu(), Err(Declined::ElementType(F64)));
         let on_cube = |step: ContextProblem| Plan::from(step.on_cube(|| false)).to_string();
         assert!(on_cube(ContextProblem { dtype: F64, ..step }).contains("elements of F64"));
         assert!(on_cube(ContextProblem { head_dim: 577, value_dim: 512, ..step }).contains("takes up to 576"));

@@ -32,12 +32,16 @@ impl Types {
         let weights = self.dtype == DataType::Int8;
         let cache = [self.cache.key, self.cache.value].contains(&Some(DataType::Int8));
         let added = if weights { INT8_WEIGHTS } else { 0.0 } + if cache { INT8_CACHE } else { 0.0 };
-        let dense = match activations {
+        let activations = match activations {
             DType::F16 => DataType::Fp16,
             DType::BF16 => DataType::Bf16,
             _ => DataType::Fp32,
         };
         let own = given.get("int8").filter(|_| weights || cache).copied();
-        own.or_else(|| given.get(&dense.to_string()).map(|dense| dense + added))
+        // Floats of the cache may be of another type than activations, and round more.
+        let floats = [Some(activations), self.cache.key, self.cache.value].into_iter().flatten();
+        let mut floats = floats.filter(|dtype| *dtype != DataType::Int8);
+        let dense = floats.try_fold(0.0f64, |most, dtype| given.get(&dtype.to_string()).map(|own| most.max(*own)));
+        own.or_else(|| dense.map(|dense| dense + added))
     }
 }

@@ -1,5 +1,7 @@
 //! The arguments of every attention kernel: a problem in memory.
 
+use half::{bf16, f16};
+
 use super::masks::Masks;
 use crate::contract::{check_len, extent, product};
 
@@ -41,6 +43,10 @@ impl<'a, E> Heads<'a, E> {
 pub enum Cached<'a> {
     /// In f32.
     F32(Heads<'a>),
+    /// In f16.
+    F16(Heads<'a, f16>),
+    /// In bf16.
+    BF16(Heads<'a, bf16>),
     /// In int8, times a scale for each head of each token.
     Int8 {
         /// The elements.
@@ -56,11 +62,25 @@ impl<'a> From<Heads<'a>> for Cached<'a> {
     }
 }
 
+impl<'a> From<Heads<'a, f16>> for Cached<'a> {
+    fn from(heads: Heads<'a, f16>) -> Self {
+        Self::F16(heads)
+    }
+}
+
+impl<'a> From<Heads<'a, bf16>> for Cached<'a> {
+    fn from(heads: Heads<'a, bf16>) -> Self {
+        Self::BF16(heads)
+    }
+}
+
 impl Cached<'_> {
     #[track_caller]
     fn check(&self, kernel: &str, name: &str, sizes: [usize; 4]) {
         match self {
             Self::F32(heads) => heads.check(kernel, name, sizes),
+            Self::F16(heads) => heads.check(kernel, name, sizes),
+            Self::BF16(heads) => heads.check(kernel, name, sizes),
             Self::Int8 { elements, scales } => {
                 elements.check(kernel, name, sizes);
                 let (actual, expected) = (scales.len(), product(&sizes[..3]));

@@ -18,9 +18,10 @@
 use pulp::{Arch, Simd, WithSimd};
 
 use super::attention::{Attention, Cached, Heads};
+use super::element::Element;
 use super::scores::{Row, Running, Slots, share, soften, with_sink};
 use super::scratch::with_scratch;
-use super::stream::{Columns, Element, add, add_rows, dot_rows};
+use super::stream::{Columns, add, add_rows, dot_rows};
 use super::threads;
 use crate::cpu::interval::Interval;
 
@@ -166,6 +167,8 @@ impl Task<'_> {
         let count = slots.count();
         match self.problem.key {
             Cached::F32(key) => self.all_products(simd, key, slots),
+            Cached::F16(key) => self.all_products(simd, key, slots),
+            Cached::BF16(key) => self.all_products(simd, key, slots),
             Cached::Int8 { elements, scales } => {
                 self.all_products(simd, elements, slots);
                 let scales = self.scales(scales, slots);
@@ -204,6 +207,8 @@ impl Task<'_> {
         }
         match self.problem.value {
             Cached::F32(value) => self.all_values(simd, value, slots, all),
+            Cached::F16(value) => self.all_values(simd, value, slots, all),
+            Cached::BF16(value) => self.all_values(simd, value, slots, all),
             Cached::Int8 { elements, scales } => {
                 let scales = self.scales(scales, slots);
                 for weights in self.scores.chunks_exact_mut(BLOCK) {

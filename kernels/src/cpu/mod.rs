@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod decode;
+mod element;
 pub mod flash;
 pub mod gate;
 pub mod gelu;

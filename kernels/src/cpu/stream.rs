@@ -1,58 +1,9 @@
-//! Dot products and weighted sums of long contiguous runs, of f32 or int8, with a few short rows. Each run is read once; rows are
+//! Dot products and weighted sums of long contiguous runs, of any element type, with a few short rows. Each run is read once; rows are
 //! processed in pairs, so that a run in a register serves both.
 
 use pulp::Simd;
 
-/// Elements of a run, which become f32 in registers.
-pub(super) trait Element: Copy + Into<f32> {
-    /// A run in whole vectors.
-    type Run<'a, S: Simd>: Copy;
-
-    /// The first vectors of a run that has them.
-    fn run<S: Simd>(elements: &[Self], vectors: usize) -> Self::Run<'_, S>;
-
-    /// A vector of a run.
-    ///
-    /// # Safety
-    /// `at` is less than the vectors of the run.
-    unsafe fn vector<S: Simd>(simd: S, run: Self::Run<'_, S>, at: usize) -> S::f32s;
-}
-
-impl Element for f32 {
-    type Run<'a, S: Simd> = &'a [S::f32s];
-
-    #[inline(always)]
-    fn run<S: Simd>(elements: &[Self], vectors: usize) -> &[S::f32s] {
-        &S::as_simd_f32s(elements).0[..vectors]
-    }
-
-    #[inline(always)]
-    unsafe fn vector<S: Simd>(_simd: S, run: &[S::f32s], at: usize) -> S::f32s {
-        // SAFETY: the caller guarantees it.
-        unsafe { *run.get_unchecked(at) }
-    }
-}
-
-impl Element for i8 {
-    type Run<'a, S: Simd> = &'a [i8];
-
-    #[inline(always)]
-    fn run<S: Simd>(elements: &[Self], vectors: usize) -> &[i8] {
-        &elements[..vectors * S::F32_LANES]
-    }
-
-    #[inline(always)]
-    unsafe fn vector<S: Simd>(simd: S, run: &[i8], at: usize) -> S::f32s {
-        // SAFETY: the caller guarantees it.
-        let elements = unsafe { run.get_unchecked(at * S::F32_LANES..(at + 1) * S::F32_LANES) };
-        let mut wide = simd.splat_f32s(0.0);
-        let places: &mut [f32] = bytemuck::cast_slice_mut(std::slice::from_mut(&mut wide));
-        for (place, element) in places.iter_mut().zip(elements) {
-            *place = f32::from(*element);
-        }
-        wide
-    }
-}
+use super::element::Element;
 
 /// Bytes between what is read of a run and what is prefetched.
 const AHEAD: usize = 1024;
@@ -189,7 +140,7 @@ pub(super) fn add<S: Simd, E: Element, const N: usize, const M: usize>(
     for m in 0..M {
         for (at, sum) in totals[m].1.iter_mut().enumerate() {
             for n in 0..N {
-                *sum += runs[n][done + at].into() * factors[m][n];
+                *sum += runs[n][done + at].widen() * factors[m][n];
             }
         }
     }
@@ -267,7 +218,7 @@ pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
     for m in 0..M {
         for n in 0..N {
             for (value, input) in runs[n][done..len].iter().zip(&inputs[m][done..]) {
-                sums[m][n] += (*value).into() * input;
+                sums[m][n] += value.widen() * input;
             }
         }
     }

@@ -9,6 +9,7 @@ use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm};
 use burn_deepspeed_kernels::cpu::product::{Int8Matrix, Matrix, Product, product};
 use burn_deepspeed_kernels::cpu::scatter::{HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
+use half::{bf16, f16};
 
 use crate::refused::refuses;
 
@@ -76,6 +77,10 @@ fn attention_names_the_tensor_that_does_not_fit() {
         scales,
     };
     attention_refuses("`key` has 139 elements", Attention { key: int8(&[1; 139], &[1.0; 28]), ..fits });
+    let halves = Heads::dense(&[f16::ONE; 139][..], 2, 7, 5);
+    attention_refuses("`key` has 139 elements", Attention { key: halves.into(), ..fits });
+    let halves = Heads::dense(&[bf16::ONE; 139][..], 2, 7, 5);
+    attention_refuses("`value` has 139 elements", Attention { value: halves.into(), ..fits });
     attention_refuses("`key` has 27 scales, expected 28", Attention { key: int8(&[1; 140], &[1.0; 27]), ..fits });
     attention_refuses("`value` has 29 scales, expected 28", Attention { value: int8(&[1; 140], &[1.0; 29]), ..fits });
 }

@@ -4,11 +4,11 @@ use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cpu::decode::decode;
 
 use crate::oracle::{Problem, assert_near};
-use crate::problem::{TOLERANCE, Tensors, check_int8, check_invariance};
+use crate::problem::{Form, TOLERANCE, Tensors, check_invariance, check_stored};
 
 fn check(problem: &Problem) {
     crate::problem::check(problem, decode);
-    check_int8(problem, decode);
+    check_stored(problem, decode);
 }
 
 #[test]
@@ -110,7 +110,8 @@ fn a_visible_nan_shows_and_a_hidden_one_does_not() {
         assert!(tensors.solve(&problem, decode).iter().all(|x| x.is_finite()));
         problem.window = None;
 
-        let tensors = tensors.in_int8(&problem, [side == 0, side == 1]);
+        let form = |own: usize| if side == own { Form::Int8 } else { Form::F32 };
+        let tensors = tensors.stored(&problem, [form(0), form(1)]);
         let output = tensors.solve(&problem, decode);
         assert!(output[..16].iter().all(|x| x.is_nan()) && output[16..].iter().all(|x| x.is_finite()));
         problem.window = Some(Window::Back(70));
@@ -145,7 +146,7 @@ fn a_pair_that_is_hidden_keeps_a_broken_scale_hidden() {
     for side in 0..2 {
         let mut tensors = Tensors::new(&problem);
         [&mut tensors.key, &mut tensors.value][side][slot * 16] = f32::INFINITY;
-        let output = tensors.in_int8(&problem, [true, true]).solve(&problem, decode);
+        let output = tensors.stored(&problem, [Form::Int8; 2]).solve(&problem, decode);
         assert!(output[..32].iter().all(|x| x.is_finite()) && output[32..].iter().all(|x| x.is_nan()));
     }
 }

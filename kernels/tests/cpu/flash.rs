@@ -4,11 +4,11 @@ use burn_deepspeed_core::visibility::Window;
 use burn_deepspeed_kernels::cpu::flash::flash;
 
 use crate::oracle::{Problem, assert_near};
-use crate::problem::{TOLERANCE, Tensors, check_int8, check_invariance};
+use crate::problem::{TOLERANCE, Tensors, check_invariance, check_stored};
 
 fn check(problem: &Problem) {
     crate::problem::check(problem, flash);
-    check_int8(problem, flash);
+    check_stored(problem, flash);
 }
 
 #[test]

@@ -2,21 +2,42 @@
 
 use burn_deepspeed_kernels::cpu::attention::{Attention, Cached, Heads};
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
+use half::{bf16, f16};
 
 use crate::oracle::{Problem, assert_near};
 
 /// Largest error of results near 1.
 pub const TOLERANCE: f64 = 1e-5;
 
-/// Keys or values in int8.
-pub struct Int8 {
-    pub elements: Vec<i8>,
-    pub scales: Vec<f32>,
+/// How keys, or values, are stored.
+#[derive(Debug, Clone, Copy)]
+pub enum Form {
+    F32,
+    F16,
+    BF16,
+    Int8,
 }
 
-impl Int8 {
-    /// Quantises heads of `head_dim` features, and replaces them by the dequantised values.
-    fn of(dense: &mut [f32], head_dim: usize) -> Self {
+/// Keys, or values, that are not in f32.
+enum Stored {
+    F32,
+    F16(Vec<f16>),
+    BF16(Vec<bf16>),
+    Int8 { elements: Vec<i8>, scales: Vec<f32> },
+}
+
+impl Stored {
+    /// Rounds heads of `head_dim` features, and replaces them by what was stored.
+    fn of(form: Form, dense: &mut [f32], head_dim: usize) -> Self {
+        match form {
+            Form::F32 => Self::F32,
+            Form::F16 => Self::F16(rounded(dense, f16::from_f32, f16::to_f32)),
+            Form::BF16 => Self::BF16(rounded(dense, bf16::from_f32, bf16::to_f32)),
+            Form::Int8 => Self::in_int8(dense, head_dim),
+        }
+    }
+
+    fn in_int8(dense: &mut [f32], head_dim: usize) -> Self {
         let (mut elements, mut scales) = (Vec::new(), Vec::new());
         for head in dense.chunks_mut(head_dim) {
             let largest = head.iter().fold(0.0f32, |largest, feature| largest.max(feature.abs()));
@@ -29,17 +50,30 @@ impl Int8 {
             }
             scales.push(scale);
         }
-        Self { elements, scales }
+        Self::Int8 { elements, scales }
+    }
+
+    fn cached<'a>(&'a self, dense: &'a [f32], [heads, slots, features]: [usize; 3]) -> Cached<'a> {
+        match self {
+            Self::F32 => Heads::dense(dense, heads, slots, features).into(),
+            Self::F16(elements) => Heads::dense(&elements[..], heads, slots, features).into(),
+            Self::BF16(elements) => Heads::dense(&elements[..], heads, slots, features).into(),
+            Self::Int8 { elements, scales } => {
+                Cached::Int8 { elements: Heads::dense(elements, heads, slots, features), scales }
+            }
+        }
     }
 }
 
-fn cached<'a>(dense: &'a [f32], int8: &'a Option<Int8>, [heads, slots, features]: [usize; 3]) -> Cached<'a> {
-    match int8 {
-        Some(Int8 { elements, scales }) => {
-            Cached::Int8 { elements: Heads::dense(elements, heads, slots, features), scales }
-        }
-        None => Heads::dense(dense, heads, slots, features).into(),
-    }
+fn rounded<E: Copy>(dense: &mut [f32], round: fn(f32) -> E, widen: fn(E) -> f32) -> Vec<E> {
+    dense
+        .iter_mut()
+        .map(|feature| {
+            let element = round(*feature);
+            *feature = widen(element);
+            element
+        })
+        .collect()
 }
 
 /// Everything of a problem that a kernel borrows.
@@ -47,9 +81,8 @@ pub struct Tensors {
     pub query: Vec<f32>,
     pub key: Vec<f32>,
     pub value: Vec<f32>,
-    /// Keys in int8, if the kernel reads them so; values likewise.
-    pub key_int8: Option<Int8>,
-    pub value_int8: Option<Int8>,
+    /// Keys and values as the kernel reads them.
+    stored: [Stored; 2],
     hidden: Vec<bool>,
     positions: Vec<i32>,
     origins: Vec<usize>,
@@ -66,8 +99,7 @@ impl Tensors {
             query: problem.query(exact),
             key: problem.cache(exact, 2),
             value: problem.cache(exact, 3),
-            key_int8: None,
-            value_int8: None,
+            stored: [Stored::F32, Stored::F32],
             hidden: problem.hidden(),
             positions: problem.positions(),
             origins: problem.origins(),
@@ -78,16 +110,18 @@ impl Tensors {
         }
     }
 
-    /// The same with keys, or values, in int8; their f32 versions are replaced by the dequantised values.
-    pub fn in_int8(mut self, problem: &Problem, [key, value]: [bool; 2]) -> Self {
-        self.key_int8 = key.then(|| Int8::of(&mut self.key, problem.head_dim));
-        self.value_int8 = value.then(|| Int8::of(&mut self.value, problem.value_dim));
+    /// The same with keys and values in these types; their f32 versions are replaced by what was stored.
+    pub fn stored(mut self, problem: &Problem, [key, value]: [Form; 2]) -> Self {
+        let key = Stored::of(key, &mut self.key, problem.head_dim);
+        self.stored = [key, Stored::of(value, &mut self.value, problem.value_dim)];
         self
     }
 
     /// The arguments of a kernel.
     pub fn attention<'a>(&'a self, problem: &'a Problem) -> Attention<'a> {
         let Problem { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *problem;
+        let [key, value] = &self.stored;
+        let key = key.cached(&self.key, [kv_heads, capacity, head_dim]);
         Attention {
             batch,
             heads,
@@ -97,10 +131,10 @@ impl Tensors {
             head_dim,
             value_dim,
             query: Heads::dense(&self.query, heads, tokens, head_dim),
-            key: cached(&self.key, &self.key_int8, [kv_heads, capacity, head_dim]),
+            key,
             value: match problem.keys_are_values {
-                true => cached(&self.key, &self.key_int8, [kv_heads, capacity, head_dim]),
-                false => cached(&self.value, &self.value_int8, [kv_heads, capacity, value_dim]),
+                true => key,
+                false => value.cached(&self.value, [kv_heads, capacity, value_dim]),
             },
             scale: problem.scale(),
             sinks: self.sinks.as_deref(),
@@ -149,10 +183,11 @@ pub fn check(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     assert_near(&format!("{problem:?}"), &tensors.solve(problem, kernel), &expected, TOLERANCE);
 }
 
-/// The same for a kernel that reads an int8 cache.
-pub fn check_int8(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
-    for sides in [[true, true], [true, false], [false, true]] {
-        let tensors = Tensors::new(problem).in_int8(problem, sides);
+/// The same for a kernel that reads a cache in other types: each on both sides.
+pub fn check_stored(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
+    use Form::{BF16, F16, F32, Int8};
+    for sides in [[Int8, Int8], [F16, F16], [BF16, Int8], [Int8, F32], [F32, BF16]] {
+        let tensors = Tensors::new(problem).stored(problem, sides);
         let expected = tensors.expected(problem);
         assert_near(&format!("{sides:?} {problem:?}"), &tensors.solve(problem, kernel), &expected, TOLERANCE);
     }
@@ -162,8 +197,10 @@ pub fn check_int8(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
 pub fn check_invariance(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     let mut tensors = Tensors::new(problem);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-    let int8 = Tensors::new(problem).in_int8(problem, [true, true]);
-    assert_eq!(bits(&pool.install(|| int8.solve(problem, kernel))), bits(&int8.solve(problem, kernel)));
+    for forms in [[Form::Int8; 2], [Form::F16, Form::BF16]] {
+        let stored = Tensors::new(problem).stored(problem, forms);
+        assert_eq!(bits(&pool.install(|| stored.solve(problem, kernel))), bits(&stored.solve(problem, kernel)));
+    }
     let whole = bits(&tensors.solve(problem, kernel));
     assert_eq!(bits(&pool.install(|| tensors.solve(problem, kernel))), whole);
     let padded = Problem { hidden_keys: true, ..problem.clone() };

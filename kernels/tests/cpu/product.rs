@@ -6,6 +6,8 @@ use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
 
+use half::{bf16, f16};
+
 use crate::oracle::{assert_near, noise};
 
 /// Both orientations of a matrix with padded rows, from the second feature of a wider output on.
@@ -15,6 +17,8 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
         let weights = noise((inputs + 5) * (outputs + 3), 3);
         let elements = &weights[..(inputs - 1) * input_stride + (outputs - 1) * output_stride + 1];
         let matrix = Matrix { elements, inputs, outputs, input_stride, output_stride };
+        check_halves(&input, matrix, f16::from_f32, f16::to_f32);
+        check_halves(&input, matrix, bf16::from_f32, bf16::to_f32);
         for bias in [None, Some(&bias[..])] {
             let (first, width) = (2, outputs + 3);
             let mut output = vec![7.0; rows * width];
@@ -34,6 +38,25 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
             assert_near(&what, &output, &expected, 1e-5);
         }
     }
+}
+
+/// A matrix of 16 bits has the products of the same numbers in f32, except for the order of the sums.
+fn check_halves<E: Copy>(input: &[f32], matrix: Matrix<'_>, round: fn(f32) -> E, widen: fn(E) -> f32)
+where
+    for<'a> Matrix<'a, E>: AnyMatrix,
+{
+    let Matrix { elements, inputs, outputs, input_stride, output_stride } = matrix;
+    let halves: Vec<E> = elements.iter().map(|x| round(*x)).collect();
+    let floats: Vec<f32> = halves.iter().map(|x| widen(*x)).collect();
+    let rows = input.len() / inputs;
+    let (mut found, mut expected) = (vec![7.0; rows * outputs], vec![7.0; rows * outputs]);
+    let halves = Matrix { elements: &halves, inputs, outputs, input_stride, output_stride };
+    product(&Product { input, sequence: rows, matrix: halves, bias: None, width: outputs, first: 0 }, &mut found);
+    let floats = Matrix { elements: &floats, ..matrix };
+    product(&Product { input, sequence: rows, matrix: floats, bias: None, width: outputs, first: 0 }, &mut expected);
+    let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
+    let what = format!("{rows} rows, {inputs} to {outputs}, strides {input_stride} and {output_stride}");
+    assert_near(&what, &found, &expected, 1e-5);
 }
 
 /// An int8 matrix with blocks that nothing divides, from the second feature of a wider output on; rows exact, and rounded.
@@ -191,6 +214,11 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
     let elements = &noise(inputs * outputs, 2)[..];
     for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
         check_invariance(Matrix { elements, inputs, outputs, input_stride, output_stride }, inputs, outputs, product);
+    }
+    let halves = &elements.iter().map(|x| f16::from_f32(*x)).collect::<Vec<_>>()[..];
+    for (input_stride, output_stride) in [(outputs, 1), (1, inputs)] {
+        let matrix = Matrix { elements: halves, inputs, outputs, input_stride, output_stride };
+        check_invariance(matrix, inputs, outputs, product);
     }
     let elements: Vec<i8> = elements.iter().map(|x| (x * 127.0) as i8).collect();
     let scales = &noise(outputs * 4, 3)[..];

@@ -1,8 +1,11 @@
 //! Heads to their places.
 
+use std::fmt::Debug;
+
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_core::qk_norm::QkNormKind;
-use burn_deepspeed_kernels::cpu::scatter::{HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_kernels::cpu::scatter::{AnyFloat, HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
+use half::{bf16, f16};
 
 use crate::oracle::{self, NORMS, assert_near, noise};
 
@@ -22,6 +25,13 @@ fn rotated(features: &[f32], rotation: Option<Rotation<'_>>, index: usize, featu
     };
     let (cos, sin) = (cos[index * half + pair], sin[index * half + pair]);
     if second { b * cos + a * sin } else { a * cos - b * sin }
+}
+
+/// Elements of 16 bits are what f32 is rounded to, the untouched 9 included.
+fn rounds_each<E: AnyFloat + PartialEq + Debug>(problem: &Scatter<'_>, floats: &[f32], round: fn(f32) -> E) {
+    let mut cache = vec![round(9.0); floats.len()];
+    scatter(problem, &mut cache);
+    assert_eq!(cache, floats.iter().map(|float| round(*float)).collect::<Vec<E>>());
 }
 
 #[test]
@@ -60,11 +70,13 @@ fn every_head_goes_to_its_place_and_nothing_else_changes() {
 
             let slots = tokens + 4;
             let (starts, counts) = ([4, 0, 2], [tokens, tokens / 2, 0]);
-            let mut cache = vec![9.0; batch * heads * slots * head_dim];
+            let mut cache = vec![9.0f32; batch * heads * slots * head_dim];
             scatter(&problem(Places::Slots { slots, starts: &starts, counts: &counts }), &mut cache);
+            let places = Places::Slots { slots, starts: &starts, counts: &counts };
+            rounds_each(&problem(places), &cache, f16::from_f32);
+            rounds_each(&problem(places), &cache, bf16::from_f32);
             let mut elements = vec![99; cache.len()];
             let mut scales = vec![9.0; cache.len() / head_dim];
-            let places = Places::Slots { slots, starts: &starts, counts: &counts };
             scatter_int8(&problem(places), &mut elements, &mut scales);
             for (at, features) in cache.chunks(head_dim).enumerate() {
                 let (row, slot) = (at / slots / heads, at % slots);
@@ -213,5 +225,5 @@ fn a_token_without_a_slot_is_named() {
         factors: None,
         places,
     };
-    scatter(&problem, &mut [0.0; 32]);
+    scatter(&problem, &mut [0.0f32; 32]);
 }

@@ -1,17 +1,18 @@
 //! Attention on the CPU kernels.
 
-use burn::tensor::{FloatDType, Tensor, backend::Backend};
+use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
 use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Cached, Heads};
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
+use half::{bf16, f16};
 
 use super::arguments::Attention;
 use super::reference::reference;
 use super::visibility::Visibility;
 use crate::cache::Stored;
 use crate::mask::AttentionMask;
-use crate::ops::cpu::{InMemory, tensor};
+use crate::ops::cpu::{InMemory, tensor, with_cached, with_heads};
 use burn_deepspeed_core::path::CpuKernel;
 use burn_deepspeed_core::visibility::origins as origins_of;
 
@@ -48,17 +49,17 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
     let [_, _, keys, value_dim] = arguments.value.dims();
     let Attention { query, key, value, scale, softcap, sinks, slopes, visibility, mask } = arguments;
     let sinks = sinks.map(owned_vector);
-    let (device, query_shape, value_shape) = (query.device(), query.dims(), value.dims());
+    let (device, dtype, query_shape, value_shape) = (query.device(), query.dtype(), query.dims(), value.dims());
     let (visibility, mask, sinks, slopes) = (&visibility, &mask, sinks.as_deref(), slopes.as_deref());
     let context = with_heads(&query, |query| {
-        with_heads(&key, |key| {
-            with_heads(&value, |value| {
+        with_cached(&key, |key| {
+            with_cached(&value, |value| {
                 let call = Call {
                     kernel,
                     query,
                     query_shape,
-                    key: key.into(),
-                    value: value.into(),
+                    key,
+                    value,
                     value_shape,
                     keys,
                     scale,
@@ -72,7 +73,7 @@ pub(crate) fn masked_attention<B: InMemory>(arguments: Attention<B>) -> Tensor<B
             })
         })
     });
-    tensor(context, [batch, tokens, heads, value_dim], &device).swap_dims(1, 2)
+    tensor(context, [batch, tokens, heads, value_dim], (&device, dtype)).swap_dims(1, 2)
 }
 
 /// The elements of a short vector.
@@ -80,23 +81,21 @@ pub(crate) fn owned_vector<B: InMemory>(vector: Tensor<B, 1>) -> Vec<f32> {
     vector.into_data().iter().collect()
 }
 
-/// Reads heads in place.
-pub(crate) fn with_heads<B: InMemory, R>(tensor: &Tensor<B, 4>, read: impl FnOnce(Heads<'_>) -> R) -> R {
-    B::with_elements(tensor, |tensor| {
-        let tensor = tensor.in_rows();
-        let [batch, head, token, _] = tensor.strides;
-        read(Heads { elements: &tensor.elements, batch, head, token })
-    })
-}
-
 /// Reads the keys, or the values, of a cache in place.
 pub(crate) fn with_stored<B: InMemory, R>(stored: &Stored<B>, read: impl FnOnce(Cached<'_>) -> R) -> R {
     match stored {
-        Stored::Dense(tensor) => with_heads(tensor, |heads| read(heads.into())),
+        Stored::Dense(tensor) => with_cached(tensor, read),
         Stored::Int8 { elements, scales } => B::with_int8(elements, |dense| {
             let [_, heads, slots, features] = elements.dims();
             let elements = Heads::dense(dense, heads, slots, features);
             B::with_elements(scales, |scales| read(Cached::Int8 { elements, scales: &scales.dense() }))
+        }),
+        Stored::Bits { bits, float } => B::with_int16(bits, |dense| {
+            let [_, heads, slots, features] = bits.dims();
+            match float {
+                DType::F16 => read(Heads::dense(bytemuck::cast_slice::<_, f16>(dense), heads, slots, features).into()),
+                _ => read(Heads::dense(bytemuck::cast_slice::<_, bf16>(dense), heads, slots, features).into()),
+            }
         }),
     }
 }

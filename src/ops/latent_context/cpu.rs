@@ -6,8 +6,8 @@ use super::absorbed::Absorbed;
 use super::arguments::LatentContext;
 use super::parts::Parts;
 use super::reference::{Steps, expanded};
-use crate::ops::attention::cpu::{Call, masked_attention, with_heads, with_stored};
-use crate::ops::cpu::{InMemory, tensor};
+use crate::ops::attention::cpu::{Call, masked_attention, with_stored};
+use crate::ops::cpu::{InMemory, tensor, with_heads};
 use crate::ops::qkv_gemm;
 use crate::ops::softmax_context::{CpuKernel, Keys};
 
@@ -31,7 +31,7 @@ fn attend<B: InMemory>(mut arguments: LatentContext<'_, B>, kernel: CpuKernel) -
     let Keys::Cached(mut cache) = keys else { unreachable!("without a cache, steps are expanded") };
     let absorbed = Absorbed::new(up, sizes);
     let query = absorbed.query(plain, rotated);
-    let device = query.device();
+    let (device, dtype) = (query.device(), query.dtype());
     cache.append_latents(rows, B::assign);
     let (stored, _) = cache.storage();
     let ([batch, heads, tokens, _], slots) = (query.dims(), stored.dims()[2]);
@@ -55,5 +55,6 @@ fn attend<B: InMemory>(mut arguments: LatentContext<'_, B>, kernel: CpuKernel) -
             call.attend()
         })
     });
-    absorbed.context(tensor(latents, [batch, tokens, heads, sizes.kv_lora_rank], &device).swap_dims(1, 2))
+    let latents = tensor(latents, [batch, tokens, heads, sizes.kv_lora_rank], (&device, dtype));
+    absorbed.context(latents.swap_dims(1, 2))
 }

@@ -5,13 +5,16 @@ use std::ops::Range;
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
-    BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, has_rounded, product,
-    rounded_product,
+    AnyMatrix, BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, has_rounded,
+    product, rounded_product,
 };
+
+use burn_deepspeed_core::block::BlockFormat;
+use half::bf16;
 
 use super::reference::{QkvGemmOutput, reference};
 use crate::error::check_shape;
-use crate::ops::cpu::{InMemory, tensor, with_vector};
+use crate::ops::cpu::{Elements, Floats, InMemory, is_float, tensor, with_vector};
 use crate::ops::projection::{self, check_types};
 use crate::weight::{BlockMatrix, DenseMatrix, FusedNorm, Int8Matrix, Matrix, QkvWeight, SeparateQkv, Weight};
 
@@ -22,19 +25,24 @@ pub(crate) fn qkv_gemm<B: InMemory>(
     qkv: &QkvWeight<B>,
     want_norm: bool,
 ) -> QkvGemmOutput<B> {
-    if input.dtype() != DType::F32 || input.shape().num_elements() == 0 {
+    if !is_float(input.dtype()) || input.shape().num_elements() == 0 {
         return reference(input, norm, qkv, want_norm);
     }
-    let input = match norm {
-        Some(norm) => normed("qkv_gemm", &input, None, norm),
-        None => input,
-    };
+    let (device, dtype) = (input.device(), input.dtype());
     let weights: Vec<&Weight<B>> = match qkv {
         QkvWeight::Fused(weight) => vec![weight],
         QkvWeight::Separate(SeparateQkv { query, key, value }) => vec![query, key, value],
     };
-    let qkv = products("qkv_gemm", &input, &weights, true);
-    QkvGemmOutput { qkv, inp_norm: want_norm.then_some(input) }
+    let Some(norm) = norm else {
+        return QkvGemmOutput {
+            qkv: products("qkv_gemm", &input, &weights, true),
+            inp_norm: want_norm.then_some(input),
+        };
+    };
+    // It is not rounded before the products.
+    let (normed, shape) = (normalised("qkv_gemm", &input, None, norm), input.dims());
+    let qkv = tensor_of(multiplied("qkv_gemm", &normed, (shape, dtype), &weights, true), (&device, dtype));
+    QkvGemmOutput { qkv, inp_norm: want_norm.then(|| tensor(normed, shape, (&device, dtype))) }
 }
 
 /// `input · weight`, with its bias or without.
@@ -44,7 +52,7 @@ pub(crate) fn project<B: InMemory>(
     weight: &Weight<B>,
     bias: bool,
 ) -> Tensor<B, 3> {
-    if input.dtype() != DType::F32 || input.shape().num_elements() == 0 {
+    if !is_float(input.dtype()) || input.shape().num_elements() == 0 {
         let dtype = input.dtype();
         return projection::project(operation, input, weight, weight.bias().filter(|_| bias), dtype);
     }
@@ -58,6 +66,16 @@ pub(crate) fn normed<B: InMemory>(
     residual: Option<&Tensor<B, 3>>,
     norm: &FusedNorm<B>,
 ) -> Tensor<B, 3> {
+    tensor(normalised(operation, input, residual, norm), input.dims(), (&input.device(), input.dtype()))
+}
+
+/// The same in f32.
+fn normalised<B: InMemory>(
+    operation: &str,
+    input: &Tensor<B, 3>,
+    residual: Option<&Tensor<B, 3>>,
+    norm: &FusedNorm<B>,
+) -> Vec<f32> {
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
     let (gamma, beta, spec) = (norm.gamma(), norm.beta(), norm.spec());
@@ -77,7 +95,7 @@ pub(crate) fn normed<B: InMemory>(
             });
         });
     });
-    tensor(output, [batch, tokens, width], &input.device())
+    output
 }
 
 /// The products with several matrices, concatenated.
@@ -87,46 +105,101 @@ fn products<B: InMemory>(
     weights: &[&Weight<B>],
     with_bias: bool,
 ) -> Tensor<B, 3> {
-    let [batch, tokens, inputs] = input.dims();
-    let width = weights.iter().map(|weight| weight.output_size()).sum();
-    let mut output = vec![0.0; batch * tokens * width];
-    B::with_elements(input, |input| {
-        let input = input.dense();
-        let mut first = 0;
-        for weight in weights {
-            check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
-            let bias = weight.bias().filter(|_| with_bias);
-            with_vector(bias.as_ref(), |bias| match weight.stored() {
-                Matrix::Int8(int8) => with_int8(int8, |matrix| {
-                    let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
-                    match weight.input_rounding().bits().filter(|_| has_rounded()) {
-                        Some(bits) => rounded_product(&problem, bits, &mut output),
-                        None => product(&problem, &mut output),
-                    }
-                }),
-                Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
-                    let (first, bias) = (first + outputs.start, bias.map(|bias| &bias[outputs]));
-                    let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
-                    product(&problem, &mut output);
-                }),
-                Matrix::Dense(matrix) => {
-                    check_types(operation, DType::F32, weight);
-                    with_matrix(matrix, |matrix| {
-                        product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
-                    });
-                }
-            });
-            first += weight.output_size();
-        }
-    });
-    tensor(output, [batch, tokens, width], &input.device())
+    let (device, dtype, shape) = (input.device(), input.dtype(), input.dims());
+    let output =
+        B::with_elements(input, |input| multiplied(operation, &input.dense(), (shape, dtype), weights, with_bias));
+    tensor_of(output, (&device, dtype))
 }
 
-/// Reads a dense matrix in place.
-fn with_matrix<B: InMemory, R>(matrix: &DenseMatrix<B>, read: impl FnOnce(DenseProblem<'_>) -> R) -> R {
-    B::with_elements(&matrix.output_input(), |matrix| {
-        let ([outputs, inputs], [output_stride, input_stride]) = (matrix.shape, matrix.strides);
-        read(DenseProblem { elements: &matrix.elements, inputs, outputs, input_stride, output_stride })
+/// The same for rows in f32, `[B, T, in]`, that are next to activations of `dtype`; with the shape of the output.
+fn multiplied<B: InMemory>(
+    operation: &str,
+    input: &[f32],
+    ([batch, tokens, inputs], dtype): ([usize; 3], DType),
+    weights: &[&Weight<B>],
+    with_bias: bool,
+) -> (Vec<f32>, [usize; 3]) {
+    let width = weights.iter().map(|weight| weight.output_size()).sum();
+    let mut output = vec![0.0; batch * tokens * width];
+    let mut first = 0;
+    for weight in weights {
+        check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
+        check_types(operation, dtype, weight);
+        let bias = weight.bias().filter(|_| with_bias);
+        with_vector(bias.as_ref(), |bias| {
+            Rows { input, sequence: tokens, bias, width, first }.times(weight, &mut output);
+        });
+        first += weight.output_size();
+    }
+    (output, [batch, tokens, width])
+}
+
+/// A tensor of results with their shape.
+fn tensor_of<B: InMemory>((elements, shape): (Vec<f32>, [usize; 3]), options: (&B::Device, DType)) -> Tensor<B, 3> {
+    tensor(elements, shape, options)
+}
+
+/// Everything of a [`Product`] but the matrix.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    input: &'a [f32],
+    sequence: usize,
+    bias: Option<&'a [f32]>,
+    width: usize,
+    first: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn problem<W: AnyMatrix>(self, matrix: W) -> Product<'a, W> {
+        let Self { input, sequence, bias, width, first } = self;
+        Product { input, sequence, matrix, bias, width, first }
+    }
+
+    /// The product with a weight, in its form.
+    fn times<B: InMemory>(self, weight: &Weight<B>, output: &mut [f32]) {
+        match weight.stored() {
+            Matrix::Int8(int8) => {
+                with_int8(int8, |matrix| match weight.input_rounding().bits().filter(|_| has_rounded()) {
+                    Some(bits) => rounded_product(&self.problem(matrix), bits, output),
+                    None => product(&self.problem(matrix), output),
+                })
+            }
+            Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
+                let first = self.first + outputs.start;
+                let rows = Rows { first, bias: self.bias.map(|bias| &bias[outputs]), ..self };
+                product(&rows.problem(matrix), output);
+            }),
+            Matrix::Dense(matrix) => self.times_dense(matrix, output),
+        }
+    }
+
+    /// The product with a dense matrix, which is read in place.
+    fn times_dense<B: InMemory>(self, matrix: &DenseMatrix<B>, output: &mut [f32]) {
+        B::with_floats(&matrix.output_input(), |floats| match floats {
+            Floats::F32(matrix) => product(&self.problem(dense(&matrix)), output),
+            Floats::F16(matrix) => product(&self.problem(dense(&matrix)), output),
+            Floats::BF16(matrix) => match in_blocks(&matrix) {
+                Some(blocks) => product(&self.problem(blocks), output),
+                None => product(&self.problem(dense(&matrix)), output),
+            },
+        });
+    }
+}
+
+/// A matrix `[out, in]` as kernels take it.
+fn dense<'a, E: Clone>(matrix: &'a Elements<'_, 2, E>) -> DenseProblem<'a, E> {
+    let ([outputs, inputs], [output_stride, input_stride]) = (matrix.shape, matrix.strides);
+    DenseProblem { elements: &matrix.elements, inputs, outputs, input_stride, output_stride }
+}
+
+/// The bytes of a matrix `[out, in]` of bf16 if its rows follow each other: these have more kernels.
+fn in_blocks<'a>(matrix: &'a Elements<'_, 2, bf16>) -> Option<BlockProblem<'a>> {
+    let [outputs, inputs] = matrix.shape;
+    (matrix.strides == [inputs, 1]).then(|| BlockProblem {
+        format: BlockFormat::BF16,
+        blocks: bytemuck::cast_slice(&matrix.elements[..outputs * inputs]),
+        inputs,
+        outputs,
     })
 }
 

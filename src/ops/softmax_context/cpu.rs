@@ -1,16 +1,17 @@
 //! Normalise, rotate, append and attend on the CPU kernels. Keys are normalised and rotated while they are copied from the projection into the cache, which
 //! is then read in place.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
-use burn_deepspeed_kernels::cpu::scatter::{HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_kernels::cpu::scatter::{AnyFloat, HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
+use half::{bf16, f16};
 
 use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
 use super::queries_and_keys::{query_factors, rotary_table};
 use super::reference::reference_with;
 use crate::cache::Stored;
 use crate::ops::attention::cpu::{Call, owned_vector, with_stored};
-use crate::ops::cpu::{InMemory, tensor};
+use crate::ops::cpu::{FloatsMut, InMemory, tensor};
 use crate::position::rotary::RotaryTable;
 use crate::spec::{AttentionSpec, QkNorm};
 use crate::weight::QueryKeyNorm;
@@ -25,7 +26,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
     let visibility = arguments.visibility();
     let SoftmaxContext { qkv, norm: weights, sums, sinks, mut keys, given, mask, spec, want_keys } = arguments;
     let [batch, tokens, width] = qkv.dims();
-    let device = qkv.device();
+    let (device, dtype) = (qkv.device(), qkv.dtype());
     let table = rotary_table(&mut keys, spec, &device);
     let factors = query_factors(&mut keys, spec.query_factor, &device);
     let factors = factors.map(|factors| B::with_elements(&factors, |factors| factors.dense().into_owned()));
@@ -50,7 +51,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
             visibility: &visibility,
             mask: &mask,
         };
-        tensor(call.attend(), [batch, tokens, heads * head_dim], &device)
+        tensor(call.attend(), [batch, tokens, heads * head_dim], (&device, dtype))
     };
     B::with_elements(&qkv, |qkv| {
         let qkv = qkv.dense();
@@ -89,9 +90,9 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
                     let context = attend(query, key.into(), value.into(), tokens);
                     let returned = |part: &Part<'_>| {
                         let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
-                        let mut output = vec![0.0; batch * kv_heads * tokens * head_dim];
+                        let mut output = vec![0.0f32; batch * kv_heads * tokens * head_dim];
                         part.put(Places::Slots { slots: tokens, starts: &starts, counts: &counts }, &mut output);
-                        tensor(output, [batch, kv_heads, tokens, head_dim], &device)
+                        tensor(output, [batch, kv_heads, tokens, head_dim], (&device, dtype))
                     };
                     let keys = want_keys.then(|| (returned(&new_keys), returned(&new_values)));
                     SoftmaxContextOutput { context, keys }
@@ -207,7 +208,7 @@ impl<'a> Part<'a> {
     /// The heads, normalised and rotated, `[batch, tokens, heads, head_dim]`.
     pub fn moved(&self) -> Vec<f32> {
         let Packed { batch, tokens, head_dim, .. } = self.packed;
-        let mut moved = vec![0.0; batch * tokens * self.heads * head_dim];
+        let mut moved = vec![0.0f32; batch * tokens * self.heads * head_dim];
         self.put(Places::Packed, &mut moved);
         moved
     }
@@ -233,20 +234,31 @@ impl<'a> Part<'a> {
     }
 
     /// Moves the heads to their places.
-    fn put(&self, places: Places<'_>, output: &mut [f32]) {
+    fn put<E: AnyFloat>(&self, places: Places<'_>, output: &mut [E]) {
         scatter(&self.scatter(places), output);
     }
 
     /// Moves the heads to their places in a cache.
     fn store<B: InMemory>(&self, places: Places<'_>, stored: Stored<B>) -> Stored<B> {
         match stored {
-            Stored::Dense(tensor) => Stored::Dense(B::update(tensor, |output| self.put(places, output))),
+            Stored::Dense(tensor) => Stored::Dense(B::update(tensor, |output| match output {
+                FloatsMut::F32(output) => self.put(places, output),
+                FloatsMut::F16(output) => self.put(places, output),
+                FloatsMut::BF16(output) => self.put(places, output),
+            })),
             Stored::Int8 { elements, scales } => {
                 let problem = self.scatter(places);
                 let (elements, scales) = B::update_int8(elements, |elements| {
-                    B::update(scales, |scales| scatter_int8(&problem, elements, scales))
+                    B::update(scales, |scales| scales.in_f32(|scales| scatter_int8(&problem, elements, scales)))
                 });
                 Stored::Int8 { elements, scales }
+            }
+            Stored::Bits { bits, float } => {
+                let bits = B::update_int16(bits, |bits| match float {
+                    DType::F16 => self.put(places, bytemuck::cast_slice_mut::<_, f16>(bits)),
+                    _ => self.put(places, bytemuck::cast_slice_mut::<_, bf16>(bits)),
+                });
+                Stored::Bits { bits, float }
             }
         }
     }

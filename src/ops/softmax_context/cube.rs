@@ -195,6 +195,7 @@ pub(crate) fn side<B: CubeDevice>(stored: Stored<B>) -> Side<FloatTensor<B>> {
     match stored {
         Stored::Dense(tensor) => Side::Dense(float(tensor)),
         Stored::Int8 { elements, scales } => Side::Int8 { elements: int(elements), scales: float(scales) },
+        Stored::Bits { float, .. } => unreachable!("on CubeCL a cache of {float:?} has floats of that type"),
     }
 }
 

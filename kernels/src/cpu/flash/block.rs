@@ -1,6 +1,7 @@
 //! A block of keys and values with contiguous rows.
 
-use crate::cpu::attention::{Attention, Cached};
+use crate::cpu::attention::{Attention, Cached, Heads};
+use crate::cpu::element::Element;
 use crate::cpu::interval::Interval;
 use crate::cpu::scores::Slots;
 
@@ -71,13 +72,9 @@ impl Keys<'_> {
             (Cached::F32(from), Slots::All(slots)) if from.token == features && count > 0 => {
                 from.token(self.batch, self.head, slots.start, count * features)
             }
-            (Cached::F32(from), _) => {
-                buffer.clear();
-                for at in 0..count {
-                    buffer.extend_from_slice(from.token(self.batch, self.head, slots.slot(at), features));
-                }
-                buffer
-            }
+            (Cached::F32(from), _) => self.widened(from, features, slots, buffer),
+            (Cached::F16(from), _) => self.widened(from, features, slots, buffer),
+            (Cached::BF16(from), _) => self.widened(from, features, slots, buffer),
             (Cached::Int8 { elements, scales }, _) => {
                 let scales = self.problem.scales(scales, self.batch, self.head);
                 buffer.resize(count * features, 0.0);
@@ -91,6 +88,23 @@ impl Keys<'_> {
                 buffer
             }
         }
+    }
+
+    /// The rows of these slots, copied in f32.
+    #[inline(always)]
+    fn widened<'r, E: Element>(
+        &self,
+        from: &Heads<'_, E>,
+        features: usize,
+        slots: Slots<'_>,
+        buffer: &'r mut Vec<f32>,
+    ) -> &'r [f32] {
+        buffer.resize(slots.count() * features, 0.0);
+        for (at, row) in buffer.chunks_exact_mut(features.max(1)).enumerate() {
+            let elements = from.token(self.batch, self.head, slots.slot(at), features);
+            row.iter_mut().zip(elements).for_each(|(place, element)| *place = element.widen());
+        }
+        buffer
     }
 }
 

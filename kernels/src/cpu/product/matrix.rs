@@ -1,4 +1,4 @@
-//! A matrix in f32.
+//! A matrix of floats.
 //!
 //! ```text
 //!            outputs of a task                       features
@@ -17,7 +17,9 @@ use pulp::Simd;
 use super::computed;
 use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, has_wide_vectors};
 use super::runs::{Runs, all};
+use super::tiles::tiles;
 use crate::contract::extent;
+use crate::cpu::element::Element;
 use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
 
 /// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
@@ -33,14 +35,11 @@ const MANY: usize = 128;
 /// Inputs whose weights are added together.
 const TERMS: usize = 8;
 
-/// Runs of a matrix are long enough for the hardware to prefetch them.
-const NOTHING_AHEAD: Option<fn(usize) -> &'static [f32]> = None;
-
 /// A matrix from `inputs` to `outputs` features.
 #[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a> {
-    /// Its elements.
-    pub elements: &'a [f32],
+pub struct Matrix<'a, E = f32> {
+    /// Its elements: f32, or `f16` or `bf16` of the crate `half`.
+    pub elements: &'a [E],
     /// Features that go in.
     pub inputs: usize,
     /// Features that come out.
@@ -51,7 +50,7 @@ pub struct Matrix<'a> {
     pub output_stride: usize,
 }
 
-impl Weights for Matrix<'_> {
+impl<E: Element> Weights for Matrix<'_, E> {
     fn inputs(&self) -> usize {
         self.inputs
     }
@@ -74,7 +73,8 @@ impl Weights for Matrix<'_> {
         };
         match sequence {
             sequence if sequence <= few => Path::Stream,
-            sequence if sequence <= MANY || self.input_stride == 1 && has_wide_vectors() => Path::Tiles,
+            sequence if sequence <= MANY || E::as_f32s(self.elements).is_none() => Path::Tiles,
+            _ if self.input_stride == 1 && has_wide_vectors() => Path::Tiles,
             _ => Path::Packed,
         }
     }
@@ -99,7 +99,7 @@ impl Weights for Matrix<'_> {
     }
 
     fn in_place(&self) -> Option<(&[f32], usize)> {
-        (self.input_stride == 1).then_some((self.elements, self.output_stride))
+        E::as_f32s(self.elements).filter(|_| self.input_stride == 1).map(|elements| (elements, self.output_stride))
     }
 
     #[inline(always)]
@@ -107,18 +107,18 @@ impl Weights for Matrix<'_> {
         let Self { elements, input_stride, output_stride, .. } = *self;
         if input_stride == 1 {
             for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
-                run[..features.len()].copy_from_slice(&elements[output * output_stride..][features.clone()]);
+                widen(&elements[output * output_stride..][features.clone()], run);
             }
         } else if output_stride == 1 {
             for (feature, run) in features.clone().zip(place.chunks_exact_mut(WIDTH)) {
                 let (run, rest) = run.split_at_mut(outputs.len());
-                run.copy_from_slice(&elements[feature * input_stride..][outputs.clone()]);
+                widen(&elements[feature * input_stride..][outputs.clone()], run);
                 rest.fill(0.0);
             }
         } else {
             for (output, run) in outputs.clone().zip(place.chunks_exact_mut(depth)) {
                 for (feature, element) in features.clone().zip(run) {
-                    *element = elements[feature * input_stride + output * output_stride];
+                    *element = elements[feature * input_stride + output * output_stride].widen();
                 }
             }
         }
@@ -147,10 +147,11 @@ impl Weights for Matrix<'_> {
         computed(problem, output);
     }
 
-    /// On the `gemm` crate.
+    /// On the `gemm` crate, if elements are f32.
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
         let Product { input, matrix, bias, width, first, .. } = *problem;
         let Matrix { inputs, outputs, .. } = matrix;
+        let Some(elements) = E::as_f32s(matrix.elements) else { return tiles(problem, output) };
         let rows = input.len() / inputs;
         if let Some(bias) = bias {
             for row in output.chunks_exact_mut(width) {
@@ -171,7 +172,7 @@ impl Weights for Matrix<'_> {
                 input.as_ptr(),
                 1,
                 inputs as isize,
-                matrix.elements.as_ptr(),
+                elements.as_ptr(),
                 matrix.output_stride as isize,
                 matrix.input_stride as isize,
                 alpha,
@@ -185,19 +186,28 @@ impl Weights for Matrix<'_> {
     }
 }
 
-impl Matrix<'_> {
+#[allow(private_bounds, reason = "the kernels are written for these")]
+impl<E: Element> Matrix<'_, E> {
     /// `[in, out]`: adds the weights of `N` inputs from `at` on, each a run of memory, to the sums of every row.
     #[inline(always)]
     fn add<S: Simd, const N: usize>(&self, simd: S, input: &[f32], at: usize, first: usize, sums: &mut [f32]) {
         let Self { elements, inputs, input_stride, .. } = *self;
         let outputs = sums.len() / (input.len() / inputs);
-        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + first..][..outputs]);
-        add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, NOTHING_AHEAD);
+        let runs: [&[E]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + first..][..outputs]);
+        // Runs of a matrix are long enough for the hardware to prefetch them.
+        let nothing: Option<fn(usize) -> &'static [E]> = None;
+        add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, nothing);
     }
 }
 
+/// Writes as many elements in f32.
+#[inline(always)]
+fn widen<E: Element>(elements: &[E], places: &mut [f32]) {
+    places.iter_mut().zip(elements).for_each(|(place, element)| *place = element.widen());
+}
+
 /// `[out, in]`.
-impl Runs for Matrix<'_> {
+impl<E: Element> Runs for Matrix<'_, E> {
     #[inline(always)]
     fn dot<S: Simd, const N: usize, const M: usize>(
         &self,
@@ -207,7 +217,7 @@ impl Runs for Matrix<'_> {
         next: bool,
     ) -> [[f32; N]; M] {
         let Self { elements, inputs, output_stride, .. } = *self;
-        let runs: [&[f32]; N] = std::array::from_fn(|n| &elements[(first + n) * output_stride..][..inputs]);
+        let runs: [&[E]; N] = std::array::from_fn(|n| &elements[(first + n) * output_stride..][..inputs]);
         dot(simd, runs, rows, next.then_some(N * output_stride))
     }
 }

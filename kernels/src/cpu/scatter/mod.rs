@@ -1,5 +1,5 @@
 //! Heads of a packed projection, normalised, rotated by their positions and written to their places: queries to a contiguous
-//! tensor, keys and values into the cache, in f32 or int8. Each is read from memory once and written once; in between, a head is
+//! tensor, keys and values into the cache, in floats or int8. Each is read from memory once and written once; in between, a head is
 //! in the first cache.
 
 mod norm;
@@ -11,6 +11,7 @@ use burn_deepspeed_core::int8::LARGEST;
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::contract::{check_len, product};
+use crate::cpu::element::Float;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::simd::round;
 use crate::cpu::threads;
@@ -62,14 +63,21 @@ pub enum Places<'a> {
     },
 }
 
-/// Copies the heads to their places in `output`, normalised, rotated and multiplied, all in f32; the rest of it stays as it is.
+/// A type that heads are written in: f32, `f16` or `bf16` of the crate `half`.
+#[allow(private_bounds, reason = "the kernels are written for these")]
+pub trait AnyFloat: Float {}
+
+impl<E: Float> AnyFloat for E {}
+
+/// Copies the heads to their places in `output`, normalised, rotated and multiplied, all in f32, and rounds what they have become to the
+/// type of `output`; the rest of it stays as it is.
 ///
 /// # Panics
 /// If a slice does not have the length that the sizes imply, or a token has no slot.
-pub fn scatter(problem: &Scatter<'_>, output: &mut [f32]) {
+pub fn scatter<E: AnyFloat>(problem: &Scatter<'_>, output: &mut [E]) {
     let heads = problem.check();
     check_len("scatter", "output", output.len(), product(&[heads, problem.head_dim]));
-    run(problem, &F32 { elements: Disjoint::new(output), head_dim: problem.head_dim });
+    run(problem, &Floats { elements: Disjoint::new(output), head_dim: problem.head_dim });
 }
 
 /// The same in int8: writes to `elements` what [`scatter`] writes, divided by a scale and rounded to integers, and to `scales`
@@ -151,20 +159,28 @@ trait Sink: Sync {
     unsafe fn put(&self, head: usize, scratch: &[f32]);
 }
 
-struct F32<'a> {
-    elements: Disjoint<'a>,
+struct Floats<'a, E> {
+    elements: Disjoint<'a, E>,
     head_dim: usize,
 }
 
-impl Sink for F32<'_> {
+impl<E: Float> Sink for Floats<'_, E> {
     #[inline(always)]
-    unsafe fn place<'s>(&'s self, head: usize, _room: &'s mut [f32]) -> &'s mut [f32] {
+    unsafe fn place<'s>(&'s self, head: usize, scratch: &'s mut [f32]) -> &'s mut [f32] {
         // SAFETY: the caller guarantees it.
-        unsafe { self.elements.part(head * self.head_dim, self.head_dim) }
+        let elements = unsafe { self.elements.part(head * self.head_dim, self.head_dim) };
+        E::as_f32s_mut(elements).unwrap_or(scratch)
     }
 
     #[inline(always)]
-    unsafe fn put(&self, _head: usize, _room: &[f32]) {}
+    unsafe fn put(&self, head: usize, scratch: &[f32]) {
+        // SAFETY: the caller guarantees it.
+        let elements = unsafe { self.elements.part(head * self.head_dim, self.head_dim) };
+        // In f32 they are in their place.
+        if E::as_f32s(elements).is_none() {
+            E::round(scratch, elements);
+        }
+    }
 }
 
 struct Int8<'a> {

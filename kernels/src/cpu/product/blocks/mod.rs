@@ -19,6 +19,8 @@ mod rows;
 use std::ops::Range;
 
 use burn_deepspeed_core::block::BlockFormat;
+use bytemuck::Pod;
+use half::{bf16, f16};
 use pulp::Simd;
 
 use super::computed;
@@ -27,6 +29,7 @@ use super::problem::{PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
+use crate::cpu::element::Element;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
 /// Most rows of a sequence for which blocks are multiplied as they are. For more rows they become f32 once for all of them.
@@ -88,6 +91,16 @@ impl<'a> BlockMatrix<'a> {
             place.copy_from_slice(&values[own.start - block * elements..own.end - block * elements]);
         }
     }
+}
+
+/// The product with blocks of one float each, unless the bytes begin in the middle of one.
+fn floats<E: Element + Pod>(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) -> Option<()> {
+    let Product { input, sequence, matrix, bias, width, first } = *problem;
+    let BlockMatrix { blocks, inputs, outputs, .. } = matrix;
+    let elements = bytemuck::try_cast_slice::<u8, E>(blocks).ok()?;
+    let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
+    Matrix::product(&Product { input, sequence, matrix, bias, width, first }, output);
+    Some(())
 }
 
 impl Runs for BlockMatrix<'_> {
@@ -173,12 +186,7 @@ impl Weights for BlockMatrix<'_> {
     }
 
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
-        let BlockMatrix { format, blocks, inputs, outputs } = problem.matrix;
-        if let (BlockFormat::F32, Ok(elements)) = (format, bytemuck::try_cast_slice(blocks)) {
-            let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
-            let Product { input, sequence, bias, width, first, .. } = *problem;
-            return Matrix::product(&Product { input, sequence, matrix, bias, width, first }, output);
-        }
+        let format = problem.matrix.format;
         #[cfg(target_arch = "x86_64")]
         if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
             return few::rounded(problem, output);
@@ -187,7 +195,13 @@ impl Weights for BlockMatrix<'_> {
         if problem.sequence >= parts::FEWEST_ROWS && format == BlockFormat::BF16 && parts::is_available() {
             return parts::product(problem, output);
         }
-        computed(problem, output);
+        let written = match format {
+            BlockFormat::F32 => floats::<f32>(problem, output),
+            BlockFormat::F16 => floats::<f16>(problem, output),
+            BlockFormat::BF16 => floats::<bf16>(problem, output),
+            _ => None,
+        };
+        written.unwrap_or_else(|| computed(problem, output));
     }
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
