@@ -35,7 +35,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
+use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
+use burn_deepspeed::{DataType, InputBits};
 use burn_deepspeed_examples::backend::{BackendName, Types, exit};
 use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
@@ -74,6 +76,13 @@ struct Arguments {
     /// Allow this key in the JSON files of the model, or in its GGUF file: it changes nothing. May be given several times.
     #[arg(long, value_name = "KEY")]
     allow_key: Vec<String>,
+    /// Element type of matrices: fp32, int8, stored, or that of a block format such as bf16, f16 or q8_0. Activations are fp32. Default: the
+    /// blocks of a GGUF file, and otherwise fp32.
+    #[arg(long, value_name = "TYPE", conflicts_with = "check")]
+    dtype: Option<Types>,
+    /// Round the inputs of int8 matrices to this many bits. 8 is fastest; 14 costs hardly any accuracy. Default: they are not rounded.
+    #[arg(long, value_name = "8|14", value_parser = input_bits, requires = "dtype")]
+    round_activations: Option<InputBits>,
     /// Compute what a file of expected numbers has, such as embeddings.json, and fail unless every number agrees within 1e-5.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "images", "batch_size", "no_normalize"])]
     check: Option<PathBuf>,
@@ -106,17 +115,39 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     write(&embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?)
 }
 
+/// Bits of rounded inputs on the command line.
+fn input_bits(text: &str) -> Result<InputBits, String> {
+    match text {
+        "8" => Ok(InputBits::Eight),
+        "14" => Ok(InputBits::Fourteen),
+        _ => Err("8 and 14 are accepted".into()),
+    }
+}
+
 fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
     let (allowed_keys, prompt_name) = (arguments.allow_key.clone(), arguments.prompt_name.clone());
     let files = ModelFiles::open(&arguments.model)?;
     // Blocks round the input of their products, by more than `--check` allows.
-    let matrices = match arguments.check {
-        Some(_) => MatrixFormat::OfDtype,
-        None => Types::of_model(&files, arguments.backend).matrices,
+    let types = match (&arguments.check, arguments.dtype) {
+        (Some(_), _) => Types { dtype: DataType::Fp32, matrices: MatrixFormat::OfDtype },
+        (None, Some(types)) => types,
+        (None, None) => Types::of_model(&files, arguments.backend),
+    };
+    if arguments.round_activations.is_some() && types.dtype != DataType::Int8 {
+        return Err("`--round-activations` rounds the inputs of int8 matrices; add `--dtype int8`".into());
+    }
+    let matrices = match types.dtype {
+        DataType::Fp16 => MatrixFormat::Blocks(BlockFormat::F16),
+        DataType::Bf16 => MatrixFormat::Blocks(BlockFormat::BF16),
+        _ => types.matrices,
     };
     let options = Options { allowed_keys, prompt_name, images, matrices };
-    let (embedder, report) = embedder::open(arguments.backend, &files, &options)?;
+    let (mut embedder, report) = embedder::open(arguments.backend, &files, &options)?;
+    if types.dtype == DataType::Int8 {
+        let rounding = arguments.round_activations.map_or(ActivationRounding::Never, ActivationRounding::To);
+        embedder = embedder.quantize(Int8Blocks::PerOutput, rounding)?;
+    }
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());
     eprintln!("a vector is {}", embedder.pooling());
     Ok(embedder)

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use burn_deepspeed::config::ActivationRounding;
 use burn_deepspeed::weight::Int8Blocks;
 use burn_deepspeed_examples::backend::BackendName;
 use burn_deepspeed_examples::embedder::{self, Scaling};
@@ -64,7 +65,7 @@ fn cosines(backend: BackendName, folder: &Path) -> Result<(f64, f64), Failure> {
     let sentences: Vec<&str> = sentences.iter().map(String::as_str).collect();
     let (dense, _) = embedder::open(backend, &ModelFiles::open(folder)?, &Default::default())?;
     let wanted = dense.embed(&sentences, Scaling::Unit)?;
-    let found = dense.quantize(Int8Blocks::PerOutput)?.embed(&sentences, Scaling::Unit)?;
+    let found = dense.quantize(Int8Blocks::PerOutput, ActivationRounding::Never)?.embed(&sentences, Scaling::Unit)?;
     let cosine = |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
     let all: Vec<f64> = found.iter().zip(&wanted).map(|(a, b)| cosine((&a.embedding, &b.embedding))).collect();
     Ok((all.iter().copied().fold(f64::INFINITY, f64::min), all.iter().sum::<f64>() / all.len() as f64))

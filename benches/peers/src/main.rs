@@ -14,13 +14,14 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn_deepspeed::weight::BlockFormat;
-use burn_deepspeed::{ActivationRounding, InputBits, KvCacheType};
+use burn_deepspeed::{ActivationRounding, DataType, InputBits, KvCacheType};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use call::{Call, Failure, caught, peak_memory, time};
+use ours::{Matrices, Types};
 use workload::Workload;
 
 /// A call that takes this many seconds or more is not repeated during preparation.
@@ -95,15 +96,23 @@ fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failur
 }
 
 fn int8(workload: &Workload, cache: KvCacheType, rounding: impl Into<ActivationRounding>) -> Result<Call, Failure> {
-    ours::prepare_int8::<NdArray>(workload, &ours::Int8 { weights: true, cache, rounding: rounding.into() })
+    let matrices = Matrices::Int8(rounding.into());
+    ours::prepare_types::<NdArray>(workload, &Types { matrices, cache, ..Types::default() })
+}
+
+/// Matrices and cache of 16 bits next to activations in f32.
+fn halves(workload: &Workload, matrices: BlockFormat, cache: DataType) -> Result<Call, Failure> {
+    let matrices = Matrices::Blocks(matrices);
+    ours::prepare_types::<NdArray>(workload, &Types { matrices, cache: cache.into(), ..Types::default() })
 }
 
 fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
     match implementation {
         "ours-ndarray" => ours::prepare::<NdArray>(workload),
         "ours-flex" => ours::prepare::<Flex>(workload),
-        "ours-f16" => ours::prepare_blocks::<NdArray>(workload, BlockFormat::F16),
-        "ours-bf16" => ours::prepare_blocks::<NdArray>(workload, BlockFormat::BF16),
+        "ours-f16" => halves(workload, BlockFormat::F16, DataType::Fp16),
+        "ours-bf16" => halves(workload, BlockFormat::BF16, DataType::Bf16),
+        "ours-bf16-flex" => ours::prepare_types::<Flex>(workload, &Types { dtype: DataType::Bf16, ..Types::default() }),
         "ours-int8" => int8(workload, KvCacheType::default(), false),
         "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),
         "ours-int8-rounded" => int8(workload, KvCacheType::INT8, InputBits::Fourteen),

@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
+use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::ops::attention::{Attention, Visibility};
 use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
@@ -12,7 +13,7 @@ use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
     KvCacheType, NormType, Operations, QkNorm, QkNormKind, QkNormWeights, RotaryLayout, Window,
 };
-use burn_deepspeed_examples::embedder::{Embed, Embedder, Scaling};
+use burn_deepspeed_examples::embedder::{Embed, Embedder, Options, Scaling};
 
 use crate::call::{Call, Failure, Output};
 use crate::workload::{Dense, Heads, Layer, Workload, noise};
@@ -24,34 +25,60 @@ const EPSILON: f64 = 1e-6;
 pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure> {
     match workload {
         Workload::Attention(heads) => Ok(attention::<B>(heads)),
-        Workload::Layer(sizes) => layer::<B>(sizes, sizes.blocks, &Int8::default()),
-        Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch),
+        Workload::Layer(sizes) => {
+            layer::<B>(sizes, &Types { matrices: Matrices::of(sizes.blocks), ..Types::default() })
+        }
+        Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch, Matrices::Dense),
         _ => Err("not a problem of attention".into()),
     }
 }
 
-/// Which parts of a layer are int8.
-#[derive(Default)]
-pub struct Int8 {
-    pub weights: bool,
-    pub cache: KvCacheType,
-    /// Whether the inputs of the projections are rounded.
-    pub rounding: ActivationRounding,
+/// How matrices are stored.
+#[derive(Clone, Copy, Default)]
+pub enum Matrices {
+    /// In the type of the activations.
+    #[default]
+    Dense,
+    Blocks(BlockFormat),
+    /// In int8; whether inputs are rounded.
+    Int8(ActivationRounding),
 }
 
-/// The call for a layer with some of it in int8.
-pub fn prepare_int8<B: InferenceBackend>(workload: &Workload, int8: &Int8) -> Result<Call, Failure> {
-    match workload {
-        Workload::Layer(sizes) => layer::<B>(sizes, None, int8),
-        _ => Err("not a layer".into()),
+impl Matrices {
+    fn of(blocks: Option<BlockFormat>) -> Self {
+        blocks.map_or(Self::Dense, Self::Blocks)
+    }
+
+    fn blocks(self) -> Option<BlockFormat> {
+        match self {
+            Self::Blocks(format) => Some(format),
+            Self::Dense | Self::Int8(_) => None,
+        }
     }
 }
 
-/// The call for a layer whose matrices are in these blocks.
-pub fn prepare_blocks<B: InferenceBackend>(workload: &Workload, blocks: BlockFormat) -> Result<Call, Failure> {
+/// The element types of a layer.
+pub struct Types {
+    /// Of the activations.
+    pub dtype: DataType,
+    pub matrices: Matrices,
+    pub cache: KvCacheType,
+}
+
+impl Default for Types {
+    fn default() -> Self {
+        Self { dtype: DataType::Fp32, matrices: Matrices::Dense, cache: KvCacheType::default() }
+    }
+}
+
+/// The call for a layer in other types, or for the encoder with such matrices.
+pub fn prepare_types<B: InferenceBackend>(workload: &Workload, types: &Types) -> Result<Call, Failure> {
     match workload {
-        Workload::Layer(sizes) => layer::<B>(sizes, Some(blocks), &Int8::default()),
-        _ => Err("not a layer".into()),
+        Workload::Layer(sizes) => layer::<B>(sizes, types),
+        Workload::Encoder { folder, batch } if types.dtype == DataType::Fp32 => {
+            encoder::<B>(folder, *batch, types.matrices)
+        }
+        _ => Err("neither a layer nor the encoder in f32".into()),
     }
 }
 
@@ -90,18 +117,18 @@ fn attention<B: InferenceBackend>(heads: &Heads) -> Call {
 }
 
 /// A step that is dropped without commit, so that each call finds the same cache.
-fn layer<B: InferenceBackend>(sizes: &Layer, blocks: Option<BlockFormat>, int8: &Int8) -> Result<Call, Failure> {
+fn layer<B: InferenceBackend>(sizes: &Layer, types: &Types) -> Result<Call, Failure> {
     let &Layer { hidden, heads, kv_heads, head_dim, tokens, cached, .. } = sizes;
-    let device = B::Device::default();
+    let (device, blocks) = (B::Device::default(), types.matrices.blocks());
     let norm = QkNorm::new(QkNormKind::Rms, QkNormWeights::Shared, EPSILON);
     let config = DeepSpeedInferenceConfig::new(hidden, heads)
         .with_num_kv(Some(kv_heads))
         .with_head_dim(Some(head_dim))
         .with_num_hidden_layers(Some(1))
         .with_max_out_tokens(cached + tokens)
-        .with_dtype(DataType::Fp32)
+        .with_dtype(types.dtype)
         .with_matrix_format(blocks.map_or(MatrixFormat::OfDtype, MatrixFormat::Blocks))
-        .with_kv_cache_dtype(int8.cache)
+        .with_kv_cache_dtype(types.cache)
         .with_norm_type(NormType::RMSNorm)
         .with_layer_norm_eps(EPSILON)
         .with_rotary(RotaryLayout::Half, head_dim)
@@ -124,9 +151,9 @@ fn layer<B: InferenceBackend>(sizes: &Layer, blocks: Option<BlockFormat>, int8: 
     let mut fill = Fill { noises: noises.into_iter(), blocks, inputs: [hidden, heads * head_dim].into_iter() };
     let attention = attention.map(&mut fill);
 
-    let attention = match int8.weights {
-        true => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(int8.rounding),
-        false => attention,
+    let attention = match types.matrices {
+        Matrices::Int8(rounding) => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(rounding),
+        Matrices::Dense | Matrices::Blocks(_) => attention,
     };
     let mut cache = config.init_cache::<B>(1, &device)?;
     if cached > 0 {
@@ -135,7 +162,8 @@ fn layer<B: InferenceBackend>(sizes: &Layer, blocks: Option<BlockFormat>, int8: 
         step.layer(0).append(tensor(Dense::noise(15, shape)), tensor(Dense::noise(16, shape)));
         step.commit();
     }
-    let input = tensor::<B>(Dense::noise(14, [1, 1, tokens, hidden])).reshape([1, tokens, hidden]);
+    let dtype = types.dtype.of_backend::<B>(&device)?;
+    let input = tensor::<B>(Dense::noise(14, [1, 1, tokens, hidden])).reshape([1, tokens, hidden]).cast(dtype);
     Ok(Box::new(move || {
         let mut step = cache.step(tokens)?;
         Ok(read(attention.forward(input.clone(), AttentionMask::none(), step.layer(0))?))
@@ -172,7 +200,8 @@ impl<B: Backend> ModuleMapper<B> for Fill {
         if let [_, inputs] = shape[..] {
             values = transposed(&values, inputs);
         }
-        Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), &param.lazy_device()))
+        let (device, dtype) = (param.lazy_device(), param.val().dtype());
+        Param::initialized(param.id, Tensor::from_data(TensorData::new(values, shape), (&device, dtype)))
     }
 
     fn map_int<const D: usize>(&mut self, param: Param<Tensor<B, D, Int>>) -> Param<Tensor<B, D, Int>> {
@@ -187,8 +216,14 @@ impl<B: Backend> ModuleMapper<B> for Fill {
 }
 
 /// The pipeline of the `embed` example, from text to vectors.
-fn encoder<B: InferenceBackend>(folder: &Path, batch: usize) -> Result<Call, Failure> {
-    let (embedder, _) = Embedder::<B>::open(folder, &B::Device::default())?;
+fn encoder<B: InferenceBackend>(folder: &Path, batch: usize, matrices: Matrices) -> Result<Call, Failure> {
+    let format = matrices.blocks().map_or(MatrixFormat::OfDtype, MatrixFormat::Blocks);
+    let options = Options { matrices: format, ..Options::default() };
+    let (embedder, _) = Embedder::<B>::open_with(folder, &options, &B::Device::default())?;
+    let embedder: Box<dyn Embed> = match matrices {
+        Matrices::Int8(rounding) => Box::new(embedder).quantize(Int8Blocks::PerOutput, rounding)?,
+        Matrices::Dense | Matrices::Blocks(_) => Box::new(embedder),
+    };
     let text = std::fs::read_to_string(folder.join("sentences.txt"))?;
     let sentences: Vec<String> = text.lines().map(String::from).collect();
     Ok(Box::new(move || {

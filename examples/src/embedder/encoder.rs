@@ -4,6 +4,7 @@
 //! The blocks of the families differ in where their norms are, in the gate of the MLP, and in windows and positions.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::config::ActivationRounding;
 use burn_deepspeed::load::families::BlockNorms;
 use burn_deepspeed::load::{Checkpoint, LoadReport};
 use burn_deepspeed::ops::qkv_gemm::normalise;
@@ -72,9 +73,9 @@ impl<B: Backend> Encoder<B> {
         Ok((encoder, checkpoint.finish()?))
     }
 
-    /// The encoder with projections of int8; embeddings, norms and the head stay as they are.
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        let layers = self.blocks.into_iter().map(|block| block.quantize(blocks));
+    /// The encoder with projections of int8, whose inputs are rounded or not; embeddings, norms and the head stay as they are.
+    pub fn quantize(self, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Self, WeightError> {
+        let layers = self.blocks.into_iter().map(|block| block.quantize(blocks, rounding));
         Ok(Self { blocks: layers.collect::<Result<_, _>>()?, ..self })
     }
 

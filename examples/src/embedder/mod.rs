@@ -21,7 +21,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
-use burn_deepspeed::config::read_json;
+use burn_deepspeed::config::{ActivationRounding, read_json};
 use burn_deepspeed::load::families::{ClassPooling, ImageShape};
 use burn_deepspeed::load::{ConfigOptions, LoadReport, Side};
 use burn_deepspeed::weight::Int8Blocks;
@@ -67,8 +67,8 @@ pub trait Embed {
     /// How the vectors are made.
     fn pooling(&self) -> &str;
 
-    /// The same encoder with projections of int8.
-    fn quantize(self: Box<Self>, blocks: Int8Blocks) -> Result<Box<dyn Embed>, Failure>;
+    /// The same encoder with projections of int8, whose inputs are rounded or not.
+    fn quantize(self: Box<Self>, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Box<dyn Embed>, Failure>;
 }
 
 /// Opens a folder in the Hugging Face layout, or a GGUF file, in f32, on a backend of the build.
@@ -303,8 +303,8 @@ impl<B: InferenceBackend> Embed for Embedder<B> {
         &self.pooling
     }
 
-    fn quantize(self: Box<Self>, blocks: Int8Blocks) -> Result<Box<dyn Embed>, Failure> {
-        Ok(Box::new(Self { encoder: self.encoder.quantize(blocks)?, ..*self }))
+    fn quantize(self: Box<Self>, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Box<dyn Embed>, Failure> {
+        Ok(Box::new(Self { encoder: self.encoder.quantize(blocks, rounding)?, ..*self }))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A layer of an encoder: attention and an MLP, with the norms of its family.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::config::ActivationRounding;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks};
 use burn_deepspeed::{
     AttentionError, AttentionMask, DeepSpeedSelfAttention, InferenceBackend, Operations, WeightError,
@@ -18,10 +19,11 @@ pub(crate) struct Block<B: Backend> {
 }
 
 impl<B: Backend> Block<B> {
-    /// The layer with projections of int8; norms stay as they are.
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        let mlp = MlpBranch { mlp: self.mlp.mlp.quantize(blocks)?, ..self.mlp };
-        Ok(Self { attention: self.attention.quantize(blocks)?, mlp, ..self })
+    /// The layer with projections of int8, whose inputs are rounded or not; norms stay as they are.
+    pub fn quantize(self, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Self, WeightError> {
+        let mlp = MlpBranch { mlp: self.mlp.mlp.quantize(blocks, rounding)?, ..self.mlp };
+        let attention = self.attention.quantize(blocks)?.with_rounded_activations(rounding);
+        Ok(Self { attention, mlp, ..self })
     }
 }
 

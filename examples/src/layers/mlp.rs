@@ -1,6 +1,7 @@
 //! The MLP of a layer.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed::config::ActivationRounding;
 use burn_deepspeed::load::WeightPart;
 use burn_deepspeed::load::families::Gate;
 use burn_deepspeed::ops::qkv_gemm::normalise;
@@ -66,13 +67,9 @@ impl<B: Backend> Mlp<B> {
         })
     }
 
-    pub fn quantize(self, blocks: Int8Blocks) -> Result<Self, WeightError> {
-        Ok(Self {
-            gate: self.gate.map(|gate| gate.quantize(blocks)).transpose()?,
-            up: self.up.quantize(blocks)?,
-            down: self.down.quantize(blocks)?,
-            ..self
-        })
+    pub fn quantize(self, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Self, WeightError> {
+        let int8 = |weight: Weight<B>| Ok::<_, WeightError>(weight.quantize(blocks)?.with_rounded_input(rounding));
+        Ok(Self { gate: self.gate.map(int8).transpose()?, up: int8(self.up)?, down: int8(self.down)?, ..self })
     }
 }
 
