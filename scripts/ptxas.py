@@ -80,12 +80,15 @@ def kernels(arguments: argparse.Namespace, architecture: int, only: str) -> list
 
 
 def table(results: dict[int, list[Kernel]]) -> str:
+    spilling = [sum(kernel.spills > 0 for kernel in results[architecture]) for architecture in (90, 80)]
     lines = [
         "# Registers, spills and shared memory of the CUDA kernels",
         "",
         "Every kernel instance that the modules can use, as CubeCL generates it, compiled by NVRTC 13.0.88 and assembled by",
         "ptxas 13.0.88. Written by `scripts/ptxas.py`; CI fails if a tensor-core kernel",
         f"spills more than {MOST_SPILLS} bytes, stores and loads: ptxas spills a few registers to fit more cubes on a multiprocessor.",
+        f"{spilling[0]} of {len(results[90])} kernels spill on sm_90a, and {spilling[1]} on sm_80. There ptxas keeps to a number of registers with",
+        "which more blocks fit. No workload of [cuda-counts.md](cuda-counts.md) has such a kernel.",
         "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones.",
         "",
         "| instance | kernel | block | sm_90a: registers | spills, bytes | shared, bytes | sm_80: registers | spills, bytes |",
