@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use burn_deepspeed::InferenceBackend;
 use burn_deepspeed::load::families;
 use burn_deepspeed::weight::Int8Blocks;
+use burn_deepspeed::{ActivationRounding, InferenceBackend, InputBits};
 use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Options, Scaling, TokenRows};
 use serde_json::{Value, json};
@@ -274,14 +274,20 @@ fn a_decoder_is_no_encoder_and_an_encoder_no_decoder() {
 fn int8_keeps_the_vectors_close() {
     for (name, images) in [("modernbert", false), ("clip", true)] {
         let exact = open::<B>(&encoder(name), images).unwrap();
-        let rounded = Box::new(open::<B>(&encoder(name), images).unwrap()).quantize(Int8Blocks::PerOutput).unwrap();
+        let quantized = |rounding| {
+            let dense = Box::new(open::<B>(&encoder(name), images).unwrap());
+            dense.quantize(Int8Blocks::PerOutput, rounding).unwrap()
+        };
         let compute = |embedder: &dyn Embed| match images {
             true => embedder.run_images(&encoder(name).join("images.safetensors")).unwrap(),
             false => embedder.run(TokenRows { ids: vec![vec![9, 17, 5, 44, 8, 30, 21]], real: None }).unwrap(),
         };
-        let (exact, rounded) = (compute(&exact), compute(&*rounded));
-        let pairs = || exact.hidden.iter().flatten().zip(rounded.hidden.iter().flatten());
-        let worst = pairs().map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
-        assert!(worst > 0.0 && worst < 0.25, "{name}: {worst}");
+        let exact = compute(&exact);
+        for rounding in [ActivationRounding::Never, InputBits::Fourteen.into(), InputBits::Eight.into()] {
+            let found = compute(&*quantized(rounding));
+            let pairs = exact.hidden.iter().flatten().zip(found.hidden.iter().flatten());
+            let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0f32, f32::max);
+            assert!(worst > 0.0 && worst < 0.25, "{name}, {rounding:?}: {worst}");
+        }
     }
 }
