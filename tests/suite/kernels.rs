@@ -193,6 +193,57 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
     assert_eq!(B::Ops::plan_masked_attention(&double, &device), Plan::Reference(Declined::ElementType(F64)));
 }
 
+/// Both are within a rounding of each other.
+#[test]
+#[cfg(feature = "flex")]
+fn operations_on_16_bits_agree_with_the_reference() {
+    use burn::tensor::{DType, FloatDType};
+    use burn_deepspeed::Reference;
+    use burn_deepspeed::spec::NormSpec;
+    use burn_deepspeed::weight::{FusedNorm, Orientation, Weight};
+    use burn_flex::Flex;
+    type Fast = <Flex as InferenceBackend>::Ops;
+
+    for (float, dtype, tolerance) in [(FloatDType::F16, DType::F16, 2e-3), (FloatDType::BF16, DType::BF16, 2e-2)] {
+        let near = |fast: Tensor<Flex, 3>, reference: Tensor<Flex, 3>| {
+            assert_eq!((fast.dtype(), reference.dtype()), (dtype, dtype));
+            crate::common::assert_near(fast.cast(FloatDType::F32), reference.cast(FloatDType::F32), tolerance);
+        };
+        let of = |shape, seed| seeded::<Flex, 3>(shape, seed).cast(float);
+        for tokens in [1, 3, 20] {
+            let (input, other) = (of([2, tokens, 48], 1), of([2, tokens, 48], 2));
+            near(Fast::gelu(input.clone()), <Reference as Operations<Flex>>::gelu(input.clone()));
+            near(
+                Fast::context_gate(input.clone(), other.clone()),
+                <Reference as Operations<Flex>>::context_gate(input.clone(), other.clone()),
+            );
+            for rms in [false, true] {
+                let [gamma, beta] = [3, 4].map(|seed| of([1, 1, 48], seed).reshape([48]));
+                let norm = FusedNorm::new(gamma, (!rms).then_some(beta), NormSpec { epsilon: 1e-5, rms });
+                near(
+                    Fast::residual_norm(input.clone(), other.clone(), &norm),
+                    <Reference as Operations<Flex>>::residual_norm(input.clone(), other.clone(), &norm),
+                );
+            }
+            for orientation in [Orientation::InputOutput, Orientation::OutputInput] {
+                let [rows, columns] = orientation.shape(48, 33);
+                let matrix = of([1, rows, columns], 5).reshape([rows, columns]) * 0.2;
+                let weight = Weight::new(matrix, Some(of([1, 1, 33], 6).reshape([33])), orientation);
+                for weight in [weight.clone(), weight.quantize(Default::default()).unwrap()] {
+                    near(
+                        Fast::linear(input.clone(), &weight),
+                        <Reference as Operations<Flex>>::linear(input.clone(), &weight),
+                    );
+                    near(
+                        Fast::vector_matmul(input.clone(), &weight),
+                        <Reference as Operations<Flex>>::vector_matmul(input.clone(), &weight),
+                    );
+                }
+            }
+        }
+    }
+}
+
 #[test]
 #[cfg(all(feature = "autodiff", feature = "ndarray"))]
 fn autodiff_runs_the_reference() {
