@@ -104,3 +104,59 @@ fn all_bits_of_an_element_count() {
         assert!(error <= f32::EPSILON, "row {row}: {}, expected {expected}", f32::from_bits(found));
     }
 }
+
+/// Rows of numbers with this many significant bits.
+fn of_bits(rows: usize, inputs: usize, bits: u32) -> Vec<f32> {
+    let mask = u32::MAX << (24 - bits);
+    noise(rows * inputs, bits.into()).into_iter().map(|x| f32::from_bits(x.to_bits() & mask)).collect()
+}
+
+/// Checks that rows have the same bits next to one that has three parts in every step, so that theirs are multiplied, too.
+fn check_next_to_three_parts(name: &str, input: &[f32], weights: &[f32], inputs: usize) {
+    let blocks = BlockFormat::BF16.quantise(weights);
+    let outputs = weights.len() / inputs;
+    let alone = bits(&problem(input, &blocks, inputs, outputs));
+    let next_to_another = [input, &noise(inputs, 9)].concat();
+    let all = bits(&problem(&next_to_another, &blocks, inputs, outputs));
+    let differ = alone.iter().zip(&all).filter(|(a, b)| a != b).count();
+    assert_eq!(differ, 0, "{name}");
+}
+
+#[test]
+fn parts_that_are_zero_change_no_bit() {
+    let (rows, inputs, outputs) = (31, 1100, 40);
+    let weights = noise(inputs * outputs, 3);
+    let bf16 = of_bits(rows, inputs, 8);
+    check_next_to_three_parts("bf16", &bf16, &weights, inputs);
+    let sixteen = of_bits(rows, inputs, 16);
+    check_next_to_three_parts("16 bits", &sixteen, &weights, inputs);
+    let mut mixed = bf16.clone();
+    mixed[7 * inputs..8 * inputs].copy_from_slice(&sixteen[..inputs]);
+    mixed[20 * inputs + 600] = 1.0 + f32::EPSILON;
+    check_next_to_three_parts("rows of each", &mixed, &weights, inputs);
+    let mut small = bf16;
+    for (at, x) in small.iter_mut().enumerate().filter(|(at, _)| at % 3 > 0) {
+        // Zeros of either sign, and subnormal numbers of 7, 15 and 23 bits.
+        *x = [-0.0, 0.0, f32::from_bits(0x8034_0000), f32::from_bits(0x0012_3400), f32::from_bits(0x8000_0001)][at % 5];
+    }
+    check_next_to_three_parts("zeros and subnormal numbers", &small, &weights, inputs);
+}
+
+#[test]
+fn a_part_that_is_zero_changes_no_sign_of_a_zero() {
+    // The second step cancels the sum but for a subnormal number, of which the instruction makes -0, and the products of the third are -0.
+    let (rows, inputs) = (16, 96);
+    let (mut row, mut weights) = (vec![0.0; inputs], vec![0.0; inputs]);
+    let least = f32::MIN_POSITIVE;
+    for (at, x, weight) in [
+        (0, 8.0 * least, 0.984_375),
+        (1, 1.0, 0.0),
+        (32, -8.0 * least, 1.0),
+        (33, 0.0, 1.0),
+        (94, -least, 2f32.powi(-20)),
+        (95, -least, 2f32.powi(-20)),
+    ] {
+        (row[at], weights[at]) = (x, weight);
+    }
+    check_next_to_three_parts("-0", &row.repeat(rows), &weights, inputs);
+}

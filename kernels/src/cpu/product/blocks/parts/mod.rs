@@ -1,7 +1,8 @@
 //! Products of many rows with a matrix of bf16 on AMX, as accurate as those in f32.
 //!
 //! An f32 is the exact sum of three bf16, of 8 bits each, and a product of two bf16 is exact in f32. So the products of the three parts with a weight
-//! have the sum that f32 would have: nothing is rounded but the sums. `split` makes parts of rows, and `tiles` multiplies them.
+//! have the sum that f32 would have: nothing is rounded but the sums. `split` makes parts of rows, and `tiles` multiplies those that are not 0: one of
+//! rows that are bf16 already.
 //!
 //! The instruction takes subnormal numbers for 0, and makes 0 of subnormal results: what it loses is below 2^-126. Rows and outputs whose
 //! largest element is so small that this may matter, and those with an infinity or NaN, are computed in f32 instead.
@@ -52,7 +53,7 @@ fn some(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
     let rows = input.len() / inputs;
     with_scratch(rows + outputs, |scratch| {
         let (largest_of_rows, largest_of_outputs) = scratch.split_at_mut(rows);
-        split::with_parts(input, inputs, largest_of_rows, |parts| {
+        split::with_parts(input, inputs, split::PARTS, largest_of_rows, |parts| {
             tiles::product(problem, parts, largest_of_outputs, output);
         });
         each_extreme(largest_of_outputs, |at, outputs| {

@@ -3,7 +3,7 @@
 //! ```text
 //!                512 inputs                       up to 256 outputs
 //!           ┌────────────────────┐             ┌────────────────────┐
-//!  32 rows  │ three parts of each│  ×  panels  │ weights            │ 512 inputs   packed, in the second-level cache
+//!  32 rows  │ up to three parts  │  ×  panels  │ weights            │ 512 inputs   packed, in the second-level cache
 //!           └────────────────────┘             └────────────────────┘
 //! ```
 //!
@@ -14,16 +14,13 @@ use std::arch::x86_64::{_mm512_and_si512, _mm512_max_epu16, _mm512_set1_epi16, _
 use std::ops::Range;
 
 use super::amx::{Sums, multiply};
-use super::split::{INPUTS, Parts, ROWS};
+use super::split::{DEPTH, INPUTS, Parts, ROWS};
 use crate::cpu::product::amx::Tiles;
 use crate::cpu::product::blocks::BlockMatrix;
 use crate::cpu::product::panel::{self, LANES, OUTPUTS, STEP, VECTORS, pack};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
-
-/// Inputs whose weights are packed together, in whole steps.
-const DEPTH: usize = 512;
 
 /// Most outputs of a task.
 const MOST_OUTPUTS: usize = 256;
@@ -70,7 +67,7 @@ impl Task<'_> {
             sums.fill(0.0);
             let sums: &mut [Sums] = bytemuck::cast_slice_mut(sums);
             let weights: &mut [u8] = bytemuck::cast_slice_mut(weights);
-            for first in (0..problem.matrix.inputs).step_by(DEPTH) {
+            for (block, first) in (0..problem.matrix.inputs).step_by(DEPTH).enumerate() {
                 let features = first..problem.matrix.inputs.min(first + DEPTH);
                 let bytes = features.len().div_ceil(INPUTS) * STEP * OUTPUTS;
                 let weights = &mut weights[..panels * bytes];
@@ -80,9 +77,9 @@ impl Task<'_> {
                     unsafe { pack_weights(&problem.matrix, &features, outputs.start + at * OUTPUTS, place, largest) };
                 }
                 for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
-                    let rows = parts.tile(tile, first);
+                    let rows = parts.block(tile, block);
                     for (panel, sums) in weights.chunks_exact(bytes).zip(sums) {
-                        multiply(&tiles, rows, parts.group(), panel, sums);
+                        multiply(&tiles, rows, panel, sums);
                     }
                 }
             }
@@ -101,7 +98,8 @@ impl Task<'_> {
         for (row, sums) in (first_row..self.parts.rows()).zip(sums) {
             // SAFETY: no other task has these outputs.
             let places = unsafe { self.output.part(row * width + column + first, count) };
-            places.copy_from_slice(&sums[..count]);
+            // A sum of -0 would have become 0 by the product with a part that is 0, and not have without.
+            places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum + 0.0);
             if let Some(bias) = bias {
                 places.iter_mut().zip(&bias[first..]).for_each(|(place, bias)| *place += bias);
             }
