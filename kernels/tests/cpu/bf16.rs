@@ -1,7 +1,7 @@
 //! Products of prompts with a matrix of bf16.
 
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_kernels::cpu::product::{BlockMatrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product};
 
 use crate::oracle::noise;
 
@@ -10,7 +10,15 @@ const IN_F32: usize = 9;
 
 fn problem<'a>(input: &'a [f32], blocks: &'a [u8], inputs: usize, outputs: usize) -> Product<'a, BlockMatrix<'a>> {
     let matrix = BlockMatrix { format: BlockFormat::BF16, blocks, inputs, outputs };
-    Product { input, sequence: input.len() / inputs, matrix, bias: None, width: outputs, first: 0 }
+    Product {
+        input,
+        elements: InputElements::F32,
+        sequence: input.len() / inputs,
+        matrix,
+        bias: None,
+        width: outputs,
+        first: 0,
+    }
 }
 
 /// The output, as bits.
@@ -159,4 +167,34 @@ fn a_part_that_is_zero_changes_no_sign_of_a_zero() {
         (row[at], weights[at]) = (x, weight);
     }
     check_next_to_three_parts("-0", &row.repeat(rows), &weights, inputs);
+}
+
+#[test]
+fn a_statement_about_the_input_affects_the_rounding_of_sums_at_most() {
+    let (rows, inputs, outputs) = (37, 1100, 40);
+    let weights = noise(inputs * outputs, 3);
+    let blocks = BlockFormat::BF16.quantise(&weights);
+    let mut input = of_bits(rows, inputs, 8);
+    input[0] = f32::NAN;
+    input[4 * inputs] = -0.0;
+    // Wrong for two rows.
+    input[5 * inputs] = 0.1;
+    input[36 * inputs + 1099] = 1.0 + f32::EPSILON;
+    let any = problem(&input, &blocks, inputs, outputs);
+    let stated = bits(&Product { elements: InputElements::Bf16, ..any });
+    for (at, (found, expected)) in stated.iter().zip(bits(&any)).enumerate() {
+        let (found, expected) = (f32::from_bits(*found), f32::from_bits(expected));
+        let near = (found - expected).abs() <= 1e-6 * (inputs as f32).sqrt();
+        assert!(near || found.is_nan() && expected.is_nan(), "{at}: {found}, expected {expected}");
+    }
+    // A row does not depend on the others, nor on how many there are.
+    for row in [0, 1, 4, 5, 16, 31, 36] {
+        let mut others = noise(rows * inputs, 5);
+        let own = &input[row * inputs..][..inputs];
+        others[18 * inputs..][..inputs].copy_from_slice(own);
+        let next_to_others = bits(&Product { input: &others, elements: InputElements::Bf16, ..any });
+        assert_eq!(stated[row * outputs..][..outputs], next_to_others[18 * outputs..][..outputs], "row {row}");
+        let alone = bits(&Product { input: own, elements: InputElements::Bf16, ..any });
+        assert_eq!(stated[row * outputs..][..outputs], alone, "row {row} alone");
+    }
 }

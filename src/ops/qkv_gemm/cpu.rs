@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
-    BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, has_rounded, product,
-    rounded_product,
+    BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
+    has_rounded, product, rounded_product,
 };
 
 use super::reference::{QkvGemmOutput, reference};
@@ -91,14 +91,14 @@ fn products<B: InMemory>(
     let width = weights.iter().map(|weight| weight.output_size()).sum();
     let mut output = vec![0.0; batch * tokens * width];
     B::with_elements(input, |input| {
-        let input = input.dense();
+        let (input, elements) = (input.dense(), InputElements::F32);
         let mut first = 0;
         for weight in weights {
             check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
             let bias = weight.bias().filter(|_| with_bias);
             with_vector(bias.as_ref(), |bias| match weight.stored() {
                 Matrix::Int8(int8) => with_int8(int8, |matrix| {
-                    let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
+                    let problem = Product { input: &input, elements, sequence: tokens, matrix, bias, width, first };
                     match weight.input_rounding().bits().filter(|_| has_rounded()) {
                         Some(bits) => rounded_product(&problem, bits, &mut output),
                         None => product(&problem, &mut output),
@@ -106,13 +106,16 @@ fn products<B: InMemory>(
                 }),
                 Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
                     let (first, bias) = (first + outputs.start, bias.map(|bias| &bias[outputs]));
-                    let problem = Product { input: &input, sequence: tokens, matrix, bias, width, first };
+                    let problem = Product { input: &input, elements, sequence: tokens, matrix, bias, width, first };
                     product(&problem, &mut output);
                 }),
                 Matrix::Dense(matrix) => {
                     check_types(operation, DType::F32, weight);
                     with_matrix(matrix, |matrix| {
-                        product(&Product { input: &input, sequence: tokens, matrix, bias, width, first }, &mut output);
+                        product(
+                            &Product { input: &input, elements, sequence: tokens, matrix, bias, width, first },
+                            &mut output,
+                        );
                     });
                 }
             });

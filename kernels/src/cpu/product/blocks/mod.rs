@@ -176,8 +176,8 @@ impl Weights for BlockMatrix<'_> {
         let BlockMatrix { format, blocks, inputs, outputs } = problem.matrix;
         if let (BlockFormat::F32, Ok(elements)) = (format, bytemuck::try_cast_slice(blocks)) {
             let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
-            let Product { input, sequence, bias, width, first, .. } = *problem;
-            return Matrix::product(&Product { input, sequence, matrix, bias, width, first }, output);
+            let Product { input, elements, sequence, bias, width, first, .. } = *problem;
+            return Matrix::product(&Product { input, elements, sequence, matrix, bias, width, first }, output);
         }
         #[cfg(target_arch = "x86_64")]
         if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
