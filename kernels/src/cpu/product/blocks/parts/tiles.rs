@@ -13,11 +13,12 @@
 use std::arch::x86_64::{_mm512_and_si512, _mm512_max_epu16, _mm512_set1_epi16, _mm512_storeu_si512};
 use std::ops::Range;
 
-use super::amx::{Sums, multiply};
+use super::amx::Sums;
 use super::split::{DEPTH, INPUTS, Parts, ROWS};
+use super::{Engine, amx, dot};
 use crate::cpu::product::amx::Tiles;
 use crate::cpu::product::blocks::BlockMatrix;
-use crate::cpu::product::panel::{self, LANES, OUTPUTS, STEP, VECTORS, pack};
+use crate::cpu::product::panel::{self, GROUP, LANES, OUTPUTS, STEP, VECTORS, pack};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
@@ -28,26 +29,29 @@ const MOST_OUTPUTS: usize = 256;
 /// The product of rows that were split. Writes the largest magnitude of the weights of each output, too: that of one with a NaN is NaN.
 ///
 /// # Panics
-/// If the processor cannot pack.
+/// If the processor does not have the instructions.
 pub(super) fn product(
+    engine: Engine,
     problem: &Product<'_, BlockMatrix<'_>>,
     parts: &Parts<'_>,
     largest: &mut [f32],
     output: &mut [f32],
 ) {
     assert!(panel::is_available(), "the processor has no AVX-512");
+    assert!(engine != Engine::Dot || dot::is_available(), "the processor has no AVX512-BF16");
     let outputs = problem.matrix.outputs;
     let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(OUTPUTS);
     let each = fair.min(MOST_OUTPUTS);
     let output = Disjoint::new(output);
     threads::each_part(largest, each, |task, largest| {
         let outputs = task * each..task * each + largest.len();
-        Task { problem, parts, outputs, output: &output }.run(largest);
+        Task { engine, problem, parts, outputs, output: &output }.run(largest);
     });
 }
 
 /// Some outputs of all rows.
 struct Task<'a> {
+    engine: Engine,
     problem: &'a Product<'a, BlockMatrix<'a>>,
     parts: &'a Parts<'a>,
     outputs: Range<usize>,
@@ -56,10 +60,10 @@ struct Task<'a> {
 
 impl Task<'_> {
     fn run(self, largest: &mut [f32]) {
-        let Self { problem, parts, ref outputs, .. } = self;
+        let Self { engine, problem, parts, ref outputs, .. } = self;
         let panels = outputs.len().div_ceil(OUTPUTS);
         let row_tiles = parts.rows().div_ceil(ROWS);
-        let tiles = Tiles::new();
+        let tiles = (engine == Engine::Amx).then(Tiles::new);
         largest.fill(0.0);
         let sums = row_tiles * panels * ROWS * OUTPUTS;
         with_scratch(sums + panels * OUTPUTS * DEPTH / 2, |scratch| {
@@ -79,7 +83,16 @@ impl Task<'_> {
                 for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
                     let rows = parts.block(tile, block);
                     for (panel, sums) in weights.chunks_exact(bytes).zip(sums) {
-                        multiply(&tiles, rows, panel, sums);
+                        match &tiles {
+                            Some(tiles) => amx::multiply(tiles, rows, panel, sums),
+                            None => {
+                                let sums = &mut sums[..ROWS.min(parts.rows() - tile * ROWS)];
+                                for (sums, numbers) in sums.chunks_mut(GROUP).zip(rows.numbers.chunks(rows.group)) {
+                                    // SAFETY: the processor has the instruction: `product` has checked it.
+                                    unsafe { dot::multiply(numbers, panel, sums) };
+                                }
+                            }
+                        }
                     }
                 }
             }
