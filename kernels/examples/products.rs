@@ -106,7 +106,7 @@ fn time<W: AnyMatrix>(
         let seconds = median(arguments.times, || product(&problem, &mut output));
         let rate = (rows * arguments.inputs * arguments.outputs) as f64 / seconds;
         println!(
-            "{name:8} {rows:5} rows {:10.3} ms {:7.1} GFLOP/s, {:4.0} % of the loop",
+            "{name:9} {rows:5} rows {:10.3} ms {:7.1} GFLOP/s, {:4.0} % of the loop",
             seconds * 1e3,
             2.0 * rate / 1e9,
             100.0 * rate / peak
@@ -125,6 +125,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Int8Matrix { elements: &integers, inputs, outputs, scales: &scales, output_block: 1, input_block: inputs };
     let blocks = BlockFormat::BF16.quantise(&floats);
     let bf16 = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
+    let halves = BlockFormat::F16.quantise(&numbers(inputs * outputs, InputElements::F32));
+    let f16 = BlockMatrix { format: BlockFormat::F16, blocks: &halves, inputs, outputs };
     Parallelism::threads(arguments.threads)?.run(|| {
         for (name, input_stride, output_stride) in [("out,in", 1, inputs), ("in,out", outputs, 1)] {
             time(
@@ -136,7 +138,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             );
         }
         time(&arguments, "bf16", any, bf16, product);
-        time(&arguments, "bf16 too", short, bf16, product);
+        time(&arguments, "bf16 both", short, bf16, product);
+        time(&arguments, "f16", any, f16, product);
+        time(&arguments, "f16, bf16", short, f16, product);
         time(&arguments, "int8", any, int8, product);
         if has_rounded() {
             time(&arguments, "14 bits", any, int8, |problem, output| {

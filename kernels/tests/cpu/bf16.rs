@@ -1,4 +1,4 @@
-//! Products of prompts with a matrix of bf16.
+//! Products of prompts with a matrix of bf16 or f16.
 
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product};
@@ -29,14 +29,15 @@ fn bits(problem: &Product<'_, BlockMatrix<'_>>) -> Vec<u32> {
 }
 
 /// Checks `rows` rows from the third feature of a wider output on, next to f64.
-fn check(rows: usize, inputs: usize, outputs: usize, with_bias: bool) {
+fn check(format: BlockFormat, rows: usize, inputs: usize, outputs: usize, with_bias: bool) {
     let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
-    let blocks = BlockFormat::BF16.quantise(&noise(inputs * outputs, 3));
+    let blocks = format.quantise(&noise(inputs * outputs, 3));
     let mut weights = vec![0.0; inputs * outputs];
-    BlockFormat::BF16.dequantise(&blocks, &mut weights);
+    format.dequantise(&blocks, &mut weights);
     let (first, width) = (2, outputs + 3);
     let problem = problem(&input, &blocks, inputs, outputs);
-    let problem = Product { bias: with_bias.then_some(&bias[..]), width, first, ..problem };
+    let matrix = BlockMatrix { format, ..problem.matrix };
+    let problem = Product { matrix, bias: with_bias.then_some(&bias[..]), width, first, ..problem };
     let output = bits(&problem);
     for (at, output) in output.iter().map(|bits| f32::from_bits(*bits)).enumerate() {
         let (row, column) = (at / width, at % width);
@@ -55,7 +56,7 @@ fn check(rows: usize, inputs: usize, outputs: usize, with_bias: bool) {
         let error = (f64::from(output) - expected).abs();
         // Partial sums are about the root of the sum of squares, and so are the roundings of a few hundred of them.
         let most = 1e-6 * size.sqrt() * (1.0 + inputs as f64 / 512.0);
-        assert!(error <= most, "{rows} rows, {inputs} to {outputs}: {output}, expected {expected}");
+        assert!(error <= most, "{format}, {rows} rows, {inputs} to {outputs}: {output}, expected {expected}");
     }
 }
 
@@ -64,8 +65,10 @@ fn every_size_agrees_with_f64() {
     for (rows, inputs, outputs) in
         [(16, 1, 1), (17, 31, 15), (33, 32, 17), (70, 33, 33), (33, 200, 130), (17, 4100, 130), (1030, 200, 33)]
     {
-        check(rows, inputs, outputs, true);
-        check(rows, inputs, outputs, false);
+        for format in [BlockFormat::BF16, BlockFormat::F16] {
+            check(format, rows, inputs, outputs, true);
+            check(format, rows, inputs, outputs, false);
+        }
     }
 }
 
@@ -82,17 +85,36 @@ fn rows_and_outputs_that_are_not_finite_or_tiny_have_the_bits_of_f32() {
     input[4 * inputs + 69] = f32::NAN;
     input[5 * inputs..6 * inputs].iter_mut().for_each(|x| *x *= 1e-36);
     input[36 * inputs + 64] = f32::INFINITY;
-    let blocks = BlockFormat::BF16.quantise(&weights);
-    let own = problem(&input, &blocks, inputs, outputs);
-    let (found, in_f32) = (bits(&own), bits(&Product { sequence: IN_F32, ..own }));
-    let others = bits(&Product { input: &plain, ..own });
-    for at in 0..rows * outputs {
-        let (row, output) = (at / outputs, at % outputs);
-        if [0, 4, 5, 36].contains(&row) || [5, 6, 39].contains(&output) {
-            assert_eq!(found[at], in_f32[at], "row {row}, output {output}");
-        } else {
-            assert_eq!(found[at], others[at], "row {row}, output {output}, next to others");
+    for format in [BlockFormat::BF16, BlockFormat::F16] {
+        let blocks = format.quantise(&weights);
+        let own = problem(&input, &blocks, inputs, outputs);
+        let own = Product { matrix: BlockMatrix { format, ..own.matrix }, ..own };
+        let (found, in_f32) = (bits(&own), bits(&Product { sequence: IN_F32, ..own }));
+        let others = bits(&Product { input: &plain, ..own });
+        for at in 0..rows * outputs {
+            let (row, output) = (at / outputs, at % outputs);
+            if [0, 4, 5, 36].contains(&row) || [5, 6, 39].contains(&output) {
+                assert_eq!(found[at], in_f32[at], "{format}, row {row}, output {output}");
+            } else {
+                assert_eq!(found[at], others[at], "{format}, row {row}, output {output}, next to others");
+            }
         }
+    }
+}
+
+#[test]
+fn all_bits_of_a_weight_count() {
+    // The lower bits of an f16 are in the second part, and the smallest are subnormal.
+    let (inputs, rows) = (64, 16);
+    let input: Vec<f32> = (0..rows * inputs).map(|at| if at % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    for (one, other, factor) in
+        [(1.0 + 1.0 / 1024.0, 1.0, 1024.0), (2f32.powi(-24) * 1023.0, 2f32.powi(-14), -16_777_216.0)]
+    {
+        let weights: Vec<f32> = (0..inputs).map(|at| if at % 2 == 0 { one } else { other }).collect();
+        let blocks = BlockFormat::F16.quantise(&weights);
+        let own = problem(&input, &blocks, inputs, 1);
+        let own = Product { matrix: BlockMatrix { format: BlockFormat::F16, ..own.matrix }, ..own };
+        assert_eq!(bits(&own), [(32.0f32 / factor).to_bits(); 16]);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Matrices of blocks, multiplied as they are stored.
 //!
 //! The floats of a few rows are rounded to 16 bits, with a scale for each 32 of them, and multiplied by the integers of the blocks.
-//! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2. Many rows are multiplied by bf16 on AMX or AVX512-BF16.
+//! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2. Many rows are multiplied by bf16 or f16 on AMX or AVX512-BF16.
 
 #[cfg(target_arch = "x86_64")]
 mod dot;
@@ -39,7 +39,8 @@ const SOME: usize = 256;
 ///
 /// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
 /// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. Sequences of 16 rows and more are multiplied by
-/// bf16 where the processor has AMX, or AVX512-BF16 and an input that is [stated](Product::elements) to be bf16, as accurately as in f32;
+/// bf16 or f16 where the processor has AMX, and by bf16 where it has AVX512-BF16 and the input is [stated](Product::elements) to be bf16, as
+/// accurately as in f32;
 /// magnitudes below 2^-126 then count as 0, unless they are in a row or an output without any above 2^-40. A row's result depends neither on
 /// the other rows nor on the number of threads.
 #[derive(Debug, Clone, Copy)]
@@ -185,8 +186,7 @@ impl Weights for BlockMatrix<'_> {
         }
         #[cfg(target_arch = "x86_64")]
         if problem.sequence >= parts::FEWEST_ROWS
-            && format == BlockFormat::BF16
-            && let Some(engine) = parts::Engine::of(problem.elements)
+            && let Some(engine) = parts::Engine::of(format, problem.elements)
         {
             return parts::product(engine, problem, output);
         }

@@ -1,10 +1,12 @@
-//! Products of many rows with a matrix of bf16 on AMX or AVX512-BF16, as accurate as those in f32.
+//! Products of many rows with a matrix of bf16 or f16 on AMX or AVX512-BF16, as accurate as those in f32.
 //!
 //! An f32 is the exact sum of three bf16, of 8 bits each, and a product of two bf16 is exact in f32. So the products of the three parts with a weight
 //! have the sum that f32 would have: nothing is rounded but the sums. `split` makes parts of rows, and `tiles` multiplies those that are not 0: one of
 //! rows that are bf16 already.
 //!
-//! AMX multiplies all parts. AVX512-BF16 would take longer than f32 for three of them, so it multiplies rows that are stated to be bf16. The two add
+//! A weight of f16 has two parts, which `weights` makes.
+//!
+//! AMX multiplies all parts. AVX512-BF16 would take longer than f32 for three of them, so it multiplies rows that are stated to be bf16 by bf16. The two add
 //! in other orders: AMX adds the even and the odd products of 32 inputs for themselves, which would take twice as many instructions of AVX512-BF16.
 //!
 //! Both instructions take subnormal numbers for 0, and make 0 of subnormal results: what they lose is below 2^-126. Rows and outputs whose
@@ -14,6 +16,9 @@ mod amx;
 mod dot;
 mod split;
 mod tiles;
+mod weights;
+
+use burn_deepspeed_core::block::BlockFormat;
 
 use super::BlockMatrix;
 use crate::cpu::product::problem::{InputElements, Product, check};
@@ -40,13 +45,13 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The fastest for an input of these elements, if the process may use one that is faster than f32.
-    pub fn of(elements: InputElements) -> Option<Self> {
-        if !panel::is_available() {
+    /// The fastest for a matrix of this format and an input of these elements, if the process may use one that is faster than f32.
+    pub fn of(format: BlockFormat, elements: InputElements) -> Option<Self> {
+        if !panel::is_available() || !matches!(format, BlockFormat::F16 | BlockFormat::BF16) {
             None
         } else if instructions::has_bf16() {
             Some(Self::Amx)
-        } else if elements == InputElements::Bf16 && dot::is_fast() {
+        } else if (format, elements) == (BlockFormat::BF16, InputElements::Bf16) && dot::is_fast() {
             Some(Self::Dot)
         } else {
             None
@@ -62,10 +67,10 @@ impl Engine {
     }
 }
 
-/// [`product`](crate::cpu::product::product) with a matrix of bf16. A row's result depends neither on the other rows nor on the number of threads.
+/// [`product`](crate::cpu::product::product) with a matrix of bf16 or f16. A row's result depends neither on the other rows nor on the number of threads.
 ///
 /// # Panics
-/// If the processor does not have the instructions, or the matrix is not of bf16.
+/// If the processor does not have the instructions, or the matrix is not of bf16 or f16.
 pub(super) fn product(engine: Engine, problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
     let rows = check(problem, output);
     if rows * problem.matrix.outputs == 0 {
@@ -114,8 +119,6 @@ fn each_extreme(largest: &[f32], mut work: impl FnMut(usize, usize)) {
 
 #[cfg(test)]
 mod tests {
-    use burn_deepspeed_core::block::BlockFormat;
-
     use super::*;
 
     /// Numbers of 8 significant bits between -1 and 1.

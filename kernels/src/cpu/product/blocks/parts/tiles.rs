@@ -10,15 +10,15 @@
 //! The sums of all rows stay in the second-level cache, too, and are loaded for every 512 inputs. They are added in the order of the inputs, so neither
 //! tiles nor tasks affect them.
 
-use std::arch::x86_64::{_mm512_and_si512, _mm512_max_epu16, _mm512_set1_epi16, _mm512_storeu_si512};
 use std::ops::Range;
 
 use super::amx::Sums;
 use super::split::{DEPTH, INPUTS, Parts, ROWS};
+use super::weights::{self, Runs, pack_weights};
 use super::{Engine, amx, dot};
 use crate::cpu::product::amx::Tiles;
 use crate::cpu::product::blocks::BlockMatrix;
-use crate::cpu::product::panel::{self, GROUP, LANES, OUTPUTS, STEP, VECTORS, pack};
+use crate::cpu::product::panel::{self, GROUP, OUTPUTS, STEP};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
@@ -66,23 +66,31 @@ impl Task<'_> {
         let tiles = (engine == Engine::Amx).then(Tiles::new);
         largest.fill(0.0);
         let sums = row_tiles * panels * ROWS * OUTPUTS;
-        with_scratch(sums + panels * OUTPUTS * DEPTH / 2, |scratch| {
-            let (sums, weights) = scratch.split_at_mut(sums);
+        let weight_parts = weights::parts(problem.matrix.format);
+        let runs = size_of::<Runs>() / size_of::<f32>();
+        with_scratch(sums + weight_parts * panels * OUTPUTS * DEPTH / 2 + runs, |scratch| {
+            let (sums, rest) = scratch.split_at_mut(sums);
+            let (runs, weights) = rest.split_at_mut(runs);
             sums.fill(0.0);
+            let runs: &mut Runs = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(runs));
             let sums: &mut [Sums] = bytemuck::cast_slice_mut(sums);
             let weights: &mut [u8] = bytemuck::cast_slice_mut(weights);
             for (block, first) in (0..problem.matrix.inputs).step_by(DEPTH).enumerate() {
                 let features = first..problem.matrix.inputs.min(first + DEPTH);
                 let bytes = features.len().div_ceil(INPUTS) * STEP * OUTPUTS;
-                let weights = &mut weights[..panels * bytes];
-                let packed = weights.chunks_exact_mut(bytes).zip(largest.chunks_mut(OUTPUTS));
+                let weights = &mut weights[..panels * weight_parts * bytes];
+                let packed = weights.chunks_exact_mut(weight_parts * bytes).zip(largest.chunks_mut(OUTPUTS));
                 for (at, (place, largest)) in packed.enumerate() {
                     // SAFETY: the processor has the instructions: `product` has checked it.
-                    unsafe { pack_weights(&problem.matrix, &features, outputs.start + at * OUTPUTS, place, largest) };
+                    unsafe {
+                        pack_weights(&problem.matrix, &features, outputs.start + at * OUTPUTS, runs, place, largest);
+                    }
                 }
                 for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
                     let rows = parts.block(tile, block);
-                    for (panel, sums) in weights.chunks_exact(bytes).zip(sums) {
+                    let panels = weights.chunks_exact(bytes).enumerate();
+                    for (at, panel) in panels {
+                        let sums = &mut sums[at / weight_parts];
                         match &tiles {
                             Some(tiles) => amx::multiply(tiles, rows, panel, sums),
                             None => {
@@ -117,31 +125,5 @@ impl Task<'_> {
                 places.iter_mut().zip(&bias[first..]).for_each(|(place, bias)| *place += bias);
             }
         }
-    }
-}
-
-/// Packs some features of the outputs from `first` on, and makes their largest magnitudes those of these weights if they are larger.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn pack_weights(
-    matrix: &BlockMatrix<'_>,
-    features: &Range<usize>,
-    first: usize,
-    place: &mut [u8],
-    largest: &mut [f32],
-) {
-    let runs = std::array::from_fn(|n| match n < largest.len() {
-        true => &matrix.run(first + n)[size_of::<u16>() * features.start..size_of::<u16>() * features.end],
-        false => &[],
-    });
-    let magnitude = _mm512_set1_epi16(i16::MAX);
-    let most = pack(&runs, place, |most, column| _mm512_max_epu16(most, _mm512_and_si512(column, magnitude)));
-    let mut numbers = [[[0u16; 2]; LANES]; VECTORS];
-    for (numbers, most) in numbers.iter_mut().zip(most) {
-        // SAFETY: there is room for 16 pairs.
-        unsafe { _mm512_storeu_si512(numbers.as_mut_ptr().cast(), most) };
-    }
-    for (largest, [even, odd]) in largest.iter_mut().zip(numbers.as_flattened()) {
-        // As integers: NaN is larger than all others.
-        *largest = f32::from_bits(largest.to_bits().max(u32::from(*even.max(odd)) << 16));
     }
 }
