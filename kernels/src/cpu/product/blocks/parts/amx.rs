@@ -2,19 +2,28 @@
 
 use std::arch::asm;
 
-use super::split::{NUMBERS, PART, PARTS, ROWS, TileBlock};
+use super::split::{NUMBERS, PART, PARTS, ROWS, STEPS, TileBlock};
 use crate::cpu::product::amx::{Tiles, has_bf16};
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE};
+use crate::cpu::stream::LINE;
 
 /// The sums of a tile.
 pub(super) type Sums = [[f32; OUTPUTS]; ROWS];
 
+/// Numbers of each part that a step prefetches: two lines.
+const AHEAD_OF_STEP: usize = 2 * LINE / size_of::<u16>();
+/// Numbers of each part that are prefetched with a whole block.
+pub(super) const AHEAD: usize = AHEAD_OF_STEP * STEPS;
+
 /// Adds the products of the parts of a block of rows and a panel to the sums of a tile, the smallest parts of a step first. The panel has the steps
 /// of the block. Parts that a step does not have would be zeros, which change no sum but one of -0.
 ///
+/// Prefetches a share of other rows, which are laid out as `rows`: [`AHEAD`] numbers of each part from `ahead` on, a place that need not be
+/// valid.
+///
 /// # Panics
 /// If a slice is too short, or the processor has no products of bf16 on tiles.
-pub(super) fn multiply(_tiles: &Tiles, rows: TileBlock<'_>, panel: &[u8], sums: &mut Sums) {
+pub(super) fn multiply(_tiles: &Tiles, rows: TileBlock<'_>, panel: &[u8], ahead: *const u16, sums: &mut Sums) {
     const { assert!(PARTS == 3, "the loop has three parts") };
     let TileBlock { numbers, group, counts } = rows;
     let steps = counts.len();
@@ -37,6 +46,10 @@ pub(super) fn multiply(_tiles: &Tiles, rows: TileBlock<'_>, panel: &[u8], sums: 
             "jb 4f",
             "je 3f",
             "tileloadd tmm4, [{row} + {step}*1 + {third}]",
+            "prefetcht1 [{ahead} + {third}]",
+            "prefetcht1 [{ahead} + {third} + {cache_line}]",
+            "prefetcht1 [{other_ahead} + {third}]",
+            "prefetcht1 [{other_ahead} + {third} + {cache_line}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{other_row} + {step}*1 + {third}]",
@@ -44,6 +57,10 @@ pub(super) fn multiply(_tiles: &Tiles, rows: TileBlock<'_>, panel: &[u8], sums: 
             "tdpbf16ps tmm3, tmm5, tmm7",
             "3:",
             "tileloadd tmm4, [{row} + {step}*1 + {second}]",
+            "prefetcht1 [{ahead} + {second}]",
+            "prefetcht1 [{ahead} + {second} + {cache_line}]",
+            "prefetcht1 [{other_ahead} + {second}]",
+            "prefetcht1 [{other_ahead} + {second} + {cache_line}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{other_row} + {step}*1 + {second}]",
@@ -51,11 +68,17 @@ pub(super) fn multiply(_tiles: &Tiles, rows: TileBlock<'_>, panel: &[u8], sums: 
             "tdpbf16ps tmm3, tmm5, tmm7",
             "4:",
             "tileloadd tmm4, [{row} + {step}*1]",
+            "prefetcht1 [{ahead}]",
+            "prefetcht1 [{ahead} + {cache_line}]",
+            "prefetcht1 [{other_ahead}]",
+            "prefetcht1 [{other_ahead} + {cache_line}]",
             "tdpbf16ps tmm0, tmm4, tmm6",
             "tdpbf16ps tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{other_row} + {step}*1]",
             "tdpbf16ps tmm2, tmm5, tmm6",
             "tdpbf16ps tmm3, tmm5, tmm7",
+            "add {ahead}, {ahead_of_step}",
+            "add {other_ahead}, {ahead_of_step}",
             "add {row}, {tile}",
             "add {other_row}, {tile}",
             "add {weights}, {tile}",
@@ -72,11 +95,15 @@ pub(super) fn multiply(_tiles: &Tiles, rows: TileBlock<'_>, panel: &[u8], sums: 
             weights = inout(reg) panel => _,
             other_weights = inout(reg) panel.add(steps * TILE) => _,
             counts = inout(reg) counts.as_ptr() => _,
+            ahead = inout(reg) ahead => _,
+            other_ahead = inout(reg) ahead.wrapping_add(group) => _,
             steps = inout(reg) steps => _,
             step = in(reg) STEP,
             line = in(reg) size_of::<[f32; OUTPUTS]>(),
             sums = in(reg) sums.as_mut_ptr(),
             tile = const TILE,
+            cache_line = const LINE,
+            ahead_of_step = const AHEAD_OF_STEP * size_of::<u16>(),
             second = const PART * size_of::<u16>(),
             third = const 2 * PART * size_of::<u16>(),
             half_line = const size_of::<[f32; LANES]>(),

@@ -14,7 +14,7 @@ pub(super) const PARTS: usize = 3;
 /// Inputs of a step.
 pub(super) const INPUTS: usize = STEP / size_of::<u16>();
 /// Steps of a block.
-const STEPS: usize = 16;
+pub(super) const STEPS: usize = 16;
 /// Inputs of a block.
 pub(super) const DEPTH: usize = STEPS * INPUTS;
 /// Numbers of a step of one part.
@@ -65,6 +65,17 @@ impl Parts<'_> {
             numbers: &self.numbers[2 * tile * group..][..2 * group][block * BLOCK..],
             group,
             counts: &counts[block * STEPS..steps.min((block + 1) * STEPS)],
+        }
+    }
+
+    /// The same block of the next tile, or the next block of the first; after the last, the last.
+    pub fn after(&self, tile: usize, block: usize) -> TileBlock<'_> {
+        if (tile + 1) * ROWS < self.rows {
+            self.block(tile + 1, block)
+        } else if (block + 1) * DEPTH < self.inputs {
+            self.block(0, block + 1)
+        } else {
+            self.block(tile, block)
         }
     }
 }

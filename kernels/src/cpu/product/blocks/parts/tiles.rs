@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::amx::Sums;
+use super::amx::{AHEAD, Sums};
 use super::split::{DEPTH, INPUTS, Parts, ROWS};
 use super::weights::{self, Runs, pack_weights};
 use super::{Engine, amx, dot};
@@ -88,11 +88,12 @@ impl Task<'_> {
                 }
                 for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
                     let rows = parts.block(tile, block);
-                    let panels = weights.chunks_exact(bytes).enumerate();
-                    for (at, panel) in panels {
+                    // What the first panel would wait for: the rows of all tiles do not fit into the second-level cache.
+                    let next = parts.after(tile, block).numbers.as_ptr();
+                    for (at, panel) in weights.chunks_exact(bytes).enumerate() {
                         let sums = &mut sums[at / weight_parts];
                         match &tiles {
-                            Some(tiles) => amx::multiply(tiles, rows, panel, sums),
+                            Some(tiles) => amx::multiply(tiles, rows, panel, next.wrapping_add(at * AHEAD), sums),
                             None => {
                                 let sums = &mut sums[..ROWS.min(parts.rows() - tile * ROWS)];
                                 for (sums, numbers) in sums.chunks_mut(GROUP).zip(rows.numbers.chunks(rows.group)) {
