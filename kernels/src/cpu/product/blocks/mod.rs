@@ -39,10 +39,9 @@ const SOME: usize = 256;
 ///
 /// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
 /// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. Sequences of 16 rows and more are multiplied by
-/// bf16 or f16 where the processor has AMX, and by bf16 where it has AVX512-BF16 and the input is [stated](Product::elements) to be bf16, as
-/// accurately as in f32;
-/// magnitudes below 2^-126 then count as 0, unless they are in a row or an output without any above 2^-40. A row's result depends neither on
-/// the other rows nor on the number of threads.
+/// bf16 or f16 on AMX, as accurately as in f32; so are inputs that are [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes
+/// below 2^-126 then count as 0, unless they are in a row or an output without any above 2^-40. A row's result depends neither on the other
+/// rows nor on the number of threads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockMatrix<'a> {
     /// The format of all blocks.
