@@ -11,7 +11,7 @@ use std::time::Instant;
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_kernels::cpu::product::{
-    AnyMatrix, BlockMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
+    AnyMatrix, BlockMatrix, InputElements, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
 use burn_deepspeed_kernels::cpu::threads::Parallelism;
 use clap::Parser;
@@ -76,16 +76,28 @@ fn median(times: usize, mut work: impl FnMut()) -> f64 {
     seconds[seconds.len() / 2]
 }
 
-fn numbers(count: usize) -> Vec<f32> {
-    (0..count).map(|at| (at.wrapping_mul(2_654_435_761) >> 8 & 0xff) as f32 / 128.0 - 1.0).collect()
+/// Numbers of up to 24 significant bits, or of 8.
+fn numbers(count: usize, elements: InputElements) -> Vec<f32> {
+    let bits = match elements {
+        InputElements::F32 => 24,
+        InputElements::Bf16 => 8,
+    };
+    let whole = |at: usize| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits);
+    (0..count).map(|at| whole(at) as f32 / (1 << (bits - 1)) as f32 - 1.0).collect()
 }
 
-fn time<W: AnyMatrix>(arguments: &Arguments, name: &str, matrix: W, product: fn(&Product<'_, W>, &mut [f32])) {
+fn time<W: AnyMatrix>(
+    arguments: &Arguments,
+    name: &str,
+    elements: InputElements,
+    matrix: W,
+    product: fn(&Product<'_, W>, &mut [f32]),
+) {
     for &rows in &arguments.rows {
-        let input = numbers(rows * arguments.inputs);
+        let input = numbers(rows * arguments.inputs, elements);
         let mut output = vec![0.0; rows * arguments.outputs];
         let width = arguments.outputs;
-        let problem = Product { input: &input, sequence: rows, matrix, bias: None, width, first: 0 };
+        let problem = Product { input: &input, elements, sequence: rows, matrix, bias: None, width, first: 0 };
         let peak = median(arguments.times, || {
             black_box(rayon::broadcast(|_| Arch::new().dispatch(Loop)));
         });
@@ -94,7 +106,7 @@ fn time<W: AnyMatrix>(arguments: &Arguments, name: &str, matrix: W, product: fn(
         let seconds = median(arguments.times, || product(&problem, &mut output));
         let rate = (rows * arguments.inputs * arguments.outputs) as f64 / seconds;
         println!(
-            "{name:8} {rows:5} rows {:10.3} ms {:7.1} GFLOP/s, {:4.0} % of the loop",
+            "{name:9} {rows:5} rows {:10.3} ms {:7.1} GFLOP/s, {:4.0} % of the loop",
             seconds * 1e3,
             2.0 * rate / 1e9,
             100.0 * rate / peak
@@ -105,22 +117,36 @@ fn time<W: AnyMatrix>(arguments: &Arguments, name: &str, matrix: W, product: fn(
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let (inputs, outputs) = (arguments.inputs, arguments.outputs);
-    let floats = numbers(inputs * outputs);
+    let floats = numbers(inputs * outputs, InputElements::Bf16);
+    let (any, short) = (InputElements::F32, InputElements::Bf16);
     let integers: Vec<i8> = floats.iter().map(|x| (x * 127.0) as i8).collect();
     let scales = vec![1.0 / 127.0; outputs];
     let int8 =
         Int8Matrix { elements: &integers, inputs, outputs, scales: &scales, output_block: 1, input_block: inputs };
     let blocks = BlockFormat::BF16.quantise(&floats);
     let bf16 = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
+    let halves = BlockFormat::F16.quantise(&numbers(inputs * outputs, InputElements::F32));
+    let f16 = BlockMatrix { format: BlockFormat::F16, blocks: &halves, inputs, outputs };
     Parallelism::threads(arguments.threads)?.run(|| {
         for (name, input_stride, output_stride) in [("out,in", 1, inputs), ("in,out", outputs, 1)] {
-            time(&arguments, name, Matrix { elements: &floats, inputs, outputs, input_stride, output_stride }, product);
+            time(
+                &arguments,
+                name,
+                any,
+                Matrix { elements: &floats, inputs, outputs, input_stride, output_stride },
+                product,
+            );
         }
-        time(&arguments, "bf16", bf16, product);
-        time(&arguments, "int8", int8, product);
+        time(&arguments, "bf16", any, bf16, product);
+        time(&arguments, "bf16 both", short, bf16, product);
+        time(&arguments, "f16", any, f16, product);
+        time(&arguments, "f16, bf16", short, f16, product);
+        time(&arguments, "int8", any, int8, product);
         if has_rounded() {
-            time(&arguments, "14 bits", int8, |problem, output| rounded_product(problem, InputBits::Fourteen, output));
-            time(&arguments, "8 bits", int8, |problem, output| rounded_product(problem, InputBits::Eight, output));
+            time(&arguments, "14 bits", any, int8, |problem, output| {
+                rounded_product(problem, InputBits::Fourteen, output)
+            });
+            time(&arguments, "8 bits", any, int8, |problem, output| rounded_product(problem, InputBits::Eight, output));
         }
     });
     Ok(())

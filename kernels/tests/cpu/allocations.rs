@@ -6,7 +6,7 @@ use std::cell::Cell;
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm};
-use burn_deepspeed_kernels::cpu::product::{Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{InputElements, Matrix, Product, product};
 use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter};
 
 use crate::oracle::{Problem, noise};
@@ -58,7 +58,15 @@ fn a_step_allocates_nothing() {
     for (input_stride, output_stride) in [(768, 1), (1, 512)] {
         for sequence in [1, 40] {
             let matrix = Matrix { elements: &weights, inputs: 512, outputs: 768, input_stride, output_stride };
-            let problem = Product { input: &input, sequence, matrix, bias: Some(&bias), width: 768, first: 0 };
+            let problem = Product {
+                input: &input,
+                elements: InputElements::F32,
+                sequence,
+                matrix,
+                bias: Some(&bias),
+                width: 768,
+                first: 0,
+            };
             let mut output = vec![0.0; 4 * 768];
             assert_eq!(second(|| product(&problem, &mut output)), 0);
         }

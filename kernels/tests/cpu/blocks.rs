@@ -1,7 +1,7 @@
 //! Products of rows with a matrix of blocks.
 
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_kernels::cpu::product::{BlockMatrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product};
 
 use crate::oracle::{assert_near, blocks, noise};
 
@@ -14,7 +14,15 @@ fn check(format: BlockFormat, rows: usize, [outputs, inputs]: [usize; 2]) {
     let (first, width) = (1, outputs + 2);
     let matrix = BlockMatrix { format, blocks: &blocks, inputs, outputs };
     let mut output = vec![7.0; rows * width];
-    let problem = Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first };
+    let problem = Product {
+        input: &input,
+        elements: InputElements::F32,
+        sequence: rows,
+        matrix,
+        bias: Some(&bias),
+        width,
+        first,
+    };
     product(&problem, &mut output);
     // Each row alone in its sequence has the same bits on the path for a few rows.
     let mut alone = vec![7.0; rows * width];
@@ -63,7 +71,10 @@ fn a_row_that_is_not_finite_is_nan_and_its_neighbours_are_not() {
     let mut input = vec![1.0; 3 * 64];
     input[70] = f32::INFINITY;
     let mut output = [0.0; 6];
-    product(&Product { input: &input, sequence: 3, matrix, bias: None, width: 2, first: 0 }, &mut output);
+    product(
+        &Product { input: &input, elements: InputElements::F32, sequence: 3, matrix, bias: None, width: 2, first: 0 },
+        &mut output,
+    );
     assert!(output[2..4].iter().all(|x| !x.is_finite()), "{output:?}");
     assert_near("the others", &[output[0], output[1], output[4], output[5]], &[64.0; 4], 1e-2);
 }
@@ -72,5 +83,16 @@ fn a_row_that_is_not_finite_is_nan_and_its_neighbours_are_not() {
 #[should_panic(expected = "rows of 40 elements are no whole number of blocks of Q4_0")]
 fn a_part_of_a_block_is_refused() {
     let matrix = BlockMatrix { format: BlockFormat::Q4_0, blocks: &[0; 36], inputs: 40, outputs: 1 };
-    product(&Product { input: &[0.0; 40], sequence: 1, matrix, bias: None, width: 1, first: 0 }, &mut [0.0]);
+    product(
+        &Product {
+            input: &[0.0; 40],
+            elements: InputElements::F32,
+            sequence: 1,
+            matrix,
+            bias: None,
+            width: 1,
+            first: 0,
+        },
+        &mut [0.0],
+    );
 }

@@ -7,7 +7,7 @@ use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm};
-use burn_deepspeed_kernels::cpu::product::{Int8Matrix, Matrix, Product, product};
+use burn_deepspeed_kernels::cpu::product::{InputElements, Int8Matrix, Matrix, Product, product};
 use burn_deepspeed_kernels::cpu::scatter::{HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
 use half::{bf16, f16};
 
@@ -123,7 +123,8 @@ fn attention_names_the_mask_that_does_not_fit() {
 #[test]
 fn a_product_names_what_does_not_fit() {
     let matrix = Matrix { elements: &[0.0; 15], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    let fits = Product { input: &[0.0; 6], sequence: 1, matrix, bias: None, width: 8, first: 2 };
+    let fits =
+        Product { input: &[0.0; 6], elements: InputElements::F32, sequence: 1, matrix, bias: None, width: 8, first: 2 };
     let refused = |expected: &str, problem: Product<'_, Matrix<'_>>, len: usize| {
         refuses(expected, || product(&problem, &mut vec![0.0; len]));
     };
@@ -155,7 +156,15 @@ fn a_product_names_what_does_not_fit() {
         ("product: blocks of 0 outputs and 2 inputs", Int8Matrix { output_block: 0, ..int8 }),
         ("product: blocks of 1 outputs and 0 inputs", Int8Matrix { input_block: 0, ..int8 }),
     ] {
-        let problem = Product { input: &[0.0; 6], sequence: 1, matrix, bias: None, width: 5, first: 0 };
+        let problem = Product {
+            input: &[0.0; 6],
+            elements: InputElements::F32,
+            sequence: 1,
+            matrix,
+            bias: None,
+            width: 5,
+            first: 0,
+        };
         refuses(expected, || product(&problem, &mut [0.0; 10]));
     }
 }

@@ -3,7 +3,7 @@
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_kernels::cpu::product::{
-    AnyMatrix, BlockMatrix, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
+    AnyMatrix, BlockMatrix, InputElements, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
 
 use half::{bf16, f16};
@@ -22,7 +22,10 @@ fn check(rows: usize, inputs: usize, outputs: usize) {
         for bias in [None, Some(&bias[..])] {
             let (first, width) = (2, outputs + 3);
             let mut output = vec![7.0; rows * width];
-            product(&Product { input: &input, sequence: rows, matrix, bias, width, first }, &mut output);
+            product(
+                &Product { input: &input, elements: InputElements::F32, sequence: rows, matrix, bias, width, first },
+                &mut output,
+            );
             let expected: Vec<f64> = (0..rows * width)
                 .map(|at| {
                     let (row, column) = (at / width, at % width);
@@ -50,10 +53,13 @@ where
     let floats: Vec<f32> = halves.iter().map(|x| widen(*x)).collect();
     let rows = input.len() / inputs;
     let (mut found, mut expected) = (vec![7.0; rows * outputs], vec![7.0; rows * outputs]);
-    let halves = Matrix { elements: &halves, inputs, outputs, input_stride, output_stride };
-    product(&Product { input, sequence: rows, matrix: halves, bias: None, width: outputs, first: 0 }, &mut found);
-    let floats = Matrix { elements: &floats, ..matrix };
-    product(&Product { input, sequence: rows, matrix: floats, bias: None, width: outputs, first: 0 }, &mut expected);
+    let known = InputElements::F32;
+    let matrix = Matrix { elements: &halves[..], inputs, outputs, input_stride, output_stride };
+    let problem = Product { input, elements: known, sequence: rows, matrix, bias: None, width: outputs, first: 0 };
+    product(&problem, &mut found);
+    let matrix = Matrix { elements: &floats[..], inputs, outputs, input_stride, output_stride };
+    let problem = Product { input, elements: known, sequence: rows, matrix, bias: None, width: outputs, first: 0 };
+    product(&problem, &mut expected);
     let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
     let what = format!("{rows} rows, {inputs} to {outputs}, strides {input_stride} and {output_stride}");
     assert_near(&what, &found, &expected, 1e-5);
@@ -73,7 +79,15 @@ fn check_int8(rows: usize, inputs: usize, outputs: usize, output_block: usize, i
         }
         let mut input = input.clone();
         let mut output = vec![7.0; rows * width];
-        let problem = Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first };
+        let problem = Product {
+            input: &input,
+            elements: InputElements::F32,
+            sequence: rows,
+            matrix,
+            bias: Some(&bias),
+            width,
+            first,
+        };
         match rounded {
             Some(bits) => rounded_product(&problem, bits, &mut output),
             None => product(&problem, &mut output),
@@ -122,7 +136,15 @@ fn the_largest_integers_do_not_overflow() {
             input_block: inputs,
         };
         let mut output = vec![0.0; rows];
-        let problem = Product { input: &input, sequence: rows, matrix, bias: None, width: 1, first: 0 };
+        let problem = Product {
+            input: &input,
+            elements: InputElements::F32,
+            sequence: rows,
+            matrix,
+            bias: None,
+            width: 1,
+            first: 0,
+        };
         rounded_product(&problem, InputBits::Fourteen, &mut output);
         let expected = f64::from(element) * inputs as f64;
         assert!(output.iter().all(|x| (f64::from(*x) / expected - 1.0).abs() < 1e-6), "{output:?}, {expected}");
@@ -140,7 +162,8 @@ fn a_rounded_row_that_is_not_finite_is_nan_and_its_neighbours_are_not() {
     let matrix =
         Int8Matrix { elements: &elements, inputs: 20, outputs: 2, scales: &[0.5; 2], output_block: 1, input_block: 20 };
     let mut output = [0.0; 6];
-    let problem = Product { input: &input, sequence: 3, matrix, bias: None, width: 2, first: 0 };
+    let problem =
+        Product { input: &input, elements: InputElements::F32, sequence: 3, matrix, bias: None, width: 2, first: 0 };
     rounded_product(&problem, InputBits::Fourteen, &mut output);
     assert!(output[2..4].iter().all(|x| x.is_nan()));
     assert_near("the others", &[output[0], output[1], output[4], output[5]], &[10.0; 4], 1e-5);
@@ -186,7 +209,10 @@ fn a_matrix_with_gaps_both_ways_is_multiplied_too() {
     let (input, weights) = ([1.0, 2.0], [1.0, 0.0, 10.0, 0.0, 0.0, 100.0, 0.0, 1000.0]);
     let matrix = Matrix { elements: &weights, inputs: 2, outputs: 2, input_stride: 5, output_stride: 2 };
     let mut output = [0.0; 2];
-    product(&Product { input: &input, sequence: 1, matrix, bias: None, width: 2, first: 0 }, &mut output);
+    product(
+        &Product { input: &input, elements: InputElements::F32, sequence: 1, matrix, bias: None, width: 2, first: 0 },
+        &mut output,
+    );
     assert_eq!(output, [1.0 + 200.0, 10.0 + 2000.0]);
 }
 
@@ -198,7 +224,18 @@ fn check_invariance<W: AnyMatrix>(matrix: W, inputs: usize, outputs: usize, prod
         let input = noise(batch * sequence * inputs, 1);
         let of = |input: &[f32]| {
             let mut output = vec![0.0; input.len() / inputs * outputs];
-            product(&Product { input, sequence, matrix, bias: None, width: outputs, first: 0 }, &mut output);
+            product(
+                &Product {
+                    input,
+                    elements: InputElements::F32,
+                    sequence,
+                    matrix,
+                    bias: None,
+                    width: outputs,
+                    first: 0,
+                },
+                &mut output,
+            );
             output.iter().map(|value| value.to_bits()).collect::<Vec<_>>()
         };
         let all = of(&input);
@@ -246,19 +283,52 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
 fn missing_scales_are_named() {
     let matrix =
         Int8Matrix { elements: &[0; 6], inputs: 3, outputs: 2, scales: &[1.0; 3], output_block: 1, input_block: 2 };
-    product(&Product { input: &[0.0; 3], sequence: 1, matrix, bias: None, width: 2, first: 0 }, &mut [0.0; 2]);
+    product(
+        &Product {
+            input: &[0.0; 3],
+            elements: InputElements::F32,
+            sequence: 1,
+            matrix,
+            bias: None,
+            width: 2,
+            first: 0,
+        },
+        &mut [0.0; 2],
+    );
 }
 
 #[test]
 #[should_panic(expected = "product: 5 features from 2 on do not fit into 6")]
 fn an_output_that_is_too_narrow_is_named() {
     let matrix = Matrix { elements: &[0.0; 15], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    product(&Product { input: &[0.0; 3], sequence: 1, matrix, bias: None, width: 6, first: 2 }, &mut [0.0; 6]);
+    product(
+        &Product {
+            input: &[0.0; 3],
+            elements: InputElements::F32,
+            sequence: 1,
+            matrix,
+            bias: None,
+            width: 6,
+            first: 2,
+        },
+        &mut [0.0; 6],
+    );
 }
 
 #[test]
 #[should_panic(expected = "product: `matrix` has 14 elements, its strides need 15")]
 fn a_matrix_that_is_too_short_is_named() {
     let matrix = Matrix { elements: &[0.0; 14], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    product(&Product { input: &[0.0; 3], sequence: 1, matrix, bias: None, width: 5, first: 0 }, &mut [0.0; 5]);
+    product(
+        &Product {
+            input: &[0.0; 3],
+            elements: InputElements::F32,
+            sequence: 1,
+            matrix,
+            bias: None,
+            width: 5,
+            first: 0,
+        },
+        &mut [0.0; 5],
+    );
 }

@@ -3,14 +3,13 @@
 use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
-    AnyMatrix, BlockMatrix as BlockProblem, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product, has_rounded,
-    product, rounded_product,
+    AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
+    has_rounded, product, rounded_product,
 };
-
-use burn_deepspeed_core::block::BlockFormat;
-use half::bf16;
+use bytemuck::Pod;
 
 use super::reference::{QkvGemmOutput, reference};
 use crate::error::check_shape;
@@ -41,7 +40,10 @@ pub(crate) fn qkv_gemm<B: InMemory>(
     };
     // It is not rounded before the products.
     let (normed, shape) = (normalised("qkv_gemm", &input, None, norm), input.dims());
-    let qkv = tensor_of(multiplied("qkv_gemm", &normed, (shape, dtype), &weights, true), (&device, dtype));
+    let qkv = tensor_of(
+        multiplied("qkv_gemm", (&normed, InputElements::F32), (shape, dtype), &weights, true),
+        (&device, dtype),
+    );
     QkvGemmOutput { qkv, inp_norm: want_norm.then(|| tensor(normed, shape, (&device, dtype))) }
 }
 
@@ -106,15 +108,17 @@ fn products<B: InMemory>(
     with_bias: bool,
 ) -> Tensor<B, 3> {
     let (device, dtype, shape) = (input.device(), input.dtype(), input.dims());
-    let output =
-        B::with_elements(input, |input| multiplied(operation, &input.dense(), (shape, dtype), weights, with_bias));
+    let elements = if dtype == DType::BF16 { InputElements::Bf16 } else { InputElements::F32 };
+    let output = B::with_elements(input, |input| {
+        multiplied(operation, (&input.dense(), elements), (shape, dtype), weights, with_bias)
+    });
     tensor_of(output, (&device, dtype))
 }
 
 /// The same for rows in f32, `[B, T, in]`, that are next to activations of `dtype`; with the shape of the output.
 fn multiplied<B: InMemory>(
     operation: &str,
-    input: &[f32],
+    (input, elements): (&[f32], InputElements),
     ([batch, tokens, inputs], dtype): ([usize; 3], DType),
     weights: &[&Weight<B>],
     with_bias: bool,
@@ -127,7 +131,7 @@ fn multiplied<B: InMemory>(
         check_types(operation, dtype, weight);
         let bias = weight.bias().filter(|_| with_bias);
         with_vector(bias.as_ref(), |bias| {
-            Rows { input, sequence: tokens, bias, width, first }.times(weight, &mut output);
+            Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, &mut output);
         });
         first += weight.output_size();
     }
@@ -143,6 +147,7 @@ fn tensor_of<B: InMemory>((elements, shape): (Vec<f32>, [usize; 3]), options: (&
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     input: &'a [f32],
+    elements: InputElements,
     sequence: usize,
     bias: Option<&'a [f32]>,
     width: usize,
@@ -151,8 +156,8 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn problem<W: AnyMatrix>(self, matrix: W) -> Product<'a, W> {
-        let Self { input, sequence, bias, width, first } = self;
-        Product { input, sequence, matrix, bias, width, first }
+        let Self { input, elements, sequence, bias, width, first } = self;
+        Product { input, elements, sequence, matrix, bias, width, first }
     }
 
     /// The product with a weight, in its form.
@@ -177,12 +182,22 @@ impl<'a> Rows<'a> {
     fn times_dense<B: InMemory>(self, matrix: &DenseMatrix<B>, output: &mut [f32]) {
         B::with_floats(&matrix.output_input(), |floats| match floats {
             Floats::F32(matrix) => product(&self.problem(dense(&matrix)), output),
-            Floats::F16(matrix) => product(&self.problem(dense(&matrix)), output),
-            Floats::BF16(matrix) => match in_blocks(&matrix) {
-                Some(blocks) => product(&self.problem(blocks), output),
-                None => product(&self.problem(dense(&matrix)), output),
-            },
+            Floats::F16(matrix) => self.times_halves(&matrix, BlockFormat::F16, output),
+            Floats::BF16(matrix) => self.times_halves(&matrix, BlockFormat::BF16, output),
         });
+    }
+
+    /// The product with a matrix of 16 bits; as blocks if its rows follow each other, for which there are more kernels.
+    fn times_halves<E: Pod>(self, matrix: &Elements<'_, 2, E>, format: BlockFormat, output: &mut [f32])
+    where
+        for<'m> DenseProblem<'m, E>: AnyMatrix,
+    {
+        let [outputs, inputs] = matrix.shape;
+        if matrix.strides != [inputs, 1] {
+            return product(&self.problem(dense(matrix)), output);
+        }
+        let blocks = bytemuck::cast_slice(&matrix.elements[..outputs * inputs]);
+        product(&self.problem(BlockProblem { format, blocks, inputs, outputs }), output);
     }
 }
 
@@ -190,17 +205,6 @@ impl<'a> Rows<'a> {
 fn dense<'a, E: Clone>(matrix: &'a Elements<'_, 2, E>) -> DenseProblem<'a, E> {
     let ([outputs, inputs], [output_stride, input_stride]) = (matrix.shape, matrix.strides);
     DenseProblem { elements: &matrix.elements, inputs, outputs, input_stride, output_stride }
-}
-
-/// The bytes of a matrix `[out, in]` of bf16 if its rows follow each other: these have more kernels.
-fn in_blocks<'a>(matrix: &'a Elements<'_, 2, bf16>) -> Option<BlockProblem<'a>> {
-    let [outputs, inputs] = matrix.shape;
-    (matrix.strides == [inputs, 1]).then(|| BlockProblem {
-        format: BlockFormat::BF16,
-        blocks: bytemuck::cast_slice(&matrix.elements[..outputs * inputs]),
-        inputs,
-        outputs,
-    })
 }
 
 /// Reads a matrix of blocks in place: outputs of one format at a time.

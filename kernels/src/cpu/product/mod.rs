@@ -24,7 +24,7 @@ use super::threads;
 pub use blocks::BlockMatrix;
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
-pub use problem::Product;
+pub use problem::{InputElements, Product};
 pub use rounded::{has_rounded, rounded_product};
 
 /// Rows that are multiplied with the matrix together.

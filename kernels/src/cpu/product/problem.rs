@@ -23,6 +23,8 @@ pub(super) const PART: usize = 16;
 pub struct Product<'a, W> {
     /// `[rows, inputs]`.
     pub input: &'a [f32],
+    /// What the elements of `input` are known to be.
+    pub elements: InputElements,
     /// Rows of a sequence. The way the product is computed depends on this and not on the number of sequences, so the result
     /// of a sequence is bitwise the same alone and in a batch.
     pub sequence: usize,
@@ -34,6 +36,17 @@ pub struct Product<'a, W> {
     pub width: usize,
     /// The first of them.
     pub first: usize,
+}
+
+/// What the elements of an input are known to be. A statement may make a product faster, and affects no more of the result than the rounding of
+/// sums. A wrong one costs time alone.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum InputElements {
+    /// Any f32. The default.
+    #[default]
+    F32,
+    /// Numbers of bf16: the lower 16 bits of each f32 are zero.
+    Bf16,
 }
 
 /// How a product is computed.

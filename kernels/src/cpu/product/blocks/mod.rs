@@ -1,7 +1,7 @@
 //! Matrices of blocks, multiplied as they are stored.
 //!
 //! The floats of a few rows are rounded to 16 bits, with a scale for each 32 of them, and multiplied by the integers of the blocks.
-//! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2. Many rows are multiplied by bf16 on AMX.
+//! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2. Many rows are multiplied by bf16 or f16 on AMX or AVX512-BF16.
 
 #[cfg(target_arch = "x86_64")]
 mod dot;
@@ -42,8 +42,8 @@ const SOME: usize = 256;
 ///
 /// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
 /// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. Sequences of 16 rows and more are multiplied by
-/// bf16 on AMX where the processor has it, as accurately as in f32; magnitudes below 2^-126 then count as 0, unless they are in a row or
-/// an output without any above 2^-40. A row's result depends neither on the other
+/// bf16 or f16 on AMX, as accurately as in f32; so are inputs that are [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes
+/// below 2^-126 then count as 0, unless they are in a row or an output without any above 2^-40. A row's result depends neither on the other
 /// rows nor on the number of threads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockMatrix<'a> {
@@ -95,11 +95,11 @@ impl<'a> BlockMatrix<'a> {
 
 /// The product with blocks of one float each, unless the bytes begin in the middle of one.
 fn floats<E: Element + Pod>(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) -> Option<()> {
-    let Product { input, sequence, matrix, bias, width, first } = *problem;
+    let Product { input, elements: known, sequence, matrix, bias, width, first } = *problem;
     let BlockMatrix { blocks, inputs, outputs, .. } = matrix;
     let elements = bytemuck::try_cast_slice::<u8, E>(blocks).ok()?;
     let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
-    Matrix::product(&Product { input, sequence, matrix, bias, width, first }, output);
+    Matrix::product(&Product { input, elements: known, sequence, matrix, bias, width, first }, output);
     Some(())
 }
 
@@ -192,8 +192,10 @@ impl Weights for BlockMatrix<'_> {
             return few::rounded(problem, output);
         }
         #[cfg(target_arch = "x86_64")]
-        if problem.sequence >= parts::FEWEST_ROWS && format == BlockFormat::BF16 && parts::is_available() {
-            return parts::product(problem, output);
+        if problem.sequence >= parts::FEWEST_ROWS
+            && let Some(engine) = parts::Engine::of(format, problem.elements)
+        {
+            return parts::product(engine, problem, output);
         }
         let written = match format {
             BlockFormat::F32 => floats::<f32>(problem, output),

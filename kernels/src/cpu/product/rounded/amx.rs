@@ -7,6 +7,8 @@ use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE};
 
 /// The sums of the products of two groups of rows with `steps` steps, and a panel. The second group is `distance` bytes after the first.
 ///
+/// Weights are loaded so that they need not stay in the first-level cache: rows do, for the next panel.
+///
 /// # Panics
 /// If a slice is too short, or the processor has no products of bytes on tiles.
 pub(super) fn multiply(
@@ -31,9 +33,9 @@ pub(super) fn multiply(
             "tilezero tmm3",
             "2:",
             "tileloadd tmm4, [{row} + {step}*1]",
-            "tileloadd tmm6, [{weights} + {step}*1]",
+            "tileloaddt1 tmm6, [{weights} + {step}*1]",
             "tdpbusd tmm0, tmm4, tmm6",
-            "tileloadd tmm7, [{other_weights} + {step}*1]",
+            "tileloaddt1 tmm7, [{other_weights} + {step}*1]",
             "tdpbusd tmm1, tmm4, tmm7",
             "tileloadd tmm5, [{other_row} + {step}*1]",
             "tdpbusd tmm2, tmm5, tmm6",

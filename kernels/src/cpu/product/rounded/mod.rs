@@ -54,6 +54,7 @@ pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, o
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
+    use super::super::problem::InputElements;
     use super::tiles::Engine;
     use super::*;
 
@@ -78,7 +79,15 @@ mod tests {
                 Int8Matrix { elements: &elements, inputs, outputs, scales: &scales, output_block, input_block };
             let bias: Vec<f32> = (0..outputs).map(number).collect();
             let (width, first) = (outputs + 3, 2);
-            let problem = Product { input: &input, sequence: rows, matrix, bias: Some(&bias), width, first };
+            let problem = Product {
+                input: &input,
+                elements: InputElements::F32,
+                sequence: rows,
+                matrix,
+                bias: Some(&bias),
+                width,
+                first,
+            };
             for bits in [InputBits::Eight, InputBits::Fourteen] {
                 let mut expected = vec![7.0; rows * width];
                 few::product(&problem, bits, &mut expected);

@@ -1,17 +1,27 @@
-//! Products of many rows with a matrix of bf16 on AMX, as accurate as those in f32.
+//! Products of many rows with a matrix of bf16 or f16 on AMX or AVX512-BF16, as accurate as those in f32.
 //!
 //! An f32 is the exact sum of three bf16, of 8 bits each, and a product of two bf16 is exact in f32. So the products of the three parts with a weight
-//! have the sum that f32 would have: nothing is rounded but the sums. `split` makes parts of rows, and `tiles` multiplies them.
+//! have the sum that f32 would have: nothing is rounded but the sums. `split` makes parts of rows, and `tiles` multiplies those that are not 0: one of
+//! rows that are bf16 already.
 //!
-//! The instruction takes subnormal numbers for 0, and makes 0 of subnormal results: what it loses is below 2^-126. Rows and outputs whose
+//! A weight of f16 has two parts, which `weights` makes.
+//!
+//! AMX multiplies all parts. AVX512-BF16 would take longer than f32 for three of them, so it multiplies rows that are stated to be bf16 by bf16. The two add
+//! in other orders: AMX adds the even and the odd products of 32 inputs for themselves, which would take twice as many instructions of AVX512-BF16.
+//!
+//! Both instructions take subnormal numbers for 0, and make 0 of subnormal results: what they lose is below 2^-126. Rows and outputs whose
 //! largest element is so small that this may matter, and those with an infinity or NaN, are computed in f32 instead.
 
 mod amx;
+mod dot;
 mod split;
 mod tiles;
+mod weights;
+
+use burn_deepspeed_core::block::BlockFormat;
 
 use super::BlockMatrix;
-use crate::cpu::product::problem::{Product, check};
+use crate::cpu::product::problem::{InputElements, Product, check};
 use crate::cpu::product::tiles::tiles as in_f32;
 use crate::cpu::product::{amx as instructions, panel};
 use crate::cpu::scratch::with_scratch;
@@ -22,38 +32,65 @@ pub(super) const FEWEST_ROWS: usize = 16;
 /// Rows that are split at a time, which bounds the memory that a thread keeps for them.
 const MOST_ROWS: usize = 512;
 
-/// The least magnitude of the largest element of a row, and of an output: 2^-40. Products of both are 2^46 times what the instruction loses.
+/// The least magnitude of the largest element of a row, and of an output: 2^-40. Products of both are 2^46 times what an instruction loses.
 const LEAST: f32 = 1.0 / (1u64 << 40) as f32;
 
-/// Whether this process may use the instructions.
-pub(super) fn is_available() -> bool {
-    panel::is_available() && instructions::has_bf16()
+/// Which instructions multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Engine {
+    /// AVX512-BF16, for inputs that are stated to be bf16.
+    Dot,
+    /// AMX.
+    Amx,
 }
 
-/// [`product`](crate::cpu::product::product) with a matrix of bf16. A row's result depends neither on the other rows nor on the number of threads.
+impl Engine {
+    /// The fastest for a matrix of this format and an input of these elements, if the process may use one that is faster than f32.
+    pub fn of(format: BlockFormat, elements: InputElements) -> Option<Self> {
+        if !panel::is_available() || !matches!(format, BlockFormat::F16 | BlockFormat::BF16) {
+            None
+        } else if instructions::has_bf16() {
+            Some(Self::Amx)
+        } else if (format, elements) == (BlockFormat::BF16, InputElements::Bf16) && dot::is_fast() {
+            Some(Self::Dot)
+        } else {
+            None
+        }
+    }
+
+    /// Most parts of a row. One with an element that has more is computed in f32.
+    fn parts(self) -> usize {
+        match self {
+            Self::Dot => 1,
+            Self::Amx => split::PARTS,
+        }
+    }
+}
+
+/// [`product`](crate::cpu::product::product) with a matrix of bf16 or f16. A row's result depends neither on the other rows nor on the number of threads.
 ///
 /// # Panics
-/// If the instructions are not [available](is_available), or the matrix is not of bf16.
-pub(super) fn product(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+/// If the processor does not have the instructions, or the matrix is not of bf16 or f16.
+pub(super) fn product(engine: Engine, problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
     let rows = check(problem, output);
     if rows * problem.matrix.outputs == 0 {
         return;
     }
     let inputs = problem.input.chunks(MOST_ROWS * problem.matrix.inputs);
     for (input, output) in inputs.zip(output.chunks_mut(MOST_ROWS * problem.width)) {
-        some(&Product { input, ..*problem }, output);
+        some(engine, &Product { input, ..*problem }, output);
     }
 }
 
 /// The same for rows that are all split at once.
-fn some(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+fn some(engine: Engine, problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
     let Product { input, matrix, bias, width, first, .. } = *problem;
     let BlockMatrix { inputs, outputs, .. } = matrix;
     let rows = input.len() / inputs;
     with_scratch(rows + outputs, |scratch| {
         let (largest_of_rows, largest_of_outputs) = scratch.split_at_mut(rows);
-        split::with_parts(input, inputs, largest_of_rows, |parts| {
-            tiles::product(problem, parts, largest_of_outputs, output);
+        split::with_parts(input, inputs, engine.parts(), largest_of_rows, |parts| {
+            tiles::product(engine, problem, parts, largest_of_outputs, output);
         });
         each_extreme(largest_of_outputs, |at, outputs| {
             let blocks = &matrix.blocks[at * matrix.row_bytes()..][..outputs * matrix.row_bytes()];
@@ -68,7 +105,7 @@ fn some(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
     });
 }
 
-/// Calls `work` for each run of largest magnitudes for which the instruction is not meant, with its first index and its length.
+/// Calls `work` for each run of largest magnitudes for which the instructions are not meant, with its first index and its length.
 fn each_extreme(largest: &[f32], mut work: impl FnMut(usize, usize)) {
     let is_extreme = |largest: &f32| *largest != 0.0 && !(LEAST..=f32::MAX).contains(largest);
     let mut first = 0;
@@ -77,5 +114,84 @@ fn each_extreme(largest: &[f32], mut work: impl FnMut(usize, usize)) {
             work(first, run.len());
         }
         first += run.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers of 8 significant bits between -1 and 1.
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|at| ((at + seed).wrapping_mul(2_654_435_761) >> 8 & 0xff) as f32 / 128.0 - 1.0).collect()
+    }
+
+    fn engines() -> Vec<Engine> {
+        let available = [(Engine::Dot, dot::is_available()), (Engine::Amx, instructions::has_bf16())];
+        available.into_iter().filter(|(_, is)| *is && panel::is_available()).map(|(engine, _)| engine).collect()
+    }
+
+    /// The output of an engine, or of f32.
+    fn output(engine: Option<Engine>, problem: &Product<'_, BlockMatrix<'_>>) -> Vec<f32> {
+        let mut output = vec![7.0; problem.input.len() / problem.matrix.inputs * problem.width];
+        match engine {
+            Some(engine) => product(engine, problem, &mut output),
+            None => in_f32(problem, &mut output),
+        }
+        output
+    }
+
+    #[test]
+    fn every_engine_agrees_with_f32() {
+        for (rows, inputs, outputs) in
+            [(16, 1, 1), (17, 31, 15), (33, 32, 17), (44, 33, 33), (45, 600, 130), (30, 2100, 70)]
+        {
+            let (input, bias) = (numbers(rows * inputs, 1), numbers(outputs, 2));
+            let blocks = BlockFormat::BF16.quantise(&numbers(inputs * outputs, 3));
+            let matrix = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
+            let (width, first, bias) = (outputs + 3, 2, Some(&bias[..]));
+            let elements = InputElements::Bf16;
+            let problem = Product { input: &input, elements, sequence: rows, matrix, bias, width, first };
+            let expected = output(None, &problem);
+            for engine in engines() {
+                for (found, expected) in output(Some(engine), &problem).into_iter().zip(&expected) {
+                    let error = (found - expected).abs();
+                    assert!(error <= 1e-6 * (inputs as f32).sqrt(), "{engine:?}, {rows} rows, {inputs} to {outputs}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_an_engine_cannot_have_are_computed_in_f32_and_the_others_do_not_depend_on_them() {
+        let (rows, inputs, outputs) = (37, 70, 40);
+        let plain = numbers(rows * inputs, 1);
+        let blocks = BlockFormat::BF16.quantise(&numbers(inputs * outputs, 3));
+        let matrix = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
+        let mut input = plain.clone();
+        input[3 * inputs + 69] = f32::NAN;
+        input[20 * inputs..21 * inputs].fill(f32::MIN_POSITIVE);
+        // No bf16, which AMX splits.
+        input[36 * inputs] = 0.1;
+        let elements = InputElements::Bf16;
+        let problem = Product { input: &input, elements, sequence: rows, matrix, bias: None, width: outputs, first: 0 };
+        let bits = |engine, problem: &Product<'_, _>| {
+            output(engine, problem).into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let in_f32 = bits(None, &problem);
+        for engine in engines() {
+            let found = bits(Some(engine), &problem);
+            let others = bits(Some(engine), &Product { input: &plain, ..problem });
+            for row in 0..rows {
+                let expected = match row {
+                    3 | 20 => &in_f32,
+                    36 if engine == Engine::Dot => &in_f32,
+                    36 => continue,
+                    _ => &others,
+                };
+                let own = row * outputs..(row + 1) * outputs;
+                assert_eq!(found[own.clone()], expected[own], "{engine:?}, row {row}");
+            }
+        }
     }
 }

@@ -1,10 +1,11 @@
 //! Rows as parts of bf16. 16 rows are a group, in which 32 elements of each row follow each other: a tile is contiguous.
 //!
-//! A group is `[steps, PARTS, GROUP, INPUTS]`.
+//! A group is `[blocks, PARTS, STEPS, GROUP, INPUTS]`. A step has as many parts as the elements of 32 rows need: one if all of them are bf16. The
+//! others are zeros, which are neither stored nor multiplied.
 
 use pulp::{Arch, Simd, WithSimd};
 
-use crate::cpu::product::panel::{GROUP, STEP, TILE};
+use crate::cpu::product::panel::{GROUP, LANES, STEP, TILE};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
 
@@ -12,17 +13,42 @@ use crate::cpu::threads;
 pub(super) const PARTS: usize = 3;
 /// Inputs of a step.
 pub(super) const INPUTS: usize = STEP / size_of::<u16>();
-/// Numbers of a step of a group.
-pub(super) const NUMBERS: usize = PARTS * TILE / size_of::<u16>();
+/// Steps of a block.
+pub(super) const STEPS: usize = 16;
+/// Inputs of a block.
+pub(super) const DEPTH: usize = STEPS * INPUTS;
+/// Numbers of a step of one part.
+pub(super) const NUMBERS: usize = TILE / size_of::<u16>();
+/// From a part of a block to the next, in numbers.
+pub(super) const PART: usize = STEPS * NUMBERS;
+/// Numbers of a block of a group.
+const BLOCK: usize = PARTS * PART;
 /// Rows of a tile.
 pub(super) const ROWS: usize = 2 * GROUP;
 
+/// The bits of elements that the first part does not have, and those that the first two do not have.
+const AFTER_ONE: u32 = 0xffff;
+const AFTER_TWO: u32 = 0xff;
+
 /// The parts of some rows, in whole tiles.
 pub(super) struct Parts<'a> {
-    /// Groups. What is after the last row is unspecified.
+    /// Groups. What is after the last row, and in parts that a step does not have, is unspecified.
     numbers: &'a [u16],
+    /// `[tiles, steps]`: parts that a step has, one to three.
+    counts: &'a [u8],
     rows: usize,
     inputs: usize,
+}
+
+/// A block of the rows of a tile.
+#[derive(Clone, Copy)]
+pub(super) struct TileBlock<'a> {
+    /// From the block of the first group to that of the second and on.
+    pub numbers: &'a [u16],
+    /// From one group to the next, in numbers.
+    pub group: usize,
+    /// The parts that each step has.
+    pub counts: &'a [u8],
 }
 
 impl Parts<'_> {
@@ -31,44 +57,62 @@ impl Parts<'_> {
         self.rows
     }
 
-    /// Numbers of a group.
-    pub fn group(&self) -> usize {
-        self.inputs.div_ceil(INPUTS) * NUMBERS
+    /// The block of a tile.
+    pub fn block(&self, tile: usize, block: usize) -> TileBlock<'_> {
+        let (group, steps) = (self.inputs.div_ceil(DEPTH) * BLOCK, self.inputs.div_ceil(INPUTS));
+        let counts = &self.counts[tile * steps..][..steps];
+        TileBlock {
+            numbers: &self.numbers[2 * tile * group..][..2 * group][block * BLOCK..],
+            group,
+            counts: &counts[block * STEPS..steps.min((block + 1) * STEPS)],
+        }
     }
 
-    /// The two groups of a tile, from the step of an input on.
-    pub fn tile(&self, tile: usize, input: usize) -> &[u16] {
-        &self.numbers[2 * tile * self.group()..][..2 * self.group()][input / INPUTS * NUMBERS..]
+    /// The same block of the next tile, or the next block of the first; after the last, the last.
+    pub fn after(&self, tile: usize, block: usize) -> TileBlock<'_> {
+        if (tile + 1) * ROWS < self.rows {
+            self.block(tile + 1, block)
+        } else if (block + 1) * DEPTH < self.inputs {
+            self.block(0, block + 1)
+        } else {
+            self.block(tile, block)
+        }
     }
 }
 
-/// Splits rows of `inputs` elements, and writes the largest magnitude of each: that of a row with a NaN is NaN.
+/// Splits rows of `inputs` elements into up to `most` parts. Writes the largest magnitude of each: that of a row with a NaN, or with an element
+/// that has more parts, is NaN.
 pub(super) fn with_parts<R>(
     input: &[f32],
     inputs: usize,
+    most: usize,
     largest: &mut [f32],
     work: impl FnOnce(&Parts<'_>) -> R,
 ) -> R {
-    let rows = largest.len();
-    let group = inputs.div_ceil(INPUTS) * NUMBERS;
-    with_scratch(rows.div_ceil(ROWS) * 2 * group / 2, |scratch| {
-        let numbers: &mut [u16] = bytemuck::cast_slice_mut(scratch);
-        let places = Disjoint::new(numbers);
-        threads::each_part(largest, GROUP, |at, largest| {
-            // SAFETY: every group has its own place.
-            let numbers = unsafe { places.part(at * group, group) };
-            let rows = &input[at * GROUP * inputs..][..largest.len() * inputs];
-            Arch::new().dispatch(Split { rows, inputs, numbers, largest });
+    let (rows, tiles) = (largest.len(), largest.len().div_ceil(ROWS));
+    let (tile, steps) = (2 * inputs.div_ceil(DEPTH) * BLOCK, inputs.div_ceil(INPUTS));
+    with_scratch(tiles * tile / 2 + (tiles * steps).div_ceil(4), |scratch| {
+        let (numbers, counts) = scratch.split_at_mut(tiles * tile / 2);
+        let numbers: &mut [u16] = bytemuck::cast_slice_mut(numbers);
+        let counts: &mut [u8] = &mut bytemuck::cast_slice_mut(counts)[..tiles * steps];
+        let (all_numbers, all_counts) = (Disjoint::new(numbers), Disjoint::new(counts));
+        threads::each_part(largest, ROWS, |at, largest| {
+            // SAFETY: every tile has its own places.
+            let (numbers, counts) = unsafe { (all_numbers.part(at * tile, tile), all_counts.part(at * steps, steps)) };
+            let rows = &input[at * ROWS * inputs..][..largest.len() * inputs];
+            Arch::new().dispatch(Split { rows, inputs, most, numbers, counts, largest });
         });
-        work(&Parts { numbers, rows, inputs })
+        work(&Parts { numbers, counts, rows, inputs })
     })
 }
 
-/// Splits the rows of a group.
+/// Splits the rows of a tile.
 struct Split<'a> {
     rows: &'a [f32],
     inputs: usize,
+    most: usize,
     numbers: &'a mut [u16],
+    counts: &'a mut [u8],
     largest: &'a mut [f32],
 }
 
@@ -77,35 +121,134 @@ impl WithSimd for Split<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { rows, inputs, numbers, largest } = self;
-        for (row, (elements, largest)) in rows.chunks_exact(inputs).zip(largest).enumerate() {
-            let mut most = [0; INPUTS];
-            let (whole, rest) = elements.as_chunks::<INPUTS>();
-            let mut last = [0.0; INPUTS];
-            last[..rest.len()].copy_from_slice(rest);
-            let steps = numbers.as_chunks_mut::<NUMBERS>().0;
-            for (elements, numbers) in whole.iter().chain((!rest.is_empty()).then_some(&last)).zip(steps) {
-                step(elements, row, numbers, &mut most);
+        let Self { rows, inputs, most, numbers, counts, largest } = self;
+        let group = numbers.len() / 2;
+        let lost = if most == 1 { AFTER_ONE } else { 0 };
+        largest.fill(0.0);
+        for (block, counts) in counts.chunks_mut(STEPS).enumerate() {
+            let features = block * DEPTH..inputs.min((block + 1) * DEPTH);
+            let rows = || rows.chunks_exact(inputs).map(|row| &row[features.clone()]);
+            // The block is read from memory here, and from a cache below.
+            let mut bits = [[0; LANES]; STEPS];
+            for (row, largest) in rows().zip(&mut *largest) {
+                *largest = inspect(row, lost, *largest, &mut bits);
             }
-            // As integers: NaN is larger than all others.
-            *largest = f32::from_bits(most.into_iter().fold(0, u32::max));
+            for (count, bits) in counts.iter_mut().zip(bits) {
+                let bits = bits.into_iter().fold(0, |all, bits| all | bits);
+                *count = if bits & AFTER_ONE == 0 || most == 1 {
+                    1
+                } else if bits & AFTER_TWO == 0 {
+                    2
+                } else {
+                    3
+                };
+            }
+            for (at, row) in rows().enumerate() {
+                let place = at / GROUP * group + block * BLOCK + at % GROUP * INPUTS;
+                split(row, counts, &mut numbers[place..]);
+            }
         }
     }
 }
 
-/// Splits the elements of a step of a row, the first part first.
+/// Adds the bits of each step of a row to `bits`. Returns the larger one of `largest` and the magnitudes, or NaN if an element has one of the bits
+/// `lost`.
 #[inline(always)]
-fn step(elements: &[f32; INPUTS], row: usize, numbers: &mut [u16; NUMBERS], most: &mut [u32; INPUTS]) {
-    let mut elements = *elements;
-    for (most, element) in most.iter_mut().zip(&elements) {
-        *most = (*most).max(element.abs().to_bits());
-    }
-    for part in numbers.chunks_exact_mut(NUMBERS / PARTS) {
-        for (number, element) in part[row * INPUTS..][..INPUTS].iter_mut().zip(&mut elements) {
-            // The upper half, not rounded: that could overflow. The rest is exact.
-            let upper = element.to_bits() & 0xffff_0000;
-            *number = (upper >> 16) as u16;
-            *element -= f32::from_bits(upper);
+fn inspect(row: &[f32], lost: u32, largest: f32, bits: &mut [[u32; LANES]; STEPS]) -> f32 {
+    let (mut most, mut all) = ([0; LANES], [0; LANES]);
+    let mut add = |elements: &[f32; INPUTS], bits: &mut [u32; LANES]| {
+        for elements in elements.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                let element = elements[lane].to_bits();
+                // As integers: NaN is larger than all others.
+                most[lane] = (element & i32::MAX as u32).max(most[lane]);
+                all[lane] |= element;
+                bits[lane] |= element;
+            }
         }
+    };
+    let (whole, rest) = row.as_chunks::<INPUTS>();
+    for (elements, bits) in whole.iter().zip(&mut *bits) {
+        add(elements, bits);
+    }
+    if !rest.is_empty() {
+        add(&padded(rest), &mut bits[whole.len()]);
+    }
+    if all.into_iter().any(|bits| bits & lost != 0) {
+        return f32::NAN;
+    }
+    f32::from_bits(most.into_iter().fold(largest.to_bits(), u32::max))
+}
+
+/// Splits the elements of a block of a row. `numbers` begins with the first part of the first step.
+#[inline(always)]
+fn split(row: &[f32], counts: &[u8], numbers: &mut [u16]) {
+    let (whole, rest) = row.as_chunks::<INPUTS>();
+    let last = padded(rest);
+    let steps = whole.iter().chain((!rest.is_empty()).then_some(&last));
+    for (step, (elements, count)) in steps.zip(counts).enumerate() {
+        let mut elements = *elements;
+        for part in 0..usize::from(*count) {
+            let place = &mut numbers[part * PART + step * NUMBERS..][..INPUTS];
+            for (number, element) in place.iter_mut().zip(&mut elements) {
+                // The upper half, not rounded: that could overflow. The rest is exact.
+                let upper = element.to_bits() & !AFTER_ONE;
+                *number = (upper >> 16) as u16;
+                *element -= f32::from_bits(upper);
+            }
+        }
+    }
+}
+
+/// A step of the last elements of a row.
+#[inline(always)]
+fn padded(rest: &[f32]) -> [f32; INPUTS] {
+    let mut last = [0.0; INPUTS];
+    last[..rest.len()].copy_from_slice(rest);
+    last
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts of each step of the only tile, and the largest magnitudes.
+    fn counts(input: &[f32], inputs: usize, most: usize) -> (Vec<u8>, Vec<f32>) {
+        let mut largest = vec![7.0; input.len() / inputs];
+        let counts = with_parts(input, inputs, most, &mut largest, |parts| {
+            (0..inputs.div_ceil(DEPTH)).flat_map(|block| parts.block(0, block).counts.to_vec()).collect()
+        });
+        (counts, largest)
+    }
+
+    #[test]
+    fn a_step_has_as_many_parts_as_the_elements_of_its_rows() {
+        // A bf16, 16 bits, 24 bits, and none at all.
+        for (number, count) in
+            [(1.5f32, 1), (-1.0 - 1.0 / 128.0, 1), (1.0 + 1.0 / 256.0, 2), (1.0 + f32::EPSILON, 3), (-0.0, 1)]
+        {
+            for (row, input) in [(0, 0), (16, 600), (32, 650)] {
+                let (rows, inputs) = (33, 651);
+                let mut elements = vec![0.5; rows * inputs];
+                elements[row * inputs + input] = number;
+                let mut expected = vec![1; inputs.div_ceil(INPUTS)];
+                if row < ROWS {
+                    expected[input / INPUTS] = count;
+                }
+                let (found, largest) = counts(&elements, inputs, PARTS);
+                assert_eq!(found, expected, "{number} in row {row}");
+                assert_eq!(largest[row], number.abs().max(0.5));
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_has_more_parts_than_are_made_has_a_nan_for_its_largest_magnitude() {
+        let mut input = vec![0.5; 17 * 40];
+        input[3 * 40 + 39] = 1.0 + 1.0 / 256.0;
+        let (counts, largest) = counts(&input, 40, 1);
+        assert_eq!(counts, [1, 1]);
+        assert!(largest[3].is_nan());
+        assert_eq!(largest.iter().filter(|largest| **largest == 0.5).count(), 16);
     }
 }

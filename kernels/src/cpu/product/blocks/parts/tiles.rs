@@ -3,27 +3,25 @@
 //! ```text
 //!                512 inputs                       up to 256 outputs
 //!           ┌────────────────────┐             ┌────────────────────┐
-//!  32 rows  │ three parts of each│  ×  panels  │ weights            │ 512 inputs   packed, in the second-level cache
+//!  32 rows  │ up to three parts  │  ×  panels  │ weights            │ 512 inputs   packed, in the second-level cache
 //!           └────────────────────┘             └────────────────────┘
 //! ```
 //!
 //! The sums of all rows stay in the second-level cache, too, and are loaded for every 512 inputs. They are added in the order of the inputs, so neither
 //! tiles nor tasks affect them.
 
-use std::arch::x86_64::{_mm512_and_si512, _mm512_max_epu16, _mm512_set1_epi16, _mm512_storeu_si512};
 use std::ops::Range;
 
-use super::amx::{Sums, multiply};
-use super::split::{INPUTS, Parts, ROWS};
+use super::amx::{AHEAD, Sums};
+use super::split::{DEPTH, INPUTS, Parts, ROWS};
+use super::weights::{self, Runs, pack_weights};
+use super::{Engine, amx, dot};
 use crate::cpu::product::amx::Tiles;
 use crate::cpu::product::blocks::BlockMatrix;
-use crate::cpu::product::panel::{self, LANES, OUTPUTS, STEP, VECTORS, pack};
+use crate::cpu::product::panel::{self, GROUP, OUTPUTS, STEP};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
-
-/// Inputs whose weights are packed together, in whole steps.
-const DEPTH: usize = 512;
 
 /// Most outputs of a task.
 const MOST_OUTPUTS: usize = 256;
@@ -31,26 +29,29 @@ const MOST_OUTPUTS: usize = 256;
 /// The product of rows that were split. Writes the largest magnitude of the weights of each output, too: that of one with a NaN is NaN.
 ///
 /// # Panics
-/// If the processor cannot pack.
+/// If the processor does not have the instructions.
 pub(super) fn product(
+    engine: Engine,
     problem: &Product<'_, BlockMatrix<'_>>,
     parts: &Parts<'_>,
     largest: &mut [f32],
     output: &mut [f32],
 ) {
     assert!(panel::is_available(), "the processor has no AVX-512");
+    assert!(engine != Engine::Dot || dot::is_available(), "the processor has no AVX512-BF16");
     let outputs = problem.matrix.outputs;
     let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(OUTPUTS);
     let each = fair.min(MOST_OUTPUTS);
     let output = Disjoint::new(output);
     threads::each_part(largest, each, |task, largest| {
         let outputs = task * each..task * each + largest.len();
-        Task { problem, parts, outputs, output: &output }.run(largest);
+        Task { engine, problem, parts, outputs, output: &output }.run(largest);
     });
 }
 
 /// Some outputs of all rows.
 struct Task<'a> {
+    engine: Engine,
     problem: &'a Product<'a, BlockMatrix<'a>>,
     parts: &'a Parts<'a>,
     outputs: Range<usize>,
@@ -59,30 +60,48 @@ struct Task<'a> {
 
 impl Task<'_> {
     fn run(self, largest: &mut [f32]) {
-        let Self { problem, parts, ref outputs, .. } = self;
+        let Self { engine, problem, parts, ref outputs, .. } = self;
         let panels = outputs.len().div_ceil(OUTPUTS);
         let row_tiles = parts.rows().div_ceil(ROWS);
-        let tiles = Tiles::new();
+        let tiles = (engine == Engine::Amx).then(Tiles::new);
         largest.fill(0.0);
         let sums = row_tiles * panels * ROWS * OUTPUTS;
-        with_scratch(sums + panels * OUTPUTS * DEPTH / 2, |scratch| {
-            let (sums, weights) = scratch.split_at_mut(sums);
+        let weight_parts = weights::parts(problem.matrix.format);
+        let runs = size_of::<Runs>() / size_of::<f32>();
+        with_scratch(sums + weight_parts * panels * OUTPUTS * DEPTH / 2 + runs, |scratch| {
+            let (sums, rest) = scratch.split_at_mut(sums);
+            let (runs, weights) = rest.split_at_mut(runs);
             sums.fill(0.0);
+            let runs: &mut Runs = bytemuck::from_bytes_mut(bytemuck::cast_slice_mut(runs));
             let sums: &mut [Sums] = bytemuck::cast_slice_mut(sums);
             let weights: &mut [u8] = bytemuck::cast_slice_mut(weights);
-            for first in (0..problem.matrix.inputs).step_by(DEPTH) {
+            for (block, first) in (0..problem.matrix.inputs).step_by(DEPTH).enumerate() {
                 let features = first..problem.matrix.inputs.min(first + DEPTH);
                 let bytes = features.len().div_ceil(INPUTS) * STEP * OUTPUTS;
-                let weights = &mut weights[..panels * bytes];
-                let packed = weights.chunks_exact_mut(bytes).zip(largest.chunks_mut(OUTPUTS));
+                let weights = &mut weights[..panels * weight_parts * bytes];
+                let packed = weights.chunks_exact_mut(weight_parts * bytes).zip(largest.chunks_mut(OUTPUTS));
                 for (at, (place, largest)) in packed.enumerate() {
                     // SAFETY: the processor has the instructions: `product` has checked it.
-                    unsafe { pack_weights(&problem.matrix, &features, outputs.start + at * OUTPUTS, place, largest) };
+                    unsafe {
+                        pack_weights(&problem.matrix, &features, outputs.start + at * OUTPUTS, runs, place, largest);
+                    }
                 }
                 for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
-                    let rows = parts.tile(tile, first);
-                    for (panel, sums) in weights.chunks_exact(bytes).zip(sums) {
-                        multiply(&tiles, rows, parts.group(), panel, sums);
+                    let rows = parts.block(tile, block);
+                    // What the first panel would wait for: the rows of all tiles do not fit into the second-level cache.
+                    let next = parts.after(tile, block).numbers.as_ptr();
+                    for (at, panel) in weights.chunks_exact(bytes).enumerate() {
+                        let sums = &mut sums[at / weight_parts];
+                        match &tiles {
+                            Some(tiles) => amx::multiply(tiles, rows, panel, next.wrapping_add(at * AHEAD), sums),
+                            None => {
+                                let sums = &mut sums[..ROWS.min(parts.rows() - tile * ROWS)];
+                                for (sums, numbers) in sums.chunks_mut(GROUP).zip(rows.numbers.chunks(rows.group)) {
+                                    // SAFETY: the processor has the instruction: `product` has checked it.
+                                    unsafe { dot::multiply(numbers, panel, sums) };
+                                }
+                            }
+                        }
                     }
                 }
             }
@@ -101,36 +120,11 @@ impl Task<'_> {
         for (row, sums) in (first_row..self.parts.rows()).zip(sums) {
             // SAFETY: no other task has these outputs.
             let places = unsafe { self.output.part(row * width + column + first, count) };
-            places.copy_from_slice(&sums[..count]);
+            // A sum of -0 would have become 0 by the product with a part that is 0, and not have without.
+            places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum + 0.0);
             if let Some(bias) = bias {
                 places.iter_mut().zip(&bias[first..]).for_each(|(place, bias)| *place += bias);
             }
         }
-    }
-}
-
-/// Packs some features of the outputs from `first` on, and makes their largest magnitudes those of these weights if they are larger.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn pack_weights(
-    matrix: &BlockMatrix<'_>,
-    features: &Range<usize>,
-    first: usize,
-    place: &mut [u8],
-    largest: &mut [f32],
-) {
-    let runs = std::array::from_fn(|n| match n < largest.len() {
-        true => &matrix.run(first + n)[size_of::<u16>() * features.start..size_of::<u16>() * features.end],
-        false => &[],
-    });
-    let magnitude = _mm512_set1_epi16(i16::MAX);
-    let most = pack(&runs, place, |most, column| _mm512_max_epu16(most, _mm512_and_si512(column, magnitude)));
-    let mut numbers = [[[0u16; 2]; LANES]; VECTORS];
-    for (numbers, most) in numbers.iter_mut().zip(most) {
-        // SAFETY: there is room for 16 pairs.
-        unsafe { _mm512_storeu_si512(numbers.as_mut_ptr().cast(), most) };
-    }
-    for (largest, [even, odd]) in largest.iter_mut().zip(numbers.as_flattened()) {
-        // As integers: NaN is larger than all others.
-        *largest = f32::from_bits(largest.to_bits().max(u32::from(*even.max(odd)) << 16));
     }
 }
