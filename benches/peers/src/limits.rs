@@ -45,10 +45,17 @@ impl WithSimd for MultiplyAdds {
     fn with_simd<S: Simd>(self, simd: S) -> f32 {
         let (factor, other) = (simd.splat_f32s(black_box(0.5)), simd.splat_f32s(black_box(0.25)));
         let mut sums = [simd.splat_f32s(0.0); SUMS];
+        // No closures: they would be compiled for the baseline instruction set.
         for _ in 0..self.steps / (SUMS * S::F32_LANES) {
-            sums = sums.map(|sum| simd.mul_add_e_f32s(factor, other, sum));
+            for sum in &mut sums {
+                *sum = simd.mul_add_e_f32s(factor, other, *sum);
+            }
         }
-        sums.into_iter().map(|sum| simd.reduce_sum_f32s(sum)).sum()
+        let mut total = 0.0;
+        for sum in sums {
+            total += simd.reduce_sum_f32s(sum);
+        }
+        total
     }
 }
 
