@@ -40,10 +40,8 @@ pub(crate) fn qkv_gemm<B: InMemory>(
     };
     // It is not rounded before the products.
     let (normed, shape) = (normalised("qkv_gemm", &input, None, norm), input.dims());
-    let qkv = tensor_of(
-        multiplied("qkv_gemm", (&normed, InputElements::F32), (shape, dtype), &weights, true),
-        (&device, dtype),
-    );
+    let (qkv, wide) = multiplied("qkv_gemm", (&normed, InputElements::F32), (shape, dtype), &weights, true);
+    let qkv = tensor(qkv, wide, (&device, dtype));
     QkvGemmOutput { qkv, inp_norm: want_norm.then(|| tensor(normed, shape, (&device, dtype))) }
 }
 
@@ -109,10 +107,10 @@ fn products<B: InMemory>(
 ) -> Tensor<B, 3> {
     let (device, dtype, shape) = (input.device(), input.dtype(), input.dims());
     let elements = if dtype == DType::BF16 { InputElements::Bf16 } else { InputElements::F32 };
-    let output = B::with_elements(input, |input| {
+    let (output, wide) = B::with_elements(input, |input| {
         multiplied(operation, (&input.dense(), elements), (shape, dtype), weights, with_bias)
     });
-    tensor_of(output, (&device, dtype))
+    tensor(output, wide, (&device, dtype))
 }
 
 /// The same for rows in f32, `[B, T, in]`, that are next to activations of `dtype`; with the shape of the output.
@@ -136,11 +134,6 @@ fn multiplied<B: InMemory>(
         first += weight.output_size();
     }
     (output, [batch, tokens, width])
-}
-
-/// A tensor of results with their shape.
-fn tensor_of<B: InMemory>((elements, shape): (Vec<f32>, [usize; 3]), options: (&B::Device, DType)) -> Tensor<B, 3> {
-    tensor(elements, shape, options)
 }
 
 /// Everything of a [`Product`] but the matrix.
