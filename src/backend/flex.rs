@@ -48,22 +48,10 @@ impl InMemory for Flex {
 
     fn update<const D: usize>(tensor: Tensor<Self, D>, write: impl FnOnce(FloatsMut<'_>)) -> Tensor<Self, D> {
         let tensor = tensor.into_primitive().tensor();
-        let written = match tensor.dtype() {
-            DType::F16 => {
-                let mut tensor = in_order::<f16>(tensor);
-                write(FloatsMut::F16(tensor.storage_mut()));
-                tensor
-            }
-            DType::BF16 => {
-                let mut tensor = in_order::<bf16>(tensor);
-                write(FloatsMut::BF16(tensor.storage_mut()));
-                tensor
-            }
-            DType::F32 => {
-                let mut tensor = in_order::<f32>(tensor);
-                write(FloatsMut::F32(tensor.storage_mut()));
-                tensor
-            }
+        let (written, ()) = match tensor.dtype() {
+            DType::F32 => changed(tensor, |elements| write(FloatsMut::F32(elements))),
+            DType::F16 => changed(tensor, |elements| write(FloatsMut::F16(elements))),
+            DType::BF16 => changed(tensor, |elements| write(FloatsMut::BF16(elements))),
             dtype => panic!("InMemory::update: `tensor` has elements of {dtype:?}, expected F32, F16 or BF16"),
         };
         Tensor::from_primitive(TensorPrimitive::Float(written))
@@ -73,8 +61,7 @@ impl InMemory for Flex {
         tensor: Tensor<Self, D, Int>,
         write: impl FnOnce(&mut [i8]) -> R,
     ) -> (Tensor<Self, D, Int>, R) {
-        let mut tensor = in_order::<i8>(tensor.into_primitive());
-        let result = write(tensor.storage_mut());
+        let (tensor, result) = changed(tensor.into_primitive(), write);
         (Tensor::from_primitive(tensor), result)
     }
 
@@ -82,9 +69,7 @@ impl InMemory for Flex {
         tensor: Tensor<Self, D, Int>,
         write: impl FnOnce(&mut [i16]),
     ) -> Tensor<Self, D, Int> {
-        let mut tensor = in_order::<i16>(tensor.into_primitive());
-        write(tensor.storage_mut());
-        Tensor::from_primitive(tensor)
+        Tensor::from_primitive(changed(tensor.into_primitive(), write).0)
     }
 
     /// `burn-flex` 0.21 keeps a reference to the tensor while it assigns, and so copies all of it. This writes only the part.
@@ -112,10 +97,12 @@ fn in_place<E: Element + Pod, const D: usize>(tensor: &FlexTensor, shape: [usize
     Elements::borrowed(&tensor.storage::<E>()[layout.start_offset()..], shape, layout.strides())
 }
 
-/// The tensor in row-major order, in a storage that holds nothing else.
-fn in_order<E: Element + Pod>(tensor: FlexTensor) -> FlexTensor {
+/// Lets `write` change the elements in row-major order, in place if their storage has no other owner and holds nothing else.
+fn changed<E: Element + Pod, R>(tensor: FlexTensor, write: impl FnOnce(&mut [E]) -> R) -> (FlexTensor, R) {
     let whole = tensor.storage::<E>().len() == tensor.layout().num_elements();
-    if whole && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
+    let mut tensor = if whole && tensor.is_contiguous() { tensor } else { tensor.to_contiguous() };
+    let result = write(tensor.storage_mut());
+    (tensor, result)
 }
 
 /// Copies `[B, K, T, H]` tokens to the part `at` of a `[B, K, capacity, H]` cache; `None`, and nothing is written, if the

@@ -18,9 +18,8 @@ const FORMAT: &str = "BURN_DEEPSPEED_RESIDENT_FORMAT";
 const HIDDEN: usize = 2048;
 const MIB: usize = 1 << 20;
 
-/// What loading needs in addition to the weights: threads, read buffers, and code. A build of every backend has most code, and how much of it is
-/// mapped around a page that is needed depends on what the system has in its cache.
-const LOADER: usize = 32 * MIB;
+/// What loading needs in addition to the weights: threads, read buffers, and code. A build of every backend has most code.
+const LOADER: usize = 24 * MIB;
 
 fn names() -> AttentionNames {
     let qkv = QkvNames::fused("qkv", QkvLayout::PerHead);

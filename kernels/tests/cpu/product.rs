@@ -278,57 +278,29 @@ fn a_sequence_alone_is_bitwise_the_sequence_in_a_batch_on_any_number_of_threads(
     }
 }
 
+/// The product of one row without a bias, with the features of `width` from `first` on.
+fn one_row<W>(input: &[f32], matrix: W, width: usize, first: usize) -> Product<'_, W> {
+    Product { input, elements: InputElements::F32, sequence: 1, matrix, bias: None, width, first }
+}
+
 #[test]
 #[should_panic(expected = "product: 3 scales for 4 blocks")]
 fn missing_scales_are_named() {
     let matrix =
         Int8Matrix { elements: &[0; 6], inputs: 3, outputs: 2, scales: &[1.0; 3], output_block: 1, input_block: 2 };
-    product(
-        &Product {
-            input: &[0.0; 3],
-            elements: InputElements::F32,
-            sequence: 1,
-            matrix,
-            bias: None,
-            width: 2,
-            first: 0,
-        },
-        &mut [0.0; 2],
-    );
+    product(&one_row(&[0.0; 3], matrix, 2, 0), &mut [0.0; 2]);
 }
 
 #[test]
 #[should_panic(expected = "product: 5 features from 2 on do not fit into 6")]
 fn an_output_that_is_too_narrow_is_named() {
     let matrix = Matrix { elements: &[0.0; 15], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    product(
-        &Product {
-            input: &[0.0; 3],
-            elements: InputElements::F32,
-            sequence: 1,
-            matrix,
-            bias: None,
-            width: 6,
-            first: 2,
-        },
-        &mut [0.0; 6],
-    );
+    product(&one_row(&[0.0; 3], matrix, 6, 2), &mut [0.0; 6]);
 }
 
 #[test]
 #[should_panic(expected = "product: `matrix` has 14 elements, its strides need 15")]
 fn a_matrix_that_is_too_short_is_named() {
     let matrix = Matrix { elements: &[0.0; 14], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
-    product(
-        &Product {
-            input: &[0.0; 3],
-            elements: InputElements::F32,
-            sequence: 1,
-            matrix,
-            bias: None,
-            width: 5,
-            first: 0,
-        },
-        &mut [0.0; 5],
-    );
+    product(&one_row(&[0.0; 3], matrix, 5, 0), &mut [0.0; 5]);
 }

@@ -174,11 +174,10 @@ impl<E: Float> Sink for Floats<'_, E> {
 
     #[inline(always)]
     unsafe fn put(&self, head: usize, scratch: &[f32]) {
-        // SAFETY: the caller guarantees it.
-        let elements = unsafe { self.elements.part(head * self.head_dim, self.head_dim) };
         // In f32 they are in their place.
-        if E::as_f32s(elements).is_none() {
-            E::round(scratch, elements);
+        if E::as_f32s(&[]).is_none() {
+            // SAFETY: the caller guarantees it.
+            E::round(scratch, unsafe { self.elements.part(head * self.head_dim, self.head_dim) });
         }
     }
 }
