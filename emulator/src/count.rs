@@ -90,7 +90,9 @@ impl Count {
     /// and "L1 Wavefronts Shared" of `LDGSTS`).
     pub fn copied(&mut self, from: &[u64; WARP], to: &[u64; WARP], lanes: Lanes, some: Lanes) {
         const BYTES: u64 = 16;
-        let moves: [_; WARP] = std::array::from_fn(|lane| from[lane] / SECTOR * SHARED_SECTORS + to[lane] / SECTOR);
+        // The addresses of lanes that take no part may be anything.
+        let moved = |lane: usize| (from[lane] / SECTOR).wrapping_mul(SHARED_SECTORS).wrapping_add(to[lane] / SECTOR);
+        let moves: [_; WARP] = std::array::from_fn(moved);
         let read = Different::of(&moves, some, |both| both);
         self.bytes += BYTES * u64::from(lanes.count_ones() + some.count_ones());
         self.sectors += read.count as u64;
@@ -151,6 +153,16 @@ mod tests {
         assert_eq!(count(256, ALL, 4), (128, 32));
         assert_eq!(count(8, ALL, 4), (128, 8), "every other word");
         assert_eq!(count(0, 0b101, 16), (32, 1), "one address");
+    }
+
+    #[test]
+    fn copies_of_lanes_that_take_no_part_count_nothing() {
+        // 5 of 8 lanes copy a row of 80 bytes to a line; the addresses of the others lead nowhere.
+        let lanes: Lanes = 0x1f1f_1f1f;
+        let from = std::array::from_fn(|lane| if lane % 8 < 5 { lane as u64 * 16 } else { u64::MAX - lane as u64 });
+        let mut count = Count::default();
+        count.copied(&from, &from, lanes, lanes);
+        assert_eq!((count.bytes, count.sectors, count.passes), (2 * 20 * 16, 12, 4));
     }
 
     #[test]

@@ -237,6 +237,27 @@ fn integer(b: &mut Builder<'_>, of: Type) -> Result<Action, String> {
     }))
 }
 
+/// `dp4a` and `dp2a`: four bytes times four bytes, or two halves times the lower or the upper two bytes; the products are added to the third
+/// input.
+pub fn dot(b: &mut Builder<'_>) -> Result<Action, String> {
+    let upper = b.one_of(&["lo", "hi"]) == Some("hi");
+    let (first, second) = (b.type_()?, b.type_()?);
+    let count = if b.opcode() == "dp4a" { 4 } else { 2 };
+    let (to, from) = (b.destination(0)?, [b.source(1, 32)?, b.source(2, 32)?, b.source(3, 32)?]);
+    // Element `at` of a word, one of `bits`.
+    let element = |of: Type, word: u32, at: u32, bits: u32| {
+        let value = u64::from(word >> (at * bits));
+        if of.kind == Kind::Signed { signed(value, bits) as u32 } else { low(value, bits) as u32 }
+    };
+    Ok(Action::Compute(map3(to, from, move |a: u32, b: u32, c: u32| {
+        let product = |at: u32| {
+            let other = if upper { at + 2 } else { at };
+            element(first, a, at, 32 / count).wrapping_mul(element(second, b, other, 8))
+        };
+        (0..count).map(product).fold(c, u32::wrapping_add)
+    })))
+}
+
 /// The instructions that address arithmetic is made of, without the detour over 128 bits.
 fn fast(name: &str, of: Type, part: Option<&str>, sat: bool, to: Register, from: &[Register]) -> Option<Compute> {
     if sat {

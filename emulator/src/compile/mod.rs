@@ -75,6 +75,7 @@ fn instruction<'a>(builder: &mut Builder<'a>, statement: &'a Statement) -> Resul
         "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs" | "neg" | "copysign" => {
             arithmetic::compile(builder)?
         }
+        "dp4a" | "dp2a" => arithmetic::dot(builder)?,
         "and" | "or" | "xor" | "not" | "shl" | "shr" | "shf" | "lop3" | "prmt" | "bfe" | "bfi" | "popc" | "clz"
         | "brev" => bits::compile(builder)?,
         "setp" | "set" | "selp" => compare::compile(builder)?,

@@ -152,3 +152,29 @@ fn bytes_are_permuted_and_funnels_shift() {
         assert_eq!(found, (v[0] | v[1] << 32) >> v[2].min(32) & 0xffff_ffff, "{v:x?}");
     }
 }
+
+#[test]
+fn bytes_and_halves_are_multiplied_and_added() {
+    let words = [0, 1, 0x7f80_ff01, 0x8071_f203, 0xffff_ffff, 0x0102_0304, 0x8000_7fff];
+    let values: Vec<Vec<u64>> = (0..49).map(|at| vec![words[at % 7], words[at / 7], words[at * 3 % 7]]).collect();
+    let bytes = |word: u64| (word as u32).to_le_bytes();
+    let halves = |word: u64| [word as u16, (word >> 16) as u16];
+    let sum = |start: u64, products: &[i64]| u64::from((start as i64 + products.iter().sum::<i64>()) as u32);
+    for (name, has_signs) in
+        [("dp4a.u32.u32", [false; 2]), ("dp4a.s32.s32", [true; 2]), ("dp4a.u32.s32", [false, true])]
+    {
+        let byte = |value: u8, signed: bool| if signed { i64::from(value as i8) } else { i64::from(value) };
+        for (found, v) in each(name, 32, &[32; 3], &values).into_iter().zip(&values) {
+            let product = |at: usize| byte(bytes(v[0])[at], has_signs[0]) * byte(bytes(v[1])[at], has_signs[1]);
+            assert_eq!(found, sum(v[2], &[0, 1, 2, 3].map(product)), "{name} of {v:x?}");
+        }
+    }
+    for (found, v) in each("dp2a.lo.u32.u32", 32, &[32; 3], &values).into_iter().zip(&values) {
+        let product = |at: usize| i64::from(halves(v[0])[at]) * i64::from(bytes(v[1])[at]);
+        assert_eq!(found, sum(v[2], &[0, 1].map(product)), "dp2a.lo of {v:x?}");
+    }
+    for (found, v) in each("dp2a.hi.s32.u32", 32, &[32; 3], &values).into_iter().zip(&values) {
+        let product = |at: usize| i64::from(halves(v[0])[at] as i16) * i64::from(bytes(v[1])[at + 2]);
+        assert_eq!(found, sum(v[2], &[0, 1].map(product)), "dp2a.hi of {v:x?}");
+    }
+}

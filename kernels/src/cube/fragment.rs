@@ -40,15 +40,6 @@ pub(crate) fn check_tensor_cores<R: Runtime>(
     if whole && known { Ok(()) } else { Err(Unsupported::TensorCores(elements)) }
 }
 
-/// Which 8x8 matrices four groups of 8 lanes address, for a load of four.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Order {
-    /// Rows 0-7 and 8-15, then the same rows 8 features on: an A, or transposed two B of neighbouring columns.
-    Rows,
-    /// The first 8 features and the next 8, then the same features 8 rows on: two B whose columns are rows of memory.
-    Features,
-}
-
 /// The layout of tiles in shared memory. Rows consist of chunks of 8 elements, 16 bytes in 16-bit elements.
 ///
 /// Chunks are swizzled: chunk `c` of a row lies at `c` XOR a number that differs from row to row, so that the same chunk of eight
@@ -64,15 +55,19 @@ pub(crate) struct Layout {
     pub vector: u32,
     /// Chunks that trade places: a power of two that divides the chunks of a row, at most the 8 that all banks hold.
     swizzled: u32,
+    /// Whether a row has a whole line of all banks that it does not fill.
+    pub padded: bool,
     pub emulate: bool,
 }
 
 impl Layout {
-    /// The layout of rows of `chunks` times 8 elements, in vectors of `vector` elements.
+    /// The layout of rows of `chunks` times 8 elements, in vectors of `vector` elements. Rows of 5 to 7 chunks have a whole line each: an
+    /// asynchronous copy takes one pass for a row, and two for one that reaches into another line.
     pub fn new(chunks: u32, vector: u32, emulate: bool) -> Self {
-        let (chunks, chunk) = (chunks.next_multiple_of(2), 8 / vector);
-        let swizzled = 1 << chunks.trailing_zeros().min(BANK_CHUNKS.trailing_zeros());
-        Self { width: chunks * chunk, chunk, vector, swizzled, emulate }
+        let padded = chunks > BANK_CHUNKS / 2 && chunks < BANK_CHUNKS;
+        let chunks = if padded { BANK_CHUNKS } else { chunks.next_multiple_of(2) };
+        let (chunk, swizzled) = (8 / vector, 1 << chunks.trailing_zeros().min(BANK_CHUNKS.trailing_zeros()));
+        Self { width: chunks * chunk, chunk, vector, swizzled, padded, emulate }
     }
 }
 
@@ -92,8 +87,10 @@ pub(crate) fn place(row: u32, part: u32, #[comptime] layout: Layout) -> u32 {
     row * layout.width + chunk * layout.chunk + part % layout.chunk
 }
 
-/// 8x8 matrices of the tile that begins at vector `origin`, from `row` and `chunk` on: four of them, or the first two of
-/// [`Order::Rows`]. `row` is a multiple of 8, and `chunk` of 2. `ldmatrix`.
+/// 8x8 matrices of the tile that begins at vector `origin`, from `row` and `chunk` on: two of rows 0-7 and 8-15, or four, the others of the
+/// same rows 8 features on. That is an A, or transposed two B of neighbouring columns. `row` is a multiple of 8, and `chunk` of 2. `ldmatrix`.
+///
+/// All loads have the same order, so that a lane has one address for them.
 #[cube]
 pub(crate) fn load<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
@@ -101,7 +98,6 @@ pub(crate) fn load<F: Float, N: Size>(
     row: u32,
     chunk: u32,
     #[comptime] matrices: u32,
-    #[comptime] order: Order,
     #[comptime] transpose: bool,
     #[comptime] layout: Layout,
 ) -> Array<Vector<F, Pair>> {
@@ -115,7 +111,7 @@ pub(crate) fn load<F: Float, N: Size>(
                 let across = lane / 4;
                 let along = lane % 4 * 2 + e;
                 let (line, column) = if comptime!(transpose) { (along, across) } else { (across, along) };
-                let (line, first) = row_and_chunk(matrix * 8 + line, order);
+                let (line, first) = row_and_chunk(matrix * 8 + line);
                 let part = (chunk + first) * layout.chunk + column / layout.vector;
                 let from = stage[origin + place(row + line, part, layout) as usize];
                 pair[e as usize] = from[(column % layout.vector) as usize];
@@ -126,12 +122,19 @@ pub(crate) fn load<F: Float, N: Size>(
     } else {
         // Of two matrices the lanes of the first two groups give the addresses.
         let lane = if comptime!(matrices == 2) { lane % 16 } else { lane };
-        let (line, first) = row_and_chunk(lane, order);
-        // What a lane begins with, and what is the same for all: the compiler puts this in the instruction.
-        let swizzled = (chunk % BANK_CHUNKS) ^ (first ^ swizzle(line, layout));
-        let own = line * layout.width + swizzled * layout.chunk;
-        let common = row * layout.width + chunk / BANK_CHUNKS * comptime!(BANK_CHUNKS * layout.chunk);
-        let at = origin + own as usize + common as usize;
+        let (line, first) = row_and_chunk(lane);
+        let at = if comptime!(layout.padded) {
+            // An address that is a sum could be computed once for each chunk. That would take more registers than there are: this one
+            // depends on the origin, which changes from step to step.
+            let first = origin as u32 + line * layout.width + (first ^ swizzle(line, layout)) * layout.chunk;
+            (first ^ (chunk * layout.chunk)) as usize + (row * layout.width) as usize
+        } else {
+            // What a lane begins with, and what is the same for all: the compiler puts this in the instruction.
+            let swizzled = (chunk % BANK_CHUNKS) ^ (first ^ swizzle(line, layout));
+            let own = line * layout.width + swizzled * layout.chunk;
+            let common = row * layout.width + chunk / BANK_CHUNKS * comptime!(BANK_CHUNKS * layout.chunk);
+            origin + own as usize + common as usize
+        };
         let definition = cmma::MmaDefinition::<F, F, f32>::new(16usize, 8usize, 16usize);
         let matrices = comptime!(matrices as usize);
         definition.load_matrix::<_, Pair>(&stage.slice(at, at + 1), MatrixIdent::A, matrices, transpose)
@@ -140,12 +143,8 @@ pub(crate) fn load<F: Float, N: Size>(
 
 /// The row that a lane addresses, for a load of four matrices at 0, and the chunk of it.
 #[cube]
-fn row_and_chunk(lane: u32, #[comptime] order: Order) -> (u32, u32) {
-    if comptime!(matches!(order, Order::Rows)) {
-        (lane % 16, lane / 16)
-    } else {
-        (lane % 8 + lane / 16 * 8, lane / 8 % 2)
-    }
+fn row_and_chunk(lane: u32) -> (u32, u32) {
+    (lane % 16, lane / 16)
 }
 
 /// `c += a · b`. The fragments begin at register `a_at` of `a`, `b_at` of `b` and `c_at` of `c`.

@@ -24,6 +24,11 @@ pub struct Machine {
     pub power_of_two: bool,
     /// Whether every f16 becomes f32 in one instruction, subnormal ones as well, as on CUDA. Others have no f16, or may flush these to 0.
     pub halves: bool,
+    /// Whether the units of a plane can wait for each other and for what they wrote to shared memory, as on CUDA. WGSL has no such barrier, and
+    /// that of CubeCL's SPIR-V does not wait for memory.
+    pub plane_barrier: bool,
+    /// Whether memory can be read and written in vectors of any width, as on CUDA. CubeCL's other compilers have one width for each tensor.
+    pub any_width: bool,
 }
 
 /// `f16` as an element type.
@@ -52,6 +57,8 @@ impl Machine {
             max_cubes: [x, y, z],
             power_of_two: R::name(client) == CUDA,
             halves: R::name(client) == CUDA && properties.supports_type(f16_type()),
+            plane_barrier: R::name(client) == CUDA && fixed,
+            any_width: R::name(client) == CUDA,
         }
     }
 

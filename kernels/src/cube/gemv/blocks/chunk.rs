@@ -1,6 +1,6 @@
 //! The elements that a lane multiplies at a time, and what it loads for them.
 
-use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
 use burn_deepspeed_core::divisor::gcd;
 use cubecl::prelude::*;
 
@@ -22,14 +22,16 @@ pub(super) struct Chunk {
     /// What a chunk begins with, every part of a block if it is part of one, begins at a multiple of this many bytes, a power of two up
     /// to 16.
     unit: u32,
-    /// Words of a load.
+    /// Rows begin at a multiple of this many bytes, a power of two up to 16.
+    row_unit: u32,
+    /// Words of a load from memory.
     pub vector: u32,
     /// Whether scales become f32 as f16, or by their bits.
     pub halves: bool,
 }
 
 impl Chunk {
-    /// The widest loads of the rows, and as many blocks as begin at a word if the rows have whole numbers of these.
+    /// The widest loads, and as many blocks as begin at a word if the rows have whole numbers of these.
     pub fn new<R: Runtime>(machine: &Machine, blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
         use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
         let format = blocks.format;
@@ -43,8 +45,12 @@ impl Chunk {
             Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | MXFP4 => [1, 2, 4].into_iter().find(begins).unwrap_or(1),
             _ => return Err(Unsupported::BlockFormat(format)),
         };
-        let unit = [blocks.first, blocks.row_bytes, many.max(1) * format.bytes()].into_iter().fold(16, gcd) as u32;
-        Ok(Self { format, blocks: many as u32, unit, vector: if unit == 16 { 4 } else { 2 }, halves: machine.halves })
+        let row_unit = [blocks.first, blocks.row_bytes].into_iter().fold(UNIT_BYTES, gcd);
+        let unit = gcd(row_unit, many.max(1) * format.bytes()) as u32;
+        let chunk =
+            Self { format, blocks: many as u32, unit, row_unit: row_unit as u32, vector: 4, halves: machine.halves };
+        // Elsewhere shared memory has one width of vectors.
+        Ok(if machine.any_width { chunk } else { Self { vector: chunk.width(), ..chunk } })
     }
 
     /// Elements of a chunk.
@@ -80,14 +86,29 @@ impl Chunk {
         if self.has_minimum() { self.runs() } else { 0 }
     }
 
-    /// Bytes of a load.
+    /// Bytes of a load from memory.
     pub fn load(self) -> u32 {
         self.vector * BYTES as u32
     }
 
-    /// Whether parts of a block begin where loads do.
-    fn is_aligned(self) -> bool {
-        self.unit >= self.load()
+    /// Words that a lane reads from shared memory at a time.
+    pub fn width(self) -> u32 {
+        (self.unit / BYTES as u32).max(1)
+    }
+
+    /// Whether the words of a chunk are those of memory; otherwise their bytes are moved.
+    pub fn is_whole(self) -> bool {
+        self.unit >= BYTES as u32
+    }
+
+    /// Whether they may be moved by one byte.
+    pub fn has_odd_bytes(self) -> bool {
+        self.unit == 1
+    }
+
+    /// Whether rows begin where loads do.
+    pub fn has_whole_loads(self) -> bool {
+        self.row_unit >= self.load()
     }
 
     /// Bytes of part `span` of what a lane reads: whole blocks, or its elements and what it needs of the scales.
@@ -104,32 +125,37 @@ impl Chunk {
         spans[span]
     }
 
-    /// Loads for part `span`, wherever it begins.
-    fn span_loads(self, span: usize) -> usize {
-        match self.span(span) {
-            0 => 0,
-            bytes => (bytes + self.load().saturating_sub(self.unit)).div_ceil(self.load()) as usize,
-        }
-    }
-
-    /// The first load of part `span`, of those of a chunk.
-    fn first_load(self, span: usize) -> usize {
-        (0..span).map(|before| self.span_loads(before)).sum()
-    }
-
-    /// Loads of a chunk.
-    pub fn loads(self) -> usize {
-        self.first_load(MOST_SPANS)
-    }
-
-    /// Words of a chunk once they are aligned: those of all parts.
+    /// Words of a chunk: those of all parts.
     pub fn words(self) -> usize {
         self.first_word(MOST_SPANS)
     }
 
+    /// Parts of what a lane reads.
+    pub fn spans(self) -> usize {
+        (0..MOST_SPANS).filter(|span| self.span(*span) > 0).count()
+    }
+
+    /// Words of part `span`.
+    pub fn span_words(self, span: usize) -> usize {
+        self.span(span).div_ceil(BYTES as u32) as usize
+    }
+
     /// The first word of part `span`.
-    fn first_word(self, span: usize) -> usize {
-        (0..span).map(|before| self.span(before).div_ceil(BYTES as u32) as usize).sum()
+    pub fn first_word(self, span: usize) -> usize {
+        (0..span).map(|before| self.span_words(before)).sum()
+    }
+
+    /// Loads that have the chunks of this many lanes, wherever a row begins.
+    pub fn all_loads(self, lanes: u32) -> u32 {
+        let bytes = lanes * self.elements() as u32 / self.format.elements() as u32 * self.format.bytes() as u32;
+        // Words whose bytes are moved need those of the next one.
+        let after = if self.is_whole() { 0 } else { BYTES as u32 };
+        (bytes + after + self.load().saturating_sub(self.row_unit)).div_ceil(self.load())
+    }
+
+    /// Loads of each lane.
+    pub fn loads(self, lanes: u32) -> usize {
+        self.all_loads(lanes).div_ceil(lanes) as usize
     }
 
     /// The byte of a chunk where block `block` of it begins.
@@ -140,7 +166,7 @@ impl Chunk {
 
 /// The byte at which part `span` of chunk `at` of a row begins.
 #[cube]
-fn address(row: u32, at: u32, #[comptime] span: usize, #[comptime] chunk: Chunk) -> u32 {
+pub(super) fn address(row: u32, at: u32, #[comptime] span: usize, #[comptime] chunk: Chunk) -> u32 {
     if comptime!(chunk.blocks > 0) {
         row + at * comptime!(chunk.begin(chunk.blocks as usize) as u32)
     } else {
@@ -157,87 +183,5 @@ fn address(row: u32, at: u32, #[comptime] span: usize, #[comptime] chunk: Chunk)
             _ => 0u32.runtime(),
         };
         row + at / per_block * comptime!(chunk.format.bytes() as u32) + begin
-    }
-}
-
-/// Loads chunk `at` of the row that begins at byte `row`, to `loaded` from `to` on.
-#[cube]
-pub(super) fn load<M: Size>(
-    loaded: &mut Array<Vector<u32, M>>,
-    matrix: &Array<Vector<u32, M>>,
-    row: u32,
-    at: u32,
-    last: u32,
-    #[comptime] to: usize,
-    #[comptime] chunk: Chunk,
-) {
-    #[unroll]
-    for span in 0..MOST_SPANS {
-        let first = address(row, at, span, chunk) / comptime!(chunk.load());
-        #[unroll]
-        for l in 0..comptime!(chunk.span_loads(span)) {
-            let mut vector = first + comptime!(l as u32);
-            if comptime!(!chunk.is_aligned() && l + 1 == chunk.span_loads(span)) {
-                // It may begin after the matrix, where nothing of it is needed.
-                vector = min(vector, last);
-            }
-            loaded[comptime!(to + chunk.first_load(span) + l)] = matrix[vector as usize];
-        }
-    }
-}
-
-/// The words of a chunk: each part from its first byte on, `words` from `to` on.
-#[cube]
-pub(super) fn align<M: Size>(
-    words: &mut Array<u32>,
-    loaded: &Array<Vector<u32, M>>,
-    row: u32,
-    at: u32,
-    #[comptime] to: usize,
-    #[comptime] from: usize,
-    #[comptime] chunk: Chunk,
-) {
-    let vector = comptime!(chunk.vector as usize);
-    #[unroll]
-    for span in 0..MOST_SPANS {
-        let first = comptime!(from + chunk.first_load(span));
-        let count = comptime!(chunk.first_word(span + 1) - chunk.first_word(span));
-        let held = comptime!(chunk.span_loads(span) * vector);
-        let to = comptime!(to + chunk.first_word(span));
-        if comptime!(count > 0) {
-            let address = address(row, at, span, chunk);
-            // Each step needs one word more than the next one makes.
-            let mut whole = Array::<u32>::new(comptime!(count + 2));
-            #[unroll]
-            for w in 0..comptime!(count + 2) {
-                let mut word = 0u32.runtime();
-                if comptime!(w < held) {
-                    word = loaded[comptime!(first + w / vector)][comptime!(w % vector)];
-                }
-                if comptime!(chunk.unit < chunk.load() && w + 1 < held) {
-                    let next = loaded[comptime!(first + (w + 1) / vector)][comptime!((w + 1) % vector)];
-                    word = select(address & 4u32 == 0u32, word, next);
-                }
-                whole[w] = word;
-            }
-            if comptime!(chunk.unit < 4) {
-                #[unroll]
-                for w in 0..comptime!(count + 1) {
-                    let shifted = whole[w] >> 16u32 | whole[comptime!(w + 1)] << 16u32;
-                    whole[w] = select(address & 2u32 == 0u32, whole[w], shifted);
-                }
-            }
-            if comptime!(chunk.unit < 2) {
-                #[unroll]
-                for w in 0..count {
-                    let shifted = whole[w] >> 8u32 | whole[comptime!(w + 1)] << 24u32;
-                    whole[w] = select(address & 1u32 == 0u32, whole[w], shifted);
-                }
-            }
-            #[unroll]
-            for w in 0..count {
-                words[comptime!(to + w)] = whole[w];
-            }
-        }
     }
 }

@@ -2,12 +2,15 @@
 
 mod chunk;
 mod elements;
+mod stage;
 mod tile;
 
+use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::prelude::*;
 
-use self::chunk::{Chunk, align, load};
+use self::chunk::Chunk;
 use self::elements::{RAISED, factors, numbers};
+use self::stage::{exchange, load, step};
 use self::tile::{Tile, tile};
 use super::activations::{Activations, activations, line};
 use super::output::{Sizes, sizes, write};
@@ -64,6 +67,7 @@ pub(super) fn launch<R: Runtime>(
             vector,
             vector,
             chunk.vector as usize,
+            chunk.width() as usize,
             activations(problem, vector, fold, chunk.apart()),
             array(blocks.bytes),
             rows,
@@ -86,13 +90,13 @@ pub(super) fn launch<R: Runtime>(
 ///
 /// Tile: the cube holds `length` chunks of 32 to 128 elements of every row of the input in shared memory, normalised, in the order in
 /// which blocks hold the elements. A group of lanes owns `outputs` neighbouring outputs; lane `l` reads the chunks `l`, `l + lanes`, .. of
-/// each, `unroll` of them ahead. It loads all words that have bytes of its chunk, 8 or 16 bytes at a time: neighbours share words, which
-/// then come from the first cache. A chunk has as many blocks as begin at a word; where rows have no whole number of these, the bytes of a
-/// block are moved to the places of whole words. The first loads start before the input is normalised. Elements become f32 in registers, and
+/// each, `unroll` of them ahead. A group loads its chunks together, 16 bytes of a lane next to those of its neighbour, and exchanges them
+/// through shared memory; see `stage`. A chunk has as many blocks as begin at a word; where rows have no whole number of these, the bytes of
+/// a block are moved to the places of whole words. The first loads start before the input is normalised. Elements become f32 in registers, and
 /// a scale multiplies the sum of its run; a minimum multiplies the sum of the inputs of its run, which the cube adds up once. The launch has
 /// `outputs / (groups · tile.outputs)` cubes along x, rounded up; `length` is a multiple of `lanes · unroll`.
 #[cube(launch_unchecked)]
-fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: Size, M: Size>(
+fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: Size, M: Size, R: Size>(
     activations: &Activations<F, G, E, N>,
     matrix: &Array<Vector<u32, M>>,
     place: &Rows,
@@ -118,9 +122,10 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
     let first_output = (CUBE_POS_X * comptime!(exchange.groups()) + group) * tile.outputs;
 
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));
-    let mut held = Held::<S> {
+    let mut held = Held::<S, R> {
         factors: SharedMemory::new(comptime!(rows * parts * tile.line as usize)),
         totals: SharedMemory::new(comptime!((rows * tile.chunk.totals() * tile.length as usize).max(1))),
+        staged: SharedMemory::new_aligned(comptime!(tile.stage.vectors()), UNIT_BYTES),
     };
 
     // After the last output its weights are read again, and the sums dropped.
@@ -130,8 +135,8 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
         begin[o] = place.first + min(first_output + o as u32, sizes.outputs - 1) * place.row;
     }
     // The first weights are loaded while the input is normalised.
-    let mut loaded = Array::<Vector<u32, M>>::new(comptime!(tile.chunks() * tile.chunk.loads()));
-    load_chunks::<M>(&mut loaded, matrix, place, &begin, lane, chunks, tile);
+    let mut loaded = Array::<Vector<u32, M>>::new(comptime!(tile.chunks() * tile.loads()));
+    load_chunks::<M>(&mut loaded, matrix, place, &begin, 0u32, lane, chunks, tile);
 
     let statistics = activations.statistics(&mut shared, exchange);
 
@@ -143,7 +148,7 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
     activations.fill::<S>(&mut held.factors, normed, &statistics, 0u32, tile.length, exchange);
     sync_cube();
     held.add_up(tile);
-    multiply::<H, M, S>(&mut sums, &loaded, place, &begin, &held, 0u32, lane, chunks, tile);
+    multiply::<H, M, S, R>(&mut sums, &loaded, place, &begin, &mut held, 0u32, 0u32, lane, chunks, tile);
     for first in range_stepped(0u32, chunks, tile.length) {
         let mut start = comptime!(exchange.lanes * tile.unroll).runtime();
         if first > 0 {
@@ -156,8 +161,8 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
         }
         let span = min(chunks - first, tile.length);
         for base in range_stepped(start, span, comptime!(exchange.lanes * tile.unroll)) {
-            load_chunks::<M>(&mut loaded, matrix, place, &begin, first + base + lane, chunks, tile);
-            multiply::<H, M, S>(&mut sums, &loaded, place, &begin, &held, first, base + lane, chunks, tile);
+            load_chunks::<M>(&mut loaded, matrix, place, &begin, first + base, lane, chunks, tile);
+            multiply::<H, M, S, R>(&mut sums, &loaded, place, &begin, &mut held, first, base, lane, chunks, tile);
         }
     }
 
@@ -172,17 +177,19 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
     }
 }
 
-/// The input of a tile.
+/// What the cube holds in shared memory.
 #[derive(CubeType)]
-struct Held<S: Size> {
+struct Held<S: Size, R: Size> {
     /// As [`Activations::fill`] stores them.
     factors: SharedMemory<Vector<f32, S>>,
     /// Where the format has minima: the sum of the factors of run `run` of chunk `at` in row `r`, at `(r · runs + run) · length + at`.
     totals: SharedMemory<f32>,
+    /// What the lanes of each group exchange.
+    staged: SharedMemory<Vector<u32, R>>,
 }
 
 #[cube]
-impl<S: Size> Held<S> {
+impl<S: Size, R: Size> Held<S, R> {
     /// Adds up what minima are multiplied with. Every unit of the cube must call this.
     fn add_up(&mut self, #[comptime] tile: Tile) {
         let (totals, width) = (comptime!(tile.chunk.totals() as u32), S::value());
@@ -203,8 +210,8 @@ impl<S: Size> Held<S> {
     }
 }
 
-/// The chunks `first`, `first + lanes`, .. of each output: all loads together, so that they are in flight together. After the last chunk
-/// it is loaded again.
+/// The steps of a group that begin at the chunks `first`, `first + lanes`, .. of each output: all loads together, so that they are in flight
+/// together. After the last chunk it is loaded again.
 #[cube]
 fn load_chunks<M: Size>(
     loaded: &mut Array<Vector<u32, M>>,
@@ -212,39 +219,35 @@ fn load_chunks<M: Size>(
     place: &Rows,
     begin: &Array<u32>,
     first: u32,
+    lane: u32,
     chunks: u32,
     #[comptime] tile: Tile,
 ) {
     let outputs = comptime!(tile.outputs as usize);
-    let each = comptime!(tile.chunk.loads());
+    let each = comptime!(tile.loads());
     #[unroll]
     for u in 0..tile.unroll as usize {
-        let at = own(first, u as u32, chunks, tile);
+        let step = step(first + u as u32 * tile.exchange.lanes, lane, chunks, tile.stage);
         #[unroll]
         for o in 0..outputs {
-            load::<M>(loaded, matrix, begin[o], at, place.last, comptime!((u * outputs + o) * each), tile.chunk);
+            let to = comptime!((u * outputs + o) * each);
+            load::<M>(loaded, matrix, begin[o], step, lane, place.last, to, tile.stage);
         }
     }
 }
 
-/// Chunk `u` of those of a lane from `first` on, or the last one.
+/// Multiplies what was loaded with the chunks `first + lane`, `first + lane + lanes`, .. of the tile, which begins with chunk `before`, and
+/// adds to the sums. What the tile holds after the last chunk is 0. Every unit of the cube must call this.
 #[cube]
-fn own(first: u32, u: u32, chunks: u32, #[comptime] tile: Tile) -> u32 {
-    let at = first + u * tile.exchange.lanes;
-    if comptime!(tile.even) { at } else { min(at, chunks - 1) }
-}
-
-/// Multiplies what was loaded with the chunks `first`, `first + lanes`, .. of the tile, which begins with chunk `before`, and adds to the
-/// sums. What the tile holds after the last chunk is 0.
-#[cube]
-fn multiply<H: Float, M: Size, S: Size>(
+fn multiply<H: Float, M: Size, S: Size, R: Size>(
     sums: &mut Array<f32>,
     loaded: &Array<Vector<u32, M>>,
     place: &Rows,
     begin: &Array<u32>,
-    held: &Held<S>,
+    held: &mut Held<S, R>,
     before: u32,
     first: u32,
+    lane: u32,
     chunks: u32,
     #[comptime] tile: Tile,
 ) {
@@ -258,13 +261,14 @@ fn multiply<H: Float, M: Size, S: Size>(
     let of_run = comptime!(parts / runs);
     #[unroll]
     for u in 0..tile.unroll as usize {
-        let own = own(before + first, u as u32, chunks, tile);
-        let at = first + u as u32 * tile.exchange.lanes;
+        let step = step(before + first + u as u32 * tile.exchange.lanes, lane, chunks, tile.stage);
+        let own = step.own;
+        let at = first + lane + u as u32 * tile.exchange.lanes;
         let mut words = Array::<u32>::new(comptime!(outputs * each));
         #[unroll]
         for o in 0..outputs {
-            let from = comptime!((u * outputs + o) * chunk.loads());
-            align::<M>(&mut words, loaded, begin[o], own, comptime!(o * each), from, chunk);
+            let (to, from) = comptime!((o * each, (u * outputs + o) * tile.loads()));
+            exchange::<M, R>(&mut words, &mut held.staged, loaded, begin[o], step, to, from, tile.stage);
         }
         #[unroll]
         for run in 0..runs {

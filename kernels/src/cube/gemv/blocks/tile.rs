@@ -1,7 +1,7 @@
 //! The sizes that the kernel is compiled for, and how they are chosen.
 
 use super::chunk::Chunk;
-use crate::cube::bytes::BYTES;
+use super::stage::Stage;
 use crate::cube::gemv::activations::Exchange;
 use crate::cube::gemv::plan::{fills, lanes, tile_length};
 use crate::cube::gemv::problem::Extents;
@@ -31,8 +31,8 @@ pub(super) struct Tile {
     pub length: u32,
     /// Parts of a row from one line of shared memory to the next.
     pub line: u32,
-    /// Whether the last step of a row is whole.
-    pub even: bool,
+    /// How lanes exchange what they loaded.
+    pub stage: Stage,
 }
 
 impl Tile {
@@ -45,9 +45,15 @@ impl Tile {
     pub fn chunks(self) -> usize {
         (self.outputs * self.unroll) as usize
     }
+
+    /// Loads of a lane for a chunk.
+    pub fn loads(self) -> usize {
+        self.chunk.loads(self.exchange.lanes)
+    }
 }
 
-/// The tile of a problem: for as many lanes of an output as have work, or fewer if shared memory does not hold a chunk for each.
+/// The tile of a problem: for as many lanes of an output as have work, or fewer if shared memory does not hold a chunk for each, and at last
+/// fewer units.
 pub(super) fn tile(machine: &Machine, extents: Extents, chunk: Chunk) -> Result<Tile, Unsupported> {
     let chunks = extents.inputs / chunk.elements();
     let units = machine.units(UNITS);
@@ -62,10 +68,13 @@ pub(super) fn tile(machine: &Machine, extents: Extents, chunk: Chunk) -> Result<
     while lanes > 2 * FEWEST_LANES && lanes as usize >= 2 * chunks {
         lanes /= 2;
     }
-    let exchange = Exchange { units, lanes, rows: extents.rows as u32, planes: machine.plane_operations };
+    let mut exchange = Exchange { units, lanes, rows: extents.rows as u32, planes: machine.plane_operations };
     loop {
-        match tile_for(machine, extents, chunk, Exchange { lanes, ..exchange }) {
-            Err(Unsupported::SharedMemory { .. }) if lanes > FEWEST_LANES => lanes /= 2,
+        match tile_for(machine, extents, chunk, exchange) {
+            Err(Unsupported::SharedMemory { .. }) if exchange.lanes > FEWEST_LANES => exchange.lanes /= 2,
+            Err(Unsupported::SharedMemory { .. }) if exchange.units.is_multiple_of(2 * lanes) => {
+                exchange = Exchange { units: exchange.units / 2, lanes, ..exchange };
+            }
             tile => return tile,
         }
     }
@@ -77,19 +86,21 @@ fn tile_for(machine: &Machine, extents: Extents, chunk: Chunk, exchange: Exchang
     let chunks = inputs / chunk.elements();
     let lanes = exchange.lanes as usize;
     let cubes = |each: usize| outputs.div_ceil(exchange.groups() as usize * each);
-    let (words, most_words) = (chunk.loads() * chunk.load() as usize / BYTES, OUTPUT_WORDS[usize::from(rows > 2)]);
+    let (words, most_words) = (chunk.words(), OUTPUT_WORDS[usize::from(rows > 2)]);
     // As for dense matrices: several outputs share what a lane reads of the input.
     let most = if machine.plane_operations { 4 } else { 1 };
     let fits = |each: usize| each * rows <= MOST_SUMS && each * words <= most_words && each <= most;
     let each = [4, 2].into_iter().find(|each| fits(*each) && fills(machine, cubes(*each))).unwrap_or(1);
     let in_flight = (WORDS / (each * words)).max(1);
     let mut unroll = (1 << in_flight.ilog2()).min(chunks.div_ceil(lanes).next_power_of_two());
-    // What `line` adds, at most.
-    let unused = 2 * chunk.elements() * rows * size_of::<f32>();
-    let length = loop {
-        match tile_length(machine, exchange, unused, chunks, lanes * unroll, chunk.elements() + chunk.totals()) {
+    let plane_barrier = machine.plane_barrier && exchange.lanes <= machine.plane_size;
+    let (length, stage) = loop {
+        let stage = Stage { chunk, exchange, plane_barrier, even: chunks.is_multiple_of(lanes * unroll) };
+        // What `line` adds, at most.
+        let others = 2 * chunk.elements() * rows * size_of::<f32>() + stage.bytes();
+        match tile_length(machine, exchange, others, chunks, lanes * unroll, chunk.elements() + chunk.totals()) {
             Err(_) if unroll > 1 => unroll /= 2,
-            length => break length?,
+            length => break (length?, stage),
         }
     };
     Ok(Tile {
@@ -99,6 +110,6 @@ fn tile_for(machine: &Machine, extents: Extents, chunk: Chunk, exchange: Exchang
         unroll: unroll as u32,
         length: length as u32,
         line: length as u32,
-        even: chunks.is_multiple_of(lanes * unroll),
+        stage,
     })
 }

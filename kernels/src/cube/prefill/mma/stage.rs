@@ -127,14 +127,15 @@ fn copy_rows<F: Float, C: Numeric, M: Int, E: Float, N: Size, S: Size>(
     let (_, kv_head) = tile_and_head(tile);
     let head = source.head(CUBE_POS_Z, kv_head);
     if comptime!(tile.even()) {
-        let rows = comptime!(units / vectors);
-        let (row, part) = (UNIT_POS / vectors, UNIT_POS % vectors);
+        let row_units = comptime!(tile.row_units());
+        let rows = comptime!(units / row_units);
+        let (row, part) = (UNIT_POS / row_units, UNIT_POS % row_units);
         let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
         let mut slot = first_key + row;
         let mut at = source.place(head, slot, part);
         #[unroll]
-        for step in 0..comptime!(total.div_ceil(units)) {
-            if comptime!(total.is_multiple_of(units)) || row + step * rows < tile.keys {
+        for step in 0..comptime!(tile.keys.div_ceil(rows)) {
+            if is_there(row + step * rows, part, rows, tile) {
                 let to = step_place(first, origin, row, step * rows, part, tile);
                 copy::<F, C, N, S>(source, at, stage, to, keeps::<M, E>(masks, slot, end, inside), inside);
             }
@@ -178,20 +179,21 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
     // Addresses that change from step to step, and elements of int8 in flight, together take too many registers.
     let unroll = comptime!(!tile.emulate && (tile.even() || !tile.int8));
     if comptime!(tile.even()) {
-        let rows = comptime!(units / vectors);
+        let row_units = comptime!(tile.row_units());
+        let rows = comptime!(units / row_units);
         let ahead = comptime!(tile.ahead());
-        let (row, part) = (UNIT_POS / vectors, UNIT_POS % vectors);
+        let (row, part) = (UNIT_POS / row_units, UNIT_POS % row_units);
         let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
         let mut slot = first_key + row;
         let mut key_at = key.place(key_head, slot, part);
         let mut value_at = value.place(value_head, slot, part);
         let mut loaded = Loaded::<K, V, KN, VN>::new(ahead);
         #[unroll(unroll)]
-        for round in 0..comptime!(total.div_ceil(units * ahead)) {
+        for round in 0..comptime!(tile.keys.div_ceil(rows * ahead)) {
             #[unroll]
             for a in 0..ahead {
                 let step = round * ahead + a;
-                if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
+                if is_there(row + step * rows, part, comptime!(rows * ahead), tile) {
                     let keep = keeps::<M, E>(masks, slot, end, false);
                     let key_from = Places { element: key_at, scale: key.scale_place(key_head, slot) };
                     let value_from = Places { element: value_at, scale: value.scale_place(value_head, slot) };
@@ -204,7 +206,7 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
             #[unroll]
             for a in 0..ahead {
                 let step = round * ahead + a;
-                if comptime!(total.is_multiple_of(units * ahead)) || row + step * rows < tile.keys {
+                if is_there(row + step * rows, part, comptime!(rows * ahead), tile) {
                     let to = step_place(first, origin, row, step * rows, part, tile);
                     loaded.store::<F, N>(key, value, stage, to, to + values, a);
                 }
@@ -237,11 +239,24 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
 fn step_place(first: usize, origin: usize, row: u32, rows: u32, part: u32, #[comptime] tile: Tile) -> usize {
     // Rows are swizzled alike if so many are between them.
     let period = if tile.quads { 16 } else { 8 };
-    if comptime!((tile.units() / tile.vectors()).is_multiple_of(period)) {
+    if comptime!((tile.units() / tile.row_units()).is_multiple_of(period)) {
         first + (row_of(rows, tile) * comptime!(tile.layout().width)) as usize
     } else {
         origin + place(row_of(row + rows, tile), part, tile.layout()) as usize
     }
+}
+
+/// Whether a tile has part `part` of row `row`, where all units together come to `rows` rows at a time.
+#[cube]
+fn is_there(row: u32, part: u32, #[comptime] rows: u32, #[comptime] tile: Tile) -> bool {
+    let mut there = true.runtime();
+    if comptime!(!tile.keys.is_multiple_of(rows)) {
+        there = row < tile.keys;
+    }
+    if comptime!(tile.row_units() > tile.vectors()) {
+        there = there && part < comptime!(tile.vectors());
+    }
+    there
 }
 
 /// Whether a query may see a key.

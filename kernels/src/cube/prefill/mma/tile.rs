@@ -95,9 +95,16 @@ impl Tile {
         self.head_dim / self.vector
     }
 
+    /// Units that copy a row together: one for each vector of a row in shared memory if rows are padded, of which the last have nothing to
+    /// do.
+    pub fn row_units(&self) -> u32 {
+        let layout = self.layout();
+        if layout.padded { layout.width } else { self.vectors() }
+    }
+
     /// Whether every unit copies the same part of each row that it comes to.
     pub fn even(&self) -> bool {
-        self.units().is_multiple_of(self.vectors())
+        self.units().is_multiple_of(self.row_units())
     }
 
     /// Depths of a product, of which the last may be half zeros.
