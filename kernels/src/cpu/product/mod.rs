@@ -4,13 +4,13 @@
 //! tiles, and many f32 rows by the `gemm` crate where that is faster.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 mod blocks;
 mod groups;
 mod int8;
 mod matrix;
 #[cfg(target_arch = "x86_64")]
-mod panel;
+pub(super) mod panel;
 mod problem;
 mod rounded;
 mod runs;
