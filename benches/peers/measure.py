@@ -43,6 +43,7 @@ IMPLEMENTATIONS = {
     "burn-flex": ("Burn on flex", "burn"),
     "ours-f16": ("burn-deepspeed on ndarray, f16 weights and cache", "ours"),
     "ours-bf16": ("burn-deepspeed on ndarray, bf16 weights and cache", "ours"),
+    "ours-bf16-rounded": ("burn-deepspeed on ndarray, bf16 weights and cache, inputs rounded to bf16", "ours"),
     "ours-bf16-flex": ("burn-deepspeed on flex, bf16", "ours"),
     "ours-int8": ("burn-deepspeed on ndarray, int8 weights", "ours"),
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
@@ -83,7 +84,10 @@ CLASSES = {
         "ours-ndarray", "ours-flex", "transformers-sdpa", "transformers-static", "transformers-eager", "ort-f32", "ov-f32",
         "ggml-f32",
     ],
-    "16 bits": ["ours-f16", "ours-bf16", "ours-bf16-flex", "transformers-bf16", "ov-bf16", "ggml-f16", "ggml-bf16"],
+    "16 bits": [
+        "ours-f16", "ours-bf16", "ours-bf16-rounded", "ours-bf16-flex", "transformers-bf16", "ov-bf16", "ggml-f16",
+        "ggml-bf16",
+    ],
     "int8": [
         "ours-int8", "ours-int8-cache", "ours-int8-rounded", "ours-int8-rounded-8", "int8", "ort-int8", "ov-int8",
         "ov-int8-cache", "ggml-int8", "ggml-int8-cache",
@@ -107,8 +111,8 @@ TAKE_PART = {
         "transformers-eager",
     ],
     "encoder": [
-        "ours-ndarray", "ours-flex", "ours-bf16", "ours-int8", "ours-int8-rounded", "ours-int8-rounded-8", "transformers-sdpa",
-        "ort-f32", "ov-f32", "ov-bf16", "ort-int8", "ov-int8", "int8",
+        "ours-ndarray", "ours-flex", "ours-bf16", "ours-bf16-rounded", "ours-int8", "ours-int8-rounded", "ours-int8-rounded-8",
+        "transformers-sdpa", "ort-f32", "ov-f32", "ov-bf16", "ort-int8", "ov-int8", "int8",
     ],
     "length": ["ours-ndarray", "sdpa"],
     "limit": ["multiply-add", "gemm", "torch-matmul", *READS],

@@ -102,24 +102,27 @@ impl InputBits {
     }
 }
 
-/// Whether the inputs of int8 projections are rounded to integers, so that kernels multiply those.
+/// Whether the inputs of projections are rounded: those of int8 matrices to integers, or those of matrices of 16 bits to bf16, so that kernels multiply
+/// these.
 ///
-/// In JSON `false`, 14 or 8; `true` is 14.
+/// In JSON `false`, 14, 8 or `"bf16"`; `true` is 14.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "RoundingValue", into = "RoundingValue")]
 pub enum ActivationRounding {
-    /// They stay floats.
+    /// They stay as they are.
     #[default]
     Never,
-    /// To this many bits.
+    /// The inputs of int8 matrices, to this many bits.
     To(InputBits),
+    /// The inputs of matrices of bf16 or f16, to bf16.
+    Bf16,
 }
 
 impl ActivationRounding {
-    /// The bits, unless nothing is rounded.
+    /// The bits that inputs of int8 matrices are rounded to.
     pub fn bits(self) -> Option<InputBits> {
         match self {
-            Self::Never => None,
+            Self::Never | Self::Bf16 => None,
             Self::To(bits) => Some(bits),
         }
     }
@@ -138,12 +141,16 @@ impl From<InputBits> for ActivationRounding {
     }
 }
 
+/// How a file writes [`ActivationRounding::Bf16`].
+const BF16: &str = "bf16";
+
 /// How a file writes an [`ActivationRounding`].
-#[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(untagged, expecting = "`round_activations` must be false, true, 14 or 8")]
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(untagged, expecting = "`round_activations` must be false, true, 14, 8 or \"bf16\"")]
 enum RoundingValue {
     Rounds(bool),
     Bits(u64),
+    Name(String),
 }
 
 impl TryFrom<RoundingValue> for ActivationRounding {
@@ -154,11 +161,15 @@ impl TryFrom<RoundingValue> for ActivationRounding {
             RoundingValue::Rounds(rounds) => Ok(rounds.into()),
             RoundingValue::Bits(14) => Ok(InputBits::Fourteen.into()),
             RoundingValue::Bits(8) => Ok(InputBits::Eight.into()),
-            RoundingValue::Bits(other) => {
-                Err(format!("`round_activations` is {other}; false, true (14 bits), 14 and 8 are accepted"))
-            }
+            RoundingValue::Name(name) if name == BF16 => Ok(Self::Bf16),
+            RoundingValue::Bits(other) => Err(refused(other)),
+            RoundingValue::Name(other) => Err(refused(format!("{other:?}"))),
         }
     }
+}
+
+fn refused(value: impl fmt::Display) -> String {
+    format!("`round_activations` is {value}; false, true (14 bits), 14, 8 and \"{BF16}\" are accepted")
 }
 
 impl From<ActivationRounding> for RoundingValue {
@@ -167,6 +178,7 @@ impl From<ActivationRounding> for RoundingValue {
             ActivationRounding::Never => Self::Rounds(false),
             ActivationRounding::To(InputBits::Fourteen) => Self::Bits(14),
             ActivationRounding::To(InputBits::Eight) => Self::Bits(8),
+            ActivationRounding::Bf16 => Self::Name(BF16.into()),
         }
     }
 }
@@ -227,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rounding_is_false_true_or_a_number_of_bits() {
+    fn rounding_is_false_true_a_number_of_bits_or_bf16() {
         let read = |text: &str| serde_json::from_str::<ActivationRounding>(text).map_err(|error| error.to_string());
         assert_eq!(read("false"), Ok(ActivationRounding::Never));
         assert_eq!(read("true"), Ok(ActivationRounding::To(InputBits::Fourteen)));
@@ -236,7 +248,12 @@ mod tests {
             assert_eq!(serde_json::to_string(&ActivationRounding::To(bits)).expect("it is a number"), text);
         }
         assert_eq!(serde_json::to_string(&ActivationRounding::Never).expect("it is a bool"), "false");
+        assert_eq!(read("\"bf16\""), Ok(ActivationRounding::Bf16));
+        assert_eq!(serde_json::to_string(&ActivationRounding::Bf16).expect("it is a name"), "\"bf16\"");
         assert!(read("16").is_err_and(|error| error.contains("`round_activations` is 16")));
-        assert!(read("\"8\"").is_err_and(|error| error.contains("false, true, 14 or 8")));
+        assert!(
+            read("\"8\"").is_err_and(|error| error.contains("is \"8\"; false, true (14 bits), 14, 8 and \"bf16\""))
+        );
+        assert!(read("[8]").is_err_and(|error| error.contains("false, true, 14, 8 or \"bf16\"")));
     }
 }

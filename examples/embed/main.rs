@@ -80,9 +80,10 @@ struct Arguments {
     /// blocks of a GGUF file, and otherwise fp32.
     #[arg(long, value_name = "TYPE", conflicts_with = "check")]
     dtype: Option<Types>,
-    /// Round the inputs of int8 matrices to this many bits. 8 is fastest; 14 costs hardly any accuracy. Default: they are not rounded.
-    #[arg(long, value_name = "8|14", value_parser = input_bits, requires = "dtype")]
-    round_activations: Option<InputBits>,
+    /// Round the inputs of int8 matrices to this many bits, or those of matrices of 16 bits to bf16. 8 is fastest; 14 costs hardly any accuracy.
+    /// Default: they are not rounded.
+    #[arg(long, value_name = "8|14|bf16", value_parser = input_rounding, requires = "dtype")]
+    round_activations: Option<ActivationRounding>,
     /// Compute what a file of expected numbers has, such as embeddings.json, and fail unless every number agrees within 1e-5.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "images", "batch_size", "no_normalize"])]
     check: Option<PathBuf>,
@@ -115,12 +116,13 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     write(&embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?)
 }
 
-/// Bits of rounded inputs on the command line.
-fn input_bits(text: &str) -> Result<InputBits, String> {
+/// The rounding of inputs on the command line.
+fn input_rounding(text: &str) -> Result<ActivationRounding, String> {
     match text {
-        "8" => Ok(InputBits::Eight),
-        "14" => Ok(InputBits::Fourteen),
-        _ => Err("8 and 14 are accepted".into()),
+        "8" => Ok(InputBits::Eight.into()),
+        "14" => Ok(InputBits::Fourteen.into()),
+        "bf16" => Ok(ActivationRounding::Bf16),
+        _ => Err("8, 14 and bf16 are accepted".into()),
     }
 }
 
@@ -134,18 +136,32 @@ fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> 
         (None, Some(types)) => types,
         (None, None) => Types::of_model(&files, arguments.backend),
     };
-    if arguments.round_activations.is_some() && types.dtype != DataType::Int8 {
-        return Err("`--round-activations` rounds the inputs of int8 matrices; add `--dtype int8`".into());
-    }
     let matrices = match types.dtype {
         DataType::Fp16 => MatrixFormat::Blocks(BlockFormat::F16),
         DataType::Bf16 => MatrixFormat::Blocks(BlockFormat::BF16),
         _ => types.matrices,
     };
+    let rounding = arguments.round_activations.unwrap_or_default();
+    let of_16_bits = matches!(matrices, MatrixFormat::Blocks(BlockFormat::F16 | BlockFormat::BF16));
+    match rounding {
+        ActivationRounding::To(_) if types.dtype != DataType::Int8 => {
+            return Err(
+                "`--round-activations` rounds the inputs of int8 matrices to 8 or 14 bits; add `--dtype int8`".into()
+            );
+        }
+        ActivationRounding::Bf16 if !of_16_bits => {
+            return Err(
+                "`--round-activations bf16` is for matrices of 16 bits; add `--dtype bf16` or `--dtype f16`".into()
+            );
+        }
+        _ => {}
+    }
     let options = Options { allowed_keys, prompt_name, images, matrices };
     let (mut embedder, report) = embedder::open(arguments.backend, &files, &options)?;
+    if rounding == ActivationRounding::Bf16 {
+        embedder = embedder.with_rounded_activations(rounding);
+    }
     if types.dtype == DataType::Int8 {
-        let rounding = arguments.round_activations.map_or(ActivationRounding::Never, ActivationRounding::To);
         embedder = embedder.quantize(Int8Blocks::PerOutput, rounding)?;
     }
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());

@@ -1,6 +1,7 @@
 //! The product of rows and a weight: the reference of every projection.
 
 use burn::tensor::{DType, Tensor, backend::Backend};
+use half::bf16;
 
 use crate::error::check_shape;
 use crate::weight::Weight;
@@ -25,13 +26,22 @@ pub(super) fn project<B: Backend>(
         DType::F16 | DType::BF16 => DType::F32,
         other => other,
     };
-    let rows = input.reshape([batch * tokens, width]).cast(accumulated);
+    let rows = input.reshape([batch * tokens, width]);
+    let rows = if weight.rounds_input_to_bf16() { rounded_to_bf16(rows) } else { rows };
+    let rows = rows.cast(accumulated);
     let product = product(weight, accumulated, |part| rows.clone().matmul(part));
     let sum = match bias {
         Some(bias) => product + bias.cast(accumulated).unsqueeze(),
         None => product,
     };
     sum.cast(dtype).reshape([batch, tokens, weight.output_size()])
+}
+
+/// The rows in f32, rounded to bf16 on the host: not every backend has the type.
+fn rounded_to_bf16<B: Backend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
+    let device = rows.device();
+    let data = rows.into_data().convert::<bf16>().convert::<f32>();
+    Tensor::from_data(data, (&device, DType::F32))
 }
 
 /// Applies `multiply` to each part of the matrix and concatenates the results along the columns.

@@ -159,8 +159,13 @@ impl<B: Backend> Weight<B> {
         Ok(Self { matrix: Matrix::Int8(matrix), ..self })
     }
 
-    /// The same, rounding the input of an int8 matrix, or not. A rounded input consists of integers times a step: the largest magnitude of a
+    /// The same, rounding the input, or not. A rounded input of an int8 matrix consists of integers times a step: the largest magnitude of a
     /// token over 8191 in 14 bits (`true`), or over 127 in 8. The product is then one of integers (dynamic quantisation).
+    ///
+    /// [`ActivationRounding::Bf16`] rounds the input of a matrix of bf16 or f16 to bf16, to nearest: each feature is off by at most a 512th of
+    /// itself. That is what PyTorch does with tensors of bf16. The CPU kernels and the reference round it, whatever the shape of the input; GPU
+    /// kernels do not. Magnitudes above the largest bf16, 3.39e38, become infinite. It has no effect on other matrices, nor have numbers of bits on
+    /// this one.
     ///
     /// A result is off by at most half a step times the sum of the magnitudes of its weights. That is much for a token with a
     /// few features far larger than the others, in 8 bits above all. Rounding is faster on the CPU kernels with AVX2; on other paths, and with
@@ -183,6 +188,18 @@ impl<B: Backend> Weight<B> {
     /// Whether the input may be rounded; see [`with_rounded_input`](Self::with_rounded_input).
     pub fn input_rounding(&self) -> ActivationRounding {
         self.rounding
+    }
+
+    /// Whether the input is rounded to bf16: under [`ActivationRounding::Bf16`], if all elements of the matrix are bf16 or f16.
+    pub(crate) fn rounds_input_to_bf16(&self) -> bool {
+        self.rounding == ActivationRounding::Bf16
+            && match &self.matrix {
+                Matrix::Dense(matrix) => matches!(matrix.values().dtype(), DType::F16 | DType::BF16),
+                Matrix::Int8(_) => false,
+                Matrix::Blocks(matrix) => {
+                    matrix.formats().parts().all(|part| matches!(part.format, BlockFormat::F16 | BlockFormat::BF16))
+                }
+            }
     }
 
     /// The matrix in the form in which it is stored.

@@ -51,6 +51,7 @@ mod reports;
 mod resharding;
 mod resident;
 mod rotary;
+mod rounded_to_bf16;
 mod seq2seq;
 mod sinks;
 mod split_checkpoints;

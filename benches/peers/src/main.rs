@@ -112,6 +112,13 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
         "ours-flex" => ours::prepare::<Flex>(workload),
         "ours-f16" => halves(workload, BlockFormat::F16, DataType::Fp16),
         "ours-bf16" => halves(workload, BlockFormat::BF16, DataType::Bf16),
+        "ours-bf16-rounded" => {
+            let matrices = Matrices::Rounded(BlockFormat::BF16);
+            ours::prepare_types::<NdArray>(
+                workload,
+                &Types { matrices, cache: DataType::Bf16.into(), ..Types::default() },
+            )
+        }
         "ours-bf16-flex" => ours::prepare_types::<Flex>(workload, &Types { dtype: DataType::Bf16, ..Types::default() }),
         "ours-int8" => int8(workload, KvCacheType::default(), false),
         "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),

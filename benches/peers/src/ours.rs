@@ -40,6 +40,8 @@ pub enum Matrices {
     #[default]
     Dense,
     Blocks(BlockFormat),
+    /// The same of 16 bits, with inputs that are rounded to bf16.
+    Rounded(BlockFormat),
     /// In int8; whether inputs are rounded.
     Int8(ActivationRounding),
 }
@@ -51,7 +53,7 @@ impl Matrices {
 
     fn blocks(self) -> Option<BlockFormat> {
         match self {
-            Self::Blocks(format) => Some(format),
+            Self::Blocks(format) | Self::Rounded(format) => Some(format),
             Self::Dense | Self::Int8(_) => None,
         }
     }
@@ -153,6 +155,7 @@ fn layer<B: InferenceBackend>(sizes: &Layer, types: &Types) -> Result<Call, Fail
 
     let attention = match types.matrices {
         Matrices::Int8(rounding) => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(rounding),
+        Matrices::Rounded(_) => attention.with_rounded_activations(ActivationRounding::Bf16),
         Matrices::Dense | Matrices::Blocks(_) => attention,
     };
     let mut cache = config.init_cache::<B>(1, &device)?;
@@ -222,6 +225,7 @@ fn encoder<B: InferenceBackend>(folder: &Path, batch: usize, matrices: Matrices)
     let (embedder, _) = Embedder::<B>::open_with(folder, &options, &B::Device::default())?;
     let embedder: Box<dyn Embed> = match matrices {
         Matrices::Int8(rounding) => Box::new(embedder).quantize(Int8Blocks::PerOutput, rounding)?,
+        Matrices::Rounded(_) => Box::new(embedder).with_rounded_activations(ActivationRounding::Bf16),
         Matrices::Dense | Matrices::Blocks(_) => Box::new(embedder),
     };
     let text = std::fs::read_to_string(folder.join("sentences.txt"))?;

@@ -2,7 +2,7 @@
 
 use super::settings::DeepSpeedInferenceConfig;
 use super::values::{NormType, WindowKind};
-use crate::data_type::{DataType, MatrixFormat};
+use crate::data_type::{ActivationRounding, DataType, MatrixFormat};
 use crate::error::{ConfigError, Origin};
 use crate::kv_source::KvSource;
 use crate::layout::RotaryLayout;
@@ -57,6 +57,27 @@ impl DeepSpeedInferenceConfig {
         }
     }
 
+    /// An error if inputs should be rounded to bf16 and matrices are integers.
+    fn check_rounding(&self) -> Result<(), ConfigError> {
+        if self.round_activations != ActivationRounding::Bf16 {
+            return Ok(());
+        }
+        let unless = if self.dtype == Some(DataType::Int8) {
+            "`dtype` is \"bf16\" or \"fp16\""
+        } else if self.enable_qkv_quantization {
+            "`enable_qkv_quantization` is false"
+        } else if self.matrix_format.wanted().is_some_and(|format| format.elements() > 1) {
+            "`matrix_format` is \"bf16\" or \"f16\""
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::Unsupported {
+            key: "round_activations".into(),
+            value: "\"bf16\"".into(),
+            supported: format!("false, 14 and 8, unless {unless}"),
+        })
+    }
+
     /// Checks every setting and derives the sizes of layer `layer_id` on this rank.
     ///
     /// # Errors
@@ -91,6 +112,7 @@ impl DeepSpeedInferenceConfig {
             return Err(out_of_range("alibi_factor", self.alibi_factor, "a number above 0"));
         }
         self.check_matrix_format()?;
+        self.check_rounding()?;
         self.check_queries_and_keys()?;
         self.check_kv_source(layer_id)?;
         if self.min_out_tokens > self.max_out_tokens {

@@ -69,6 +69,9 @@ pub trait Embed {
 
     /// The same encoder with projections of int8, whose inputs are rounded or not.
     fn quantize(self: Box<Self>, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Box<dyn Embed>, Failure>;
+
+    /// The same embedder with projections whose inputs are rounded, or not.
+    fn with_rounded_activations(self: Box<Self>, rounding: ActivationRounding) -> Box<dyn Embed>;
 }
 
 /// Opens a folder in the Hugging Face layout, or a GGUF file, in f32, on a backend of the build.
@@ -305,6 +308,10 @@ impl<B: InferenceBackend> Embed for Embedder<B> {
 
     fn quantize(self: Box<Self>, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Box<dyn Embed>, Failure> {
         Ok(Box::new(Self { encoder: self.encoder.quantize(blocks, rounding)?, ..*self }))
+    }
+
+    fn with_rounded_activations(self: Box<Self>, rounding: ActivationRounding) -> Box<dyn Embed> {
+        Box::new(Self { encoder: self.encoder.with_rounded_activations(rounding), ..*self })
     }
 }
 

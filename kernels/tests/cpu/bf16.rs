@@ -1,7 +1,7 @@
 //! Products of prompts with a matrix of bf16 or f16.
 
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product};
+use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product, round_to_bf16};
 
 use crate::oracle::noise;
 
@@ -219,4 +219,24 @@ fn a_statement_about_the_input_affects_the_rounding_of_sums_at_most() {
         let alone = bits(&Product { input: own, elements: InputElements::Bf16, ..any });
         assert_eq!(stated[row * outputs..][..outputs], alone, "row {row} alone");
     }
+}
+
+#[test]
+fn numbers_are_rounded_as_half_rounds_them() {
+    // Every exponent with ties, their neighbours and both signs, and enough for several tasks.
+    let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
+    let mut numbers: Vec<f32> =
+        (0..=u16::MAX).flat_map(|upper| lower.map(|lower| f32::from_bits(u32::from(upper) << 16 | lower))).collect();
+    numbers.pop();
+    let rounded = round_to_bf16(&numbers);
+    assert_eq!(rounded.len(), numbers.len());
+    for (number, rounded) in numbers.iter().zip(rounded) {
+        let expected = half::bf16::from_f32(*number).to_f32();
+        assert!(
+            rounded.to_bits() == expected.to_bits() || rounded.is_nan() && expected.is_nan(),
+            "{number}: {rounded}"
+        );
+        assert_eq!(rounded.to_bits() & 0xffff, 0);
+    }
+    assert!(round_to_bf16(&[]).is_empty());
 }

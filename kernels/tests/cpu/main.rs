@@ -7,6 +7,7 @@ mod blocks;
 mod contract;
 mod decode;
 mod flash;
+mod flash_bf16;
 mod gate;
 mod gelu;
 mod norm;

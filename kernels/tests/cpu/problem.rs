@@ -186,7 +186,7 @@ pub fn check(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
 /// The same for a kernel that reads a cache in other types: each on both sides.
 pub fn check_stored(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     use Form::{BF16, F16, F32, Int8};
-    for sides in [[Int8, Int8], [F16, F16], [BF16, Int8], [Int8, F32], [F32, BF16]] {
+    for sides in [[Int8, Int8], [F16, F16], [BF16, Int8], [Int8, F32], [F32, BF16], [BF16, BF16]] {
         let tensors = Tensors::new(problem).stored(problem, sides);
         let expected = tensors.expected(problem);
         assert_near(&format!("{sides:?} {problem:?}"), &tensors.solve(problem, kernel), &expected, TOLERANCE);
@@ -197,7 +197,7 @@ pub fn check_stored(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
 pub fn check_invariance(problem: &Problem, kernel: fn(&Attention<'_>, &mut [f32])) {
     let mut tensors = Tensors::new(problem);
     let pool = rayon::ThreadPoolBuilder::new().num_threads(5).build().unwrap();
-    for forms in [[Form::Int8; 2], [Form::F16, Form::BF16]] {
+    for forms in [[Form::Int8; 2], [Form::F16, Form::BF16], [Form::BF16; 2]] {
         let stored = Tensors::new(problem).stored(problem, forms);
         assert_eq!(bits(&pool.install(|| stored.solve(problem, kernel))), bits(&stored.solve(problem, kernel)));
     }

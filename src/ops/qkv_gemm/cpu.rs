@@ -7,7 +7,7 @@ use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
-    has_rounded, product, rounded_product,
+    has_rounded, product, round_to_bf16, rounded_product,
 };
 use bytemuck::Pod;
 
@@ -123,11 +123,17 @@ fn multiplied<B: InMemory>(
 ) -> (Vec<f32>, [usize; 3]) {
     let width = weights.iter().map(|weight| weight.output_size()).sum();
     let mut output = vec![0.0; batch * tokens * width];
-    let mut first = 0;
+    let (mut first, mut rounded) = (0, None);
     for weight in weights {
         check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
         check_types(operation, dtype, weight);
         let bias = weight.bias().filter(|_| with_bias);
+        let (input, elements) = match elements {
+            InputElements::F32 if weight.rounds_input_to_bf16() => {
+                (&**rounded.get_or_insert_with(|| round_to_bf16(input)), InputElements::Bf16)
+            }
+            _ => (input, elements),
+        };
         with_vector(bias.as_ref(), |bias| {
             Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, &mut output);
         });

@@ -1,9 +1,17 @@
 //! A block of keys and values with contiguous rows.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use crate::cpu::attention::{Attention, Cached, Heads};
 use crate::cpu::element::Element;
 use crate::cpu::interval::Interval;
+#[cfg(target_arch = "x86_64")]
+pub(super) use crate::cpu::product::amx::Tiles as Machine;
 use crate::cpu::scores::Slots;
+
+/// What multiplies bf16: nothing of this architecture.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) enum Machine {}
 
 /// The slots of a block.
 pub(super) struct Keys<'a> {
@@ -18,28 +26,44 @@ pub(super) struct Keys<'a> {
 pub(super) struct BlockBuffer {
     keys: Vec<f32>,
     values: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    packed: amx::PackedBuffer,
     slots: Vec<usize>,
     positions: Vec<f32>,
 }
 
 /// Keys and values without those that no query sees.
 pub(super) struct Block<'a> {
-    /// `[keys, head_dim]`.
-    pub keys: &'a [f32],
-    /// `[keys, value_dim]`.
-    pub values: &'a [f32],
-    /// Whether all values are finite; if so, a weight of zero hides any of them.
-    pub finite: bool,
+    pub rows: Rows<'a>,
     /// The slot of each key.
     pub slots: Slots<'a>,
     /// The position of each key, for the slopes.
     pub positions: &'a [f32],
 }
 
+/// Keys and values as they are multiplied.
+#[derive(Clone, Copy)]
+pub(super) enum Rows<'a> {
+    F32(WideRows<'a>),
+    #[cfg(target_arch = "x86_64")]
+    Amx(&'a Machine, amx::Packed<'a>),
+}
+
+/// Keys and values in f32.
+#[derive(Clone, Copy)]
+pub(super) struct WideRows<'a> {
+    /// `[keys, head_dim]`.
+    pub keys: &'a [f32],
+    /// `[keys, value_dim]`.
+    pub values: &'a [f32],
+    /// Whether all values are finite; if so, a weight of zero hides any of them.
+    pub finite: bool,
+}
+
 impl Keys<'_> {
-    /// The block in place, or copied into a buffer.
+    /// The block in place, or copied into a buffer; packed for a machine that multiplies bf16.
     #[inline(always)]
-    pub fn gather<'r>(&'r self, buffer: &'r mut BlockBuffer) -> Block<'r> {
+    pub fn gather<'r>(&'r self, buffer: &'r mut BlockBuffer, machine: Option<&'r Machine>) -> Block<'r> {
         let Attention { head_dim, value_dim, key, value, masks, .. } = *self.problem;
         let slots = match masks.hidden(self.batch) {
             Some(hidden) => {
@@ -53,14 +77,19 @@ impl Keys<'_> {
             buffer.positions.clear();
             buffer.positions.extend((0..slots.count()).map(|at| masks.position(self.batch, slots.slot(at))));
         }
-        let values = self.rows(&value, value_dim, slots, &mut buffer.values);
-        Block {
-            keys: self.rows(&key, head_dim, slots, &mut buffer.keys),
-            values,
-            finite: finite(values),
-            slots,
-            positions: &buffer.positions,
+        let positions = &buffer.positions;
+        #[cfg(not(target_arch = "x86_64"))]
+        let _: Option<&Machine> = machine;
+        #[cfg(target_arch = "x86_64")]
+        if let (Some(machine), Cached::BF16(keys), Cached::BF16(values)) = (machine, key, value) {
+            let key = |at| keys.token(self.batch, self.head, slots.slot(at), head_dim);
+            let value = |at| values.token(self.batch, self.head, slots.slot(at), value_dim);
+            let packed = buffer.packed.pack(slots.count(), [head_dim, value_dim], key, value);
+            return Block { rows: Rows::Amx(machine, packed), slots, positions };
         }
+        let values = self.rows(&value, value_dim, slots, &mut buffer.values);
+        let keys = self.rows(&key, head_dim, slots, &mut buffer.keys);
+        Block { rows: Rows::F32(WideRows { keys, values, finite: finite(values) }), slots, positions }
     }
 
     /// The rows of these slots.

@@ -15,9 +15,13 @@
 //!  └───────────┴───────────┴───────────┴───────────┘
 //! ```
 //!
+//! Where the processor has AMX and keys and values are bf16, `amx` has the two products; everything else is the same.
+//!
 //! Keys that no query of a tile sees are skipped. Hidden keys and values never affect the result. A row's
 //! result depends neither on the number of threads nor on the rest of the batch.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod block;
 mod queries;
 mod tile;
@@ -31,9 +35,9 @@ use super::lanes::{Lanes, WithLanes};
 use super::scratch::Disjoint;
 use super::threads;
 use crate::cpu::interval::Interval;
-use block::{BlockBuffer, Keys};
+use block::{BlockBuffer, Keys, Machine, Rows};
 use queries::{Queries, Row};
-use tile::{Tile, TileBuffer};
+use tile::{Products, Tile, TileBuffer};
 
 /// Bytes of a block of keys and values: less than half of a small second-level cache.
 const BLOCK_BYTES: usize = 192 * 1024;
@@ -87,10 +91,37 @@ thread_local! {
 struct Scratch {
     rows: Vec<Row>,
     queries: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    packed: amx::PackedQueries,
     contexts: Vec<f32>,
     running: Vec<f32>,
     keys: BlockBuffer,
     tile: TileBuffer,
+}
+
+/// How the work of a task is cut up. Neither threads nor other rows affect it.
+struct Sizes {
+    /// Keys whose scores are computed before their values are added.
+    part: usize,
+    /// Keys of a block, in whole parts.
+    block: usize,
+    /// Features of a context in memory.
+    features: usize,
+}
+
+impl Sizes {
+    fn of(problem: &Attention<'_>, lanes: usize, on_machine: bool) -> Self {
+        let Attention { head_dim, value_dim, .. } = *problem;
+        #[cfg(target_arch = "x86_64")]
+        if on_machine {
+            let block = (BLOCK_BYTES / size_of::<u16>() / (head_dim + value_dim) / amx::PART).max(1) * amx::PART;
+            return Self { part: amx::PART, block, features: value_dim.next_multiple_of(amx::SIDE) };
+        }
+        let _ = on_machine;
+        let part = (PART_BYTES / size_of::<f32>() / (value_dim + lanes)).clamp(8, MOST_KEYS) / 8 * 8;
+        let block = (BLOCK_BYTES / size_of::<f32>() / (head_dim + value_dim) / part).max(1) * part;
+        Self { part, block, features: value_dim }
+    }
 }
 
 /// Some tokens of one key/value head.
@@ -108,14 +139,23 @@ impl WithLanes for Task<'_> {
         let Self { queries: own, scratch, output } = self;
         let Attention { head_dim, value_dim, masks, .. } = *own.problem;
         let lanes = V * S::F32_LANES;
-        let part = (PART_BYTES / size_of::<f32>() / (value_dim + lanes)).clamp(8, MOST_KEYS) / 8 * 8;
-        let block = (BLOCK_BYTES / size_of::<f32>() / (head_dim + value_dim) / part).max(1) * part;
+        #[cfg(target_arch = "x86_64")]
+        let machine: Option<Machine> = amx::machine(own.problem, lanes);
+        #[cfg(not(target_arch = "x86_64"))]
+        let machine: Option<Machine> = None;
+        let Sizes { part, block, features } = Sizes::of(own.problem, lanes, machine.is_some());
 
-        let Scratch { rows, queries, contexts, running, keys, tile: buffer } = scratch;
+        let Scratch { rows, queries, contexts, running, keys, tile: buffer, .. } = scratch;
         own.rows(lanes, rows);
-        queries.resize(rows.len() * head_dim, 0.0);
+        #[cfg(target_arch = "x86_64")]
+        let packed = &mut scratch.packed;
+        match &machine {
+            None => queries.resize(rows.len() * head_dim, 0.0),
+            #[cfg(target_arch = "x86_64")]
+            Some(_) => packed.resize(rows.len() / lanes, head_dim),
+        }
         contexts.clear();
-        contexts.resize(rows.len() * value_dim, 0.0);
+        contexts.resize(rows.len() * features, 0.0);
         running.clear();
         running.resize(rows.len() * 2, 0.0);
         buffer.resize(part * lanes);
@@ -140,21 +180,36 @@ impl WithLanes for Task<'_> {
             let last = to.min(start + block);
             let slots = Interval::new(first, last);
             let read = Keys { problem: own.problem, batch: own.batch, head: own.kv_head, slots };
-            let block = read.gather(keys);
-            let queries = queries.chunks_exact_mut(lanes * head_dim);
-            let states = contexts.chunks_exact_mut(lanes * value_dim).zip(running.chunks_exact_mut(2 * lanes));
-            for (tile, (query, (contexts, running))) in queries.zip(states).enumerate() {
+            let block = read.gather(keys, machine.as_ref());
+            let states = contexts.chunks_exact_mut(lanes * features).zip(running.chunks_exact_mut(2 * lanes));
+            for (tile, (contexts, running)) in states.enumerate() {
                 let (own_rows, others) = rows[tile * lanes..].split_at(lanes);
+                let products = match block.rows {
+                    Rows::F32(block) => {
+                        let query = &mut queries[tile * lanes * head_dim..][..lanes * head_dim];
+                        if start <= from {
+                            own.pack(own_rows, query);
+                        }
+                        Products::F32 { query, block }
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Rows::Amx(machine, block) => {
+                        if start <= from {
+                            packed.pack(tile, &own, own_rows);
+                        }
+                        Products::Amx(amx::Products { tiles: machine, query: packed.tile(tile, head_dim), block })
+                    }
+                };
                 if start <= from {
-                    own.pack(own_rows, query);
                     own.fetch(&others[..others.len().min(lanes)]);
                 }
                 if last == to {
                     own.fetch_places(own_rows, output);
                 }
-                Tile::<S, V> { simd, queries: &own, rows: own_rows, query, block: &block, part }
+                Tile::<S, V> { simd, queries: &own, rows: own_rows, block: &block, products, part }
                     .attend(buffer, contexts, running);
                 if last == to {
+                    let contexts = &mut contexts[..lanes * value_dim];
                     own.finish(own_rows, count(tile), contexts, running, output);
                 }
             }

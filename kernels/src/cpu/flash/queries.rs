@@ -41,7 +41,8 @@ impl Queries<'_> {
         }
     }
 
-    fn query(&self, row: Row) -> &[f32] {
+    /// The features of a row.
+    pub fn query(&self, row: Row) -> &[f32] {
         let Attention { head_dim, query, .. } = *self.problem;
         query.token(self.batch, row.head, row.token, head_dim)
     }

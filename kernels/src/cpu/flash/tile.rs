@@ -4,7 +4,9 @@ use std::f32::consts::LOG2_E;
 
 use pulp::Simd;
 
-use super::block::Block;
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+use super::block::{Block, WideRows};
 use super::queries::{Queries, Row};
 use crate::cpu::interval::Interval;
 use crate::cpu::lanes::{MOST_LANES, dot, into_lanes};
@@ -17,11 +19,22 @@ pub(super) struct Tile<'a, S, const V: usize> {
     pub queries: &'a Queries<'a>,
     /// The query of each lane.
     pub rows: &'a [Row],
-    /// `[head_dim, lanes]`, scaled.
-    pub query: &'a [f32],
     pub block: &'a Block<'a>,
+    pub products: Products<'a>,
     /// Keys whose scores are computed before their values are added.
     pub part: usize,
+}
+
+/// How queries are multiplied by keys, and weights by values.
+#[derive(Clone, Copy)]
+pub(super) enum Products<'a> {
+    F32 {
+        /// `[head_dim, lanes]`, scaled.
+        query: &'a [f32],
+        block: WideRows<'a>,
+    },
+    #[cfg(target_arch = "x86_64")]
+    Amx(amx::Products<'a>),
 }
 
 /// Memory for a tile, each `[part, lanes]`.
@@ -29,6 +42,8 @@ pub(super) struct Tile<'a, S, const V: usize> {
 pub(super) struct TileBuffer {
     scores: Vec<f32>,
     bias: Vec<f32>,
+    #[cfg(target_arch = "x86_64")]
+    weights: amx::WeightBuffer,
 }
 
 impl TileBuffer {
@@ -59,15 +74,31 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
         }
         for start in (seen.some.start / self.part * self.part..seen.some.end).step_by(self.part) {
             let keys = Interval::new(start, start + self.part).and(seen.some);
-            let scores = &mut buffer.scores[..keys.len() * Self::LANES];
-            self.score(keys, S::as_mut_simd_f32s(scores).0.as_chunks_mut().0);
+            let place = match &self.products {
+                Products::F32 { query, block } => {
+                    let place = 0..keys.len() * Self::LANES;
+                    let scores = &mut buffer.scores[place.clone()];
+                    self.score(keys, (query, block.keys), S::as_mut_simd_f32s(scores).0.as_chunks_mut().0);
+                    place
+                }
+                #[cfg(target_arch = "x86_64")]
+                Products::Amx(products) => products.score(keys, self.queries, self.rows, &mut buffer.scores),
+            };
+            let scores = &mut buffer.scores[place];
             self.adjust(keys, scores, &mut buffer.bias);
             if keys.start < seen.all.start || keys.end > seen.all.end {
                 self.hide(keys, &seen, scores);
             }
             let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut().0;
             let factors = self.soften(scores, running);
-            self.add(keys, scores, &factors, contexts);
+            match &self.products {
+                Products::F32 { block, .. } => self.add(keys, block, scores, &factors, contexts),
+                #[cfg(target_arch = "x86_64")]
+                Products::Amx(products) => {
+                    let factors = bytemuck::cast_slice(&factors);
+                    products.add(keys, &mut buffer.scores, &mut buffer.weights, factors, contexts);
+                }
+            }
         }
     }
 
@@ -92,28 +123,28 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
 
     /// The products of keys and queries.
     #[inline(always)]
-    fn score(&self, keys: Interval, scores: &mut [[S::f32s; V]]) {
+    fn score(&self, keys: Interval, (query, rows): (&[f32], &[f32]), scores: &mut [[S::f32s; V]]) {
         let head_dim = self.queries.problem.head_dim;
-        let rows = &self.block.keys[keys.start * head_dim..keys.end * head_dim];
+        let query = S::as_simd_f32s(query).0.as_chunks::<V>().0;
+        let rows = &rows[keys.start * head_dim..keys.end * head_dim];
         let mut at = 0;
         while at < keys.len() {
             let (rows, scores) = (&rows[at * head_dim..], &mut scores[at..]);
             at += match keys.len() - at {
-                1 => self.products::<1>(rows, scores),
-                2 => self.products::<2>(rows, scores),
-                3 => self.products::<3>(rows, scores),
-                4 | 8 => self.products::<4>(rows, scores),
-                5 => self.products::<5>(rows, scores),
-                _ => self.products::<6>(rows, scores),
+                1 => self.products::<1>(query, rows, scores),
+                2 => self.products::<2>(query, rows, scores),
+                3 => self.products::<3>(query, rows, scores),
+                4 | 8 => self.products::<4>(query, rows, scores),
+                5 => self.products::<5>(query, rows, scores),
+                _ => self.products::<6>(query, rows, scores),
             };
         }
     }
 
     /// The scores of the first `N` keys; returns `N`.
     #[inline(always)]
-    fn products<const N: usize>(&self, keys: &[f32], scores: &mut [[S::f32s; V]]) -> usize {
+    fn products<const N: usize>(&self, query: &[[S::f32s; V]], keys: &[f32], scores: &mut [[S::f32s; V]]) -> usize {
         let head_dim = self.queries.problem.head_dim;
-        let query = S::as_simd_f32s(self.query).0.as_chunks::<V>().0;
         let mut sums = [[self.simd.splat_f32s(0.0); V]; N];
         dot(self.simd, query, keys, head_dim, &mut sums);
         scores[..N].copy_from_slice(&sums);
@@ -247,9 +278,16 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
 
     /// Scales the contexts and adds the weighted values of some keys.
     #[inline(always)]
-    fn add(&self, keys: Interval, weights: &[[S::f32s; V]], factors: &[S::f32s; V], contexts: &mut [f32]) {
+    fn add(
+        &self,
+        keys: Interval,
+        block: &WideRows<'_>,
+        weights: &[[S::f32s; V]],
+        factors: &[S::f32s; V],
+        contexts: &mut [f32],
+    ) {
         let value_dim = self.queries.problem.value_dim;
-        let values = &self.block.values[keys.start * value_dim..keys.end * value_dim];
+        let values = (&block.values[keys.start * value_dim..keys.end * value_dim], block.finite);
         let contexts = S::as_mut_simd_f32s(contexts).0.as_chunks_mut::<V>().0;
         let mut first = 0;
         while first < value_dim {
@@ -268,14 +306,14 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
     #[inline(always)]
     fn features<const N: usize>(
         &self,
-        values: &[f32],
+        (values, finite): (&[f32], bool),
         first: usize,
         weights: &[[S::f32s; V]],
         factors: &[S::f32s; V],
         contexts: &mut [[S::f32s; V]],
     ) -> usize {
         let contexts = &mut contexts[first..first + N];
-        match self.block.finite {
+        match finite {
             true => self.weigh::<N, true>(values, first, weights, factors, contexts),
             false => self.weigh::<N, false>(values, first, weights, factors, contexts),
         }

@@ -22,7 +22,7 @@ pub(super) fn has_int8() -> bool {
 }
 
 /// Whether this process may use tiles and the products of bf16.
-pub(super) fn has_bf16() -> bool {
+pub(in crate::cpu) fn has_bf16() -> bool {
     features() & AMX_BF16 != 0
 }
 
@@ -84,7 +84,7 @@ struct Configuration {
 }
 
 /// The tiles of this thread, while it has them.
-pub(super) struct Tiles(PhantomData<*const ()>);
+pub(in crate::cpu) struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
     /// Eight tiles of 16 rows of 64 bytes.

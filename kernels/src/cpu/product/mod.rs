@@ -4,13 +4,13 @@
 //! tiles, and many f32 rows by the `gemm` crate where that is faster.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 mod blocks;
 mod groups;
 mod int8;
 mod matrix;
 #[cfg(target_arch = "x86_64")]
-mod panel;
+pub(super) mod panel;
 mod problem;
 mod rounded;
 mod runs;
@@ -54,7 +54,37 @@ pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
     W::product(problem, output);
 }
 
-/// The same, for the implementations of [`Weights::product`], which are compiled here and not in every program that calls them.
+/// The numbers rounded to bf16, to nearest and ties to even. Those above the largest become infinite.
+pub fn round_to_bf16(numbers: &[f32]) -> Vec<f32> {
+    /// Numbers of a task.
+    const SOME: usize = 1 << 16;
+    let mut rounded = vec![0.0; numbers.len()];
+    threads::each_part(&mut rounded, SOME, |part, rounded| {
+        rounded.copy_from_slice(&numbers[part * SOME..][..rounded.len()]);
+        Arch::new().dispatch(RoundToBf16(rounded));
+    });
+    rounded
+}
+
+struct RoundToBf16<'a>(&'a mut [f32]);
+
+impl WithSimd for RoundToBf16<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        for number in self.0 {
+            let bits = number.to_bits();
+            // Half a unit of the last bit, or less where that is even.
+            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+            // A NaN could become another number.
+            let quiet = (bits | 0x0040_0000) & 0xffff_0000;
+            *number = f32::from_bits(if number.is_nan() { quiet } else { nearest });
+        }
+    }
+}
+
+/// [`product`] for the implementations of [`Weights::product`], which are compiled here and not in every program that calls them.
 fn computed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
     let rows = check(problem, output);
     if rows * problem.matrix.outputs() == 0 {

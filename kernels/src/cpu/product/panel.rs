@@ -20,7 +20,7 @@ pub(super) const VECTORS: usize = 2;
 pub(super) const OUTPUTS: usize = LANES * VECTORS;
 
 /// Whether the processor has the instructions that pack.
-pub(super) fn is_available() -> bool {
+pub(in crate::cpu) fn is_available() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
         && std::arch::is_x86_feature_detected!("avx512bw")
         && std::arch::is_x86_feature_detected!("avx512vnni")
@@ -57,7 +57,7 @@ pub(super) fn pack(
 
 /// A matrix of 16 times 16 words, transposed.
 #[target_feature(enable = "avx512f")]
-fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
+pub(in crate::cpu) fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     let zero = _mm512_setzero_si512();
     // Pairs of rows, then groups of four: in each quarter of register 4·g + j column j of that quarter, for four rows.
     let (mut pairs, mut fours) = ([zero; LANES], [zero; LANES]);
