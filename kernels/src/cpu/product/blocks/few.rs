@@ -2,7 +2,7 @@
 
 use super::BlockMatrix;
 use super::dot::dot;
-use super::rows::Rows;
+use super::rows::{Bits, Rows};
 use crate::cpu::product::problem::{Product, check};
 use crate::cpu::product::rounded::dot::TOGETHER;
 use crate::cpu::product::rounded::few::outputs_of_a_task;
@@ -10,7 +10,7 @@ use crate::cpu::scratch::Disjoint;
 use crate::cpu::threads;
 
 /// [`product`](crate::cpu::product::product) with rows that are rounded.
-pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
     let rows = check(problem, output);
     if rows * problem.matrix.outputs == 0 {
         return;
@@ -19,7 +19,7 @@ pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]
     let outputs = matrix.outputs;
     let together = outputs_of_a_task(outputs);
     let output = Disjoint::new(output);
-    Rows::with(input, matrix.inputs, |rows| {
+    Rows::with(input, matrix.inputs, bits, |rows| {
         threads::each(outputs.div_ceil(together), |task| {
             let own = task * together..outputs.min((task + 1) * together);
             for at in own.clone().step_by(TOGETHER) {

@@ -4,6 +4,8 @@
 //! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2. Many rows are multiplied by bf16 or f16 on AMX or AVX512-BF16.
 
 #[cfg(target_arch = "x86_64")]
+mod bytes;
+#[cfg(target_arch = "x86_64")]
 mod dot;
 #[cfg(target_arch = "x86_64")]
 mod few;
@@ -19,6 +21,7 @@ mod rows;
 use std::ops::Range;
 
 use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::data_type::InputBits;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use pulp::Simd;
@@ -26,6 +29,7 @@ use pulp::Simd;
 use super::computed;
 use super::matrix::Matrix;
 use super::problem::{PART, Path, Product, Weights, after};
+use super::rounded::Rounds;
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
@@ -188,8 +192,13 @@ impl Weights for BlockMatrix<'_> {
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
         let format = problem.matrix.format;
         #[cfg(target_arch = "x86_64")]
-        if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
-            return few::rounded(problem, output);
+        if format.elements() > 1 && dot::is_available() {
+            if problem.sequence <= FEW {
+                return few::rounded(problem, rows::Bits::Sixteen, output);
+            }
+            if let Some(engine) = bytes::Engine::of(problem.sequence) {
+                return bytes::product(engine, problem, rows::Bits::Sixteen, output);
+            }
         }
         #[cfg(target_arch = "x86_64")]
         if problem.sequence >= parts::FEWEST_ROWS
@@ -208,5 +217,20 @@ impl Weights for BlockMatrix<'_> {
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
         tiles(problem, output);
+    }
+}
+
+impl Rounds for BlockMatrix<'_> {
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if bits == InputBits::Eight && problem.matrix.format.elements() > 1 && dot::is_available() {
+            return match bytes::Engine::of(problem.sequence) {
+                Some(engine) => bytes::product(engine, problem, rows::Bits::Eight, output),
+                None => few::rounded(problem, rows::Bits::Eight, output),
+            };
+        }
+        // Products round blocks to more bits than 14 where that is faster, and 16-bit floats not at all.
+        let _ = bits;
+        Self::product(problem, output);
     }
 }
