@@ -83,17 +83,18 @@ impl fmt::Display for MatrixFormat {
     }
 }
 
-/// Bits that the inputs of int8 projections are rounded to, with a scale for each token.
+/// Bits that the inputs of projections are rounded to: with a scale for each token where the matrix is int8, and for each 32 features of one where
+/// it is in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InputBits {
     /// Integers up to 127, as PyTorch's dynamic quantisation has them.
     Eight,
-    /// Integers up to 8191.
+    /// Integers up to 8191; with blocks up to 32767, which they have without rounding, too.
     Fourteen,
 }
 
 impl InputBits {
-    /// The largest integer: a step is the largest magnitude of a token over this.
+    /// The largest integer with an int8 matrix: a step is the largest magnitude of a token over this.
     pub fn largest(self) -> f32 {
         match self {
             Self::Eight => 127.0,
@@ -102,13 +103,13 @@ impl InputBits {
     }
 }
 
-/// Whether the inputs of int8 projections are rounded to integers, so that kernels multiply those.
+/// Whether the inputs of projections of int8 or of blocks are rounded to integers, so that kernels multiply those.
 ///
 /// In JSON `false`, 14 or 8; `true` is 14.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "RoundingValue", into = "RoundingValue")]
 pub enum ActivationRounding {
-    /// They stay floats.
+    /// They stay floats next to int8. Next to blocks kernels of the CPU may round them to 16 bits.
     #[default]
     Never,
     /// To this many bits.

@@ -35,10 +35,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
+use burn_deepspeed::config::MatrixFormat;
 use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
 use burn_deepspeed::{DataType, InputBits};
-use burn_deepspeed_examples::backend::{BackendName, Types, exit};
+use burn_deepspeed_examples::backend::{BackendName, Types, exit, input_bits};
 use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
 use burn_deepspeed_examples::{Failure, ModelFiles};
@@ -80,8 +80,9 @@ struct Arguments {
     /// blocks of a GGUF file, and otherwise fp32.
     #[arg(long, value_name = "TYPE", conflicts_with = "check")]
     dtype: Option<Types>,
-    /// Round the inputs of int8 matrices to this many bits. 8 is fastest; 14 costs hardly any accuracy. Default: they are not rounded.
-    #[arg(long, value_name = "8|14", value_parser = input_bits, requires = "dtype")]
+    /// Round the inputs of matrices of int8 or of blocks to this many bits. 8 is fastest; 14 costs hardly any accuracy. Default: those of int8 are not
+    /// rounded, and those of blocks to 16 bits.
+    #[arg(long, value_name = "8|14", value_parser = input_bits, conflicts_with = "check")]
     round_activations: Option<InputBits>,
     /// Compute what a file of expected numbers has, such as embeddings.json, and fail unless every number agrees within 1e-5.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "images", "batch_size", "no_normalize"])]
@@ -115,15 +116,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     write(&embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?)
 }
 
-/// Bits of rounded inputs on the command line.
-fn input_bits(text: &str) -> Result<InputBits, String> {
-    match text {
-        "8" => Ok(InputBits::Eight),
-        "14" => Ok(InputBits::Fourteen),
-        _ => Err("8 and 14 are accepted".into()),
-    }
-}
-
 fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
     let (allowed_keys, prompt_name) = (arguments.allow_key.clone(), arguments.prompt_name.clone());
@@ -134,18 +126,15 @@ fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> 
         (None, Some(types)) => types,
         (None, None) => Types::of_model(&files, arguments.backend),
     };
-    if arguments.round_activations.is_some() && types.dtype != DataType::Int8 {
-        return Err("`--round-activations` rounds the inputs of int8 matrices; add `--dtype int8`".into());
-    }
     let matrices = match types.dtype {
         DataType::Fp16 => MatrixFormat::Blocks(BlockFormat::F16),
         DataType::Bf16 => MatrixFormat::Blocks(BlockFormat::BF16),
         _ => types.matrices,
     };
-    let options = Options { allowed_keys, prompt_name, images, matrices };
+    let rounding = Types { matrices, ..types }.rounding(arguments.round_activations)?;
+    let options = Options { allowed_keys, prompt_name, images, matrices, rounding };
     let (mut embedder, report) = embedder::open(arguments.backend, &files, &options)?;
     if types.dtype == DataType::Int8 {
-        let rounding = arguments.round_activations.map_or(ActivationRounding::Never, ActivationRounding::To);
         embedder = embedder.quantize(Int8Blocks::PerOutput, rounding)?;
     }
     eprintln!("model read in {:.2} s: {report}", started.elapsed().as_secs_f64());

@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 #[cfg(feature = "autodiff")]
 pub use burn_autodiff::Autodiff;
-use burn_deepspeed::DataType;
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed::weight::BlockFormat;
+use burn_deepspeed::{DataType, InputBits};
 use clap::ValueEnum;
 
 use crate::{Failure, ModelFiles};
@@ -105,6 +105,25 @@ impl Types {
         let matrices = if blocks { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
         Self { dtype: DataType::Fp32, matrices }
     }
+
+    /// The rounding of inputs that was asked for.
+    ///
+    /// # Errors
+    /// If matrices are floats, whose inputs are not rounded.
+    pub fn rounding(self, bits: Option<InputBits>) -> Result<ActivationRounding, Failure> {
+        let floats = match self.matrices {
+            MatrixFormat::OfDtype => self.dtype != DataType::Int8,
+            MatrixFormat::Stored => false,
+            MatrixFormat::Blocks(format) => format.elements() == 1,
+        };
+        match bits {
+            Some(_) if floats => Err(
+                "`--round-activations` rounds the inputs of matrices of integers; add `--dtype int8` or `--dtype q8_0`"
+                    .into(),
+            ),
+            bits => Ok(bits.map_or(ActivationRounding::Never, ActivationRounding::To)),
+        }
+    }
 }
 
 impl FromStr for Types {
@@ -121,6 +140,18 @@ impl FromStr for Types {
             format!("fp32, fp16, bf16, int8, stored, {} are accepted", formats.join(", "))
         })?;
         Ok(Self { dtype: DataType::Fp32, matrices })
+    }
+}
+
+/// Reads `8` or `14`, the bits that inputs of projections are rounded to.
+///
+/// # Errors
+/// The numbers that are accepted.
+pub fn input_bits(text: &str) -> Result<InputBits, String> {
+    match text {
+        "8" => Ok(InputBits::Eight),
+        "14" => Ok(InputBits::Fourteen),
+        _ => Err("8 and 14 are accepted".into()),
     }
 }
 

@@ -159,12 +159,19 @@ impl<B: Backend> Weight<B> {
         Ok(Self { matrix: Matrix::Int8(matrix), ..self })
     }
 
-    /// The same, rounding the input of an int8 matrix, or not. A rounded input consists of integers times a step: the largest magnitude of a
-    /// token over 8191 in 14 bits (`true`), or over 127 in 8. The product is then one of integers (dynamic quantisation).
+    /// The same, rounding the input of a matrix of int8 or of blocks, or not. A rounded input consists of integers times a step. The product is
+    /// then one of integers (dynamic quantisation).
     ///
-    /// A result is off by at most half a step times the sum of the magnitudes of its weights. That is much for a token with a
-    /// few features far larger than the others, in 8 bits above all. Rounding is faster on the CPU kernels with AVX2; on other paths, and with
-    /// a dense matrix, nothing is rounded. Default: never.
+    /// | matrix | 14 bits (`true`) | 8 bits |
+    /// | --- | --- | --- |
+    /// | int8 | largest magnitude of a token over 8191 | over 127 |
+    /// | blocks of integers | largest magnitude of 32 features of a token over 32767, as without rounding | over 127 |
+    /// | floats | not rounded | not rounded |
+    ///
+    /// A result is off by at most half a step times the magnitude of its weight, summed over the features. That is much for a token with a
+    /// few features far larger than the others, in 8 bits above all, and less for blocks, whose steps follow the 32 neighbours. Only the CPU
+    /// kernels round, with AVX2 (blocks: FMA and F16C, too), because it is faster there. CubeCL, the reference and other processors multiply the
+    /// floats. Default: never.
     ///
     /// ```
     /// # use burn::tensor::DType;

@@ -51,7 +51,7 @@ impl<B: Backend> QkvWeight<B> {
         self.try_map(|weight| weight.quantize_blocks(format))
     }
 
-    /// The same, rounding the inputs of int8 matrices, or not; see [`Weight::with_rounded_input`].
+    /// The same, rounding the inputs of matrices of int8 or of blocks, or not; see [`Weight::with_rounded_input`].
     pub fn with_rounded_input(self, rounding: impl Into<ActivationRounding>) -> Self {
         let rounding = rounding.into();
         let Ok(rounded) = self.try_map(|weight| Ok::<_, Infallible>(weight.with_rounded_input(rounding)));

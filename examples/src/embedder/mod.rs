@@ -193,7 +193,9 @@ impl<B: InferenceBackend> Embedder<B> {
             .with_dtype(DataType::Fp32)
             .with_allowed_keys(&options.allowed_keys)
             .with_side(side);
-        let config = files.config(&reading)?.with_attention(|attention| attention.with_matrix_format(options.matrices));
+        let config = files.config(&reading)?.with_attention(|attention| {
+            attention.with_matrix_format(options.matrices).with_round_activations(options.rounding)
+        });
         let plan = Plan::of(&config).map_err(|error| error.in_file(&files.config_path()))?;
         let checkpoint = files.checkpoint()?;
         config.check(&checkpoint)?;

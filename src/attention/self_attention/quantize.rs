@@ -54,7 +54,7 @@ impl<B: Backend> DeepSpeedSelfAttention<B> {
         Ok(Self { projections: self.projections.quantize_blocks(format)?, gate, ..self })
     }
 
-    /// Sets whether the inputs of int8 projections are rounded where that is faster: `round_activations` of the configuration. See
+    /// Sets whether the inputs of projections of int8 or of blocks are rounded where that is faster: `round_activations` of the configuration. See
     /// [`Weight::with_rounded_input`](crate::weight::Weight::with_rounded_input).
     pub fn with_rounded_activations(self, rounding: impl Into<ActivationRounding>) -> Self {
         let rounding = rounding.into();

@@ -154,7 +154,7 @@ fn some<const N: usize, const M: usize>(
 
 /// Prefetches what a group after this one has.
 #[inline(always)]
-fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
+pub(super) fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
     let ahead = group * F::GROUP + AHEAD;
     let ahead = if ahead < run.len() { ahead } else { next + ahead - run.len() };
     for line in 0..F::GROUP.div_ceil(LINE) {
@@ -259,7 +259,7 @@ fn narrow_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: 
 // Loops in these functions, since a closure that is not inlined has other instructions.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
+pub(super) fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
     let mut totals = [0.0; N];
     for first in (0..N).step_by(4) {
         let mut four = [_mm256_setzero_ps(); 4];

@@ -137,3 +137,23 @@ impl WithSimd for Round<'_> {
         }
     }
 }
+
+/// Writes the floats that a row is rounded to.
+pub(super) struct ToFloats<'a> {
+    pub(super) row: &'a [f32],
+    pub(super) bits: Bits,
+    pub(super) floats: &'a mut [f32],
+}
+
+impl WithSimd for ToFloats<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let chunks = self.row.as_chunks::<CHUNK>().0.iter().zip(self.floats.as_chunks_mut::<CHUNK>().0);
+        for (row, floats) in chunks {
+            let scale = round(row, self.bits.largest(), floats, |whole| whole as f32);
+            floats.iter_mut().for_each(|float| *float *= scale);
+        }
+    }
+}

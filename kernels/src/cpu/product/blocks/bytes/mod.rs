@@ -33,8 +33,11 @@ use crate::cpu::product::problem::{Product, check};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
 
-/// Fewest rows of a sequence that are worth the packing of weights.
-const FEWEST_ROWS: usize = 16;
+/// Fewest rows of a sequence that are worth the packing of weights. `examples/products.rs` measures it.
+const FEWEST_ROWS: usize = 6;
+
+/// Most rows of a sequence in 16 bits if each 16 weights have a scale: twice as many products become f32, and more rows are as fast in f32.
+const MOST_ROWS_OF_TWO_SCALES: usize = 16;
 
 /// Rows that are rounded at a time, which bounds the memory that a thread keeps for them.
 const MOST_ROWS: usize = 1024;
@@ -50,9 +53,11 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The fastest that the processor has for a sequence of this many rows.
-    pub fn of(sequence: usize) -> Option<Self> {
-        match sequence >= FEWEST_ROWS && panel::is_available() && dot::is_available() {
+    /// The fastest that the processor has for a sequence of this many rows, if it is faster than other kernels.
+    pub fn of(format: BlockFormat, bits: Bits, sequence: usize) -> Option<Self> {
+        let twice = has_two_scales(format) && bits == Bits::Sixteen;
+        let most = if twice { MOST_ROWS_OF_TWO_SCALES } else { usize::MAX };
+        match (FEWEST_ROWS..=most).contains(&sequence) && panel::is_available() && dot::is_available() {
             true => Some(if has_int8() { Self::Amx } else { Self::Vnni }),
             false => None,
         }
@@ -62,6 +67,14 @@ impl Engine {
     fn flip(self) -> u8 {
         if self == Self::Vnni { 0x80 } else { 0 }
     }
+}
+
+/// Whether 32 inputs have two scales.
+fn has_two_scales(format: BlockFormat) -> bool {
+    fn parts<F: Format>() -> usize {
+        F::PARTS
+    }
+    of_format!(format, parts()) == Some(2)
 }
 
 /// The sizes of a product.
@@ -136,15 +149,14 @@ fn planes<F: Format, const N: usize>(
             let rows = &input[at * GROUP * inputs..input.len().min((at + 1) * GROUP * inputs)];
             pulp::Arch::new().dispatch(RoundGroup::<N> { rows, inputs, bits, flip: engine.flip(), shape, place });
         });
-        let groups: Vec<_> = scratch.chunks_exact(group).map(|place| rows::Group::of::<N>(place, shape)).collect();
-        let panel = weights::floats(shape);
+        let (groups, panel) = (&*scratch, weights::floats(shape));
         let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(OUTPUTS);
         let most = (PANELS / (panel * size_of::<f32>()) * OUTPUTS).max(OUTPUTS);
         let each = fair.clamp(OUTPUTS, most);
         threads::each(outputs.div_ceil(each), |task| {
             let outputs = task * each..outputs.min((task + 1) * each);
             Panels::with::<F>(&matrix, outputs.clone(), shape, |panels| {
-                Task::<N> { engine, problem, shape, rows, groups: &groups, panels, outputs, output: &output }.run();
+                Task::<N> { engine, problem, shape, rows, groups, panels, outputs, output: &output }.run();
             });
         });
     });
@@ -157,7 +169,7 @@ mod tests {
     use crate::cpu::product::blocks::dot::tests::{blocks, quantised};
 
     fn engines() -> Vec<Engine> {
-        match Engine::of(FEWEST_ROWS) {
+        match Engine::of(BlockFormat::Q4_0, Bits::Sixteen, FEWEST_ROWS) {
             Some(Engine::Amx) => vec![Engine::Vnni, Engine::Amx],
             Some(Engine::Vnni) => vec![Engine::Vnni],
             None => Vec::new(),

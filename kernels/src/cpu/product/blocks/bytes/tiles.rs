@@ -36,7 +36,8 @@ pub(super) struct Task<'a, const N: usize> {
     pub problem: &'a Product<'a, BlockMatrix<'a>>,
     pub shape: Shape,
     pub rows: usize,
-    pub groups: &'a [Group<'a>],
+    /// The memory of the groups of rows.
+    pub groups: &'a [f32],
     pub panels: &'a Panels<'a>,
     pub outputs: Range<usize>,
     pub output: &'a Disjoint<'a>,
@@ -46,7 +47,13 @@ impl<const N: usize> Task<'_, N> {
     pub fn run(self) {
         let tiles = (self.engine == Engine::Amx).then(|| amx::tiles(self.shape));
         let mut sums = Aligned([[[0.0; OUTPUTS]; GROUP]; GROUPS]);
-        for (at, groups) in self.groups.chunks(GROUPS).enumerate() {
+        let group = rows::floats::<N>(self.shape);
+        for (at, groups) in self.groups.chunks(GROUPS * group).enumerate() {
+            let count = groups.len() / group;
+            // The first is repeated after the last, and the copies are not read.
+            let of = |n| Group::of::<N>(&groups[if n < count { n } else { 0 } * group..][..group], self.shape);
+            let groups: [Group<'_>; GROUPS] = std::array::from_fn(of);
+            let groups = &groups[..count];
             for panel in 0..self.panels.count() {
                 let sums = &mut sums.0[..groups.len()];
                 let own = self.panels.panel(panel);
