@@ -52,7 +52,7 @@ const SOME: usize = 256;
 ///
 /// Rows are rounded to 16 bits if the format is not one of floats: an element is off by at most a 65,534th of the largest magnitude among its
 /// 32 neighbours. That needs AVX2, FMA and F16C for sequences of up to eight rows, and AVX-512 VNNI for longer ones, which are multiplied in f32
-/// otherwise. [`rounded_product`](super::rounded_product) rounds rows to 8 bits.
+/// otherwise; so are more than 16 rows with Q2_K, Q3_K and Q6_K. [`rounded_product`](super::rounded_product) rounds rows to 8 bits.
 ///
 /// Sequences of 16 rows and more are multiplied by bf16 or f16 on AMX, as accurately as in f32; so are inputs that are
 /// [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes below 2^-126 then count as 0, unless they are in a row or an output

@@ -2,9 +2,9 @@
 
 use std::arch::asm;
 
-use super::Shape;
 use super::rows::TILE;
-use super::tiles::Products;
+use super::shape::Shape;
+use super::sums::Products;
 use crate::cpu::product::amx::{Tiles, has_int8};
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP};
 

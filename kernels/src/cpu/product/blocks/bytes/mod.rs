@@ -12,101 +12,37 @@
 //! compute the same integers and add them in the order of the inputs, so they give the same bits.
 
 mod amx;
+mod engine;
 mod rows;
+mod shape;
+mod sums;
 mod tiles;
 mod vnni;
 mod weights;
 
 use burn_deepspeed_core::block::BlockFormat;
 
+pub(super) use self::engine::Engine;
 use self::rows::RoundGroup;
+use self::shape::Shape;
 use self::tiles::Task;
 use self::weights::Panels;
 use super::BlockMatrix;
 use super::dot::{self, of_format};
 use super::formats::{Format, Iq4Nl, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::k_formats::{Q2K, Q3K, Q4K, Q5K, Q6K};
-use super::rows::{Bits, CHUNK};
+use super::rows::Bits;
 use crate::cpu::product::amx::has_int8;
 use crate::cpu::product::panel::{self, GROUP, OUTPUTS};
 use crate::cpu::product::problem::{Product, check};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
 
-/// Fewest rows of a sequence that are worth the packing of weights. `examples/products.rs` measures it.
-const FEWEST_ROWS: usize = 6;
-
-/// Most rows of a sequence in 16 bits if each 16 weights have a scale: twice as many products become f32, and more rows are as fast in f32.
-const MOST_ROWS_OF_TWO_SCALES: usize = 16;
-
 /// Rows that are rounded at a time, which bounds the memory that a thread keeps for them.
 const MOST_ROWS: usize = 1024;
 
 /// Bytes of the panels of a task.
 const PANELS: usize = 512 * 1024;
-
-/// Which instructions multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Engine {
-    Vnni,
-    Amx,
-}
-
-impl Engine {
-    /// The fastest that the processor has for a sequence of this many rows, if it is faster than other kernels.
-    pub fn of(format: BlockFormat, bits: Bits, sequence: usize) -> Option<Self> {
-        let twice = has_two_scales(format) && bits == Bits::Sixteen;
-        let most = if twice { MOST_ROWS_OF_TWO_SCALES } else { usize::MAX };
-        match (FEWEST_ROWS..=most).contains(&sequence) && panel::is_available() && dot::is_available() {
-            true => Some(if has_int8() { Self::Amx } else { Self::Vnni }),
-            false => None,
-        }
-    }
-
-    /// Turns a signed byte of a row into what the instruction takes: that of VNNI has rows without a sign.
-    fn flip(self) -> u8 {
-        if self == Self::Vnni { 0x80 } else { 0 }
-    }
-}
-
-/// Whether 32 inputs have two scales.
-fn has_two_scales(format: BlockFormat) -> bool {
-    fn parts<F: Format>() -> usize {
-        F::PARTS
-    }
-    of_format!(format, parts()) == Some(2)
-}
-
-/// The sizes of a product.
-#[derive(Debug, Clone, Copy)]
-struct Shape {
-    /// Chunks of 32 inputs, an even number: the last may be padding.
-    chunks: usize,
-    /// Scales of a chunk, 1 or 2. The inputs of one are a step.
-    parts: usize,
-    /// Whether outputs have minima.
-    minima: bool,
-}
-
-impl Shape {
-    fn of<F: Format>(inputs: usize) -> Self {
-        Self { chunks: inputs.div_ceil(CHUNK).next_multiple_of(2), parts: F::PARTS, minima: F::MINIMA }
-    }
-
-    fn steps(self) -> usize {
-        self.chunks * self.parts
-    }
-
-    /// Inputs of a step.
-    fn depth(self) -> usize {
-        CHUNK / self.parts
-    }
-
-    /// The chunk of a step, and the first of its inputs in the chunk.
-    fn place(self, step: usize) -> (usize, usize) {
-        (step / self.parts, step % self.parts * self.depth())
-    }
-}
 
 /// [`product`](crate::cpu::product::product) with rows that are rounded. A row's result depends neither on the other rows nor on the number of threads.
 ///
@@ -164,9 +100,11 @@ fn planes<F: Format, const N: usize>(
 
 #[cfg(test)]
 mod tests {
+    use super::engine::FEWEST_ROWS;
     use super::*;
     use crate::cpu::product::InputElements;
     use crate::cpu::product::blocks::dot::tests::{blocks, quantised};
+    use crate::cpu::product::blocks::rows::CHUNK;
 
     fn engines() -> Vec<Engine> {
         match Engine::of(BlockFormat::Q4_0, Bits::Sixteen, FEWEST_ROWS) {

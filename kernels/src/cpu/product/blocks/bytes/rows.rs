@@ -1,6 +1,6 @@
 //! Rounded rows as bytes. 16 rows are a group, in which 32 bytes of each row follow each other: a tile is contiguous.
 
-use super::Shape;
+use super::shape::Shape;
 use crate::cpu::product::blocks::rows::{Bits, CHUNK};
 use crate::cpu::product::panel::GROUP;
 use crate::cpu::simd::round;

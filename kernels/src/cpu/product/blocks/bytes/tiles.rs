@@ -1,16 +1,16 @@
 //! Tiles of 16 rows and 32 outputs.
 
-use std::arch::x86_64::{
-    __m512, __m512i, _mm512_add_epi32, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mul_ps, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-};
+use std::arch::x86_64::{_mm512_fmadd_ps, _mm512_set1_ps};
 use std::ops::Range;
 
+use super::engine::Engine;
 use super::rows::{self, Group};
+use super::shape::Shape;
+use super::sums::{Products, Sums, integers, load, scaled, store};
 use super::weights::{self, Panel, Panels};
-use super::{Engine, Shape, amx, vnni};
+use super::{amx, vnni};
 use crate::cpu::product::blocks::BlockMatrix;
-use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, VECTORS};
+use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP, VECTORS};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::Disjoint;
 
@@ -19,12 +19,6 @@ const GROUPS: usize = 4;
 
 /// Steps whose products are added to the sums together.
 const BATCH: usize = 2;
-
-/// The integer products of a step, the plane of the upper bytes first.
-pub(super) type Products<const N: usize> = [[[i32; OUTPUTS]; GROUP]; N];
-
-/// The sums of a group.
-pub(super) type Sums = [[f32; OUTPUTS]; GROUP];
 
 /// At the start of a cache line.
 #[repr(align(64))]
@@ -186,40 +180,5 @@ fn add<const N: usize, const MINIMA: bool>(
     }
     for (sums, totals) in sums.iter_mut().zip(totals) {
         store(totals, sums);
-    }
-}
-
-/// Adds the integer of one or both planes, times the scales of an output and a row.
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn scaled(upper: __m512i, lower: Option<__m512i>, output: __m512, row: f32, total: __m512) -> __m512 {
-    let whole = match lower {
-        Some(lower) => _mm512_add_epi32(_mm512_slli_epi32::<8>(upper), lower),
-        None => upper,
-    };
-    _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), _mm512_mul_ps(output, _mm512_set1_ps(row)), total)
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn integers(numbers: &[i32; OUTPUTS], vector: usize) -> __m512i {
-    let numbers: &[[i32; LANES]] = numbers.as_chunks().0;
-    // SAFETY: the vector has 16 numbers.
-    unsafe { _mm512_loadu_si512(numbers[vector].as_ptr().cast()) }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn load(numbers: &[f32; OUTPUTS]) -> [__m512; VECTORS] {
-    // SAFETY: there are two vectors.
-    unsafe { [_mm512_loadu_ps(numbers.as_ptr()), _mm512_loadu_ps(numbers.as_ptr().add(LANES))] }
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-pub(super) fn store(totals: [__m512; VECTORS], numbers: &mut [f32; OUTPUTS]) {
-    for (total, place) in totals.into_iter().zip(numbers.as_chunks_mut::<LANES>().0) {
-        // SAFETY: there is room for 16 numbers.
-        unsafe { _mm512_storeu_ps(place.as_mut_ptr(), total) };
     }
 }

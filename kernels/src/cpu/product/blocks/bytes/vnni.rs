@@ -5,9 +5,9 @@ use std::arch::x86_64::{
     _mm512_setzero_ps, _mm512_setzero_si512,
 };
 
-use super::Shape;
 use super::rows::{self, Group};
-use super::tiles::{Sums, integers, load, scaled, store};
+use super::shape::Shape;
+use super::sums::{Sums, integers, load, scaled, store};
 use super::weights::{self, Panel};
 use crate::cpu::product::blocks::rows::CHUNK;
 use crate::cpu::product::panel::{GROUP, STEP, VECTORS};

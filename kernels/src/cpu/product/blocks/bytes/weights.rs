@@ -6,7 +6,7 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use super::Shape;
+use super::shape::Shape;
 use crate::cpu::product::blocks::BlockMatrix;
 use crate::cpu::product::blocks::formats::{Factors, Format};
 use crate::cpu::product::blocks::rows::{CHUNK, GROUP};
