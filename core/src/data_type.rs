@@ -83,17 +83,18 @@ impl fmt::Display for MatrixFormat {
     }
 }
 
-/// Bits that the inputs of int8 projections are rounded to, with a scale for each token.
+/// Bits that the inputs of projections are rounded to: with a scale for each token where the matrix is int8, and for each 32 features of one where
+/// it is in blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum InputBits {
     /// Integers up to 127, as PyTorch's dynamic quantisation has them.
     Eight,
-    /// Integers up to 8191.
+    /// Integers up to 8191; with blocks up to 32767, which they have without rounding, too.
     Fourteen,
 }
 
 impl InputBits {
-    /// The largest integer: a step is the largest magnitude of a token over this.
+    /// The largest integer with an int8 matrix: a step is the largest magnitude of a token over this.
     pub fn largest(self) -> f32 {
         match self {
             Self::Eight => 127.0,
@@ -102,17 +103,17 @@ impl InputBits {
     }
 }
 
-/// Whether the inputs of projections are rounded: those of int8 matrices to integers, or those of matrices of 16 bits to bf16, so that kernels multiply
-/// these.
+/// Whether the inputs of projections are rounded, so that kernels multiply what they become: those of int8 or of blocks of integers to integers,
+/// those of matrices of 16 bits to bf16.
 ///
 /// In JSON `false`, 14, 8 or `"bf16"`; `true` is 14.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "RoundingValue", into = "RoundingValue")]
 pub enum ActivationRounding {
-    /// They stay as they are.
+    /// They stay as they are next to int8 and to floats. Next to blocks of integers kernels of the CPU may round them to 16 bits.
     #[default]
     Never,
-    /// The inputs of int8 matrices, to this many bits.
+    /// The inputs of matrices of int8, or of blocks of integers, to this many bits.
     To(InputBits),
     /// The inputs of matrices of bf16 or f16, to bf16.
     Bf16,

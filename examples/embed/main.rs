@@ -35,10 +35,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use burn_deepspeed::DataType;
 use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
-use burn_deepspeed::{DataType, InputBits};
-use burn_deepspeed_examples::backend::{BackendName, Types, exit};
+use burn_deepspeed_examples::backend::{BackendName, Types, exit, input_rounding};
 use burn_deepspeed_examples::embedder::check::Expected;
 use burn_deepspeed_examples::embedder::{self, Embed, Embedding, Options, Scaling};
 use burn_deepspeed_examples::{Failure, ModelFiles};
@@ -80,9 +80,9 @@ struct Arguments {
     /// blocks of a GGUF file, and otherwise fp32.
     #[arg(long, value_name = "TYPE", conflicts_with = "check")]
     dtype: Option<Types>,
-    /// Round the inputs of int8 matrices to this many bits, or those of matrices of 16 bits to bf16. 8 is fastest; 14 costs hardly any accuracy.
-    /// Default: they are not rounded.
-    #[arg(long, value_name = "8|14|bf16", value_parser = input_rounding, requires = "dtype")]
+    /// Round the inputs of matrices of int8 or of blocks to this many bits, or those of matrices of 16 bits to bf16. 8 is fastest; 14 costs hardly
+    /// any accuracy. Default: those of blocks to 16 bits, and others are not rounded.
+    #[arg(long, value_name = "8|14|bf16", value_parser = input_rounding, conflicts_with = "check")]
     round_activations: Option<ActivationRounding>,
     /// Compute what a file of expected numbers has, such as embeddings.json, and fail unless every number agrees within 1e-5.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sentences", "images", "batch_size", "no_normalize"])]
@@ -116,16 +116,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     write(&embed_all(&*embedder, &sentences, arguments.batch_size, scaling)?)
 }
 
-/// The rounding of inputs on the command line.
-fn input_rounding(text: &str) -> Result<ActivationRounding, String> {
-    match text {
-        "8" => Ok(InputBits::Eight.into()),
-        "14" => Ok(InputBits::Fourteen.into()),
-        "bf16" => Ok(ActivationRounding::Bf16),
-        _ => Err("8, 14 and bf16 are accepted".into()),
-    }
-}
-
 fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> {
     let started = Instant::now();
     let (allowed_keys, prompt_name) = (arguments.allow_key.clone(), arguments.prompt_name.clone());
@@ -141,26 +131,9 @@ fn open(arguments: &Arguments, images: bool) -> Result<Box<dyn Embed>, Failure> 
         DataType::Bf16 => MatrixFormat::Blocks(BlockFormat::BF16),
         _ => types.matrices,
     };
-    let rounding = arguments.round_activations.unwrap_or_default();
-    let of_16_bits = matches!(matrices, MatrixFormat::Blocks(BlockFormat::F16 | BlockFormat::BF16));
-    match rounding {
-        ActivationRounding::To(_) if types.dtype != DataType::Int8 => {
-            return Err(
-                "`--round-activations` rounds the inputs of int8 matrices to 8 or 14 bits; add `--dtype int8`".into()
-            );
-        }
-        ActivationRounding::Bf16 if !of_16_bits => {
-            return Err(
-                "`--round-activations bf16` is for matrices of 16 bits; add `--dtype bf16` or `--dtype f16`".into()
-            );
-        }
-        _ => {}
-    }
-    let options = Options { allowed_keys, prompt_name, images, matrices };
+    let rounding = Types { matrices, ..types }.rounding(arguments.round_activations)?;
+    let options = Options { allowed_keys, prompt_name, images, matrices, rounding };
     let (mut embedder, report) = embedder::open(arguments.backend, &files, &options)?;
-    if rounding == ActivationRounding::Bf16 {
-        embedder = embedder.with_rounded_activations(rounding);
-    }
     if types.dtype == DataType::Int8 {
         embedder = embedder.quantize(Int8Blocks::PerOutput, rounding)?;
     }

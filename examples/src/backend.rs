@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 #[cfg(feature = "autodiff")]
 pub use burn_autodiff::Autodiff;
-use burn_deepspeed::DataType;
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed::weight::BlockFormat;
+use burn_deepspeed::{DataType, InputBits};
 use clap::ValueEnum;
 
 use crate::{Failure, ModelFiles};
@@ -105,6 +105,33 @@ impl Types {
         let matrices = if blocks { MatrixFormat::Stored } else { MatrixFormat::OfDtype };
         Self { dtype: DataType::Fp32, matrices }
     }
+
+    /// The rounding of inputs that was asked for.
+    ///
+    /// # Errors
+    /// If no matrix has inputs that are rounded so.
+    pub fn rounding(self, asked: Option<ActivationRounding>) -> Result<ActivationRounding, Failure> {
+        let (integers, halves) = match (self.matrices, self.dtype) {
+            (MatrixFormat::OfDtype, dtype) => {
+                (dtype == DataType::Int8, matches!(dtype, DataType::Fp16 | DataType::Bf16))
+            }
+            // A GGUF file may have both.
+            (MatrixFormat::Stored, _) => (true, true),
+            (MatrixFormat::Blocks(format), _) => {
+                (format.elements() > 1, matches!(format, BlockFormat::F16 | BlockFormat::BF16))
+            }
+        };
+        match asked.unwrap_or_default() {
+            ActivationRounding::To(_) if !integers => Err(
+                "`--round-activations` of 8 or 14 bits is for matrices of integers; add `--dtype int8` or `--dtype q8_0`"
+                    .into(),
+            ),
+            ActivationRounding::Bf16 if !halves => {
+                Err("`--round-activations bf16` is for matrices of 16 bits; add `--dtype bf16` or `--dtype fp16`".into())
+            }
+            rounding => Ok(rounding),
+        }
+    }
 }
 
 impl FromStr for Types {
@@ -121,6 +148,19 @@ impl FromStr for Types {
             format!("fp32, fp16, bf16, int8, stored, {} are accepted", formats.join(", "))
         })?;
         Ok(Self { dtype: DataType::Fp32, matrices })
+    }
+}
+
+/// The rounding of inputs on the command line.
+///
+/// # Errors
+/// If it is none.
+pub fn input_rounding(text: &str) -> Result<ActivationRounding, String> {
+    match text {
+        "8" => Ok(InputBits::Eight.into()),
+        "14" => Ok(InputBits::Fourteen.into()),
+        "bf16" => Ok(ActivationRounding::Bf16),
+        _ => Err("8, 14 and bf16 are accepted".into()),
     }
 }
 

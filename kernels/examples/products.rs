@@ -38,6 +38,12 @@ struct Arguments {
     /// Rows of the sequence, several separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16,32,64,128,129,256,512")]
     rows: Vec<usize>,
+    /// Formats of blocks, several separated by commas.
+    #[arg(long, value_delimiter = ',', default_value = "q4_0,q8_0")]
+    formats: Vec<BlockFormat>,
+    /// Times matrices of blocks only.
+    #[arg(long)]
+    blocks: bool,
     /// How often each product runs.
     #[arg(long, default_value = "20")]
     times: usize,
@@ -114,6 +120,26 @@ fn time<W: AnyMatrix>(
     }
 }
 
+/// Times a matrix of blocks, with rows as [`product`] has them, and rounded to 8 bits.
+fn time_blocks(arguments: &Arguments, format: BlockFormat, floats: &[f32]) {
+    let Some(row) = format.row_bytes(arguments.inputs) else {
+        return println!("{format}: {} inputs are no whole blocks", arguments.inputs);
+    };
+    let blocks = match format.can_quantise() {
+        true => format.quantise(floats),
+        // Each f16 of them is about 0.06.
+        false => vec![0x2b; arguments.outputs * row],
+    };
+    let matrix = BlockMatrix { format, blocks: &blocks, inputs: arguments.inputs, outputs: arguments.outputs };
+    time(arguments, &format.to_string(), InputElements::F32, matrix, product);
+    if has_rounded() {
+        let name = format!("{format}, 8");
+        time(arguments, &name, InputElements::F32, matrix, |problem, output| {
+            rounded_product(problem, InputBits::Eight, output)
+        });
+    }
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments = Arguments::parse();
     let (inputs, outputs) = (arguments.inputs, arguments.outputs);
@@ -128,6 +154,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let halves = BlockFormat::F16.quantise(&numbers(inputs * outputs, InputElements::F32));
     let f16 = BlockMatrix { format: BlockFormat::F16, blocks: &halves, inputs, outputs };
     Parallelism::threads(arguments.threads)?.run(|| {
+        for &format in &arguments.formats {
+            time_blocks(&arguments, format, &floats);
+        }
+        if arguments.blocks {
+            return;
+        }
         for (name, input_stride, output_stride) in [("out,in", 1, inputs), ("in,out", outputs, 1)] {
             time(
                 &arguments,

@@ -159,17 +159,22 @@ impl<B: Backend> Weight<B> {
         Ok(Self { matrix: Matrix::Int8(matrix), ..self })
     }
 
-    /// The same, rounding the input, or not. A rounded input of an int8 matrix consists of integers times a step: the largest magnitude of a
-    /// token over 8191 in 14 bits (`true`), or over 127 in 8. The product is then one of integers (dynamic quantisation).
+    /// The same, rounding the input, or not. Default: never.
     ///
-    /// [`ActivationRounding::Bf16`] rounds the input of a matrix of bf16 or f16 to bf16, to nearest: each feature is off by at most a 512th of
-    /// itself. That is what PyTorch does with tensors of bf16. The CPU kernels and the reference round it, whatever the shape of the input; GPU
-    /// kernels do not. Magnitudes above the largest bf16, 3.39e38, become infinite. It has no effect on other matrices, nor have numbers of bits on
-    /// this one.
+    /// | matrix | 14 bits (`true`) | 8 bits | [bf16](ActivationRounding::Bf16) |
+    /// | --- | --- | --- | --- |
+    /// | int8 | a step is the largest magnitude of a token over 8191 | over 127 | not rounded |
+    /// | blocks of integers | the largest magnitude of 32 features of a token over 32767, as without rounding | over 127 | as without rounding |
+    /// | bf16, f16 | not rounded | not rounded | each feature is off by at most a 512th of itself |
+    /// | f32 | not rounded | not rounded | not rounded |
     ///
-    /// A result is off by at most half a step times the sum of the magnitudes of its weights. That is much for a token with a
-    /// few features far larger than the others, in 8 bits above all. Rounding is faster on the CPU kernels with AVX2; on other paths, and with
-    /// a dense matrix, nothing is rounded. Default: never.
+    /// **Bits:** a rounded input consists of integers times a step, and the product is one of integers (dynamic quantisation). A result is off by at
+    /// most half a step times the magnitude of its weight, summed over the features. That is much for a token with a few features far larger than
+    /// the others, in 8 bits above all, and less for blocks, whose steps follow the 32 neighbours. Only the CPU kernels round, with AVX2 (blocks:
+    /// FMA and F16C, too), because it is faster there. CubeCL, the reference and other processors multiply the floats.
+    ///
+    /// **bf16:** to nearest, as PyTorch has tensors of bf16. The CPU kernels and the reference round, whatever the shape of the input; GPU kernels do
+    /// not. Magnitudes above the largest bf16, 3.39e38, become infinite.
     ///
     /// ```
     /// # use burn::tensor::DType;

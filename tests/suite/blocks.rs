@@ -10,7 +10,8 @@ use burn_deepspeed::load::{Checkpoint, ParameterReader, WeightNames, WeightPart}
 use burn_deepspeed::ops::{BlockProblem, Plan};
 use burn_deepspeed::weight::{BlockFormat, BlockMatrix, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
-    AttentionInit, DataType, DeepSpeedInferenceConfig, ElementType, InferenceBackend, Operations, WeightError,
+    AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, ElementType,
+    InferenceBackend, InputBits, Operations, WeightError,
 };
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -38,7 +39,7 @@ fn path<B: InferenceBackend>(problem: &BlockProblem) -> Plan {
     })
 }
 
-/// One row and a few are rounded to 16 bits on the CPU, and more are not.
+/// The CPU rounds the input to 16 bits where that is faster.
 fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     for format in BlockFormat::writable() {
         let weight = dense::<B>(1).quantize_blocks(format).unwrap();
@@ -60,6 +61,43 @@ fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
 }
 
 /// A fused projection whose parts have several formats is the concatenation of separate ones.
+/// On the CPU, with a step for each 32 features: their largest magnitude over 127. Nothing is rounded elsewhere, and floats nowhere.
+fn an_input_of_8_bits_costs_no_more_than_half_a_step<B: InferenceBackend>() {
+    for format in [BlockFormat::Q4_0, BlockFormat::Q8_0, BlockFormat::Q5_1, BlockFormat::F16] {
+        let exact = dense::<B>(1).quantize_blocks(format).unwrap();
+        let rounded = exact.clone().with_rounded_input(InputBits::Eight);
+        let weights = values(exact.matrix());
+        for tokens in [1, 7, 20].into_iter().filter(|tokens| on_cpu::<B>() || *tokens == 20) {
+            let input = seeded::<B, 3>([2, tokens, INPUTS], 3);
+            let linear = |weight| values(B::Ops::linear(input.clone(), weight));
+            let (found, wanted, rows) = (linear(&rounded), linear(&exact), values(input.clone()));
+            assert_eq!(found != wanted, on_cpu::<B>() && format != BlockFormat::F16, "{format}, {tokens} tokens");
+            for (at, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                let row = rows[at / OUTPUTS * INPUTS..][..INPUTS].chunks(32);
+                let own = weights[at % OUTPUTS * INPUTS..][..INPUTS].chunks(32);
+                let error = row.zip(own).map(|(row, own)| {
+                    let largest = row.iter().fold(0.0f64, |largest, x| largest.max(x.abs()));
+                    largest / 254.0 * own.iter().map(|weight| weight.abs()).sum::<f64>()
+                });
+                assert!((found - wanted).abs() <= error.sum::<f64>() + 1e-3, "{format}: {found} for {wanted}");
+            }
+        }
+    }
+}
+
+fn a_layer_with_inputs_of_8_bits_is_close<B: InferenceBackend>() {
+    let config = DeepSpeedInferenceConfig::new(128, 4).with_matrix_format(MatrixFormat::Blocks(BlockFormat::Q4_0));
+    let exact = config.init_self_attention::<B>(0, &Default::default()).unwrap();
+    let run = |module: &DeepSpeedSelfAttention<B>| {
+        module.forward_uncached(seeded([2, 9, 128], 1), AttentionMask::none(), None).unwrap()
+    };
+    // Fresh weights are drawn when they are first read.
+    let expected = run(&exact);
+    let rounded = exact.with_rounded_activations(InputBits::Eight);
+    assert_eq!(values(run(&rounded)) != values(expected.clone()), on_cpu::<B>());
+    assert_near(run(&rounded), expected, 2e-2);
+}
+
 fn separate_projections_of_several_formats_are_one_product<B: InferenceBackend>() {
     let part = |seed, format| dense::<B>(seed).quantize_blocks(format).unwrap();
     let [query, key, value] =
@@ -202,6 +240,8 @@ fn what_cannot_be_rounded_is_an_error<B: InferenceBackend>() {
 
 on_each_backend!(
     products_are_those_of_the_dense_matrix,
+    an_input_of_8_bits_costs_no_more_than_half_a_step,
+    a_layer_with_inputs_of_8_bits_is_close,
     separate_projections_of_several_formats_are_one_product,
     parts_and_rows_are_those_of_the_dense_matrix,
     records_keep_the_bytes,

@@ -11,7 +11,7 @@ use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
-    KvCacheType, NormType, Operations, QkNorm, QkNormKind, QkNormWeights, RotaryLayout, Window,
+    InputBits, KvCacheType, NormType, Operations, QkNorm, QkNormKind, QkNormWeights, RotaryLayout, Window,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Options, Scaling};
 
@@ -65,11 +65,29 @@ pub struct Types {
     pub dtype: DataType,
     pub matrices: Matrices,
     pub cache: KvCacheType,
+    /// Of the inputs of matrices of blocks.
+    pub rounding: ActivationRounding,
 }
 
 impl Default for Types {
     fn default() -> Self {
-        Self { dtype: DataType::Fp32, matrices: Matrices::Dense, cache: KvCacheType::default() }
+        Self {
+            dtype: DataType::Fp32,
+            matrices: Matrices::Dense,
+            cache: KvCacheType::default(),
+            rounding: ActivationRounding::Never,
+        }
+    }
+}
+
+/// The call for a layer of blocks, with inputs that are rounded.
+pub fn prepare_rounded<B: InferenceBackend>(workload: &Workload, bits: InputBits) -> Result<Call, Failure> {
+    match workload {
+        Workload::Layer(sizes) if sizes.blocks.is_some() => {
+            let matrices = Matrices::of(sizes.blocks);
+            layer::<B>(sizes, &Types { matrices, rounding: bits.into(), ..Types::default() })
+        }
+        _ => Err("not a layer of blocks".into()),
     }
 }
 
@@ -155,8 +173,9 @@ fn layer<B: InferenceBackend>(sizes: &Layer, types: &Types) -> Result<Call, Fail
 
     let attention = match types.matrices {
         Matrices::Int8(rounding) => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(rounding),
+        Matrices::Dense => attention,
         Matrices::Rounded(_) => attention.with_rounded_activations(ActivationRounding::Bf16),
-        Matrices::Dense | Matrices::Blocks(_) => attention,
+        Matrices::Blocks(_) => attention.with_rounded_activations(types.rounding),
     };
     let mut cache = config.init_cache::<B>(1, &device)?;
     if cached > 0 {
@@ -221,12 +240,15 @@ impl<B: Backend> ModuleMapper<B> for Fill {
 /// The pipeline of the `embed` example, from text to vectors.
 fn encoder<B: InferenceBackend>(folder: &Path, batch: usize, matrices: Matrices) -> Result<Call, Failure> {
     let format = matrices.blocks().map_or(MatrixFormat::OfDtype, MatrixFormat::Blocks);
-    let options = Options { matrices: format, ..Options::default() };
+    let rounding = match matrices {
+        Matrices::Rounded(_) => ActivationRounding::Bf16,
+        _ => ActivationRounding::Never,
+    };
+    let options = Options { matrices: format, rounding, ..Options::default() };
     let (embedder, _) = Embedder::<B>::open_with(folder, &options, &B::Device::default())?;
     let embedder: Box<dyn Embed> = match matrices {
         Matrices::Int8(rounding) => Box::new(embedder).quantize(Int8Blocks::PerOutput, rounding)?,
-        Matrices::Rounded(_) => Box::new(embedder).with_rounded_activations(ActivationRounding::Bf16),
-        Matrices::Dense | Matrices::Blocks(_) => Box::new(embedder),
+        Matrices::Dense | Matrices::Blocks(_) | Matrices::Rounded(_) => Box::new(embedder),
     };
     let text = std::fs::read_to_string(folder.join("sentences.txt"))?;
     let sentences: Vec<String> = text.lines().map(String::from).collect();

@@ -101,8 +101,8 @@ settings! {
         /// float: f32, unless the backend was given another type. A DeepSpeed file that names none means fp16, as in DeepSpeed.
         /// Under int8 the matrices of the QKV and output projections are int8, and everything else is float.
         dtype: Option<DataType> = None;
-        /// *Extension.* Rounds the input of int8 projections to 14 or 8 bits where that makes them faster, or that of projections with matrices of
-        /// bf16 or f16 to bf16.
+        /// *Extension.* Rounds the input of projections of int8, or of blocks of integers, to 14 or 8 bits where that makes them faster, or that of
+        /// projections with matrices of bf16 or f16 to bf16.
         round_activations [with_round_activations]: ActivationRounding = ActivationRounding::Never;
         /// *Extension.* Number of groups of outputs in an int8 matrix of this rank. Each group has one scale; `None` gives each
         /// output its own scale. DeepSpeed's `q_groups`.

@@ -67,10 +67,11 @@ pub(super) fn linear<B: Backend>(
     let attention = config.attention_config(0);
     let orientation = if attention.transposed_mode { Orientation::OutputInput } else { Orientation::InputOutput };
     let dtype = attention.dtype.of_backend::<B>(device)?;
-    match attention.dtype {
+    let weight = match attention.dtype {
         Some(DataType::Int8) => Weight::init_int8(input, output, bias, Int8Blocks::PerOutput, dtype, device),
         _ => Weight::init_with_format(input, output, bias, attention.matrix_format, orientation, dtype, device),
-    }
+    };
+    Ok(weight?.with_rounded_input(attention.round_activations))
 }
 
 /// An embedding as the projection that it is the transpose of: in the format of other matrices where that is blocks, and in floats
@@ -82,7 +83,9 @@ pub(super) fn embedding<B: Backend>(
 ) -> Result<Weight<B>, ConfigError> {
     let attention = config.attention_config(0);
     let dtype = attention.dtype.of_backend::<B>(device)?;
-    Weight::init_with_format(features, rows, false, attention.matrix_format, Orientation::OutputInput, dtype, device)
+    let (format, orientation) = (attention.matrix_format, Orientation::OutputInput);
+    let weight = Weight::init_with_format(features, rows, false, format, orientation, dtype, device)?;
+    Ok(weight.with_rounded_input(attention.round_activations))
 }
 
 /// The features of tokens.

@@ -79,12 +79,6 @@ impl<B: Backend> Encoder<B> {
         Ok(Self { blocks: layers.collect::<Result<_, _>>()?, ..self })
     }
 
-    /// The encoder with projections whose inputs are rounded, or not.
-    pub fn with_rounded_activations(self, rounding: ActivationRounding) -> Self {
-        let blocks = self.blocks.into_iter().map(|block| block.with_rounded_activations(rounding));
-        Self { blocks: blocks.collect(), ..self }
-    }
-
     /// How the class makes one vector of a row; `None` if it does not.
     pub fn describe_vector(&self) -> Option<String> {
         self.head.as_ref().map(Head::describe)

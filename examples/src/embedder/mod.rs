@@ -69,9 +69,6 @@ pub trait Embed {
 
     /// The same encoder with projections of int8, whose inputs are rounded or not.
     fn quantize(self: Box<Self>, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Box<dyn Embed>, Failure>;
-
-    /// The same embedder with projections whose inputs are rounded, or not.
-    fn with_rounded_activations(self: Box<Self>, rounding: ActivationRounding) -> Box<dyn Embed>;
 }
 
 /// Opens a folder in the Hugging Face layout, or a GGUF file, in f32, on a backend of the build.
@@ -196,7 +193,9 @@ impl<B: InferenceBackend> Embedder<B> {
             .with_dtype(DataType::Fp32)
             .with_allowed_keys(&options.allowed_keys)
             .with_side(side);
-        let config = files.config(&reading)?.with_attention(|attention| attention.with_matrix_format(options.matrices));
+        let config = files.config(&reading)?.with_attention(|attention| {
+            attention.with_matrix_format(options.matrices).with_round_activations(options.rounding)
+        });
         let plan = Plan::of(&config).map_err(|error| error.in_file(&files.config_path()))?;
         let checkpoint = files.checkpoint()?;
         config.check(&checkpoint)?;
@@ -308,10 +307,6 @@ impl<B: InferenceBackend> Embed for Embedder<B> {
 
     fn quantize(self: Box<Self>, blocks: Int8Blocks, rounding: ActivationRounding) -> Result<Box<dyn Embed>, Failure> {
         Ok(Box::new(Self { encoder: self.encoder.quantize(blocks, rounding)?, ..*self }))
-    }
-
-    fn with_rounded_activations(self: Box<Self>, rounding: ActivationRounding) -> Box<dyn Embed> {
-        Box::new(Self { encoder: self.encoder.with_rounded_activations(rounding), ..*self })
     }
 }
 

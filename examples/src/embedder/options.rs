@@ -1,6 +1,6 @@
 //! How an encoder is opened.
 
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 
 /// How an encoder is opened; [`default`](Self::default) takes everything from the checkpoint.
 #[derive(Debug, Clone, Default)]
@@ -13,4 +13,6 @@ pub struct Options {
     pub images: bool,
     /// How matrices and the embedding of tokens are kept. Default: in f32.
     pub matrices: MatrixFormat,
+    /// What the inputs of matrices of blocks are rounded to. Default: to 16 bits where that is faster.
+    pub rounding: ActivationRounding,
 }

@@ -25,12 +25,6 @@ impl<B: Backend> Block<B> {
         let attention = self.attention.quantize(blocks)?.with_rounded_activations(rounding);
         Ok(Self { attention, mlp, ..self })
     }
-
-    /// The layer with projections whose inputs are rounded, or not.
-    pub fn with_rounded_activations(self, rounding: ActivationRounding) -> Self {
-        let mlp = MlpBranch { mlp: self.mlp.mlp.with_rounded_activations(rounding), ..self.mlp };
-        Self { attention: self.attention.with_rounded_activations(rounding), mlp, ..self }
-    }
 }
 
 impl<B: InferenceBackend> Block<B> {

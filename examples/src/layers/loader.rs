@@ -3,7 +3,7 @@
 use burn::nn::{Embedding, EmbeddingConfig};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use burn_deepspeed::WeightError;
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed::element::OfBackend;
 use burn_deepspeed::load::{Checkpoint, NormNames, ParameterReader, ReadTensors, WeightNames, WeightPart};
 use burn_deepspeed::spec::NormSpec;
@@ -20,6 +20,7 @@ pub(crate) struct Loader<'a, B: Backend> {
     prefix: String,
     dtype: DType,
     matrices: MatrixFormat,
+    rounding: ActivationRounding,
     norm: NormSpec,
     norm_bias: bool,
 }
@@ -42,6 +43,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             prefix,
             dtype,
             matrices: attention.matrix_format,
+            rounding: attention.round_activations,
             norm: NormSpec { rms, epsilon: attention.layer_norm_eps },
             norm_bias: attention.norm_bias && !rms,
         })
@@ -83,6 +85,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     ) -> Result<Weight<B>, WeightError> {
         let layout = Orientation::OutputInput;
         let empty = Weight::init_with_format(inputs, outputs, bias, self.matrices, layout, self.dtype, self.device)?;
+        let empty = empty.with_rounded_input(self.rounding);
         self.reader.projection(&empty, &WeightNames::of(path), layout, part)
     }
 

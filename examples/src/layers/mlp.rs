@@ -71,11 +71,6 @@ impl<B: Backend> Mlp<B> {
         let int8 = |weight: Weight<B>| Ok::<_, WeightError>(weight.quantize(blocks)?.with_rounded_input(rounding));
         Ok(Self { gate: self.gate.map(int8).transpose()?, up: int8(self.up)?, down: int8(self.down)?, ..self })
     }
-
-    pub fn with_rounded_activations(self, rounding: ActivationRounding) -> Self {
-        let rounded = |weight: Weight<B>| weight.with_rounded_input(rounding);
-        Self { gate: self.gate.map(rounded), up: rounded(self.up), down: rounded(self.down), ..self }
-    }
 }
 
 impl<B: InferenceBackend> Mlp<B> {

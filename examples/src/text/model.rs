@@ -6,7 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::record::{FullPrecisionSettings, NamedMpkFileRecorder};
 use burn::tensor::{Int, Tensor, backend::Backend};
-use burn_deepspeed::config::MatrixFormat;
+use burn_deepspeed::config::{ActivationRounding, MatrixFormat};
 use burn_deepspeed::load::{ConfigOptions, HuggingFaceConfig, LoadReport};
 use burn_deepspeed::parallel::Communicator;
 use burn_deepspeed::spec::AttentionSpec;
@@ -25,6 +25,8 @@ pub struct Options {
     pub dtype: DataType,
     /// How matrices and embeddings are kept. Default: as `dtype` says.
     pub matrices: MatrixFormat,
+    /// What the inputs of matrices of int8 and of blocks are rounded to. Default: nothing of int8, and 16 bits of blocks.
+    pub rounding: ActivationRounding,
     /// Element types of cached keys and values. Default: that of the activations.
     pub kv_cache: KvCacheType,
     /// The rank that this model is one part of. Default: `None`, the whole model.
@@ -42,6 +44,7 @@ impl Default for Options {
         Self {
             dtype: DataType::Fp32,
             matrices: MatrixFormat::OfDtype,
+            rounding: ActivationRounding::Never,
             kv_cache: KvCacheType::default(),
             rank: None,
             uneven_heads: false,
@@ -55,7 +58,7 @@ impl Options {
     /// The settings of attention under these options.
     fn applied_to(&self, attention: DeepSpeedInferenceConfig) -> DeepSpeedInferenceConfig {
         let attention = attention.with_kv_cache_dtype(self.kv_cache).with_uneven_heads(self.uneven_heads);
-        let attention = attention.with_matrix_format(self.matrices);
+        let attention = attention.with_matrix_format(self.matrices).with_round_activations(self.rounding);
         match &self.rank {
             Some(communicator) => attention.for_rank_of(&**communicator),
             None => attention,

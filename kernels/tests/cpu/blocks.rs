@@ -1,7 +1,10 @@
 //! Products of rows with a matrix of blocks.
 
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product};
+use burn_deepspeed_core::data_type::InputBits;
+use burn_deepspeed_kernels::cpu::product::{
+    BlockMatrix, InputElements, Product, has_rounded, product, rounded_product,
+};
 
 use crate::oracle::{assert_near, blocks, noise};
 
@@ -61,6 +64,85 @@ fn every_format_agrees_with_plain_loops() {
         check(format, 9, [1, each]);
         check(format, 2, [131, if each == 256 { 1280 } else { 864 }]);
         check(format, 20, [197, if each == 256 { 768 } else { 544 }]);
+    }
+}
+
+/// Elements as they are rounded to 8 bits.
+fn in_8_bits(input: &[f32]) -> Vec<f64> {
+    let mut values = Vec::new();
+    for chunk in input.chunks(32) {
+        let scale = chunk.iter().fold(0.0f32, |largest, x| largest.max(x.abs())) / 127.0;
+        values.extend(chunk.iter().map(|x| f64::from((x / scale).round_ties_even()) * f64::from(scale)));
+    }
+    values
+}
+
+/// Rows that are rounded to 8 bits, from the second feature of a wider output on.
+fn check_8_bits(format: BlockFormat, rows: usize, [outputs, inputs]: [usize; 2]) {
+    let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
+    let blocks = blocks(format, [outputs, inputs]);
+    let mut weights = vec![0.0; outputs * inputs];
+    format.dequantise(&blocks, &mut weights);
+    let matrix = BlockMatrix { format, blocks: &blocks, inputs, outputs };
+    let (first, width, elements) = (1, outputs + 2, InputElements::F32);
+    let mut output = vec![7.0; rows * width];
+    let bias = Some(&bias[..]);
+    let problem = Product { input: &input, elements, sequence: rows, matrix, bias, width, first };
+    rounded_product(&problem, InputBits::Eight, &mut output);
+    let whole = in_8_bits(&input);
+    let expected = |row: usize, output: usize| {
+        let weights = &weights[output * inputs..][..inputs];
+        let terms = || whole[row * inputs..].iter().zip(weights).map(|(x, weight)| x * f64::from(*weight));
+        (terms().sum::<f64>() + bias.map_or(0.0, |bias| f64::from(bias[output])), terms().map(f64::abs).sum::<f64>())
+    };
+    for (row, found) in output.chunks(width).enumerate() {
+        assert_eq!([found[0], found[width - 1]], [7.0; 2]);
+        for (at, found) in found[first..][..outputs].iter().enumerate() {
+            let (expected, size) = expected(row, at);
+            let error = (f64::from(*found) - expected).abs();
+            assert!(error <= 2e-6 * (1.0 + size), "{format}, {rows} rows, {outputs} outputs: {found} for {expected}");
+        }
+    }
+    // Rows have the same bits in a batch of sequences.
+    let mut twice = vec![7.0; 2 * rows * width];
+    let both = [&input[..], &input].concat();
+    rounded_product(&Product { input: &both, ..problem }, InputBits::Eight, &mut twice);
+    assert!(twice.chunks(output.len()).all(|own| own == output), "{format}, {rows} rows");
+}
+
+#[test]
+fn inputs_of_8_bits_have_the_products_of_their_integers() {
+    if !has_rounded() {
+        return;
+    }
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.elements() > 1) {
+        let each = format.elements();
+        for rows in [1, 2, 3, 4, 5, 7, 9, 16, 17, 33, 70] {
+            check_8_bits(format, rows, [37, 2 * each.max(64)]);
+        }
+        check_8_bits(format, 3, [1, each]);
+        check_8_bits(format, 20, [131, if each == 256 { 768 } else { 544 }]);
+    }
+}
+
+#[test]
+fn fourteen_bits_are_the_sixteen_of_the_product_and_floats_are_not_rounded() {
+    if !has_rounded() {
+        return;
+    }
+    let (input, weights) = (noise(20 * 64, 1), noise(33 * 64, 2));
+    for (format, bits) in [
+        (BlockFormat::Q8_0, InputBits::Fourteen),
+        (BlockFormat::F16, InputBits::Eight),
+        (BlockFormat::F32, InputBits::Eight),
+    ] {
+        let blocks = format.quantise(&weights);
+        let matrix = BlockMatrix { format, blocks: &blocks, inputs: 64, outputs: 33 };
+        let (elements, mut outputs) = (InputElements::F32, [[7.0; 33 * 20]; 2]);
+        let problem = Product { input: &input, elements, sequence: 20, matrix, bias: None, width: 33, first: 0 };
+        product(&problem, &mut outputs[0]);
+        rounded_product(&problem, bits, &mut outputs[1]);
+        assert_eq!(outputs[0], outputs[1], "{format}");
     }
 }
 

@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::config::ActivationRounding;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
-    has_rounded, product, round_to_bf16, rounded_product,
+    RoundedMatrix, has_rounded, product, round_to_bf16, rounded_product,
 };
 use bytemuck::Pod;
 
@@ -162,18 +163,21 @@ impl<'a> Rows<'a> {
     /// The product with a weight, in its form.
     fn times<B: InMemory>(self, weight: &Weight<B>, output: &mut [f32]) {
         match weight.stored() {
-            Matrix::Int8(int8) => {
-                with_int8(int8, |matrix| match weight.input_rounding().bits().filter(|_| has_rounded()) {
-                    Some(bits) => rounded_product(&self.problem(matrix), bits, output),
-                    None => product(&self.problem(matrix), output),
-                })
-            }
+            Matrix::Int8(int8) => with_int8(int8, |matrix| self.times_rounded(matrix, weight.input_rounding(), output)),
             Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
                 let first = self.first + outputs.start;
                 let rows = Rows { first, bias: self.bias.map(|bias| &bias[outputs]), ..self };
-                product(&rows.problem(matrix), output);
+                rows.times_rounded(matrix, weight.input_rounding(), output);
             }),
             Matrix::Dense(matrix) => self.times_dense(matrix, output),
+        }
+    }
+
+    /// The product with a matrix of integers, of rows that are rounded where the processor has kernels for them.
+    fn times_rounded<W: RoundedMatrix>(self, matrix: W, rounding: ActivationRounding, output: &mut [f32]) {
+        match rounding.bits().filter(|_| has_rounded()) {
+            Some(bits) => rounded_product(&self.problem(matrix), bits, output),
+            None => product(&self.problem(matrix), output),
         }
     }
 

@@ -92,10 +92,20 @@ impl Tiles {
     /// # Panics
     /// If the process may not use tiles.
     pub fn new() -> Self {
+        Self::of([(GROUP as u8, STEP as u16); 8])
+    }
+
+    /// Eight tiles, each of so many rows and bytes of a row.
+    ///
+    /// # Panics
+    /// If the process may not use tiles, or a tile is larger than 16 rows of 64 bytes.
+    pub fn of(sizes: [(u8, u16); 8]) -> Self {
         assert!(features() & AMX_TILE != 0, "the processor has no AMX");
+        assert!(sizes.iter().all(|(rows, bytes)| usize::from(*rows) <= GROUP && usize::from(*bytes) <= STEP));
         let (mut bytes_of_row, mut rows) = ([0; 16], [0; 16]);
-        bytes_of_row[..8].fill(STEP as u16);
-        rows[..8].fill(GROUP as u8);
+        for (tile, (count, bytes)) in sizes.into_iter().enumerate() {
+            (rows[tile], bytes_of_row[tile]) = (count, bytes);
+        }
         let configuration = Configuration { palette: 1, start_row: 0, reserved: [0; 14], bytes_of_row, rows };
         // SAFETY: the process may use the instruction, and the configuration is valid.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const configuration, options(nostack, readonly)) };

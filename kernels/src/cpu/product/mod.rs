@@ -25,7 +25,7 @@ pub use blocks::BlockMatrix;
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
 pub use problem::{InputElements, Product};
-pub use rounded::{has_rounded, rounded_product};
+pub use rounded::{RoundedMatrix, has_rounded, rounded_product};
 
 /// Rows that are multiplied with the matrix together.
 const ROWS: usize = 16;

@@ -64,6 +64,8 @@ macro_rules! of_format {
     };
 }
 
+pub(super) use of_format;
+
 /// Writes the elements `features` of a run, whole chunks, as f32, with the bits of [`BlockFormat::dequantise`]. Returns false, and writes
 /// nothing, for floats and on processors without the instructions.
 #[inline]
@@ -152,7 +154,7 @@ fn some<const N: usize, const M: usize>(
 
 /// Prefetches what a group after this one has.
 #[inline(always)]
-fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
+pub(super) fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
     let ahead = group * F::GROUP + AHEAD;
     let ahead = if ahead < run.len() { ahead } else { next + ahead - run.len() };
     for line in 0..F::GROUP.div_ceil(LINE) {
@@ -257,7 +259,7 @@ fn narrow_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: 
 // Loops in these functions, since a closure that is not inlined has other instructions.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
+pub(super) fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
     let mut totals = [0.0; N];
     for first in (0..N).step_by(4) {
         let mut four = [_mm256_setzero_ps(); 4];
@@ -302,14 +304,15 @@ fn wide_sums<const N: usize>(vectors: &[__m512; N]) -> [f32; N] {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use burn_deepspeed_core::block::{BlockFormat, RowFormats};
 
     use super::*;
+    use crate::cpu::product::blocks::rows::Bits;
 
     /// Bytes without a pattern, with an f16 below 2 in every place where a scale may be.
-    fn blocks(format: BlockFormat, inputs: usize) -> Vec<u8> {
-        let formats = RowFormats::uniform(format, [1, inputs]).expect("whole blocks");
+    pub fn blocks(format: BlockFormat, [outputs, inputs]: [usize; 2]) -> Vec<u8> {
+        let formats = RowFormats::uniform(format, [outputs, inputs]).expect("whole blocks");
         let mut bytes: Vec<u8> = (0..formats.bytes()).map(|at| (at * 167 + at / 7 * 29 + 5) as u8).collect();
         for block in bytes.chunks_mut(format.bytes()) {
             let places: &[usize] = match format {
@@ -328,7 +331,7 @@ mod tests {
         bytes
     }
 
-    fn quantised() -> impl Iterator<Item = BlockFormat> {
+    pub fn quantised() -> impl Iterator<Item = BlockFormat> {
         BlockFormat::ALL.into_iter().filter(|format| format.elements() > 1)
     }
 
@@ -339,7 +342,7 @@ mod tests {
         }
         for format in quantised() {
             let inputs = if format.elements() == 256 { 768 } else { 736 };
-            let run = blocks(format, inputs);
+            let run = blocks(format, [1, inputs]);
             let mut expected = vec![0.0; inputs];
             format.dequantise(&run, &mut expected);
             for features in [0..inputs, 32..96, 224..320, 512..inputs] {
@@ -358,13 +361,13 @@ mod tests {
         }
         for format in quantised() {
             let inputs = if format.elements() == 256 { 512 } else { 608 };
-            let run = blocks(format, inputs);
+            let run = blocks(format, [1, inputs]);
             let mut weights = vec![0.0; inputs];
             format.dequantise(&run, &mut weights);
             let input: Vec<f32> = (0..2 * inputs).map(|at| ((at * 37 % 101) as f32 - 50.0) / 16.0).collect();
             let exact = |row: &[f32]| row.iter().zip(&weights).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
             let size = |row: &[f32]| row.iter().zip(&weights).map(|(a, b)| f64::from((a * b).abs())).sum::<f64>();
-            Rows::with(&input, inputs, |rows| {
+            Rows::with(&input, inputs, Bits::Sixteen, |rows| {
                 let both = [rows.row(0), rows.row(1)];
                 // SAFETY: the processor has the instructions.
                 let narrow = unsafe { of_format!(format, narrow::<1, 2>([&run], both, true)) };

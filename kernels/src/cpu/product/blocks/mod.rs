@@ -1,10 +1,15 @@
 //! Matrices of blocks, multiplied as they are stored.
 //!
-//! The floats of a few rows are rounded to 16 bits, with a scale for each 32 of them, and multiplied by the integers of the blocks.
-//! For more rows blocks become f32, a tile at a time. So do those of a processor without AVX2. Many rows are multiplied by bf16 or f16 on AMX or AVX512-BF16.
+//! The floats of rows are rounded to 16 bits, or to 8 if that is asked for, with a scale for each 32 of them, and multiplied by the integers of the
+//! blocks: those of a few rows as the blocks are read, and those of more by tiles of bytes on AVX-512 VNNI or AMX. On other processors blocks
+//! become f32 for more rows, a tile at a time, and without AVX2 for all. Many rows are multiplied by bf16 or f16 on AMX or AVX512-BF16.
 
 #[cfg(target_arch = "x86_64")]
+mod bytes;
+#[cfg(target_arch = "x86_64")]
 mod dot;
+#[cfg(target_arch = "x86_64")]
+mod eight;
 #[cfg(target_arch = "x86_64")]
 mod few;
 #[cfg(target_arch = "x86_64")]
@@ -19,20 +24,25 @@ mod rows;
 use std::ops::Range;
 
 use burn_deepspeed_core::block::BlockFormat;
+use burn_deepspeed_core::data_type::InputBits;
 use bytemuck::Pod;
 use half::{bf16, f16};
 use pulp::Simd;
 
+#[cfg(target_arch = "x86_64")]
+use self::rows::Bits;
 use super::computed;
 use super::matrix::Matrix;
 use super::problem::{PART, Path, Product, Weights, after};
+use super::rounded::Rounds;
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
 use crate::cpu::element::Element;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
-/// Most rows of a sequence for which blocks are multiplied as they are. For more rows they become f32 once for all of them.
+/// Most rows of a sequence for which blocks are multiplied as they are without tiles of bytes. For more rows they become f32 once for all of
+/// them.
 const FEW: usize = 8;
 
 /// Elements that become f32 at a time: the largest block.
@@ -40,11 +50,13 @@ const SOME: usize = 256;
 
 /// A matrix from `inputs` to `outputs` features, in blocks along the inputs.
 ///
-/// Rows of sequences of up to eight rows are rounded to 16 bits where the processor has AVX2 and the format is not one of floats: an
-/// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. Sequences of 16 rows and more are multiplied by
-/// bf16 or f16 on AMX, as accurately as in f32; so are inputs that are [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes
-/// below 2^-126 then count as 0, unless they are in a row or an output without any above 2^-40. A row's result depends neither on the other
-/// rows nor on the number of threads.
+/// Rows are rounded to 16 bits if the format is not one of floats: an element is off by at most a 65,534th of the largest magnitude among its
+/// 32 neighbours. That needs AVX2, FMA and F16C for sequences of up to eight rows, and AVX-512 VNNI for longer ones, which are multiplied in f32
+/// otherwise; so are more than 16 rows with Q2_K, Q3_K and Q6_K. [`rounded_product`](super::rounded_product) rounds rows to 8 bits.
+///
+/// Sequences of 16 rows and more are multiplied by bf16 or f16 on AMX, as accurately as in f32; so are inputs that are
+/// [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes below 2^-126 then count as 0, unless they are in a row or an output
+/// without any above 2^-40. A row's result depends neither on the other rows nor on the number of threads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockMatrix<'a> {
     /// The format of all blocks.
@@ -188,8 +200,13 @@ impl Weights for BlockMatrix<'_> {
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
         let format = problem.matrix.format;
         #[cfg(target_arch = "x86_64")]
-        if problem.sequence <= FEW && format.elements() > 1 && dot::is_available() {
-            return few::rounded(problem, output);
+        if format.elements() > 1 && dot::is_available() {
+            if let Some(engine) = bytes::Engine::of(format, Bits::Sixteen, problem.sequence) {
+                return bytes::product(engine, problem, Bits::Sixteen, output);
+            }
+            if problem.sequence <= FEW {
+                return few::rounded(problem, Bits::Sixteen, output);
+            }
         }
         #[cfg(target_arch = "x86_64")]
         if problem.sequence >= parts::FEWEST_ROWS
@@ -208,5 +225,21 @@ impl Weights for BlockMatrix<'_> {
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
         tiles(problem, output);
+    }
+}
+
+impl Rounds for BlockMatrix<'_> {
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if bits == InputBits::Eight && problem.matrix.format.elements() > 1 && dot::is_available() {
+            return match bytes::Engine::of(problem.matrix.format, Bits::Eight, problem.sequence) {
+                Some(engine) => bytes::product(engine, problem, Bits::Eight, output),
+                None if problem.sequence <= FEW => few::rounded(problem, Bits::Eight, output),
+                None => few::in_f32(problem, Bits::Eight, output),
+            };
+        }
+        // Products round blocks to more bits than 14 where that is faster, and 16-bit floats not at all.
+        let _ = bits;
+        Self::product(problem, output);
     }
 }

@@ -1,4 +1,4 @@
-//! Rows that are rounded to 16 bits.
+//! Rows that are rounded to 16 or 8 bits.
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -15,8 +15,24 @@ pub(super) const GROUP: usize = 256;
 /// Rows that a task rounds: a few take less time than to start it.
 const ROWS: usize = 8;
 
-/// Largest element. Two products with 8 bits fit into 24 bits, so that f32 has them exactly.
-const LARGEST: f32 = 32767.0;
+/// What elements are rounded to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bits {
+    /// Integers up to 127.
+    Eight,
+    /// Integers up to 32767.
+    Sixteen,
+}
+
+impl Bits {
+    /// The largest integer. Two products of 16 bits with 8 fit into 24 bits, so that f32 has them exactly.
+    pub(super) fn largest(self) -> f32 {
+        match self {
+            Self::Eight => 127.0,
+            Self::Sixteen => 32767.0,
+        }
+    }
+}
 
 /// Rounded rows of a whole number of chunks.
 pub(super) struct Rows<'a> {
@@ -55,7 +71,7 @@ impl<'a> Row<'a> {
 
 impl Rows<'_> {
     /// Rounds rows of `inputs` elements. A chunk with an infinity or NaN has NaN for its scale.
-    pub(super) fn with<R>(input: &[f32], inputs: usize, work: impl FnOnce(&Rows<'_>) -> R) -> R {
+    pub(super) fn with<R>(input: &[f32], inputs: usize, bits: Bits, work: impl FnOnce(&Rows<'_>) -> R) -> R {
         let (rows, groups) = (input.len() / inputs, inputs.div_ceil(GROUP));
         // Two integers in the place of each float.
         let words = inputs / 2;
@@ -71,7 +87,8 @@ impl Rows<'_> {
                         (wholes.part(row * inputs, inputs), all_factors.part(row * groups * 16, groups * 16))
                     };
                     let factors = factors.as_chunks_mut().0;
-                    Arch::new().dispatch(Round { row: &input[row * inputs..][..inputs], whole, factors, sums });
+                    let row = &input[row * inputs..][..inputs];
+                    Arch::new().dispatch(Round { row, bits, whole, factors, sums });
                 }
             });
             work(&Rows { inputs, whole, factors, sums })
@@ -95,6 +112,7 @@ impl Rows<'_> {
 
 struct Round<'a> {
     row: &'a [f32],
+    bits: Bits,
     whole: &'a mut [i16],
     factors: &'a mut [[f32; 2]],
     sums: &'a mut [f32],
@@ -105,17 +123,37 @@ impl WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { row, whole, factors, sums } = self;
+        let Self { row, bits, whole, factors, sums } = self;
         // Chunks of the last group that the row does not have.
         factors[row.len() / CHUNK..].fill([0.0; 2]);
         sums[row.len() / 16..].fill(0.0);
         let chunks = row.as_chunks::<CHUNK>().0.iter().zip(whole.as_chunks_mut::<CHUNK>().0);
         for (((row, whole), factors), sums) in chunks.zip(factors).zip(sums.as_chunks_mut::<2>().0) {
-            let scale = round(row, LARGEST, whole, |whole| whole as i16);
+            let scale = round(row, bits.largest(), whole, |whole| whole as i16);
             for (sum, whole) in sums.iter_mut().zip(whole.as_chunks::<16>().0) {
                 *sum = whole.iter().map(|&whole| i32::from(whole)).sum::<i32>() as f32 * scale;
             }
             *factors = [scale, sums[0] + sums[1]];
+        }
+    }
+}
+
+/// Writes the floats that a row is rounded to.
+pub(super) struct ToFloats<'a> {
+    pub(super) row: &'a [f32],
+    pub(super) bits: Bits,
+    pub(super) floats: &'a mut [f32],
+}
+
+impl WithSimd for ToFloats<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let chunks = self.row.as_chunks::<CHUNK>().0.iter().zip(self.floats.as_chunks_mut::<CHUNK>().0);
+        for (row, floats) in chunks {
+            let scale = round(row, self.bits.largest(), floats, |whole| whole as f32);
+            floats.iter_mut().for_each(|float| *float *= scale);
         }
     }
 }

@@ -34,22 +34,43 @@ pub fn has_rounded() -> bool {
     false
 }
 
+/// A matrix that rounded rows can be multiplied with: [`Int8Matrix`] or [`BlockMatrix`](super::BlockMatrix).
+#[allow(private_bounds, reason = "the kernels are written for these")]
+pub trait RoundedMatrix: Rounds {}
+
+impl<W: Rounds> RoundedMatrix for W {}
+
+/// A matrix that has kernels for rounded rows.
+pub(crate) trait Rounds: Weights {
+    /// The product with rows that are rounded to this many bits, on a processor that [can](has_rounded).
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]);
+}
+
 /// [`product`](super::product) with rows that are rounded. A row with an infinity or NaN gives NaN. A row's result depends neither on
 /// the other rows nor on the number of threads.
 ///
+/// int8 matrices have a step for each row. Matrices of blocks have one for each 32 inputs: to 8 bits the largest magnitude of the 32 over 127, and
+/// 14 bits are the 16 of [`product`](super::product). Blocks of floats multiply rows as they are, and so do processors without FMA or F16C.
+///
 /// # Panics
 /// If a slice does not have the length that the sizes imply, or the processor [cannot](has_rounded).
-pub fn rounded_product(problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, output: &mut [f32]) {
+pub fn rounded_product<W: RoundedMatrix>(problem: &Product<'_, W>, bits: InputBits, output: &mut [f32]) {
     assert!(has_rounded(), "rounded_product: the processor has no AVX2; call `product`");
-    let rows = check(problem, output);
-    if rows * problem.matrix.outputs() == 0 {
-        return;
+    W::rounded(problem, bits, output);
+}
+
+impl Rounds for Int8Matrix<'_> {
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
+        let rows = check(problem, output);
+        if rows * problem.matrix.outputs() == 0 {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(engine) = tiles::Engine::of(rows, &problem.matrix) {
+            return tiles::product(engine, problem, bits, output);
+        }
+        few::product(problem, bits, output);
     }
-    #[cfg(target_arch = "x86_64")]
-    if let Some(engine) = tiles::Engine::of(rows, &problem.matrix) {
-        return tiles::product(engine, problem, bits, output);
-    }
-    few::product(problem, bits, output);
 }
 
 #[cfg(all(test, target_arch = "x86_64"))]
