@@ -149,10 +149,12 @@ impl WithLanes for Task<'_> {
         own.rows(lanes, rows);
         #[cfg(target_arch = "x86_64")]
         let packed = &mut scratch.packed;
-        match &machine {
-            None => queries.resize(rows.len() * head_dim, 0.0),
-            #[cfg(target_arch = "x86_64")]
-            Some(_) => packed.resize(rows.len() / lanes, head_dim),
+        if machine.is_none() {
+            queries.resize(rows.len() * head_dim, 0.0);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if machine.is_some() {
+            packed.resize(rows.len() / lanes, head_dim);
         }
         contexts.clear();
         contexts.resize(rows.len() * features, 0.0);
