@@ -3,14 +3,10 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
-use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_core::data_type::InputBits;
 use burn_deepspeed_core::layout::RotaryLayout;
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm};
-use burn_deepspeed_kernels::cpu::product::{
-    BlockMatrix, InputElements, Matrix, Product, has_rounded, product, rounded_product,
-};
+use burn_deepspeed_kernels::cpu::product::{InputElements, Matrix, Product, product};
 use burn_deepspeed_kernels::cpu::scatter::{Places, Rotation, Scatter, scatter};
 
 use crate::oracle::{Problem, noise};
@@ -73,19 +69,6 @@ fn a_step_allocates_nothing() {
             };
             let mut output = vec![0.0; 4 * 768];
             assert_eq!(second(|| product(&problem, &mut output)), 0);
-        }
-    }
-
-    for format in [BlockFormat::Q4_0, BlockFormat::Q8_0] {
-        let blocks = format.quantise(&weights);
-        let matrix = BlockMatrix { format, blocks: &blocks, inputs: 512, outputs: 768 };
-        for sequence in [1, 40] {
-            let (elements, bias) = (InputElements::F32, Some(&bias[..]));
-            let problem = Product { input: &input, elements, sequence, matrix, bias, width: 768, first: 0 };
-            let mut output = vec![0.0; 4 * 768];
-            assert_eq!(second(|| product(&problem, &mut output)), 0, "{format}");
-            let eight = || rounded_product(&problem, InputBits::Eight, &mut output);
-            assert_eq!(if has_rounded() { second(eight) } else { 0 }, 0, "{format}, 8 bits");
         }
     }
 
