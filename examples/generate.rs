@@ -63,7 +63,7 @@ struct Arguments {
     #[arg(long, value_name = "TYPE")]
     dtype: Option<Types>,
     /// Round the inputs of matrices of int8 or of blocks to this many bits, or those of matrices of 16 bits to bf16. 8 is fastest; 14 costs hardly
-    /// any accuracy. Default: those of blocks to 16 bits, and others are not rounded.
+    /// any accuracy. Default: they are not rounded, but those of a few tokens next to blocks have 16 bits.
     #[arg(long, value_name = "8|14|bf16", value_parser = input_rounding)]
     round_activations: Option<ActivationRounding>,
     /// Element type of cached keys and values. Default: that of the activations.

@@ -49,6 +49,7 @@ IMPLEMENTATIONS = {
     "ours-int8-cache": ("burn-deepspeed on ndarray, int8 weights and cache", "ours"),
     "ours-int8-rounded": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded", "ours"),
     "ours-int8-rounded-8": ("burn-deepspeed on ndarray, int8 weights and cache, inputs rounded to 8 bits", "ours"),
+    "ours-blocks-16": ("burn-deepspeed on ndarray, inputs rounded to 16 bits", "ours"),
     "ours-blocks-8": ("burn-deepspeed on ndarray, inputs rounded to 8 bits", "ours"),
     "ours-without-norm": ("burn-deepspeed on ndarray, without the norm of queries and keys", "ours"),
     "ours-with-sinks": ("burn-deepspeed on ndarray, with sinks", "ours"),
@@ -93,7 +94,7 @@ CLASSES = {
         "ours-int8", "ours-int8-cache", "ours-int8-rounded", "ours-int8-rounded-8", "int8", "ort-int8", "ov-int8",
         "ov-int8-cache", "ggml-int8", "ggml-int8-cache",
     ],
-    "blocks": ["ours-ndarray", "ours-flex", "ours-blocks-8", "ort-blocks", "ov-blocks", "ggml-blocks"],
+    "blocks": ["ours-ndarray", "ours-flex", "ours-blocks-16", "ours-blocks-8", "ort-blocks", "ov-blocks", "ggml-blocks"],
 }  # fmt: skip
 # How fast the machine reads: timed in the same rounds as each memory-bound workload, on the number of bytes that it reads.
 READS = ("read", "read-4")

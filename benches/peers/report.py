@@ -26,6 +26,7 @@ OTHERS = {
     "ours-int8-cache": "int8 weights and cache, ms",
     "ours-int8-rounded": "and inputs rounded, ms",
     "ours-int8-rounded-8": "to 8 bits, ms",
+    "ours-blocks-16": "inputs rounded to 16 bits, ms",
     "ours-blocks-8": "inputs rounded to 8 bits, ms",
     "ours-without-norm": "without the norm of queries and keys, ms",
     "ours-with-sinks": "with sinks, ms",

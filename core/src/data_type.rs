@@ -89,7 +89,7 @@ impl fmt::Display for MatrixFormat {
 pub enum InputBits {
     /// Integers up to 127, as PyTorch's dynamic quantisation has them.
     Eight,
-    /// Integers up to 8191; with blocks up to 32767, which they have without rounding, too.
+    /// Integers up to 8191, and up to 32767 with blocks, whose inputs have 16 bits.
     Fourteen,
 }
 
@@ -110,7 +110,7 @@ impl InputBits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "RoundingValue", into = "RoundingValue")]
 pub enum ActivationRounding {
-    /// They stay as they are next to int8 and to floats. Next to blocks of integers kernels of the CPU may round them to 16 bits.
+    /// They stay as they are, but for those of a few tokens next to blocks of integers, which kernels of the CPU may round to 16 bits.
     #[default]
     Never,
     /// The inputs of matrices of int8, or of blocks of integers, to this many bits.

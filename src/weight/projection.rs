@@ -164,14 +164,14 @@ impl<B: Backend> Weight<B> {
     /// | matrix | 14 bits (`true`) | 8 bits | [bf16](ActivationRounding::Bf16) |
     /// | --- | --- | --- | --- |
     /// | int8 | a step is the largest magnitude of a token over 8191 | over 127 | not rounded |
-    /// | blocks of integers | the largest magnitude of 32 features of a token over 32767, as without rounding | over 127 | as without rounding |
+    /// | blocks of integers | the largest magnitude of 32 features of a token over 32767 | over 127 | not rounded |
     /// | bf16, f16 | not rounded | not rounded | each feature is off by at most a 512th of itself |
     /// | f32 | not rounded | not rounded | not rounded |
     ///
     /// **Bits:** a rounded input consists of integers times a step, and the product is one of integers (dynamic quantisation). A result is off by at
     /// most half a step times the magnitude of its weight, summed over the features. That is much for a token with a few features far larger than
     /// the others, in 8 bits above all, and less for blocks, whose steps follow the 32 neighbours. Only the CPU kernels round, with AVX2 (blocks:
-    /// FMA and F16C, too), because it is faster there. CubeCL, the reference and other processors multiply the floats.
+    /// FMA and F16C, too), because it is faster there. They round up to eight tokens next to blocks in any case. CubeCL, the reference and other processors multiply the floats.
     ///
     /// **bf16:** to nearest, as PyTorch has tensors of bf16. The CPU kernels and the reference round, whatever the shape of the input; GPU kernels do
     /// not. Magnitudes above the largest bf16, 3.39e38, become infinite.

@@ -124,6 +124,7 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
         "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),
         "ours-int8-rounded" => int8(workload, KvCacheType::INT8, InputBits::Fourteen),
         "ours-int8-rounded-8" => int8(workload, KvCacheType::INT8, InputBits::Eight),
+        "ours-blocks-16" => ours::prepare_rounded::<NdArray>(workload, InputBits::Fourteen),
         "ours-blocks-8" => ours::prepare_rounded::<NdArray>(workload, InputBits::Eight),
         "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
         "burn-flex" => burn_attention::prepare::<Flex>(workload),

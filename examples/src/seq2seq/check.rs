@@ -8,7 +8,7 @@ use serde::Deserialize;
 use super::{Seq2Seq, Sources};
 use crate::Failure;
 use crate::text::Batch;
-use crate::text::check::{Outcome, TOLERANCE, read};
+use crate::text::check::{Outcome, read};
 
 #[derive(Deserialize)]
 struct Expected {
@@ -35,7 +35,7 @@ pub fn run(model: &dyn Seq2Seq, file: &Path, chunk: Option<NonZeroUsize>) -> Res
     let mask = decoder_ids.iter().map(|row| vec![1; row.len()]).collect();
     let batch = Batch { ids: decoder_ids, mask };
     let mut session = model.session(&sources, batch.width() + outcome.new_tokens())?;
-    outcome.compare(&mut *session, &batch, chunk, TOLERANCE)
+    outcome.compare(&mut *session, &batch, chunk)
 }
 
 /// The tokens of each row, without the padding on the right.

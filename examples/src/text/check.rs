@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use burn_deepspeed::config::MatrixFormat;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -11,10 +10,7 @@ use super::{Batch, TextModel, TextSession, greedy};
 use crate::Failure;
 
 /// Largest difference allowed between prompt logits.
-pub(crate) const TOLERANCE: f32 = 1e-3;
-
-/// The same if matrices are blocks, which round the inputs of their products to 16 bits.
-const TOLERANCE_OF_BLOCKS: f32 = 2e-3;
+const TOLERANCE: f32 = 1e-3;
 
 #[derive(Deserialize)]
 struct Expected {
@@ -35,14 +31,12 @@ pub struct Outcome {
 /// Runs the prompts of `file` and returns a summary.
 ///
 /// # Errors
-/// If a generated id differs, or a prompt logit by more than 1e-3, with blocks 2e-3.
+/// If a generated id differs, or a prompt logit by more than 1e-3.
 pub fn run(model: &dyn TextModel, file: &Path, chunk: Option<NonZeroUsize>) -> Result<String, Failure> {
     let Expected { prompt_ids, attention_mask, outcome } = read(file)?;
     let batch = Batch { ids: prompt_ids, mask: attention_mask };
     let mut session = model.session(&batch, outcome.new_tokens())?;
-    let blocks = model.config().attention_config(0).matrix_format != MatrixFormat::OfDtype;
-    let tolerance = if blocks { TOLERANCE_OF_BLOCKS } else { TOLERANCE };
-    outcome.compare(&mut *session, &batch, chunk, tolerance)
+    outcome.compare(&mut *session, &batch, chunk)
 }
 
 /// The record of a file.
@@ -64,26 +58,25 @@ impl Outcome {
     /// Runs the prompts in a session that has fed nothing, and returns a summary.
     ///
     /// # Errors
-    /// If a generated id differs, or a prompt logit by more than the tolerance.
+    /// If a generated id differs, or a prompt logit by more than 1e-3.
     pub fn compare(
         &self,
         session: &mut dyn TextSession,
         batch: &Batch,
         chunk: Option<NonZeroUsize>,
-        tolerance: f32,
     ) -> Result<String, Failure> {
         let logits = session.prefill(batch, chunk)?;
         let pairs = logits.iter().flatten().zip(self.prompt_logits.iter().flatten());
         let errors: Vec<f32> = pairs.map(|(ours, theirs)| (ours - theirs).abs()).collect();
         let worst = errors.iter().copied().fold(0.0, f32::max);
-        let agree = errors.len() == self.prompt_logits.concat().len() && errors.iter().all(|error| *error <= tolerance);
+        let agree = errors.len() == self.prompt_logits.concat().len() && errors.iter().all(|error| *error <= TOLERANCE);
 
         let generated = greedy(session, logits, self.new_tokens(), &[])?;
         let different =
             generated.iter().zip(&self.generated_ids).enumerate().find(|(_, (ours, theirs))| ours != theirs);
         let (source, rows) = (&self.source, batch.ids.len());
         match different {
-            _ if !agree => Err(format!("the prompt logits differ by {worst:.2e}, more than {tolerance:e}").into()),
+            _ if !agree => Err(format!("the prompt logits differ by {worst:.2e}, more than {TOLERANCE:e}").into()),
             Some((row, (ours, theirs))) => {
                 Err(format!("row {row} differs\n  expected {theirs:?}\n  found    {ours:?}").into())
             }

@@ -1,8 +1,8 @@
 //! Matrices of blocks, multiplied as they are stored.
 //!
-//! The floats of rows are rounded to 16 bits, or to 8 if that is asked for, with a scale for each 32 of them, and multiplied by the integers of the
-//! blocks: those of a few rows as the blocks are read, and those of more by tiles of bytes on AVX-512 VNNI or AMX. On other processors blocks
-//! become f32 for more rows, a tile at a time, and without AVX2 for all. Many rows are multiplied by bf16 or f16 on AMX or AVX512-BF16.
+//! The floats of a few rows are rounded to 16 bits, with a scale for each 32 of them, and multiplied by the integers of the blocks. For more rows
+//! blocks become f32, a tile at a time. So they do for all without AVX2. Where the caller allows that rows are rounded to 16 or 8 bits, many rows are
+//! tiles of bytes on AVX-512 VNNI or AMX. Matrices of bf16 or f16 are multiplied as such on AMX or AVX512-BF16.
 
 #[cfg(target_arch = "x86_64")]
 mod bytes;
@@ -50,9 +50,9 @@ const SOME: usize = 256;
 
 /// A matrix from `inputs` to `outputs` features, in blocks along the inputs.
 ///
-/// Rows are rounded to 16 bits if the format is not one of floats: an element is off by at most a 65,534th of the largest magnitude among its
-/// 32 neighbours. That needs AVX2, FMA and F16C for sequences of up to eight rows, and AVX-512 VNNI for longer ones, which are multiplied in f32
-/// otherwise; so are more than 16 rows with Q2_K, Q3_K and Q6_K. [`rounded_product`](super::rounded_product) rounds rows to 8 bits.
+/// Rows of sequences of up to eight rows are rounded to 16 bits if the processor has AVX2, FMA and F16C and the format is not one of floats: an
+/// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. [`rounded_product`](super::rounded_product) does the same
+/// for longer sequences with AVX-512 VNNI, but for more than 16 rows with Q2_K, Q3_K and Q6_K, which take f32; or it rounds rows to 8 bits.
 ///
 /// Sequences of 16 rows and more are multiplied by bf16 or f16 on AMX, as accurately as in f32; so are inputs that are
 /// [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes below 2^-126 then count as 0, unless they are in a row or an output
@@ -200,13 +200,8 @@ impl Weights for BlockMatrix<'_> {
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
         let format = problem.matrix.format;
         #[cfg(target_arch = "x86_64")]
-        if format.elements() > 1 && dot::is_available() {
-            if let Some(engine) = bytes::Engine::of(format, Bits::Sixteen, problem.sequence) {
-                return bytes::product(engine, problem, Bits::Sixteen, output);
-            }
-            if problem.sequence <= FEW {
-                return few::rounded(problem, Bits::Sixteen, output);
-            }
+        if problem.sequence <= FEW && has_integers(format) {
+            return rounded(problem, Bits::Sixteen, output);
         }
         #[cfg(target_arch = "x86_64")]
         if problem.sequence >= parts::FEWEST_ROWS
@@ -231,15 +226,30 @@ impl Weights for BlockMatrix<'_> {
 impl Rounds for BlockMatrix<'_> {
     fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
-        if bits == InputBits::Eight && problem.matrix.format.elements() > 1 && dot::is_available() {
-            return match bytes::Engine::of(problem.matrix.format, Bits::Eight, problem.sequence) {
-                Some(engine) => bytes::product(engine, problem, Bits::Eight, output),
-                None if problem.sequence <= FEW => few::rounded(problem, Bits::Eight, output),
-                None => few::in_f32(problem, Bits::Eight, output),
+        if has_integers(problem.matrix.format) {
+            return match bits {
+                InputBits::Eight => rounded(problem, Bits::Eight, output),
+                InputBits::Fourteen => rounded(problem, Bits::Sixteen, output),
             };
         }
-        // Products round blocks to more bits than 14 where that is faster, and 16-bit floats not at all.
         let _ = bits;
         Self::product(problem, output);
+    }
+}
+
+/// Whether rows can be rounded and multiplied with the integers of these blocks.
+#[cfg(target_arch = "x86_64")]
+fn has_integers(format: BlockFormat) -> bool {
+    format.elements() > 1 && dot::is_available()
+}
+
+/// The product with rows that are rounded, or of more rows in f32 where that is as exact and faster.
+#[cfg(target_arch = "x86_64")]
+fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
+    match (bytes::Engine::of(problem.matrix.format, bits, problem.sequence), bits) {
+        (Some(engine), _) => bytes::product(engine, problem, bits, output),
+        (None, _) if problem.sequence <= FEW => few::rounded(problem, bits, output),
+        (None, Bits::Eight) => few::in_f32(problem, bits, output),
+        (None, Bits::Sixteen) => computed(problem, output),
     }
 }
