@@ -174,7 +174,7 @@ impl<B: Backend> Weight<B> {
     /// FMA and F16C, too), because it is faster there. They round up to eight tokens next to blocks in any case. CubeCL, the reference and other processors multiply the floats.
     ///
     /// **bf16:** to nearest, as PyTorch has tensors of bf16. The CPU kernels and the reference round, whatever the shape of the input; GPU kernels do
-    /// not. Magnitudes above the largest bf16, 3.39e38, become infinite.
+    /// not. Magnitudes above the largest bf16, 3.39e38, become infinite. No gradient passes a rounded input.
     ///
     /// ```
     /// # use burn::tensor::DType;

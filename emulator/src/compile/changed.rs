@@ -63,7 +63,10 @@ fn results(
             compute(&mut warp.registers, lanes);
             true
         }
-        Action::Together(_, execute) if lanes == warp.alive => execute(warp, block, lanes).is_ok(),
+        // Without registers it has another effect, which cannot be undone: a barrier of a warp.
+        Action::Together(_, execute) if lanes == warp.alive && !writes.is_empty() => {
+            execute(warp, block, lanes).is_ok()
+        }
         _ => false,
     };
     let results = done.then(|| writes.iter().map(|register| warp.registers.get::<u64>(*register)).collect());

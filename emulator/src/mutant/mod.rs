@@ -273,6 +273,35 @@ mod tests {
     }
 
     #[test]
+    fn lanes_race_where_a_barrier_of_their_warp_is_missing() {
+        let body = "mov.u32 %r1, %tid.x; shl.b32 %r2, %r1, 2; st.shared.u32 [%r2], %r1; bar.warp.sync -1;\n\
+                    xor.b32 %r3, %r2, 4; ld.shared.u32 %r4, [%r3];";
+        let run = |is_missing: bool| {
+            let mut source = source(body);
+            if is_missing {
+                let kernel = &mut source.kernels[0];
+                let mut all = candidates(kernel);
+                let at = all.iter().position(|candidate| candidate.kind == Kind::Barrier).unwrap();
+                all.swap_remove(at).apply(kernel);
+            }
+            let device = Device::new();
+            let module = Module::of(&source, &device).unwrap();
+            let shape = Launch {
+                grid: [1, 1, 1],
+                block: [32, 1, 1],
+                dynamic_shared: 128,
+                seed: 0,
+                lenient: false,
+                sample: None,
+            };
+            crate::launch(&module.kernels[0], &shape, &[0; 8], &device.snapshot(0), 1)
+                .map_err(|fault| fault.to_string())
+        };
+        assert!(run(false).is_ok());
+        assert!(run(true).is_err_and(|fault| fault.contains("of this warp")));
+    }
+
+    #[test]
     fn every_mutant_can_be_loaded_and_differs_in_one_statement() {
         let body = "mov.u32 %r1, 0; setp.lt.u32 %p1, %r1, 5; @%p1 bra L; bar.sync 0; shfl.sync.bfly.b32 %r1, %r1, 16, 31, -1;\n\
                     cp.async.wait_group 1; mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r1; @%p1 st.shared.u32 [%r1+4], %r1;\n\

@@ -130,19 +130,49 @@ fn fourteen_bits_are_the_sixteen_of_the_product_and_floats_are_not_rounded() {
     if !has_rounded() {
         return;
     }
-    let (input, weights) = (noise(20 * 64, 1), noise(33 * 64, 2));
-    for (format, bits) in [
-        (BlockFormat::Q8_0, InputBits::Fourteen),
-        (BlockFormat::F16, InputBits::Eight),
-        (BlockFormat::F32, InputBits::Eight),
+    let weights = noise(33 * 64, 2);
+    for (format, bits, rows) in [
+        (BlockFormat::Q8_0, InputBits::Fourteen, 4),
+        (BlockFormat::F16, InputBits::Eight, 20),
+        (BlockFormat::F32, InputBits::Eight, 20),
     ] {
+        let input = noise(rows * 64, 1);
         let blocks = format.quantise(&weights);
         let matrix = BlockMatrix { format, blocks: &blocks, inputs: 64, outputs: 33 };
-        let (elements, mut outputs) = (InputElements::F32, [[7.0; 33 * 20]; 2]);
-        let problem = Product { input: &input, elements, sequence: 20, matrix, bias: None, width: 33, first: 0 };
+        let (elements, mut outputs) = (InputElements::F32, [vec![7.0; 33 * rows], vec![7.0; 33 * rows]]);
+        let problem = Product { input: &input, elements, sequence: rows, matrix, bias: None, width: 33, first: 0 };
         product(&problem, &mut outputs[0]);
         rounded_product(&problem, bits, &mut outputs[1]);
         assert_eq!(outputs[0], outputs[1], "{format}");
+    }
+}
+
+#[test]
+fn prompts_are_rounded_only_where_the_caller_allows_it() {
+    if !has_rounded() {
+        return;
+    }
+    let (rows, inputs, outputs) = (20, 64, 33);
+    let (input, blocks) = (noise(rows * inputs, 1), BlockFormat::Q4_0.quantise(&noise(outputs * inputs, 2)));
+    let matrix = BlockMatrix { format: BlockFormat::Q4_0, blocks: &blocks, inputs, outputs };
+    let mut weights = vec![0.0; outputs * inputs];
+    BlockFormat::Q4_0.dequantise(&blocks, &mut weights);
+    let (elements, width) = (InputElements::F32, outputs);
+    let problem = Product { input: &input, elements, sequence: rows, matrix, bias: None, width, first: 0 };
+    let exact = |row: usize, output: usize| {
+        let pairs = input[row * inputs..][..inputs].iter().zip(&weights[output * inputs..][..inputs]);
+        pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    let error = |found: &[f32]| {
+        let errors = found.iter().enumerate().map(|(at, x)| (f64::from(*x) - exact(at / outputs, at % outputs)).abs());
+        errors.fold(0.0, f64::max)
+    };
+    let mut found = vec![7.0; rows * outputs];
+    product(&problem, &mut found);
+    assert!(error(&found) < 2e-6, "{:e}", error(&found));
+    for (bits, limit) in [(InputBits::Fourteen, 2e-4), (InputBits::Eight, 5e-2)] {
+        rounded_product(&problem, bits, &mut found);
+        assert!(error(&found) < limit, "{bits:?}: {:e}", error(&found));
     }
 }
 
