@@ -40,6 +40,15 @@ pub(crate) fn check_tensor_cores<R: Runtime>(
     if whole && known { Ok(()) } else { Err(Unsupported::TensorCores(elements)) }
 }
 
+/// Which 8x8 matrices four groups of 8 lanes address, for a load of four.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Order {
+    /// Rows 0-7 and 8-15, then the same rows 8 features on: an A, or transposed two B of neighbouring columns.
+    Rows,
+    /// The first 8 features and the next 8, then the same features 8 rows on: two B whose columns are rows of memory.
+    Features,
+}
+
 /// The layout of tiles in shared memory. Rows consist of chunks of 8 elements, 16 bytes in 16-bit elements.
 ///
 /// Chunks are swizzled: chunk `c` of a row lies at `c` XOR a number that differs from row to row, so that the same chunk of eight
@@ -87,10 +96,10 @@ pub(crate) fn place(row: u32, part: u32, #[comptime] layout: Layout) -> u32 {
     row * layout.width + chunk * layout.chunk + part % layout.chunk
 }
 
-/// 8x8 matrices of the tile that begins at vector `origin`, from `row` and `chunk` on: two of rows 0-7 and 8-15, or four, the others of the
-/// same rows 8 features on. That is an A, or transposed two B of neighbouring columns. `row` is a multiple of 8, and `chunk` of 2. `ldmatrix`.
+/// 8x8 matrices of the tile that begins at vector `origin`, from `row` and `chunk` on: four of them, or the first two of
+/// [`Order::Rows`]. `row` is a multiple of 8, and `chunk` of 2. `ldmatrix`.
 ///
-/// All loads have the same order, so that a lane has one address for them.
+/// Loads of one order have one address for a lane.
 #[cube]
 pub(crate) fn load<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
@@ -98,6 +107,7 @@ pub(crate) fn load<F: Float, N: Size>(
     row: u32,
     chunk: u32,
     #[comptime] matrices: u32,
+    #[comptime] order: Order,
     #[comptime] transpose: bool,
     #[comptime] layout: Layout,
 ) -> Array<Vector<F, Pair>> {
@@ -111,7 +121,7 @@ pub(crate) fn load<F: Float, N: Size>(
                 let across = lane / 4;
                 let along = lane % 4 * 2 + e;
                 let (line, column) = if comptime!(transpose) { (along, across) } else { (across, along) };
-                let (line, first) = row_and_chunk(matrix * 8 + line);
+                let (line, first) = row_and_chunk(matrix * 8 + line, order);
                 let part = (chunk + first) * layout.chunk + column / layout.vector;
                 let from = stage[origin + place(row + line, part, layout) as usize];
                 pair[e as usize] = from[(column % layout.vector) as usize];
@@ -122,7 +132,7 @@ pub(crate) fn load<F: Float, N: Size>(
     } else {
         // Of two matrices the lanes of the first two groups give the addresses.
         let lane = if comptime!(matrices == 2) { lane % 16 } else { lane };
-        let (line, first) = row_and_chunk(lane);
+        let (line, first) = row_and_chunk(lane, order);
         let at = if comptime!(layout.padded) {
             // An address that is a sum could be computed once for each chunk. That would take more registers than there are: this one
             // depends on the origin, which changes from step to step.
@@ -143,8 +153,12 @@ pub(crate) fn load<F: Float, N: Size>(
 
 /// The row that a lane addresses, for a load of four matrices at 0, and the chunk of it.
 #[cube]
-fn row_and_chunk(lane: u32) -> (u32, u32) {
-    (lane % 16, lane / 16)
+fn row_and_chunk(lane: u32, #[comptime] order: Order) -> (u32, u32) {
+    if comptime!(matches!(order, Order::Rows)) {
+        (lane % 16, lane / 16)
+    } else {
+        (lane % 8 + lane / 16 * 8, lane / 8 % 2)
+    }
 }
 
 /// `c += a · b`. The fragments begin at register `a_at` of `a`, `b_at` of `b` and `c_at` of `c`.

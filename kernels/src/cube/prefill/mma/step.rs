@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::tile::{Scoring, Tile, register};
 use crate::cube::exponential::{exponent, exponential};
-use crate::cube::fragment::{Pair, as_left, load, mma, zeros};
+use crate::cube::fragment::{Order, Pair, as_left, load, mma, zeros};
 use crate::cube::lanes::lanes_max;
 use crate::cube::masks::HIDDEN;
 
@@ -90,13 +90,16 @@ fn products_of<F: Float, N: Size>(
     #[unroll(unroll)]
     for block in 0..blocks {
         let matrices = if comptime!(whole) { 4u32 } else { 2u32 };
-        let found = load::<F, N>(stage, origin, block * 16, depth * 2, matrices, false, layout);
+        let order = comptime!(if whole { tile.key_order() } else { Order::Rows });
+        let found = load::<F, N>(stage, origin, block * 16, depth * 2, matrices, order, false, layout);
         // Keys 0 to 7 and 8 to 15, each with its first features and those 8 on.
+        let (next_keys, next_features) = comptime!(if order == Order::Rows { (1usize, 2usize) } else { (2, 1) });
         let mut right = Array::<Vector<F, Pair>>::new(4usize);
         #[unroll]
         for half in 0..2usize {
-            right[half * 2] = found[half];
-            right[half * 2 + 1] = if comptime!(whole) { found[half + 2] } else { zeros::<F, Pair>() };
+            right[half * 2] = found[half * next_keys];
+            right[half * 2 + 1] =
+                if comptime!(whole) { found[half * next_keys + next_features] } else { zeros::<F, Pair>() };
         }
         #[unroll(unroll)]
         for half in 0..2u32 {
@@ -131,7 +134,7 @@ pub(super) fn load_queries<F: Float, N: Size>(
     let matrices = if comptime!(whole) { 4u32 } else { 2u32 };
     #[unroll(!tile.emulate)]
     for piece in 0..comptime!(tile.pieces) {
-        let left = load::<F, N>(stage, query_origin, piece * 16, depth * 2, matrices, false, layout);
+        let left = load::<F, N>(stage, query_origin, piece * 16, depth * 2, matrices, Order::Rows, false, layout);
         let register = query_register(piece, to, tile);
         #[unroll]
         for i in 0..4u32 {
@@ -248,7 +251,7 @@ pub(super) fn accumulate<F: Float, N: Size>(
     for block in 0..blocks {
         #[unroll(unroll)]
         for sixteen in 0..comptime!(columns / 2) {
-            let right = load::<F, N>(stage, origin, block * 16, sixteen * 2, 4u32, true, layout);
+            let right = load::<F, N>(stage, origin, block * 16, sixteen * 2, 4u32, Order::Rows, true, layout);
             #[unroll(unroll)]
             for half in 0..2u32 {
                 #[unroll(unroll)]
@@ -261,7 +264,7 @@ pub(super) fn accumulate<F: Float, N: Size>(
         }
         if comptime!(tile.odd()) {
             let chunk = comptime!(columns - 1).runtime();
-            let right = load::<F, N>(stage, origin, block * 16, chunk, 2u32, true, layout);
+            let right = load::<F, N>(stage, origin, block * 16, chunk, 2u32, Order::Rows, true, layout);
             #[unroll(unroll)]
             for piece in 0..pieces {
                 let from = (piece * blocks + block) * 4;
