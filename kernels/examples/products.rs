@@ -97,7 +97,7 @@ fn time<W: AnyMatrix>(
     name: &str,
     elements: InputElements,
     matrix: W,
-    product: fn(&Product<'_, W>, &mut [f32]),
+    product: impl Fn(&Product<'_, W>, &mut [f32]),
 ) {
     for &rows in &arguments.rows {
         let input = numbers(rows * arguments.inputs, elements);
@@ -120,7 +120,7 @@ fn time<W: AnyMatrix>(
     }
 }
 
-/// Times a matrix of blocks, with rows as [`product`] has them, and rounded to 8 bits.
+/// Times a matrix of blocks, with rows as [`product`] has them, and rounded to 16 and to 8 bits.
 fn time_blocks(arguments: &Arguments, format: BlockFormat, floats: &[f32]) {
     let Some(row) = format.row_bytes(arguments.inputs) else {
         return println!("{format}: {} inputs are no whole blocks", arguments.inputs);
@@ -132,11 +132,9 @@ fn time_blocks(arguments: &Arguments, format: BlockFormat, floats: &[f32]) {
     };
     let matrix = BlockMatrix { format, blocks: &blocks, inputs: arguments.inputs, outputs: arguments.outputs };
     time(arguments, &format.to_string(), InputElements::F32, matrix, product);
-    if has_rounded() {
-        let name = format!("{format}, 8");
-        time(arguments, &name, InputElements::F32, matrix, |problem, output| {
-            rounded_product(problem, InputBits::Eight, output)
-        });
+    for (bits, name) in [(InputBits::Fourteen, 16), (InputBits::Eight, 8)].into_iter().filter(|_| has_rounded()) {
+        let name = format!("{format}, {name}");
+        time(arguments, &name, InputElements::F32, matrix, |problem, output| rounded_product(problem, bits, output));
     }
 }
 

@@ -39,7 +39,7 @@ fn path<B: InferenceBackend>(problem: &BlockProblem) -> Plan {
     })
 }
 
-/// The CPU rounds the input to 16 bits where that is faster.
+/// The CPU rounds one row and a few to 16 bits, and more are not rounded.
 fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     for format in BlockFormat::writable() {
         let weight = dense::<B>(1).quantize_blocks(format).unwrap();
@@ -60,7 +60,6 @@ fn products_are_those_of_the_dense_matrix<B: InferenceBackend>() {
     }
 }
 
-/// A fused projection whose parts have several formats is the concatenation of separate ones.
 /// On the CPU, with a step for each 32 features: their largest magnitude over 127. Nothing is rounded elsewhere, and floats nowhere.
 fn an_input_of_8_bits_costs_no_more_than_half_a_step<B: InferenceBackend>() {
     for format in [BlockFormat::Q4_0, BlockFormat::Q8_0, BlockFormat::Q5_1, BlockFormat::F16] {
@@ -98,6 +97,7 @@ fn a_layer_with_inputs_of_8_bits_is_close<B: InferenceBackend>() {
     assert_near(run(&rounded), expected, 2e-2);
 }
 
+/// A fused projection whose parts have several formats is the concatenation of separate ones.
 fn separate_projections_of_several_formats_are_one_product<B: InferenceBackend>() {
     let part = |seed, format| dense::<B>(seed).quantize_blocks(format).unwrap();
     let [query, key, value] =

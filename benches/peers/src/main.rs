@@ -96,29 +96,28 @@ fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failur
 }
 
 fn int8(workload: &Workload, cache: KvCacheType, rounding: impl Into<ActivationRounding>) -> Result<Call, Failure> {
-    let matrices = Matrices::Int8(rounding.into());
-    ours::prepare_types::<NdArray>(workload, &Types { matrices, cache, ..Types::default() })
+    let (matrices, rounding) = (Matrices::Int8, rounding.into());
+    ours::prepare_types::<NdArray>(workload, &Types { matrices, cache, rounding, ..Types::default() })
 }
 
 /// Matrices and cache of 16 bits next to activations in f32.
-fn halves(workload: &Workload, matrices: BlockFormat, cache: DataType) -> Result<Call, Failure> {
-    let matrices = Matrices::Blocks(matrices);
-    ours::prepare_types::<NdArray>(workload, &Types { matrices, cache: cache.into(), ..Types::default() })
+fn halves(
+    workload: &Workload,
+    matrices: BlockFormat,
+    cache: DataType,
+    rounding: ActivationRounding,
+) -> Result<Call, Failure> {
+    let (matrices, cache) = (Matrices::Blocks(matrices), cache.into());
+    ours::prepare_types::<NdArray>(workload, &Types { matrices, cache, rounding, ..Types::default() })
 }
 
 fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
     match implementation {
         "ours-ndarray" => ours::prepare::<NdArray>(workload),
         "ours-flex" => ours::prepare::<Flex>(workload),
-        "ours-f16" => halves(workload, BlockFormat::F16, DataType::Fp16),
-        "ours-bf16" => halves(workload, BlockFormat::BF16, DataType::Bf16),
-        "ours-bf16-rounded" => {
-            let matrices = Matrices::Rounded(BlockFormat::BF16);
-            ours::prepare_types::<NdArray>(
-                workload,
-                &Types { matrices, cache: DataType::Bf16.into(), ..Types::default() },
-            )
-        }
+        "ours-f16" => halves(workload, BlockFormat::F16, DataType::Fp16, ActivationRounding::Never),
+        "ours-bf16" => halves(workload, BlockFormat::BF16, DataType::Bf16, ActivationRounding::Never),
+        "ours-bf16-rounded" => halves(workload, BlockFormat::BF16, DataType::Bf16, ActivationRounding::Bf16),
         "ours-bf16-flex" => ours::prepare_types::<Flex>(workload, &Types { dtype: DataType::Bf16, ..Types::default() }),
         "ours-int8" => int8(workload, KvCacheType::default(), false),
         "ours-int8-cache" => int8(workload, KvCacheType::INT8, false),

@@ -28,7 +28,7 @@ pub fn prepare<B: InferenceBackend>(workload: &Workload) -> Result<Call, Failure
         Workload::Layer(sizes) => {
             layer::<B>(sizes, &Types { matrices: Matrices::of(sizes.blocks), ..Types::default() })
         }
-        Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch, Matrices::Dense),
+        Workload::Encoder { folder, batch } => encoder::<B>(folder, *batch, &Types::default()),
         _ => Err("not a problem of attention".into()),
     }
 }
@@ -40,10 +40,7 @@ pub enum Matrices {
     #[default]
     Dense,
     Blocks(BlockFormat),
-    /// The same of 16 bits, with inputs that are rounded to bf16.
-    Rounded(BlockFormat),
-    /// In int8; whether inputs are rounded.
-    Int8(ActivationRounding),
+    Int8,
 }
 
 impl Matrices {
@@ -53,8 +50,8 @@ impl Matrices {
 
     fn blocks(self) -> Option<BlockFormat> {
         match self {
-            Self::Blocks(format) | Self::Rounded(format) => Some(format),
-            Self::Dense | Self::Int8(_) => None,
+            Self::Blocks(format) => Some(format),
+            Self::Dense | Self::Int8 => None,
         }
     }
 }
@@ -65,7 +62,7 @@ pub struct Types {
     pub dtype: DataType,
     pub matrices: Matrices,
     pub cache: KvCacheType,
-    /// Of the inputs of matrices of blocks.
+    /// Of the inputs of projections.
     pub rounding: ActivationRounding,
 }
 
@@ -95,9 +92,7 @@ pub fn prepare_rounded<B: InferenceBackend>(workload: &Workload, bits: InputBits
 pub fn prepare_types<B: InferenceBackend>(workload: &Workload, types: &Types) -> Result<Call, Failure> {
     match workload {
         Workload::Layer(sizes) => layer::<B>(sizes, types),
-        Workload::Encoder { folder, batch } if types.dtype == DataType::Fp32 => {
-            encoder::<B>(folder, *batch, types.matrices)
-        }
+        Workload::Encoder { folder, batch } if types.dtype == DataType::Fp32 => encoder::<B>(folder, *batch, types),
         _ => Err("neither a layer nor the encoder in f32".into()),
     }
 }
@@ -172,11 +167,10 @@ fn layer<B: InferenceBackend>(sizes: &Layer, types: &Types) -> Result<Call, Fail
     let attention = attention.map(&mut fill);
 
     let attention = match types.matrices {
-        Matrices::Int8(rounding) => attention.quantize(Int8Blocks::PerOutput)?.with_rounded_activations(rounding),
-        Matrices::Dense => attention,
-        Matrices::Rounded(_) => attention.with_rounded_activations(ActivationRounding::Bf16),
-        Matrices::Blocks(_) => attention.with_rounded_activations(types.rounding),
+        Matrices::Int8 => attention.quantize(Int8Blocks::PerOutput)?,
+        Matrices::Dense | Matrices::Blocks(_) => attention,
     };
+    let attention = attention.with_rounded_activations(types.rounding);
     let mut cache = config.init_cache::<B>(1, &device)?;
     if cached > 0 {
         let shape = [1, kv_heads, cached, head_dim];
@@ -238,17 +232,14 @@ impl<B: Backend> ModuleMapper<B> for Fill {
 }
 
 /// The pipeline of the `embed` example, from text to vectors.
-fn encoder<B: InferenceBackend>(folder: &Path, batch: usize, matrices: Matrices) -> Result<Call, Failure> {
+fn encoder<B: InferenceBackend>(folder: &Path, batch: usize, types: &Types) -> Result<Call, Failure> {
+    let &Types { matrices, rounding, .. } = types;
     let format = matrices.blocks().map_or(MatrixFormat::OfDtype, MatrixFormat::Blocks);
-    let rounding = match matrices {
-        Matrices::Rounded(_) => ActivationRounding::Bf16,
-        _ => ActivationRounding::Never,
-    };
     let options = Options { matrices: format, rounding, ..Options::default() };
     let (embedder, _) = Embedder::<B>::open_with(folder, &options, &B::Device::default())?;
     let embedder: Box<dyn Embed> = match matrices {
-        Matrices::Int8(rounding) => Box::new(embedder).quantize(Int8Blocks::PerOutput, rounding)?,
-        Matrices::Dense | Matrices::Blocks(_) | Matrices::Rounded(_) => Box::new(embedder),
+        Matrices::Int8 => Box::new(embedder).quantize(Int8Blocks::PerOutput, rounding)?,
+        Matrices::Dense | Matrices::Blocks(_) => Box::new(embedder),
     };
     let text = std::fs::read_to_string(folder.join("sentences.txt"))?;
     let sentences: Vec<String> = text.lines().map(String::from).collect();

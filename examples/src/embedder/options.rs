@@ -13,6 +13,6 @@ pub struct Options {
     pub images: bool,
     /// How matrices and the embedding of tokens are kept. Default: in f32.
     pub matrices: MatrixFormat,
-    /// What the inputs of matrices of blocks are rounded to. Default: to 16 bits where that is faster.
+    /// Whether the inputs of projections are rounded. Default: never.
     pub rounding: ActivationRounding,
 }

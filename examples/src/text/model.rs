@@ -25,7 +25,7 @@ pub struct Options {
     pub dtype: DataType,
     /// How matrices and embeddings are kept. Default: as `dtype` says.
     pub matrices: MatrixFormat,
-    /// What the inputs of matrices of int8 and of blocks are rounded to. Default: nothing of int8, and 16 bits of blocks.
+    /// Whether the inputs of projections are rounded. Default: never.
     pub rounding: ActivationRounding,
     /// Element types of cached keys and values. Default: that of the activations.
     pub kv_cache: KvCacheType,

@@ -138,13 +138,14 @@ fn some<const N: usize, const M: usize>(
     next: bool,
     write: &mut impl FnMut(usize, [f32; N]),
 ) -> usize {
-    let rows = std::array::from_fn(|m| rows.row(first + m));
+    let rows: [Row<'_>; M] = std::array::from_fn(|m| rows.row(first + m));
+    let words = rows.map(|row| row.whole.as_chunks().0);
     assert!(is_available(), "blocks: the processor has no AVX2");
     let products = match is_wide() {
         // SAFETY: the processor has the instructions.
-        true => unsafe { of_format!(format, wide::<N, M>(runs, rows, next)) },
+        true => unsafe { of_format!(format, wide::<N, M>(runs, rows, words, next)) },
         // SAFETY: as above.
-        false => unsafe { of_format!(format, narrow::<N, M>(runs, rows, next)) },
+        false => unsafe { of_format!(format, narrow::<N, M>(runs, rows, words, next)) },
     };
     for (m, products) in products.unwrap_or([[0.0; N]; M]).into_iter().enumerate() {
         write(first + m, products);
@@ -162,19 +163,21 @@ pub(super) fn fetch<F: Format>(run: &[u8], group: usize, next: usize) {
     }
 }
 
+/// A function that multiplies runs and rows, of which `words` has a `$words` for each chunk: what `$chunk` multiplies with the elements of a run. The
+/// runs after these are prefetched if they are read `next`.
 macro_rules! dot_loop {
-    ($name:ident, $features:literal, $zero:ident, $chunk:ident, $sums:ident) => {
+    ($name:ident, $features:literal, $words:ty, $zero:ident, $chunk:ident, $sums:ident) => {
         #[target_feature(enable = $features)]
         #[allow(clippy::needless_range_loop, reason = "several arrays at one index")]
         fn $name<F: Format, const N: usize, const M: usize>(
             runs: [&[u8]; N],
             rows: [Row<'_>; M],
+            words: [&[$words]; M],
             next: bool,
         ) -> [[f32; N]; M] {
-            let len = runs[0].len();
-            let chunks = rows[0].whole.len() / CHUNK;
+            let (len, chunks) = (runs[0].len(), words[0].len());
             assert!(runs.iter().all(|run| run.len() == len) && len == chunks * F::GROUP / CHUNKS);
-            assert!(rows.iter().all(|row| row.whole.len() == chunks * CHUNK));
+            assert!(words.iter().all(|words| words.len() == chunks));
             let mut sums = [[$zero(); N]; M];
             let mut minima = [[_mm256_setzero_ps(); M]; N];
             for group in 0..chunks.div_ceil(CHUNKS) {
@@ -201,11 +204,10 @@ macro_rules! dot_loop {
                         // SAFETY: the runs have this many chunks.
                         let elements = unsafe { F::elements(runs[n].as_ptr().add(start), at) };
                         for m in 0..M {
-                            let place = (group * CHUNKS + at) * CHUNK;
                             // SAFETY: rows have as many chunks as the runs.
-                            let row = unsafe { rows[m].whole.get_unchecked(place..place + CHUNK) };
+                            let words = unsafe { words[m].get_unchecked(group * CHUNKS + at) };
                             let scales = &scales[n][m][at * F::PARTS..][..F::PARTS];
-                            sums[m][n] = $chunk::<F>(elements, row, scales, sums[m][n]);
+                            sums[m][n] = $chunk::<F>(elements, words, scales, sums[m][n]);
                         }
                     }
                 };
@@ -235,12 +237,16 @@ macro_rules! dot_loop {
     };
 }
 
-dot_loop!(narrow, "avx2,fma,f16c", _mm256_setzero_ps, narrow_chunk, narrow_sums);
-dot_loop!(wide, "avx512f,avx512bw,avx512dq,avx2,fma,f16c", _mm512_setzero_ps, wide_chunk, wide_sums);
+pub(super) use dot_loop;
+
+type Words = [i16; CHUNK];
+
+dot_loop!(narrow, "avx2,fma,f16c", Words, _mm256_setzero_ps, narrow_chunk, narrow_sums);
+dot_loop!(wide, "avx512f,avx512bw,avx512dq,avx2,fma,f16c", Words, _mm512_setzero_ps, wide_chunk, wide_sums);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 #[inline]
-fn narrow_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: __m256) -> __m256 {
+fn narrow_chunk<F: Format>(elements: __m256i, row: &Words, scales: &[f32], sum: __m256) -> __m256 {
     let halves = [_mm256_castsi256_si128(elements), _mm256_extracti128_si256::<1>(elements)];
     let products = [0, 1].map(|half| {
         // SAFETY: a chunk has 32 elements.
@@ -281,7 +287,7 @@ pub(super) fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
 
 #[target_feature(enable = "avx512f,avx512bw,avx2,fma,f16c")]
 #[inline]
-fn wide_chunk<F: Format>(elements: __m256i, row: &[i16], scales: &[f32], sum: __m512) -> __m512 {
+fn wide_chunk<F: Format>(elements: __m256i, row: &Words, scales: &[f32], sum: __m512) -> __m512 {
     // SAFETY: a chunk has 32 elements.
     let row = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
     let product = _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_cvtepi8_epi16(elements), row));
@@ -369,10 +375,11 @@ pub(super) mod tests {
             let size = |row: &[f32]| row.iter().zip(&weights).map(|(a, b)| f64::from((a * b).abs())).sum::<f64>();
             Rows::with(&input, inputs, Bits::Sixteen, |rows| {
                 let both = [rows.row(0), rows.row(1)];
+                let words = both.map(|row| row.whole.as_chunks().0);
                 // SAFETY: the processor has the instructions.
-                let narrow = unsafe { of_format!(format, narrow::<1, 2>([&run], both, true)) };
+                let narrow = unsafe { of_format!(format, narrow::<1, 2>([&run], both, words, true)) };
                 // SAFETY: as above.
-                let wide = is_wide().then(|| unsafe { of_format!(format, wide::<1, 2>([&run], both, true)) });
+                let wide = is_wide().then(|| unsafe { of_format!(format, wide::<1, 2>([&run], both, words, true)) });
                 for products in [narrow, wide.unwrap_or(narrow)] {
                     for (row, [product]) in input.chunks(inputs).zip(products.expect("no floats")) {
                         let (error, size) = ((f64::from(product) - exact(row)).abs(), size(row));

@@ -4,14 +4,14 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    _mm_set1_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_set_m128,
-    _mm256_set1_epi8, _mm256_set1_ps, _mm256_setzero_ps, _mm256_xor_si256,
+    __m256, __m256i, _mm_set1_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_loadu_si256,
+    _mm256_set_m128, _mm256_set1_epi8, _mm256_set1_ps, _mm256_setzero_ps, _mm256_xor_si256,
 };
 use std::hint::black_box;
 
 use burn_deepspeed_core::block::BlockFormat;
 
-use super::dot::{self, fetch, narrow_sums, of_format};
+use super::dot::{self, dot_loop, fetch, narrow_sums, of_format};
 use super::formats::{Format, Iq4Nl, MXFP4, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0};
 use super::k_formats::{Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::rows::{CHUNK, GROUP, Row, Rows};
@@ -105,81 +105,31 @@ fn some<const N: usize, const M: usize>(
     M
 }
 
-/// The products of runs and rows. The runs after these are prefetched if they are read `next`.
-#[target_feature(enable = "avx512f,avx512vl,avx512vnni,avx2,fma,f16c")]
-#[allow(clippy::needless_range_loop, reason = "several arrays at one index")]
-fn products<F: Format, const N: usize, const M: usize>(
-    runs: [&[u8]; N],
-    rows: [Row<'_>; M],
-    words: [&[[i32; WORDS]]; M],
-    next: bool,
-) -> [[f32; N]; M] {
-    let (len, chunks) = (runs[0].len(), words[0].len());
-    assert!(runs.iter().all(|run| run.len() == len) && len == chunks * F::GROUP / CHUNKS);
-    assert!(words.iter().all(|words| words.len() == chunks));
-    let mut sums = [[_mm256_setzero_ps(); N]; M];
-    let mut minima = [[_mm256_setzero_ps(); M]; N];
-    for group in 0..chunks.div_ceil(CHUNKS) {
-        let start = group * F::GROUP;
-        let count = CHUNKS.min(chunks - group * CHUNKS);
-        let mut scales = [[[0.0; 16]; M]; N];
-        let mut factors = [rows[0].group(group); M];
-        for m in 1..M {
-            factors[m] = rows[m].group(group);
-        }
-        for n in 0..N {
-            if next {
-                fetch::<F>(runs[n], group, N * len);
-            }
-            // SAFETY: the processor has the instructions, and the runs have the chunks.
-            unsafe { F::weigh(runs[n].as_ptr().add(start), count, &factors, &mut scales[n], &mut minima[n]) };
-        }
-        // In memory: a broadcast from there needs no shuffle.
-        let scales = black_box(&scales);
-        let mut chunk = |at: usize| {
-            for n in 0..N {
-                // SAFETY: the runs have this many chunks.
-                let elements = unsafe { F::elements(runs[n].as_ptr().add(start), at) };
-                let elements = _mm256_xor_si256(elements, _mm256_set1_epi8(-128));
-                for m in 0..M {
-                    // SAFETY: rows have as many chunks as the runs, each of 32 bytes and eight sums.
-                    let (row, start) = unsafe {
-                        let words = words[m].get_unchecked(group * CHUNKS + at).as_ptr();
-                        (_mm256_loadu_si256(words.cast()), _mm256_loadu_si256(words.add(WORDS - LANES).cast()))
-                    };
-                    let product = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(start, elements, row));
-                    let scales = &scales[n][m][at * F::PARTS..][..F::PARTS];
-                    let scale = match F::PARTS {
-                        1 => _mm256_set1_ps(scales[0]),
-                        // The first 16 elements are in the first four lanes.
-                        _ => _mm256_set_m128(_mm_set1_ps(scales[1]), _mm_set1_ps(scales[0])),
-                    };
-                    sums[m][n] = _mm256_fmadd_ps(product, scale, sums[m][n]);
-                }
-            }
-        };
-        if F::SMALL {
-            for at in 0..count {
-                chunk(at);
-            }
-        } else {
-            // With a constant count the shifts of each chunk are constants, too.
-            for at in 0..CHUNKS {
-                chunk(at);
-            }
-        }
-    }
-    let mut totals = [[0.0; N]; M];
-    for m in 0..M {
-        totals[m] = narrow_sums(&sums[m]);
-        if F::MINIMA {
-            for n in 0..N {
-                // SAFETY: the processor has the instructions.
-                totals[m][n] += unsafe { F::minimum(minima[n][m]) };
-            }
-        }
-    }
-    totals
+dot_loop!(
+    products,
+    "avx512f,avx512vl,avx512vnni,avx2,fma,f16c",
+    [i32; WORDS],
+    _mm256_setzero_ps,
+    product_of_chunk,
+    narrow_sums
+);
+
+#[target_feature(enable = "avx512f,avx512vl,avx512vnni,avx2,fma")]
+#[inline]
+fn product_of_chunk<F: Format>(elements: __m256i, words: &[i32; WORDS], scales: &[f32], sum: __m256) -> __m256 {
+    let elements = _mm256_xor_si256(elements, _mm256_set1_epi8(-128));
+    // SAFETY: the words are 32 bytes and eight sums.
+    let (row, start) = unsafe {
+        let words = words.as_ptr();
+        (_mm256_loadu_si256(words.cast()), _mm256_loadu_si256(words.add(WORDS - LANES).cast()))
+    };
+    let product = _mm256_cvtepi32_ps(_mm256_dpbusd_epi32(start, elements, row));
+    let scale = match F::PARTS {
+        1 => _mm256_set1_ps(scales[0]),
+        // The first 16 elements are in the first four lanes.
+        _ => _mm256_set_m128(_mm_set1_ps(scales[1]), _mm_set1_ps(scales[0])),
+    };
+    _mm256_fmadd_ps(product, scale, sum)
 }
 
 #[cfg(test)]

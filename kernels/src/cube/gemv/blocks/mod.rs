@@ -51,7 +51,7 @@ pub(super) fn launch<R: Runtime>(
     let fold = chunk.elements() / vector;
     let tile = tile(machine, problem.extents, chunk)?;
     let tile = Tile { line: line(tile.length, fold as u32), ..tile };
-    let each = (tile.exchange.groups() * tile.outputs) as usize;
+    let each = (tile.stage.exchange.groups() * tile.outputs) as usize;
     let cubes = machine.cubes([problem.extents.outputs.div_ceil(each), 1, 1])?;
     let loads = blocks.bytes.shape()[0] / chunk.load() as usize;
     let rows =
@@ -63,7 +63,7 @@ pub(super) fn launch<R: Runtime>(
         product_blocks::launch_unchecked::<R>(
             client,
             cubes,
-            CubeDim::new_1d(tile.exchange.units),
+            CubeDim::new_1d(tile.stage.exchange.units),
             vector,
             vector,
             chunk.vector as usize,
@@ -111,11 +111,11 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
     #[define(B)] _bias_type: StorageType,
     #[define(H)] _half_type: StorageType,
 ) {
-    let exchange = comptime!(tile.exchange);
+    let exchange = comptime!(tile.stage.exchange);
     let rows = comptime!(exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
     let width = S::value();
-    let parts = comptime!(tile.chunk.elements() / width);
+    let parts = comptime!(tile.stage.chunk.elements() / width);
     let chunks = activations.products();
     let lane = UNIT_POS % exchange.lanes;
     let group = UNIT_POS / exchange.lanes;
@@ -124,7 +124,7 @@ fn product_blocks<F: Float, G: Float, E: Float, B: Float, H: Float, N: Size, S: 
     let mut shared = SharedMemory::<f32>::new(comptime!(exchange.units as usize));
     let mut held = Held::<S, R> {
         factors: SharedMemory::new(comptime!(rows * parts * tile.line as usize)),
-        totals: SharedMemory::new(comptime!((rows * tile.chunk.totals() * tile.length as usize).max(1))),
+        totals: SharedMemory::new(comptime!((rows * tile.stage.chunk.totals() * tile.length as usize).max(1))),
         staged: SharedMemory::new_aligned(comptime!(tile.stage.vectors()), UNIT_BYTES),
     };
 
@@ -192,11 +192,11 @@ struct Held<S: Size, R: Size> {
 impl<S: Size, R: Size> Held<S, R> {
     /// Adds up what minima are multiplied with. Every unit of the cube must call this.
     fn add_up(&mut self, #[comptime] tile: Tile) {
-        let (totals, width) = (comptime!(tile.chunk.totals() as u32), S::value());
+        let (totals, width) = (comptime!(tile.stage.chunk.totals() as u32), S::value());
         if comptime!(totals > 0) {
-            let parts = comptime!((tile.chunk.elements() / width) as u32 / totals);
-            let count = comptime!(tile.exchange.rows * totals * tile.length);
-            for own in range_stepped(UNIT_POS, count, tile.exchange.units) {
+            let parts = comptime!((tile.stage.chunk.elements() / width) as u32 / totals);
+            let count = comptime!(tile.stage.exchange.rows * totals * tile.length);
+            for own in range_stepped(UNIT_POS, count, tile.stage.exchange.units) {
                 let first = own / tile.length * parts * tile.line + own % tile.length;
                 let mut sum = 0.0f32.runtime();
                 #[unroll]
@@ -227,7 +227,7 @@ fn load_chunks<M: Size>(
     let each = comptime!(tile.loads());
     #[unroll]
     for u in 0..tile.unroll as usize {
-        let step = step(first + u as u32 * tile.exchange.lanes, lane, chunks, tile.stage);
+        let step = step(first + u as u32 * tile.stage.exchange.lanes, lane, chunks, tile.stage);
         #[unroll]
         for o in 0..outputs {
             let to = comptime!((u * outputs + o) * each);
@@ -251,8 +251,8 @@ fn multiply<H: Float, M: Size, S: Size, R: Size>(
     chunks: u32,
     #[comptime] tile: Tile,
 ) {
-    let chunk = comptime!(tile.chunk);
-    let rows = comptime!(tile.exchange.rows as usize);
+    let chunk = comptime!(tile.stage.chunk);
+    let rows = comptime!(tile.stage.exchange.rows as usize);
     let outputs = comptime!(tile.outputs as usize);
     let width = S::value();
     let (runs, each) = comptime!((chunk.runs(), chunk.words()));
@@ -261,9 +261,9 @@ fn multiply<H: Float, M: Size, S: Size, R: Size>(
     let of_run = comptime!(parts / runs);
     #[unroll]
     for u in 0..tile.unroll as usize {
-        let step = step(before + first + u as u32 * tile.exchange.lanes, lane, chunks, tile.stage);
+        let step = step(before + first + u as u32 * tile.stage.exchange.lanes, lane, chunks, tile.stage);
         let own = step.own;
-        let at = first + lane + u as u32 * tile.exchange.lanes;
+        let at = first + lane + u as u32 * tile.stage.exchange.lanes;
         let mut words = Array::<u32>::new(comptime!(outputs * each));
         #[unroll]
         for o in 0..outputs {

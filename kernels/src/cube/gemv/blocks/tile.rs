@@ -21,8 +21,8 @@ const WORDS: usize = 24;
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Tile {
-    pub exchange: Exchange,
-    pub chunk: Chunk,
+    /// What lanes load, and how they exchange it.
+    pub stage: Stage,
     /// Outputs of a group of lanes.
     pub outputs: u32,
     /// Chunks of each output that a lane has in flight.
@@ -31,14 +31,12 @@ pub(super) struct Tile {
     pub length: u32,
     /// Parts of a row from one line of shared memory to the next.
     pub line: u32,
-    /// How lanes exchange what they loaded.
-    pub stage: Stage,
 }
 
 impl Tile {
     /// Sums of a lane.
     pub fn sums(self) -> usize {
-        (self.outputs * self.exchange.rows) as usize
+        (self.outputs * self.stage.exchange.rows) as usize
     }
 
     /// Chunks that a lane has in flight.
@@ -48,7 +46,7 @@ impl Tile {
 
     /// Loads of a lane for a chunk.
     pub fn loads(self) -> usize {
-        self.chunk.loads(self.exchange.lanes)
+        self.stage.chunk.loads(self.stage.exchange.lanes)
     }
 }
 
@@ -103,13 +101,5 @@ fn tile_for(machine: &Machine, extents: Extents, chunk: Chunk, exchange: Exchang
             length => break (length?, stage),
         }
     };
-    Ok(Tile {
-        exchange,
-        chunk,
-        outputs: each as u32,
-        unroll: unroll as u32,
-        length: length as u32,
-        line: length as u32,
-        stage,
-    })
+    Ok(Tile { stage, outputs: each as u32, unroll: unroll as u32, length: length as u32, line: length as u32 })
 }
