@@ -149,7 +149,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Int8Matrix { elements: &integers, inputs, outputs, scales: &scales, output_block: 1, input_block: inputs };
     let blocks = BlockFormat::BF16.quantise(&floats);
     let bf16 = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
-    let halves = BlockFormat::F16.quantise(&numbers(inputs * outputs, InputElements::F32));
+    let all_bits = numbers(inputs * outputs, InputElements::F32);
+    let halves = BlockFormat::F16.quantise(&all_bits);
     let f16 = BlockMatrix { format: BlockFormat::F16, blocks: &halves, inputs, outputs };
     Parallelism::threads(arguments.threads)?.run(|| {
         for &format in &arguments.formats {
@@ -158,12 +159,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         if arguments.blocks {
             return;
         }
-        for (name, input_stride, output_stride) in [("out,in", 1, inputs), ("in,out", outputs, 1)] {
+        for (name, floats, input_stride, output_stride) in
+            [("out,in", &all_bits, 1, inputs), ("in,out", &all_bits, outputs, 1), ("of bf16", &floats, 1, inputs)]
+        {
             time(
                 &arguments,
                 name,
                 any,
-                Matrix { elements: &floats, inputs, outputs, input_stride, output_stride },
+                Matrix { elements: floats, inputs, outputs, input_stride, output_stride },
                 product,
             );
         }

@@ -21,6 +21,11 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     /// The number in f32, which holds all of them.
     fn widen(self) -> f32;
 
+    /// The elements as they are, if they are f16.
+    fn as_f16s(_elements: &[Self]) -> Option<&[f16]> {
+        None
+    }
+
     /// The elements as they are, if they are f32.
     fn as_f32s(_elements: &[Self]) -> Option<&[f32]> {
         None
@@ -54,7 +59,7 @@ impl Element for f32 {
 
 /// A type whose runs stay as they are, and are widened a vector at a time.
 macro_rules! widened {
-    ($element:ty, |$own:ident| $widen:expr $(, $vector:ident)?) => {
+    ($element:ty, |$own:ident| $widen:expr $(, $vector:ident, $same:ident)?) => {
         impl Element for $element {
             type Run<'a, S: Simd> = &'a [Self];
 
@@ -85,13 +90,20 @@ macro_rules! widened {
                 let $own = self;
                 $widen
             }
+
+            $(
+                #[inline(always)]
+                fn $same(elements: &[Self]) -> Option<&[f16]> {
+                    Some(elements)
+                }
+            )?
         }
     };
 }
 
 widened!(i8, |element| f32::from(element));
 widened!(bf16, |element| f32::from_bits(u32::from(element.to_bits()) << 16));
-widened!(f16, |element| of_f16(element.to_bits()), in_one_instruction);
+widened!(f16, |element| of_f16(element.to_bits()), in_one_instruction, as_f16s);
 
 /// An f16 in f32, without a branch: it is vectorised, and compiled for processors without an instruction for it.
 #[inline(always)]

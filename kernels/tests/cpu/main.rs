@@ -13,6 +13,7 @@ mod gelu;
 mod norm;
 #[path = "../oracle/mod.rs"]
 mod oracle;
+mod parts;
 mod problem;
 mod product;
 #[path = "../refused/mod.rs"]

@@ -7,6 +7,8 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::computed;
+#[cfg(target_arch = "x86_64")]
+use super::parts::{self, InParts, Panels};
 use super::problem::{PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
@@ -42,6 +44,14 @@ impl<'a> Int8Matrix<'a> {
         let blocks = self.inputs.div_ceil(self.input_block);
         let (elements, scales) = (self.elements, self.scales);
         (&elements[output * self.inputs..][..self.inputs], &scales[output / self.output_block * blocks..][..blocks])
+    }
+}
+
+impl Int8Matrix<'_> {
+    /// Whether an output has one scale.
+    #[cfg(target_arch = "x86_64")]
+    fn has_one_scale(&self) -> bool {
+        self.input_block >= self.inputs
     }
 }
 
@@ -88,6 +98,26 @@ impl Runs for Int8Matrix<'_> {
             }
         }
         rest
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl InParts for Int8Matrix<'_> {
+    fn fewest_rows(&self) -> usize {
+        if self.has_one_scale() { 32 } else { 64 }
+    }
+
+    fn scale(&self, output: usize) -> f32 {
+        if self.has_one_scale() { self.scales[output / self.output_block] } else { 1.0 }
+    }
+
+    fn pack_parts(&self, outputs: &Range<usize>, features: &Range<usize>, panels: Panels<'_>) {
+        if self.has_one_scale() {
+            // An integer of 8 bits is a bf16.
+            panels.pack_runs(self.inputs, |n| &self.run(outputs.start + n).0[features.clone()]);
+        } else {
+            panels.pack_unpacked(self, outputs, features);
+        }
     }
 }
 
@@ -149,6 +179,10 @@ impl Weights for Int8Matrix<'_> {
     }
 
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if parts::product(problem, output) {
+            return;
+        }
         computed(problem, output);
     }
 

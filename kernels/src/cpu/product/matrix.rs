@@ -15,6 +15,8 @@ use std::ops::Range;
 use pulp::Simd;
 
 use super::computed;
+#[cfg(target_arch = "x86_64")]
+use super::parts::{self, InParts, Panels};
 use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, has_wide_vectors};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
@@ -144,6 +146,10 @@ impl<E: Element> Weights for Matrix<'_, E> {
     }
 
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if parts::product(problem, output) {
+            return;
+        }
         computed(problem, output);
     }
 
@@ -182,6 +188,28 @@ impl<E: Element> Weights for Matrix<'_, E> {
                 false,
                 gemm::Parallelism::Rayon(0),
             );
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<E: Element> InParts for Matrix<'_, E> {
+    fn fewest_rows(&self) -> usize {
+        if self.input_stride == 1 { 64 } else { 48 }
+    }
+
+    fn has_parts(&self) -> bool {
+        self.input_stride == 1 || self.output_stride == 1
+    }
+
+    fn pack_parts(&self, outputs: &Range<usize>, features: &Range<usize>, panels: Panels<'_>) {
+        let Self { elements, input_stride, output_stride, .. } = *self;
+        if input_stride == 1 {
+            panels.pack_runs(output_stride, |n| &elements[(outputs.start + n) * output_stride..][features.clone()]);
+        } else {
+            panels.pack_runs_of_features(features.len() * input_stride, |n| {
+                &elements[(features.start + n) * input_stride..][outputs.clone()]
+            });
         }
     }
 }

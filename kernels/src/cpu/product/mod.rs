@@ -11,6 +11,8 @@ mod int8;
 mod matrix;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod panel;
+#[cfg(target_arch = "x86_64")]
+mod parts;
 mod problem;
 mod rounded;
 mod runs;

@@ -56,6 +56,7 @@ pub(super) fn pack(
 }
 
 /// A matrix of 16 times 16 words, transposed.
+#[inline]
 #[target_feature(enable = "avx512f")]
 pub(in crate::cpu) fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
     let zero = _mm512_setzero_si512();

@@ -40,9 +40,14 @@ const MOST_PACKED: usize = 1024;
 
 /// The product of any number of rows.
 pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
+    some_outputs(problem, 0..problem.matrix.outputs(), output);
+}
+
+/// The same for some outputs of the matrix.
+pub(super) fn some_outputs<W: Weights>(problem: &Product<'_, W>, outputs: Range<usize>, output: &mut [f32]) {
     let inputs = problem.input.chunks(MOST_PACKED * problem.matrix.inputs());
     for (input, output) in inputs.zip(output.chunks_mut(MOST_PACKED * problem.width)) {
-        packed(&Product { input, ..*problem }, output);
+        packed(&Product { input, ..*problem }, &outputs, output);
     }
 }
 
@@ -90,15 +95,15 @@ impl WithSimd for Vector {
 }
 
 /// The same for rows that are all packed at once.
-fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
-    let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
+fn packed<W: Weights>(problem: &Product<'_, W>, outputs: &Range<usize>, output: &mut [f32]) {
+    let inputs = problem.matrix.inputs();
     let tiling = Tiling::new(problem.input.len() / inputs);
     let tiles = tiling.tiles();
     let parts = tiles.div_ceil(MOST_ROWS / tiling.most);
     let each_tiles = tiles.div_ceil(parts);
     let threads = rayon::current_num_threads();
     let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(parts) };
-    let fair = outputs.div_ceil(tasks).next_multiple_of(MOST_GROUP);
+    let fair = outputs.len().div_ceil(tasks).next_multiple_of(MOST_GROUP);
     let each = fair.min(WIDTH);
     let output = Disjoint::new(output);
     with_scratch(tiling.all(&(0..tiles)) * inputs, |packed| {
@@ -114,8 +119,9 @@ fn packed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
             Arch::new().dispatch(Pack { input: problem.input, inputs, first: tile * tiling.most, features, packed });
         });
         // Neighbouring tasks share their weights.
-        threads::each(outputs.div_ceil(each) * parts, |task| {
-            let outputs = task / parts * each..outputs.min((task / parts + 1) * each);
+        threads::each(outputs.len().div_ceil(each) * parts, |task| {
+            let first = outputs.start + task / parts * each;
+            let outputs = first..outputs.end.min(first + each);
             let tiles = task % parts * each_tiles..tiles.min((task % parts + 1) * each_tiles);
             if tiles.is_empty() {
                 return;

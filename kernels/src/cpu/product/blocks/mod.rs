@@ -17,8 +17,6 @@ mod formats;
 #[cfg(target_arch = "x86_64")]
 mod k_formats;
 #[cfg(target_arch = "x86_64")]
-mod parts;
-#[cfg(target_arch = "x86_64")]
 mod rows;
 
 use std::ops::Range;
@@ -33,6 +31,8 @@ use pulp::Simd;
 use self::rows::Bits;
 use super::computed;
 use super::matrix::Matrix;
+#[cfg(target_arch = "x86_64")]
+use super::parts::{self, InParts, Panels};
 use super::problem::{PART, Path, Product, Weights, after};
 use super::rounded::Rounds;
 use super::runs::{Runs, all};
@@ -204,10 +204,8 @@ impl Weights for BlockMatrix<'_> {
             return rounded(problem, Bits::Sixteen, output);
         }
         #[cfg(target_arch = "x86_64")]
-        if problem.sequence >= parts::FEWEST_ROWS
-            && let Some(engine) = parts::Engine::of(format, problem.elements)
-        {
-            return parts::product(engine, problem, output);
+        if parts::product(problem, output) {
+            return;
         }
         let written = match format {
             BlockFormat::F32 => floats::<f32>(problem, output),
@@ -220,6 +218,34 @@ impl Weights for BlockMatrix<'_> {
 
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
         tiles(problem, output);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl InParts for BlockMatrix<'_> {
+    fn fewest_rows(&self) -> usize {
+        if matches!(self.format, BlockFormat::BF16 | BlockFormat::F16) { 16 } else { 48 }
+    }
+
+    fn is_bf16(&self) -> bool {
+        self.format == BlockFormat::BF16
+    }
+
+    fn depth(&self) -> usize {
+        if self.is_bf16() { parts::DEPTH } else { SOME }
+    }
+
+    fn pack_parts(&self, outputs: &Range<usize>, features: &Range<usize>, panels: Panels<'_>) {
+        if self.is_bf16() {
+            let bytes = size_of::<u16>() * features.start..size_of::<u16>() * features.end;
+            return panels.pack_bf16(|n| &self.run(outputs.start + n)[bytes.clone()]);
+        }
+        match bytemuck::try_cast_slice::<u8, f16>(self.blocks) {
+            Ok(numbers) if self.format == BlockFormat::F16 => {
+                panels.pack_runs(self.inputs, |n| &numbers[(outputs.start + n) * self.inputs..][features.clone()]);
+            }
+            _ => panels.pack_unpacked(self, outputs, features),
+        }
     }
 }
 

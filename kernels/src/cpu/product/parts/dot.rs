@@ -7,7 +7,8 @@ use std::arch::x86_64::{
 };
 use std::sync::LazyLock;
 
-use super::split::NUMBERS;
+use super::split::{self, ALL_PARTS, INPUTS, TileSteps};
+use super::weights::Packed;
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE, VECTORS};
 
 /// Rows whose sums are in registers.
@@ -28,32 +29,37 @@ pub(super) fn is_fast() -> bool {
     is_available() && *IS_AMD
 }
 
-/// Adds the products of the first rows of a group and a panel to the sums of these rows, pair by pair in the order of the inputs. The panel has whole
-/// steps. `numbers` begins with the first step of a part.
+/// Adds the products of the first rows of a group and a panel to the sums of these rows, pair by pair in the order of the inputs. Both have one part.
 ///
 /// # Panics
 /// If a slice is too short.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn multiply(numbers: &[u16], panel: &[u8], sums: &mut [[f32; OUTPUTS]]) {
-    let steps = panel.len() / (STEP * OUTPUTS);
-    assert!(sums.len() <= GROUP && numbers.len() >= steps * NUMBERS && panel.len() == steps * STEP * OUTPUTS);
+pub(super) fn multiply(rows: TileSteps<'_>, group: usize, panel: (&[u8], Packed), sums: &mut [[f32; OUTPUTS]]) {
+    assert!(sums.len() <= GROUP);
     let mut first = 0;
     while first < sums.len() {
+        let row = group * GROUP + first;
         first += match sums.len() - first {
-            ROWS.. => some::<ROWS>(numbers, first, panel, &mut sums[first..]),
-            4.. => some::<4>(numbers, first, panel, &mut sums[first..]),
-            _ => some::<1>(numbers, first, panel, &mut sums[first..]),
+            ROWS.. => some::<ROWS>(rows, row, panel, &mut sums[first..]),
+            4.. => some::<4>(rows, row, panel, &mut sums[first..]),
+            _ => some::<1>(rows, row, panel, &mut sums[first..]),
         };
     }
 }
 
 /// The same for `N` rows from `first` on; returns `N`.
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn some<const N: usize>(numbers: &[u16], first: usize, panel: &[u8], sums: &mut [[f32; OUTPUTS]]) -> usize {
+fn some<const N: usize>(
+    rows: TileSteps<'_>,
+    first: usize,
+    (panel, packed): (&[u8], Packed),
+    sums: &mut [[f32; OUTPUTS]],
+) -> usize {
     /// Pairs of a row in a step.
     const PAIRS: usize = STEP / size_of::<[u16; 2]>();
-    let steps = panel.len() / (STEP * OUTPUTS);
-    assert!(first + N <= GROUP && numbers.len() >= steps * NUMBERS && panel.len() == steps * STEP * OUTPUTS);
+    let (numbers, steps) = (rows.numbers, rows.counts.len());
+    assert!(first + N <= split::ROWS && numbers.len() == steps * ALL_PARTS && steps > 0);
+    assert!((steps - 1) * packed.step + (VECTORS - 1) * packed.vector + TILE <= panel.len());
     let mut totals = [[_mm512_setzero_ps(); VECTORS]; N];
     for (totals, sums) in totals.iter_mut().zip(&*sums) {
         for (total, sums) in totals.iter_mut().zip(sums.as_chunks::<LANES>().0) {
@@ -65,12 +71,14 @@ fn some<const N: usize>(numbers: &[u16], first: usize, panel: &[u8], sums: &mut 
         for at in 0..PAIRS {
             let own: [__m512i; VECTORS] = std::array::from_fn(|v| {
                 // SAFETY: each vector of the panel has a register for every pair of a row.
-                unsafe { _mm512_loadu_si512(panel.as_ptr().add(((v * steps + step) * PAIRS + at) * STEP).cast()) }
+                unsafe {
+                    _mm512_loadu_si512(panel.as_ptr().add(v * packed.vector + step * packed.step + at * STEP).cast())
+                }
             });
             for (n, totals) in totals.iter_mut().enumerate() {
-                // SAFETY: the group has this pair.
+                // SAFETY: the tile has this pair.
                 let pair = unsafe {
-                    let row = numbers.as_ptr().cast::<u8>().add(step * TILE + (first + n) * STEP);
+                    let row = numbers.as_ptr().add(step * ALL_PARTS + (first + n) * INPUTS);
                     row.cast::<i32>().add(at).read_unaligned()
                 };
                 let pair = bf16(_mm512_set1_epi32(pair));

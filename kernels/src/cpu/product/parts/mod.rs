@@ -1,10 +1,11 @@
-//! Products of many rows with a matrix of bf16 or f16 on AMX or AVX512-BF16, as accurate as those in f32.
+//! Products of many rows as products of bf16 on AMX or AVX512-BF16, as accurate as those in f32.
 //!
-//! An f32 is the exact sum of three bf16, of 8 bits each, and a product of two bf16 is exact in f32. So the products of the three parts with a weight
-//! have the sum that f32 would have: nothing is rounded but the sums. `split` makes parts of rows, and `tiles` multiplies those that are not 0: one of
-//! rows that are bf16 already.
+//! An f32 is the exact sum of three bf16, of 8 bits each, and a product of two bf16 is exact in f32. So the products of the parts of an element with
+//! those of a weight have the sum that f32 would have. `split` makes parts of rows, and `weights` those of a matrix: one of numbers that are bf16
+//! already, two of f16. `tiles` multiplies those that are not 0.
 //!
-//! A weight of f16 has two parts, which `weights` makes.
+//! Of the nine products of two f32, six are computed. The other three are of a lower part with a lower part: less than 2^-24 of the product, and as
+//! often above as below 0. Nothing else is rounded but the sums.
 //!
 //! AMX multiplies all parts. AVX512-BF16 would take longer than f32 for three of them, so it multiplies rows that are stated to be bf16 by bf16. The two add
 //! in other orders: AMX adds the even and the odd products of 32 inputs for themselves, which would take twice as many instructions of AVX512-BF16.
@@ -14,26 +15,26 @@
 
 mod amx;
 mod dot;
+mod pack;
 mod split;
 mod tiles;
 mod weights;
 
-use burn_deepspeed_core::block::BlockFormat;
-
-use super::BlockMatrix;
-use crate::cpu::product::problem::{InputElements, Product, check};
-use crate::cpu::product::tiles::tiles as in_f32;
-use crate::cpu::product::{amx as instructions, panel};
+use super::problem::{InputElements, Product, check};
+use super::tiles::some_outputs as in_f32;
+use super::{amx as instructions, panel};
 use crate::cpu::scratch::with_scratch;
-
-/// Fewest rows of a sequence that are worth the packing of weights.
-pub(super) const FEWEST_ROWS: usize = 16;
+pub(super) use split::DEPTH;
+pub(super) use weights::{InParts, Panels};
 
 /// Rows that are split at a time, which bounds the memory that a thread keeps for them.
 const MOST_ROWS: usize = 512;
 
 /// The least magnitude of the largest element of a row, and of an output: 2^-40. Products of both are 2^46 times what an instruction loses.
 const LEAST: f32 = 1.0 / (1u64 << 40) as f32;
+
+/// The largest float of which the nearest bf16 is finite.
+const MOST: f32 = f32::from_bits(0x7f7f_7fff);
 
 /// Which instructions multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,13 +46,14 @@ pub(super) enum Engine {
 }
 
 impl Engine {
-    /// The fastest for a matrix of this format and an input of these elements, if the process may use one that is faster than f32.
-    pub fn of(format: BlockFormat, elements: InputElements) -> Option<Self> {
-        if !panel::is_available() || !matches!(format, BlockFormat::F16 | BlockFormat::BF16) {
+    /// The fastest for this product, if the process may use one that is faster than f32.
+    fn of<W: InParts>(problem: &Product<'_, W>) -> Option<Self> {
+        let Product { matrix, elements, sequence, .. } = problem;
+        if !panel::is_available() || *sequence < matrix.fewest_rows() || !matrix.has_parts() {
             None
         } else if instructions::has_bf16() {
             Some(Self::Amx)
-        } else if (format, elements) == (BlockFormat::BF16, InputElements::Bf16) && dot::is_fast() {
+        } else if matrix.is_bf16() && *elements == InputElements::Bf16 && dot::is_fast() {
             Some(Self::Dot)
         } else {
             None
@@ -67,47 +69,50 @@ impl Engine {
     }
 }
 
-/// [`product`](crate::cpu::product::product) with a matrix of bf16 or f16. A row's result depends neither on the other rows nor on the number of threads.
-///
+/// Computes [`product`](super::product) if it is faster in parts, and returns whether it is. A row's result depends neither on the other rows nor on the
+/// number of threads.
+pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &mut [f32]) -> bool {
+    let engine = Engine::of(problem);
+    if let Some(engine) = engine {
+        product_on(engine, problem, output);
+    }
+    engine.is_some()
+}
+
 /// # Panics
-/// If the processor does not have the instructions, or the matrix is not of bf16 or f16.
-pub(super) fn product(engine: Engine, problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
+/// If the processor does not have the instructions, or the matrix does not fit the engine.
+fn product_on<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut [f32]) {
     let rows = check(problem, output);
-    if rows * problem.matrix.outputs == 0 {
+    if rows * problem.matrix.outputs() == 0 {
         return;
     }
-    let inputs = problem.input.chunks(MOST_ROWS * problem.matrix.inputs);
+    let inputs = problem.input.chunks(MOST_ROWS * problem.matrix.inputs());
     for (input, output) in inputs.zip(output.chunks_mut(MOST_ROWS * problem.width)) {
-        some(engine, &Product { input, ..*problem }, output);
+        some_rows(engine, &Product { input, ..*problem }, output);
     }
 }
 
 /// The same for rows that are all split at once.
-fn some(engine: Engine, problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) {
-    let Product { input, matrix, bias, width, first, .. } = *problem;
-    let BlockMatrix { inputs, outputs, .. } = matrix;
+fn some_rows<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut [f32]) {
+    let Product { input, width, .. } = *problem;
+    let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
     let rows = input.len() / inputs;
     with_scratch(rows + outputs, |scratch| {
         let (largest_of_rows, largest_of_outputs) = scratch.split_at_mut(rows);
         split::with_parts(input, inputs, engine.parts(), largest_of_rows, |parts| {
             tiles::product(engine, problem, parts, largest_of_outputs, output);
         });
-        each_extreme(largest_of_outputs, |at, outputs| {
-            let blocks = &matrix.blocks[at * matrix.row_bytes()..][..outputs * matrix.row_bytes()];
-            let matrix = BlockMatrix { blocks, outputs, ..matrix };
-            let bias = bias.map(|bias| &bias[at..][..outputs]);
-            in_f32(&Product { matrix, bias, first: first + at, ..*problem }, output);
-        });
+        each_extreme(largest_of_outputs, |first, count| in_f32(problem, first..first + count, output));
         each_extreme(largest_of_rows, |row, rows| {
             let input = &input[row * inputs..][..rows * inputs];
-            in_f32(&Product { input, ..*problem }, &mut output[row * width..][..rows * width]);
+            in_f32(&Product { input, ..*problem }, 0..outputs, &mut output[row * width..][..rows * width]);
         });
     });
 }
 
 /// Calls `work` for each run of largest magnitudes for which the instructions are not meant, with its first index and its length.
 fn each_extreme(largest: &[f32], mut work: impl FnMut(usize, usize)) {
-    let is_extreme = |largest: &f32| *largest != 0.0 && !(LEAST..=f32::MAX).contains(largest);
+    let is_extreme = |largest: &f32| *largest != 0.0 && !(LEAST..=MOST).contains(largest);
     let mut first = 0;
     for run in largest.chunk_by(|a, b| is_extreme(a) == is_extreme(b)) {
         if is_extreme(&run[0]) {
@@ -119,7 +124,10 @@ fn each_extreme(largest: &[f32], mut work: impl FnMut(usize, usize)) {
 
 #[cfg(test)]
 mod tests {
+    use burn_deepspeed_core::block::BlockFormat;
+
     use super::*;
+    use crate::cpu::product::BlockMatrix;
 
     /// Numbers of 8 significant bits between -1 and 1.
     fn numbers(count: usize, seed: usize) -> Vec<f32> {
@@ -135,8 +143,8 @@ mod tests {
     fn output(engine: Option<Engine>, problem: &Product<'_, BlockMatrix<'_>>) -> Vec<f32> {
         let mut output = vec![7.0; problem.input.len() / problem.matrix.inputs * problem.width];
         match engine {
-            Some(engine) => product(engine, problem, &mut output),
-            None => in_f32(problem, &mut output),
+            Some(engine) => product_on(engine, problem, &mut output),
+            None => in_f32(problem, 0..problem.matrix.outputs, &mut output),
         }
         output
     }

@@ -1,7 +1,9 @@
-//! Rows as parts of bf16. 16 rows are a group, in which 32 elements of each row follow each other: a tile is contiguous.
+//! Rows as parts of bf16. 16 rows are a group, in which 32 elements of each row follow each other: a tile of AMX is contiguous.
 //!
-//! A group is `[blocks, PARTS, STEPS, GROUP, INPUTS]`. A step has as many parts as the elements of 32 rows need: one if all of them are bf16. The
+//! 32 rows are `[steps, PARTS, GROUPS, GROUP, INPUTS]`. A step has as many parts as the elements of the rows need: one if all of them are bf16. The
 //! others are zeros, which are neither stored nor multiplied.
+
+use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
@@ -16,15 +18,17 @@ pub(super) const INPUTS: usize = STEP / size_of::<u16>();
 /// Steps of a block.
 pub(super) const STEPS: usize = 16;
 /// Inputs of a block.
-pub(super) const DEPTH: usize = STEPS * INPUTS;
-/// Numbers of a step of one part.
-pub(super) const NUMBERS: usize = TILE / size_of::<u16>();
-/// From a part of a block to the next, in numbers.
-pub(super) const PART: usize = STEPS * NUMBERS;
-/// Numbers of a block of a group.
-const BLOCK: usize = PARTS * PART;
+pub(in crate::cpu::product) const DEPTH: usize = STEPS * INPUTS;
+/// Groups of a tile.
+const GROUPS: usize = 2;
 /// Rows of a tile.
-pub(super) const ROWS: usize = 2 * GROUP;
+pub(super) const ROWS: usize = GROUPS * GROUP;
+/// Numbers of a step of a part of a group.
+pub(super) const NUMBERS: usize = TILE / size_of::<u16>();
+/// From a part of a step to the next, in numbers.
+pub(super) const PART: usize = GROUPS * NUMBERS;
+/// From a step to the next, in numbers.
+pub(super) const ALL_PARTS: usize = PARTS * PART;
 
 /// The bits of elements that the first part does not have, and those that the first two do not have.
 const AFTER_ONE: u32 = 0xffff;
@@ -32,7 +36,7 @@ const AFTER_TWO: u32 = 0xff;
 
 /// The parts of some rows, in whole tiles.
 pub(super) struct Parts<'a> {
-    /// Groups. What is after the last row, and in parts that a step does not have, is unspecified.
+    /// What is after the last row, and in parts that a step does not have, is unspecified.
     numbers: &'a [u16],
     /// `[tiles, steps]`: parts that a step has, one to three.
     counts: &'a [u8],
@@ -40,13 +44,10 @@ pub(super) struct Parts<'a> {
     inputs: usize,
 }
 
-/// A block of the rows of a tile.
+/// Some steps of the rows of a tile.
 #[derive(Clone, Copy)]
-pub(super) struct TileBlock<'a> {
-    /// From the block of the first group to that of the second and on.
+pub(super) struct TileSteps<'a> {
     pub numbers: &'a [u16],
-    /// From one group to the next, in numbers.
-    pub group: usize,
     /// The parts that each step has.
     pub counts: &'a [u8],
 }
@@ -57,26 +58,21 @@ impl Parts<'_> {
         self.rows
     }
 
-    /// The block of a tile.
-    pub fn block(&self, tile: usize, block: usize) -> TileBlock<'_> {
-        let (group, steps) = (self.inputs.div_ceil(DEPTH) * BLOCK, self.inputs.div_ceil(INPUTS));
-        let counts = &self.counts[tile * steps..][..steps];
-        TileBlock {
-            numbers: &self.numbers[2 * tile * group..][..2 * group][block * BLOCK..],
-            group,
-            counts: &counts[block * STEPS..steps.min((block + 1) * STEPS)],
-        }
+    /// Some steps of a tile.
+    pub fn steps(&self, tile: usize, steps: &Range<usize>) -> TileSteps<'_> {
+        let first = tile * self.inputs.div_ceil(INPUTS);
+        let own = first + steps.start..first + steps.end;
+        TileSteps { numbers: &self.numbers[own.start * ALL_PARTS..own.end * ALL_PARTS], counts: &self.counts[own] }
     }
 
-    /// The same block of the next tile, or the next block of the first; after the last, the last.
-    pub fn after(&self, tile: usize, block: usize) -> TileBlock<'_> {
-        if (tile + 1) * ROWS < self.rows {
-            self.block(tile + 1, block)
-        } else if (block + 1) * DEPTH < self.inputs {
-            self.block(0, block + 1)
+    /// Numbers of the same steps of the next tile, or of the next steps of the first. There need not be any.
+    pub fn after(&self, tile: usize, steps: &Range<usize>) -> *const u16 {
+        let step = if (tile + 1) * ROWS < self.rows {
+            (tile + 1) * self.inputs.div_ceil(INPUTS) + steps.start
         } else {
-            self.block(tile, block)
-        }
+            steps.end
+        };
+        self.numbers.as_ptr().wrapping_add(step * ALL_PARTS)
     }
 }
 
@@ -90,7 +86,8 @@ pub(super) fn with_parts<R>(
     work: impl FnOnce(&Parts<'_>) -> R,
 ) -> R {
     let (rows, tiles) = (largest.len(), largest.len().div_ceil(ROWS));
-    let (tile, steps) = (2 * inputs.div_ceil(DEPTH) * BLOCK, inputs.div_ceil(INPUTS));
+    let steps = inputs.div_ceil(INPUTS);
+    let tile = steps * ALL_PARTS;
     with_scratch(tiles * tile / 2 + (tiles * steps).div_ceil(4), |scratch| {
         let (numbers, counts) = scratch.split_at_mut(tiles * tile / 2);
         let numbers: &mut [u16] = bytemuck::cast_slice_mut(numbers);
@@ -122,7 +119,6 @@ impl WithSimd for Split<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { rows, inputs, most, numbers, counts, largest } = self;
-        let group = numbers.len() / 2;
         let lost = if most == 1 { AFTER_ONE } else { 0 };
         largest.fill(0.0);
         for (block, counts) in counts.chunks_mut(STEPS).enumerate() {
@@ -144,7 +140,7 @@ impl WithSimd for Split<'_> {
                 };
             }
             for (at, row) in rows().enumerate() {
-                let place = at / GROUP * group + block * BLOCK + at % GROUP * INPUTS;
+                let place = block * STEPS * ALL_PARTS + at / GROUP * NUMBERS + at % GROUP * INPUTS;
                 split(row, counts, &mut numbers[place..]);
             }
         }
@@ -156,7 +152,10 @@ impl WithSimd for Split<'_> {
 #[inline(always)]
 fn inspect(row: &[f32], lost: u32, largest: f32, bits: &mut [[u32; LANES]; STEPS]) -> f32 {
     let (mut most, mut all) = ([0; LANES], [0; LANES]);
-    let mut add = |elements: &[f32; INPUTS], bits: &mut [u32; LANES]| {
+    let (whole, rest) = row.as_chunks::<INPUTS>();
+    let last = padded(rest);
+    let steps = whole.iter().chain((!rest.is_empty()).then_some(&last));
+    for (elements, bits) in steps.zip(bits) {
         for elements in elements.as_chunks::<LANES>().0 {
             for lane in 0..LANES {
                 let element = elements[lane].to_bits();
@@ -166,13 +165,6 @@ fn inspect(row: &[f32], lost: u32, largest: f32, bits: &mut [[u32; LANES]; STEPS
                 bits[lane] |= element;
             }
         }
-    };
-    let (whole, rest) = row.as_chunks::<INPUTS>();
-    for (elements, bits) in whole.iter().zip(&mut *bits) {
-        add(elements, bits);
-    }
-    if !rest.is_empty() {
-        add(&padded(rest), &mut bits[whole.len()]);
     }
     if all.into_iter().any(|bits| bits & lost != 0) {
         return f32::NAN;
@@ -180,7 +172,7 @@ fn inspect(row: &[f32], lost: u32, largest: f32, bits: &mut [[u32; LANES]; STEPS
     f32::from_bits(most.into_iter().fold(largest.to_bits(), u32::max))
 }
 
-/// Splits the elements of a block of a row. `numbers` begins with the first part of the first step.
+/// Splits the elements of a block of a row. `numbers` begins with those of the row in the first step.
 #[inline(always)]
 fn split(row: &[f32], counts: &[u8], numbers: &mut [u16]) {
     let (whole, rest) = row.as_chunks::<INPUTS>();
@@ -189,7 +181,7 @@ fn split(row: &[f32], counts: &[u8], numbers: &mut [u16]) {
     for (step, (elements, count)) in steps.zip(counts).enumerate() {
         let mut elements = *elements;
         for part in 0..usize::from(*count) {
-            let place = &mut numbers[part * PART + step * NUMBERS..][..INPUTS];
+            let place = &mut numbers[step * ALL_PARTS + part * PART..][..INPUTS];
             for (number, element) in place.iter_mut().zip(&mut elements) {
                 // The upper half, not rounded: that could overflow. The rest is exact.
                 let upper = element.to_bits() & !AFTER_ONE;
@@ -216,7 +208,7 @@ mod tests {
     fn counts(input: &[f32], inputs: usize, most: usize) -> (Vec<u8>, Vec<f32>) {
         let mut largest = vec![7.0; input.len() / inputs];
         let counts = with_parts(input, inputs, most, &mut largest, |parts| {
-            (0..inputs.div_ceil(DEPTH)).flat_map(|block| parts.block(0, block).counts.to_vec()).collect()
+            parts.steps(0, &(0..inputs.div_ceil(INPUTS))).counts.to_vec()
         });
         (counts, largest)
     }

@@ -1,0 +1,191 @@
+//! Products of bf16 on AMX: 16 rows and 16 outputs, 32 inputs at a time, with one instruction.
+
+use std::arch::asm;
+
+use super::split::{self, NUMBERS, ROWS, STEPS, TileSteps};
+use super::weights::{self, PANELS, PARTS, Packed};
+use crate::cpu::product::amx::{Tiles, has_bf16};
+use crate::cpu::product::panel::{LANES, OUTPUTS, STEP, TILE};
+
+/// The sums of a tile.
+pub(super) type Sums = [[f32; OUTPUTS]; ROWS];
+
+/// Numbers of a step of a part that are prefetched with a panel, so that all panels fetch all of them: four lines.
+pub(super) const AHEAD: usize = split::PART / PANELS;
+
+/// Loads a part of 32 rows, multiplies it with the weights that are loaded, and prefetches as many of others.
+macro_rules! next_rows {
+    ($at:literal) => {
+        concat!(
+            "tileloadd tmm4, [{row} + {stride}*1 + {",
+            $at,
+            "}]\n",
+            "prefetcht1 [{ahead} + {",
+            $at,
+            "}]\n",
+            "prefetcht1 [{ahead} + {",
+            $at,
+            "} + 64]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "tileloadd tmm5, [{row} + {stride}*1 + {",
+            $at,
+            "} + {tile}]\n",
+            "prefetcht1 [{ahead} + {",
+            $at,
+            "} + 128]\n",
+            "prefetcht1 [{ahead} + {",
+            $at,
+            "} + 192]\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+/// Loads a part of the weights of 32 outputs.
+macro_rules! weights {
+    ($at:literal) => {
+        concat!(
+            "tileloadd tmm6, [{panel} + {stride}*1 + {",
+            $at,
+            "}]\n",
+            "tileloadd tmm7, [{other_panel} + {stride}*1 + {",
+            $at,
+            "}]\n",
+        )
+    };
+}
+
+/// The same, and multiplies it with the rows that are loaded.
+macro_rules! next_weights {
+    ($at:literal) => {
+        concat!(
+            "tileloadd tmm6, [{panel} + {stride}*1 + {",
+            $at,
+            "}]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tileloadd tmm7, [{other_panel} + {stride}*1 + {",
+            $at,
+            "}]\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+/// The steps of a block, with what is done for the products of a step.
+macro_rules! steps {
+    ($numbers:expr, $panel:expr, $packed:expr, $ahead:expr, $counts:expr, $sums:expr, $($products:expr,)*) => {
+        asm!(
+            "tileloadd tmm0, [{sums} + {line}*1]",
+            "tileloadd tmm1, [{sums} + {line}*1 + {half_line}]",
+            "tileloadd tmm2, [{sums} + {line}*1 + {lower}]",
+            "tileloadd tmm3, [{sums} + {line}*1 + {lower} + {half_line}]",
+            "2:",
+            "cmp byte ptr [{counts}], 2",
+            $($products,)*
+            "add {row}, {row_step}",
+            "add {ahead}, {row_step}",
+            "add {panel}, {panel_step}",
+            "add {other_panel}, {panel_step}",
+            "inc {counts}",
+            "dec {steps}",
+            "jnz 2b",
+            "tilestored [{sums} + {line}*1], tmm0",
+            "tilestored [{sums} + {line}*1 + {half_line}], tmm1",
+            "tilestored [{sums} + {line}*1 + {lower}], tmm2",
+            "tilestored [{sums} + {line}*1 + {lower} + {half_line}], tmm3",
+            "/* {second} {third} {second_weights} {third_weights} {tile} */",
+            row = inout(reg) $numbers => _,
+            panel = inout(reg) $panel => _,
+            other_panel = inout(reg) $panel.add($packed.vector) => _,
+            panel_step = in(reg) $packed.step,
+            ahead = inout(reg) $ahead => _,
+            counts = inout(reg) $counts.as_ptr() => _,
+            steps = inout(reg) $counts.len() => _,
+            stride = in(reg) STEP,
+            line = in(reg) size_of::<[f32; OUTPUTS]>(),
+            sums = in(reg) $sums.as_mut_ptr(),
+            row_step = const split::ALL_PARTS * size_of::<u16>(),
+            first = const 0,
+            second = const split::PART * size_of::<u16>(),
+            third = const 2 * split::PART * size_of::<u16>(),
+            first_weights = const 0,
+            second_weights = const weights::PART,
+            third_weights = const 2 * weights::PART,
+            tile = const TILE,
+            half_line = const size_of::<[f32; LANES]>(),
+            lower = const ROWS / 2 * size_of::<[f32; OUTPUTS]>(),
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack),
+        )
+    };
+}
+
+/// Adds the products of the parts of a block of rows and a panel to the sums of a tile: those of the second and third parts of both with each other
+/// are left out, and the others are added in the same order. Parts that a step or the panel does not have would be zeros, which change no sum but one
+/// of -0. The panel has the steps of the block.
+///
+/// Prefetches a share of other rows, which are laid out as `rows`: [`AHEAD`] numbers of each part of each step from `ahead` on, a place that need not
+/// be valid.
+///
+/// # Panics
+/// If a slice is too short, or the processor has no products of bf16 on tiles.
+#[rustfmt::skip]
+pub(super) fn multiply(
+    _tiles: &Tiles,
+    rows: TileSteps<'_>,
+    (panel, packed): (&[u8], Packed),
+    ahead: *const u16,
+    sums: &mut Sums,
+) {
+    const { assert!(split::PARTS == 3 && PARTS == 3 && split::PART == 2 * NUMBERS, "the loops have three parts and two groups") };
+    let TileSteps { numbers, counts } = rows;
+    let steps = counts.len();
+    assert!(has_bf16(), "the processor has no AMX-BF16");
+    assert!((1..=STEPS).contains(&steps) && numbers.len() == steps * split::ALL_PARTS);
+    let last = (steps - 1) * packed.step + packed.vector + (packed.parts - 1) * weights::PART;
+    assert!((1..=PARTS).contains(&packed.parts) && last + TILE <= panel.len());
+    let (row, panel) = (numbers.as_ptr(), panel.as_ptr());
+    // SAFETY: this thread has configured the tiles, and the processor has the instructions. Of each step, the parts of 32 rows, the parts of the panel
+    // and a count are there, and 32 rows of 128 bytes of sums, by the checks and by their type.
+    unsafe {
+        match packed.parts {
+            1 => steps!(row, panel, packed, ahead, counts, sums,
+                weights!("first_weights"),
+                "jb 4f", "je 3f",
+                next_rows!("third"),
+                "3:", next_rows!("second"),
+                "4:", next_rows!("first"),
+            ),
+            2 => steps!(row, panel, packed, ahead, counts, sums,
+                "jb 4f",
+                weights!("first_weights"),
+                "je 3f",
+                next_rows!("third"),
+                "3:", next_rows!("second"),
+                next_weights!("second_weights"),
+                next_rows!("first"),
+                "jmp 5f",
+                "4:", weights!("second_weights"), next_rows!("first"),
+                "5:", next_weights!("first_weights"),
+            ),
+            _ => steps!(row, panel, packed, ahead, counts, sums,
+                "jb 4f",
+                weights!("first_weights"),
+                "je 3f",
+                next_rows!("third"),
+                "3:", next_rows!("second"),
+                next_weights!("second_weights"),
+                next_rows!("first"),
+                "jmp 5f",
+                "4:", weights!("second_weights"), next_rows!("first"),
+                "5:", next_weights!("third_weights"),
+                next_weights!("first_weights"),
+            ),
+        }
+    }
+}
