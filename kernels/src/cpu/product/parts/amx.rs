@@ -2,8 +2,9 @@
 
 use std::arch::asm;
 
-use super::split::{self, NUMBERS, ROWS, STEPS, TileSteps};
-use super::weights::{self, PANELS, PARTS, Packed};
+use super::pack::{self, PARTS};
+use super::split::{self, ROWS, STEPS, TileSteps};
+use super::weights::{PANELS, Packed};
 use crate::cpu::product::amx::{Tiles, has_bf16};
 use crate::cpu::product::panel::{LANES, OUTPUTS, STEP, TILE};
 
@@ -13,71 +14,56 @@ pub(super) type Sums = [[f32; OUTPUTS]; ROWS];
 /// Numbers of a step of a part that are prefetched with a panel, so that all panels fetch all of them: four lines.
 pub(super) const AHEAD: usize = split::PART / PANELS;
 
-/// Loads a part of 32 rows, multiplies it with the weights that are loaded, and prefetches as many of others.
-macro_rules! next_rows {
-    ($at:literal) => {
-        concat!(
-            "tileloadd tmm4, [{row} + {stride}*1 + {",
-            $at,
-            "}]\n",
-            "prefetcht1 [{ahead} + {",
-            $at,
-            "}]\n",
-            "prefetcht1 [{ahead} + {",
-            $at,
-            "} + 64]\n",
-            "tdpbf16ps tmm0, tmm4, tmm6\n",
-            "tdpbf16ps tmm1, tmm4, tmm7\n",
-            "tileloadd tmm5, [{row} + {stride}*1 + {",
-            $at,
-            "} + {tile}]\n",
-            "prefetcht1 [{ahead} + {",
-            $at,
-            "} + 128]\n",
-            "prefetcht1 [{ahead} + {",
-            $at,
-            "} + 192]\n",
-            "tdpbf16ps tmm2, tmm5, tmm6\n",
-            "tdpbf16ps tmm3, tmm5, tmm7\n",
-        )
-    };
-}
+// A part of 32 rows, and one of 32 outputs, has 2048 bytes, and half of it is a tile.
 
-/// Loads a part of the weights of 32 outputs.
+/// Loads a part of the weights.
+#[rustfmt::skip]
 macro_rules! weights {
-    ($at:literal) => {
+    ($part:literal) => {
         concat!(
-            "tileloadd tmm6, [{panel} + {stride}*1 + {",
-            $at,
-            "}]\n",
-            "tileloadd tmm7, [{other_panel} + {stride}*1 + {",
-            $at,
-            "}]\n",
+            "tileloadd tmm6, [{panel} + {stride}*1 + ", $part, "*2048]\n",
+            "tileloadd tmm7, [{other_panel} + {stride}*1 + ", $part, "*2048]\n",
         )
     };
 }
 
-/// The same, and multiplies it with the rows that are loaded.
+/// Loads a part of the weights, and multiplies it with the rows that are loaded.
+#[rustfmt::skip]
 macro_rules! next_weights {
-    ($at:literal) => {
+    ($part:literal) => {
         concat!(
-            "tileloadd tmm6, [{panel} + {stride}*1 + {",
-            $at,
-            "}]\n",
+            "tileloadd tmm6, [{panel} + {stride}*1 + ", $part, "*2048]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n",
             "tdpbf16ps tmm2, tmm5, tmm6\n",
-            "tileloadd tmm7, [{other_panel} + {stride}*1 + {",
-            $at,
-            "}]\n",
+            "tileloadd tmm7, [{other_panel} + {stride}*1 + ", $part, "*2048]\n",
             "tdpbf16ps tmm1, tmm4, tmm7\n",
             "tdpbf16ps tmm3, tmm5, tmm7\n",
         )
     };
 }
 
-/// The steps of a block, with what is done for the products of a step.
+/// Loads a part of the rows, multiplies it with the weights that are loaded, and prefetches four lines of the same part of other rows.
+#[rustfmt::skip]
+macro_rules! next_rows {
+    ($part:literal) => {
+        concat!(
+            "tileloadd tmm4, [{row} + {stride}*1 + ", $part, "*2048]\n",
+            "prefetcht1 [{ahead} + ", $part, "*2048]\n",
+            "prefetcht1 [{ahead} + ", $part, "*2048 + 64]\n",
+            "tdpbf16ps tmm0, tmm4, tmm6\n",
+            "tdpbf16ps tmm1, tmm4, tmm7\n",
+            "tileloadd tmm5, [{row} + {stride}*1 + ", $part, "*2048 + 1024]\n",
+            "prefetcht1 [{ahead} + ", $part, "*2048 + 128]\n",
+            "prefetcht1 [{ahead} + ", $part, "*2048 + 192]\n",
+            "tdpbf16ps tmm2, tmm5, tmm6\n",
+            "tdpbf16ps tmm3, tmm5, tmm7\n",
+        )
+    };
+}
+
+/// The steps of a block, with the instructions for the products of a step.
 macro_rules! steps {
-    ($numbers:expr, $panel:expr, $packed:expr, $ahead:expr, $counts:expr, $sums:expr, $($products:expr,)*) => {
+    ($row:ident, $panel:ident, $packed:ident, $ahead:ident, $counts:ident, $sums:ident, $($products:expr,)*) => {
         asm!(
             "tileloadd tmm0, [{sums} + {line}*1]",
             "tileloadd tmm1, [{sums} + {line}*1 + {half_line}]",
@@ -97,8 +83,7 @@ macro_rules! steps {
             "tilestored [{sums} + {line}*1 + {half_line}], tmm1",
             "tilestored [{sums} + {line}*1 + {lower}], tmm2",
             "tilestored [{sums} + {line}*1 + {lower} + {half_line}], tmm3",
-            "/* {second} {third} {second_weights} {third_weights} {tile} */",
-            row = inout(reg) $numbers => _,
+            row = inout(reg) $row => _,
             panel = inout(reg) $panel => _,
             other_panel = inout(reg) $panel.add($packed.vector) => _,
             panel_step = in(reg) $packed.step,
@@ -109,13 +94,6 @@ macro_rules! steps {
             line = in(reg) size_of::<[f32; OUTPUTS]>(),
             sums = in(reg) $sums.as_mut_ptr(),
             row_step = const split::ALL_PARTS * size_of::<u16>(),
-            first = const 0,
-            second = const split::PART * size_of::<u16>(),
-            third = const 2 * split::PART * size_of::<u16>(),
-            first_weights = const 0,
-            second_weights = const weights::PART,
-            third_weights = const 2 * weights::PART,
-            tile = const TILE,
             half_line = const size_of::<[f32; LANES]>(),
             lower = const ROWS / 2 * size_of::<[f32; OUTPUTS]>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -142,12 +120,13 @@ pub(super) fn multiply(
     ahead: *const u16,
     sums: &mut Sums,
 ) {
-    const { assert!(split::PARTS == 3 && PARTS == 3 && split::PART == 2 * NUMBERS, "the loops have three parts and two groups") };
+    const { assert!(split::PARTS == 3 && PARTS == 3, "the loops have three parts") };
+    const { assert!(split::PART * size_of::<u16>() == 2048 && pack::PART == 2048 && TILE == 1024, "the loops have these sizes") };
     let TileSteps { numbers, counts } = rows;
     let steps = counts.len();
     assert!(has_bf16(), "the processor has no AMX-BF16");
     assert!((1..=STEPS).contains(&steps) && numbers.len() == steps * split::ALL_PARTS);
-    let last = (steps - 1) * packed.step + packed.vector + (packed.parts - 1) * weights::PART;
+    let last = (steps - 1) * packed.step + packed.vector + (packed.parts - 1) * pack::PART;
     assert!((1..=PARTS).contains(&packed.parts) && last + TILE <= panel.len());
     let (row, panel) = (numbers.as_ptr(), panel.as_ptr());
     // SAFETY: this thread has configured the tiles, and the processor has the instructions. Of each step, the parts of 32 rows, the parts of the panel
@@ -155,36 +134,36 @@ pub(super) fn multiply(
     unsafe {
         match packed.parts {
             1 => steps!(row, panel, packed, ahead, counts, sums,
-                weights!("first_weights"),
+                weights!(0),
                 "jb 4f", "je 3f",
-                next_rows!("third"),
-                "3:", next_rows!("second"),
-                "4:", next_rows!("first"),
+                next_rows!(2),
+                "3:", next_rows!(1),
+                "4:", next_rows!(0),
             ),
             2 => steps!(row, panel, packed, ahead, counts, sums,
                 "jb 4f",
-                weights!("first_weights"),
+                weights!(0),
                 "je 3f",
-                next_rows!("third"),
-                "3:", next_rows!("second"),
-                next_weights!("second_weights"),
-                next_rows!("first"),
+                next_rows!(2),
+                "3:", next_rows!(1),
+                next_weights!(1),
+                next_rows!(0),
                 "jmp 5f",
-                "4:", weights!("second_weights"), next_rows!("first"),
-                "5:", next_weights!("first_weights"),
+                "4:", weights!(1), next_rows!(0),
+                "5:", next_weights!(0),
             ),
             _ => steps!(row, panel, packed, ahead, counts, sums,
                 "jb 4f",
-                weights!("first_weights"),
+                weights!(0),
                 "je 3f",
-                next_rows!("third"),
-                "3:", next_rows!("second"),
-                next_weights!("second_weights"),
-                next_rows!("first"),
+                next_rows!(2),
+                "3:", next_rows!(1),
+                next_weights!(1),
+                next_rows!(0),
                 "jmp 5f",
-                "4:", weights!("second_weights"), next_rows!("first"),
-                "5:", next_weights!("third_weights"),
-                next_weights!("first_weights"),
+                "4:", weights!(1), next_rows!(0),
+                "5:", next_weights!(2),
+                next_weights!(0),
             ),
         }
     }

@@ -10,9 +10,14 @@ use std::arch::x86_64::{
     _mm512_storeu_si512, _mm512_sub_ps, _mm512_test_epi32_mask,
 };
 
-use super::weights::{PART, PARTS};
 use crate::cpu::element::Element;
 use crate::cpu::product::panel::{LANES, OUTPUTS, STEP, TILE, VECTORS, pack, transposed};
+
+/// Most parts of a weight.
+pub(super) const PARTS: usize = 3;
+
+/// Bytes of a step of a part.
+pub(super) const PART: usize = VECTORS * TILE;
 
 /// Pairs of features that are packed at a time: half a step.
 const PAIRS: usize = LANES / 2;

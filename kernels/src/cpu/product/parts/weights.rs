@@ -4,14 +4,11 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::pack::{pack_bf16, pack_runs, pack_runs_of_features};
+use super::pack::{PART, PARTS, pack_bf16, pack_runs, pack_runs_of_features};
 use super::split::{DEPTH, INPUTS};
 use crate::cpu::element::Element;
 use crate::cpu::product::panel::{self, OUTPUTS, TILE, VECTORS};
 use crate::cpu::product::problem::Weights;
-
-/// Most parts of a weight.
-pub(super) const PARTS: usize = 3;
 
 /// Features of three parts that are packed at a time. Half of a first-level cache holds a panel of them.
 const SOME: usize = 128;
@@ -63,9 +60,6 @@ pub(super) struct Packed {
     /// From the first 16 outputs to the others.
     pub vector: usize,
 }
-
-/// Bytes of a step of a part.
-pub(super) const PART: usize = VECTORS * TILE;
 
 /// Bytes that a panel of so many features has room for.
 pub(super) fn bytes(features: usize) -> usize {
