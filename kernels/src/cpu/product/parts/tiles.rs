@@ -42,8 +42,9 @@ pub(super) fn product<W: InParts>(
     assert!(panel::is_available(), "the processor has no AVX-512");
     assert!(engine != Engine::Dot || dot::is_available(), "the processor has no AVX512-BF16");
     let outputs = problem.matrix.outputs();
-    let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(OUTPUTS);
-    let each = fair.min(MOST_OUTPUTS);
+    // Each task reads all rows, so there are as few as there may be, and as many for each thread.
+    let tasks = outputs.div_ceil(MOST_OUTPUTS).next_multiple_of(rayon::current_num_threads());
+    let each = outputs.div_ceil(tasks).next_multiple_of(OUTPUTS);
     let output = Disjoint::new(output);
     threads::each_part(largest, each, |task, largest| {
         let outputs = task * each..task * each + largest.len();
