@@ -5,9 +5,9 @@
 
 use std::arch::x86_64::{
     __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_maskz_loadu_epi32, _mm512_max_epu16,
-    _mm512_max_epu32, _mm512_or_si512, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srli_epi32,
-    _mm512_storeu_si512, _mm512_sub_ps, _mm512_test_epi32_mask,
+    _mm512_castsi512_ps, _mm512_cvtph_ps, _mm512_loadu_si512, _mm512_max_epu16, _mm512_max_epu32, _mm512_or_si512,
+    _mm512_set1_epi16, _mm512_set1_epi32, _mm512_setzero_si512, _mm512_srli_epi32, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_test_epi32_mask,
 };
 
 use crate::cpu::element::Element;
@@ -100,14 +100,19 @@ pub(super) fn pack_runs<E: Element>(
     let mut all = Found::new();
     for (vector, runs) in runs.as_chunks::<LANES>().0.iter().enumerate() {
         let mut found = Found::new();
+        let shortest = runs.iter().fold(usize::MAX, |shortest, run| shortest.min(run.len()));
         for (step, place) in place.chunks_exact_mut(PARTS * PART).enumerate() {
             for half in 0..2 {
                 let first = (2 * step + half) * LANES;
-                let mut columns = [_mm512_setzero_si512(); LANES];
-                for (column, run) in columns.iter_mut().zip(runs) {
-                    *column = vector_of(run.get(first..).unwrap_or_default(), ahead);
+                let mut rows = [_mm512_setzero_si512(); LANES];
+                for (row, run) in rows.iter_mut().zip(runs) {
+                    *row = match first + LANES <= shortest {
+                        // SAFETY: no run is shorter than the shortest one.
+                        true => vector_of(unsafe { &*run.as_ptr().add(first).cast::<[E; LANES]>() }, ahead),
+                        false => rest_of(run.get(first..).unwrap_or_default(), ahead),
+                    };
                 }
-                pack_columns(&transposed(columns), &mut place[vector * TILE + half * PAIRS * STEP..], &mut found);
+                pack_columns(&transposed(rows), &mut place[vector * TILE + half * PAIRS * STEP..], &mut found);
             }
         }
         found.raise(largest.get_mut(vector * LANES..).unwrap_or_default());
@@ -133,7 +138,7 @@ pub(super) fn pack_runs_of_features<'e, E: Element>(
             for feature in first..features.min(first + LANES) {
                 let run = run(feature);
                 for (vector, columns) in columns.iter_mut().enumerate() {
-                    columns[feature - first] = vector_of(run.get(vector * LANES..).unwrap_or_default(), ahead);
+                    columns[feature - first] = rest_of(run.get(vector * LANES..).unwrap_or_default(), ahead);
                 }
             }
             for (vector, (columns, found)) in columns.iter().zip(&mut found).enumerate() {
@@ -152,24 +157,30 @@ pub(super) fn pack_runs_of_features<'e, E: Element>(
 /// The first 16 elements as floats, with zeros for those that there are not. Prefetches those `ahead` of them.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn vector_of<E: Element>(elements: &[E], ahead: usize) -> __m512i {
+fn rest_of<E: Element>(elements: &[E], ahead: usize) -> __m512i {
+    if let Some(elements) = elements.first_chunk() {
+        return vector_of(elements, ahead);
+    }
+    let mut floats = [0.0; LANES];
+    floats.iter_mut().zip(elements).for_each(|(float, element)| *float = element.widen());
+    vector_of(&floats, 0)
+}
+
+/// Elements as floats. Prefetches those `ahead` of them.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn vector_of<E: Element>(elements: &[E; LANES], ahead: usize) -> __m512i {
     _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().wrapping_add(ahead).cast());
     if let Some(floats) = E::as_f32s(elements) {
-        let mask = u16::MAX.checked_shr(LANES.saturating_sub(floats.len()) as u32).unwrap_or_default();
-        // SAFETY: the mask has no floats but those that there are.
-        return unsafe { _mm512_maskz_loadu_epi32(mask, floats.as_ptr().cast()) };
+        // SAFETY: there are 16 floats.
+        return unsafe { _mm512_loadu_si512(floats.as_ptr().cast()) };
     }
-    if let Some(numbers) = E::as_f16s(elements).and_then(|numbers| numbers.first_chunk::<LANES>()) {
+    if let Some(numbers) = E::as_f16s(elements) {
         // SAFETY: there are 16 numbers.
         let numbers = unsafe { _mm256_loadu_si256(numbers.as_ptr().cast()) };
         return _mm512_castps_si512(_mm512_cvtph_ps(numbers));
     }
-    let mut floats = [0.0; LANES];
-    if let Some(elements) = elements.first_chunk::<LANES>() {
-        floats = std::array::from_fn(|lane| elements[lane].widen());
-    } else {
-        floats.iter_mut().zip(elements).for_each(|(float, element)| *float = element.widen());
-    }
+    let floats: [f32; LANES] = std::array::from_fn(|lane| elements[lane].widen());
     // SAFETY: there are 16 floats.
     unsafe { _mm512_loadu_si512(floats.as_ptr().cast()) }
 }
@@ -178,11 +189,11 @@ fn vector_of<E: Element>(elements: &[E], ahead: usize) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack_columns(columns: &[__m512i; LANES], place: &mut [u8], found: &mut Found) {
+    let place = &mut place[..(PARTS - 1) * PART + PAIRS * STEP];
     for (pair, columns) in columns.as_chunks().0.iter().enumerate() {
         for (part, numbers) in split_pair(columns, found).into_iter().enumerate() {
-            let place = &mut place[part * PART + pair * STEP..][..STEP];
-            // SAFETY: the place has 64 bytes.
-            unsafe { _mm512_storeu_si512(place.as_mut_ptr().cast(), numbers) };
+            // SAFETY: the place has 64 bytes for each part of each pair.
+            unsafe { _mm512_storeu_si512(place.as_mut_ptr().add(part * PART + pair * STEP).cast(), numbers) };
         }
     }
 }
@@ -192,7 +203,12 @@ fn pack_columns(columns: &[__m512i; LANES], place: &mut [u8], found: &mut Found)
 #[target_feature(enable = "avx512f")]
 fn split_pair([even, odd]: &[__m512i; 2], found: &mut Found) -> [__m512i; PARTS] {
     let (even, odd) = (split(*even, found), split(*odd, found));
-    std::array::from_fn(|part| _mm512_or_si512(_mm512_srli_epi32::<16>(even[part]), odd[part]))
+    let parts: [__m512i; PARTS] =
+        std::array::from_fn(|part| _mm512_or_si512(_mm512_srli_epi32::<16>(even[part]), odd[part]));
+    for (bits, part) in found.parts.iter_mut().zip(&parts[1..]) {
+        *bits = _mm512_or_si512(*bits, *part);
+    }
+    parts
 }
 
 /// The parts of floats, each with 16 bits of zeros after it.
@@ -205,8 +221,6 @@ fn split(floats: __m512i, found: &mut Found) -> [__m512i; PARTS] {
     let rest = less(floats, first);
     let second = nearest(rest);
     let third = less(rest, second);
-    found.parts[0] = _mm512_or_si512(found.parts[0], rest);
-    found.parts[1] = _mm512_or_si512(found.parts[1], third);
     [first, second, third]
 }
 
