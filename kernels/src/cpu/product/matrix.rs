@@ -195,7 +195,7 @@ impl<E: Element> Weights for Matrix<'_, E> {
 #[cfg(target_arch = "x86_64")]
 impl<E: Element> InParts for Matrix<'_, E> {
     fn fewest_rows(&self) -> usize {
-        if self.input_stride == 1 { 64 } else { 48 }
+        64
     }
 
     fn has_parts(&self) -> bool {
