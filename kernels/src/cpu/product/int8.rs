@@ -21,6 +21,9 @@ const FEW: usize = 8;
 /// A matrix from `inputs` to `outputs` features, `element · scale of its block`.
 ///
 /// Output `o` and input `i` are in block `[o / output_block, i / input_block]`.
+///
+/// On a processor with AMX, sequences of 64 rows and more, or 32 if an output has one scale, are multiplied as parts of bf16, as a
+/// [`Matrix`](super::Matrix) is.
 #[derive(Debug, Clone, Copy)]
 pub struct Int8Matrix<'a> {
     /// `[outputs, inputs]`.

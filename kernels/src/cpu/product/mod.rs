@@ -1,7 +1,7 @@
 //! Products of rows with a matrix, in f32, int8 or blocks.
 //!
-//! A few rows are memory-bound: the matrix is read once, in long runs, for all of them. More rows are computed in the lanes of
-//! tiles, and many f32 rows by the `gemm` crate where that is faster.
+//! A few rows are memory-bound: the matrix is read once, in long runs, for all of them. More rows are computed as parts of bf16 on AMX where there is
+//! any. Without it they are computed in the lanes of tiles, and many f32 rows by the `gemm` crate where that is faster.
 
 #[cfg(target_arch = "x86_64")]
 pub(super) mod amx;

@@ -2,7 +2,7 @@
 //!
 //! The floats of a few rows are rounded to 16 bits, with a scale for each 32 of them, and multiplied by the integers of the blocks. For more rows
 //! blocks become f32, a tile at a time. So they do for all without AVX2. Where the caller allows that rows are rounded to 16 or 8 bits, many rows are
-//! tiles of bytes on AVX-512 VNNI or AMX. Matrices of bf16 or f16 are multiplied as such on AMX or AVX512-BF16.
+//! tiles of bytes on AVX-512 VNNI or AMX. On AMX many rows are multiplied as parts of bf16, and so are those stated to be bf16 by bf16 on AVX512-BF16.
 
 #[cfg(target_arch = "x86_64")]
 mod bytes;
@@ -54,8 +54,8 @@ const SOME: usize = 256;
 /// element is off by at most a 65,534th of the largest magnitude among its 32 neighbours. [`rounded_product`](super::rounded_product) does the same
 /// for longer sequences with AVX-512 VNNI, but for more than 16 rows with Q2_K, Q3_K and Q6_K, which take f32; or it rounds rows to 8 bits.
 ///
-/// Sequences of 16 rows and more are multiplied by bf16 or f16 on AMX, as accurately as in f32; so are inputs that are
-/// [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes below 2^-126 then count as 0, unless they are in a row or an output
+/// On a processor with AMX, sequences of 16 rows and more by bf16 or f16, and of 48 and more by other formats, are multiplied as parts of bf16, as accurately as in
+/// f32; so are inputs that are [stated](Product::elements) to be bf16 by bf16 on AVX512-BF16. Magnitudes below 2^-126 then count as 0, unless they are in a row or an output
 /// without any above 2^-40. A row's result depends neither on the other rows nor on the number of threads.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockMatrix<'a> {

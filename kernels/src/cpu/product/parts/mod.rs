@@ -4,8 +4,8 @@
 //! those of a weight have the sum that f32 would have. `split` makes parts of rows, and `weights` those of a matrix: one of numbers that are bf16
 //! already, two of f16. `tiles` multiplies those that are not 0.
 //!
-//! Of the nine products of two f32, six are computed. The other three are of a lower part with a lower part: less than 2^-24 of the product, and as
-//! often above as below 0. Nothing else is rounded but the sums.
+//! Of the nine products of two f32, six are computed. The other three are those of second and third parts with third and second parts: at most 2^-22 of
+//! the whole, and as often above as below 0. Apart from them nothing is rounded but the sums.
 //!
 //! AMX multiplies all parts. AVX512-BF16 would take longer than f32 for three of them, so it multiplies rows that are stated to be bf16 by bf16. The two add
 //! in other orders: AMX adds the even and the odd products of 32 inputs for themselves, which would take twice as many instructions of AVX512-BF16.
