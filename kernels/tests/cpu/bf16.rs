@@ -4,6 +4,7 @@ use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product, round_to_bf16};
 
 use crate::oracle::noise;
+use crate::parts::check;
 
 /// Rows of a sequence that is multiplied in f32 on every processor.
 const IN_F32: usize = 9;
@@ -28,46 +29,17 @@ fn bits(problem: &Product<'_, BlockMatrix<'_>>) -> Vec<u32> {
     output.into_iter().map(f32::to_bits).collect()
 }
 
-/// Checks `rows` rows from the third feature of a wider output on, next to f64.
-fn check(format: BlockFormat, rows: usize, inputs: usize, outputs: usize, with_bias: bool) {
-    let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
-    let blocks = format.quantise(&noise(inputs * outputs, 3));
-    let mut weights = vec![0.0; inputs * outputs];
-    format.dequantise(&blocks, &mut weights);
-    let (first, width) = (2, outputs + 3);
-    let problem = problem(&input, &blocks, inputs, outputs);
-    let matrix = BlockMatrix { format, ..problem.matrix };
-    let problem = Product { matrix, bias: with_bias.then_some(&bias[..]), width, first, ..problem };
-    let output = bits(&problem);
-    for (at, output) in output.iter().map(|bits| f32::from_bits(*bits)).enumerate() {
-        let (row, column) = (at / width, at % width);
-        if column < first || column >= first + outputs {
-            assert_eq!(output, 7.0, "a feature of others");
-            continue;
-        }
-        // Enough of them where there are many.
-        if rows * inputs * outputs > 10_000_000 && at % 31 != 0 {
-            continue;
-        }
-        let weights = &weights[(column - first) * inputs..][..inputs];
-        let terms = input[row * inputs..].iter().zip(weights).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
-        let (sum, size) = terms.fold((0.0, 1.0), |(sum, size), term: f64| (sum + term, size + term * term));
-        let expected = sum + if with_bias { f64::from(bias[column - first]) } else { 0.0 };
-        let error = (f64::from(output) - expected).abs();
-        // Partial sums are about the root of the sum of squares, and so are the roundings of a few hundred of them.
-        let most = 1e-6 * size.sqrt() * (1.0 + inputs as f64 / 512.0);
-        assert!(error <= most, "{format}, {rows} rows, {inputs} to {outputs}: {output}, expected {expected}");
-    }
-}
-
 #[test]
 fn every_size_agrees_with_f64() {
     for (rows, inputs, outputs) in
         [(16, 1, 1), (17, 31, 15), (33, 32, 17), (70, 33, 33), (33, 200, 130), (17, 4100, 130), (1030, 200, 33)]
     {
         for format in [BlockFormat::BF16, BlockFormat::F16] {
-            check(format, rows, inputs, outputs, true);
-            check(format, rows, inputs, outputs, false);
+            let blocks = format.quantise(&noise(inputs * outputs, 3));
+            let mut weights = vec![0.0; inputs * outputs];
+            format.dequantise(&blocks, &mut weights);
+            let matrix = BlockMatrix { format, blocks: &blocks, inputs, outputs };
+            check(&format.to_string(), matrix, &weights, inputs, rows);
         }
     }
 }

@@ -32,7 +32,7 @@ fn orientations<E: Copy>(elements: &[E], inputs: usize, work: impl Fn(&str, Matr
 }
 
 /// Checks rows from the third feature of a wider output on, next to f64. `weights` is `[outputs, inputs]`.
-fn check<W: AnyMatrix>(name: &str, matrix: W, weights: &[f32], inputs: usize, rows: usize) {
+pub fn check<W: AnyMatrix>(name: &str, matrix: W, weights: &[f32], inputs: usize, rows: usize) {
     let outputs = weights.len() / inputs;
     let (input, bias) = (noise(rows * inputs, 1), noise(outputs, 2));
     let (first, width) = (2, outputs + 3);
