@@ -1,19 +1,20 @@
 //! Tiles of 32 rows and 32 outputs.
 //!
 //! ```text
-//!                512 inputs                       up to 256 outputs
+//!                128 inputs                       up to 256 outputs
 //!           ┌────────────────────┐             ┌────────────────────┐
-//!  32 rows  │ up to three parts  │  ×  panels  │ weights            │ 512 inputs   packed, in the second-level cache
+//!  32 rows  │ up to three parts  │  ×  panels  │ up to three parts  │ 128 inputs   packed, in the second-level cache
 //!           └────────────────────┘             └────────────────────┘
 //! ```
 //!
-//! The sums of all rows stay in the second-level cache, too, and are loaded for every 512 inputs. They are added in the order of the inputs, so neither
-//! tiles nor tasks affect them.
+//! The rows of a tile stay in the first-level cache for all panels. The sums of all rows stay in the second-level cache, and are loaded for every
+//! 128 inputs. They are added in the order of the inputs, so neither tiles nor tasks affect them. Weights of bf16 are packed for 512 inputs at a
+//! time, and multiplied by rows of bf16 for 256.
 
 use std::ops::Range;
 
 use super::amx::{AHEAD, Sums};
-use super::split::{DEPTH, INPUTS, Parts, ROWS};
+use super::split::{INPUTS, Parts, ROWS};
 use super::weights::{InParts, PANELS, Packed, Panels, SCRATCH, bytes};
 use super::{Engine, amx, dot};
 use crate::cpu::product::amx::Tiles;
@@ -22,7 +23,7 @@ use crate::cpu::product::problem::{InputElements, Product};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
 
-/// Steps of rows of three parts that are multiplied with all panels: half of a first-level cache holds them.
+/// Steps of rows of three parts that are multiplied with all panels in turn: half of a first-level cache holds them. Twice as many of one part.
 const SOME_STEPS: usize = 4;
 
 /// Most outputs of a task.
@@ -42,7 +43,7 @@ pub(super) fn product<W: InParts>(
     assert!(panel::is_available(), "the processor has no AVX-512");
     assert!(engine != Engine::Dot || dot::is_available(), "the processor has no AVX512-BF16");
     let outputs = problem.matrix.outputs();
-    // Each task reads all rows, so there are as few as there may be, and as many for each thread.
+    // Each task reads all rows, so there are few: as many as the outputs need, up to a multiple of the threads.
     let tasks = outputs.div_ceil(MOST_OUTPUTS).next_multiple_of(rayon::current_num_threads());
     let each = outputs.div_ceil(tasks).next_multiple_of(OUTPUTS);
     let output = Disjoint::new(output);
@@ -69,10 +70,8 @@ impl<W: InParts> Task<'_, W> {
         let tiles = (engine == Engine::Amx).then(Tiles::new);
         largest.fill(0.0);
         let sums = row_tiles * panels * ROWS * OUTPUTS;
-        let inputs = problem.matrix.inputs();
-        let some_steps = if problem.elements == InputElements::Bf16 { 2 * SOME_STEPS } else { SOME_STEPS };
-        let depth = problem.matrix.depth();
-        let most = panels * bytes(DEPTH.min(inputs));
+        let (inputs, depth) = (problem.matrix.inputs(), problem.matrix.depth());
+        let most = panels * bytes(depth.min(inputs));
         with_scratch(sums + most / size_of::<f32>() + SCRATCH, |scratch| {
             let (sums, rest) = scratch.split_at_mut(sums);
             let (scratch, weights) = rest.split_at_mut(SCRATCH);
@@ -82,31 +81,10 @@ impl<W: InParts> Task<'_, W> {
             let mut packed = [Packed::default(); PANELS];
             for first in (0..inputs).step_by(depth) {
                 let features = first..inputs.min(first + depth);
-                let each = bytes(features.len());
-                let weights = &mut weights[..panels * each];
+                let weights = &mut weights[..panels * bytes(features.len())];
                 let places = Panels::new(features.len(), scratch, weights, largest, &mut packed);
                 problem.matrix.pack_parts(outputs, &features, places);
-                let end = features.end.div_ceil(INPUTS);
-                for first in (features.start / INPUTS..end).step_by(some_steps) {
-                    let steps = first..end.min(first + some_steps);
-                    for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
-                        let (rows, ahead) = (parts.steps(tile, &steps), parts.after(tile, &steps));
-                        let panels = weights.chunks_exact(each).zip(packed).zip(sums);
-                        for (at, ((panel, packed), sums)) in panels.enumerate() {
-                            let panel = (&panel[(first - features.start / INPUTS) * packed.step..], packed);
-                            match &tiles {
-                                Some(tiles) => amx::multiply(tiles, rows, panel, ahead.wrapping_add(at * AHEAD), sums),
-                                None => {
-                                    let sums = &mut sums[..ROWS.min(parts.rows() - tile * ROWS)];
-                                    for (group, sums) in sums.chunks_mut(GROUP).enumerate() {
-                                        // SAFETY: the processor has the instruction: `product` has checked it.
-                                        unsafe { dot::multiply(rows, group, panel, sums) };
-                                    }
-                                }
-                            }
-                        }
-                    }
-                }
+                self.multiply(tiles.as_ref(), &features, (weights, &packed), sums);
             }
             for (tile, sums) in sums.chunks_exact(panels).enumerate() {
                 for (panel, sums) in sums.iter().enumerate() {
@@ -114,6 +92,40 @@ impl<W: InParts> Task<'_, W> {
                 }
             }
         });
+    }
+
+    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]`.
+    #[inline(always)]
+    fn multiply(
+        &self,
+        tiles: Option<&Tiles>,
+        features: &Range<usize>,
+        (weights, packed): (&[u8], &[Packed; PANELS]),
+        sums: &mut [Sums],
+    ) {
+        let Self { problem, parts, ref outputs, .. } = *self;
+        let panels = outputs.len().div_ceil(OUTPUTS);
+        let some = if problem.elements == InputElements::Bf16 { 2 * SOME_STEPS } else { SOME_STEPS };
+        let (start, end) = (features.start / INPUTS, features.end.div_ceil(INPUTS));
+        for first in (start..end).step_by(some) {
+            let steps = first..end.min(first + some);
+            for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
+                let (rows, ahead) = (parts.steps(tile, &steps), parts.after(tile, &steps));
+                let panels = weights.chunks_exact(bytes(features.len())).zip(*packed).zip(sums);
+                for (at, ((panel, packed), sums)) in panels.enumerate() {
+                    let panel = (&panel[(first - start) * packed.step..], packed);
+                    if let Some(tiles) = tiles {
+                        amx::multiply(tiles, rows, panel, ahead.wrapping_add(at * AHEAD), sums);
+                        continue;
+                    }
+                    let sums = &mut sums[..ROWS.min(parts.rows() - tile * ROWS)];
+                    for (group, sums) in sums.chunks_mut(GROUP).enumerate() {
+                        // SAFETY: the processor has the instruction: `product` has checked it.
+                        unsafe { dot::multiply(rows, group, panel, sums) };
+                    }
+                }
+            }
+        }
     }
 
     /// Writes the sums of a tile, with the bias.
