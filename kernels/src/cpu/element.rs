@@ -22,6 +22,7 @@ pub(crate) trait Element: Copy + Send + Sync + 'static {
     fn widen(self) -> f32;
 
     /// The elements as they are, if they are f16.
+    #[cfg(target_arch = "x86_64")]
     fn as_f16s(_elements: &[Self]) -> Option<&[f16]> {
         None
     }
@@ -93,6 +94,7 @@ macro_rules! widened {
 
             $(
                 #[inline(always)]
+                #[cfg(target_arch = "x86_64")]
                 fn $same(elements: &[Self]) -> Option<&[f16]> {
                     Some(elements)
                 }
