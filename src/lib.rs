@@ -95,6 +95,7 @@ pub mod mask;
 #[cfg(feature = "nccl")]
 pub mod nccl;
 pub mod ops;
+mod pages;
 pub mod parallel;
 pub mod position;
 pub mod weight;
@@ -123,6 +124,7 @@ pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
 pub use ops::{InferenceBackend, Keys, Operations, Reference};
+pub use pages::use_huge_pages;
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
 pub use position::{FromTensor, PositionEncoding, Positions, QueryFactor, RotarySections, SectionOrder};
 pub use spec::{AttentionSpec, Window};

@@ -6,6 +6,7 @@ use super::context::{ContextKeys, LayerContext};
 use super::cross::DeepSpeedCrossAttention;
 use crate::error::AttentionError;
 use crate::ops::InferenceBackend;
+use crate::pages::use_huge_pages;
 
 /// The contexts of all layers of a decoder, for one batch: the keys and values of an encoder's output, computed once, for every step of
 /// the decoder. It is the counterpart of [`KvCache`](crate::KvCache) for [`DeepSpeedCrossAttention`], and you own it.
@@ -67,7 +68,11 @@ impl<B: InferenceBackend> CrossCache<B> {
                 return Err(AttentionError::ContextWidth { layer, expected, actual });
             }
         }
-        let layers = layers.iter().map(|layer| layer.context_keys(context.clone())).collect();
+        let layers: Vec<_> = layers.iter().map(|layer| layer.context_keys(context.clone())).collect();
+        for keys in &layers {
+            use_huge_pages(&keys.key);
+            use_huge_pages(&keys.value);
+        }
         Ok(Self { layers, lengths: lengths.to_vec(), tokens })
     }
 }

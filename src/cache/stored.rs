@@ -7,7 +7,7 @@ use burn::tensor::{DType, FloatDType, Int, IntDType, Tensor, backend::Backend};
 use burn_deepspeed_core::int8::LARGEST;
 
 use super::halves;
-use crate::zeros::zeros;
+use crate::pages::{int_zeros_on_demand, zeros_on_demand};
 
 /// The preallocated keys, or values, of a layer.
 #[derive(Debug, Clone)]
@@ -39,13 +39,13 @@ impl<B: Backend> Stored<B> {
         let [batch, heads, slots, _] = shape;
         match dtype {
             DType::I8 => Self::Int8 {
-                elements: zeros(shape, (device, DType::I8)),
-                scales: zeros([batch, heads, slots], (device, DType::F32)),
+                elements: int_zeros_on_demand(shape, (device, DType::I8)),
+                scales: zeros_on_demand([batch, heads, slots], (device, DType::F32)),
             },
             float @ (DType::F16 | DType::BF16) if !B::supports_dtype(device, float) => {
-                Self::Bits { bits: zeros(shape, (device, DType::I16)), float }
+                Self::Bits { bits: int_zeros_on_demand(shape, (device, DType::I16)), float }
             }
-            dtype => Self::Dense(zeros(shape, (device, dtype))),
+            dtype => Self::Dense(zeros_on_demand(shape, (device, dtype))),
         }
     }
 

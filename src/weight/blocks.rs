@@ -1,6 +1,6 @@
 //! A matrix of blocks, as a file stores it.
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 use burn_deepspeed_core::block::{BlockFormat, BlockRows, RowFormats, UNIT_BYTES};
 
@@ -61,7 +61,7 @@ impl<B: Backend> BlockMatrix<B> {
 
     fn new(bytes: Tensor<B, 1, Int>, formats: RowFormats, wanted: Option<BlockFormat>, dtype: DType) -> Self {
         let float = one_float(&bytes.device());
-        let elements = Elements::new(Param::initialized(ParamId::new(), bytes), formats);
+        let elements = Elements::given(bytes, formats);
         Self { elements, float, wanted, dtype }
     }
 
@@ -79,10 +79,9 @@ impl<B: Backend> BlockMatrix<B> {
         check::<B>(wanted, shape[1], device)?;
         let format = wanted.unwrap_or(BlockFormat::F32);
         let formats = RowFormats::uniform(format, shape).ok_or(divide(format, shape[1]))?;
-        let ready = move |device: &B::Device, _| drawn(shape, format, device);
         let len = formats.bytes_in_memory().ok_or(divide(format, shape[1]))?;
-        let values = Param::uninitialized(ParamId::new(), ready, device.clone(), false, [len].into());
-        Ok(Self { elements: Elements::new(values, formats), float: one_float(device), wanted, dtype })
+        let elements = Elements::lazy([len], device, formats, move |device| drawn(shape, format, device));
+        Ok(Self { elements, float: one_float(device), wanted, dtype })
     }
 
     /// The bytes of all rows, of type [`DType::I8`], up to a multiple of [`UNIT_BYTES`].

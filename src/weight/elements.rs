@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::error::check_shape;
+use crate::pages::ints_use_huge_pages;
 
 /// What the host knows of elements: how they make a matrix.
 pub trait Form: Debug + Clone + Serialize + DeserializeOwned + Send + Sync + 'static {
@@ -46,8 +47,25 @@ pub(super) struct Elements<B: Backend, const D: usize, F> {
 }
 
 impl<B: Backend, const D: usize, F> Elements<B, D, F> {
-    pub fn new(values: Param<Tensor<B, D, Int>>, form: F) -> Self {
-        Self { values, form }
+    /// Elements of these values.
+    pub fn given(values: Tensor<B, D, Int>, form: F) -> Self {
+        ints_use_huge_pages(&values);
+        Self { values: Param::initialized(ParamId::new(), values), form }
+    }
+
+    /// Elements that are made when they are first read.
+    pub fn lazy(
+        shape: [usize; D],
+        device: &B::Device,
+        form: F,
+        init: impl Fn(&B::Device) -> Tensor<B, D, Int> + Send + Sync + 'static,
+    ) -> Self {
+        let ready = move |device: &B::Device, _| {
+            let values = init(device);
+            ints_use_huge_pages(&values);
+            values
+        };
+        Self { values: Param::uninitialized(ParamId::new(), ready, device.clone(), false, shape.into()), form }
     }
 
     /// A tensor of type [`DType::I8`].
@@ -124,6 +142,7 @@ impl<B: Backend, const D: usize, F: Form> Module<B> for Elements<B, D, F> {
 
     fn load_record(self, record: Self::Record) -> Self {
         F::check((&self.form, &self.shape()), (&record.form, &record.values.dims()));
+        ints_use_huge_pages(&record.values.val());
         Self { values: record.values, form: record.form }
     }
 

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 
-use burn::module::{Module, Param, ParamId};
+use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, FloatDType, Int, Tensor, TensorData};
 use burn_deepspeed_core::int8::LARGEST;
@@ -113,16 +113,15 @@ impl<B: Backend> Int8Matrix<B> {
     pub(super) fn init(shape: [usize; 2], blocks: Int8Blocks, dtype: DType, device: &B::Device) -> Self {
         let blocks = blocks.sizes(shape[1]);
         let grid = [0, 1].map(|axis: usize| shape[axis].div_ceil(blocks[axis]));
-        let ready = move |device: &B::Device, _| drawn(shape, device);
-        let elements = Param::uninitialized(ParamId::new(), ready, device.clone(), false, shape.into());
+        let elements = Elements::lazy(shape, device, blocks, move |device| drawn(shape, device));
         let scale = SPAN * INITIAL_DEVIATION / f64::from(LARGEST);
         let full = move |device: &B::Device| Tensor::full(grid, scale, (device, DType::F32));
         let scales = of_any_grid(lazy(grid, DType::F32, device, full));
-        Self { elements: Elements::new(elements, blocks), scales, dtype }
+        Self { elements, scales, dtype }
     }
 
     fn new(elements: Tensor<B, 2, Int>, scales: Tensor<B, 2>, blocks: [usize; 2], dtype: DType) -> Self {
-        let elements = Elements::new(Param::initialized(ParamId::new(), elements), blocks);
+        let elements = Elements::given(elements, blocks);
         Self { elements, scales: of_any_grid(given(scales)), dtype }
     }
 

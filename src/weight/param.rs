@@ -4,6 +4,7 @@ use burn::module::{Param, ParamId};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::error::check_shape;
+use crate::pages::use_huge_pages;
 
 /// Standard deviation of freshly initialised matrices, that of GPT-2 and BLOOM.
 pub(super) const INITIAL_DEVIATION: f64 = 0.02;
@@ -17,6 +18,7 @@ pub(super) fn lazy<B: Backend, const D: usize>(
 ) -> Param<Tensor<B, D>> {
     let ready = move |device: &B::Device, require_grad: bool| {
         let tensor = init(device).cast(dtype);
+        use_huge_pages(&tensor);
         if require_grad { tensor.require_grad() } else { tensor }
     };
     steady(Param::uninitialized(ParamId::new(), ready, device.clone(), true, shape.into()), shape, dtype)
@@ -25,6 +27,7 @@ pub(super) fn lazy<B: Backend, const D: usize>(
 /// A parameter with this value.
 pub(super) fn given<B: Backend, const D: usize>(value: Tensor<B, D>) -> Param<Tensor<B, D>> {
     let (shape, dtype) = (value.dims(), value.dtype());
+    use_huge_pages(&value);
     steady(Param::from_tensor(value), shape, dtype)
 }
 
@@ -36,6 +39,8 @@ fn steady<B: Backend, const D: usize>(
 ) -> Param<Tensor<B, D>> {
     param.load_mapper(move |loaded: Tensor<B, D>| {
         check_shape("load_record", "parameter of the record", &shape, &loaded.dims());
-        loaded.cast(dtype)
+        let loaded = loaded.cast(dtype);
+        use_huge_pages(&loaded);
+        loaded
     })
 }

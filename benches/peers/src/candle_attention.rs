@@ -1,5 +1,6 @@
 //! candle's two ways to attend on a CPU.
 
+use burn_deepspeed_kernels::cpu::pages::move_to_huge_pages;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
 
@@ -51,6 +52,7 @@ fn inputs(heads: &Heads) -> Result<[Tensor; 3]> {
 }
 
 fn tensor(dense: Dense<f32>) -> Result<Tensor> {
+    move_to_huge_pages(&dense.elements);
     Tensor::from_vec(dense.elements, dense.shape.as_slice(), &Device::Cpu)
 }
 

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::ops::Range;
 
+use burn_deepspeed_kernels::cpu::pages::move_to_huge_pages;
 use gemm::Parallelism;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -90,6 +91,7 @@ pub fn matmul(workload: &Workload) -> Result<Call, Failure> {
 pub fn read<const STREAMS: usize>(workload: &Workload) -> Result<Call, Failure> {
     let &Workload::Read { elements } = workload else { return Err("not an array to read".into()) };
     let array = vec![1f32; elements];
+    move_to_huge_pages(&array);
     let part = elements.div_ceil(rayon::current_num_threads());
     Ok(Box::new(move || {
         let total: f32 = array.par_chunks(part).map(sum::<STREAMS>).sum();

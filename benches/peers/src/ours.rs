@@ -12,6 +12,7 @@ use burn_deepspeed::weight::{BlockFormat, Int8Blocks};
 use burn_deepspeed::{
     AttentionInit, AttentionMask, DataType, DeepSpeedInferenceConfig, DeepSpeedSelfAttention, InferenceBackend,
     InputBits, KvCacheType, NormType, Operations, QkNorm, QkNormKind, QkNormWeights, RotaryLayout, Window,
+    use_huge_pages,
 };
 use burn_deepspeed_examples::embedder::{Embed, Embedder, Options, Scaling};
 
@@ -97,9 +98,11 @@ pub fn prepare_types<B: InferenceBackend>(workload: &Workload, types: &Types) ->
     }
 }
 
-/// The elements on a backend.
+/// The elements on a backend, in huge pages as those of `numpy` are.
 pub fn tensor<B: Backend>(dense: Dense<f32>) -> Tensor<B, 4> {
-    Tensor::from_data(TensorData::new(dense.elements, dense.shape), &B::Device::default())
+    let tensor = Tensor::from_data(TensorData::new(dense.elements, dense.shape), &B::Device::default());
+    use_huge_pages(&tensor);
+    tensor
 }
 
 /// Reads a tensor row by row.
@@ -155,7 +158,7 @@ fn layer<B: InferenceBackend>(sizes: &Layer, types: &Types) -> Result<Call, Fail
         // The orientation that checkpoints store.
         .with_transposed_mode(true)
         .with_output_bias(false);
-    let attention: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
+    let fresh: DeepSpeedSelfAttention<B> = config.init_self_attention(0, &device)?;
     let mut noises = vec![(11, 0.1, 1.0), (12, 0.02, 0.0), (13, 0.02, 0.0)];
     if sizes.norm {
         noises.extend([(17, 0.1, 1.0), (18, 0.1, 1.0)]);
@@ -164,8 +167,9 @@ fn layer<B: InferenceBackend>(sizes: &Layer, types: &Types) -> Result<Call, Fail
         noises.push((19, 1.0, 0.0));
     }
     let mut fill = Fill { noises: noises.into_iter(), blocks, inputs: [hidden, heads * head_dim].into_iter() };
-    let attention = attention.map(&mut fill);
-
+    // As a record, which puts the parameters where the layer wants them.
+    let record = fresh.clone().map(&mut fill).into_record();
+    let attention = fresh.load_record(record);
     let attention = match types.matrices {
         Matrices::Int8 => attention.quantize(Int8Blocks::PerOutput)?,
         Matrices::Dense | Matrices::Blocks(_) => attention,

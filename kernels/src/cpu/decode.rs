@@ -21,7 +21,7 @@ use super::attention::{Attention, Cached, Heads};
 use super::element::Element;
 use super::scores::{Row, Running, Slots, share, soften, with_sink};
 use super::scratch::with_scratch;
-use super::stream::{Columns, add, add_rows, dot_rows};
+use super::slots::InSlots;
 use super::threads;
 use crate::cpu::interval::Interval;
 
@@ -30,15 +30,6 @@ const CHUNK: usize = 1024;
 
 /// Keys whose scores are computed before their values are added.
 const BLOCK: usize = 256;
-
-/// Keys that are multiplied with a query together.
-const KEYS: usize = 4;
-
-/// Values that are added together.
-const VALUES: usize = 4;
-
-/// Keys that are prefetched ahead of those that are read: hardware prefetchers lose several interleaved streams.
-const AHEAD: usize = 8;
 
 /// Elements of keys and values below which a task is not worth a thread.
 const TASK: usize = 1 << 14;
@@ -166,11 +157,11 @@ impl Task<'_> {
         let group = self.problem.group();
         let count = slots.count();
         match self.problem.key {
-            Cached::F32(key) => self.all_products(simd, key, slots),
-            Cached::F16(key) => self.all_products(simd, key, slots),
-            Cached::BF16(key) => self.all_products(simd, key, slots),
+            Cached::F32(key) => self.products(simd, key, slots),
+            Cached::F16(key) => self.products(simd, key, slots),
+            Cached::BF16(key) => self.products(simd, key, slots),
             Cached::Int8 { elements, scales } => {
-                self.all_products(simd, elements, slots);
+                self.products(simd, elements, slots);
                 let scales = self.scales(scales, slots);
                 for scores in self.scores.chunks_exact_mut(BLOCK) {
                     scores[..count].iter_mut().zip(&scales).for_each(|(score, scale)| *score *= scale);
@@ -206,9 +197,9 @@ impl Task<'_> {
             }
         }
         match self.problem.value {
-            Cached::F32(value) => self.all_values(simd, value, slots, all),
-            Cached::F16(value) => self.all_values(simd, value, slots, all),
-            Cached::BF16(value) => self.all_values(simd, value, slots, all),
+            Cached::F32(value) => self.values(simd, value, slots, all),
+            Cached::F16(value) => self.values(simd, value, slots, all),
+            Cached::BF16(value) => self.values(simd, value, slots, all),
             Cached::Int8 { elements, scales } => {
                 let scales = self.scales(scales, slots);
                 for weights in self.scores.chunks_exact_mut(BLOCK) {
@@ -217,7 +208,7 @@ impl Task<'_> {
                         *weight = if *weight == 0.0 { 0.0 } else { *weight * scale };
                     }
                 }
-                self.all_values(simd, elements, slots, all);
+                self.values(simd, elements, slots, all);
             }
         }
     }
@@ -235,85 +226,27 @@ impl Task<'_> {
 
     /// The products of every row and every key.
     #[inline(always)]
-    fn all_products<S: Simd, E: Element>(&mut self, simd: S, key: Heads<'_, E>, slots: Slots<'_>) {
-        let count = slots.count();
-        let whole = count / KEYS * KEYS;
-        for at in (0..whole).step_by(KEYS) {
-            self.products::<S, E, KEYS>(simd, key, slots, at);
-        }
-        for at in whole..count {
-            self.products::<S, E, 1>(simd, key, slots, at);
-        }
-    }
-
-    /// The products of every row and `N` keys from `at` on.
-    #[inline(always)]
-    fn products<S: Simd, E: Element, const N: usize>(
-        &mut self,
-        simd: S,
-        key: Heads<'_, E>,
-        slots: Slots<'_>,
-        at: usize,
-    ) {
-        let head_dim = self.problem.head_dim;
-        let key = |at: usize| key.token(self.batch, self.kv_head, slots.slot(at), head_dim);
-        let ahead = |n: usize| key((at + AHEAD + n).min(slots.count() - 1));
-        let columns = Columns { stride: BLOCK, first: at };
-        dot_rows(
-            simd,
-            std::array::from_fn::<_, N, _>(|n| key(at + n)),
-            self.queries,
-            self.scores,
-            columns,
-            Some(ahead),
-        );
+    fn products<S: Simd, E: Element>(&mut self, simd: S, key: Heads<'_, E>, slots: Slots<'_>) {
+        let keys = InSlots::new(key, [self.batch, self.kv_head], self.problem.head_dim, slots);
+        keys.products(simd, self.queries, self.scores, BLOCK);
     }
 
     /// Adds the weighted values to every context. Unless every row sees `all` of them, a context gets only those that it sees.
     #[inline(always)]
-    fn all_values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>, all: bool) {
-        if !all {
-            return self.seen_values(simd, value, slots);
-        }
-        let count = slots.count();
-        let whole = count / VALUES * VALUES;
-        for at in (0..whole).step_by(VALUES) {
-            self.values::<S, E, VALUES>(simd, value, slots, at);
-        }
-        for at in whole..count {
-            self.values::<S, E, 1>(simd, value, slots, at);
-        }
-    }
-
-    /// Adds `N` weighted values from `at` on to every context.
-    #[inline(always)]
-    fn values<S: Simd, E: Element, const N: usize>(
-        &mut self,
-        simd: S,
-        value: Heads<'_, E>,
-        slots: Slots<'_>,
-        at: usize,
-    ) {
-        let value_dim = self.problem.value_dim;
-        let value = |at: usize| value.token(self.batch, self.kv_head, slots.slot(at), value_dim);
-        let ahead = |n: usize| value((at + AHEAD + n).min(slots.count() - 1));
-        let columns = Columns { stride: BLOCK, first: at };
-        let contexts = &mut self.partial[..self.scores.len() / BLOCK * value_dim];
-        add_rows(simd, std::array::from_fn::<_, N, _>(|n| value(at + n)), self.scores, columns, contexts, Some(ahead));
-    }
-
-    /// Adds to each context the weighted values that it sees.
-    #[inline(always)]
-    fn seen_values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>) {
+    fn values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>, all: bool) {
         let Attention { value_dim, masks, .. } = *self.problem;
+        let values = InSlots::new(value, [self.batch, self.kv_head], value_dim, slots);
         let group = self.problem.group();
-        let rows = self.partial.chunks_exact_mut(value_dim).zip(self.scores.chunks_exact(BLOCK));
+        let contexts = &mut self.partial[..self.scores.len() / BLOCK * value_dim];
+        if all {
+            return values.add_to(simd, self.scores, BLOCK, contexts);
+        }
+        let rows = contexts.chunks_exact_mut(value_dim).zip(self.scores.chunks_exact(BLOCK));
         for (row, (context, weights)) in rows.enumerate() {
             let keys = slots.keys(masks.range(self.batch, row / group));
             // A hidden value never affects the result.
             for at in keys.slots().filter(|at| weights[*at] != 0.0) {
-                let value = value.token(self.batch, self.kv_head, slots.slot(at), value_dim);
-                add(simd, [value], [&weights[at..=at]], [&mut *context]);
+                values.add_one(simd, at, weights[at], context);
             }
         }
     }

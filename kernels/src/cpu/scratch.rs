@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
+use crate::cpu::pages::move_to_huge_pages;
 use crate::cpu::stream;
 
 /// A slice that several tasks write, each its own part.
@@ -49,6 +50,7 @@ pub(super) fn with_scratch<R>(len: usize, work: impl FnOnce(&mut [f32]) -> R) ->
     let mut scratch = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
     if scratch.len() < len + LINE {
         scratch.resize(len + LINE, 0.0);
+        move_to_huge_pages(&scratch);
     }
     let first = scratch.as_ptr().align_offset(stream::LINE).min(LINE);
     let result = work(&mut scratch[first..][..len]);

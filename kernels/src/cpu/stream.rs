@@ -18,85 +18,26 @@ pub(super) struct Columns {
     pub first: usize,
 }
 
-/// The runs that are read next: run `n` of `N`.
-pub(super) trait Ahead<'a, E: 'a>: Fn(usize) -> &'a [E] {}
-
-impl<'a, E: 'a, F: Fn(usize) -> &'a [E]> Ahead<'a, E> for F {}
-
-/// Writes the products of `runs` and every row of `rows`, all of the same length, to columns of the rows of `sums`.
-#[inline(always)]
-pub(super) fn dot_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
-    simd: S,
-    runs: [&[E]; N],
-    rows: &[f32],
-    sums: &mut [f32],
-    columns: Columns,
-    ahead: Option<impl Ahead<'a, E>>,
-) {
-    let (len, Columns { stride, first }) = (runs[0].len(), columns);
-    let mut fetch = Fetch::new(N, rows.len() / len);
-    let mut rows = rows.chunks_exact(2 * len);
-    let mut sums = sums.chunks_exact_mut(2 * stride);
-    for (rows, sums) in (&mut rows).zip(&mut sums) {
-        fetch.some(&ahead);
-        let (one, other) = rows.split_at(len);
-        let products = dot(simd, runs, [one, other], None);
-        sums[first..first + N].copy_from_slice(&products[0]);
-        sums[stride + first..][..N].copy_from_slice(&products[1]);
-    }
-    if !rows.remainder().is_empty() {
-        fetch.some(&ahead);
-        let [products] = dot(simd, runs, [rows.remainder()], None);
-        sums.into_remainder()[first..first + N].copy_from_slice(&products);
-    }
-}
-
 /// Adds `runs`, each times its factor, to every row of `sums`; all have the same length. The factors are columns of the rows
 /// of `factors`.
 #[inline(always)]
-pub(super) fn add_rows<'a, S: Simd, E: Element + 'a, const N: usize>(
+pub(super) fn add_rows<S: Simd, E: Element, const N: usize>(
     simd: S,
     runs: [&[E]; N],
     factors: &[f32],
     columns: Columns,
     sums: &mut [f32],
-    ahead: Option<impl Ahead<'a, E>>,
 ) {
     let (len, Columns { stride, first }) = (runs[0].len(), columns);
-    let mut fetch = Fetch::new(N, sums.len() / len);
     let mut factors = factors.chunks_exact(2 * stride);
     let mut sums = sums.chunks_exact_mut(2 * len);
     for (sums, factors) in (&mut sums).zip(&mut factors) {
-        fetch.some(&ahead);
         let (one, other) = sums.split_at_mut(len);
         add(simd, runs, [&factors[first..first + N], &factors[stride + first..][..N]], [one, other]);
     }
     let sums = sums.into_remainder();
     if !sums.is_empty() {
-        fetch.some(&ahead);
         add(simd, runs, [&factors.remainder()[first..first + N]], [sums]);
-    }
-}
-
-/// Prefetches a few runs with each pair of rows. Requested all together, they would wait for each other.
-struct Fetch {
-    runs: usize,
-    pairs: usize,
-    pair: usize,
-}
-
-impl Fetch {
-    fn new(runs: usize, rows: usize) -> Self {
-        Self { runs, pairs: rows.div_ceil(2), pair: 0 }
-    }
-
-    #[inline(always)]
-    fn some<'a, E: 'a>(&mut self, ahead: &Option<impl Ahead<'a, E>>) {
-        let Some(ahead) = ahead else { return };
-        for run in self.pair * self.runs / self.pairs..(self.pair + 1) * self.runs / self.pairs {
-            prefetch(ahead(run));
-        }
-        self.pair += 1;
     }
 }
 
@@ -236,6 +177,20 @@ pub(super) fn prefetch<E>(elements: &[E]) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = elements;
+}
+
+/// Prefetches the line of an element into the first-level cache. The slice need not have the element.
+#[inline(always)]
+pub(super) fn prefetch_near<E>(elements: &[E], at: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction. It reads nothing that the program could see, and ignores addresses that
+        // are not mapped.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(elements.as_ptr().wrapping_add(at).cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (elements, at);
 }
 
 /// Prefetches the line of an element into the second-level cache. The slice need not have the element.

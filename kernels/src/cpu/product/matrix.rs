@@ -225,9 +225,7 @@ impl<E: Element> Matrix<'_, E> {
         let Self { elements, inputs, input_stride, .. } = *self;
         let outputs = sums.len() / (input.len() / inputs);
         let runs: [&[E]; N] = std::array::from_fn(|n| &elements[(at + n) * input_stride + first..][..outputs]);
-        // Runs of a matrix are long enough for the hardware to prefetch them.
-        let nothing: Option<fn(usize) -> &'static [E]> = None;
-        add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums, nothing);
+        add_rows(simd, runs, input, Columns { stride: inputs, first: at }, sums);
     }
 }
 
