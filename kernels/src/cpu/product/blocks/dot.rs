@@ -39,7 +39,7 @@ pub(super) fn is_available() -> bool {
 }
 
 /// Whether it has those of twice the width.
-fn is_wide() -> bool {
+pub(super) fn is_wide() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512dq")
 }
 
@@ -237,8 +237,6 @@ macro_rules! dot_loop {
     };
 }
 
-pub(super) use dot_loop;
-
 type Words = [i16; CHUNK];
 
 dot_loop!(narrow, "avx2,fma,f16c", Words, _mm256_setzero_ps, narrow_chunk, narrow_sums);
@@ -265,7 +263,7 @@ fn narrow_chunk<F: Format>(elements: __m256i, row: &Words, scales: &[f32], sum: 
 // Loops in these functions, since a closure that is not inlined has other instructions.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
+fn narrow_sums<const N: usize>(vectors: &[__m256; N]) -> [f32; N] {
     let mut totals = [0.0; N];
     for first in (0..N).step_by(4) {
         let mut four = [_mm256_setzero_ps(); 4];
@@ -301,7 +299,7 @@ fn wide_chunk<F: Format>(elements: __m256i, row: &Words, scales: &[f32], sum: __
 
 #[target_feature(enable = "avx512f,avx512dq,avx2")]
 #[inline]
-fn wide_sums<const N: usize>(vectors: &[__m512; N]) -> [f32; N] {
+pub(super) fn wide_sums<const N: usize>(vectors: &[__m512; N]) -> [f32; N] {
     let mut halves = [_mm256_setzero_ps(); N];
     for n in 0..N {
         halves[n] = _mm256_add_ps(_mm512_castps512_ps256(vectors[n]), _mm512_extractf32x8_ps::<1>(vectors[n]));

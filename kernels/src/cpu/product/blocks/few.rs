@@ -4,7 +4,7 @@ use pulp::Arch;
 
 use super::BlockMatrix;
 use super::dot::dot;
-use super::eight::{self, Bytes};
+use super::pairs::{self, Bytes};
 use super::rows::{Bits, Rows, ToFloats};
 use crate::cpu::product::computed;
 use crate::cpu::product::problem::{Product, check};
@@ -21,9 +21,9 @@ pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output
     }
     let format = problem.matrix.format;
     Rows::with(problem.input, problem.matrix.inputs, bits, |rows| {
-        if bits == Bits::Eight && eight::is_available() {
-            return Bytes::with(rows, |bytes| {
-                each_output(problem, output, |runs, write| eight::multiply(format, runs, bytes, write));
+        if pairs::is_available() {
+            return Bytes::with(rows, bits, format, |bytes| {
+                each_output(problem, output, |runs, write| pairs::multiply(format, runs, bytes, write));
             });
         }
         each_output(problem, output, |runs, write| dot(format, runs, rows, write));

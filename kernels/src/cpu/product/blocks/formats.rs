@@ -1,12 +1,13 @@
 //! What the kernels read of each format: integers of 8 bits, and the factors of 16 or 32 of them.
 
 use std::arch::x86_64::{
-    __m128, __m128i, __m256, __m256i, _mm_add_ps, _mm_castpd_ps, _mm_cvtph_ps, _mm_load_sd, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_mul_ps, _mm_set_ss, _mm_set1_epi32, _mm_setr_epi8, _mm_srli_epi16, _mm_store_ss,
-    _mm256_and_si256, _mm256_broadcastsi128_si256, _mm256_castps128_ps256, _mm256_castps256_ps128,
-    _mm256_castsi128_si256, _mm256_cmpeq_epi8, _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_or_si256, _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi64x, _mm256_shuffle_epi8,
-    _mm256_storeu_ps, _mm256_sub_epi8,
+    __m128, __m128i, __m256, __m256i, __m512i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_insert_epi16, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm_set_ss, _mm_set1_epi32, _mm_setr_epi8, _mm_srli_epi16, _mm256_and_si256,
+    _mm256_broadcastsi128_si256, _mm256_castps128_ps256, _mm256_castsi128_si256, _mm256_cmpeq_epi8, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256,
+    _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_storeu_ps, _mm256_sub_epi8,
+    _mm512_and_si512, _mm512_broadcast_i32x4, _mm512_castsi256_si512, _mm512_inserti64x4, _mm512_mask_broadcast_i32x4,
+    _mm512_set1_epi8, _mm512_setr_epi64, _mm512_shuffle_epi8, _mm512_srlv_epi64, _mm512_xor_si512,
 };
 
 use burn_deepspeed_core::block::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
@@ -90,6 +91,23 @@ pub(super) trait Format {
     /// # Safety
     /// The processor has AVX2, and `group` the chunk.
     unsafe fn elements(group: *const u8, chunk: usize) -> __m256i;
+
+    /// What [`pair`](Self::pair) adds to the integers.
+    const OFFSET: u8 = 128;
+
+    /// The integers of two chunks, which an offset makes positive.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 BW, and `group` the chunks.
+    #[inline(always)]
+    unsafe fn pair(group: *const u8, chunk: usize, other: usize) -> __m512i {
+        // SAFETY: the caller has the instructions and the chunks.
+        unsafe {
+            let both = [Self::elements(group, chunk), Self::elements(group, other)];
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(both[0]), both[1]);
+            _mm512_xor_si512(both, _mm512_set1_epi8(-128))
+        }
+    }
 }
 
 #[inline(always)]
@@ -114,6 +132,42 @@ unsafe fn power(block: *const u8) -> __m128 {
     unsafe { _mm_set_ss(half_of_power(block.read())) }
 }
 
+/// The f16 that each of the first `count` blocks begins with, and zeros.
+#[inline(always)]
+unsafe fn f16s<const BYTES: usize>(group: *const u8, count: usize) -> __m256 {
+    // SAFETY: the caller has F16C and the blocks.
+    unsafe {
+        let own = |at: usize| i32::from(group.add(at * BYTES).cast::<i16>().read_unaligned());
+        if count == 8 {
+            let mut halves = _mm_cvtsi32_si128(own(0));
+            halves = _mm_insert_epi16::<1>(halves, own(1));
+            halves = _mm_insert_epi16::<2>(halves, own(2));
+            halves = _mm_insert_epi16::<3>(halves, own(3));
+            halves = _mm_insert_epi16::<4>(halves, own(4));
+            halves = _mm_insert_epi16::<5>(halves, own(5));
+            halves = _mm_insert_epi16::<6>(halves, own(6));
+            return _mm256_cvtph_ps(_mm_insert_epi16::<7>(halves, own(7)));
+        }
+        let mut halves = [0; 8];
+        for (at, half) in halves.iter_mut().enumerate().take(count) {
+            *half = own(at) as i16;
+        }
+        _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()))
+    }
+}
+
+/// The same for the powers of two of MXFP4.
+#[inline(always)]
+unsafe fn powers<const BYTES: usize>(group: *const u8, count: usize) -> __m256 {
+    let mut scales = [0.0; 8];
+    for (at, scale) in scales.iter_mut().enumerate().take(count) {
+        // SAFETY: the caller has the blocks.
+        *scale = half_of_power(unsafe { group.add(at * BYTES).read() });
+    }
+    // SAFETY: the caller has AVX2, and there are eight.
+    unsafe { _mm256_loadu_ps(scales.as_ptr()) }
+}
+
 /// 32 bytes from `at` on.
 #[inline(always)]
 pub(super) unsafe fn bytes(at: *const u8) -> __m256i {
@@ -129,6 +183,18 @@ unsafe fn nibbles(at: *const u8) -> __m256i {
         let bytes: __m128i = _mm_loadu_si128(at.cast());
         let both = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(bytes), _mm_srli_epi16::<4>(bytes));
         _mm256_and_si256(both, _mm256_set1_epi8(15))
+    }
+}
+
+/// Those of two blocks.
+#[inline(always)]
+unsafe fn nibbles_of_two(one: *const u8, other: *const u8) -> __m512i {
+    // SAFETY: the caller has AVX-512 and the bytes.
+    unsafe {
+        let one = _mm512_broadcast_i32x4(_mm_loadu_si128(one.cast()));
+        let both = _mm512_mask_broadcast_i32x4(one, 0xff00, _mm_loadu_si128(other.cast()));
+        let shifted = _mm512_srlv_epi64(both, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
+        _mm512_and_si512(shifted, _mm512_set1_epi8(15))
     }
 }
 
@@ -157,16 +223,27 @@ unsafe fn looked_up(nibbles: __m256i, table: [i8; 16]) -> __m256i {
     }
 }
 
+/// The same, plus 128.
+#[inline(always)]
+unsafe fn looked_up_with_offset(nibbles: __m512i, table: [i8; 16]) -> __m512i {
+    let table = table.map(|element| element ^ -128);
+    // SAFETY: the caller has AVX-512 BW, and a table is 16 bytes.
+    unsafe { _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), nibbles) }
+}
+
 #[inline(always)]
 pub(super) unsafe fn minus(elements: __m256i, offset: i8) -> __m256i {
     // SAFETY: the caller has AVX2.
     unsafe { _mm256_sub_epi8(elements, _mm256_set1_epi8(offset)) }
 }
 
-/// A format of blocks of one chunk: its bytes, whether a minimum follows the scale, which lane of a vector has the scale first and the
-/// minimum second, and the elements.
+/// A format of blocks of one chunk: its bytes, whether a minimum follows the scale, a function for the scale and the minimum of a block, one for the
+/// scales of all blocks of a group, and the elements. If there is a faster way to those of two blocks than one by one, what it adds to them, and they.
 macro_rules! of_32 {
-    ($name:ident, $bytes:literal, $minima:literal, $factors:ident, |$block:ident| $elements:expr) => {
+    (
+        $name:ident, $bytes:literal, $minima:literal, $factors:ident, $scales:ident, |$block:ident| $elements:expr
+        $(, $offset:literal, |$one:ident, $other:ident| $pair:expr)?
+    ) => {
         pub(super) struct $name;
 
         impl Format for $name {
@@ -195,28 +272,17 @@ macro_rules! of_32 {
                 scales: &mut [[f32; 16]; M],
                 minima: &mut [__m256; M],
             ) {
-                for at in 0..count {
-                    // SAFETY: the caller has F16C and the chunk, a block of more than eight bytes.
-                    let own = unsafe { $factors(group.add(at * $bytes)) };
+                // SAFETY: the caller has AVX2, FMA, F16C and the chunks, and there is room for 16 scales. Chunks that are not there have 0.
+                unsafe {
+                    let own = $scales::<$bytes>(group, count);
                     for m in 0..M {
-                        // SAFETY: the caller has AVX2, and both arrays have an element for each chunk.
-                        unsafe {
-                            let row = _mm_load_sd(rows[m].factors.get_unchecked(at).as_ptr().cast());
-                            let products = _mm_mul_ps(own, _mm_castpd_ps(row));
-                            _mm_store_ss(scales[m].get_unchecked_mut(at), products);
-                            if Self::MINIMA {
-                                let sum = _mm_add_ps(_mm256_castps256_ps128(minima[m]), products);
-                                minima[m] = _mm256_castps128_ps256(sum);
-                            }
+                        let [factors, sums] = rows[m].vectors();
+                        _mm256_storeu_ps(scales[m].as_mut_ptr(), _mm256_mul_ps(own, factors));
+                        if Self::MINIMA {
+                            minima[m] = _mm256_fmadd_ps(f16s::<$bytes>(group.add(2), count), sums, minima[m]);
                         }
                     }
                 }
-            }
-
-            #[inline(always)]
-            unsafe fn minimum(minima: __m256) -> f32 {
-                // SAFETY: the caller has AVX2.
-                unsafe { lanes(minima)[1] }
             }
 
             #[inline(always)]
@@ -227,14 +293,37 @@ macro_rules! of_32 {
                     $elements
                 }
             }
+
+            $(
+                const OFFSET: u8 = $offset;
+
+                #[inline(always)]
+                unsafe fn pair(group: *const u8, chunk: usize, other: usize) -> __m512i {
+                    // SAFETY: the caller has AVX-512 BW and the chunks, blocks of the group.
+                    unsafe {
+                        let ($one, $other) = (group.add(chunk * $bytes), group.add(other * $bytes));
+                        $pair
+                    }
+                }
+            )?
         }
     };
 }
 
-of_32!(Q4_0, 18, false, halves, |block| minus(nibbles(block.add(2)), 8));
-of_32!(Q4_1, 20, true, halves, |block| nibbles(block.add(4)));
-of_32!(Q5_0, 22, false, halves, |block| minus(_mm256_or_si256(nibbles(block.add(6)), fifths(block.add(2))), 16));
-of_32!(Q5_1, 24, true, halves, |block| _mm256_or_si256(nibbles(block.add(8)), fifths(block.add(4))));
-of_32!(Q8_0, 34, false, halves, |block| bytes(block.add(2)));
-of_32!(Iq4Nl, 18, false, halves, |block| looked_up(nibbles(block.add(2)), IQ4_NL_VALUES));
-of_32!(MXFP4, 17, false, power, |block| looked_up(nibbles(block.add(1)), TWICE_E2M1));
+of_32!(Q4_0, 18, false, halves, f16s, |block| minus(nibbles(block.add(2)), 8), 8, |one, other| {
+    nibbles_of_two(one.add(2), other.add(2))
+});
+of_32!(Q4_1, 20, true, halves, f16s, |block| nibbles(block.add(4)), 0, |one, other| {
+    nibbles_of_two(one.add(4), other.add(4))
+});
+of_32!(Q5_0, 22, false, halves, f16s, |block| {
+    minus(_mm256_or_si256(nibbles(block.add(6)), fifths(block.add(2))), 16)
+});
+of_32!(Q5_1, 24, true, halves, f16s, |block| _mm256_or_si256(nibbles(block.add(8)), fifths(block.add(4))));
+of_32!(Q8_0, 34, false, halves, f16s, |block| bytes(block.add(2)));
+of_32!(Iq4Nl, 18, false, halves, f16s, |block| looked_up(nibbles(block.add(2)), IQ4_NL_VALUES), 128, |one, other| {
+    looked_up_with_offset(nibbles_of_two(one.add(2), other.add(2)), IQ4_NL_VALUES)
+});
+of_32!(MXFP4, 17, false, power, powers, |block| looked_up(nibbles(block.add(1)), TWICE_E2M1), 128, |one, other| {
+    looked_up_with_offset(nibbles_of_two(one.add(1), other.add(1)), TWICE_E2M1)
+});

@@ -1,5 +1,9 @@
 //! Rows that are rounded to 16 or 8 bits.
 
+use std::arch::x86_64::{
+    __m256, _mm256_castpd_ps, _mm256_castps_pd, _mm256_loadu_ps, _mm256_permute4x64_pd, _mm256_shuffle_ps,
+};
+
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::cpu::scratch::{Disjoint, with_scratch};
@@ -60,6 +64,24 @@ pub(super) struct RowGroup<'a> {
     pub(super) factors: &'a [[f32; 2]; 8],
     /// Sums of 16 elements each.
     pub(super) sums: &'a [f32; 16],
+}
+
+impl RowGroup<'_> {
+    /// What the elements of each chunk are multiplied by, and their sums.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    #[inline(always)]
+    pub(super) unsafe fn vectors(&self) -> [__m256; 2] {
+        let factors = self.factors.as_flattened();
+        // SAFETY: the caller has AVX2, and there are 16 factors.
+        unsafe {
+            let (one, other) = (_mm256_loadu_ps(factors.as_ptr()), _mm256_loadu_ps(factors[8..].as_ptr()));
+            let [factors, sums] = [_mm256_shuffle_ps::<0x88>(one, other), _mm256_shuffle_ps::<0xdd>(one, other)];
+            let in_order = |pairs| _mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(_mm256_castps_pd(pairs)));
+            [in_order(factors), in_order(sums)]
+        }
+    }
 }
 
 impl<'a> Row<'a> {
