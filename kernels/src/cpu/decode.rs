@@ -7,7 +7,7 @@
 //!                slots of one head, 1024 to a task, in blocks of 256
 //!              ┌────────────────────────┬──────────────────────┬──
 //! query 0, t0  │ 4 keys →               │                      │    scores of a block in the first-level cache,
-//! query 0, t1  │ 4 keys →      4 values │           →          │    with running max, sum and the context
+//! query 0, t1  │ 4 keys →      values → │           →          │    with running max, sum and the context
 //! query 1, t0  │ 4 keys →               │                      │
 //!              └────────────────────────┴──────────────────────┴──
 //! ```

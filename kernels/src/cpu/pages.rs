@@ -1,8 +1,10 @@
-//! Huge pages. A processor looks up the place of a page in memory, and reads of large matrices and caches wait for these lookups: with
+//! Huge pages. A processor looks up the place of each page in memory, and reads of large matrices and caches wait for these lookups: with
 //! pages of 2 MiB in place of 4 KiB they take two thirds to nine tenths of the time. Most distributions of Linux give huge pages to memory
-//! for which a program asks (`madvise` in `/sys/kernel/mm/transparent_hugepage/enabled`), and other systems have no such call.
+//! for which a program asks (`madvise` in `/sys/kernel/mm/transparent_hugepage/enabled`). With `never`, and on other systems, nothing here has an effect.
 
 use std::ops::Range;
+#[cfg(target_os = "linux")]
+use std::sync::LazyLock;
 
 /// Bytes of a huge page.
 const HUGE: usize = 2 << 20;
@@ -30,12 +32,19 @@ pub fn reserve_huge_pages<E>(slice: &[E]) {
     let _ = slice;
 }
 
+/// Whether the system is set to use no huge pages, which `MADV_COLLAPSE` alone would not respect.
+#[cfg(target_os = "linux")]
+static ARE_OFF: LazyLock<bool> = LazyLock::new(|| {
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    setting.is_ok_and(|setting| setting.contains("[never]"))
+});
+
 /// Whether the system took the advice, or there is nothing to advise.
 #[cfg(target_os = "linux")]
 fn advise<E>(slice: &[E], advice: i32) -> bool {
     let start = slice.as_ptr().addr();
     let pages = huge_pages(start..start + size_of_val(slice));
-    if pages.is_empty() {
+    if pages.is_empty() || *ARE_OFF {
         return true;
     }
     let first = slice.as_ptr().cast_mut().cast::<std::ffi::c_void>().with_addr(pages.start);
