@@ -13,6 +13,7 @@ import subprocess
 import time
 
 import llama_cpp
+from llama_cpp import llama_cpp as bindings
 
 
 def ours(args, ids):
@@ -21,6 +22,18 @@ def ours(args, ids):
     text = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     found = re.search(r"prompt: \d+ tokens in ([\d.]+) s; generated \d+, ([\d.]+) tokens/s", text)
     return float(found[1]), float(found[2])
+
+
+def in_file_layout():
+    """Keep llama.cpp from repacking weights: its products on AMX (0.3.36) end in a segmentation fault with Q4_1."""
+    default = bindings.llama_model_default_params
+
+    def parameters():
+        own = default()
+        own.use_extra_bufts = False
+        return own
+
+    bindings.llama_model_default_params = parameters
 
 
 def theirs(args, ids):
@@ -44,6 +57,7 @@ def main():
     ap.add_argument("--tokens", type=int, default=64, help="tokens after it")
     ap.add_argument("--rounds", type=int, default=5)
     args = ap.parse_args()
+    in_file_layout()
     ids = [at * 37 % 40000 + 100 for at in range(args.prompt)]
     rounds = [(ours(args, ids), theirs(args, ids)) for _ in range(args.rounds)]
     for name, side in [("generate", 0), ("llama.cpp", 1)]:
