@@ -182,26 +182,24 @@ pub(super) fn prefetch<E>(elements: &[E]) {
 /// Prefetches the line of an element into the first-level cache. The slice need not have the element.
 #[inline(always)]
 pub(super) fn prefetch_near<E>(elements: &[E], at: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction. It reads nothing that the program could see, and ignores addresses that
-        // are not mapped.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(elements.as_ptr().wrapping_add(at).cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (elements, at);
+    prefetch_line::<true, E>(elements, at);
 }
 
-/// Prefetches the line of an element into the second-level cache. The slice need not have the element.
+/// The same into the second-level cache.
 #[inline(always)]
 pub(super) fn prefetch_at<E>(elements: &[E], at: usize) {
+    prefetch_line::<false, E>(elements, at);
+}
+
+#[inline(always)]
+fn prefetch_line<const NEAR: bool, E>(elements: &[E], at: usize) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+        let line = elements.as_ptr().wrapping_add(at).cast();
         // SAFETY: every x86-64 processor has the instruction. It reads nothing that the program could see, and ignores addresses that
         // are not mapped.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(elements.as_ptr().wrapping_add(at).cast()) }
+        unsafe { if NEAR { _mm_prefetch::<_MM_HINT_T0>(line) } else { _mm_prefetch::<_MM_HINT_T1>(line) } }
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = (elements, at);
