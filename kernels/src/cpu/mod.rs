@@ -18,4 +18,5 @@ mod scratch;
 mod simd;
 mod slots;
 mod stream;
+mod sums;
 pub mod threads;

@@ -1,10 +1,10 @@
 //! LayerNorm and RMSNorm.
 
+use pulp::{Arch, Simd, WithSimd};
+
+use super::sums::{squares, sum};
 use super::threads;
 use crate::contract::check_len;
-
-/// Partial sums of a row, so that they run in vector registers.
-const LANES: usize = 16;
 
 /// Elements of a task, so that a task is worth a thread.
 const TASK: usize = 1 << 14;
@@ -47,37 +47,50 @@ pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
     }
     let together = TASK.div_ceil(features) * features;
     threads::each_part(output, together, |task, output| {
-        for (row, output) in output.chunks_mut(features).enumerate() {
-            let at = task * together + row * features..task * together + (row + 1) * features;
-            output.copy_from_slice(&problem.input[at.clone()]);
-            if let Some(residual) = problem.residual {
-                output.iter_mut().zip(&residual[at]).for_each(|(output, residual)| *output += residual);
-            }
-            normalise(problem, output);
-        }
+        Arch::new().dispatch(Rows { problem, first: task * together, output });
     });
 }
 
+/// Whole rows of the output, from the element `first` on.
+struct Rows<'a> {
+    problem: &'a Norm<'a>,
+    first: usize,
+    output: &'a mut [f32],
+}
+
+impl WithSimd for Rows<'_> {
+    type Output = ();
+
+    // A closure would be compiled for the baseline instruction set.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { problem, first, output } = self;
+        let features = problem.gamma.len();
+        for (row, output) in output.chunks_mut(features).enumerate() {
+            let at = first + row * features..first + (row + 1) * features;
+            output.copy_from_slice(&problem.input[at.clone()]);
+            if let Some(residual) = problem.residual {
+                for (output, residual) in output.iter_mut().zip(&residual[at]) {
+                    *output += residual;
+                }
+            }
+            normalise(problem, output);
+        }
+    }
+}
+
+#[inline(always)]
 fn normalise(problem: &Norm<'_>, output: &mut [f32]) {
     let count = output.len() as f32;
-    let mean = if problem.rms { 0.0 } else { sum(output, |x| x) / count };
-    let variance = sum(output, |x| (x - mean) * (x - mean)) / count;
+    let mean = if problem.rms { 0.0 } else { sum(output) / count };
+    let variance = squares(output, mean) / count;
     let factor = 1.0 / (variance + problem.epsilon).sqrt();
     for (output, gamma) in output.iter_mut().zip(problem.gamma) {
         *output = (*output - mean) * factor * gamma;
     }
     if let Some(beta) = problem.beta {
-        output.iter_mut().zip(beta).for_each(|(output, beta)| *output += beta);
-    }
-}
-
-fn sum(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [0.0f32; LANES];
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += term(*value);
+        for (output, beta) in output.iter_mut().zip(beta) {
+            *output += beta;
         }
     }
-    lanes.iter().sum::<f32>() + rest.iter().map(|value| term(*value)).sum::<f32>()
 }

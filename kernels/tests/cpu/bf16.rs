@@ -1,7 +1,7 @@
 //! Products of prompts with a matrix of bf16 or f16.
 
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_kernels::cpu::product::{BlockMatrix, InputElements, Product, product, round_to_bf16};
+use burn_deepspeed_kernels::cpu::product::{AnyMatrix, BlockMatrix, InputElements, Matrix, Product, product};
 
 use crate::oracle::noise;
 use crate::parts::check;
@@ -194,21 +194,39 @@ fn a_statement_about_the_input_affects_the_rounding_of_sums_at_most() {
 }
 
 #[test]
-fn numbers_are_rounded_as_half_rounds_them() {
-    // Every exponent with ties, their neighbours and both signs, and enough for several tasks.
-    let lower = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff];
-    let mut numbers: Vec<f32> =
-        (0..=u16::MAX).flat_map(|upper| lower.map(|lower| f32::from_bits(u32::from(upper) << 16 | lower))).collect();
-    numbers.pop();
-    let rounded = round_to_bf16(&numbers);
-    assert_eq!(rounded.len(), numbers.len());
-    for (number, rounded) in numbers.iter().zip(rounded) {
-        let expected = half::bf16::from_f32(*number).to_f32();
-        assert!(
-            rounded.to_bits() == expected.to_bits() || rounded.is_nan() && expected.is_nan(),
-            "{number}: {rounded}"
-        );
-        assert_eq!(rounded.to_bits() & 0xffff, 0);
+fn an_input_is_rounded_as_half_rounds_it() {
+    for (rows, inputs, outputs) in [(1, 33, 20), (3, 96, 40), (16, 200, 33), (45, 1100, 40), (70, 64, 16)] {
+        let dense = noise(inputs * outputs, 3);
+        let blocks = BlockFormat::BF16.quantise(&dense);
+        let mut input = noise(rows * inputs, 4);
+        // Ties, one that becomes infinite, a NaN whose upper half is an infinity, and a row that is next to nothing.
+        input[0] = f32::from_bits(0x3f80_8000);
+        input[1] = f32::from_bits(0x3f81_8000);
+        if rows > 15 {
+            input[2 * inputs + 5] = f32::MAX;
+            input[4 * inputs + 7] = f32::from_bits(0x7f80_0001);
+            for element in &mut input[9 * inputs..10 * inputs] {
+                *element *= f32::MIN_POSITIVE;
+            }
+        }
+        let rounded: Vec<f32> = input.iter().map(|number| half::bf16::from_f32(*number).to_f32()).collect();
+        let (input, rounded) = (&input[..], &rounded[..]);
+        let matrix = BlockMatrix { format: BlockFormat::BF16, blocks: &blocks, inputs, outputs };
+        let [found, expected] = both(input, rounded, matrix, inputs, outputs);
+        assert_eq!(found, expected, "blocks, {rows} rows");
+        let matrix = Matrix { elements: &dense, inputs, outputs, input_stride: 1, output_stride: inputs };
+        let [found, expected] = both(input, rounded, matrix, inputs, outputs);
+        assert_eq!(found, expected, "dense, {rows} rows");
     }
-    assert!(round_to_bf16(&[]).is_empty());
+}
+
+/// The bits of the products with an input that is rounded by the kernel, and with one that was rounded before. All NaN are the same.
+fn both<W: AnyMatrix>(input: &[f32], rounded: &[f32], matrix: W, inputs: usize, outputs: usize) -> [Vec<u32>; 2] {
+    [(input, InputElements::RoundToBf16), (rounded, InputElements::Bf16)].map(|(input, elements)| {
+        let rows = input.len() / inputs;
+        let mut output = vec![7.0f32; rows * outputs];
+        let problem = Product { input, elements, sequence: rows, matrix, bias: None, width: outputs, first: 0 };
+        product(&problem, &mut output);
+        output.into_iter().map(|number| if number.is_nan() { f32::NAN.to_bits() } else { number.to_bits() }).collect()
+    })
 }

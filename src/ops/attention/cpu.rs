@@ -5,6 +5,7 @@ use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Cached, Heads
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
+use burn_deepspeed_kernels::cpu::pages::zeros;
 use half::{bf16, f16};
 
 use super::arguments::Attention;
@@ -121,7 +122,7 @@ impl<B: InMemory> Call<'_, B> {
             sinks: self.sinks,
             masks: self.masks(&owned),
         };
-        let mut output = vec![0.0; batch * tokens * heads * value_dim];
+        let mut output = zeros(batch * tokens * heads * value_dim);
         match self.kernel {
             CpuKernel::Decode => decode(&problem, &mut output),
             CpuKernel::Flash => flash(&problem, &mut output),

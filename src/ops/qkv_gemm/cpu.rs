@@ -6,9 +6,10 @@ use burn::tensor::{DType, Tensor};
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::config::ActivationRounding;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
+use burn_deepspeed_kernels::cpu::pages::zeros;
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
-    RoundedMatrix, has_rounded, product, round_to_bf16, rounded_product,
+    RoundedMatrix, has_rounded, product, rounded_product,
 };
 use bytemuck::Pod;
 
@@ -80,7 +81,7 @@ fn normalised<B: InMemory>(
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
     let (gamma, beta, spec) = (norm.gamma(), norm.beta(), norm.spec());
-    let mut output = vec![0.0; batch * tokens * width];
+    let mut output = zeros(batch * tokens * width);
     B::with_elements(input, |input| {
         B::with_elements(&gamma, |gamma| {
             with_vector(beta.as_ref(), |beta| {
@@ -123,17 +124,15 @@ fn multiplied<B: InMemory>(
     with_bias: bool,
 ) -> (Vec<f32>, [usize; 3]) {
     let width = weights.iter().map(|weight| weight.output_size()).sum();
-    let mut output = vec![0.0; batch * tokens * width];
-    let (mut first, mut rounded) = (0, None);
+    let mut output = zeros(batch * tokens * width);
+    let mut first = 0;
     for weight in weights {
         check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
         check_types(operation, dtype, weight);
         let bias = weight.bias().filter(|_| with_bias);
-        let (input, elements) = match elements {
-            InputElements::F32 if weight.rounds_input_to_bf16() => {
-                (&**rounded.get_or_insert_with(|| round_to_bf16(input)), InputElements::Bf16)
-            }
-            _ => (input, elements),
+        let elements = match elements {
+            InputElements::F32 if weight.rounds_input_to_bf16() => InputElements::RoundToBf16,
+            elements => elements,
         };
         with_vector(bias.as_ref(), |bias| {
             Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, &mut output);

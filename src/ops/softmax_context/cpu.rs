@@ -3,6 +3,7 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
+use burn_deepspeed_kernels::cpu::pages::zeros;
 use burn_deepspeed_kernels::cpu::scatter::{AnyFloat, HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
 use half::{bf16, f16};
 
@@ -90,7 +91,7 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
                     let context = attend(query, key.into(), value.into(), tokens);
                     let returned = |part: &Part<'_>| {
                         let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
-                        let mut output = vec![0.0f32; batch * kv_heads * tokens * head_dim];
+                        let mut output = zeros(batch * kv_heads * tokens * head_dim);
                         part.put(Places::Slots { slots: tokens, starts: &starts, counts: &counts }, &mut output);
                         tensor(output, [batch, kv_heads, tokens, head_dim], (&device, dtype))
                     };
@@ -200,7 +201,7 @@ impl<'a> Part<'a> {
             return self.in_place();
         }
         let token = self.heads * head_dim;
-        scratch.resize(batch * tokens * token, 0.0);
+        *scratch = zeros(batch * tokens * token);
         self.put(Places::Packed, scratch);
         Heads { elements: scratch, batch: tokens * token, head: head_dim, token }
     }
@@ -208,7 +209,7 @@ impl<'a> Part<'a> {
     /// The heads, normalised and rotated, `[batch, tokens, heads, head_dim]`.
     pub fn moved(&self) -> Vec<f32> {
         let Packed { batch, tokens, head_dim, .. } = self.packed;
-        let mut moved = vec![0.0f32; batch * tokens * self.heads * head_dim];
+        let mut moved = zeros(batch * tokens * self.heads * head_dim);
         self.put(Places::Packed, &mut moved);
         moved
     }

@@ -148,6 +148,11 @@ impl<E: Element> Weights for Matrix<'_, E> {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    fn rounds_to_bf16(problem: &Product<'_, Self>) -> bool {
+        parts::are_faster(problem)
+    }
+
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
         #[cfg(target_arch = "x86_64")]
         if parts::product(problem, output) {

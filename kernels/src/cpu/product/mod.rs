@@ -51,39 +51,54 @@ impl<W: Weights> AnyMatrix for W {}
 ///
 /// # Panics
 /// If a slice does not have the length that the sizes imply.
-#[inline]
 pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
-    W::product(problem, output);
+    if problem.elements == InputElements::RoundToBf16 && !W::rounds_to_bf16(problem) {
+        with_rounded_input(problem, |problem| W::product(problem, output));
+    } else {
+        W::product(problem, output);
+    }
 }
 
-/// The numbers rounded to bf16, to nearest and ties to even. Those above the largest become infinite.
-pub fn round_to_bf16(numbers: &[f32]) -> Vec<f32> {
+/// Calls `work` with the same problem, in which elements that are to be rounded to bf16 have been.
+fn with_rounded_input<W: Weights, R>(problem: &Product<'_, W>, work: impl FnOnce(&Product<'_, W>) -> R) -> R {
     /// Numbers of a task.
     const SOME: usize = 1 << 16;
-    let mut rounded = vec![0.0; numbers.len()];
-    threads::each_part(&mut rounded, SOME, |part, rounded| {
-        rounded.copy_from_slice(&numbers[part * SOME..][..rounded.len()]);
-        Arch::new().dispatch(RoundToBf16(rounded));
-    });
-    rounded
+    if problem.elements != InputElements::RoundToBf16 {
+        return work(problem);
+    }
+    with_scratch(problem.input.len(), |rounded| {
+        threads::each_part(rounded, SOME, |part, places| {
+            Arch::new().dispatch(RoundToBf16 { numbers: &problem.input[part * SOME..][..places.len()], places });
+        });
+        work(&Product { input: rounded, elements: InputElements::Bf16, ..*problem })
+    })
 }
 
-struct RoundToBf16<'a>(&'a mut [f32]);
+struct RoundToBf16<'a> {
+    numbers: &'a [f32],
+    places: &'a mut [f32],
+}
 
 impl WithSimd for RoundToBf16<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        for number in self.0 {
-            let bits = number.to_bits();
-            // Half a unit of the last bit, or less where that is even.
-            let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
-            // A NaN could become another number.
-            let quiet = (bits | 0x0040_0000) & 0xffff_0000;
-            *number = f32::from_bits(if number.is_nan() { quiet } else { nearest });
+        for (place, number) in self.places.iter_mut().zip(self.numbers) {
+            *place = f32::from_bits(nearest_bf16(*number));
         }
     }
+}
+
+/// The bits of the nearest bf16, as an f32; ties to even.
+#[inline(always)]
+fn nearest_bf16(number: f32) -> u32 {
+    let bits = number.to_bits();
+    // Half a unit of the last bit, or less where that is even.
+    let nearest = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    // A NaN could become another number.
+    let quiet = (bits | 0x0040_0000) & 0xffff_0000;
+    if number.is_nan() { quiet } else { nearest }
 }
 
 /// [`product`] for the implementations of [`Weights::product`], which are compiled here and not in every program that calls them.
@@ -143,5 +158,24 @@ impl<W: Weights> WithSimd for Task<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         self.matrix.stream(simd, self.input, self.first, self.sums);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_rounded_as_half_rounds_them() {
+        // Every exponent with ties, their neighbours and both signs.
+        for upper in 0..=u32::from(u16::MAX) {
+            for lower in [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let number = f32::from_bits(upper << 16 | lower);
+                let (found, expected) = (nearest_bf16(number), half::bf16::from_f32(number).to_f32());
+                let are_nan = f32::from_bits(found).is_nan() && expected.is_nan();
+                assert!(found == expected.to_bits() || are_nan, "{number}");
+                assert_eq!(found & 0xffff, 0);
+            }
+        }
     }
 }

@@ -2,8 +2,8 @@
 //! other.
 
 use std::arch::x86_64::{
-    __m512i, _mm512_maskz_loadu_epi8, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_si512,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_maskz_loadu_epi8, _mm512_setzero_si512, _mm512_shuffle_i32x4,
+    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 /// Bytes of a row that an instruction reads: a register.
@@ -18,6 +18,9 @@ pub(super) const LANES: usize = 16;
 pub(super) const VECTORS: usize = 2;
 /// Outputs of a panel.
 pub(super) const OUTPUTS: usize = LANES * VECTORS;
+
+/// Steps between those that are packed and those that are prefetched.
+const AHEAD: usize = 4;
 
 /// Whether the processor has the instructions that pack.
 pub(in crate::cpu) fn is_available() -> bool {
@@ -41,6 +44,7 @@ pub(super) fn pack(
         for (step, place) in place.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
             let rows: [__m512i; LANES] = std::array::from_fn(|lane| {
                 let rest = runs[lane].get(step * STEP..).unwrap_or_default();
+                _mm_prefetch::<_MM_HINT_T0>(runs[lane].as_ptr().wrapping_add((step + AHEAD) * STEP).cast());
                 let mask = u64::MAX.checked_shr(STEP.saturating_sub(rest.len()) as u32).unwrap_or_default();
                 // SAFETY: the mask has no bytes but those of `rest`.
                 unsafe { _mm512_maskz_loadu_epi8(mask, rest.as_ptr().cast()) }

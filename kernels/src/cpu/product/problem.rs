@@ -38,8 +38,8 @@ pub struct Product<'a, W> {
     pub first: usize,
 }
 
-/// What the elements of an input are known to be. A statement may make a product faster, and affects no more of the result than the rounding of
-/// sums. A wrong one costs time alone.
+/// What the elements of an input are known to be, or become. A statement may make a product faster, and affects no more of the result than the
+/// rounding of sums. A wrong one costs time alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum InputElements {
     /// Any f32. The default.
@@ -47,6 +47,8 @@ pub enum InputElements {
     F32,
     /// Numbers of bf16: the lower 16 bits of each f32 are zero.
     Bf16,
+    /// Any f32. They are rounded to bf16 before they are multiplied: to nearest, ties to even, and those above the largest bf16 become infinite.
+    RoundToBf16,
 }
 
 /// How a product is computed.
@@ -97,6 +99,11 @@ pub(crate) trait Weights: Copy + Send + Sync {
 
     /// Prefetches weights: a part of what `pack` gets after the group `at`, whose outputs are `own`, of a block.
     fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize);
+
+    /// Whether `product` rounds the input where that is asked for. If not, it gets one that was rounded.
+    fn rounds_to_bf16(_problem: &Product<'_, Self>) -> bool {
+        false
+    }
 
     /// The product of any rows.
     fn product(problem: &Product<'_, Self>, output: &mut [f32]);

@@ -3,9 +3,7 @@
 use burn_deepspeed_core::qk_norm::QkNormKind;
 
 use crate::contract::{check_len, product};
-
-/// Partial sums of a head, so that they run in vector registers.
-const LANES: usize = 16;
+use crate::cpu::sums::{squares, sum};
 
 /// The norm of the heads of a [`Scatter`](super::Scatter), before their rotation or after it.
 #[derive(Debug, Clone, Copy)]
@@ -79,33 +77,4 @@ impl HeadNorm<'_> {
             }
         }
     }
-}
-
-#[inline(always)]
-fn sum(values: &[f32]) -> f32 {
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [0.0f32; LANES];
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += value;
-        }
-    }
-    lanes.iter().sum::<f32>() + rest.iter().sum::<f32>()
-}
-
-/// The sum of `(value - mean)²`.
-#[inline(always)]
-fn squares(values: &[f32], mean: f32) -> f32 {
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    let mut lanes = [0.0f32; LANES];
-    for chunk in chunks {
-        for (lane, value) in lanes.iter_mut().zip(chunk) {
-            *lane += (value - mean) * (value - mean);
-        }
-    }
-    let mut sum = lanes.iter().sum::<f32>();
-    for value in rest {
-        sum += (value - mean) * (value - mean);
-    }
-    sum
 }

@@ -197,6 +197,11 @@ impl Weights for BlockMatrix<'_> {
         }
     }
 
+    #[cfg(target_arch = "x86_64")]
+    fn rounds_to_bf16(problem: &Product<'_, Self>) -> bool {
+        parts::are_faster(problem)
+    }
+
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
         let format = problem.matrix.format;
         #[cfg(target_arch = "x86_64")]

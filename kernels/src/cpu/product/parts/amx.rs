@@ -11,6 +11,21 @@ use crate::cpu::product::panel::{LANES, OUTPUTS, STEP, TILE};
 /// The sums of a tile.
 pub(super) type Sums = [[f32; OUTPUTS]; ROWS];
 
+/// What products are added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Start {
+    /// Zero: what the sums were does not matter.
+    Zero,
+    /// The sums.
+    Sums,
+}
+
+/// Zeros in the places of the sums, if all of their lines are at the first.
+static ZEROS: [f32; LOWER + OUTPUTS] = [0.0; LOWER + OUTPUTS];
+
+/// From the upper 16 rows of the sums to the others, in numbers.
+const LOWER: usize = ROWS / 2 * OUTPUTS;
+
 /// Numbers of a step of a part that are prefetched with a panel, so that all panels fetch all of them: four lines.
 pub(super) const AHEAD: usize = split::PART / PANELS;
 
@@ -63,12 +78,12 @@ macro_rules! next_rows {
 
 /// The steps of a block, with the instructions for the products of a step.
 macro_rules! steps {
-    ($row:ident, $panel:ident, $packed:ident, $ahead:ident, $counts:ident, $sums:ident, $($products:expr,)*) => {
+    ($row:ident, $panel:ident, $packed:ident, $ahead:ident, $counts:ident, ($from:ident, $from_line:ident), $sums:ident, $($products:expr,)*) => {
         asm!(
-            "tileloadd tmm0, [{sums} + {line}*1]",
-            "tileloadd tmm1, [{sums} + {line}*1 + {half_line}]",
-            "tileloadd tmm2, [{sums} + {line}*1 + {lower}]",
-            "tileloadd tmm3, [{sums} + {line}*1 + {lower} + {half_line}]",
+            "tileloadd tmm0, [{from} + {from_line}*1]",
+            "tileloadd tmm1, [{from} + {from_line}*1 + {half_line}]",
+            "tileloadd tmm2, [{from} + {from_line}*1 + {lower}]",
+            "tileloadd tmm3, [{from} + {from_line}*1 + {lower} + {half_line}]",
             "2:",
             "cmp byte ptr [{counts}], 2",
             $($products,)*
@@ -91,11 +106,13 @@ macro_rules! steps {
             counts = inout(reg) $counts.as_ptr() => _,
             steps = inout(reg) $counts.len() => _,
             stride = in(reg) STEP,
-            line = in(reg) size_of::<[f32; OUTPUTS]>(),
+            from = in(reg) $from,
+            from_line = in(reg) $from_line,
+            line = in(reg) LINE,
             sums = in(reg) $sums.as_mut_ptr(),
             row_step = const split::ALL_PARTS * size_of::<u16>(),
             half_line = const size_of::<[f32; LANES]>(),
-            lower = const ROWS / 2 * size_of::<[f32; OUTPUTS]>(),
+            lower = const LOWER * size_of::<f32>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
             out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
             options(nostack),
@@ -103,7 +120,7 @@ macro_rules! steps {
     };
 }
 
-/// Adds the products of the parts of a block of rows and a panel to the sums of a tile: those of the second and third parts of both with each other
+/// Adds the products of the parts of a block of rows and a panel to the sums of a tile, or to zero: those of the second and third parts of both with each other
 /// are left out, and the others are added in the same order. Parts that a step or the panel does not have would be zeros, which change no sum but one
 /// of -0. The panel has the steps of the block.
 ///
@@ -118,8 +135,9 @@ pub(super) fn multiply(
     rows: TileSteps<'_>,
     (panel, packed): (&[u8], Packed),
     ahead: *const u16,
-    sums: &mut Sums,
+    (start, sums): (Start, &mut Sums),
 ) {
+    const LINE: usize = size_of::<[f32; OUTPUTS]>();
     const { assert!(split::PARTS == 3 && PARTS == 3, "the loops have three parts") };
     const { assert!(split::PART * size_of::<u16>() == 2048 && pack::PART == 2048 && TILE == 1024, "the loops have these sizes") };
     let TileSteps { numbers, counts } = rows;
@@ -129,18 +147,22 @@ pub(super) fn multiply(
     let last = (steps - 1) * packed.step + packed.vector + (packed.parts - 1) * pack::PART;
     assert!((1..=PARTS).contains(&packed.parts) && last + TILE <= panel.len());
     let (row, panel) = (numbers.as_ptr(), panel.as_ptr());
+    let (from, from_line) = match start {
+        Start::Zero => (ZEROS.as_ptr(), 0),
+        Start::Sums => (sums.as_ptr().cast(), LINE),
+    };
     // SAFETY: this thread has configured the tiles, and the processor has the instructions. Of each step, the parts of 32 rows, the parts of the panel
     // and a count are there, and 32 rows of 128 bytes of sums, by the checks and by their type.
     unsafe {
         match packed.parts {
-            1 => steps!(row, panel, packed, ahead, counts, sums,
+            1 => steps!(row, panel, packed, ahead, counts, (from, from_line), sums,
                 weights!(0),
                 "jb 4f", "je 3f",
                 next_rows!(2),
                 "3:", next_rows!(1),
                 "4:", next_rows!(0),
             ),
-            2 => steps!(row, panel, packed, ahead, counts, sums,
+            2 => steps!(row, panel, packed, ahead, counts, (from, from_line), sums,
                 "jb 4f",
                 weights!(0),
                 "je 3f",
@@ -152,7 +174,7 @@ pub(super) fn multiply(
                 "4:", weights!(1), next_rows!(0),
                 "5:", next_weights!(0),
             ),
-            _ => steps!(row, panel, packed, ahead, counts, sums,
+            _ => steps!(row, panel, packed, ahead, counts, (from, from_line), sums,
                 "jb 4f",
                 weights!(0),
                 "je 3f",

@@ -7,6 +7,7 @@ use std::arch::x86_64::{
 };
 use std::sync::LazyLock;
 
+use super::amx::Start;
 use super::split::{self, ALL_PARTS, INPUTS, TileSteps};
 use super::weights::Packed;
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE, VECTORS};
@@ -29,20 +30,25 @@ pub(super) fn is_fast() -> bool {
     is_available() && *IS_AMD
 }
 
-/// Adds the products of the first rows of a group and a panel to the sums of these rows, pair by pair in the order of the inputs. Both have one part.
+/// Adds the products of the first rows of a group and a panel to the sums of these rows, or to zero, pair by pair in the order of the inputs. Both have one part.
 ///
 /// # Panics
 /// If a slice is too short.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) fn multiply(rows: TileSteps<'_>, group: usize, panel: (&[u8], Packed), sums: &mut [[f32; OUTPUTS]]) {
+pub(super) fn multiply(
+    rows: TileSteps<'_>,
+    group: usize,
+    panel: (&[u8], Packed),
+    (start, sums): (Start, &mut [[f32; OUTPUTS]]),
+) {
     assert!(sums.len() <= GROUP);
     let mut first = 0;
     while first < sums.len() {
         let row = group * GROUP + first;
         first += match sums.len() - first {
-            ROWS.. => some::<ROWS>(rows, row, panel, &mut sums[first..]),
-            4.. => some::<4>(rows, row, panel, &mut sums[first..]),
-            _ => some::<1>(rows, row, panel, &mut sums[first..]),
+            ROWS.. => some::<ROWS>(rows, row, panel, (start, &mut sums[first..])),
+            4.. => some::<4>(rows, row, panel, (start, &mut sums[first..])),
+            _ => some::<1>(rows, row, panel, (start, &mut sums[first..])),
         };
     }
 }
@@ -53,7 +59,7 @@ fn some<const N: usize>(
     rows: TileSteps<'_>,
     first: usize,
     (panel, packed): (&[u8], Packed),
-    sums: &mut [[f32; OUTPUTS]],
+    (start, sums): (Start, &mut [[f32; OUTPUTS]]),
 ) -> usize {
     /// Pairs of a row in a step.
     const PAIRS: usize = STEP / size_of::<[u16; 2]>();
@@ -61,10 +67,12 @@ fn some<const N: usize>(
     assert!(first + N <= split::ROWS && numbers.len() == steps * ALL_PARTS && steps > 0);
     assert!((steps - 1) * packed.step + (VECTORS - 1) * packed.vector + TILE <= panel.len());
     let mut totals = [[_mm512_setzero_ps(); VECTORS]; N];
-    for (totals, sums) in totals.iter_mut().zip(&*sums) {
-        for (total, sums) in totals.iter_mut().zip(sums.as_chunks::<LANES>().0) {
-            // SAFETY: there are 16 sums.
-            *total = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+    if start == Start::Sums {
+        for (totals, sums) in totals.iter_mut().zip(&*sums) {
+            for (total, sums) in totals.iter_mut().zip(sums.as_chunks::<LANES>().0) {
+                // SAFETY: there are 16 sums.
+                *total = unsafe { _mm512_loadu_ps(sums.as_ptr()) };
+            }
         }
     }
     for step in 0..steps {

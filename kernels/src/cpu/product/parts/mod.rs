@@ -22,7 +22,7 @@ mod weights;
 
 use super::problem::{InputElements, Product, check};
 use super::tiles::some_outputs as in_f32;
-use super::{amx as instructions, panel};
+use super::{amx as instructions, panel, with_rounded_input};
 use crate::cpu::scratch::with_scratch;
 pub(super) use split::DEPTH;
 pub(super) use weights::{InParts, Panels};
@@ -53,7 +53,7 @@ impl Engine {
             None
         } else if instructions::has_bf16() {
             Some(Self::Amx)
-        } else if matrix.is_bf16() && *elements == InputElements::Bf16 && dot::is_fast() {
+        } else if matrix.is_bf16() && *elements != InputElements::F32 && dot::is_fast() {
             Some(Self::Dot)
         } else {
             None
@@ -67,6 +67,11 @@ impl Engine {
             Self::Amx => split::PARTS,
         }
     }
+}
+
+/// Whether a product is faster in parts, so that [`product`] computes it.
+pub(super) fn are_faster<W: InParts>(problem: &Product<'_, W>) -> bool {
+    Engine::of(problem).is_some()
 }
 
 /// Computes [`product`](super::product) if it is faster in parts, and returns whether it is. A row's result depends neither on the other rows nor on the
@@ -99,13 +104,20 @@ fn some_rows<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut 
     let rows = input.len() / inputs;
     with_scratch(rows + outputs, |scratch| {
         let (largest_of_rows, largest_of_outputs) = scratch.split_at_mut(rows);
-        split::with_parts(input, inputs, engine.parts(), largest_of_rows, |parts| {
+        let elements = match problem.elements {
+            InputElements::RoundToBf16 => split::Elements::Rounded,
+            _ => split::Elements::Exact { parts: engine.parts() },
+        };
+        split::with_parts(input, inputs, elements, largest_of_rows, |parts| {
             tiles::product(engine, problem, parts, largest_of_outputs, output);
         });
-        each_extreme(largest_of_outputs, |first, count| in_f32(problem, first..first + count, output));
+        each_extreme(largest_of_outputs, |first, count| {
+            with_rounded_input(problem, |problem| in_f32(problem, first..first + count, output));
+        });
         each_extreme(largest_of_rows, |row, rows| {
             let input = &input[row * inputs..][..rows * inputs];
-            in_f32(&Product { input, ..*problem }, 0..outputs, &mut output[row * width..][..rows * width]);
+            let output = &mut output[row * width..][..rows * width];
+            with_rounded_input(&Product { input, ..*problem }, |problem| in_f32(problem, 0..outputs, output));
         });
     });
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
+use crate::cpu::product::nearest_bf16;
 use crate::cpu::product::panel::{GROUP, LANES, STEP, TILE};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
@@ -76,12 +77,20 @@ impl Parts<'_> {
     }
 }
 
-/// Splits rows of `inputs` elements into up to `most` parts. Writes the largest magnitude of each: that of a row with a NaN, or with an element
-/// that has more parts, is NaN.
+/// What becomes of elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Elements {
+    /// They are split into up to so many parts.
+    Exact { parts: usize },
+    /// They are rounded to bf16, and have one part.
+    Rounded,
+}
+
+/// Splits rows of `inputs` elements. Writes the largest magnitude of each: that of a row with a NaN, or with an element that has more parts, is NaN.
 pub(super) fn with_parts<R>(
     input: &[f32],
     inputs: usize,
-    most: usize,
+    elements: Elements,
     largest: &mut [f32],
     work: impl FnOnce(&Parts<'_>) -> R,
 ) -> R {
@@ -97,7 +106,7 @@ pub(super) fn with_parts<R>(
             // SAFETY: every tile has its own places.
             let (numbers, counts) = unsafe { (all_numbers.part(at * tile, tile), all_counts.part(at * steps, steps)) };
             let rows = &input[at * ROWS * inputs..][..largest.len() * inputs];
-            Arch::new().dispatch(Split { rows, inputs, most, numbers, counts, largest });
+            Arch::new().dispatch(Split { rows, inputs, elements, numbers, counts, largest });
         });
         work(&Parts { numbers, counts, rows, inputs })
     })
@@ -107,7 +116,7 @@ pub(super) fn with_parts<R>(
 struct Split<'a> {
     rows: &'a [f32],
     inputs: usize,
-    most: usize,
+    elements: Elements,
     numbers: &'a mut [u16],
     counts: &'a mut [u8],
     largest: &'a mut [f32],
@@ -118,9 +127,19 @@ impl WithSimd for Split<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { rows, inputs, most, numbers, counts, largest } = self;
-        let lost = if most == 1 { AFTER_ONE } else { 0 };
+        let Self { rows, inputs, elements, numbers, counts, largest } = self;
         largest.fill(0.0);
+        let most = match elements {
+            Elements::Exact { parts } => parts,
+            Elements::Rounded => {
+                counts.fill(1);
+                for ((at, row), largest) in rows.chunks_exact(inputs).enumerate().zip(largest) {
+                    *largest = round(row, &mut numbers[at / GROUP * NUMBERS + at % GROUP * INPUTS..]);
+                }
+                return;
+            }
+        };
+        let lost = if most == 1 { AFTER_ONE } else { 0 };
         for (block, counts) in counts.chunks_mut(STEPS).enumerate() {
             let features = block * DEPTH..inputs.min((block + 1) * DEPTH);
             let rows = || rows.chunks_exact(inputs).map(|row| &row[features.clone()]);
@@ -145,6 +164,26 @@ impl WithSimd for Split<'_> {
             }
         }
     }
+}
+
+/// Rounds the elements of a row to bf16. `numbers` begins with those of the row in the first step. Returns the largest magnitude, or NaN.
+#[inline(always)]
+fn round(row: &[f32], numbers: &mut [u16]) -> f32 {
+    let mut most = [0; LANES];
+    let (whole, rest) = row.as_chunks::<INPUTS>();
+    let last = padded(rest);
+    let steps = whole.iter().chain((!rest.is_empty()).then_some(&last));
+    for (step, elements) in steps.enumerate() {
+        let place = &mut numbers[step * ALL_PARTS..][..INPUTS];
+        for (place, elements) in place.as_chunks_mut::<LANES>().0.iter_mut().zip(elements.as_chunks::<LANES>().0) {
+            for lane in 0..LANES {
+                let nearest = nearest_bf16(elements[lane]);
+                most[lane] = (nearest & i32::MAX as u32).max(most[lane]);
+                place[lane] = (nearest >> 16) as u16;
+            }
+        }
+    }
+    f32::from_bits(most.into_iter().fold(0, u32::max))
 }
 
 /// Adds the bits of each step of a row to `bits`. Returns the larger one of `largest` and the magnitudes, or NaN if an element has one of the bits
@@ -205,9 +244,9 @@ mod tests {
     use super::*;
 
     /// The parts of each step of the only tile, and the largest magnitudes.
-    fn counts(input: &[f32], inputs: usize, most: usize) -> (Vec<u8>, Vec<f32>) {
+    fn counts(input: &[f32], inputs: usize, parts: usize) -> (Vec<u8>, Vec<f32>) {
         let mut largest = vec![7.0; input.len() / inputs];
-        let counts = with_parts(input, inputs, most, &mut largest, |parts| {
+        let counts = with_parts(input, inputs, Elements::Exact { parts }, &mut largest, |parts| {
             parts.steps(0, &(0..inputs.div_ceil(INPUTS))).counts.to_vec()
         });
         (counts, largest)

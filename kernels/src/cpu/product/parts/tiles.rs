@@ -13,7 +13,9 @@
 
 use std::ops::Range;
 
-use super::amx::{AHEAD, Sums};
+use pulp::{Arch, Simd, WithSimd};
+
+use super::amx::{AHEAD, Start, Sums};
 use super::split::{INPUTS, Parts, ROWS};
 use super::weights::{InParts, PANELS, Packed, Panels, SCRATCH, bytes};
 use super::{Engine, amx, dot};
@@ -75,7 +77,6 @@ impl<W: InParts> Task<'_, W> {
         with_scratch(sums + most / size_of::<f32>() + SCRATCH, |scratch| {
             let (sums, rest) = scratch.split_at_mut(sums);
             let (scratch, weights) = rest.split_at_mut(SCRATCH);
-            sums.fill(0.0);
             let sums: &mut [Sums] = bytemuck::cast_slice_mut(sums);
             let weights: &mut [u8] = bytemuck::cast_slice_mut(weights);
             let mut packed = [Packed::default(); PANELS];
@@ -86,15 +87,17 @@ impl<W: InParts> Task<'_, W> {
                 problem.matrix.pack_parts(outputs, &features, places);
                 self.multiply(tiles.as_ref(), &features, (weights, &packed), sums);
             }
-            for (tile, sums) in sums.chunks_exact(panels).enumerate() {
-                for (panel, sums) in sums.iter().enumerate() {
-                    self.write(tile * ROWS, outputs.start + panel * OUTPUTS, sums);
-                }
-            }
+            Arch::new().dispatch(Write {
+                problem,
+                rows: parts.rows(),
+                outputs: outputs.clone(),
+                output: self.output,
+                sums,
+            });
         });
     }
 
-    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]`.
+    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]`. Those of the first features are the sums, whatever was there.
     #[inline(always)]
     fn multiply(
         &self,
@@ -105,42 +108,68 @@ impl<W: InParts> Task<'_, W> {
     ) {
         let Self { problem, parts, ref outputs, .. } = *self;
         let panels = outputs.len().div_ceil(OUTPUTS);
-        let some = if problem.elements == InputElements::Bf16 { 2 * SOME_STEPS } else { SOME_STEPS };
+        let some = if problem.elements != InputElements::F32 { 2 * SOME_STEPS } else { SOME_STEPS };
         let (start, end) = (features.start / INPUTS, features.end.div_ceil(INPUTS));
         for first in (start..end).step_by(some) {
             let steps = first..end.min(first + some);
+            let begin = if first == 0 { Start::Zero } else { Start::Sums };
             for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
                 let (rows, ahead) = (parts.steps(tile, &steps), parts.after(tile, &steps));
                 let panels = weights.chunks_exact(bytes(features.len())).zip(*packed).zip(sums);
                 for (at, ((panel, packed), sums)) in panels.enumerate() {
                     let panel = (&panel[(first - start) * packed.step..], packed);
                     if let Some(tiles) = tiles {
-                        amx::multiply(tiles, rows, panel, ahead.wrapping_add(at * AHEAD), sums);
+                        amx::multiply(tiles, rows, panel, ahead.wrapping_add(at * AHEAD), (begin, sums));
                         continue;
                     }
                     let sums = &mut sums[..ROWS.min(parts.rows() - tile * ROWS)];
                     for (group, sums) in sums.chunks_mut(GROUP).enumerate() {
                         // SAFETY: the processor has the instruction: `product` has checked it.
-                        unsafe { dot::multiply(rows, group, panel, sums) };
+                        unsafe { dot::multiply(rows, group, panel, (begin, sums)) };
                     }
                 }
             }
         }
     }
+}
 
-    /// Writes the sums of a tile, with the bias.
-    fn write(&self, first_row: usize, first: usize, sums: &Sums) {
-        let Product { ref matrix, bias, width, first: column, .. } = *self.problem;
-        let count = OUTPUTS.min(self.outputs.end - first);
-        let mut scales = [1.0; OUTPUTS];
-        scales.iter_mut().zip(first..first + count).for_each(|(scale, output)| *scale = matrix.scale(output));
-        for (row, sums) in (first_row..self.parts.rows()).zip(sums) {
+/// Writes the sums of all rows, times the scales of the outputs, with the bias.
+struct Write<'a, W> {
+    problem: &'a Product<'a, W>,
+    rows: usize,
+    outputs: Range<usize>,
+    output: &'a Disjoint<'a>,
+    /// `[tiles, panels]`.
+    sums: &'a [Sums],
+}
+
+impl<W: InParts> WithSimd for Write<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        let Self { problem, rows, outputs, output, sums } = self;
+        let Product { ref matrix, bias, width, first, .. } = *problem;
+        let mut factors = [1.0; MOST_OUTPUTS];
+        for (factor, output) in factors.iter_mut().zip(outputs.clone()) {
+            *factor = matrix.scale(output);
+        }
+        let panels = outputs.len().div_ceil(OUTPUTS);
+        for row in 0..rows {
             // SAFETY: no other task has these outputs.
-            let places = unsafe { self.output.part(row * width + column + first, count) };
-            // A sum of -0 would have become 0 by the product with a part that is 0, and not have without.
-            places.iter_mut().zip(sums).zip(&scales).for_each(|((place, sum), scale)| *place = (sum + 0.0) * scale);
+            let places = unsafe { output.part(row * width + first + outputs.start, outputs.len()) };
+            let own = &sums[row / ROWS * panels..][..panels];
+            let factors = factors.chunks_exact(OUTPUTS);
+            for ((places, sums), factors) in places.chunks_mut(OUTPUTS).zip(own).zip(factors) {
+                for ((place, sum), factor) in places.iter_mut().zip(&sums[row % ROWS]).zip(factors) {
+                    // A sum of -0 would have become 0 by the product with a part that is 0, and not have without.
+                    *place = (sum + 0.0) * factor;
+                }
+            }
             if let Some(bias) = bias {
-                places.iter_mut().zip(&bias[first..]).for_each(|(place, bias)| *place += bias);
+                for (place, bias) in places.iter_mut().zip(&bias[outputs.clone()]) {
+                    *place += bias;
+                }
             }
         }
     }
