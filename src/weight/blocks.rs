@@ -126,21 +126,47 @@ impl<B: Backend> BlockMatrix<B> {
 
     /// The outputs `start..start + len` of the dense matrix, `[len, in]`, in f32.
     pub(super) fn dense_outputs(&self, start: usize, len: usize) -> Tensor<B, 2> {
-        let [_, inputs] = self.shape();
-        let own = self.outputs(start, len);
-        let data = own.bytes().into_data().convert_dtype(DType::I8);
-        let mut values = vec![0.0; len * inputs];
-        for part in own.formats().parts() {
-            let places = &mut values[part.outputs.start * inputs..part.outputs.end * inputs];
-            part.format.dequantise(&data.bytes[part.bytes], places);
-        }
-        Tensor::from_data(TensorData::new(values, [len, inputs]), (&self.device(), DType::F32))
+        self.dense_parts(vec![self.narrow(start, len)])
+    }
+
+    /// Some outputs of the dense matrix, in this order, `[outputs, in]`, in f32. The device is asked for all of their bytes at once.
+    ///
+    /// # Panics
+    /// If there are none.
+    pub(super) fn dense_rows(&self, outputs: &[usize]) -> Tensor<B, 2> {
+        self.dense_parts(outputs.iter().map(|output| self.narrow(*output, 1)).collect())
     }
 
     /// The outputs `start..start + len`.
     pub(super) fn outputs(&self, start: usize, len: usize) -> Self {
+        let (formats, bytes) = self.narrow(start, len);
+        Self::new(bytes, formats, self.wanted, self.dtype)
+    }
+
+    /// The formats and bytes of some outputs, one after another, in f32.
+    fn dense_parts(&self, parts: Vec<(RowFormats, Tensor<B, 1, Int>)>) -> Tensor<B, 2> {
+        let [_, inputs] = self.shape();
+        let (formats, bytes): (Vec<RowFormats>, Vec<Tensor<B, 1, Int>>) = parts.into_iter().unzip();
+        let lens: Vec<usize> = bytes.iter().map(|bytes| bytes.dims()[0]).collect();
+        let data = Tensor::cat(bytes, 0).into_data().convert_dtype(DType::I8);
+        let outputs = formats.iter().map(RowFormats::outputs).sum();
+        let mut values = vec![0.0; outputs * inputs];
+        let (mut rest, mut first) = (&mut values[..], 0);
+        for (formats, len) in formats.iter().zip(lens) {
+            let bytes = &data.bytes[first..first + len];
+            for part in formats.parts() {
+                let places = rest.split_off_mut(..part.outputs.len() * inputs).unwrap_or_default();
+                part.format.dequantise(&bytes[part.bytes], places);
+            }
+            first += len;
+        }
+        Tensor::from_data(TensorData::new(values, [outputs, inputs]), (&self.device(), DType::F32))
+    }
+
+    /// The formats and bytes of the outputs `start..start + len`: up to a whole unit, with the first bytes of the next row, or zeros where there are
+    /// too few.
+    fn narrow(&self, start: usize, len: usize) -> (RowFormats, Tensor<B, 1, Int>) {
         let (formats, bytes) = self.formats().narrow(start..start + len);
-        // Up to a whole unit: with the first bytes of the next row, or zeros where there are too few.
         let (all, len) = (self.bytes(), bytes.len().next_multiple_of(UNIT_BYTES));
         let there = len.min(all.dims()[0] - bytes.start);
         let own = all.narrow(0, bytes.start, there);
@@ -148,7 +174,7 @@ impl<B: Backend> BlockMatrix<B> {
             0 => own,
             missing => Tensor::cat(vec![own, Tensor::zeros([missing], (&self.device(), DType::I8))], 0),
         };
-        Self::new(own, formats, self.wanted, self.dtype)
+        (formats, own)
     }
 }
 

@@ -334,15 +334,17 @@ impl<B: Backend> Weight<B> {
     /// # Panics
     /// If there is no such output.
     pub fn weights_of(&self, outputs: &[usize]) -> Tensor<B, 2> {
-        let one = |&output: &usize| match &self.matrix {
-            Matrix::Dense(matrix) => matrix.outputs(output, 1).output_input(),
-            Matrix::Int8(matrix) => matrix.dense_outputs(output, 1),
-            Matrix::Blocks(matrix) => matrix.dense_outputs(output, 1),
-        };
-        match outputs.is_empty() {
-            true => Tensor::zeros([0, self.input_size()], (&self.device(), self.dtype())),
-            false => Tensor::cat(outputs.iter().map(one).collect(), 0).cast(self.dtype()),
+        if outputs.is_empty() {
+            return Tensor::zeros([0, self.input_size()], (&self.device(), self.dtype()));
         }
+        let cat =
+            |row: &dyn Fn(usize) -> Tensor<B, 2>| Tensor::cat(outputs.iter().map(|output| row(*output)).collect(), 0);
+        let rows = match &self.matrix {
+            Matrix::Dense(matrix) => cat(&|output| matrix.outputs(output, 1).output_input()),
+            Matrix::Int8(matrix) => cat(&|output| matrix.dense_outputs(output, 1)),
+            Matrix::Blocks(matrix) => matrix.dense_rows(outputs),
+        };
+        rows.cast(self.dtype())
     }
 
     /// The outputs `start..start + len` as a separate projection.

@@ -14,6 +14,7 @@ use crate::contract::{check_len, product};
 use crate::cpu::element::Float;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::simd::round;
+use crate::cpu::stream::{LINE, prefetch_near};
 use crate::cpu::threads;
 
 pub use self::norm::HeadNorm;
@@ -146,17 +147,20 @@ impl Scatter<'_> {
 
 /// Where heads are put.
 trait Sink: Sync {
+    /// Whether [`place`](Self::place) is where a head stays.
+    fn is_in_place(&self) -> bool;
+
     /// Where the features of a head are written to: its place, or `scratch` on the way there.
     ///
     /// # Safety
     /// No other task uses this place.
     unsafe fn place<'s>(&'s self, head: usize, scratch: &'s mut [f32]) -> &'s mut [f32];
 
-    /// Puts what was written to `scratch` in its place.
+    /// Puts features in their place, unless they were written there.
     ///
     /// # Safety
     /// No other task uses this place.
-    unsafe fn put(&self, head: usize, scratch: &[f32]);
+    unsafe fn put(&self, head: usize, features: &[f32]);
 }
 
 struct Floats<'a, E> {
@@ -166,6 +170,11 @@ struct Floats<'a, E> {
 
 impl<E: Float> Sink for Floats<'_, E> {
     #[inline(always)]
+    fn is_in_place(&self) -> bool {
+        E::as_f32s(&[]).is_some()
+    }
+
+    #[inline(always)]
     unsafe fn place<'s>(&'s self, head: usize, scratch: &'s mut [f32]) -> &'s mut [f32] {
         // SAFETY: the caller guarantees it.
         let elements = unsafe { self.elements.part(head * self.head_dim, self.head_dim) };
@@ -173,11 +182,10 @@ impl<E: Float> Sink for Floats<'_, E> {
     }
 
     #[inline(always)]
-    unsafe fn put(&self, head: usize, scratch: &[f32]) {
-        // In f32 they are in their place.
-        if E::as_f32s(&[]).is_none() {
+    unsafe fn put(&self, head: usize, features: &[f32]) {
+        if !self.is_in_place() {
             // SAFETY: the caller guarantees it.
-            E::round(scratch, unsafe { self.elements.part(head * self.head_dim, self.head_dim) });
+            E::round(features, unsafe { self.elements.part(head * self.head_dim, self.head_dim) });
         }
     }
 }
@@ -190,16 +198,21 @@ struct Int8<'a> {
 
 impl Sink for Int8<'_> {
     #[inline(always)]
+    fn is_in_place(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     unsafe fn place<'s>(&'s self, _head: usize, scratch: &'s mut [f32]) -> &'s mut [f32] {
         scratch
     }
 
     #[inline(always)]
-    unsafe fn put(&self, head: usize, scratch: &[f32]) {
+    unsafe fn put(&self, head: usize, features: &[f32]) {
         // SAFETY: the caller guarantees it.
         let (elements, scale) =
             unsafe { (self.elements.part(head * self.head_dim, self.head_dim), self.scales.part(head, 1)) };
-        scale[0] = round(scratch, LARGEST, elements, |whole| whole as i8);
+        scale[0] = round(features, LARGEST, elements, |whole| whole as i8);
     }
 }
 
@@ -256,7 +269,17 @@ fn token(problem: &Scatter<'_>, index: usize, sink: &impl Sink, normalised: &mut
         Some(norm) => norm.mean_square(index, features),
         None => None,
     };
+    let is_copied = norm.is_none() && rotation.is_none() && factors.is_none();
     for (head, mut features) in features.chunks_exact(head_dim).enumerate() {
+        // Those of the next token, which are too far away for the hardware to see.
+        for at in (0..head_dim).step_by(LINE / size_of::<f32>()) {
+            prefetch_near(input, (index + 1) * width + first + head * head_dim + at);
+        }
+        if is_copied && !sink.is_in_place() {
+            // SAFETY: every head of every token has its own place.
+            unsafe { sink.put(start + head * stride, features) };
+            continue;
+        }
         // SAFETY: every head of every token has its own place.
         let place = unsafe { sink.place(start + head * stride, scratch) };
         if let Some(norm) = norm.filter(|norm| !norm.after_rotation) {

@@ -27,8 +27,11 @@ use crate::cpu::scratch::with_scratch;
 pub(super) use split::DEPTH;
 pub(super) use weights::{InParts, Panels};
 
-/// Rows that are split at a time, which bounds the memory that a thread keeps for them.
-const MOST_ROWS: usize = 512;
+/// Elements of rows that are split at a time, which bounds the memory that a thread keeps for them: 6 bytes each.
+const MOST_ELEMENTS: usize = 1 << 21;
+
+/// Rows that are multiplied with packed weights at a time. Their sums are in the second-level cache.
+const GROUP_ROWS: usize = 512;
 
 /// The least magnitude of the largest element of a row, and of an output: 2^-40. Products of both are 2^46 times what an instruction loses.
 const LEAST: f32 = 1.0 / (1u64 << 40) as f32;
@@ -91,8 +94,10 @@ fn product_on<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut
     if rows * problem.matrix.outputs() == 0 {
         return;
     }
-    let inputs = problem.input.chunks(MOST_ROWS * problem.matrix.inputs());
-    for (input, output) in inputs.zip(output.chunks_mut(MOST_ROWS * problem.width)) {
+    let inputs = problem.matrix.inputs();
+    let rows = (MOST_ELEMENTS / inputs / GROUP_ROWS * GROUP_ROWS).max(GROUP_ROWS);
+    let inputs = problem.input.chunks(rows * inputs);
+    for (input, output) in inputs.zip(output.chunks_mut(rows * problem.width)) {
         some_rows(engine, &Product { input, ..*problem }, output);
     }
 }

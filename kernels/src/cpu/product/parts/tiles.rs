@@ -18,7 +18,7 @@ use pulp::{Arch, Simd, WithSimd};
 use super::amx::{AHEAD, Start, Sums};
 use super::split::{INPUTS, Parts, ROWS};
 use super::weights::{InParts, PANELS, Packed, Panels, SCRATCH, bytes};
-use super::{Engine, amx, dot};
+use super::{Engine, GROUP_ROWS, amx, dot};
 use crate::cpu::product::amx::Tiles;
 use crate::cpu::product::panel::{self, GROUP, OUTPUTS};
 use crate::cpu::product::problem::{InputElements, Product};
@@ -55,6 +55,12 @@ pub(super) fn product<W: InParts>(
     });
 }
 
+/// Most blocks of features that stay packed for all groups of rows.
+const MOST_BLOCKS: usize = 8;
+
+/// Tiles of a group of rows.
+const GROUP_TILES: usize = GROUP_ROWS / ROWS;
+
 /// Some outputs of all rows.
 struct Task<'a, W> {
     engine: Engine,
@@ -71,38 +77,43 @@ impl<W: InParts> Task<'_, W> {
         let row_tiles = parts.rows().div_ceil(ROWS);
         let tiles = (engine == Engine::Amx).then(Tiles::new);
         largest.fill(0.0);
-        let sums = row_tiles * panels * ROWS * OUTPUTS;
+        let sums = row_tiles.min(GROUP_TILES) * panels * ROWS * OUTPUTS;
         let (inputs, depth) = (problem.matrix.inputs(), problem.matrix.depth());
-        let most = panels * bytes(depth.min(inputs));
-        with_scratch(sums + most / size_of::<f32>() + SCRATCH, |scratch| {
+        let (blocks, block) = (inputs.div_ceil(depth), panels * bytes(depth.min(inputs)));
+        // What is packed once has to stay for the next rows.
+        let kept = if row_tiles > GROUP_TILES && blocks <= MOST_BLOCKS { blocks } else { 1 };
+        with_scratch(sums + kept * block / size_of::<f32>() + SCRATCH, |scratch| {
             let (sums, rest) = scratch.split_at_mut(sums);
             let (scratch, weights) = rest.split_at_mut(SCRATCH);
             let sums: &mut [Sums] = bytemuck::cast_slice_mut(sums);
             let weights: &mut [u8] = bytemuck::cast_slice_mut(weights);
-            let mut packed = [Packed::default(); PANELS];
-            for first in (0..inputs).step_by(depth) {
-                let features = first..inputs.min(first + depth);
-                let weights = &mut weights[..panels * bytes(features.len())];
-                let places = Panels::new(features.len(), scratch, weights, largest, &mut packed);
-                problem.matrix.pack_parts(outputs, &features, places);
-                self.multiply(tiles.as_ref(), &features, (weights, &packed), sums);
+            let mut packed = [[Packed::default(); PANELS]; MOST_BLOCKS];
+            for first_tile in (0..row_tiles).step_by(GROUP_TILES) {
+                let tiles_of_rows = first_tile..row_tiles.min(first_tile + GROUP_TILES);
+                let sums = &mut sums[..tiles_of_rows.len() * panels];
+                for (at, first) in (0..inputs).step_by(depth).enumerate() {
+                    let features = first..inputs.min(first + depth);
+                    let place = at % kept;
+                    let weights = &mut weights[place * block..][..panels * bytes(features.len())];
+                    if first_tile == 0 || kept < blocks {
+                        let places = Panels::new(features.len(), scratch, weights, largest, &mut packed[place]);
+                        problem.matrix.pack_parts(outputs, &features, places);
+                    }
+                    self.multiply(tiles.as_ref(), (first_tile, &features), (weights, &packed[place]), sums);
+                }
+                let rows = first_tile * ROWS..parts.rows().min(tiles_of_rows.end * ROWS);
+                let (outputs, output) = (outputs.clone(), self.output);
+                Arch::new().dispatch(Write { problem, rows, outputs, output, sums });
             }
-            Arch::new().dispatch(Write {
-                problem,
-                rows: parts.rows(),
-                outputs: outputs.clone(),
-                output: self.output,
-                sums,
-            });
         });
     }
 
-    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]`. Those of the first features are the sums, whatever was there.
+    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]` from a tile on. Those of the first features are the sums, whatever was there.
     #[inline(always)]
     fn multiply(
         &self,
         tiles: Option<&Tiles>,
-        features: &Range<usize>,
+        (first_tile, features): (usize, &Range<usize>),
         (weights, packed): (&[u8], &[Packed; PANELS]),
         sums: &mut [Sums],
     ) {
@@ -113,7 +124,7 @@ impl<W: InParts> Task<'_, W> {
         for first in (start..end).step_by(some) {
             let steps = first..end.min(first + some);
             let begin = if first == 0 { Start::Zero } else { Start::Sums };
-            for (tile, sums) in sums.chunks_exact_mut(panels).enumerate() {
+            for (tile, sums) in (first_tile..).zip(sums.chunks_exact_mut(panels)) {
                 let (rows, ahead) = (parts.steps(tile, &steps), parts.after(tile, &steps));
                 let panels = weights.chunks_exact(bytes(features.len())).zip(*packed).zip(sums);
                 for (at, ((panel, packed), sums)) in panels.enumerate() {
@@ -133,10 +144,10 @@ impl<W: InParts> Task<'_, W> {
     }
 }
 
-/// Writes the sums of all rows, times the scales of the outputs, with the bias.
+/// Writes the sums of some rows, times the scales of the outputs, with the bias.
 struct Write<'a, W> {
     problem: &'a Product<'a, W>,
-    rows: usize,
+    rows: Range<usize>,
     outputs: Range<usize>,
     output: &'a Disjoint<'a>,
     /// `[tiles, panels]`.
@@ -155,13 +166,13 @@ impl<W: InParts> WithSimd for Write<'_, W> {
             *factor = matrix.scale(output);
         }
         let panels = outputs.len().div_ceil(OUTPUTS);
-        for row in 0..rows {
+        for (at, row) in rows.enumerate() {
             // SAFETY: no other task has these outputs.
             let places = unsafe { output.part(row * width + first + outputs.start, outputs.len()) };
-            let own = &sums[row / ROWS * panels..][..panels];
+            let own = &sums[at / ROWS * panels..][..panels];
             let factors = factors.chunks_exact(OUTPUTS);
             for ((places, sums), factors) in places.chunks_mut(OUTPUTS).zip(own).zip(factors) {
-                for ((place, sum), factor) in places.iter_mut().zip(&sums[row % ROWS]).zip(factors) {
+                for ((place, sum), factor) in places.iter_mut().zip(&sums[at % ROWS]).zip(factors) {
                     // A sum of -0 would have become 0 by the product with a part that is 0, and not have without.
                     *place = (sum + 0.0) * factor;
                 }
