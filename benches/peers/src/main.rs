@@ -14,7 +14,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use burn_deepspeed::weight::BlockFormat;
-use burn_deepspeed::{ActivationRounding, DataType, InputBits, KvCacheType};
+use burn_deepspeed::{ActivationRounding, DataType, InputBits, KvCacheType, Parallelism};
 use burn_flex::Flex;
 use burn_ndarray::NdArray;
 use serde::Deserialize;
@@ -50,6 +50,11 @@ enum Request {
 }
 
 fn main() -> ExitCode {
+    // On a thread of the pool, so that there is none besides.
+    Parallelism::current().run(serve)
+}
+
+fn serve() -> ExitCode {
     // A panic is an answer.
     std::panic::set_hook(Box::new(|_| {}));
     let mut calls = HashMap::new();

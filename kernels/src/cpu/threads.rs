@@ -65,11 +65,13 @@ impl Parallelism {
         self.pool.as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
     }
 
-    /// Runs `work` on one of these threads; the kernels in it run on all of them.
+    /// Runs `work` on one of these threads; the kernels in it run on all of them. A kernel that is called from another thread has this one beside the
+    /// threads of the pool, so that one more wants a core.
     pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.pool {
             Some(pool) => pool.install(work),
-            None => work(),
+            // It waits for a thread of the pool, unless it is one.
+            None => rayon::scope(|_| work()),
         }
     }
 }
