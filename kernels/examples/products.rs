@@ -85,7 +85,7 @@ fn median(times: usize, mut work: impl FnMut()) -> f64 {
 /// Numbers of up to 24 significant bits, or of 8.
 fn numbers(count: usize, elements: InputElements) -> Vec<f32> {
     let bits = match elements {
-        InputElements::F32 => 24,
+        InputElements::F32 | InputElements::RoundToBf16 => 24,
         InputElements::Bf16 => 8,
     };
     let whole = |at: usize| at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - bits);
@@ -172,6 +172,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         time(&arguments, "bf16", any, bf16, product);
         time(&arguments, "bf16 both", short, bf16, product);
+        time(&arguments, "rounded", InputElements::RoundToBf16, bf16, product);
         time(&arguments, "f16", any, f16, product);
         time(&arguments, "f16, bf16", short, f16, product);
         time(&arguments, "int8", any, int8, product);

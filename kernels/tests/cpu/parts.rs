@@ -62,9 +62,16 @@ pub fn check<W: AnyMatrix>(name: &str, matrix: W, weights: &[f32], inputs: usize
 
 #[test]
 fn every_size_agrees_with_f64() {
-    for (rows, inputs, outputs) in
-        [(64, 1, 1), (65, 31, 15), (70, 33, 33), (97, 200, 130), (64, 4100, 65), (1030, 129, 33), (64, 64, 530)]
-    {
+    for (rows, inputs, outputs) in [
+        (64, 1, 1),
+        (65, 31, 15),
+        (70, 33, 33),
+        (97, 200, 130),
+        (64, 4100, 65),
+        (1030, 129, 33),
+        (520, 1100, 12),
+        (64, 64, 530),
+    ] {
         let weights = noise(inputs * outputs, 3);
         orientations(&weights, inputs, |name, matrix| check(name, matrix, &weights, inputs, rows));
         let halves: Vec<f16> = weights.iter().map(|x| f16::from_f32(*x)).collect();
