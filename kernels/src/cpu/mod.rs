@@ -20,3 +20,4 @@ mod slots;
 mod stream;
 mod sums;
 pub mod threads;
+pub mod zeros;

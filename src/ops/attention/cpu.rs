@@ -5,7 +5,7 @@ use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Cached, Heads
 use burn_deepspeed_kernels::cpu::decode::decode;
 use burn_deepspeed_kernels::cpu::flash::flash;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
-use burn_deepspeed_kernels::cpu::pages::zeros;
+use burn_deepspeed_kernels::cpu::zeros::zeros;
 use half::{bf16, f16};
 
 use super::arguments::Attention;

@@ -6,11 +6,11 @@ use burn::tensor::{DType, Tensor};
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::config::ActivationRounding;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
-use burn_deepspeed_kernels::cpu::pages::zeros;
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
     RoundedMatrix, has_rounded, product, rounded_product,
 };
+use burn_deepspeed_kernels::cpu::zeros::zeros;
 use bytemuck::Pod;
 
 use super::reference::{QkvGemmOutput, reference};

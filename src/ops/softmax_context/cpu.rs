@@ -3,8 +3,8 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
-use burn_deepspeed_kernels::cpu::pages::zeros;
 use burn_deepspeed_kernels::cpu::scatter::{AnyFloat, HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
+use burn_deepspeed_kernels::cpu::zeros::zeros;
 use half::{bf16, f16};
 
 use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
