@@ -124,11 +124,12 @@ impl<B: Backend> Decoder<B> {
 }
 
 impl<B: InferenceBackend> Decoder<B> {
-    /// Logits of `T` tokens that follow those in the cache.
+    /// Logits of the last of `T` tokens that follow those in the cache. The others have none: with a large vocabulary they would take most of the time of
+    /// a prompt.
     ///
     /// # Shapes
     /// - ids, positions: `[B, T]`; padding: `[B, S]`, 1 = a real token
-    /// - output: `[B, T, vocabulary]`
+    /// - output: `[B, 1, vocabulary]`
     pub fn forward(
         &self,
         ids: Tensor<B, 2, Int>,
@@ -136,8 +137,9 @@ impl<B: InferenceBackend> Decoder<B> {
         positions: &Positions,
         step: &mut Step<'_, B>,
     ) -> Result<Tensor<B, 3>, AttentionError> {
-        let mask = AttentionMask::from_padding(padding);
-        self.run(ids, &mask, positions, Some(step))
+        let tokens = ids.dims()[1];
+        let hidden = self.hidden(ids, &AttentionMask::from_padding(padding), positions, Some(step))?;
+        Ok(self.logits(hidden.narrow(1, tokens - 1, 1)))
     }
 
     /// Logits of whole sequences, without a cache: for training.
@@ -147,10 +149,11 @@ impl<B: InferenceBackend> Decoder<B> {
     pub fn forward_uncached(&self, ids: Tensor<B, 2, Int>) -> Result<Tensor<B, 3>, AttentionError> {
         let [batch, tokens] = ids.dims();
         let positions = Positions::sequential(&vec![0; batch], tokens);
-        self.run(ids, &AttentionMask::none(), &positions, None)
+        Ok(self.logits(self.hidden(ids, &AttentionMask::none(), &positions, None)?))
     }
 
-    fn run(
+    /// What the last block computes, `[B, T, hidden]`.
+    fn hidden(
         &self,
         ids: Tensor<B, 2, Int>,
         mask: &AttentionMask<B>,
@@ -179,7 +182,11 @@ impl<B: InferenceBackend> Decoder<B> {
             };
             x = block.forward(x, mask.clone(), keys, inputs.as_ref())?;
         }
-        Ok(self.factors.of_logits(B::Ops::linear(self.final_norm.forward(x), &self.head)))
+        Ok(x)
+    }
+
+    fn logits(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.factors.of_logits(B::Ops::linear(self.final_norm.forward(hidden), &self.head))
     }
 }
 

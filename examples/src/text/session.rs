@@ -100,9 +100,8 @@ impl<'a, B: InferenceBackend> Session<'a, B> {
         let mut step = self.cache.step(tokens)?.with_positions(positions.clone())?.with_sequence_length(length);
         let logits = self.model.decoder.forward(matrix(ids, device), padding, &positions, &mut step)?;
         step.commit();
-        // In one row, since `NdArray` copies element by element where a dimension was narrowed.
-        let last = logits.narrow(1, tokens - 1, 1).flatten::<1>(0, 2).into_data().convert::<f32>();
-        let last = last.as_slice::<f32>().map_err(|error| format!("logits as f32: {error:?}"))?;
+        let logits = logits.into_data().convert::<f32>();
+        let last = logits.as_slice::<f32>().map_err(|error| format!("logits as f32: {error:?}"))?;
         Ok(last.chunks(self.model.config.vocab_size).map(<[f32]>::to_vec).collect())
     }
 }
