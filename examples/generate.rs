@@ -51,7 +51,7 @@ struct Arguments {
     /// Feed the prompt in pieces of this many tokens. Default: all at once.
     #[arg(long)]
     chunk: Option<NonZeroUsize>,
-    /// Run the batch of an expected.json, and fail unless ids are equal and prompt logits agree within 1e-3, with blocks 2e-3.
+    /// Run the batch of an expected.json, and fail unless ids are equal and prompt logits agree within 1e-3.
     #[arg(long, conflicts_with_all = ["prompt", "prompt_ids"])]
     check: Option<PathBuf>,
     /// Backend to run on.
