@@ -7,8 +7,8 @@
 //!           └────────────────────┘             └────────────────────┘
 //! ```
 //!
-//! The rows of a tile stay in the first-level cache for all panels. The sums of all rows stay in the second-level cache, and are loaded for every
-//! 128 inputs. They are added in the order of the inputs, so neither tiles nor tasks affect them. Weights of bf16 are packed for 512 inputs at a
+//! The rows of a tile stay in the first-level cache for all panels. The sums of 512 rows stay in the second-level cache, and are loaded for every
+//! 128 inputs but the first. They are added in the order of the inputs, so neither tiles nor tasks affect them. Weights of bf16 are packed for 512 inputs at a
 //! time, and multiplied by rows of bf16 for 256.
 
 use std::ops::Range;
@@ -108,7 +108,8 @@ impl<W: InParts> Task<'_, W> {
         });
     }
 
-    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]` from a tile on. Those of the first features are the sums, whatever was there.
+    /// Adds the products of some features, which were packed, to `sums`, `[tiles, panels]` from a tile on. The products of the first features replace
+    /// what was there.
     #[inline(always)]
     fn multiply(
         &self,
