@@ -123,7 +123,7 @@ pub use config::{
 pub use element::{ElementType, OfBackend};
 pub use error::{AttentionError, CommunicationError, ConfigError, WeightError};
 pub use mask::AttentionMask;
-pub use ops::{InferenceBackend, Keys, Operations, Reference};
+pub use ops::{Activation, InferenceBackend, Keys, Operations, Reference};
 pub use pages::use_huge_pages;
 pub use parallel::{Communicator, HeadShard, RankGroup, TpPlan};
 pub use position::{FromTensor, PositionEncoding, Positions, QueryFactor, RotarySections, SectionOrder};

@@ -2,6 +2,7 @@
 //!
 //! This package names neither Burn nor CubeCL. The kernels and the layer for Burn both build on it.
 
+pub mod activation;
 pub mod block;
 pub mod checkpoint;
 pub mod config;

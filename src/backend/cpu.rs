@@ -5,11 +5,12 @@ use burn_deepspeed_core::path::BlockProblem;
 
 use crate::ops::cpu::InMemory;
 use crate::ops::{
-    Attention, ContextProblem, LatentContext, LatentProblem, NormaliseAndRotate, Operations, Plan, QkvGemmOutput,
-    SoftmaxContext, SoftmaxContextOutput,
+    Activation, Attention, ContextProblem, LatentContext, LatentProblem, NormaliseAndRotate, Operations, Plan,
+    QkvGemmOutput, SoftmaxContext, SoftmaxContextOutput,
 };
 use crate::ops::{
-    attention, context_gate, gelu, latent_context, normalise_and_rotate, qkv_gemm, residual_norm, softmax_context,
+    activation, attention, context_gate, gated_activation, latent_context, normalise_and_rotate, qkv_gemm,
+    residual_norm, softmax_context,
 };
 use crate::weight::{FusedNorm, QkvWeight, Weight};
 
@@ -29,6 +30,8 @@ impl<B: InMemory> Operations<B> for CpuOps {
             "linear",
             "vector_matmul",
             "residual_norm",
+            "activation",
+            "gated_activation",
             "gelu",
         ]
     }
@@ -91,7 +94,11 @@ impl<B: InMemory> Operations<B> for CpuOps {
         residual_norm::on_cpu(input, residual, norm)
     }
 
-    fn gelu(input: Tensor<B, 3>) -> Tensor<B, 3> {
-        gelu::on_cpu(input)
+    fn activation(input: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        activation::on_cpu(input, activation)
+    }
+
+    fn gated_activation(gate: Tensor<B, 3>, up: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        gated_activation::on_cpu(gate, up, activation)
     }
 }

@@ -14,9 +14,12 @@
 //! | [`all_reduce`](Operations::all_reduce) | `dist.all_reduce` after the output projection | the sum over ranks |
 //! | [`residual_norm`](Operations::residual_norm) | `layer_norm_residual` | norm of a sum |
 //! | [`group_norm`](Operations::group_norm) | | norm of groups of channels |
-//! | [`gelu`](Operations::gelu) | `bias_gelu` | the exact GELU, after a projection |
+//! | [`activation`](Operations::activation) | | GELU or SiLU, after a projection |
+//! | [`gated_activation`](Operations::gated_activation) | `gated_activation` | the same, times another projection |
+//! | [`gelu`](Operations::gelu) | `bias_gelu` | the exact GELU |
 //! | [`pad_transform`](Operations::pad_transform) | `PadTransformOp` | heads padded for fused attention |
 
+pub mod activation;
 pub mod all_reduce;
 pub mod attention;
 pub mod context_gate;
@@ -24,7 +27,7 @@ pub mod context_gate;
 pub mod cpu;
 #[cfg(feature = "cubecl")]
 pub mod cube;
-pub mod gelu;
+pub mod gated_activation;
 pub mod group_norm;
 mod heads;
 pub mod latent_context;
@@ -41,6 +44,7 @@ pub mod softmax_context;
 pub mod vector_matmul;
 
 pub use attention::Attention;
+pub use burn_deepspeed_core::activation::Activation;
 pub use burn_deepspeed_core::path::BlockProblem;
 pub use latent_context::{LatentContext, LatentProblem};
 pub use normalise_and_rotate::NormaliseAndRotate;

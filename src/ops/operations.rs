@@ -1,6 +1,7 @@
 //! The interface of a backend: one method per operation, and the type that says which kernels run them.
 
 use burn::tensor::{Tensor, backend::Backend};
+use burn_deepspeed_core::activation::Activation;
 use burn_deepspeed_core::path::BlockProblem;
 
 use super::attention::{self, Attention};
@@ -9,7 +10,10 @@ use super::normalise_and_rotate::{self, NormaliseAndRotate};
 use super::qkv_gemm::{self, QkvGemmOutput};
 use super::softmax::{self, Softmax};
 use super::softmax_context::{self, ContextProblem, Declined, Plan, SoftmaxContext, SoftmaxContextOutput};
-use super::{all_reduce, context_gate, gelu, group_norm, linear, pad_transform, residual_norm, vector_matmul};
+use super::{
+    activation, all_reduce, context_gate, gated_activation, group_norm, linear, pad_transform, residual_norm,
+    vector_matmul,
+};
 use crate::error::CommunicationError;
 use crate::parallel::{AgreedSettings, Communicator};
 use crate::weight::{FusedNorm, GroupNorm, QkvWeight, Weight};
@@ -192,12 +196,28 @@ pub trait Operations<B: Backend> {
         group_norm::reference(image, norm)
     }
 
-    /// `x · (1 + erf(x / √2)) / 2` of each element: the activation in BERT's MLP.
+    /// An activation of each element, in f32: after the first projection of an MLP.
+    ///
+    /// # Shapes
+    /// - input, output: `[B, T, E]`
+    fn activation(input: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        activation::reference(input, activation)
+    }
+
+    /// `activation(gate) · up` of each element, in f32: after the first two projections of a gated MLP.
+    ///
+    /// # Shapes
+    /// - gate, up, output: `[B, T, E]`
+    fn gated_activation(gate: Tensor<B, 3>, up: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
+        gated_activation::reference(gate, up, activation)
+    }
+
+    /// [`activation`](Self::activation) with [`Activation::Gelu`]: that in BERT's MLP.
     ///
     /// # Shapes
     /// - input, output: `[B, T, E]`
     fn gelu(input: Tensor<B, 3>) -> Tensor<B, 3> {
-        gelu::reference(input)
+        Self::activation(input, Activation::Gelu)
     }
 
     /// Appends zeros to the features of every head, up to `size`; see [`padded_head_size`](super::padded_head_size).

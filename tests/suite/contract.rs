@@ -9,7 +9,8 @@ use burn_deepspeed::ops::{AdditiveMask, Attention, Keys, Softmax, SoftmaxContext
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Int8Blocks, Orientation, QkvWeight, SeparateQkv, Weight};
 use burn_deepspeed::{
-    AttentionMask, AttentionSpec, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCache, Operations, Positions,
+    Activation, AttentionMask, AttentionSpec, DataType, DeepSpeedInferenceConfig, InferenceBackend, KvCache,
+    Operations, Positions,
 };
 
 use crate::common::{assert_near, on_each_backend, seeded};
@@ -84,6 +85,7 @@ fn projections_and_activations_of_nothing_are_empty<B: InferenceBackend>() {
         }
         assert_eq!(B::Ops::residual_norm(input(), input(), &norm).dims(), [batch, tokens, 6]);
         assert_eq!(B::Ops::gelu(input()).dims(), [batch, tokens, 6]);
+        assert_eq!(B::Ops::gated_activation(input(), input(), Activation::Gelu).dims(), [batch, tokens, 6]);
         assert_eq!(B::Ops::context_gate(input(), input()).dims(), [batch, tokens, 6]);
     }
 }

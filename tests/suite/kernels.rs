@@ -160,6 +160,8 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
         "linear",
         "vector_matmul",
         "residual_norm",
+        "activation",
+        "gated_activation",
         "gelu",
     ];
     assert_eq!(B::Ops::fast_operations(), fast);
@@ -198,9 +200,9 @@ fn kernels_say_why_they_decline<B: InferenceBackend>() {
 #[cfg(feature = "flex")]
 fn operations_on_16_bits_agree_with_the_reference() {
     use burn::tensor::{DType, FloatDType};
-    use burn_deepspeed::Reference;
     use burn_deepspeed::spec::NormSpec;
     use burn_deepspeed::weight::{FusedNorm, Orientation, Weight};
+    use burn_deepspeed::{Activation, Reference};
     use burn_flex::Flex;
     type Fast = <Flex as InferenceBackend>::Ops;
 
@@ -212,7 +214,16 @@ fn operations_on_16_bits_agree_with_the_reference() {
         let of = |shape, seed| seeded::<Flex, 3>(shape, seed).cast(float);
         for tokens in [1, 3, 20] {
             let (input, other) = (of([2, tokens, 48], 1), of([2, tokens, 48], 2));
-            near(Fast::gelu(input.clone()), <Reference as Operations<Flex>>::gelu(input.clone()));
+            for function in [Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
+                near(
+                    Fast::activation(input.clone(), function),
+                    <Reference as Operations<Flex>>::activation(input.clone(), function),
+                );
+                near(
+                    Fast::gated_activation(input.clone(), other.clone(), function),
+                    <Reference as Operations<Flex>>::gated_activation(input.clone(), other.clone(), function),
+                );
+            }
             near(
                 Fast::context_gate(input.clone(), other.clone()),
                 <Reference as Operations<Flex>>::context_gate(input.clone(), other.clone()),

@@ -1,6 +1,6 @@
 //! Each operation against plain loops, on awkward sizes.
 
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, Tensor, TensorData, activation};
 use burn_deepspeed::ops::attention::{Visibility, Window};
 use burn_deepspeed::ops::pad_transform::{padded_head_size, unpad};
 use burn_deepspeed::ops::qkv_gemm::normalise;
@@ -8,7 +8,7 @@ use burn_deepspeed::ops::{AdditiveMask, Attention, Softmax};
 use burn_deepspeed::position::alibi::slopes;
 use burn_deepspeed::spec::NormSpec;
 use burn_deepspeed::weight::{FusedNorm, Orientation, QkvWeight, SeparateQkv, Weight};
-use burn_deepspeed::{AttentionMask, InferenceBackend, Operations};
+use burn_deepspeed::{Activation, AttentionMask, InferenceBackend, Operations};
 
 use crate::common::{Loops, TOLERANCE, assert_near, exact_product, on_each_backend, seeded, values};
 
@@ -275,6 +275,7 @@ fn operations_between_projections_agree_with_tensor_operations<B: InferenceBacke
     let norm = FusedNorm::new(seeded::<B, 1>([5], 1), None, NormSpec { rms: true, epsilon: 1e-5 });
     assert_eq!(B::Ops::residual_norm(nothing(), nothing(), &norm).dims(), [1, 0, 5]);
     assert_eq!(B::Ops::gelu(nothing()).dims(), [1, 0, 5]);
+    assert_eq!(B::Ops::gated_activation(nothing(), nothing(), Activation::Silu).dims(), [1, 0, 5]);
     for shape in [[2, 3, 5], [1, 40, 300]] {
         let (input, residual) = (seeded::<B, 3>(shape, 1), seeded::<B, 3>(shape, 2));
         let [gamma, beta] = [3, 4].map(|seed| seeded::<B, 1>([shape[2]], seed));
@@ -284,8 +285,16 @@ fn operations_between_projections_agree_with_tensor_operations<B: InferenceBacke
             assert_near(normed, normalise(input.clone() + residual.clone(), &norm), TOLERANCE);
         }
         let wide = input * 6.0;
-        let expected = burn::tensor::activation::gelu(wide.clone());
-        assert_near(B::Ops::gelu(wide), expected, TOLERANCE);
+        for (function, expected) in [
+            (Activation::Gelu, activation::gelu(wide.clone())),
+            (Activation::GeluTanh, activation::gelu_approximate(wide.clone())),
+            (Activation::Silu, activation::silu(wide.clone())),
+        ] {
+            assert_near(B::Ops::activation(wide.clone(), function), expected.clone(), TOLERANCE);
+            let gated = B::Ops::gated_activation(wide.clone(), residual.clone(), function);
+            assert_near(gated, expected * residual.clone(), TOLERANCE);
+        }
+        assert_near(B::Ops::gelu(wide.clone()), activation::gelu(wide), TOLERANCE);
     }
 }
 

@@ -1,9 +1,9 @@
 //! The activations of MLPs, as `transformers` names them.
 
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu_approximate, relu, sigmoid};
+use burn::tensor::activation::{relu, sigmoid};
 use burn_deepspeed::load::HuggingFaceConfig;
-use burn_deepspeed::{ConfigError, InferenceBackend, Operations};
+use burn_deepspeed::{Activation as Fused, ConfigError, InferenceBackend, Operations};
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Activation {
@@ -49,15 +49,31 @@ impl Activation {
 
     pub fn apply<B: InferenceBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
+            Self::Gelu => B::Ops::activation(x, Fused::Gelu),
+            Self::GeluTanh => B::Ops::activation(x, Fused::GeluTanh),
+            Self::Silu => B::Ops::activation(x, Fused::Silu),
             Self::Relu => relu(x),
-            Self::ReluSquared => relu(x).square(),
-            Self::Gelu => B::Ops::gelu(x),
-            Self::GeluTanh => gelu_approximate(x),
+            Self::ReluSquared => {
+                let x = relu(x);
+                x.clone() * x
+            }
             Self::QuickGelu => x.clone() * sigmoid(x.mul_scalar(1.702)),
-            // `x · sigmoid(x)`.
-            Self::Silu => B::Ops::context_gate(x.clone(), x),
             Self::Sigmoid => sigmoid(x),
             Self::Tanh => x.tanh(),
         }
+    }
+
+    /// `apply(gate) · up`.
+    ///
+    /// # Shapes
+    /// - gate, up, output: `[B, T, E]`
+    pub fn gated<B: InferenceBackend>(self, gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
+        let fused = match self {
+            Self::Gelu => Fused::Gelu,
+            Self::GeluTanh => Fused::GeluTanh,
+            Self::Silu => Fused::Silu,
+            _ => return self.apply(gate) * up,
+        };
+        B::Ops::gated_activation(gate, up, fused)
     }
 }

@@ -192,7 +192,7 @@ impl<B: InferenceBackend> Block<B> {
         let (Some(up), Some(down)) = (&self.up, &self.down) else { return Ok(input.zeros_like()) };
         let linear = B::Ops::linear;
         let inner = match &self.gate {
-            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, up),
+            Some(gate) => self.activation.gated(linear(input.clone(), gate), linear(input, up)),
             None => self.activation.apply(linear(input, up)),
         };
         if self.mlp_sum.is_none() {

@@ -133,8 +133,8 @@ impl<B: InferenceBackend> LayerInput<B> {
     /// - x, output: `[B, T, E]`; inputs: `[B, T, layers · features]`
     pub fn forward(&self, x: Tensor<B, 3>, inputs: &Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
         let [first, size] = self.features;
-        let gate = activation.apply(B::Ops::linear(x.clone(), &self.gate));
-        let inner = gate * inputs.clone().narrow(2, first, size);
+        let gate = B::Ops::linear(x.clone(), &self.gate);
+        let inner = activation.gated(gate, inputs.clone().narrow(2, first, size));
         x + self.norm.forward(B::Ops::linear(inner, &self.output))
     }
 }

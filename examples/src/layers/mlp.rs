@@ -79,7 +79,7 @@ impl<B: InferenceBackend> Mlp<B> {
     pub fn forward(&self, input: Tensor<B, 3>) -> Tensor<B, 3> {
         let linear = B::Ops::linear;
         let inner = match &self.gate {
-            Some(gate) => self.activation.apply(linear(input.clone(), gate)) * linear(input, &self.up),
+            Some(gate) => self.activation.gated(linear(input.clone(), gate), linear(input, &self.up)),
             None => self.activation.apply(linear(input, &self.up)),
         };
         linear(inner, &self.down)

@@ -1,4 +1,5 @@
-//! The tokenizer of a GGUF file, as the record of a `tokenizer.json`.
+//! The tokenizer of a GGUF file: the record of a `tokenizer.json` without pairs of bytes, whose model is built from the file's arrays. To write it as
+//! JSON and read that would take seconds with Gemma's 262144 tokens.
 
 mod word_pieces;
 
@@ -7,7 +8,8 @@ use std::fmt::Display;
 
 use burn_deepspeed::load::{Gguf, Metadata};
 use serde_json::{Map, Value, json};
-use tokenizers::Tokenizer;
+use tokenizers::models::bpe::{BPE, BpeBuilder, Merges, Vocab};
+use tokenizers::{AddedToken, Tokenizer};
 
 use super::Template;
 use super::pre_tokenizers::{PreTokenizer, of_name};
@@ -71,13 +73,20 @@ pub(super) fn open(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
         return Err("`tokenizer.ggml.add_sep_token` is true, which is not supported; supported: false".into());
     }
     let tokens = keys.texts("ggml.tokens")?.ok_or("the GGUF file has no `tokenizer.ggml.tokens`")?;
+    let failed = |cause: &dyn Display| format!("cannot build the tokenizer of {}: {cause}", gguf.path().display());
+    let of_record = |record| serde_json::from_value(record).map_err(|cause| failed(&cause));
+    let of_pairs = |(record, pairs): (Value, BpeBuilder)| -> Result<Tokenizer, Failure> {
+        let mut tokenizer: Tokenizer = of_record(record)?;
+        tokenizer.with_model(pairs.build().map_err(|cause| failed(&cause))?);
+        Ok(tokenizer)
+    };
     let words;
-    let (mut record, tokens) = match model {
-        "gpt2" => (of_bytes(&keys, tokens)?, tokens),
-        "llama" => (of_sentences(&keys, tokens)?, tokens),
+    let (mut tokenizer, tokens) = match model {
+        "gpt2" => (of_pairs(of_bytes(&keys, tokens)?)?, tokens),
+        "llama" => (of_pairs(of_sentences(&keys, tokens)?)?, tokens),
         BERT => {
             words = word_pieces::words(tokens, keys.kinds(tokens.len())?);
-            (word_pieces::record(&keys, &words)?, words.as_slice())
+            (of_record(word_pieces::record(&keys, &words)?)?, words.as_slice())
         }
         other => {
             let message = format!(
@@ -86,14 +95,12 @@ pub(super) fn open(gguf: &Gguf) -> Result<Option<Tokenizer>, Failure> {
             return Err(message.into());
         }
     };
-    record["version"] = json!("1.0");
-    record["added_tokens"] = added(&keys, tokens)?;
-    let failed = |cause: &dyn Display| format!("cannot build the tokenizer of {}: {cause}", gguf.path().display());
-    let tokenizer: Tokenizer = serde_json::from_value(record).map_err(|cause| failed(&cause))?;
-    match tokenizer.get_vocab_size(true) <= tokens.len() {
-        true => Ok(Some(tokenizer)),
-        false => Err(failed(&"a token that is matched before the text is split has no id").into()),
+    let added = added(&keys, tokens)?;
+    if added.iter().any(|token| tokenizer.token_to_id(&token.content).is_none()) {
+        return Err(failed(&"a token that is matched before the text is split has no id").into());
     }
+    tokenizer.add_tokens(&added);
+    Ok(Some(tokenizer))
 }
 
 /// What is added before and after a text.
@@ -134,24 +141,27 @@ pub(super) fn named_tokens(gguf: &Gguf) -> Result<BTreeMap<&'static str, String>
 }
 
 /// A tokenizer of bytes, each written as a printable character: GPT-2's and its relatives'.
-fn of_bytes(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
+fn of_bytes(keys: &Keys<'_>, tokens: &[String]) -> Result<(Value, BpeBuilder), Failure> {
     let PreTokenizer { normalizer, pre_tokenizer, whole_words, .. } = of_name(keys.text("ggml.pre")?)?;
     let merges = keys.texts("ggml.merges")?.ok_or("the GGUF file has no `tokenizer.ggml.merges`")?;
     let merges = merges.iter().map(|merge| match merge.split_once(' ') {
-        Some((left, right)) if !right.contains(' ') => Ok(json!([left, right])),
+        Some((left, right)) if !right.contains(' ') => Ok((left.to_owned(), right.to_owned())),
         _ => Err(format!("`tokenizer.ggml.merges` has \"{merge}\", which is not two pieces").into()),
     });
-    let merges = merges.collect::<Result<Vec<_>, Failure>>()?;
-    Ok(json!({
+    let merges = merges.collect::<Result<Merges, Failure>>()?;
+    let pairs = BPE::builder().vocab_and_merges(ids(tokens), merges).ignore_merges(whole_words);
+    let record = json!({
+        "version": "1.0",
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false },
-        "model": { "type": "BPE", "ignore_merges": whole_words, "vocab": vocabulary(tokens), "merges": merges },
-    }))
+        "model": { "type": "BPE", "vocab": {}, "merges": [] },
+    });
+    Ok((record, pairs))
 }
 
 /// A tokenizer of SentencePiece whose pieces are merged by their scores. What no piece covers becomes bytes.
-fn of_sentences(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
+fn of_sentences(keys: &Keys<'_>, tokens: &[String]) -> Result<(Value, BpeBuilder), Failure> {
     let prefix = keys.flag("ggml.add_space_prefix")?.unwrap_or(true);
     let spelled = |token: &String| if keys.is_blank(token) { token.replace(' ', "▁") } else { token.clone() };
     let tokens: Vec<String> = tokens.iter().map(spelled).collect();
@@ -171,31 +181,37 @@ fn of_sentences(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
         json!({ "type": "ByteFallback" }),
         json!({ "type": "Fuse" }),
     ];
-    Ok(json!({
+    let mut pairs = BPE::builder().vocab_and_merges(ids(&tokens), merges(&tokens, &scores));
+    if let Some((unknown, _)) = keys.token("ggml.unknown_token_id")? {
+        pairs = pairs.unk_token(unknown);
+    }
+    let record = json!({
+        "version": "1.0",
         "normalizer": { "type": "Sequence", "normalizers": normalizers },
         "decoder": { "type": "Sequence", "decoders": decoders.into_iter().chain(strip).collect::<Vec<_>>() },
-        "model": {
-            "type": "BPE", "byte_fallback": true, "fuse_unk": true,
-            "unk_token": keys.token("ggml.unknown_token_id")?.map(|(text, _)| text),
-            "vocab": vocabulary(&tokens), "merges": merges(&tokens, &scores),
-        },
-    }))
+        "model": { "type": "BPE", "vocab": {}, "merges": [] },
+    });
+    Ok((record, pairs.byte_fallback(true).fuse_unk(true)))
 }
 
 /// The merges that make each token of two others, those of the highest score first.
-fn merges(tokens: &[String], scores: &[f64]) -> Vec<[String; 2]> {
+fn merges(tokens: &[String], scores: &[f64]) -> Merges {
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
     let mut merges = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         let cuts = token.char_indices().skip(1).map(|(at, _)| token.split_at(at));
         for (left, right) in cuts {
             if let (Some(one), Some(two)) = (ids.get(left), ids.get(right)) {
-                merges.push((score, [one, two].map(|id| *id), [left, right].map(str::to_owned)));
+                merges.push((score, [*one, *two]));
             }
         }
     }
-    merges.sort_by(|(score, ids, _), (other, others, _)| other.total_cmp(score).then(ids.cmp(others)));
-    merges.into_iter().map(|(_, _, pair)| pair).collect()
+    merges.sort_unstable_by(|(score, ids), (other, others)| other.total_cmp(score).then(ids.cmp(others)));
+    merges.into_iter().map(|(_, [one, two])| (tokens[one].clone(), tokens[two].clone())).collect()
+}
+
+fn ids(tokens: &[String]) -> Vocab {
+    tokens.iter().zip(0..).map(|(token, id)| (token.clone(), id)).collect()
 }
 
 fn vocabulary(tokens: &[String]) -> Map<String, Value> {
@@ -203,17 +219,11 @@ fn vocabulary(tokens: &[String]) -> Map<String, Value> {
 }
 
 /// The tokens that are matched before the text is split.
-fn added(keys: &Keys<'_>, tokens: &[String]) -> Result<Value, Failure> {
+fn added(keys: &Keys<'_>, tokens: &[String]) -> Result<Vec<AddedToken>, Failure> {
     let kinds = keys.kinds(tokens.len())?;
     let is_whole = |token, kind| [CONTROL, USER_DEFINED].contains(kind) && !keys.is_blank(token);
-    let whole = tokens.iter().zip(kinds).enumerate().filter(|(_, (token, kind))| is_whole(token, kind));
-    let added = whole.map(|(id, (token, kind))| {
-        json!({
-            "id": id, "content": token, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            "special": *kind == CONTROL,
-        })
-    });
-    Ok(added.collect())
+    let whole = tokens.iter().zip(kinds).filter(|(token, kind)| is_whole(token, kind));
+    Ok(whole.map(|(token, kind)| AddedToken::from(token.clone(), *kind == CONTROL).normalized(false)).collect())
 }
 
 /// The keys below `tokenizer.`.

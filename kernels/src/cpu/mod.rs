@@ -1,11 +1,11 @@
 //! Kernels on slices, for any CPU.
 
+pub mod activation;
 pub mod attention;
 pub mod decode;
 mod element;
 pub mod flash;
 pub mod gate;
-pub mod gelu;
 mod interval;
 mod lanes;
 pub mod masks;

@@ -1,9 +1,13 @@
-//! Powers of two, the hyperbolic tangent and the error function on vectors, and rounding of floats to integers.
+//! Powers of two, the sigmoid, the hyperbolic tangent and the error function on vectors, and rounding of floats to integers.
 
 use pulp::Simd;
 
 /// Below this, `exp2` is less than the smallest normal number; hidden scores, which are `-inf`, are below it too.
-const SMALLEST: f32 = -126.0;
+pub(super) const SMALLEST: f32 = -126.0;
+
+/// Coefficients of 2^f for `|f| ≤ 1/2`, that of the highest power first, without the last, 1. They minimise the largest relative error, 9e-8.
+#[allow(clippy::approx_constant, reason = "it is near ln 2, but not ln 2")]
+pub(super) const POWERS: [f32; 5] = [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147];
 
 /// Divides by a scale and rounds to nearest, ties to even. Returns the scale: the largest magnitude over `most`, so that the
 /// integers are within `±most`, all of which `whole` must accept. An infinity or NaN makes the scale NaN and all integers 0.
@@ -39,9 +43,6 @@ pub(super) fn round<E: Copy>(numbers: &[f32], most: f32, places: &mut [E], whole
 pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     // Adding it leaves the nearest integer plus 127 in the lowest bits: an exponent.
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    // Minimises the largest relative error, 9e-8, for a last coefficient of 1.
-    #[allow(clippy::approx_constant, reason = "it is near ln 2, but not ln 2")]
-    const POWERS: [f32; 5] = [1.326_472_7e-3, 9.671_513e-3, 5.550_733_6e-2, 0.240_222_42, 0.693_147];
     // By comparison: a NaN passes.
     let nothing = simd.less_than_f32s(x, simd.splat_f32s(SMALLEST));
     let x = simd.select_f32s(nothing, simd.splat_f32s(SMALLEST), x);
@@ -56,6 +57,16 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let power = simd.mul_add_e_f32s(power, rest, simd.splat_f32s(1.0));
     let scale = simd.wrapping_dyn_shl_u32s(simd.transmute_u32s_f32s(shifted), simd.splat_u32s(23));
     simd.select_f32s(nothing, simd.splat_f32s(0.0), simd.mul_f32s(power, simd.transmute_f32s_u32s(scale)))
+}
+
+/// `1 / (1 + e^(-x))`, within a few units in the last place; NaN for NaN.
+#[inline(always)]
+pub(super) fn sigmoid<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+    // With t = e^(-|x|), 1 / (1 + t) above zero and t / (1 + t) below: exponents are not above 0.
+    let one = simd.splat_f32s(1.0);
+    let t = exp2(simd, simd.mul_f32s(simd.abs_f32s(x), simd.splat_f32s(-std::f32::consts::LOG2_E)));
+    let below = simd.less_than_f32s(x, simd.splat_f32s(0.0));
+    simd.div_f32s(simd.select_f32s(below, t, one), simd.add_f32s(one, t))
 }
 
 /// `tanh x`, within a few units in the last place.

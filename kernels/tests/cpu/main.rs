@@ -1,6 +1,7 @@
 //! Every CPU kernel against plain loops, on sizes that no tile divides.
 #![allow(clippy::unwrap_used)]
 
+mod activation;
 mod allocations;
 mod bf16;
 mod blocks;
@@ -9,7 +10,6 @@ mod decode;
 mod flash;
 mod flash_bf16;
 mod gate;
-mod gelu;
 mod norm;
 #[path = "../oracle/mod.rs"]
 mod oracle;

@@ -104,7 +104,7 @@ impl<B: InferenceBackend> Experts<B> {
     fn expert(&self, expert: &GatedMlp<B>, x: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
         let (gate, up) = expert.gate_and_up(x, self.settings.order);
         let inner = match self.settings.form {
-            Form::Gated => activation.apply(gate) * up,
+            Form::Gated => activation.gated(gate, up),
             Form::ClampedSwiglu { alpha, limit } => {
                 let (gate, up) = (gate.clamp_max(limit), up.clamp(-limit, limit));
                 let swish = gate.clone() * sigmoid(gate.mul_scalar(alpha));
@@ -125,7 +125,7 @@ fn best(mut numbers: Vec<usize>, count: usize, score: impl Fn(usize) -> f32) -> 
 impl<B: InferenceBackend> Shared<B> {
     fn forward(&self, x: Tensor<B, 3>, activation: Activation) -> Tensor<B, 3> {
         let (gate, up) = self.mlp.gate_and_up(x.clone(), GateOrder::Halves);
-        let output = B::Ops::linear(activation.apply(gate) * up, &self.mlp.down);
+        let output = B::Ops::linear(activation.gated(gate, up), &self.mlp.down);
         match &self.scale {
             Some(scale) => output * sigmoid(B::Ops::linear(x, scale)),
             None => output,

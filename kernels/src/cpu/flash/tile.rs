@@ -89,14 +89,16 @@ impl<S: Simd, const V: usize> Tile<'_, S, V> {
             if keys.start < seen.all.start || keys.end > seen.all.end {
                 self.hide(keys, &seen, scores);
             }
-            let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut().0;
-            let factors = self.soften(scores, running);
             match &self.products {
-                Products::F32 { block, .. } => self.add(keys, block, scores, &factors, contexts),
+                Products::F32 { block, .. } => {
+                    let scores = S::as_mut_simd_f32s(scores).0.as_chunks_mut().0;
+                    let factors = self.soften(scores, running);
+                    self.add(keys, block, scores, &factors, contexts);
+                }
                 #[cfg(target_arch = "x86_64")]
                 Products::Amx(products) => {
-                    let factors = bytemuck::cast_slice(&factors);
-                    products.add(keys, &mut buffer.scores, &mut buffer.weights, factors, contexts);
+                    let keys = (keys, self.queries);
+                    products.add(keys, &mut buffer.scores, &mut buffer.weights, running, contexts);
                 }
             }
         }

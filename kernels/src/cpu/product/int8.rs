@@ -114,6 +114,12 @@ impl InParts for Int8Matrix<'_> {
         if self.has_one_scale() { self.scales[output / self.output_block] } else { 1.0 }
     }
 
+    #[inline(always)]
+    fn prefetch(&self, output: usize, features: Range<usize>) {
+        let first = output * self.inputs;
+        (first + features.start..first + features.end).step_by(LINE).for_each(|at| prefetch_at(self.elements, at));
+    }
+
     fn pack_parts(&self, outputs: &Range<usize>, features: &Range<usize>, panels: Panels<'_>) {
         if self.has_one_scale() {
             // An integer of 8 bits is a bf16.

@@ -1,11 +1,13 @@
 //! The products of a tile of queries and a block.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
 use super::block::Packed;
 use super::queries::PackedTile;
-use super::weights::{self, pack_weights};
+use super::weights::{self, Softmax, soften};
 use super::{Groups, HALF, LANES, SIDE, Shape, Tile, multiply};
+use crate::cpu::attention::Attention;
 use crate::cpu::flash::queries::{Queries, Row};
 use crate::cpu::interval::Interval;
 use crate::cpu::product::amx::Tiles;
@@ -34,11 +36,19 @@ fn place(keys: Interval) -> Range<usize> {
 }
 
 impl Products<'_> {
-    /// The scores of some keys and of those that share steps with them, `[keys, LANES]`. Returns the place of the former.
+    /// What the products of queries and keys are multiplied by before anything else is done to them: the scale, or 1 if the softmax does it.
+    fn factor(queries: &Queries<'_>) -> f32 {
+        let Attention { masks, scale, .. } = *queries.problem;
+        // Minus infinity times such a scale is no minus infinity.
+        let adjusts = masks.softcap.is_some() || masks.slopes.is_some() || masks.bias.is_some() || scale <= 0.0;
+        if adjusts || !scale.is_finite() { scale } else { 1.0 }
+    }
+
+    /// The scores of some keys and of those that share steps with them, `[keys, LANES]`, perhaps without the scale. Returns the place of the former.
     #[inline(always)]
     pub fn score(&self, keys: Interval, queries: &Queries<'_>, rows: &[Row], scores: &mut [f32]) -> Range<usize> {
         let all = steps(keys);
-        let (head_dim, scale) = (queries.problem.head_dim, queries.problem.scale);
+        let (head_dim, scale) = (queries.problem.head_dim, Self::factor(queries));
         let stride = head_dim.div_ceil(SIDE);
         let shape = Shape { steps: stride, parts: self.query.parts, fresh: true };
         for (at, scores) in scores.chunks_exact_mut(SIDE * LANES).take(all.len() / SIDE).enumerate() {
@@ -47,7 +57,9 @@ impl Products<'_> {
                 let (tiles, stride) = self.query.columns(column / HALF);
                 multiply(self.tiles, rows, Groups { tiles, stride }, shape, &mut scores[column..]);
             }
-            scores.iter_mut().for_each(|score| *score *= scale);
+            if scale != 1.0 {
+                scores.iter_mut().for_each(|score| *score *= scale);
+            }
         }
         let at = |key: usize, lane: usize| (key - all.start) * LANES + lane;
         let product = |query: &[f32], key: &[f32]| scale * query.iter().zip(key).map(|(a, b)| a * b).sum::<f32>();
@@ -65,28 +77,34 @@ impl Products<'_> {
         place(keys)
     }
 
-    /// Scales the contexts, `[features, LANES]` with features in whole steps, and adds the weighted values of some keys. `weights` is `[keys, LANES]`, for
-    /// whole steps; what is not of these keys is overwritten.
+    /// Makes weights of the scores of some keys, scales the contexts, `[features, LANES]` with features in whole steps, and adds the weighted values.
+    /// `scores` is `[keys, LANES]`, for whole steps, and overwritten; `running` are the maxima and sums of the lanes.
     #[inline(always)]
     pub fn add(
         &self,
-        keys: Interval,
-        weights: &mut [f32],
+        (keys, queries): (Interval, &Queries<'_>),
+        scores: &mut [f32],
         WeightBuffer(packed): &mut WeightBuffer,
-        factors: &[f32],
+        running: &mut [f32],
         contexts: &mut [f32],
     ) {
         let (all, place) = (steps(keys), place(keys));
-        let (count, weights) = (all.len() / SIDE, &mut weights[..all.len() * LANES]);
-        weights[..place.start].fill(0.0);
-        weights[place.end..].fill(0.0);
+        let (count, weights) = (all.len() / SIDE, &mut scores[..all.len() * LANES]);
+        weights[..place.start].fill(f32::NEG_INFINITY);
+        weights[place.end..].fill(f32::NEG_INFINITY);
         packed.resize(LANES / HALF * weights::PARTS * count, Tile::default());
+        let is_left = if Self::factor(queries) == 1.0 { queries.problem.scale } else { 1.0 };
+        let (maxima, sums) = running.split_at_mut(LANES);
+        let (Some(maxima), Some(sums)) = (maxima.first_chunk_mut(), sums.first_chunk_mut()) else {
+            unreachable!("maxima and sums of the lanes");
+        };
+        let softmax = Softmax { factor: is_left * LOG2_E, keeps_weights: self.block.extreme_values().next().is_some() };
         assert!(weights::is_available(), "the processor has no AVX512-BF16");
         // SAFETY: the processor has the instructions.
-        unsafe { pack_weights(weights, packed) };
+        let factors = unsafe { soften(softmax, weights, [maxima, sums], packed) };
         if factors.iter().any(|factor| *factor != 1.0) {
             for context in contexts.as_chunks_mut::<LANES>().0 {
-                context.iter_mut().zip(factors).for_each(|(context, factor)| *context *= factor);
+                context.iter_mut().zip(&factors).for_each(|(context, factor)| *context *= factor);
             }
         }
         let shape = Shape { steps: count, parts: weights::PARTS, fresh: false };

@@ -236,6 +236,14 @@ impl InParts for BlockMatrix<'_> {
         self.format == BlockFormat::BF16
     }
 
+    #[inline(always)]
+    fn prefetch(&self, output: usize, features: Range<usize>) {
+        let (elements, bytes) = (self.format.elements(), self.format.bytes());
+        let first = output * self.row_bytes();
+        let own = first + features.start / elements * bytes..first + features.end.div_ceil(elements) * bytes;
+        own.step_by(LINE).for_each(|at| prefetch_at(self.blocks, at));
+    }
+
     fn depth(&self) -> usize {
         if self.is_bf16() { parts::DEPTH } else { SOME }
     }

@@ -8,7 +8,7 @@ use super::pack::{PART, PARTS, pack_bf16, pack_runs, pack_runs_of_features};
 use super::split::{DEPTH, INPUTS};
 use crate::cpu::element::Element;
 use crate::cpu::product::panel::{self, OUTPUTS, TILE, VECTORS};
-use crate::cpu::product::problem::Weights;
+use crate::cpu::product::problem::{Weights, after};
 
 /// Features of three parts that are packed at a time. Half of a first-level cache holds a panel of them.
 const SOME: usize = 128;
@@ -38,6 +38,9 @@ pub(in crate::cpu::product) trait InParts: Weights {
     fn depth(&self) -> usize {
         SOME
     }
+
+    /// Prefetches some features of an output, if there is such a one, that are unpacked soon.
+    fn prefetch(&self, _output: usize, _features: Range<usize>) {}
 
     /// What the product of an output with what was packed is multiplied by.
     fn scale(&self, _output: usize) -> f32 {
@@ -137,12 +140,13 @@ impl<'a> Panels<'a> {
     }
 
     /// Packs what the matrix unpacks along the inputs.
-    pub fn pack_unpacked<W: Weights>(self, matrix: &W, outputs: &Range<usize>, features: &Range<usize>) {
+    pub fn pack_unpacked<W: InParts>(self, matrix: &W, outputs: &Range<usize>, features: &Range<usize>) {
         let panels = self.place.chunks_exact_mut(bytes(self.features)).zip(self.largest.chunks_mut(OUTPUTS));
         for (at, (place, largest)) in panels.enumerate() {
             let first = outputs.start + at * OUTPUTS;
-            let outputs = first..first + largest.len();
-            Arch::new().dispatch(Unpack { matrix, outputs: &outputs, features, place: &mut *self.scratch });
+            let own = first..first + largest.len();
+            let next = after(&own, outputs, features, matrix.inputs());
+            Arch::new().dispatch(Unpack { matrix, outputs: own, features, next, place: &mut *self.scratch });
             let runs = runs(largest.len(), |n| &self.scratch[n * DEPTH..][..self.features]);
             // SAFETY: the processor has the instructions, by `new`.
             let parts = unsafe { pack_runs(&runs, 0, place, largest) };
@@ -163,16 +167,23 @@ fn in_steps(parts: usize) -> Packed {
 
 struct Unpack<'a, W> {
     matrix: &'a W,
-    outputs: &'a Range<usize>,
+    outputs: Range<usize>,
     features: &'a Range<usize>,
+    /// The first output and feature of what is unpacked after these.
+    next: (usize, usize),
     place: &'a mut [f32],
 }
 
-impl<W: Weights> WithSimd for Unpack<'_, W> {
+impl<W: InParts> WithSimd for Unpack<'_, W> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        self.matrix.pack(self.outputs, self.features, DEPTH, self.place);
+        let (next, feature) = self.next;
+        let ahead = feature..feature + self.features.len();
+        for (n, (output, place)) in self.outputs.zip(self.place.chunks_exact_mut(DEPTH)).enumerate() {
+            self.matrix.prefetch(next + n, ahead.clone());
+            self.matrix.pack(&(output..output + 1), self.features, DEPTH, place);
+        }
     }
 }
