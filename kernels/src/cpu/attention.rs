@@ -139,16 +139,16 @@ impl Attention<'_> {
         (batch * self.tokens + row / group) * self.heads + kv_head * group + row % group
     }
 
-    /// Panics unless the slices have the lengths that the sizes imply.
+    /// Panics unless the slices, and the output, have the lengths that the sizes imply.
     #[track_caller]
-    pub(super) fn check(&self, kernel: &str, output: &[f32]) {
+    pub(super) fn check(&self, kernel: &str, output: usize) {
         let Attention { batch, heads, kv_heads, tokens, capacity, head_dim, value_dim, .. } = *self;
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
             "{kernel}: `query` has {heads} heads, expected a multiple of the {kv_heads} heads of `key`"
         );
         assert!(head_dim > 0, "{kernel}: `query` has heads without features");
-        check_len(kernel, "output", output.len(), product(&[batch, tokens, heads, value_dim]));
+        check_len(kernel, "output", output, product(&[batch, tokens, heads, value_dim]));
         self.query.check(kernel, "query", [batch, heads, tokens, head_dim]);
         self.key.check(kernel, "key", [batch, kv_heads, capacity, head_dim]);
         self.value.check(kernel, "value", [batch, kv_heads, capacity, value_dim]);

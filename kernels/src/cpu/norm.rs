@@ -1,7 +1,10 @@
 //! LayerNorm and RMSNorm.
 
+use std::ops::Range;
+
 use pulp::{Arch, Simd, WithSimd};
 
+use super::places::Places;
 use super::sums::{squares, sum};
 use super::threads;
 use crate::contract::check_len;
@@ -31,6 +34,14 @@ pub struct Norm<'a> {
 /// # Panics
 /// If a slice does not have the length that the others imply.
 pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
+    norm_into(problem, &Places::of(output));
+}
+
+/// [`norm`] into a new result.
+///
+/// # Panics
+/// If a slice, or the result, does not have the length that the others imply.
+pub fn norm_into(problem: &Norm<'_>, output: &Places<'_>) {
     let features = problem.gamma.len();
     let len = problem.input.len();
     let whole = if features == 0 { len == 0 } else { len.is_multiple_of(features) };
@@ -46,16 +57,17 @@ pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
         return;
     }
     let together = TASK.div_ceil(features) * features;
-    threads::each_part(output, together, |task, output| {
-        Arch::new().dispatch(Rows { problem, first: task * together, output });
+    threads::each(len.div_ceil(together), |task| {
+        let elements = task * together..len.min((task + 1) * together);
+        Arch::new().dispatch(Rows { problem, elements, output });
     });
 }
 
-/// Whole rows of the output, from the element `first` on.
+/// Whole rows.
 struct Rows<'a> {
     problem: &'a Norm<'a>,
-    first: usize,
-    output: &'a mut [f32],
+    elements: Range<usize>,
+    output: &'a Places<'a>,
 }
 
 impl WithSimd for Rows<'_> {
@@ -64,10 +76,13 @@ impl WithSimd for Rows<'_> {
     // A closure would be compiled for the baseline instruction set.
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { problem, first, output } = self;
+        let Self { problem, elements, output } = self;
         let features = problem.gamma.len();
-        for (row, output) in output.chunks_mut(features).enumerate() {
-            let at = first + row * features..first + (row + 1) * features;
+        let taker = output.taker();
+        for first in elements.step_by(features) {
+            let at = first..first + features;
+            // SAFETY: no other task has this row, and this one takes it once.
+            let output = unsafe { taker.part(first, features) };
             output.copy_from_slice(&problem.input[at.clone()]);
             if let Some(residual) = problem.residual {
                 for (output, residual) in output.iter_mut().zip(&residual[at]) {

@@ -3,9 +3,9 @@
 use burn::tensor::{DType, FloatDType, Tensor, backend::Backend};
 use burn_deepspeed_kernels::cpu::attention::{Attention as Problem, Cached, Heads};
 use burn_deepspeed_kernels::cpu::decode::decode;
-use burn_deepspeed_kernels::cpu::flash::flash;
+use burn_deepspeed_kernels::cpu::flash::flash_into;
 use burn_deepspeed_kernels::cpu::masks::{Broadcast, Masks};
-use burn_deepspeed_kernels::cpu::zeros::zeros;
+use burn_deepspeed_kernels::cpu::places::result;
 use half::{bf16, f16};
 
 use super::arguments::Attention;
@@ -122,12 +122,10 @@ impl<B: InMemory> Call<'_, B> {
             sinks: self.sinks,
             masks: self.masks(&owned),
         };
-        let mut output = zeros(batch * tokens * heads * value_dim);
-        match self.kernel {
-            CpuKernel::Decode => decode(&problem, &mut output),
-            CpuKernel::Flash => flash(&problem, &mut output),
-        }
-        output
+        result(batch * tokens * heads * value_dim, |output| match self.kernel {
+            CpuKernel::Decode => decode(&problem, output.whole()),
+            CpuKernel::Flash => flash_into(&problem, output),
+        })
     }
 
     /// The masks on the host.

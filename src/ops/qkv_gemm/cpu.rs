@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_core::config::ActivationRounding;
-use burn_deepspeed_kernels::cpu::norm::{Norm, norm as normalise};
+use burn_deepspeed_core::config::{ActivationRounding, InputBits};
+use burn_deepspeed_kernels::cpu::norm::{Norm, norm_into as normalise};
+use burn_deepspeed_kernels::cpu::places::{Places, result};
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
-    RoundedMatrix, has_rounded, product, rounded_product,
+    RoundedMatrix, has_rounded, product_into, rounded_product, takes_parts,
 };
-use burn_deepspeed_kernels::cpu::zeros::zeros;
 use bytemuck::Pod;
 
 use super::reference::{QkvGemmOutput, reference};
@@ -81,23 +81,22 @@ fn normalised<B: InMemory>(
     let [batch, tokens, width] = input.dims();
     check_shape(operation, "input", &[batch, tokens, norm.size()], &[batch, tokens, width]);
     let (gamma, beta, spec) = (norm.gamma(), norm.beta(), norm.spec());
-    let mut output = zeros(batch * tokens * width);
     B::with_elements(input, |input| {
         B::with_elements(&gamma, |gamma| {
             with_vector(beta.as_ref(), |beta| {
                 let (input, gamma, epsilon) = (input.dense(), gamma.dense(), spec.epsilon as f32);
                 let problem = Norm { input: &input, residual: None, gamma: &gamma, beta, epsilon, rms: spec.rms };
+                let run = |problem: &Norm<'_>| result(input.len(), |output| normalise(problem, output));
                 match residual {
                     Some(residual) => B::with_elements(residual, |residual| {
                         let residual = residual.dense();
-                        normalise(&Norm { residual: Some(&residual), ..problem }, &mut output);
+                        run(&Norm { residual: Some(&residual), ..problem })
                     }),
-                    None => normalise(&problem, &mut output),
+                    None => run(&problem),
                 }
-            });
-        });
-    });
-    output
+            })
+        })
+    })
 }
 
 /// The products with several matrices, concatenated.
@@ -124,22 +123,57 @@ fn multiplied<B: InMemory>(
     with_bias: bool,
 ) -> (Vec<f32>, [usize; 3]) {
     let width = weights.iter().map(|weight| weight.output_size()).sum();
-    let mut output = zeros(batch * tokens * width);
-    let mut first = 0;
+    let each = |target: &mut Target<'_, '_>| {
+        let mut first = 0;
+        for weight in weights {
+            let bias = weight.bias().filter(|_| with_bias);
+            let elements = match elements {
+                InputElements::F32 if weight.rounds_input_to_bf16() => InputElements::RoundToBf16,
+                elements => elements,
+            };
+            with_vector(bias.as_ref(), |bias| {
+                Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, target);
+            });
+            first += weight.output_size();
+        }
+    };
     for weight in weights {
         check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
         check_types(operation, dtype, weight);
-        let bias = weight.bias().filter(|_| with_bias);
-        let elements = match elements {
-            InputElements::F32 if weight.rounds_input_to_bf16() => InputElements::RoundToBf16,
-            elements => elements,
-        };
-        with_vector(bias.as_ref(), |bias| {
-            Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, &mut output);
-        });
-        first += weight.output_size();
     }
+    let mut all_take_parts = true;
+    each(&mut Target::Ask(&mut all_take_parts));
+    let output = result(batch * tokens * width, |output| {
+        if !all_take_parts {
+            output.whole();
+        }
+        each(&mut Target::Write(output));
+    });
     (output, [batch, tokens, width])
+}
+
+/// What is done with the products of some weights.
+enum Target<'a, 'p> {
+    /// Whether all of them [take parts](takes_parts) of a new result.
+    Ask(&'a mut bool),
+    /// They are computed.
+    Write(&'a mut Places<'p>),
+}
+
+impl Target<'_, '_> {
+    fn product<W: AnyMatrix>(&mut self, problem: &Product<'_, W>) {
+        match self {
+            Self::Ask(all) => **all &= takes_parts(problem),
+            Self::Write(output) => product_into(problem, output),
+        }
+    }
+
+    fn rounded<W: RoundedMatrix>(&mut self, problem: &Product<'_, W>, bits: InputBits) {
+        match self {
+            Self::Ask(all) => **all = false,
+            Self::Write(output) => rounded_product(problem, bits, output.whole()),
+        }
+    }
 }
 
 /// Everything of a [`Product`] but the matrix.
@@ -160,46 +194,46 @@ impl<'a> Rows<'a> {
     }
 
     /// The product with a weight, in its form.
-    fn times<B: InMemory>(self, weight: &Weight<B>, output: &mut [f32]) {
+    fn times<B: InMemory>(self, weight: &Weight<B>, target: &mut Target<'_, '_>) {
         match weight.stored() {
-            Matrix::Int8(int8) => with_int8(int8, |matrix| self.times_rounded(matrix, weight.input_rounding(), output)),
+            Matrix::Int8(int8) => with_int8(int8, |matrix| self.times_rounded(matrix, weight.input_rounding(), target)),
             Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
                 let first = self.first + outputs.start;
                 let rows = Rows { first, bias: self.bias.map(|bias| &bias[outputs]), ..self };
-                rows.times_rounded(matrix, weight.input_rounding(), output);
+                rows.times_rounded(matrix, weight.input_rounding(), target);
             }),
-            Matrix::Dense(matrix) => self.times_dense(matrix, output),
+            Matrix::Dense(matrix) => self.times_dense(matrix, target),
         }
     }
 
     /// The product with a matrix of integers, of rows that are rounded where the processor has kernels for them.
-    fn times_rounded<W: RoundedMatrix>(self, matrix: W, rounding: ActivationRounding, output: &mut [f32]) {
+    fn times_rounded<W: RoundedMatrix>(self, matrix: W, rounding: ActivationRounding, target: &mut Target<'_, '_>) {
         match rounding.bits().filter(|_| has_rounded()) {
-            Some(bits) => rounded_product(&self.problem(matrix), bits, output),
-            None => product(&self.problem(matrix), output),
+            Some(bits) => target.rounded(&self.problem(matrix), bits),
+            None => target.product(&self.problem(matrix)),
         }
     }
 
     /// The product with a dense matrix, which is read in place.
-    fn times_dense<B: InMemory>(self, matrix: &DenseMatrix<B>, output: &mut [f32]) {
+    fn times_dense<B: InMemory>(self, matrix: &DenseMatrix<B>, target: &mut Target<'_, '_>) {
         B::with_floats(&matrix.output_input(), |floats| match floats {
-            Floats::F32(matrix) => product(&self.problem(dense(&matrix)), output),
-            Floats::F16(matrix) => self.times_halves(&matrix, BlockFormat::F16, output),
-            Floats::BF16(matrix) => self.times_halves(&matrix, BlockFormat::BF16, output),
+            Floats::F32(matrix) => target.product(&self.problem(dense(&matrix))),
+            Floats::F16(matrix) => self.times_halves(&matrix, BlockFormat::F16, target),
+            Floats::BF16(matrix) => self.times_halves(&matrix, BlockFormat::BF16, target),
         });
     }
 
     /// The product with a matrix of 16 bits; as blocks if its rows follow each other, for which there are more kernels.
-    fn times_halves<E: Pod>(self, matrix: &Elements<'_, 2, E>, format: BlockFormat, output: &mut [f32])
+    fn times_halves<E: Pod>(self, matrix: &Elements<'_, 2, E>, format: BlockFormat, target: &mut Target<'_, '_>)
     where
         for<'m> DenseProblem<'m, E>: AnyMatrix,
     {
         let [outputs, inputs] = matrix.shape;
         if matrix.strides != [inputs, 1] {
-            return product(&self.problem(dense(matrix)), output);
+            return target.product(&self.problem(dense(matrix)));
         }
         let blocks = bytemuck::cast_slice(&matrix.elements[..outputs * inputs]);
-        product(&self.problem(BlockProblem { format, blocks, inputs, outputs }), output);
+        target.product(&self.problem(BlockProblem { format, blocks, inputs, outputs }));
     }
 }
 

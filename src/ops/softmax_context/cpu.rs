@@ -3,8 +3,8 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_kernels::cpu::attention::{Cached, Heads};
+use burn_deepspeed_kernels::cpu::places::result;
 use burn_deepspeed_kernels::cpu::scatter::{AnyFloat, HeadNorm, Places, Rotation, Scatter, scatter, scatter_int8};
-use burn_deepspeed_kernels::cpu::zeros::zeros;
 use half::{bf16, f16};
 
 use super::arguments::{Keys, SoftmaxContext, SoftmaxContextOutput};
@@ -91,8 +91,10 @@ pub(crate) fn softmax_context<B: InMemory>(arguments: SoftmaxContext<'_, B>) -> 
                     let context = attend(query, key.into(), value.into(), tokens);
                     let returned = |part: &Part<'_>| {
                         let (starts, counts) = (vec![0; batch], vec![tokens; batch]);
-                        let mut output = zeros(batch * kv_heads * tokens * head_dim);
-                        part.put(Places::Slots { slots: tokens, starts: &starts, counts: &counts }, &mut output);
+                        let output = result(batch * kv_heads * tokens * head_dim, |output| {
+                            let places = Places::Slots { slots: tokens, starts: &starts, counts: &counts };
+                            part.put(places, output.whole());
+                        });
                         tensor(output, [batch, kv_heads, tokens, head_dim], (&device, dtype))
                     };
                     let keys = want_keys.then(|| (returned(&new_keys), returned(&new_values)));
@@ -201,17 +203,14 @@ impl<'a> Part<'a> {
             return self.in_place();
         }
         let token = self.heads * head_dim;
-        *scratch = zeros(batch * tokens * token);
-        self.put(Places::Packed, scratch);
+        *scratch = result(batch * tokens * token, |output| self.put(Places::Packed, output.whole()));
         Heads { elements: scratch, batch: tokens * token, head: head_dim, token }
     }
 
     /// The heads, normalised and rotated, `[batch, tokens, heads, head_dim]`.
     pub fn moved(&self) -> Vec<f32> {
         let Packed { batch, tokens, head_dim, .. } = self.packed;
-        let mut moved = zeros(batch * tokens * self.heads * head_dim);
-        self.put(Places::Packed, &mut moved);
-        moved
+        result(batch * tokens * self.heads * head_dim, |output| self.put(Places::Packed, output.whole()))
     }
 
     /// What moves the heads to their places.

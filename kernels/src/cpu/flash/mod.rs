@@ -32,7 +32,7 @@ use pulp::{Arch, Simd};
 
 use super::attention::Attention;
 use super::lanes::{Lanes, WithLanes};
-use super::scratch::Disjoint;
+use super::places::Places;
 use super::threads;
 use crate::cpu::interval::Interval;
 use block::{BlockBuffer, Keys, Machine, Rows};
@@ -61,7 +61,15 @@ const LEAST_ROWS: usize = 64;
 /// # Panics
 /// If a slice does not have the length that the sizes imply.
 pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
-    problem.check("flash", output);
+    flash_into(problem, &Places::of(output));
+}
+
+/// [`flash`] into a new result.
+///
+/// # Panics
+/// If a slice, or the result, does not have the length that the sizes imply.
+pub fn flash_into(problem: &Attention<'_>, output: &Places<'_>) {
+    problem.check("flash", output.len());
     let Attention { batch, heads, kv_heads, tokens, .. } = *problem;
     if output.is_empty() {
         return;
@@ -71,14 +79,13 @@ pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
     let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(LEAST_ROWS, MOST_ROWS);
     let each = fair.next_multiple_of(LEAST_ROWS).div_ceil(problem.group()).min(tokens);
     let chunks = tokens.div_ceil(each);
-    let output = Disjoint::new(output);
     // Late tokens see more keys under causality: the longest tasks are first.
     threads::each(chunks * batch * kv_heads, |index| {
         let chunk = chunks - 1 - index / (batch * kv_heads);
         let (batch, kv_head) = (index / kv_heads % batch, index % kv_heads);
         let (first, last) = (chunk * each, ((chunk + 1) * each).min(tokens));
         let queries = Queries { problem, batch, kv_head, first, count: last - first };
-        SCRATCH.with_borrow_mut(|scratch| Arch::new().dispatch(Lanes(Task { queries, scratch, output: &output })));
+        SCRATCH.with_borrow_mut(|scratch| Arch::new().dispatch(Lanes(Task { queries, scratch, output })));
     });
 }
 
@@ -128,7 +135,7 @@ impl Sizes {
 struct Task<'a> {
     queries: Queries<'a>,
     scratch: &'a mut Scratch,
-    output: &'a Disjoint<'a>,
+    output: &'a Places<'a>,
 }
 
 impl WithLanes for Task<'_> {
@@ -137,6 +144,7 @@ impl WithLanes for Task<'_> {
     #[inline(always)]
     fn with_lanes<S: Simd, const V: usize>(self, simd: S) {
         let Self { queries: own, scratch, output } = self;
+        let taker = output.taker();
         let Attention { head_dim, value_dim, masks, .. } = *own.problem;
         let lanes = V * S::F32_LANES;
         #[cfg(target_arch = "x86_64")]
@@ -168,7 +176,7 @@ impl WithLanes for Task<'_> {
         let count = |tile: usize| (own.count * own.problem.group() - tile * lanes).min(lanes);
         if seen.is_empty() {
             for (tile, rows) in rows.chunks_exact(lanes).enumerate() {
-                own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[..2 * lanes], output);
+                own.finish(rows, count(tile), &mut contexts[..lanes * value_dim], &running[..2 * lanes], &taker);
             }
             return;
         }
@@ -212,7 +220,7 @@ impl WithLanes for Task<'_> {
                     .attend(buffer, contexts, running);
                 if last == to {
                     let contexts = &mut contexts[..lanes * value_dim];
-                    own.finish(own_rows, count(tile), contexts, running, output);
+                    own.finish(own_rows, count(tile), contexts, running, &taker);
                 }
             }
         }

@@ -3,8 +3,8 @@
 use crate::cpu::attention::Attention;
 use crate::cpu::interval::Interval;
 use crate::cpu::lanes::{MOST_LANES, into_lanes, out_of_lanes};
+use crate::cpu::places::{Places, Taker};
 use crate::cpu::scores::{Running, share, with_sink};
-use crate::cpu::scratch::Disjoint;
 use crate::cpu::stream::prefetch;
 
 /// A query.
@@ -47,16 +47,10 @@ impl Queries<'_> {
         query.token(self.batch, row.head, row.token, head_dim)
     }
 
-    /// The place of a row's result.
-    ///
-    /// # Safety
-    /// No other task uses this place.
-    #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
-    unsafe fn place<'o>(&self, row: Row, output: &'o Disjoint<'_>) -> &'o mut [f32] {
+    /// The first place of a row's result.
+    fn place(&self, row: Row) -> usize {
         let Attention { tokens, heads, value_dim, .. } = *self.problem;
-        let at = (self.batch * tokens + row.token) * heads + row.head;
-        // SAFETY: the caller guarantees it.
-        unsafe { output.part(at * value_dim, value_dim) }
+        ((self.batch * tokens + row.token) * heads + row.head) * value_dim
     }
 
     /// Prefetches queries that [`pack`](Self::pack) reads soon.
@@ -65,11 +59,8 @@ impl Queries<'_> {
     }
 
     /// Prefetches the places of rows that [`finish`](Self::finish) writes soon.
-    pub fn fetch_places(&self, rows: &[Row], output: &Disjoint<'_>) {
-        for row in rows {
-            // SAFETY: no other task has this token and head.
-            prefetch(unsafe { self.place(*row, output) });
-        }
+    pub fn fetch_places(&self, rows: &[Row], output: &Places<'_>) {
+        rows.iter().for_each(|row| output.prefetch(self.place(*row), self.problem.value_dim));
     }
 
     /// The queries of a tile, `[head_dim, lanes]`, scaled.
@@ -82,7 +73,7 @@ impl Queries<'_> {
     /// Divides the contexts of a tile, `[value_dim, lanes]`, by the sums of their weights, and writes the first `count` rows; the
     /// others are copies. `running` are the maxima and sums of the lanes, `[2, lanes]`.
     #[inline(always)]
-    pub fn finish(&self, rows: &[Row], count: usize, contexts: &mut [f32], running: &[f32], output: &Disjoint<'_>) {
+    pub fn finish(&self, rows: &[Row], count: usize, contexts: &mut [f32], running: &[f32], output: &Taker<'_>) {
         let lanes = rows.len();
         let mut shares = [0.0; MOST_LANES];
         for (lane, row) in rows.iter().enumerate() {
@@ -92,8 +83,8 @@ impl Queries<'_> {
         for context in contexts.chunks_exact_mut(lanes) {
             context.iter_mut().zip(&shares).for_each(|(context, share)| *context *= share);
         }
-        // SAFETY: no other task has these tokens and heads, and no other lane this row.
-        let place = |lane: usize| unsafe { self.place(rows[lane], output) };
+        // SAFETY: no other task has these tokens and heads, and no other lane this row, which is finished once.
+        let place = |lane: usize| unsafe { output.part(self.place(rows[lane]), self.problem.value_dim) };
         out_of_lanes(contexts, lanes, count, place);
     }
 }

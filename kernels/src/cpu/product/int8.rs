@@ -13,6 +13,8 @@ use super::problem::{PART, Path, Product, Weights, after};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::places::Places;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
 /// Most rows of a sequence for which a matrix is streamed. For more rows, its blocks are converted to f32 once for all of them.
@@ -188,15 +190,16 @@ impl Weights for Int8Matrix<'_> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn rounds_to_bf16(problem: &Product<'_, Self>) -> bool {
+    fn in_parts(problem: &Product<'_, Self>, output: &Places<'_>) -> bool {
+        parts::product(problem, output)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_in_parts(problem: &Product<'_, Self>) -> bool {
         parts::are_faster(problem)
     }
 
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if parts::product(problem, output) {
-            return;
-        }
         computed(problem, output);
     }
 

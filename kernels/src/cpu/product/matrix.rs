@@ -22,6 +22,8 @@ use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::extent;
 use crate::cpu::element::Element;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::places::Places;
 use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
 
 /// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
@@ -149,15 +151,16 @@ impl<E: Element> Weights for Matrix<'_, E> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn rounds_to_bf16(problem: &Product<'_, Self>) -> bool {
+    fn in_parts(problem: &Product<'_, Self>, output: &Places<'_>) -> bool {
+        parts::product(problem, output)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_in_parts(problem: &Product<'_, Self>) -> bool {
         parts::are_faster(problem)
     }
 
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if parts::product(problem, output) {
-            return;
-        }
         computed(problem, output);
     }
 

@@ -21,6 +21,7 @@ mod tiles;
 use pulp::{Arch, Simd, WithSimd};
 
 use self::problem::{MULTIPLE, Path, Weights, check};
+use super::places::Places;
 use super::scratch::{Disjoint, with_scratch};
 use super::threads;
 pub use blocks::BlockMatrix;
@@ -52,11 +53,24 @@ impl<W: Weights> AnyMatrix for W {}
 /// # Panics
 /// If a slice does not have the length that the sizes imply.
 pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
-    if problem.elements == InputElements::RoundToBf16 && !W::rounds_to_bf16(problem) {
+    product_into(problem, &mut Places::of(output));
+}
+
+/// [`product`] into a new result.
+///
+/// # Panics
+/// If a slice, or the result, does not have the length that the sizes imply. If a part of a new result was written before, and this is not a product
+/// that [`takes_parts`].
+pub fn product_into<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut Places<'_>) {
+    if !W::in_parts(problem, output) {
+        let output = output.whole();
         with_rounded_input(problem, |problem| W::product(problem, output));
-    } else {
-        W::product(problem, output);
     }
+}
+
+/// Whether [`product_into`] takes only the features of a new result that it computes. Otherwise it needs the whole.
+pub fn takes_parts<W: AnyMatrix>(problem: &Product<'_, W>) -> bool {
+    W::is_in_parts(problem)
 }
 
 /// Calls `work` with the same problem, in which elements that are to be rounded to bf16 have been.
@@ -103,7 +117,7 @@ fn nearest_bf16(number: f32) -> u32 {
 
 /// [`product`] for the implementations of [`Weights::product`], which are compiled here and not in every program that calls them.
 fn computed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
-    let rows = check(problem, output);
+    let rows = check(problem, output.len());
     if rows * problem.matrix.outputs() == 0 {
         return;
     }

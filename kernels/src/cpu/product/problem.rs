@@ -5,6 +5,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 
 use crate::contract::check_len;
+use crate::cpu::places::Places;
 
 /// The outputs of a task are a multiple of this, in whole vectors, so that the number of threads does not affect the result.
 pub(super) const MULTIPLE: usize = 16;
@@ -100,21 +101,26 @@ pub(crate) trait Weights: Copy + Send + Sync {
     /// Prefetches weights: a part of what `pack` gets after the group `at`, whose outputs are `own`, of a block.
     fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize);
 
-    /// Whether `product` rounds the input where that is asked for. If not, it gets one that was rounded.
-    fn rounds_to_bf16(_problem: &Product<'_, Self>) -> bool {
+    /// Computes the product as parts of bf16, if that is faster, and returns whether it is. Rounds the input where that is asked for.
+    fn in_parts(_problem: &Product<'_, Self>, _output: &Places<'_>) -> bool {
         false
     }
 
-    /// The product of any rows.
+    /// Whether [`in_parts`](Self::in_parts) computes a product.
+    fn is_in_parts(_problem: &Product<'_, Self>) -> bool {
+        false
+    }
+
+    /// The product of any rows that are not computed in parts. They are rounded already, if that was asked for.
     fn product(problem: &Product<'_, Self>, output: &mut [f32]);
 
     /// The product of many rows.
     fn packed(problem: &Product<'_, Self>, output: &mut [f32]);
 }
 
-/// Panics unless the slices have the lengths that the sizes imply; returns the rows.
+/// Panics unless the slices, and the output, have the lengths that the sizes imply; returns the rows.
 #[track_caller]
-pub(super) fn check<W: Weights>(problem: &Product<'_, W>, output: &[f32]) -> usize {
+pub(super) fn check<W: Weights>(problem: &Product<'_, W>, output: usize) -> usize {
     let Product { input, matrix, bias, width, first, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
     assert!(
@@ -124,9 +130,8 @@ pub(super) fn check<W: Weights>(problem: &Product<'_, W>, output: &[f32]) -> usi
     );
     let rows = input.len() / inputs;
     assert!(
-        rows.checked_mul(width) == Some(output.len()),
-        "product: `output` has {} elements, expected {rows} · {width}",
-        output.len()
+        rows.checked_mul(width) == Some(output),
+        "product: `output` has {output} elements, expected {rows} · {width}"
     );
     assert!(
         first.checked_add(outputs).is_some_and(|end| end <= width),

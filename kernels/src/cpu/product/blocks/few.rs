@@ -15,7 +15,7 @@ use crate::cpu::threads;
 
 /// [`product`](crate::cpu::product::product) with rows that are rounded.
 pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
-    let rows = check(problem, output);
+    let rows = check(problem, output.len());
     if rows * problem.matrix.outputs == 0 {
         return;
     }
@@ -32,7 +32,7 @@ pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output
 
 /// The product with rows that are rounded and multiplied as floats, for more rows on processors without products of bytes.
 pub(super) fn in_f32(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
-    check(problem, output);
+    check(problem, output.len());
     let input = problem.input;
     with_scratch(input.len(), |scratch| {
         threads::each_part(scratch, problem.matrix.inputs, |row, floats| {

@@ -39,6 +39,8 @@ use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
 use crate::cpu::element::Element;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::places::Places;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
 /// Most rows of a sequence for which blocks are multiplied as they are without tiles of bytes. For more rows they become f32 once for all of
@@ -111,7 +113,7 @@ fn floats<E: Element + Pod>(problem: &Product<'_, BlockMatrix<'_>>, output: &mut
     let BlockMatrix { blocks, inputs, outputs, .. } = matrix;
     let elements = bytemuck::try_cast_slice::<u8, E>(blocks).ok()?;
     let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
-    Matrix::product(&Product { input, elements: known, sequence, matrix, bias, width, first }, output);
+    super::product(&Product { input, elements: known, sequence, matrix, bias, width, first }, output);
     Some(())
 }
 
@@ -198,7 +200,12 @@ impl Weights for BlockMatrix<'_> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn rounds_to_bf16(problem: &Product<'_, Self>) -> bool {
+    fn in_parts(problem: &Product<'_, Self>, output: &Places<'_>) -> bool {
+        parts::product(problem, output)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn is_in_parts(problem: &Product<'_, Self>) -> bool {
         parts::are_faster(problem)
     }
 
@@ -207,10 +214,6 @@ impl Weights for BlockMatrix<'_> {
         #[cfg(target_arch = "x86_64")]
         if problem.sequence <= FEW && has_integers(format) {
             return rounded(problem, Bits::Sixteen, output);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if parts::product(problem, output) {
-            return;
         }
         let written = match format {
             BlockFormat::F32 => floats::<f32>(problem, output),
@@ -272,7 +275,7 @@ impl Rounds for BlockMatrix<'_> {
             };
         }
         let _ = bits;
-        Self::product(problem, output);
+        super::product(problem, output);
     }
 }
 

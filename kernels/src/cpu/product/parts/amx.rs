@@ -110,7 +110,7 @@ macro_rules! steps {
             from_line = in(reg) $from_line,
             line = in(reg) LINE,
             sums = in(reg) $sums.as_mut_ptr(),
-            row_step = const split::ALL_PARTS * size_of::<u16>(),
+            row_step = const ROOM * split::PART * size_of::<u16>(),
             half_line = const size_of::<[f32; LANES]>(),
             lower = const LOWER * size_of::<f32>(),
             out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -137,13 +137,28 @@ pub(super) fn multiply(
     ahead: *const u16,
     (start, sums): (Start, &mut Sums),
 ) {
-    const LINE: usize = size_of::<[f32; OUTPUTS]>();
     const { assert!(split::PARTS == 3 && PARTS == 3, "the loops have three parts") };
     const { assert!(split::PART * size_of::<u16>() == 2048 && pack::PART == 2048 && TILE == 1024, "the loops have these sizes") };
-    let TileSteps { numbers, counts } = rows;
+    match rows.room {
+        1 => with_room::<1>(rows, (panel, packed), ahead, (start, sums)),
+        _ => with_room::<{ split::PARTS }>(rows, (panel, packed), ahead, (start, sums)),
+    }
+}
+
+/// The same for rows with room for so many parts.
+#[rustfmt::skip]
+#[inline(always)]
+fn with_room<const ROOM: usize>(
+    TileSteps { numbers, counts, room }: TileSteps<'_>,
+    (panel, packed): (&[u8], Packed),
+    ahead: *const u16,
+    (start, sums): (Start, &mut Sums),
+) {
+    const LINE: usize = size_of::<[f32; OUTPUTS]>();
     let steps = counts.len();
     assert!(has_bf16(), "the processor has no AMX-BF16");
-    assert!((1..=STEPS).contains(&steps) && numbers.len() == steps * split::ALL_PARTS);
+    assert!((1..=STEPS).contains(&steps) && room == ROOM && numbers.len() == steps * ROOM * split::PART);
+    assert!(ROOM == split::PARTS || counts.iter().all(|count| *count == 1), "parts: {counts:?}, with room for {ROOM}");
     let last = (steps - 1) * packed.step + packed.vector + (packed.parts - 1) * pack::PART;
     assert!((1..=PARTS).contains(&packed.parts) && last + TILE <= panel.len());
     let (row, panel) = (numbers.as_ptr(), panel.as_ptr());

@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 use std::sync::LazyLock;
 
 use super::amx::Start;
-use super::split::{self, ALL_PARTS, INPUTS, TileSteps};
+use super::split::{self, INPUTS, PART, TileSteps};
 use super::weights::Packed;
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE, VECTORS};
 
@@ -63,8 +63,8 @@ fn some<const N: usize>(
 ) -> usize {
     /// Pairs of a row in a step.
     const PAIRS: usize = STEP / size_of::<[u16; 2]>();
-    let (numbers, steps) = (rows.numbers, rows.counts.len());
-    assert!(first + N <= split::ROWS && numbers.len() == steps * ALL_PARTS && steps > 0);
+    let (numbers, steps, step_numbers) = (rows.numbers, rows.counts.len(), rows.room * PART);
+    assert!(first + N <= split::ROWS && numbers.len() == steps * step_numbers && steps > 0);
     assert!((steps - 1) * packed.step + (VECTORS - 1) * packed.vector + TILE <= panel.len());
     let mut totals = [[_mm512_setzero_ps(); VECTORS]; N];
     if start == Start::Sums {
@@ -86,7 +86,7 @@ fn some<const N: usize>(
             for (n, totals) in totals.iter_mut().enumerate() {
                 // SAFETY: the tile has this pair.
                 let pair = unsafe {
-                    let row = numbers.as_ptr().add(step * ALL_PARTS + (first + n) * INPUTS);
+                    let row = numbers.as_ptr().add(step * step_numbers + (first + n) * INPUTS);
                     row.cast::<i32>().add(at).read_unaligned()
                 };
                 let pair = bf16(_mm512_set1_epi32(pair));

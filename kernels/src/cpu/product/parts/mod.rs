@@ -20,15 +20,18 @@ mod split;
 mod tiles;
 mod weights;
 
+use std::ops::Range;
+
 use super::problem::{InputElements, Product, check};
 use super::tiles::some_outputs as in_f32;
 use super::{amx as instructions, panel, with_rounded_input};
+use crate::cpu::places::Places;
 use crate::cpu::scratch::with_scratch;
 pub(super) use split::DEPTH;
 pub(super) use weights::{InParts, Panels};
 
-/// Elements of rows that are split at a time, which bounds the memory that a thread keeps for them: 6 bytes each.
-const MOST_ELEMENTS: usize = 1 << 21;
+/// Parts of elements of rows that are made at a time, which bounds the memory that a thread keeps for them: 2 bytes each.
+const MOST_PARTS: usize = 3 << 21;
 
 /// Rows that are multiplied with packed weights at a time. Their sums are in the second-level cache.
 const GROUP_ROWS: usize = 512;
@@ -79,7 +82,7 @@ pub(super) fn are_faster<W: InParts>(problem: &Product<'_, W>) -> bool {
 
 /// Computes [`product`](super::product) if it is faster in parts, and returns whether it is. A row's result depends neither on the other rows nor on the
 /// number of threads.
-pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &mut [f32]) -> bool {
+pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &Places<'_>) -> bool {
     let engine = Engine::of(problem);
     if let Some(engine) = engine {
         product_on(engine, problem, output);
@@ -89,42 +92,62 @@ pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &mut [f32]) 
 
 /// # Panics
 /// If the processor does not have the instructions, or the matrix does not fit the engine.
-fn product_on<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut [f32]) {
-    let rows = check(problem, output);
+fn product_on<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &Places<'_>) {
+    let rows = check(problem, output.len());
     if rows * problem.matrix.outputs() == 0 {
         return;
     }
     let inputs = problem.matrix.inputs();
-    let rows = (MOST_ELEMENTS / inputs / GROUP_ROWS * GROUP_ROWS).max(GROUP_ROWS);
-    let inputs = problem.input.chunks(rows * inputs);
-    for (input, output) in inputs.zip(output.chunks_mut(rows * problem.width)) {
-        some_rows(engine, &Product { input, ..*problem }, output);
+    let most = MOST_PARTS / elements(engine, problem).room();
+    let rows = (most / inputs / GROUP_ROWS * GROUP_ROWS).max(GROUP_ROWS);
+    for (at, input) in problem.input.chunks(rows * inputs).enumerate() {
+        some_rows(engine, &Product { input, ..*problem }, (output, at * rows));
     }
 }
 
-/// The same for rows that are all split at once.
-fn some_rows<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut [f32]) {
-    let Product { input, width, .. } = *problem;
+/// What becomes of the elements of rows.
+fn elements<W: InParts>(engine: Engine, problem: &Product<'_, W>) -> split::Elements {
+    match problem.elements {
+        InputElements::RoundToBf16 => split::Elements::Rounded,
+        _ => split::Elements::Exact { parts: engine.parts() },
+    }
+}
+
+/// The same for rows that are all split at once, into those of the output from `first_row` on.
+fn some_rows<W: InParts>(engine: Engine, problem: &Product<'_, W>, (output, first_row): (&Places<'_>, usize)) {
+    let Product { input, .. } = *problem;
     let (inputs, outputs) = (problem.matrix.inputs(), problem.matrix.outputs());
     let rows = input.len() / inputs;
     with_scratch(rows + outputs, |scratch| {
         let (largest_of_rows, largest_of_outputs) = scratch.split_at_mut(rows);
-        let elements = match problem.elements {
-            InputElements::RoundToBf16 => split::Elements::Rounded,
-            _ => split::Elements::Exact { parts: engine.parts() },
-        };
-        split::with_parts(input, inputs, elements, largest_of_rows, |parts| {
-            tiles::product(engine, problem, parts, largest_of_outputs, output);
+        split::with_parts(input, inputs, elements(engine, problem), largest_of_rows, |parts| {
+            tiles::product(engine, problem, parts, largest_of_outputs, (output, first_row));
         });
         each_extreme(largest_of_outputs, |first, count| {
-            with_rounded_input(problem, |problem| in_f32(problem, first..first + count, output));
+            again_in_f32(problem, first..first + count, (output, first_row));
         });
         each_extreme(largest_of_rows, |row, rows| {
             let input = &input[row * inputs..][..rows * inputs];
-            let output = &mut output[row * width..][..rows * width];
-            with_rounded_input(&Product { input, ..*problem }, |problem| in_f32(problem, 0..outputs, output));
+            again_in_f32(&Product { input, ..*problem }, 0..outputs, (output, first_row + row));
         });
     });
+}
+
+/// Computes some outputs in f32 that were written before. It is rare, so that another copy of them does not matter.
+fn again_in_f32<W: InParts>(
+    problem: &Product<'_, W>,
+    outputs: Range<usize>,
+    (output, first_row): (&Places<'_>, usize),
+) {
+    let all = problem.matrix.outputs();
+    let mut copy = vec![0.0; problem.input.len() / problem.matrix.inputs() * all];
+    let alone = Product { width: all, first: 0, ..*problem };
+    with_rounded_input(&alone, |alone| in_f32(alone, outputs.clone(), &mut copy));
+    for (row, copy) in copy.chunks_exact(all).enumerate() {
+        let first = (first_row + row) * problem.width + problem.first + outputs.start;
+        // SAFETY: tasks have written them, and have ended.
+        unsafe { output.again(first, outputs.len()) }.copy_from_slice(&copy[outputs.clone()]);
+    }
 }
 
 /// Calls `work` for each run of largest magnitudes for which the instructions are not meant, with its first index and its length.
@@ -160,7 +183,7 @@ mod tests {
     fn output(engine: Option<Engine>, problem: &Product<'_, BlockMatrix<'_>>) -> Vec<f32> {
         let mut output = vec![7.0; problem.input.len() / problem.matrix.inputs * problem.width];
         match engine {
-            Some(engine) => product_on(engine, problem, &mut output),
+            Some(engine) => product_on(engine, problem, &Places::of(&mut output)),
             None => in_f32(problem, 0..problem.matrix.outputs, &mut output),
         }
         output

@@ -1,7 +1,7 @@
 //! Rows as parts of bf16. 16 rows are a group, in which 32 elements of each row follow each other: a tile of AMX is contiguous.
 //!
-//! 32 rows are `[steps, PARTS, GROUPS, GROUP, INPUTS]`. A step has as many parts as the elements of the rows need: one if all of them are bf16. The
-//! others are zeros, which are neither stored nor multiplied.
+//! 32 rows are `[steps, room, GROUPS, GROUP, INPUTS]`, with room for one part or for three. A step has as many parts as the elements of the rows need: one
+//! if all of them are bf16. The others are zeros, which are neither stored nor multiplied.
 
 use std::ops::Range;
 
@@ -28,8 +28,6 @@ pub(super) const ROWS: usize = GROUPS * GROUP;
 pub(super) const NUMBERS: usize = TILE / size_of::<u16>();
 /// From a part of a step to the next, in numbers.
 pub(super) const PART: usize = GROUPS * NUMBERS;
-/// From a step to the next, in numbers.
-pub(super) const ALL_PARTS: usize = PARTS * PART;
 
 /// The bits of elements that the first part does not have, and those that the first two do not have.
 const AFTER_ONE: u32 = 0xffff;
@@ -41,6 +39,8 @@ pub(super) struct Parts<'a> {
     numbers: &'a [u16],
     /// `[tiles, steps]`: parts that a step has, one to three.
     counts: &'a [u8],
+    /// Parts that a step has room for.
+    room: usize,
     rows: usize,
     inputs: usize,
 }
@@ -51,6 +51,8 @@ pub(super) struct TileSteps<'a> {
     pub numbers: &'a [u16],
     /// The parts that each step has.
     pub counts: &'a [u8],
+    /// The parts that each has room for.
+    pub room: usize,
 }
 
 impl Parts<'_> {
@@ -63,7 +65,8 @@ impl Parts<'_> {
     pub fn steps(&self, tile: usize, steps: &Range<usize>) -> TileSteps<'_> {
         let first = tile * self.inputs.div_ceil(INPUTS);
         let own = first + steps.start..first + steps.end;
-        TileSteps { numbers: &self.numbers[own.start * ALL_PARTS..own.end * ALL_PARTS], counts: &self.counts[own] }
+        let (room, step) = (self.room, self.room * PART);
+        TileSteps { numbers: &self.numbers[own.start * step..own.end * step], counts: &self.counts[own], room }
     }
 
     /// Numbers of the same steps of the next tile, or of the next steps of the first. There need not be any.
@@ -73,7 +76,7 @@ impl Parts<'_> {
         } else {
             steps.end
         };
-        self.numbers.as_ptr().wrapping_add(step * ALL_PARTS)
+        self.numbers.as_ptr().wrapping_add(step * self.room * PART)
     }
 }
 
@@ -86,6 +89,16 @@ pub(super) enum Elements {
     Rounded,
 }
 
+impl Elements {
+    /// Parts that a step needs room for.
+    pub fn room(self) -> usize {
+        match self {
+            Self::Exact { parts } => parts,
+            Self::Rounded => 1,
+        }
+    }
+}
+
 /// Splits rows of `inputs` elements. Writes the largest magnitude of each: that of a row with a NaN, or with an element that has more parts, is NaN.
 pub(super) fn with_parts<R>(
     input: &[f32],
@@ -96,7 +109,8 @@ pub(super) fn with_parts<R>(
 ) -> R {
     let (rows, tiles) = (largest.len(), largest.len().div_ceil(ROWS));
     let steps = inputs.div_ceil(INPUTS);
-    let tile = steps * ALL_PARTS;
+    let room = elements.room();
+    let tile = steps * room * PART;
     with_scratch(tiles * tile / 2 + (tiles * steps).div_ceil(4), |scratch| {
         let (numbers, counts) = scratch.split_at_mut(tiles * tile / 2);
         let numbers: &mut [u16] = bytemuck::cast_slice_mut(numbers);
@@ -108,7 +122,7 @@ pub(super) fn with_parts<R>(
             let rows = &input[at * ROWS * inputs..][..largest.len() * inputs];
             Arch::new().dispatch(Split { rows, inputs, elements, numbers, counts, largest });
         });
-        work(&Parts { numbers, counts, rows, inputs })
+        work(&Parts { numbers, counts, room, rows, inputs })
     })
 }
 
@@ -159,8 +173,8 @@ impl WithSimd for Split<'_> {
                 };
             }
             for (at, row) in rows().enumerate() {
-                let place = block * STEPS * ALL_PARTS + at / GROUP * NUMBERS + at % GROUP * INPUTS;
-                split(row, counts, &mut numbers[place..]);
+                let place = block * STEPS * most * PART + at / GROUP * NUMBERS + at % GROUP * INPUTS;
+                split(row, (counts, most), &mut numbers[place..]);
             }
         }
     }
@@ -174,7 +188,7 @@ fn round(row: &[f32], numbers: &mut [u16]) -> f32 {
     let last = padded(rest);
     let steps = whole.iter().chain((!rest.is_empty()).then_some(&last));
     for (step, elements) in steps.enumerate() {
-        let place = &mut numbers[step * ALL_PARTS..][..INPUTS];
+        let place = &mut numbers[step * PART..][..INPUTS];
         for (place, elements) in place.as_chunks_mut::<LANES>().0.iter_mut().zip(elements.as_chunks::<LANES>().0) {
             for lane in 0..LANES {
                 let nearest = nearest_bf16(elements[lane]);
@@ -211,16 +225,16 @@ fn inspect(row: &[f32], lost: u32, largest: f32, bits: &mut [[u32; LANES]; STEPS
     f32::from_bits(most.into_iter().fold(largest.to_bits(), u32::max))
 }
 
-/// Splits the elements of a block of a row. `numbers` begins with those of the row in the first step.
+/// Splits the elements of a block of a row. `numbers` begins with those of the row in the first step; each has room for as many parts.
 #[inline(always)]
-fn split(row: &[f32], counts: &[u8], numbers: &mut [u16]) {
+fn split(row: &[f32], (counts, room): (&[u8], usize), numbers: &mut [u16]) {
     let (whole, rest) = row.as_chunks::<INPUTS>();
     let last = padded(rest);
     let steps = whole.iter().chain((!rest.is_empty()).then_some(&last));
     for (step, (elements, count)) in steps.zip(counts).enumerate() {
         let mut elements = *elements;
         for part in 0..usize::from(*count) {
-            let place = &mut numbers[step * ALL_PARTS + part * PART..][..INPUTS];
+            let place = &mut numbers[(step * room + part) * PART..][..INPUTS];
             for (number, element) in place.iter_mut().zip(&mut elements) {
                 // The upper half, not rounded: that could overflow. The rest is exact.
                 let upper = element.to_bits() & !AFTER_ONE;

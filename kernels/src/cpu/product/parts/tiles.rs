@@ -19,10 +19,11 @@ use super::amx::{AHEAD, Start, Sums};
 use super::split::{INPUTS, Parts, ROWS};
 use super::weights::{InParts, PANELS, Packed, Panels, SCRATCH, bytes};
 use super::{Engine, GROUP_ROWS, amx, dot};
+use crate::cpu::places::Places;
 use crate::cpu::product::amx::Tiles;
 use crate::cpu::product::panel::{self, GROUP, OUTPUTS};
 use crate::cpu::product::problem::{InputElements, Product};
-use crate::cpu::scratch::{Disjoint, with_scratch};
+use crate::cpu::scratch::with_scratch;
 use crate::cpu::threads;
 
 /// Steps of rows of three parts that are multiplied with all panels in turn: half of a first-level cache holds them. Twice as many of one part.
@@ -31,7 +32,7 @@ const SOME_STEPS: usize = 4;
 /// Most outputs of a task.
 const MOST_OUTPUTS: usize = PANELS * OUTPUTS;
 
-/// The product of rows that were split. Writes the largest magnitude of the weights of each output, too: that of one with a NaN is NaN.
+/// The product of rows that were split, into the rows of the output from `first_row` on. Writes the largest magnitude of the weights of each output, too: that of one with a NaN is NaN.
 ///
 /// # Panics
 /// If the processor does not have the instructions.
@@ -40,7 +41,7 @@ pub(super) fn product<W: InParts>(
     problem: &Product<'_, W>,
     parts: &Parts<'_>,
     largest: &mut [f32],
-    output: &mut [f32],
+    (output, first_row): (&Places<'_>, usize),
 ) {
     assert!(panel::is_available(), "the processor has no AVX-512");
     assert!(engine != Engine::Dot || dot::is_available(), "the processor has no AVX512-BF16");
@@ -48,10 +49,9 @@ pub(super) fn product<W: InParts>(
     // Each task reads all rows, so there are few: as many as the outputs need, up to a multiple of the threads.
     let tasks = outputs.div_ceil(MOST_OUTPUTS).next_multiple_of(rayon::current_num_threads());
     let each = outputs.div_ceil(tasks).next_multiple_of(OUTPUTS);
-    let output = Disjoint::new(output);
     threads::each_part(largest, each, |task, largest| {
         let outputs = task * each..task * each + largest.len();
-        Task { engine, problem, parts, outputs, output: &output }.run(largest);
+        Task { engine, problem, parts, outputs, output, first_row }.run(largest);
     });
 }
 
@@ -67,7 +67,8 @@ struct Task<'a, W> {
     problem: &'a Product<'a, W>,
     parts: &'a Parts<'a>,
     outputs: Range<usize>,
-    output: &'a Disjoint<'a>,
+    output: &'a Places<'a>,
+    first_row: usize,
 }
 
 impl<W: InParts> Task<'_, W> {
@@ -101,7 +102,8 @@ impl<W: InParts> Task<'_, W> {
                     }
                     self.multiply(tiles.as_ref(), (first_tile, &features), (weights, &packed[place]), sums);
                 }
-                let rows = first_tile * ROWS..parts.rows().min(tiles_of_rows.end * ROWS);
+                let end = parts.rows().min(tiles_of_rows.end * ROWS);
+                let rows = self.first_row + first_tile * ROWS..self.first_row + end;
                 let (outputs, output) = (outputs.clone(), self.output);
                 Arch::new().dispatch(Write { problem, rows, outputs, output, sums });
             }
@@ -145,12 +147,12 @@ impl<W: InParts> Task<'_, W> {
     }
 }
 
-/// Writes the sums of some rows, times the scales of the outputs, with the bias.
+/// Writes the sums of some rows of the output, times the scales of the outputs, with the bias.
 struct Write<'a, W> {
     problem: &'a Product<'a, W>,
     rows: Range<usize>,
     outputs: Range<usize>,
-    output: &'a Disjoint<'a>,
+    output: &'a Places<'a>,
     /// `[tiles, panels]`.
     sums: &'a [Sums],
 }
@@ -167,9 +169,10 @@ impl<W: InParts> WithSimd for Write<'_, W> {
             *factor = matrix.scale(output);
         }
         let panels = outputs.len().div_ceil(OUTPUTS);
+        let taker = output.taker();
         for (at, row) in rows.enumerate() {
-            // SAFETY: no other task has these outputs.
-            let places = unsafe { output.part(row * width + first + outputs.start, outputs.len()) };
+            // SAFETY: no other task has these outputs, and this one takes those of a row once.
+            let places = unsafe { taker.part(row * width + first + outputs.start, outputs.len()) };
             let own = &sums[at / ROWS * panels..][..panels];
             let factors = factors.chunks_exact(OUTPUTS);
             for ((places, sums), factors) in places.chunks_mut(OUTPUTS).zip(own).zip(factors) {

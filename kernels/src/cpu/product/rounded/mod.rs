@@ -61,7 +61,7 @@ pub fn rounded_product<W: RoundedMatrix>(problem: &Product<'_, W>, bits: InputBi
 
 impl Rounds for Int8Matrix<'_> {
     fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
-        let rows = check(problem, output);
+        let rows = check(problem, output.len());
         if rows * problem.matrix.outputs() == 0 {
             return;
         }

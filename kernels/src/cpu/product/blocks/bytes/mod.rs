@@ -51,7 +51,7 @@ const PANELS: usize = 512 * 1024;
 pub(super) fn product(engine: Engine, problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
     assert!(panel::is_available() && dot::is_available(), "the processor has no AVX512-VNNI");
     assert!(engine != Engine::Amx || has_int8(), "the processor has no AMX-INT8");
-    let rows = check(problem, output);
+    let rows = check(problem, output.len());
     if rows * problem.matrix.outputs == 0 {
         return;
     }
