@@ -118,6 +118,7 @@ impl<'a> Places<'a> {
     ///
     /// # Safety
     /// Its elements are initialised, and no other part that is alive has one of them.
+    #[cfg(target_arch = "x86_64")]
     #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
     pub(super) unsafe fn again(&self, from: usize, len: usize) -> &mut [f32] {
         self.check(from, len);
