@@ -34,14 +34,14 @@ pub struct Norm<'a> {
 /// # Panics
 /// If a slice does not have the length that the others imply.
 pub fn norm(problem: &Norm<'_>, output: &mut [f32]) {
-    norm_into(problem, &Places::of(output));
+    norm_into(problem, &mut Places::of(output));
 }
 
 /// [`norm`] into a new result.
 ///
 /// # Panics
-/// If a slice, or the result, does not have the length that the others imply.
-pub fn norm_into(problem: &Norm<'_>, output: &Places<'_>) {
+/// If a slice, or the result, does not have the length that the others imply, or a part of a new result was written before.
+pub fn norm_into(problem: &Norm<'_>, output: &mut Places<'_>) {
     let features = problem.gamma.len();
     let len = problem.input.len();
     let whole = if features == 0 { len == 0 } else { len.is_multiple_of(features) };
@@ -56,6 +56,8 @@ pub fn norm_into(problem: &Norm<'_>, output: &Places<'_>) {
     if len == 0 {
         return;
     }
+    output.claim(0..len, len);
+    let output = &*output;
     let together = TASK.div_ceil(features) * features;
     threads::each(len.div_ceil(together), |task| {
         let elements = task * together..len.min((task + 1) * together);

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pages::move_result_to_huge_pages;
@@ -36,7 +37,8 @@ pub fn result(len: usize, write: impl FnOnce(&mut Places<'_>)) -> Vec<f32> {
     }
     let taken = places.taken();
     assert!(taken.is_none_or(|taken| taken == len), "{taken:?} elements of a result of {len} were written");
-    // SAFETY: there is room for `len` elements. Either all became zeros at once, or tasks took as many, none of them twice, which became zeros before.
+    // SAFETY: there is room for `len` elements. Either all became zeros at once, or tasks took as many, which became zeros. None was taken twice: a kernel
+    // takes each once, and kernels claim other columns.
     unsafe { result.set_len(len) };
     result
 }
@@ -47,6 +49,8 @@ pub struct Places<'a> {
     len: usize,
     /// Elements that tasks have taken; `None` if all elements are initialised.
     taken: Option<AtomicUsize>,
+    /// Columns of a new result that kernels have claimed, each with the width of a row.
+    claimed: Vec<(Range<usize>, usize)>,
     slice: PhantomData<&'a mut [f32]>,
 }
 
@@ -56,12 +60,13 @@ unsafe impl Sync for Places<'_> {}
 impl<'a> Places<'a> {
     /// Elements that are initialised.
     pub fn of(elements: &'a mut [f32]) -> Self {
-        Self { first: elements.as_mut_ptr(), len: elements.len(), taken: None, slice: PhantomData }
+        Self { first: elements.as_mut_ptr(), len: elements.len(), taken: None, claimed: Vec::new(), slice: PhantomData }
     }
 
     fn unwritten(memory: &'a mut [MaybeUninit<f32>]) -> Self {
         let taken = Some(AtomicUsize::new(0));
-        Self { first: memory.as_mut_ptr().cast(), len: memory.len(), taken, slice: PhantomData }
+        let first = memory.as_mut_ptr().cast();
+        Self { first, len: memory.len(), taken, claimed: Vec::new(), slice: PhantomData }
     }
 
     fn taken(&self) -> Option<usize> {
@@ -91,6 +96,24 @@ impl<'a> Places<'a> {
         }
         // SAFETY: every element is initialised, and nobody else has a part of them.
         unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
+    }
+
+    /// Lets a kernel take these columns of rows of this width, each element once.
+    ///
+    /// # Panics
+    /// If a kernel has claimed one of them in a new result, or columns of rows of another width.
+    pub(super) fn claim(&mut self, columns: Range<usize>, width: usize) {
+        if self.taken.is_none() {
+            return;
+        }
+        for (other, others) in &self.claimed {
+            let is_apart = columns.end <= other.start || other.end <= columns.start;
+            assert!(
+                width == *others && is_apart,
+                "columns {columns:?} of {width} after {other:?} of {others} were written"
+            );
+        }
+        self.claimed.push((columns, width));
     }
 
     /// The way for a task to its parts.
@@ -241,5 +264,21 @@ mod tests {
             places.whole();
         };
         assert!(catch_unwind(AssertUnwindSafe(|| result(LEN, both))).is_err());
+    }
+
+    #[test]
+    fn columns_are_claimed_once() {
+        for (columns, width, refused) in [(2..4, 4, false), (1..3, 4, true), (0..2, 4, true), (2..4, 5, true)] {
+            let claim = |places: &mut Places<'_>| {
+                places.claim(0..2, 4);
+                places.claim(columns.clone(), width);
+            };
+            assert_eq!(
+                catch_unwind(AssertUnwindSafe(|| result(LEN, claim))).is_err(),
+                refused,
+                "{columns:?} of {width}"
+            );
+            claim(&mut Places::of(&mut [0.0; 8]));
+        }
     }
 }

@@ -61,20 +61,22 @@ const LEAST_ROWS: usize = 64;
 /// # Panics
 /// If a slice does not have the length that the sizes imply.
 pub fn flash(problem: &Attention<'_>, output: &mut [f32]) {
-    flash_into(problem, &Places::of(output));
+    flash_into(problem, &mut Places::of(output));
 }
 
 /// [`flash`] into a new result.
 ///
 /// # Panics
-/// If a slice, or the result, does not have the length that the sizes imply.
-pub fn flash_into(problem: &Attention<'_>, output: &Places<'_>) {
+/// If a slice, or the result, does not have the length that the sizes imply, or a part of a new result was written before.
+pub fn flash_into(problem: &Attention<'_>, output: &mut Places<'_>) {
     problem.check("flash", output.len());
     let Attention { batch, heads, kv_heads, tokens, .. } = *problem;
     if output.is_empty() {
         return;
     }
 
+    output.claim(0..output.len(), output.len());
+    let output = &*output;
     let rows = batch * tokens * heads;
     let fair = rows.div_ceil(4 * rayon::current_num_threads()).clamp(LEAST_ROWS, MOST_ROWS);
     let each = fair.next_multiple_of(LEAST_ROWS).div_ceil(problem.group()).min(tokens);

@@ -60,8 +60,9 @@ pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
 ///
 /// # Panics
 /// If a slice, or the result, does not have the length that the sizes imply. If a part of a new result was written before, and this is not a product
-/// that [`takes_parts`].
+/// that [`takes_parts`], or one of other features.
 pub fn product_into<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut Places<'_>) {
+    output.claim(problem.first..problem.first.saturating_add(problem.matrix.outputs()), problem.width);
     if !W::in_parts(problem, output) {
         let output = output.whole();
         with_rounded_input(problem, |problem| W::product(problem, output));
