@@ -10,11 +10,10 @@ pub(crate) enum Activation {
     Relu,
     /// The square of ReLU, <https://arxiv.org/abs/2109.08668>.
     ReluSquared,
-    Gelu,
-    GeluTanh,
+    /// One that kernels have, alone and as a gate.
+    Fused(Fused),
     /// `x · sigmoid(1.702 · x)`.
     QuickGelu,
-    Silu,
     Sigmoid,
     Tanh,
 }
@@ -31,10 +30,10 @@ impl Activation {
         match name {
             "relu" => Ok(Self::Relu),
             "relu2" => Ok(Self::ReluSquared),
-            "gelu" => Ok(Self::Gelu),
-            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Self::GeluTanh),
+            "gelu" => Ok(Self::Fused(Fused::Gelu)),
+            "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Ok(Self::Fused(Fused::GeluTanh)),
             "quick_gelu" => Ok(Self::QuickGelu),
-            "silu" | "swish" => Ok(Self::Silu),
+            "silu" | "swish" => Ok(Self::Fused(Fused::Silu)),
             "sigmoid" => Ok(Self::Sigmoid),
             "tanh" => Ok(Self::Tanh),
             other => Err(ConfigError::Unsupported {
@@ -49,9 +48,7 @@ impl Activation {
 
     pub fn apply<B: InferenceBackend>(self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         match self {
-            Self::Gelu => B::Ops::activation(x, Fused::Gelu),
-            Self::GeluTanh => B::Ops::activation(x, Fused::GeluTanh),
-            Self::Silu => B::Ops::activation(x, Fused::Silu),
+            Self::Fused(fused) => B::Ops::activation(x, fused),
             Self::Relu => relu(x),
             Self::ReluSquared => {
                 let x = relu(x);
@@ -68,12 +65,9 @@ impl Activation {
     /// # Shapes
     /// - gate, up, output: `[B, T, E]`
     pub fn gated<B: InferenceBackend>(self, gate: Tensor<B, 3>, up: Tensor<B, 3>) -> Tensor<B, 3> {
-        let fused = match self {
-            Self::Gelu => Fused::Gelu,
-            Self::GeluTanh => Fused::GeluTanh,
-            Self::Silu => Fused::Silu,
-            _ => return self.apply(gate) * up,
-        };
-        B::Ops::gated_activation(gate, up, fused)
+        match self {
+            Self::Fused(fused) => B::Ops::gated_activation(gate, up, fused),
+            _ => self.apply(gate) * up,
+        }
     }
 }
