@@ -36,19 +36,21 @@ fn place(keys: Interval) -> Range<usize> {
 }
 
 impl Products<'_> {
-    /// What the products of queries and keys are multiplied by before anything else is done to them: the scale, or 1 if the softmax does it.
-    fn factor(queries: &Queries<'_>) -> f32 {
+    /// What the products of queries and keys are multiplied by before anything else is done to them, and what the softmax multiplies them by beside
+    /// log2 e: one is the scale.
+    fn scales(queries: &Queries<'_>) -> [f32; 2] {
         let Attention { masks, scale, .. } = *queries.problem;
-        // Minus infinity times such a scale is no minus infinity.
-        let adjusts = masks.softcap.is_some() || masks.slopes.is_some() || masks.bias.is_some() || scale <= 0.0;
-        if adjusts || !scale.is_finite() { scale } else { 1.0 }
+        let is_first = masks.softcap.is_some() || masks.slopes.is_some() || masks.bias.is_some();
+        // Minus infinity, a hidden score, stays so with a positive factor only.
+        let softens = !is_first && scale > 0.0 && (scale * LOG2_E).is_finite();
+        if softens { [1.0, scale] } else { [scale, 1.0] }
     }
 
     /// The scores of some keys and of those that share steps with them, `[keys, LANES]`, perhaps without the scale. Returns the place of the former.
     #[inline(always)]
     pub fn score(&self, keys: Interval, queries: &Queries<'_>, rows: &[Row], scores: &mut [f32]) -> Range<usize> {
         let all = steps(keys);
-        let (head_dim, scale) = (queries.problem.head_dim, Self::factor(queries));
+        let (head_dim, [scale, _]) = (queries.problem.head_dim, Self::scales(queries));
         let stride = head_dim.div_ceil(SIDE);
         let shape = Shape { steps: stride, parts: self.query.parts, fresh: true };
         for (at, scores) in scores.chunks_exact_mut(SIDE * LANES).take(all.len() / SIDE).enumerate() {
@@ -93,12 +95,12 @@ impl Products<'_> {
         weights[..place.start].fill(f32::NEG_INFINITY);
         weights[place.end..].fill(f32::NEG_INFINITY);
         packed.resize(LANES / HALF * weights::PARTS * count, Tile::default());
-        let is_left = if Self::factor(queries) == 1.0 { queries.problem.scale } else { 1.0 };
+        let [_, scale] = Self::scales(queries);
         let (maxima, sums) = running.split_at_mut(LANES);
         let (Some(maxima), Some(sums)) = (maxima.first_chunk_mut(), sums.first_chunk_mut()) else {
             unreachable!("maxima and sums of the lanes");
         };
-        let softmax = Softmax { factor: is_left * LOG2_E, keeps_weights: self.block.extreme_values().next().is_some() };
+        let softmax = Softmax { factor: scale * LOG2_E, keeps_weights: self.block.extreme_values().next().is_some() };
         assert!(weights::is_available(), "the processor has no AVX512-BF16");
         // SAFETY: the processor has the instructions.
         let factors = unsafe { soften(softmax, weights, [maxima, sums], packed) };
