@@ -4,13 +4,13 @@
 //! larger than the caches. So memory becomes zeros when a task takes it: it is in a cache when the task writes what it has computed.
 
 use std::cell::Cell;
-use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pages::move_result_to_huge_pages;
-use super::stream::LINE;
+use super::scratch::Disjoint;
+use super::stream::prefetch;
 use super::threads;
 
 /// Elements of a result from which on its memory is not zero from the start: 1 MiB.
@@ -32,88 +32,93 @@ pub fn result(len: usize, write: impl FnOnce(&mut Places<'_>)) -> Vec<f32> {
     move_result_to_huge_pages(memory);
     let mut places = Places::unwritten(memory);
     write(&mut places);
-    if places.taken() == Some(0) {
-        places.whole();
-    }
-    let taken = places.taken();
-    assert!(taken.is_none_or(|taken| taken == len), "{taken:?} elements of a result of {len} were written");
-    // SAFETY: there is room for `len` elements. Either all became zeros at once, or tasks took as many, which became zeros. None was taken twice: a kernel
-    // takes each once, and kernels claim other columns.
+    places.whole();
+    // SAFETY: there is room for `len` elements, all of which are initialised.
     unsafe { result.set_len(len) };
     result
 }
 
 /// The memory of a result, of which tasks take parts.
 pub struct Places<'a> {
-    first: *mut f32,
-    len: usize,
-    /// Elements that tasks have taken; `None` if all elements are initialised.
-    taken: Option<AtomicUsize>,
-    /// Columns of a new result that kernels have claimed, each with the width of a row.
-    claimed: Vec<(Range<usize>, usize)>,
-    slice: PhantomData<&'a mut [f32]>,
+    memory: Disjoint<'a, MaybeUninit<f32>>,
+    /// What of a new result is written; `None` if all elements are initialised.
+    written: Option<Written>,
 }
 
-// SAFETY: tasks take parts that do not overlap, which `Taker::part` requires, and elements are not read before all tasks have ended.
-unsafe impl Sync for Places<'_> {}
+/// What of a new result is written.
+#[derive(Default)]
+struct Written {
+    /// Columns that kernels have claimed, in order.
+    columns: Vec<Range<usize>>,
+    /// Of a row.
+    width: usize,
+    /// Elements that tasks have taken.
+    taken: AtomicUsize,
+}
 
 impl<'a> Places<'a> {
     /// Elements that are initialised.
     pub fn of(elements: &'a mut [f32]) -> Self {
-        Self { first: elements.as_mut_ptr(), len: elements.len(), taken: None, claimed: Vec::new(), slice: PhantomData }
+        // SAFETY: an f32 is one that may be uninitialised, and only f32 are written.
+        let memory = unsafe { &mut *(std::ptr::from_mut(elements) as *mut [MaybeUninit<f32>]) };
+        Self { memory: Disjoint::new(memory), written: None }
     }
 
     fn unwritten(memory: &'a mut [MaybeUninit<f32>]) -> Self {
-        let taken = Some(AtomicUsize::new(0));
-        let first = memory.as_mut_ptr().cast();
-        Self { first, len: memory.len(), taken, claimed: Vec::new(), slice: PhantomData }
-    }
-
-    fn taken(&self) -> Option<usize> {
-        self.taken.as_ref().map(|taken| taken.load(Ordering::Acquire))
+        Self { memory: Disjoint::new(memory), written: Some(Written::default()) }
     }
 
     /// How many elements there are.
     pub(super) fn len(&self) -> usize {
-        self.len
+        self.memory.len()
     }
 
     /// Whether there are none.
     pub(super) fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
-    /// All elements. Those of a new result become zeros first, on all threads of the current pool.
+    /// All elements. Those of a new result that are not written become zeros first, on all threads of the current pool.
     ///
     /// # Panics
-    /// If a task has taken a part of a new result.
+    /// If a kernel has claimed elements of a new result and stopped before it wrote them.
     pub fn whole(&mut self) -> &mut [f32] {
-        if let Some(taken) = self.taken.take() {
-            assert!(taken.into_inner() == 0, "a part of the result is taken");
-            // SAFETY: this is the memory of the result, and nobody else has a part of it.
-            let memory = unsafe { std::slice::from_raw_parts_mut(self.first.cast::<MaybeUninit<f32>>(), self.len) };
-            threads::each_part(memory, SOME, |_, memory| memory.fill(MaybeUninit::new(0.0)));
+        if let Some(Written { columns, width, taken }) = &self.written {
+            let rows = self.len().checked_div(*width).unwrap_or(0);
+            let claimed = rows * columns.iter().map(ExactSizeIterator::len).sum::<usize>();
+            let taken = taken.load(Ordering::Acquire);
+            assert!(taken == claimed, "kernels have written {taken} of {claimed} elements that they have claimed");
+            // SAFETY: nobody else has a part.
+            let memory = unsafe { self.memory.part(0, self.len()) };
+            if columns.is_empty() {
+                threads::each_part(memory, SOME, |_, memory| memory.fill(MaybeUninit::new(0.0)));
+            } else if claimed < self.len() {
+                for row in memory.chunks_mut(*width) {
+                    let (starts, ends) = (columns.iter().map(|own| own.start), columns.iter().map(|own| own.end));
+                    for (from, to) in std::iter::once(0).chain(ends).zip(starts.chain([*width])) {
+                        row[from..to].fill(MaybeUninit::new(0.0));
+                    }
+                }
+            }
         }
-        // SAFETY: every element is initialised, and nobody else has a part of them.
-        unsafe { std::slice::from_raw_parts_mut(self.first, self.len) }
+        self.written = None;
+        // SAFETY: every element is initialised, and nobody else has a part.
+        unsafe { initialised(self.memory.part(0, self.len())) }
     }
 
-    /// Lets a kernel take these columns of rows of this width, each element once.
+    /// Lets a kernel take these columns of rows of this width, each element once, which it has to do.
     ///
     /// # Panics
-    /// If a kernel has claimed one of them in a new result, or columns of rows of another width.
+    /// If a kernel has claimed one of them in a new result, or columns of rows of another width, or there are no such rows.
     pub(super) fn claim(&mut self, columns: Range<usize>, width: usize) {
-        if self.taken.is_none() {
-            return;
-        }
-        for (other, others) in &self.claimed {
-            let is_apart = columns.end <= other.start || other.end <= columns.start;
-            assert!(
-                width == *others && is_apart,
-                "columns {columns:?} of {width} after {other:?} of {others} were written"
-            );
-        }
-        self.claimed.push((columns, width));
+        let Some(written) = &mut self.written else { return };
+        assert!(columns.end <= width && self.memory.len().is_multiple_of(width), "columns {columns:?} of {width}");
+        let is_apart = |other: &Range<usize>| columns.end <= other.start || other.end <= columns.start;
+        let is_free = written.columns.iter().all(is_apart) && (written.columns.is_empty() || written.width == width);
+        assert!(is_free, "columns {columns:?} of {width} after {:?} of {}", written.columns, written.width);
+        let at = written.columns.partition_point(|other| other.end <= columns.start);
+        written.columns.insert(at, columns);
+        written.width = width;
     }
 
     /// The way for a task to its parts.
@@ -121,17 +126,17 @@ impl<'a> Places<'a> {
         Taker { places: self, taken: Cell::new(0) }
     }
 
-    /// Prefetches elements that are written soon. There need not be any.
+    /// Prefetches elements that are written soon.
+    ///
+    /// # Panics
+    /// If there are no such elements.
+    ///
+    /// # Safety
+    /// No part that is alive has one of them.
     #[inline(always)]
-    pub(super) fn prefetch(&self, from: usize, len: usize) {
-        #[cfg(target_arch = "x86_64")]
-        for at in (from..from + len).step_by(LINE / size_of::<f32>()) {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: every x86-64 processor has the instruction, and it reads nothing that the program could see.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(self.first.wrapping_add(at).cast()) }
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (from, len, LINE);
+    pub(super) unsafe fn prefetch(&self, from: usize, len: usize) {
+        // SAFETY: the caller has no part that overlaps this one.
+        prefetch(unsafe { self.memory.part(from, len) });
     }
 
     /// A part that was taken before, or is initialised.
@@ -144,15 +149,16 @@ impl<'a> Places<'a> {
     #[cfg(target_arch = "x86_64")]
     #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
     pub(super) unsafe fn again(&self, from: usize, len: usize) -> &mut [f32] {
-        self.check(from, len);
-        // SAFETY: there are these elements, and the caller has initialised them and has no other part that overlaps them.
-        unsafe { std::slice::from_raw_parts_mut(self.first.add(from), len) }
+        // SAFETY: the caller has initialised them and has no other part that overlaps them.
+        unsafe { initialised(self.memory.part(from, len)) }
     }
+}
 
-    #[inline(always)]
-    fn check(&self, from: usize, len: usize) {
-        assert!(from <= self.len && len <= self.len - from, "{len} elements from {from} on, of {}", self.len);
-    }
+/// # Safety
+/// The elements are initialised.
+unsafe fn initialised(memory: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    // SAFETY: the caller guarantees it.
+    unsafe { &mut *(std::ptr::from_mut(memory) as *mut [f32]) }
 }
 
 /// The way of one task to its parts.
@@ -169,27 +175,24 @@ impl<'a> Taker<'a> {
     /// If there are no such elements.
     ///
     /// # Safety
-    /// No two parts that are alive at once overlap, and no element of a new result is taken twice.
+    /// No two parts that are alive at once overlap. Elements of a new result are in claimed columns, and none is taken twice.
     #[inline(always)]
     pub unsafe fn part(&self, from: usize, len: usize) -> &'a mut [f32] {
-        let places = self.places;
-        places.check(from, len);
-        if places.taken.is_some() {
-            // SAFETY: there are these elements, and no other part has one of them.
-            let memory =
-                unsafe { std::slice::from_raw_parts_mut(places.first.add(from).cast::<MaybeUninit<f32>>(), len) };
+        // SAFETY: no other part has one of these elements.
+        let memory = unsafe { self.places.memory.part(from, len) };
+        if self.places.written.is_some() {
             memory.fill(MaybeUninit::new(0.0));
             self.taken.set(self.taken.get() + len);
         }
-        // SAFETY: the elements are initialised, and no other part has one of them.
-        unsafe { std::slice::from_raw_parts_mut(places.first.add(from), len) }
+        // SAFETY: they are zeros, or were initialised.
+        unsafe { initialised(memory) }
     }
 }
 
 impl Drop for Taker<'_> {
     fn drop(&mut self) {
-        if let Some(taken) = &self.places.taken {
-            taken.fetch_add(self.taken.get(), Ordering::Release);
+        if let Some(written) = &self.places.written {
+            written.taken.fetch_add(self.taken.get(), Ordering::Release);
         }
     }
 }
@@ -213,7 +216,7 @@ mod tests {
     fn what_is_not_written_is_zero() {
         for threads in [1, 2] {
             let threads = Parallelism::threads(NonZeroUsize::new(threads).expect("not zero")).expect("threads");
-            for len in [0, 1, 1023, FEWEST, LEN, LEN] {
+            for len in [0, 1, 1023, FEWEST, LEN, LEN, 12_000_000] {
                 soil(len);
                 let zeros = threads.run(|| result(len, |_| ()));
                 assert!(zeros.len() == len && zeros.iter().all(|zero| zero.to_bits() == 0), "{len}");
@@ -234,6 +237,7 @@ mod tests {
             let parts = len.div_ceil(1000);
             let found = threads.run(|| {
                 result(len, |places| {
+                    places.claim(0..len, len);
                     let places = &*places;
                     threads::each(parts, |part| {
                         let taker = places.taker();
@@ -268,17 +272,40 @@ mod tests {
 
     #[test]
     fn columns_are_claimed_once() {
-        for (columns, width, refused) in [(2..4, 4, false), (1..3, 4, true), (0..2, 4, true), (2..4, 5, true)] {
-            let claim = |places: &mut Places<'_>| {
-                places.claim(0..2, 4);
-                places.claim(columns.clone(), width);
+        const ROWS: usize = FEWEST / 2;
+        let write = |places: &mut Places<'_>, columns: Range<usize>, width: usize| {
+            places.claim(columns.clone(), width);
+            let taker = places.taker();
+            for row in 0..ROWS {
+                // SAFETY: the columns are claimed.
+                unsafe { taker.part(row * width + columns.start, columns.len()) }.fill(columns.start as f32);
+            }
+        };
+        let cases =
+            [(2..4, 4, false), (3..4, 4, false), (1..3, 4, true), (0..2, 4, true), (2..4, 5, true), (2..4, 8, true)];
+        for (columns, width, refused) in cases {
+            let both = |places: &mut Places<'_>| {
+                write(places, 0..2, 4);
+                write(places, columns.clone(), width);
             };
-            assert_eq!(
-                catch_unwind(AssertUnwindSafe(|| result(LEN, claim))).is_err(),
-                refused,
-                "{columns:?} of {width}"
-            );
-            claim(&mut Places::of(&mut [0.0; 8]));
+            soil(4 * ROWS);
+            let found = catch_unwind(AssertUnwindSafe(|| result(4 * ROWS, both)));
+            assert_eq!(found.is_err(), refused, "{columns:?} of {width}");
+            // What is not written is zero.
+            let expected = |column: usize| if columns.contains(&column) { columns.start as f32 } else { 0.0 };
+            let is_expected = |(at, found): (usize, &f32)| *found == expected(at % 4);
+            assert!(found.unwrap_or_default().iter().enumerate().all(is_expected), "{columns:?} of {width}");
+            both(&mut Places::of(&mut vec![0.0; 8 * ROWS]));
         }
+    }
+
+    #[test]
+    fn a_kernel_that_stops_early_leaves_no_result() {
+        let stopped = |places: &mut Places<'_>| {
+            places.claim(0..LEN, LEN);
+            // Even if that is caught.
+            assert!(catch_unwind(AssertUnwindSafe(|| places.whole().len())).is_err());
+        };
+        assert!(catch_unwind(AssertUnwindSafe(|| result(LEN, stopped))).is_err());
     }
 }

@@ -21,6 +21,11 @@ impl<'a, E> Disjoint<'a, E> {
         Self { first: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
 
+    /// How many elements the slice has.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// The elements `from..from + len`.
     ///
     /// # Panics

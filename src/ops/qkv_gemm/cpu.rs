@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
 use burn_deepspeed_core::block::BlockFormat;
-use burn_deepspeed_core::config::{ActivationRounding, InputBits};
+use burn_deepspeed_core::config::ActivationRounding;
 use burn_deepspeed_kernels::cpu::norm::{Norm, norm_into as normalise};
 use burn_deepspeed_kernels::cpu::places::{Places, result};
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
-    RoundedMatrix, has_rounded, product_into, rounded_product, takes_parts,
+    RoundedMatrix, has_rounded, product_into, rounded_product,
 };
 use bytemuck::Pod;
 
@@ -123,57 +123,23 @@ fn multiplied<B: InMemory>(
     with_bias: bool,
 ) -> (Vec<f32>, [usize; 3]) {
     let width = weights.iter().map(|weight| weight.output_size()).sum();
-    let each = |target: &mut Target<'_, '_>| {
+    let output = result(batch * tokens * width, |output| {
         let mut first = 0;
         for weight in weights {
+            check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
+            check_types(operation, dtype, weight);
             let bias = weight.bias().filter(|_| with_bias);
             let elements = match elements {
                 InputElements::F32 if weight.rounds_input_to_bf16() => InputElements::RoundToBf16,
                 elements => elements,
             };
             with_vector(bias.as_ref(), |bias| {
-                Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, target);
+                Rows { input, elements, sequence: tokens, bias, width, first }.times(weight, output);
             });
             first += weight.output_size();
         }
-    };
-    for weight in weights {
-        check_shape(operation, "input", &[batch, tokens, weight.input_size()], &[batch, tokens, inputs]);
-        check_types(operation, dtype, weight);
-    }
-    let mut all_take_parts = true;
-    each(&mut Target::Ask(&mut all_take_parts));
-    let output = result(batch * tokens * width, |output| {
-        if !all_take_parts {
-            output.whole();
-        }
-        each(&mut Target::Write(output));
     });
     (output, [batch, tokens, width])
-}
-
-/// What is done with the products of some weights.
-enum Target<'a, 'p> {
-    /// Whether all of them [take parts](takes_parts) of a new result.
-    Ask(&'a mut bool),
-    /// They are computed.
-    Write(&'a mut Places<'p>),
-}
-
-impl Target<'_, '_> {
-    fn product<W: AnyMatrix>(&mut self, problem: &Product<'_, W>) {
-        match self {
-            Self::Ask(all) => **all &= takes_parts(problem),
-            Self::Write(output) => product_into(problem, output),
-        }
-    }
-
-    fn rounded<W: RoundedMatrix>(&mut self, problem: &Product<'_, W>, bits: InputBits) {
-        match self {
-            Self::Ask(all) => **all = false,
-            Self::Write(output) => rounded_product(problem, bits, output.whole()),
-        }
-    }
 }
 
 /// Everything of a [`Product`] but the matrix.
@@ -194,46 +160,46 @@ impl<'a> Rows<'a> {
     }
 
     /// The product with a weight, in its form.
-    fn times<B: InMemory>(self, weight: &Weight<B>, target: &mut Target<'_, '_>) {
+    fn times<B: InMemory>(self, weight: &Weight<B>, output: &mut Places<'_>) {
         match weight.stored() {
-            Matrix::Int8(int8) => with_int8(int8, |matrix| self.times_rounded(matrix, weight.input_rounding(), target)),
+            Matrix::Int8(int8) => with_int8(int8, |matrix| self.times_rounded(matrix, weight.input_rounding(), output)),
             Matrix::Blocks(blocks) => with_blocks(blocks, |outputs, matrix| {
                 let first = self.first + outputs.start;
                 let rows = Rows { first, bias: self.bias.map(|bias| &bias[outputs]), ..self };
-                rows.times_rounded(matrix, weight.input_rounding(), target);
+                rows.times_rounded(matrix, weight.input_rounding(), output);
             }),
-            Matrix::Dense(matrix) => self.times_dense(matrix, target),
+            Matrix::Dense(matrix) => self.times_dense(matrix, output),
         }
     }
 
     /// The product with a matrix of integers, of rows that are rounded where the processor has kernels for them.
-    fn times_rounded<W: RoundedMatrix>(self, matrix: W, rounding: ActivationRounding, target: &mut Target<'_, '_>) {
+    fn times_rounded<W: RoundedMatrix>(self, matrix: W, rounding: ActivationRounding, output: &mut Places<'_>) {
         match rounding.bits().filter(|_| has_rounded()) {
-            Some(bits) => target.rounded(&self.problem(matrix), bits),
-            None => target.product(&self.problem(matrix)),
+            Some(bits) => rounded_product(&self.problem(matrix), bits, output.whole()),
+            None => product_into(&self.problem(matrix), output),
         }
     }
 
     /// The product with a dense matrix, which is read in place.
-    fn times_dense<B: InMemory>(self, matrix: &DenseMatrix<B>, target: &mut Target<'_, '_>) {
+    fn times_dense<B: InMemory>(self, matrix: &DenseMatrix<B>, output: &mut Places<'_>) {
         B::with_floats(&matrix.output_input(), |floats| match floats {
-            Floats::F32(matrix) => target.product(&self.problem(dense(&matrix))),
-            Floats::F16(matrix) => self.times_halves(&matrix, BlockFormat::F16, target),
-            Floats::BF16(matrix) => self.times_halves(&matrix, BlockFormat::BF16, target),
+            Floats::F32(matrix) => product_into(&self.problem(dense(&matrix)), output),
+            Floats::F16(matrix) => self.times_halves(&matrix, BlockFormat::F16, output),
+            Floats::BF16(matrix) => self.times_halves(&matrix, BlockFormat::BF16, output),
         });
     }
 
     /// The product with a matrix of 16 bits; as blocks if its rows follow each other, for which there are more kernels.
-    fn times_halves<E: Pod>(self, matrix: &Elements<'_, 2, E>, format: BlockFormat, target: &mut Target<'_, '_>)
+    fn times_halves<E: Pod>(self, matrix: &Elements<'_, 2, E>, format: BlockFormat, output: &mut Places<'_>)
     where
         for<'m> DenseProblem<'m, E>: AnyMatrix,
     {
         let [outputs, inputs] = matrix.shape;
         if matrix.strides != [inputs, 1] {
-            return target.product(&self.problem(dense(matrix)));
+            return product_into(&self.problem(dense(matrix)), output);
         }
         let blocks = bytemuck::cast_slice(&matrix.elements[..outputs * inputs]);
-        target.product(&self.problem(BlockProblem { format, blocks, inputs, outputs }));
+        product_into(&self.problem(BlockProblem { format, blocks, inputs, outputs }), output);
     }
 }
 

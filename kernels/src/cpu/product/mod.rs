@@ -59,19 +59,12 @@ pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
 /// [`product`] into a new result.
 ///
 /// # Panics
-/// If a slice, or the result, does not have the length that the sizes imply. If a part of a new result was written before, and this is not a product
-/// that [`takes_parts`], or one of other features.
+/// If a slice, or the result, does not have the length that the sizes imply, or these features of a new result were written before.
 pub fn product_into<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut Places<'_>) {
-    output.claim(problem.first..problem.first.saturating_add(problem.matrix.outputs()), problem.width);
     if !W::in_parts(problem, output) {
         let output = output.whole();
         with_rounded_input(problem, |problem| W::product(problem, output));
     }
-}
-
-/// Whether [`product_into`] takes only the features of a new result that it computes. Otherwise it needs the whole.
-pub fn takes_parts<W: AnyMatrix>(problem: &Product<'_, W>) -> bool {
-    W::is_in_parts(problem)
 }
 
 /// Calls `work` with the same problem, in which elements that are to be rounded to bf16 have been.

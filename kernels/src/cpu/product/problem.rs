@@ -102,12 +102,7 @@ pub(crate) trait Weights: Copy + Send + Sync {
     fn fetch(&self, own: &Range<usize>, block: &Range<usize>, features: &Range<usize>, at: usize, part: usize);
 
     /// Computes the product as parts of bf16, if that is faster, and returns whether it is. Rounds the input where that is asked for.
-    fn in_parts(_problem: &Product<'_, Self>, _output: &Places<'_>) -> bool {
-        false
-    }
-
-    /// Whether [`in_parts`](Self::in_parts) computes a product.
-    fn is_in_parts(_problem: &Product<'_, Self>) -> bool {
+    fn in_parts(_problem: &Product<'_, Self>, _output: &mut Places<'_>) -> bool {
         false
     }
 

@@ -200,13 +200,8 @@ impl Weights for BlockMatrix<'_> {
     }
 
     #[cfg(target_arch = "x86_64")]
-    fn in_parts(problem: &Product<'_, Self>, output: &Places<'_>) -> bool {
+    fn in_parts(problem: &Product<'_, Self>, output: &mut Places<'_>) -> bool {
         parts::product(problem, output)
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    fn is_in_parts(problem: &Product<'_, Self>) -> bool {
-        parts::are_faster(problem)
     }
 
     fn product(problem: &Product<'_, Self>, output: &mut [f32]) {

@@ -75,14 +75,9 @@ impl Engine {
     }
 }
 
-/// Whether a product is faster in parts, so that [`product`] computes it.
-pub(super) fn are_faster<W: InParts>(problem: &Product<'_, W>) -> bool {
-    Engine::of(problem).is_some()
-}
-
 /// Computes [`product`](super::product) if it is faster in parts, and returns whether it is. A row's result depends neither on the other rows nor on the
 /// number of threads.
-pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &Places<'_>) -> bool {
+pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &mut Places<'_>) -> bool {
     let engine = Engine::of(problem);
     if let Some(engine) = engine {
         product_on(engine, problem, output);
@@ -92,11 +87,12 @@ pub(super) fn product<W: InParts>(problem: &Product<'_, W>, output: &Places<'_>)
 
 /// # Panics
 /// If the processor does not have the instructions, or the matrix does not fit the engine.
-fn product_on<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &Places<'_>) {
+fn product_on<W: InParts>(engine: Engine, problem: &Product<'_, W>, output: &mut Places<'_>) {
     let rows = check(problem, output.len());
     if rows * problem.matrix.outputs() == 0 {
         return;
     }
+    output.claim(problem.first..problem.first + problem.matrix.outputs(), problem.width);
     let inputs = problem.matrix.inputs();
     let most = MOST_PARTS / elements(engine, problem).room();
     let rows = (most / inputs / GROUP_ROWS * GROUP_ROWS).max(GROUP_ROWS);
@@ -183,7 +179,7 @@ mod tests {
     fn output(engine: Option<Engine>, problem: &Product<'_, BlockMatrix<'_>>) -> Vec<f32> {
         let mut output = vec![7.0; problem.input.len() / problem.matrix.inputs * problem.width];
         match engine {
-            Some(engine) => product_on(engine, problem, &Places::of(&mut output)),
+            Some(engine) => product_on(engine, problem, &mut Places::of(&mut output)),
             None => in_f32(problem, 0..problem.matrix.outputs, &mut output),
         }
         output
