@@ -170,8 +170,9 @@ impl<B: Backend> Weight<B> {
     ///
     /// **Bits:** a rounded input consists of integers times a step, and the product is one of integers (dynamic quantisation). A result is off by at
     /// most half a step times the magnitude of its weight, summed over the features. That is much for a token with a few features far larger than
-    /// the others, in 8 bits above all, and less for blocks, whose steps follow the 32 neighbours. Only the CPU kernels round, with AVX2 (blocks:
-    /// FMA and F16C, too), because it is faster there. They round up to eight tokens next to blocks in any case. CubeCL, the reference and other processors multiply the floats.
+    /// the others, in 8 bits above all, and less for blocks, whose steps follow the 32 neighbours. Only the CPU kernels round, with AVX2 or NEON
+    /// (blocks: only with AVX2, FMA and F16C), because it is faster there. They round up to eight tokens next to blocks in any case. CubeCL, the
+    /// reference and other processors multiply the floats.
     ///
     /// **bf16:** to nearest, as PyTorch has tensors of bf16. The CPU kernels and the reference round, whatever the shape of the input; GPU kernels do
     /// not. Magnitudes above the largest bf16, 3.39e38, become infinite. No gradient passes a rounded input.

@@ -9,6 +9,8 @@ pub mod gate;
 mod interval;
 mod lanes;
 pub mod masks;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 pub mod norm;
 pub mod pages;
 pub mod places;

@@ -9,7 +9,7 @@ mod blocks;
 mod groups;
 mod int8;
 mod matrix;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) mod panel;
 #[cfg(target_arch = "x86_64")]
 mod parts;

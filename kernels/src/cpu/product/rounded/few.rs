@@ -2,7 +2,7 @@
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::dot::{QUAD, TOGETHER, add_products};
+use super::dot::{QUAD, Rows, TOGETHER, add_products, arrange};
 use super::row::Round;
 use crate::cpu::product::int8::Int8Matrix;
 use crate::cpu::product::problem::Product;
@@ -39,8 +39,9 @@ pub(super) fn product(problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, ou
                 *scale = pulp::Arch::new().dispatch(Round {
                     row: &input[row * inputs..][..inputs],
                     most: bits.largest(),
-                    whole,
+                    whole: &mut *whole,
                 });
+                arrange(whole, bits);
             }
         });
         let (whole, scales) = (&*whole, &*scales);
@@ -55,7 +56,7 @@ pub(super) fn product(problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, ou
                     for at in own.clone().step_by(TOGETHER) {
                         let count = TOGETHER.min(own.end - at);
                         sums.fill(0.0);
-                        add_products(&matrix, at, count, whole, wide, sums);
+                        add_products(&matrix, at, count, Rows { whole, bits }, wide, sums);
                         for (row, (sums, scale)) in sums.chunks_exact(TOGETHER).zip(scales).enumerate() {
                             let row = part * most + row;
                             // SAFETY: no other task has these features.

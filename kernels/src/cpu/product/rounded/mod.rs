@@ -4,21 +4,27 @@
 //! 8191 or 127. An output is off by at most that times the sum of the magnitudes of its weights.
 //!
 //! `dot` multiplies a few rows, of which each element is an integer of 16 bits. `tiles` multiplies many: `rows` are bytes, those of 14
-//! bits in two planes, and `weights` are in the order of the instruction, which is one of `vnni` or, where there is one, of `amx`. Sums
+//! bits in two planes, and `weights` are in the order of the instruction, which is one of `avx_vnni`, `vnni` or `amx`, or of `neon`. Sums
 //! are integers, and exact, so all of them give the same bits.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
 pub(super) mod dot;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod engine;
 pub(super) mod few;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod row;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod rows;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tiles;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod weights;
 
 use burn_deepspeed_core::data_type::InputBits;
@@ -26,12 +32,12 @@ use burn_deepspeed_core::data_type::InputBits;
 use super::int8::Int8Matrix;
 use super::problem::{Product, Weights, check};
 
-/// Whether this processor has the instructions; without them call [`product`](super::product).
+/// Whether this processor has the instructions, AVX2 or NEON; without them call [`product`](super::product).
 pub fn has_rounded() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("avx2");
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    cfg!(target_arch = "aarch64")
 }
 
 /// A matrix that rounded rows can be multiplied with: [`Int8Matrix`] or [`BlockMatrix`](super::BlockMatrix).
@@ -55,7 +61,7 @@ pub(crate) trait Rounds: Weights {
 /// # Panics
 /// If a slice does not have the length that the sizes imply, or the processor [cannot](has_rounded).
 pub fn rounded_product<W: RoundedMatrix>(problem: &Product<'_, W>, bits: InputBits, output: &mut [f32]) {
-    assert!(has_rounded(), "rounded_product: the processor has no AVX2; call `product`");
+    assert!(has_rounded(), "rounded_product: the processor has neither AVX2 nor NEON; call `product`");
     W::rounded(problem, bits, output);
 }
 
@@ -65,18 +71,18 @@ impl Rounds for Int8Matrix<'_> {
         if rows * problem.matrix.outputs() == 0 {
             return;
         }
-        #[cfg(target_arch = "x86_64")]
-        if let Some(engine) = tiles::Engine::of(rows, &problem.matrix) {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if let Some(engine) = engine::Engine::of(rows, &problem.matrix) {
             return tiles::product(engine, problem, bits, output);
         }
         few::product(problem, bits, output);
     }
 }
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::super::problem::InputElements;
-    use super::tiles::Engine;
+    use super::engine::Engine;
     use super::*;
 
     /// All kernels compute the same integers, so their results have the same bits.
@@ -112,10 +118,9 @@ mod tests {
             for bits in [InputBits::Eight, InputBits::Fourteen] {
                 let mut expected = vec![7.0; rows * width];
                 few::product(&problem, bits, &mut expected);
-                let best = Engine::of(rows, &matrix);
-                for engine in [Engine::Vnni, Engine::Amx].into_iter().filter(|engine| best >= Some(*engine)) {
+                for engine in Engine::ALL.iter().filter(|engine| engine.is_available()) {
                     let mut found = vec![7.0; rows * width];
-                    tiles::product(engine, &problem, bits, &mut found);
+                    tiles::product(*engine, &problem, bits, &mut found);
                     let differ = found.iter().zip(&expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
                     assert_eq!(differ, 0, "{engine:?}, {bits:?}, {rows} rows, {inputs} to {outputs}");
                 }

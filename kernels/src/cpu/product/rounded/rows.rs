@@ -1,5 +1,4 @@
-//! Rounded rows as bytes, each not negative: the instructions multiply those with int8. 16 rows are a group, in which 64 bytes of each
-//! row follow each other: a tile is contiguous.
+//! Rounded rows as bytes. 16 rows are a group, in which 64 bytes of each row follow each other: a tile is contiguous.
 
 use std::ops::Range;
 
@@ -49,9 +48,13 @@ pub(super) const fn lower_bits(planes: usize) -> u32 {
     if planes == 1 { 0 } else { 7 }
 }
 
-/// What is added to the upper bits so that they are not negative.
+/// What is added to the upper bits: x86-64 multiplies bytes that are not negative with int8, and NEON int8 with int8.
 pub(super) const fn offset(planes: usize) -> i32 {
-    if planes == 1 { 128 } else { 64 }
+    match planes {
+        _ if cfg!(target_arch = "aarch64") => 0,
+        1 => 128,
+        _ => 64,
+    }
 }
 
 /// Rounds the rows of a group into bytes.

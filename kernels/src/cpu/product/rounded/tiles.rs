@@ -11,46 +11,23 @@ use std::ops::Range;
 
 use burn_deepspeed_core::data_type::InputBits;
 
+use super::engine::{Engine, Ready};
 use super::rows::{RoundGroup, Segment, lower_bits, offset};
 use super::weights::pack_segment;
-use super::{amx, vnni};
-use crate::cpu::product::amx::{Tiles, has_int8};
 use crate::cpu::product::int8::Int8Matrix;
-use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP, is_available};
+use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
 
 /// Rows of a tile.
-const ROWS: usize = 2 * GROUP;
-
-/// Fewest rows that are worth the packing of weights.
-const FEWEST_ROWS: usize = 16;
+pub(super) const ROWS: usize = 2 * GROUP;
 
 /// Bytes of the panels of a task.
 const PANELS: usize = 512 * 1024;
 
 /// Rows that are rounded at a time, which bounds the memory that a thread keeps for them.
 const MOST_ROWS: usize = 1024;
-
-/// Which instructions multiply, the slower ones first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Engine {
-    Vnni,
-    Amx,
-}
-
-impl Engine {
-    /// The fastest for this many rows, if the processor has one, and if blocks of the matrix fill at least half of the registers that it reads.
-    pub fn of(rows: usize, matrix: &Int8Matrix<'_>) -> Option<Self> {
-        let block = matrix.input_block.min(matrix.inputs);
-        let fills = 2 * block >= block.next_multiple_of(STEP) || block == matrix.inputs;
-        match rows {
-            FEWEST_ROWS.. if is_available() && fills => Some(if has_int8() { Self::Amx } else { Self::Vnni }),
-            _ => None,
-        }
-    }
-}
 
 /// The product of rows that were checked.
 pub(super) fn product(engine: Engine, problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, output: &mut [f32]) {
@@ -119,13 +96,13 @@ struct Task<'a, const N: usize> {
 }
 
 /// The sums of a tile.
-type Sums<T> = [[T; OUTPUTS]; ROWS];
+pub(super) type Sums<T> = [[T; OUTPUTS]; ROWS];
 
 impl<const N: usize> Task<'_, N> {
     fn run(self) {
         let Self { engine, problem, segments, stride, scales, ref outputs, .. } = self;
         let panels = outputs.len().div_ceil(OUTPUTS);
-        let tiles = (engine == Engine::Amx).then(Tiles::new);
+        let engine = engine.ready();
         with_scratch(panels * stride * OUTPUTS / 4, |scratch| {
             let packed: &mut [i8] = bytemuck::cast_slice_mut(scratch);
             let count = panels * segments.len();
@@ -135,8 +112,7 @@ impl<const N: usize> Task<'_, N> {
                 let own = (first, OUTPUTS.min(outputs.end - first));
                 for segment in segments {
                     let place = &mut packed[segment.place * OUTPUTS..][..segment.steps() * STEP * OUTPUTS];
-                    // SAFETY: the processor has the instructions: `Engine::of` has checked it.
-                    totals.push(unsafe { pack_segment(&problem.matrix, segment, own, place) });
+                    totals.push(pack_segment(&problem.matrix, segment, own, place));
                     factors.push(self.factors(segment, own));
                 }
             }
@@ -146,7 +122,7 @@ impl<const N: usize> Task<'_, N> {
                     let packed = &packed[panel * stride * OUTPUTS..][..stride * OUTPUTS];
                     let mut sums: Sums<f32> = [[0.0; OUTPUTS]; ROWS];
                     for (at, segment) in segments.iter().enumerate() {
-                        self.multiply(tiles.as_ref(), first_row, segment, packed, &mut products);
+                        self.multiply(&engine, first_row, segment, packed, &mut products);
                         let at = panel * segments.len() + at;
                         pulp::Arch::new().dispatch(Add::<N> {
                             products: &products,
@@ -172,29 +148,17 @@ impl<const N: usize> Task<'_, N> {
     /// The sums of the products of a segment of a tile, for each plane; those of rows after the last are unspecified.
     fn multiply(
         &self,
-        tiles: Option<&Tiles>,
+        engine: &Ready,
         first_row: usize,
         segment: &Segment,
         packed: &[i8],
         products: &mut [Sums<i32>; N],
     ) {
-        let steps = segment.steps();
-        let panel = &packed[segment.place * OUTPUTS..][..steps * STEP * OUTPUTS];
+        let panel = &packed[segment.place * OUTPUTS..][..segment.steps() * STEP * OUTPUTS];
         for (plane, products) in self.planes.iter().zip(products) {
-            let groups = &plane[first_row * self.stride..];
-            let distance = GROUP * self.stride;
-            match tiles {
-                Some(tiles) => {
-                    amx::multiply(tiles, &groups[segment.place * GROUP..], distance, steps, panel, products);
-                }
-                None => {
-                    let products = &mut products[..ROWS.min(self.scales.len() - first_row)];
-                    for (group, products) in groups.chunks(distance).zip(products.chunks_mut(GROUP)) {
-                        // SAFETY: the processor has the instructions: `Engine::of` has checked it.
-                        unsafe { vnni::multiply(&group[segment.place * GROUP..], steps, panel, products) };
-                    }
-                }
-            }
+            let groups = &plane[first_row * self.stride + segment.place * GROUP..];
+            let rows = ROWS.min(self.scales.len() - first_row);
+            engine.multiply(groups, GROUP * self.stride, rows, segment.steps(), panel, products);
         }
     }
 
@@ -202,17 +166,37 @@ impl<const N: usize> Task<'_, N> {
     fn write(&self, first_row: usize, first: usize, sums: &Sums<f32>) {
         let Product { bias, width, first: column, .. } = *self.problem;
         let count = OUTPUTS.min(self.outputs.end - first);
+        let arch = pulp::Arch::new();
         for ((row, scale), sums) in (first_row..).zip(&self.scales[first_row..]).zip(sums) {
             // SAFETY: no other task has these outputs.
             let places = unsafe { self.output.part(row * width + column + first, count) };
-            match bias {
-                Some(bias) => {
-                    for ((place, sum), bias) in places.iter_mut().zip(sums).zip(&bias[first..][..count]) {
-                        *place = sum * scale + bias;
-                    }
+            let bias = bias.map(|bias| &bias[first..][..count]);
+            arch.dispatch(Finish { sums, scale: *scale, bias, places });
+        }
+    }
+}
+
+/// Writes sums, times a scale, with the bias.
+struct Finish<'a> {
+    sums: &'a [f32; OUTPUTS],
+    scale: f32,
+    bias: Option<&'a [f32]>,
+    places: &'a mut [f32],
+}
+
+impl pulp::WithSimd for Finish<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        let Self { sums, scale, bias, places } = self;
+        match bias {
+            Some(bias) => {
+                for ((place, sum), bias) in places.iter_mut().zip(sums).zip(bias) {
+                    *place = sum * scale + bias;
                 }
-                None => places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum * scale + 0.0),
             }
+            None => places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum * scale + 0.0),
         }
     }
 }

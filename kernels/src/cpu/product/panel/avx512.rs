@@ -1,23 +1,11 @@
-//! Weights of 32 outputs in the order of the instructions that multiply bytes or bf16: of each 4 bytes of a run, those of 16 outputs next to each
-//! other.
+//! Packing with AVX-512, which transposes 16 words of 16 runs at a time.
 
 use std::arch::x86_64::{
     __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_maskz_loadu_epi8, _mm512_setzero_si512, _mm512_shuffle_i32x4,
     _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
-/// Bytes of a row that an instruction reads: a register.
-pub(super) const STEP: usize = 64;
-/// Rows of a group: those of a tile of AMX.
-pub(super) const GROUP: usize = 16;
-/// Bytes of a group that are next to each other.
-pub(super) const TILE: usize = GROUP * STEP;
-/// Outputs of a vector.
-pub(super) const LANES: usize = 16;
-/// Vectors of a panel.
-pub(super) const VECTORS: usize = 2;
-/// Outputs of a panel.
-pub(super) const OUTPUTS: usize = LANES * VECTORS;
+use super::{LANES, OUTPUTS, STEP, TILE, VECTORS};
 
 /// Steps between those that are packed and those that are prefetched.
 const AHEAD: usize = 4;
@@ -29,10 +17,9 @@ pub(in crate::cpu) fn is_available() -> bool {
         && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
-/// Packs a run of bytes of each output, with zeros after its end. `place` is `[VECTORS, steps, STEP / 4, LANES, 4]`, for as many steps as it has room
-/// for. Returns for each vector what `fold` makes of zeros and all of its registers, in which each lane is an output.
+/// [`pack_anywhere`](super::pack_anywhere). Returns for each vector what `fold` makes of zeros and all of its registers, in which each lane is an output.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn pack(
+pub(in crate::cpu::product) fn pack(
     runs: &[&[u8]; OUTPUTS],
     place: &mut [u8],
     fold: impl Fn(__m512i, __m512i) -> __m512i,

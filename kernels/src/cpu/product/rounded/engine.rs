@@ -1,0 +1,122 @@
+//! Which instructions multiply the tiles of rows and weights.
+
+#[cfg(target_arch = "aarch64")]
+use super::neon;
+use super::tiles::Sums;
+#[cfg(target_arch = "x86_64")]
+use super::{amx, avx_vnni, vnni};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::product::amx::{Tiles, has_int8};
+use crate::cpu::product::int8::Int8Matrix;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::product::panel;
+use crate::cpu::product::panel::{GROUP, STEP};
+
+/// Fewest rows that are worth the packing of weights.
+const FEWEST_ROWS: usize = 16;
+
+/// Which instructions multiply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Engine {
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    #[cfg(target_arch = "x86_64")]
+    Amx,
+    /// NEON, one row at a time.
+    #[cfg(target_arch = "aarch64")]
+    Dot,
+    /// NEON, two rows at a time.
+    #[cfg(target_arch = "aarch64")]
+    Mmla,
+}
+
+impl Engine {
+    /// The slower ones first.
+    #[cfg(target_arch = "x86_64")]
+    pub const ALL: &[Self] = &[Self::AvxVnni, Self::Avx512Vnni, Self::Amx];
+    /// The slower ones first.
+    #[cfg(target_arch = "aarch64")]
+    pub const ALL: &[Self] = &[Self::Dot, Self::Mmla];
+
+    pub fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => avx_vnni::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => panel::is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => panel::is_available() && has_int8(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Dot => crate::cpu::neon::has_dot(),
+            #[cfg(target_arch = "aarch64")]
+            Self::Mmla => neon::has_mmla(),
+        }
+    }
+
+    /// The fastest for this many rows, if the processor has one, and if blocks of the matrix fill at least half of the registers that it reads.
+    pub fn of(rows: usize, matrix: &Int8Matrix<'_>) -> Option<Self> {
+        let block = matrix.input_block.min(matrix.inputs);
+        let fills = 2 * block >= block.next_multiple_of(STEP) || block == matrix.inputs;
+        let fastest = || Self::ALL.iter().rev().copied().find(|engine| engine.is_available());
+        if rows >= FEWEST_ROWS && fills { fastest() } else { None }
+    }
+
+    /// Ready on this thread.
+    ///
+    /// # Panics
+    /// If the processor does not have it.
+    pub fn ready(self) -> Ready {
+        assert!(self.is_available(), "the processor has no {self:?}");
+        Ready {
+            engine: self,
+            #[cfg(target_arch = "x86_64")]
+            tiles: (self == Self::Amx).then(Tiles::new),
+        }
+    }
+}
+
+/// Instructions that the processor has.
+pub(super) struct Ready {
+    engine: Engine,
+    /// Of AMX.
+    #[cfg(target_arch = "x86_64")]
+    tiles: Option<Tiles>,
+}
+
+impl Ready {
+    /// The sums of the products of `rows` rows with `steps` steps, and a panel; those of rows after the last are unspecified. `groups` has the
+    /// bytes of two groups of rows, the second one `distance` bytes after the first.
+    ///
+    /// # Panics
+    /// If a slice is too short.
+    pub fn multiply(
+        &self,
+        groups: &[u8],
+        distance: usize,
+        rows: usize,
+        steps: usize,
+        panel: &[i8],
+        sums: &mut Sums<i32>,
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(tiles) = &self.tiles {
+            return amx::multiply(tiles, groups, distance, steps, panel, sums);
+        }
+        for (group, sums) in groups.chunks(distance).zip(sums[..rows].chunks_mut(GROUP)) {
+            match self.engine {
+                // SAFETY: the processor has the instructions.
+                #[cfg(target_arch = "x86_64")]
+                Engine::AvxVnni => unsafe { avx_vnni::multiply(group, steps, panel, sums) },
+                // SAFETY: as above; it is not AMX, which has tiles.
+                #[cfg(target_arch = "x86_64")]
+                Engine::Avx512Vnni | Engine::Amx => unsafe { vnni::multiply(group, steps, panel, sums) },
+                #[cfg(target_arch = "aarch64")]
+                Engine::Dot => neon::multiply(false, group, steps, panel, sums),
+                #[cfg(target_arch = "aarch64")]
+                Engine::Mmla => neon::multiply(true, group, steps, panel, sums),
+            }
+        }
+    }
+}
