@@ -19,6 +19,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::attention::{Attention, Cached, Heads};
 use super::element::Element;
+use super::integer_keys::Queries;
 use super::scores::{Row, Running, Slots, share, soften, with_sink};
 use super::scratch::with_scratch;
 use super::slots::InSlots;
@@ -51,15 +52,19 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
     let keys = masks.ends.iter().copied().max().unwrap_or(0);
     let chunks = keys.div_ceil(CHUNK).max(1);
     let size = rows * (value_dim + 2);
+    let integers = if matches!(problem.key, Cached::Int8 { .. }) { Queries::scratch(rows, head_dim) } else { 0 };
     let together = TASK.div_ceil((keys.clamp(1, CHUNK)) * (head_dim + value_dim));
     with_scratch(batch * kv_heads * chunks * size, |partials| {
         threads::each_part(partials, together * size, |task, partials| {
             for (index, partial) in (task * together..).zip(partials.chunks_exact_mut(size)) {
                 let (head, chunk) = (index / chunks, index % chunks);
                 let (batch, kv_head, first) = (head / kv_heads, head % kv_heads, chunk * CHUNK);
-                with_scratch(rows * (head_dim + BLOCK), |scratch| {
+                // The integers first: their vectors start where a cache line does.
+                with_scratch(integers + rows * (head_dim + BLOCK), |scratch| {
+                    let (integers, scratch) = scratch.split_at_mut(integers);
                     let (queries, scores) = scratch.split_at_mut(rows * head_dim);
-                    Arch::new().dispatch(Task { problem, batch, kv_head, first, queries, scores, partial });
+                    let task = Task { problem, batch, kv_head, first, queries, integers: None, scores, partial };
+                    Arch::new().dispatch(Start { task, integers });
                 });
             }
         });
@@ -94,6 +99,12 @@ fn join<'a>(partials: impl Iterator<Item = &'a [f32]> + Clone, row: usize, sink:
     output.iter_mut().for_each(|output| *output *= share);
 }
 
+/// A task, and scratch for its queries as integers.
+struct Start<'a> {
+    task: Task<'a>,
+    integers: &'a mut [f32],
+}
+
 /// Some slots of one key/value head.
 struct Task<'a> {
     problem: &'a Attention<'a>,
@@ -102,23 +113,36 @@ struct Task<'a> {
     first: usize,
     /// `[rows, head_dim]`, scaled.
     queries: &'a mut [f32],
+    /// The same as integers, for keys of int8.
+    integers: Option<Queries<'a>>,
     /// `[rows, BLOCK]`.
     scores: &'a mut [f32],
     /// Contexts `[rows, value_dim]`, then maximum and sum of each row.
     partial: &'a mut [f32],
 }
 
-impl WithSimd for Task<'_> {
+impl WithSimd for Start<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(mut self, simd: S) {
-        let Attention { tokens, head_dim, value_dim, query, scale, masks, .. } = *self.problem;
-        let group = self.problem.group();
-        for (row, scaled) in self.queries.chunks_exact_mut(head_dim).enumerate() {
-            let features = query.token(self.batch, self.kv_head * group + row % group, row / group, head_dim);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { mut task, integers } = self;
+        let Attention { head_dim, query, scale, .. } = *task.problem;
+        let group = task.problem.group();
+        for (row, scaled) in task.queries.chunks_exact_mut(head_dim).enumerate() {
+            let features = query.token(task.batch, task.kv_head * group + row % group, row / group, head_dim);
             scaled.iter_mut().zip(features).for_each(|(scaled, feature)| *scaled = feature * scale);
         }
+        task.integers = Queries::new(task.queries, head_dim, integers);
+        task.run(simd);
+    }
+}
+
+impl Task<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let Attention { tokens, value_dim, masks, .. } = *self.problem;
+        let group = self.problem.group();
         let (contexts, states) = self.partial.split_at_mut(group * tokens * value_dim);
         contexts.fill(0.0);
         for state in states.as_chunks_mut().0 {
@@ -147,9 +171,7 @@ impl WithSimd for Task<'_> {
             }
         }
     }
-}
 
-impl Task<'_> {
     /// Adds some keys to every row.
     #[inline(always)]
     fn block<S: Simd>(&mut self, simd: S, slots: Slots<'_>) {
@@ -161,7 +183,22 @@ impl Task<'_> {
             Cached::F16(key) => self.products(simd, key, slots),
             Cached::BF16(key) => self.products(simd, key, slots),
             Cached::Int8 { elements, scales } => {
-                self.products(simd, elements, slots);
+                match &self.integers {
+                    Some(queries) => {
+                        let (head, features) = ([self.batch, self.kv_head], self.problem.head_dim);
+                        match slots {
+                            Slots::All(all) => {
+                                let keys = InSlots::of_interval(elements, head, features, all);
+                                queries.products(keys, self.scores, BLOCK);
+                            }
+                            Slots::Kept(kept) => {
+                                let keys = InSlots::of_kept(elements, head, features, kept);
+                                queries.products(keys, self.scores, BLOCK);
+                            }
+                        }
+                    }
+                    None => self.products(simd, elements, slots),
+                }
                 let scales = self.scales(scales, slots);
                 for scores in self.scores.chunks_exact_mut(BLOCK) {
                     scores[..count].iter_mut().zip(&scales).for_each(|(score, scale)| *score *= scale);
@@ -227,15 +264,36 @@ impl Task<'_> {
     /// The products of every row and every key.
     #[inline(always)]
     fn products<S: Simd, E: Element>(&mut self, simd: S, key: Heads<'_, E>, slots: Slots<'_>) {
-        let keys = InSlots::new(key, [self.batch, self.kv_head], self.problem.head_dim, slots);
-        keys.products(simd, self.queries, self.scores, BLOCK);
+        let (head, features) = ([self.batch, self.kv_head], self.problem.head_dim);
+        match slots {
+            Slots::All(all) => {
+                InSlots::of_interval(key, head, features, all).products(simd, self.queries, self.scores, BLOCK)
+            }
+            Slots::Kept(kept) => {
+                InSlots::of_kept(key, head, features, kept).products(simd, self.queries, self.scores, BLOCK)
+            }
+        }
     }
 
     /// Adds the weighted values to every context. Unless every row sees `all` of them, a context gets only those that it sees.
     #[inline(always)]
     fn values<S: Simd, E: Element>(&mut self, simd: S, value: Heads<'_, E>, slots: Slots<'_>, all: bool) {
+        let (head, features) = ([self.batch, self.kv_head], self.problem.value_dim);
+        match slots {
+            Slots::All(own) => self.add(simd, InSlots::of_interval(value, head, features, own), slots, all),
+            Slots::Kept(kept) => self.add(simd, InSlots::of_kept(value, head, features, kept), slots, all),
+        }
+    }
+
+    #[inline(always)]
+    fn add<S: Simd, E: Element, const INTERVAL: bool>(
+        &mut self,
+        simd: S,
+        values: InSlots<'_, E, INTERVAL>,
+        slots: Slots<'_>,
+        all: bool,
+    ) {
         let Attention { value_dim, masks, .. } = *self.problem;
-        let values = InSlots::new(value, [self.batch, self.kv_head], value_dim, slots);
         let group = self.problem.group();
         let contexts = &mut self.partial[..self.scores.len() / BLOCK * value_dim];
         if all {

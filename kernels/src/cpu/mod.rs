@@ -6,6 +6,7 @@ pub mod decode;
 mod element;
 pub mod flash;
 pub mod gate;
+mod integer_keys;
 mod interval;
 mod lanes;
 pub mod masks;

@@ -7,7 +7,7 @@ use pulp::Simd;
 
 use super::attention::Heads;
 use super::element::Element;
-use super::scores::Slots;
+use super::interval::Interval;
 use super::stream::{LINE, add, dot, prefetch_near};
 
 /// Keys that are multiplied with a query together.
@@ -19,48 +19,93 @@ const TOGETHER: usize = 16 << 10;
 /// Bytes between what is read and what is prefetched. Hardware prefetchers stop at the end of a page, and lose interleaved streams.
 const AHEAD: usize = 4 << 10;
 
-/// What is stored in some slots of one head.
+/// What is stored in some slots of one head: in an interval of them, or else in those that are kept.
 #[derive(Clone, Copy)]
-pub(super) struct InSlots<'a, E> {
-    /// From the first slot of the head on.
+pub(super) struct InSlots<'a, E, const INTERVAL: bool> {
+    /// From the first of these slots on if they are an interval, else from the first slot of the head on.
     elements: &'a [E],
     /// From one slot to the next.
     stride: usize,
     features: usize,
-    slots: Slots<'a>,
+    count: usize,
+    /// Those that are kept.
+    kept: &'a [usize],
     /// Slots between what is read and what is prefetched.
     ahead: usize,
+    /// Cache lines of a slot.
+    lines: usize,
 }
 
-impl<'a, E: Element> InSlots<'a, E> {
+impl<'a, E: Element> InSlots<'a, E, true> {
+    /// What is stored in every slot of an interval that is not empty.
+    ///
+    /// # Panics
+    /// If the head has no such slots.
     #[inline(always)]
-    pub fn new(heads: Heads<'a, E>, [batch, head]: [usize; 2], features: usize, slots: Slots<'a>) -> Self {
+    pub fn of_interval(heads: Heads<'a, E>, [batch, head]: [usize; 2], features: usize, slots: Interval) -> Self {
+        let first = batch * heads.batch + head * heads.head + slots.start * heads.token;
+        let elements = &heads.elements[first..];
+        // The slots that follow are prefetched.
+        assert!((slots.len() - 1) * heads.token + features <= elements.len(), "slots {slots:?} of a head");
+        Self::new(elements, heads.token, features, slots.len(), &[])
+    }
+}
+
+impl<'a, E: Element> InSlots<'a, E, false> {
+    /// What is stored in these slots.
+    #[inline(always)]
+    pub fn of_kept(heads: Heads<'a, E>, [batch, head]: [usize; 2], features: usize, kept: &'a [usize]) -> Self {
         let elements = &heads.elements[batch * heads.batch + head * heads.head..];
-        let ahead = AHEAD / (features * size_of::<E>()).max(LINE);
-        Self { elements, stride: heads.token, features, slots, ahead: ahead.max(KEYS) }
+        Self::new(elements, heads.token, features, kept.len(), kept)
+    }
+}
+
+impl<'a, E: Element, const INTERVAL: bool> InSlots<'a, E, INTERVAL> {
+    #[inline(always)]
+    fn new(elements: &'a [E], stride: usize, features: usize, count: usize, kept: &'a [usize]) -> Self {
+        let bytes = (features * size_of::<E>()).max(1);
+        let ahead = (AHEAD / bytes.max(LINE)).max(KEYS);
+        Self { elements, stride, features, count, kept, ahead, lines: bytes.div_ceil(LINE) }
+    }
+
+    #[inline(always)]
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The prefetches for some slots, divided over some turns.
+    #[inline(always)]
+    pub fn turns(&self, slots: Range<usize>, turns: usize) -> Turns {
+        Turns { slots, turns, turn: 0 }
     }
 
     #[inline(always)]
     pub fn get(&self, at: usize) -> &'a [E] {
-        &self.elements[self.slots.slot(at) * self.stride..][..self.features]
+        if INTERVAL {
+            assert!(at < self.count);
+            let first = at * self.stride;
+            // SAFETY: `of_interval` has checked the last of the slots.
+            return unsafe { self.elements.get_unchecked(first..first + self.features) };
+        }
+        &self.elements[self.kept[at] * self.stride..][..self.features]
     }
 
     /// Prefetches what is read some time after `at`. After the last of these slots, it is in those of the next block.
     #[inline(always)]
     fn prefetch(&self, at: usize) {
-        let slot = match self.slots {
-            Slots::All(all) => all.start + at + self.ahead,
-            Slots::Kept(slots) => slots[(at + self.ahead).min(slots.len() - 1)],
-        };
-        for line in (0..self.features).step_by(LINE / size_of::<E>()) {
-            prefetch_near(self.elements, slot * self.stride + line);
+        let ahead = at + self.ahead;
+        let slot = if INTERVAL { ahead } else { self.kept[ahead.min(self.count - 1)] };
+        let first = slot * self.stride;
+        prefetch_near(self.elements, first);
+        for line in 1..self.lines {
+            prefetch_near(self.elements, first + line * (LINE / size_of::<E>()));
         }
     }
 
     /// The products with each of `queries`, `[rows, features]`, into the first columns of `scores`, `[rows, stride]`.
     #[inline(always)]
     pub fn products<S: Simd>(&self, simd: S, queries: &[f32], scores: &mut [f32], stride: usize) {
-        let count = self.slots.count();
+        let count = self.count;
         let whole = count / KEYS * KEYS;
         for at in (0..whole).step_by(KEYS) {
             self.some_products::<S, KEYS>(simd, at, queries, scores, stride);
@@ -105,7 +150,7 @@ impl<'a, E: Element> InSlots<'a, E> {
     /// `[rows, stride]`.
     #[inline(always)]
     pub fn add_to<S: Simd>(&self, simd: S, factors: &[f32], stride: usize, sums: &mut [f32]) {
-        let (count, rows) = (self.slots.count(), factors.len() / stride);
+        let (count, rows) = (self.count, factors.len() / stride);
         // One row reads each of them once anyway.
         let together = if rows == 1 { count } else { (TOGETHER / (self.features * size_of::<E>()).max(1)).max(1) };
         for start in (0..count).step_by(together) {
@@ -182,7 +227,7 @@ impl<'a, E: Element> InSlots<'a, E> {
             totals[m].copy_from_slice(S::as_simd_f32s(&sums[m][part.clone()]).0);
         }
         for at in some.clone() {
-            if first == 0 && fetched.contains(&at) {
+            if first == 0 && at.wrapping_sub(fetched.start) < fetched.len() {
                 self.prefetch(at);
             }
             let run = E::run::<S>(&self.get(at)[part.clone()], W);
@@ -211,7 +256,7 @@ impl<'a, E: Element> InSlots<'a, E> {
 }
 
 /// Divides slots over the turns of the rows, for prefetches: requested all together, they would wait for each other.
-struct Turns {
+pub(super) struct Turns {
     slots: Range<usize>,
     turns: usize,
     turn: usize,
@@ -232,7 +277,7 @@ impl Turns {
     }
 
     #[inline(always)]
-    fn prefetch<E: Element>(&mut self, of: &InSlots<'_, E>) {
+    pub fn prefetch<E: Element, const INTERVAL: bool>(&mut self, of: &InSlots<'_, E, INTERVAL>) {
         for at in self.next() {
             of.prefetch(at);
         }

@@ -1,0 +1,190 @@
+//! Products of queries and int8 keys on integers, where the processor multiplies bytes and adds them in fours.
+//!
+//! A query becomes integers, with one scale, and each of them three signed bytes:
+//!
+//! ```text
+//! query      -0.3125 …  = scale · integer
+//! integer    byte 2 · 65536 + byte 1 · 256 + byte 0
+//!              │             │            │
+//! key (int8)   × ── sums     × ── sums    × ── sums      64 products an instruction, exact; joined in f32
+//! ```
+//!
+//! An element of a query is off by at most 2^-23 of the largest of the query, so scores are as exact as those of floats. A key is not converted to
+//! floats, which takes longer than its products.
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod none;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "aarch64")]
+use neon as engine;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+use none as engine;
+#[cfg(target_arch = "x86_64")]
+use x86 as engine;
+
+use super::simd::round;
+use super::slots::InSlots;
+
+/// Bytes of an integer.
+const BYTES: usize = 3;
+
+/// The largest integer of a query, whose bytes are all 127.
+const MOST: f32 = 0x7f_7f7f as f32;
+
+/// Bytes of the widest register: rows of bytes are whole ones, with zeros after the last feature.
+const WIDTH: usize = 64;
+
+/// Most features, so that a sum of products of bytes stays below 2^22 in each of 16 lanes.
+const MOST_FEATURES: usize = 63 * WIDTH;
+
+/// Multiplies queries with keys, as [`Queries::products`].
+#[cfg(test)]
+type Engine<const INTERVAL: bool> = fn(&Queries<'_>, InSlots<'_, i8, INTERVAL>, &mut [f32], usize);
+
+/// Queries as integers.
+pub(super) struct Queries<'a> {
+    features: usize,
+    /// From one row of bytes to the next.
+    stride: usize,
+    /// `[rows, BYTES, stride]`, the lowest bytes first.
+    bytes: &'a [i8],
+    /// Of each row.
+    scales: &'a [f32],
+}
+
+impl<'a> Queries<'a> {
+    /// Floats of scratch for so many queries; 0 if keys of so many features are better multiplied as floats.
+    pub fn scratch(rows: usize, features: usize) -> usize {
+        // A register that is half empty takes as long as a full one.
+        let fills = |width: usize| 4 * features >= 3 * features.next_multiple_of(width);
+        match engine::width() {
+            Some(width) if fills(width) && features <= MOST_FEATURES => {
+                rows * (1 + BYTES * features.next_multiple_of(WIDTH) / 4) + features
+            }
+            _ => 0,
+        }
+    }
+
+    /// The integers of `queries`, `[rows, features]`. `None` without scratch, or if a query has an infinity or NaN.
+    #[inline(always)]
+    pub fn new(queries: &[f32], features: usize, scratch: &'a mut [f32]) -> Option<Self> {
+        if scratch.is_empty() {
+            return None;
+        }
+        let (rows, stride) = (queries.len() / features, features.next_multiple_of(WIDTH));
+        let (bytes, rest) = scratch.split_at_mut(rows * BYTES * stride / 4);
+        let (scales, whole) = rest.split_at_mut(rows);
+        let bytes: &mut [i8] = bytemuck::cast_slice_mut(bytes);
+        let whole: &mut [i32] = &mut bytemuck::cast_slice_mut(whole)[..features];
+        for (row, query) in queries.chunks_exact(features).enumerate() {
+            scales[row] = round(query, MOST, whole, |whole| whole);
+            if scales[row].is_nan() {
+                return None;
+            }
+            for at in row * BYTES..(row + 1) * BYTES {
+                let bytes = &mut bytes[at * stride..][..stride];
+                for (byte, whole) in bytes.iter_mut().zip(&mut *whole) {
+                    *byte = *whole as i8;
+                    // What is left is a multiple of 256.
+                    *whole = (*whole - i32::from(*byte)) >> 8;
+                }
+                bytes[features..].fill(0);
+            }
+        }
+        Some(Self { features, stride, bytes, scales })
+    }
+
+    /// The products with every key, into the first columns of `scores`, `[rows, stride]`. Columns after them, up to whole vectors, are
+    /// unspecified.
+    pub fn products<const INTERVAL: bool>(&self, keys: InSlots<'_, i8, INTERVAL>, scores: &mut [f32], stride: usize) {
+        engine::products(self, keys, scores, stride);
+    }
+
+    /// The rows of bytes of a query.
+    fn of_row(&self, row: usize) -> [&[i8]; BYTES] {
+        std::array::from_fn(|byte| &self.bytes[(row * BYTES + byte) * self.stride..][..self.stride])
+    }
+}
+
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod tests {
+    use super::*;
+    use crate::cpu::attention::Heads;
+    use crate::cpu::interval::Interval;
+
+    const STRIDE: usize = 48;
+
+    fn number(at: usize) -> f32 {
+        (at.wrapping_mul(2_654_435_761) >> 7 & 0xffff) as f32 / 32768.0 - 1.0
+    }
+
+    /// Every engine has the products in f64, within what the integers of a query are off.
+    #[test]
+    fn products_are_exact_but_for_the_last_bits_of_the_queries() {
+        for features in [1, 7, 16, 31, 32, 40, 64, 80, 96, 128, 200] {
+            let tokens = 70;
+            let queries: Vec<f32> = (0..3 * features).map(|at| number(at) * 0.3).collect();
+            let keys: Vec<i8> = (0..tokens * features).map(|at| (number(at + 5) * 128.0) as i8).collect();
+            let heads = Heads { elements: &keys, batch: 0, head: 0, token: features };
+            for slots in [3..4, 0..16, 29..70] {
+                let own = Interval::new(slots.start, slots.end);
+                check(&queries, features, &keys, InSlots::of_interval(heads, [0, 0], features, own), slots);
+            }
+            let kept: Vec<usize> = (0..tokens).filter(|slot| slot % 5 != 2).take(37).collect();
+            check(&queries, features, &keys, InSlots::of_kept(heads, [0, 0], features, &kept), kept.iter().copied());
+        }
+    }
+
+    fn check<const INTERVAL: bool>(
+        queries: &[f32],
+        features: usize,
+        keys: &[i8],
+        own: InSlots<'_, i8, INTERVAL>,
+        slots: impl Iterator<Item = usize> + Clone,
+    ) {
+        let rows = queries.len() / features;
+        for (name, products) in engine::every() {
+            let mut scratch = vec![f32::NAN; Queries::scratch(rows, features)];
+            let Some(integers) = Queries::new(queries, features, &mut scratch) else {
+                assert!(scratch.is_empty());
+                continue;
+            };
+            let mut scores = vec![f32::NAN; rows * STRIDE];
+            products(&integers, own, &mut scores, STRIDE);
+            for (row, query) in queries.chunks_exact(features).enumerate() {
+                let most = query.iter().fold(0.0f32, |most, element| most.max(element.abs()));
+                for (at, slot) in slots.clone().enumerate() {
+                    let pairs = || query.iter().zip(&keys[slot * features..][..features]);
+                    let exact: f64 = pairs().map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                    let size: f64 = pairs().map(|(_, b)| f64::from(*b).abs()).sum::<f64>() * f64::from(most);
+                    let error = (f64::from(scores[row * STRIDE + at]) - exact).abs();
+                    assert!(error <= size * 2f64.powi(-22), "{name}, {features} features: {error} of {size}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_give_zeros_and_what_is_not_finite_is_left_to_floats() {
+        const FEATURES: usize = 64;
+        let mut scratch = vec![f32::NAN; Queries::scratch(1, FEATURES)];
+        if scratch.is_empty() {
+            return;
+        }
+        let heads = Heads { elements: &[i8::MIN; FEATURES], batch: 0, head: 0, token: FEATURES };
+        let keys = InSlots::of_interval(heads, [0, 0], FEATURES, Interval::new(0, 1));
+        let queries = Queries::new(&[0.0; FEATURES], FEATURES, &mut scratch).expect("finite");
+        let mut scores = [f32::NAN; STRIDE];
+        queries.products(keys, &mut scores, STRIDE);
+        assert_eq!(scores[0], 0.0);
+        for other in [f32::NAN, f32::INFINITY] {
+            let mut query = [1.0; FEATURES];
+            query[FEATURES - 1] = other;
+            assert!(Queries::new(&query, FEATURES, &mut scratch).is_none());
+        }
+    }
+}
