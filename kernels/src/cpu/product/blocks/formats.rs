@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{
     __m128, __m128i, __m256, __m256i, __m512i, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_insert_epi16, _mm_loadl_epi64,
-    _mm_loadu_si128, _mm_set_ss, _mm_set1_epi32, _mm_setr_epi8, _mm_srli_epi16, _mm256_and_si256,
+    _mm_loadu_si128, _mm_set_epi64x, _mm_set_ss, _mm_set1_epi32, _mm_setr_epi8, _mm_srli_epi16, _mm256_and_si256,
     _mm256_broadcastsi128_si256, _mm256_castps128_ps256, _mm256_castsi128_si256, _mm256_cmpeq_epi8, _mm256_cvtph_ps,
     _mm256_fmadd_ps, _mm256_inserti128_si256, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256,
     _mm256_set1_epi8, _mm256_set1_epi64x, _mm256_setr_epi64x, _mm256_shuffle_epi8, _mm256_storeu_ps, _mm256_sub_epi8,
@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 
 use burn_deepspeed_core::block::{IQ4_NL_VALUES, TWICE_E2M1, half_of_power};
 
-use super::rows::RowGroup;
+use super::rows::{CHUNK, RowGroup};
 
 /// The factors of 256 elements: an element is `scale · integer + minimum`.
 #[derive(Clone, Copy)]
@@ -137,20 +137,29 @@ unsafe fn power(block: *const u8) -> __m128 {
 unsafe fn f16s<const BYTES: usize>(group: *const u8, count: usize) -> __m256 {
     // SAFETY: the caller has F16C and the blocks.
     unsafe {
-        let own = |at: usize| i32::from(group.add(at * BYTES).cast::<i16>().read_unaligned());
+        let own = |at: usize| group.add(at * BYTES).cast::<u16>().read_unaligned();
+        if count == 8 && BYTES > CHUNK {
+            // Blocks of bytes take few instructions on vectors.
+            let mut halves = _mm_cvtsi32_si128(i32::from(own(0)));
+            halves = _mm_insert_epi16::<1>(halves, i32::from(own(1)));
+            halves = _mm_insert_epi16::<2>(halves, i32::from(own(2)));
+            halves = _mm_insert_epi16::<3>(halves, i32::from(own(3)));
+            halves = _mm_insert_epi16::<4>(halves, i32::from(own(4)));
+            halves = _mm_insert_epi16::<5>(halves, i32::from(own(5)));
+            halves = _mm_insert_epi16::<6>(halves, i32::from(own(6)));
+            return _mm256_cvtph_ps(_mm_insert_epi16::<7>(halves, i32::from(own(7))));
+        }
         if count == 8 {
-            let mut halves = _mm_cvtsi32_si128(own(0));
-            halves = _mm_insert_epi16::<1>(halves, own(1));
-            halves = _mm_insert_epi16::<2>(halves, own(2));
-            halves = _mm_insert_epi16::<3>(halves, own(3));
-            halves = _mm_insert_epi16::<4>(halves, own(4));
-            halves = _mm_insert_epi16::<5>(halves, own(5));
-            halves = _mm_insert_epi16::<6>(halves, own(6));
-            return _mm256_cvtph_ps(_mm_insert_epi16::<7>(halves, own(7)));
+            // The others take many, and the units for numbers that are no vectors have nothing else to do.
+            let four = |first: usize| {
+                let [a, b, c, d] = [0, 1, 2, 3].map(|at| i64::from(own(first + at)));
+                a | b << 16 | c << 32 | d << 48
+            };
+            return _mm256_cvtph_ps(_mm_set_epi64x(four(4), four(0)));
         }
         let mut halves = [0; 8];
         for (at, half) in halves.iter_mut().enumerate().take(count) {
-            *half = own(at) as i16;
+            *half = own(at);
         }
         _mm256_cvtph_ps(_mm_loadu_si128(halves.as_ptr().cast()))
     }
