@@ -24,7 +24,7 @@ backends:
 bench:
     cargo bench --features autodiff --bench decode --bench prefill --bench project
 
-# CPU kernels compared with PyTorch, transformers, candle, Burn, ONNX Runtime, OpenVINO and ggml; writes bench/results/cpu.json and
+# CPU kernels compared with PyTorch, transformers, candle, Burn, ONNX Runtime, OpenVINO, ggml and rten; writes bench/results/cpu.json and
 # docs/performance.md and .svg. With `--smoke` it installs and writes nothing, and checks tiny problems.
 bench-cpu *options:
     bash benches/peers/run.sh {{options}}

@@ -72,6 +72,9 @@ IMPLEMENTATIONS = {
     "ggml-int8": ("ggml, Q8_0 weights, f16 cache", "ggml"),
     "ggml-int8-cache": ("ggml, Q8_0 weights and cache", "ggml"),
     "ggml-blocks": ("ggml, blocks", "ggml"),
+    "rten-f32": ("rten", "rten"),
+    "rten-int8": ("rten, dynamic int8", "rten"),
+    "rten-blocks": ("rten, MatMulNBits", "rten"),
     "gemm": ("gemm crate", "ours"),
     "torch-matmul": ("PyTorch matmul", "torch"),
     "multiply-add": ("multiply-adds in registers", "ours"),
@@ -79,12 +82,12 @@ IMPLEMENTATIONS = {
     "read-4": ("array read, four runs per thread", "ours"),
 }
 # The names of the programs that need packages or compilers which a machine may lack.
-OPTIONAL = {"torch": "PyTorch", "ort": "ONNX Runtime", "ov": "OpenVINO", "ggml": "ggml"}
+OPTIONAL = {"torch": "PyTorch", "candle": "candle", "ort": "ONNX Runtime", "ov": "OpenVINO", "ggml": "ggml", "rten": "rten"}
 # Implementations that are compared with each other: those whose weights have the same number of bits. In a layer of blocks, all are.
 CLASSES = {
     "f32": [
         "ours-ndarray", "ours-flex", "transformers-sdpa", "transformers-static", "transformers-eager", "ort-f32", "ov-f32",
-        "ggml-f32",
+        "ggml-f32", "rten-f32",
     ],
     "16 bits": [
         "ours-f16", "ours-bf16", "ours-bf16-rounded", "ours-bf16-flex", "transformers-bf16", "ov-bf16", "ggml-f16",
@@ -92,9 +95,11 @@ CLASSES = {
     ],
     "int8": [
         "ours-int8", "ours-int8-cache", "ours-int8-rounded", "ours-int8-rounded-8", "int8", "ort-int8", "ov-int8",
-        "ov-int8-cache", "ggml-int8", "ggml-int8-cache",
+        "ov-int8-cache", "ggml-int8", "ggml-int8-cache", "rten-int8",
     ],
-    "blocks": ["ours-ndarray", "ours-flex", "ours-blocks-16", "ours-blocks-8", "ort-blocks", "ov-blocks", "ggml-blocks"],
+    "blocks": [
+        "ours-ndarray", "ours-flex", "ours-blocks-16", "ours-blocks-8", "ort-blocks", "ov-blocks", "ggml-blocks", "rten-blocks",
+    ],
 }  # fmt: skip
 # How fast the machine reads: timed in the same rounds as each memory-bound workload, on the number of bytes that it reads.
 READS = ("read", "read-4")
@@ -114,7 +119,7 @@ TAKE_PART = {
     ],
     "encoder": [
         "ours-ndarray", "ours-flex", "ours-bf16", "ours-bf16-rounded", "ours-int8", "ours-int8-rounded", "ours-int8-rounded-8",
-        "transformers-sdpa", "ort-f32", "ov-f32", "ov-bf16", "ort-int8", "ov-int8", "int8",
+        "transformers-sdpa", "ort-f32", "ov-f32", "rten-f32", "ov-bf16", "ort-int8", "ov-int8", "rten-int8", "int8",
     ],
     "length": ["ours-ndarray", "sdpa"],
     "limit": ["multiply-add", "gemm", "torch-matmul", *READS],
@@ -131,7 +136,7 @@ class Program:
 
     def __init__(self, command: list[str], threads: int, patience: float):
         self.command, self.patience, self.process = command, patience, None
-        names = ("OMP", "MKL", "OPENBLAS", "RAYON", "MATMUL")
+        names = ("OMP", "MKL", "OPENBLAS", "RAYON", "MATMUL", "RTEN")
         self.environment = os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names} | {"PYTHONPATH": str(HERE)}
 
     def start(self):
@@ -236,7 +241,7 @@ def missing(programs: dict) -> tuple[dict, dict]:
     """The versions of the optional programs that start, and why the others do not."""
     versions, reasons = {}, {}
     for server, label in OPTIONAL.items():
-        answer = programs[server].ask(do="about")
+        answer = programs[server].ask(do="about", engine=server)
         if "error" in answer:
             reasons[label] = answer["error"].strip().splitlines()[0][:300]
         else:
@@ -279,7 +284,7 @@ def machine(versions: dict) -> dict:
         "vectors": [flag for flag in ("avx2", "avx512f", "avx512_vnni", "amx_tile") if flag in flags],
         "memory_gib": round(int(memory) / 2**20), "system": platform.platform(), "date": time.strftime("%Y-%m-%d"),
         "rustc": subprocess.run(["rustc", "-V"], capture_output=True, text=True, check=True).stdout.split()[1],
-        "versions": versions | {"numpy": np.__version__} | {name: crate(name) for name in ("burn", "candle-nn", "gemm")},
+        "versions": versions | {"numpy": np.__version__} | {name: crate(name) for name in ("burn", "candle-nn", "gemm", "rten")},
     }  # fmt: skip
 
 
@@ -310,7 +315,8 @@ def main():
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(settings.work / "inductor")
     commands = {server: [settings.binary] for server in ("ours", "burn", "candle")}
     commands["torch"] = [sys.executable, str(HERE / "torch_peers.py")]
-    commands |= {engine: [sys.executable, str(HERE / "engines" / f"{engine}.py")] for engine in ("ort", "ov", "ggml")}
+    commands |= {engine: [sys.executable, str(HERE / "engines" / f"{engine}.py")] for engine in ("ort", "ov", "ggml", "rten")}
+    commands["rten"].append(settings.binary)
     programs = {
         int(threads): {server: Program(command, int(threads), settings.patience) for server, command in commands.items()}
         for threads in settings.threads

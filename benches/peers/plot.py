@@ -22,6 +22,7 @@ MARKS = {
     "ort-f32": ("#d4a017", "circle"),
     "ov-f32": ("#d4a017", "square"),
     "ggml-f32": ("#d4a017", "diamond"),
+    "rten-f32": ("#d4a017", "triangle"),
 }
 WIDTH, TOP, ROW = 1000, 60, 19
 # Left edge and width of the panels: ratios and shares with few threads, then with many.

@@ -1,6 +1,7 @@
-"""Writes `docs/performance.md`, between its markers, and `docs/performance.svg` from `bench/results/cpu.json`.
+"""Writes a page of `docs`, between its markers, and its plot from the results of a run.
 
-python3 benches/peers/report.py bench/results/cpu.json docs
+python3 benches/peers/report.py bench/results/cpu.json docs                             # performance.md and performance.svg
+python3 benches/peers/report.py bench/results/cpu-avx512.json docs performance-avx512
 """
 
 import json
@@ -268,11 +269,11 @@ def every_time(result: Result) -> list[str]:
     return lines
 
 
-def markdown(result: Result) -> str:
+def markdown(result: Result, name: str) -> str:
     lines = machine(result)
     if "classes" not in result.record:
         lines += ["", "This run was made before ONNX Runtime, OpenVINO and ggml joined the comparison."]
-    lines += ["", "![Ratios to each peer, share of the limits, rate by length](performance.svg)"]
+    lines += ["", f"![Ratios to each peer, share of the limits, rate by length]({name}.svg)"]
     lines += limits(result)
     for group, title in (("attention", "Attention"), ("layer", "A whole layer"), ("family", "Layers of Qwen 3 and Gemma 3"), ("encoder", "Sentence embeddings")):
         if result.of(group):
@@ -288,14 +289,15 @@ def markdown(result: Result) -> str:
 
 
 def main():
-    source, docs = map(pathlib.Path, sys.argv[1:])
+    source, docs = map(pathlib.Path, sys.argv[1:3])
+    name = sys.argv[3] if len(sys.argv) > 3 else "performance"
     result = Result(json.loads(source.read_text()))
-    page, docs_page = docs / "performance.md", pathlib.Path(__file__).resolve().parents[2] / "docs" / "performance.md"
+    docs_page = pathlib.Path(__file__).resolve().parents[2] / "docs" / f"{name}.md"
     before, _, rest = docs_page.read_text().partition(START)
     _, _, after = rest.partition(END)
     docs.mkdir(parents=True, exist_ok=True)
-    page.write_text(f"{before}{START}\n\n{markdown(result)}\n\n{END}{after}")
-    (docs / "performance.svg").write_text(svg(result))
+    (docs / f"{name}.md").write_text(f"{before}{START}\n\n{markdown(result, name)}\n\n{END}{after}")
+    (docs / f"{name}.svg").write_text(svg(result))
 
 
 if __name__ == "__main__":

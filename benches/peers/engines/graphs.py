@@ -86,8 +86,12 @@ def int8(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(target)
 
 
-def encoder(weights: dict[str, np.ndarray], layers: int, heads: int) -> onnx.ModelProto:
-    """BERT from ids to the hidden states of the last layer; `lengths` counts the real tokens of each row."""
+def encoder(weights: dict[str, np.ndarray], layers: int, heads: int, packed: bool = True) -> onnx.ModelProto:
+    """BERT from ids to the hidden states of the last layer; `lengths` counts the real tokens of each row.
+
+    Without `packed`, queries, keys and values have a product each, as `MultiHeadAttention` wants them; `mask` is 1 at real tokens; and
+    the result is the `vectors` of the sentences.
+    """
     tensors, nodes = {}, []
 
     def node(operator: str, inputs: list[str], name: str, domain: str = "", **attributes) -> str:
@@ -108,6 +112,16 @@ def encoder(weights: dict[str, np.ndarray], layers: int, heads: int) -> onnx.Mod
         more = {"domain": CONTRIB} if operator.startswith("Skip") else {"axis": -1}
         return node(operator, [*inputs, *factors], f"{name}.normed", epsilon=1e-12, **more)
 
+    def attention(hidden: str, own: str) -> str:
+        sides = [f"{own}attention.self.{side}" for side in ("query", "key", "value")]
+        if not packed:
+            arguments = [*(linear(hidden, side) for side in sides), "", "mask"]
+            return node("MultiHeadAttention", arguments, f"{own}context", CONTRIB, num_heads=heads)
+        matrix = np.concatenate([weights[f"{side}.weight"].T for side in sides], 1)
+        bias = np.concatenate([weights[f"{side}.bias"] for side in sides])
+        arguments = [hidden, constant(f"{own}qkv", matrix), constant(f"{own}qkv_bias", bias), "lengths"]
+        return node("Attention", arguments, f"{own}context", CONTRIB, num_heads=heads)
+
     start = "embeddings."
     places = weights[f"{start}position_embeddings.weight"] + weights[f"{start}token_type_embeddings.weight"][0]
     words = node("Gather", [constant("words", weights[f"{start}word_embeddings.weight"]), "ids"], "word")
@@ -115,16 +129,17 @@ def encoder(weights: dict[str, np.ndarray], layers: int, heads: int) -> onnx.Mod
     hidden = norm([hidden], f"{start}LayerNorm", "LayerNormalization")
     for layer_ in range(layers):
         own = f"encoder.layer.{layer_}."
-        query, key, value_ = (f"{own}attention.self.{side}" for side in ("query", "key", "value"))
-        matrix = np.concatenate([weights[f"{side}.weight"].T for side in (query, key, value_)], 1)
-        bias = np.concatenate([weights[f"{side}.bias"] for side in (query, key, value_)])
-        arguments = [hidden, constant(f"{own}qkv", matrix), constant(f"{own}qkv_bias", bias), "lengths"]
-        context = node("Attention", arguments, f"{own}context", CONTRIB, num_heads=heads)
+        context = attention(hidden, own)
         hidden = norm([linear(context, f"{own}attention.output.dense"), hidden], f"{own}attention.output.LayerNorm")
         inner = linear(hidden, f"{own}intermediate.dense", "BiasGelu")
         hidden = norm([linear(inner, f"{own}output.dense"), hidden], f"{own}output.LayerNorm")
-    inputs = [
-        value("ids", ["B", "T"], TensorProto.INT64), value("positions", ["T"], TensorProto.INT64),
-        value("lengths", ["B"], TensorProto.INT32),
-    ]  # fmt: skip
-    return model(nodes, inputs, [value(hidden, ["B", "T", places.shape[1]])], tensors)
+    shape = ["B", "T", places.shape[1]]
+    inputs = [value("ids", ["B", "T"], TensorProto.INT64), value("positions", ["T"], TensorProto.INT64)]
+    if packed:
+        return model(nodes, [*inputs, value("lengths", ["B"], TensorProto.INT32)], [value(hidden, shape)], tensors)
+    # The mean of a row has the direction of its sum.
+    real = node("Unsqueeze", [node("Cast", ["mask"], "real", to=TensorProto.FLOAT), constant("last", np.array([2]))], "reals")
+    total = node("ReduceSum", [node("Mul", [hidden, real], "kept"), constant("tokens", np.array([1]))], "total", keepdims=0)
+    node("LpNormalization", [total], "vectors", axis=-1, p=2)
+    mask = value("mask", ["B", "T"], TensorProto.INT32)
+    return model(nodes, [*inputs, mask], [value("vectors", ["B", shape[-1]])], tensors)

@@ -1,9 +1,12 @@
-//! Times burn-deepspeed's CPU kernels, candle and Burn for `measure.py`. Each line of standard input is a [`Request`] in JSON, and
+//! Times burn-deepspeed's CPU kernels, candle, Burn and rten for `measure.py`. Each line of standard input is a [`Request`] in JSON, and
 //! each line of standard output its answer: `{"error": …}` if it failed. `rayon`'s settings give the number of threads.
 
 mod burn_attention;
 mod call;
+#[cfg(feature = "candle")]
 mod candle_attention;
+#[cfg(feature = "rten")]
+mod graph;
 mod limits;
 mod ours;
 mod workload;
@@ -31,6 +34,8 @@ const SLOW: f64 = 1.0;
 #[derive(Deserialize)]
 #[serde(tag = "do", rename_all = "lowercase")]
 enum Request {
+    /// Whether this program has an engine.
+    About { engine: String },
     /// Builds the call, runs it, and returns some rows of its result and its time. If the first run was fast, a second one is timed.
     Prepare {
         implementation: String,
@@ -70,6 +75,12 @@ fn serve() -> ExitCode {
 
 fn answer(calls: &mut HashMap<String, Call>, line: &str) -> Result<Value, Failure> {
     match serde_json::from_str(line)? {
+        Request::About { engine } => match engine.as_str() {
+            // The versions are in the lock file.
+            "candle" if cfg!(feature = "candle") => Ok(json!({ "versions": {} })),
+            "rten" if cfg!(feature = "rten") => Ok(json!({ "versions": {} })),
+            _ => Err("the program was built without it".into()),
+        },
         Request::Prepare { implementation, key, workload, rows, width } => {
             let mut call = prepare(&implementation, &workload)?;
             let start = Instant::now();
@@ -132,8 +143,15 @@ fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
         "ours-blocks-8" => ours::prepare_rounded::<NdArray>(workload, InputBits::Eight),
         "burn-ndarray" => burn_attention::prepare::<NdArray>(workload),
         "burn-flex" => burn_attention::prepare::<Flex>(workload),
+        #[cfg(feature = "candle")]
         "candle-flash" => candle_attention::flash(workload),
+        #[cfg(feature = "candle")]
         "candle-plain" => candle_attention::plain(workload),
+        #[cfg(feature = "rten")]
+        "rten-f32" | "rten-int8" | "rten-blocks" => match workload {
+            Workload::Graph(graph) => graph::prepare(graph),
+            _ => Err("rten runs graphs".into()),
+        },
         "multiply-add" => limits::peak(workload),
         "gemm" => limits::matmul(workload),
         "read" => limits::read::<1>(workload),

@@ -6,6 +6,9 @@ use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::BlockFormat;
 use serde::Deserialize;
 
+#[cfg(feature = "rten")]
+use crate::graph::Graph;
+
 /// A problem. Fields that only the report needs are not read.
 #[derive(Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
@@ -26,6 +29,9 @@ pub enum Workload {
         /// Rows and columns.
         size: usize,
     },
+    /// Any of these as a graph.
+    #[cfg(feature = "rten")]
+    Graph(Graph),
     /// The sum of an array.
     Read {
         /// Numbers of four bytes.
