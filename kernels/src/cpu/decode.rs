@@ -19,7 +19,7 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::attention::{Attention, Cached, Heads};
 use super::element::Element;
-use super::integer_keys::Queries;
+use super::integer_keys::{self, Queries};
 use super::scores::{Row, Running, Slots, share, soften, with_sink};
 use super::scratch::with_scratch;
 use super::slots::InSlots;
@@ -52,7 +52,7 @@ pub fn decode(problem: &Attention<'_>, output: &mut [f32]) {
     let keys = masks.ends.iter().copied().max().unwrap_or(0);
     let chunks = keys.div_ceil(CHUNK).max(1);
     let size = rows * (value_dim + 2);
-    let integers = if matches!(problem.key, Cached::Int8 { .. }) { Queries::scratch(rows, head_dim) } else { 0 };
+    let integers = if matches!(problem.key, Cached::Int8 { .. }) { integer_keys::scratch(rows, head_dim) } else { 0 };
     let together = TASK.div_ceil((keys.clamp(1, CHUNK)) * (head_dim + value_dim));
     with_scratch(batch * kv_heads * chunks * size, |partials| {
         threads::each_part(partials, together * size, |task, partials| {
@@ -189,11 +189,11 @@ impl Task<'_> {
                         match slots {
                             Slots::All(all) => {
                                 let keys = InSlots::of_interval(elements, head, features, all);
-                                queries.products(keys, self.scores, BLOCK);
+                                integer_keys::products(queries, keys, self.scores, BLOCK);
                             }
                             Slots::Kept(kept) => {
                                 let keys = InSlots::of_kept(elements, head, features, kept);
-                                queries.products(keys, self.scores, BLOCK);
+                                integer_keys::products(queries, keys, self.scores, BLOCK);
                             }
                         }
                     }

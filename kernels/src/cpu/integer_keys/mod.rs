@@ -16,6 +16,7 @@
 mod neon;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod none;
+mod queries;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -26,88 +27,29 @@ use none as engine;
 #[cfg(target_arch = "x86_64")]
 use x86 as engine;
 
-use super::simd::round;
+pub(super) use self::queries::Queries;
+use self::queries::{MOST_FEATURES, floats};
 use super::slots::InSlots;
 
-/// Bytes of an integer.
-const BYTES: usize = 3;
-
-/// The largest integer of a query, whose bytes are all 127.
-const MOST: f32 = 0x7f_7f7f as f32;
-
-/// Bytes of the widest register: rows of bytes are whole ones, with zeros after the last feature.
-const WIDTH: usize = 64;
-
-/// Most features, so that a sum of products of bytes stays below 2^22 in each of 16 lanes.
-const MOST_FEATURES: usize = 63 * WIDTH;
-
-/// Multiplies queries with keys, as [`Queries::products`].
-#[cfg(test)]
-type Engine<const INTERVAL: bool> = fn(&Queries<'_>, InSlots<'_, i8, INTERVAL>, &mut [f32], usize);
-
-/// Queries as integers.
-pub(super) struct Queries<'a> {
-    features: usize,
-    /// From one row of bytes to the next.
-    stride: usize,
-    /// `[rows, BYTES, stride]`, the lowest bytes first.
-    bytes: &'a [i8],
-    /// Of each row.
-    scales: &'a [f32],
+/// Floats of scratch for so many queries; 0 if keys of so many features are better multiplied as floats.
+pub(super) fn scratch(rows: usize, features: usize) -> usize {
+    // A register that is half empty takes as long as a full one.
+    let fills = |width: usize| 4 * features >= 3 * features.next_multiple_of(width);
+    match engine::width() {
+        Some(width) if fills(width) && features <= MOST_FEATURES => floats(rows, features),
+        _ => 0,
+    }
 }
 
-impl<'a> Queries<'a> {
-    /// Floats of scratch for so many queries; 0 if keys of so many features are better multiplied as floats.
-    pub fn scratch(rows: usize, features: usize) -> usize {
-        // A register that is half empty takes as long as a full one.
-        let fills = |width: usize| 4 * features >= 3 * features.next_multiple_of(width);
-        match engine::width() {
-            Some(width) if fills(width) && features <= MOST_FEATURES => {
-                rows * (1 + BYTES * features.next_multiple_of(WIDTH) / 4) + features
-            }
-            _ => 0,
-        }
-    }
-
-    /// The integers of `queries`, `[rows, features]`. `None` without scratch, or if a query has an infinity or NaN.
-    #[inline(always)]
-    pub fn new(queries: &[f32], features: usize, scratch: &'a mut [f32]) -> Option<Self> {
-        if scratch.is_empty() {
-            return None;
-        }
-        let (rows, stride) = (queries.len() / features, features.next_multiple_of(WIDTH));
-        let (bytes, rest) = scratch.split_at_mut(rows * BYTES * stride / 4);
-        let (scales, whole) = rest.split_at_mut(rows);
-        let bytes: &mut [i8] = bytemuck::cast_slice_mut(bytes);
-        let whole: &mut [i32] = &mut bytemuck::cast_slice_mut(whole)[..features];
-        for (row, query) in queries.chunks_exact(features).enumerate() {
-            scales[row] = round(query, MOST, whole, |whole| whole);
-            if scales[row].is_nan() {
-                return None;
-            }
-            for at in row * BYTES..(row + 1) * BYTES {
-                let bytes = &mut bytes[at * stride..][..stride];
-                for (byte, whole) in bytes.iter_mut().zip(&mut *whole) {
-                    *byte = *whole as i8;
-                    // What is left is a multiple of 256.
-                    *whole = (*whole - i32::from(*byte)) >> 8;
-                }
-                bytes[features..].fill(0);
-            }
-        }
-        Some(Self { features, stride, bytes, scales })
-    }
-
-    /// The products with every key, into the first columns of `scores`, `[rows, stride]`. Columns after them, up to whole vectors, are
-    /// unspecified.
-    pub fn products<const INTERVAL: bool>(&self, keys: InSlots<'_, i8, INTERVAL>, scores: &mut [f32], stride: usize) {
-        engine::products(self, keys, scores, stride);
-    }
-
-    /// The rows of bytes of a query.
-    fn of_row(&self, row: usize) -> [&[i8]; BYTES] {
-        std::array::from_fn(|byte| &self.bytes[(row * BYTES + byte) * self.stride..][..self.stride])
-    }
+/// The products of queries with every key, into the first columns of `scores`, `[rows, stride]`. Columns after them, up to whole vectors,
+/// are unspecified.
+pub(super) fn products<const INTERVAL: bool>(
+    queries: &Queries<'_>,
+    keys: InSlots<'_, i8, INTERVAL>,
+    scores: &mut [f32],
+    stride: usize,
+) {
+    engine::products(queries, keys, scores, stride);
 }
 
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
@@ -148,9 +90,9 @@ mod tests {
     ) {
         let rows = queries.len() / features;
         for (name, products) in engine::every() {
-            let mut scratch = vec![f32::NAN; Queries::scratch(rows, features)];
-            let Some(integers) = Queries::new(queries, features, &mut scratch) else {
-                assert!(scratch.is_empty());
+            let mut memory = vec![f32::NAN; scratch(rows, features)];
+            let Some(integers) = Queries::new(queries, features, &mut memory) else {
+                assert!(memory.is_empty());
                 continue;
             };
             let mut scores = vec![f32::NAN; rows * STRIDE];
@@ -171,20 +113,20 @@ mod tests {
     #[test]
     fn zeros_give_zeros_and_what_is_not_finite_is_left_to_floats() {
         const FEATURES: usize = 64;
-        let mut scratch = vec![f32::NAN; Queries::scratch(1, FEATURES)];
-        if scratch.is_empty() {
+        let mut memory = vec![f32::NAN; scratch(1, FEATURES)];
+        if memory.is_empty() {
             return;
         }
         let heads = Heads { elements: &[i8::MIN; FEATURES], batch: 0, head: 0, token: FEATURES };
         let keys = InSlots::of_interval(heads, [0, 0], FEATURES, Interval::new(0, 1));
-        let queries = Queries::new(&[0.0; FEATURES], FEATURES, &mut scratch).expect("finite");
+        let queries = Queries::new(&[0.0; FEATURES], FEATURES, &mut memory).expect("finite");
         let mut scores = [f32::NAN; STRIDE];
-        queries.products(keys, &mut scores, STRIDE);
+        products(&queries, keys, &mut scores, STRIDE);
         assert_eq!(scores[0], 0.0);
         for other in [f32::NAN, f32::INFINITY] {
             let mut query = [1.0; FEATURES];
             query[FEATURES - 1] = other;
-            assert!(Queries::new(&query, FEATURES, &mut scratch).is_none());
+            assert!(Queries::new(&query, FEATURES, &mut memory).is_none());
         }
     }
 }

@@ -5,7 +5,7 @@ use std::arch::aarch64::{
     vst1q_f32,
 };
 
-use super::{BYTES, Queries};
+use super::queries::{BYTES, Queries};
 use crate::cpu::neon::{add_fours, has_dot};
 use crate::cpu::slots::InSlots;
 
@@ -34,9 +34,13 @@ pub fn products<const INTERVAL: bool>(
     unsafe { dot(queries, keys, scores, stride) }
 }
 
+/// Multiplies queries with keys.
+#[cfg(test)]
+type Engine<const INTERVAL: bool> = fn(&Queries<'_>, InSlots<'_, i8, INTERVAL>, &mut [f32], usize);
+
 /// What multiplies, by each way that this processor has.
 #[cfg(test)]
-pub fn every<const INTERVAL: bool>() -> Vec<(&'static str, super::Engine<INTERVAL>)> {
+pub fn every<const INTERVAL: bool>() -> Vec<(&'static str, Engine<INTERVAL>)> {
     if has_dot() { vec![("NEON", products)] } else { Vec::new() }
 }
 

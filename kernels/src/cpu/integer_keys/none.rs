@@ -1,6 +1,6 @@
 //! Other processors multiply keys as floats.
 
-use super::Queries;
+use super::queries::Queries;
 use crate::cpu::slots::InSlots;
 
 /// Bytes of the registers that are multiplied.

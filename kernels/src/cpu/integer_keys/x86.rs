@@ -12,7 +12,7 @@ use std::arch::x86_64::{
     _mm512_xor_si512,
 };
 
-use super::{BYTES, Queries, WIDTH};
+use super::queries::{BYTES, Queries, WIDTH};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::slots::InSlots;
 
@@ -64,10 +64,14 @@ pub fn products<const INTERVAL: bool>(
     if has_avx512() { wide(queries, keys, scores, stride) } else { narrow(queries, keys, scores, stride) }
 }
 
+/// Multiplies queries with keys.
+#[cfg(test)]
+type Engine<const INTERVAL: bool> = fn(&Queries<'_>, InSlots<'_, i8, INTERVAL>, &mut [f32], usize);
+
 /// What multiplies, by each way that this processor has.
 #[cfg(test)]
-pub fn every<const INTERVAL: bool>() -> Vec<(&'static str, super::Engine<INTERVAL>)> {
-    let mut found: Vec<(_, super::Engine<INTERVAL>)> = Vec::new();
+pub fn every<const INTERVAL: bool>() -> Vec<(&'static str, Engine<INTERVAL>)> {
+    let mut found: Vec<(_, Engine<INTERVAL>)> = Vec::new();
     if has_avx_vnni() {
         found.push(("AVX-VNNI", narrow));
     }

@@ -2,7 +2,6 @@
 
 #[cfg(target_arch = "aarch64")]
 use super::neon;
-use super::tiles::Sums;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, avx_vnni, vnni};
 #[cfg(target_arch = "x86_64")]
@@ -10,7 +9,13 @@ use crate::cpu::product::amx::{Tiles, has_int8};
 use crate::cpu::product::int8::Int8Matrix;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::product::panel;
-use crate::cpu::product::panel::{GROUP, STEP};
+use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP};
+
+/// Rows of a tile.
+pub(super) const ROWS: usize = 2 * GROUP;
+
+/// The sums of a tile.
+pub(super) type Sums<T> = [[T; OUTPUTS]; ROWS];
 
 /// Fewest rows that are worth the packing of weights.
 const FEWEST_ROWS: usize = 16;

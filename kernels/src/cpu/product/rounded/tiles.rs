@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::engine::{Engine, Ready};
+use super::engine::{Engine, ROWS, Ready, Sums};
 use super::rows::{RoundGroup, Segment, lower_bits, offset};
 use super::weights::pack_segment;
 use crate::cpu::product::int8::Int8Matrix;
@@ -19,9 +19,6 @@ use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP};
 use crate::cpu::product::problem::Product;
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
-
-/// Rows of a tile.
-pub(super) const ROWS: usize = 2 * GROUP;
 
 /// Bytes of the panels of a task.
 const PANELS: usize = 512 * 1024;
@@ -94,9 +91,6 @@ struct Task<'a, const N: usize> {
     outputs: Range<usize>,
     output: &'a Disjoint<'a>,
 }
-
-/// The sums of a tile.
-pub(super) type Sums<T> = [[T; OUTPUTS]; ROWS];
 
 impl<const N: usize> Task<'_, N> {
     fn run(self) {

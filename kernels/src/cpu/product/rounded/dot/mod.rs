@@ -14,6 +14,7 @@
 mod neon;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod plain;
+mod whole;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -25,19 +26,15 @@ use crate::cpu::product::int8::Int8Matrix;
 use neon as engine;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 use plain as engine;
+use whole::{PAIR, Whole};
 #[cfg(target_arch = "x86_64")]
 use x86 as engine;
 
 pub(super) use engine::arrange;
+pub(super) use whole::QUAD;
 
 /// Outputs that are computed together.
 pub(in crate::cpu::product) const TOGETHER: usize = 4;
-
-/// Rows that the weights are multiplied with together.
-const PAIR: usize = 2;
-
-/// The same with 32 registers.
-pub(super) const QUAD: usize = 4;
 
 /// Rows of integers of 16 bits, as [`arrange`] leaves them.
 #[derive(Clone, Copy)]
@@ -132,31 +129,9 @@ fn add_blocks<E: Whole>(
     }
 }
 
-/// Weights: integers of 8 bits, or of 16 that were widened.
-trait Whole: engine::Load + Copy + Into<i32> {
-    /// The elements as they are, if they are bytes.
-    #[cfg(target_arch = "aarch64")]
-    fn as_bytes(_elements: &[Self]) -> Option<&[i8]> {
-        None
-    }
-}
-
-impl Whole for i16 {}
-
-impl Whole for i8 {
-    #[cfg(target_arch = "aarch64")]
-    fn as_bytes(elements: &[Self]) -> Option<&[i8]> {
-        Some(elements)
-    }
-}
-
-/// The sum of products, one by one.
-fn rest<E: Whole>(run: &[E], row: &[i16]) -> i64 {
-    run.iter().zip(row).map(|(a, b)| i64::from((*a).into() * i32::from(*b))).sum()
-}
-
 #[cfg(test)]
 mod tests {
+    use super::whole::rest;
     use super::*;
 
     /// Every engine of this processor has the sums of the definition, at lengths around those of its vectors.

@@ -4,42 +4,17 @@
 //! which are multiplied with the weights as they are.
 
 use std::arch::aarch64::{
-    int8x16_t, int16x8_t, int32x4_t, vaddlvq_s32, vdupq_n_s32, vget_low_s16, vld1_s8, vld1q_s8, vld1q_s16,
-    vmlal_high_s16, vmlal_s16, vmovl_s8, vreinterpretq_s8_s16, vuzp1q_s8, vuzp2q_s8,
+    int8x16_t, int32x4_t, vaddlvq_s32, vdupq_n_s32, vget_low_s16, vld1q_s8, vld1q_s16, vmlal_high_s16, vmlal_s16,
+    vreinterpretq_s8_s16, vuzp1q_s8, vuzp2q_s8,
 };
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::{PAIR, Whole, rest};
+use super::whole::{PAIR, Whole, rest};
 use crate::cpu::neon::{add_fours, has_dot};
 
 /// Bits of the lower byte.
 const LOWER: u32 = 7;
-
-/// Integers that are read as 16 bits.
-pub trait Load: Sized {
-    /// The elements `at..at + 8`.
-    ///
-    /// # Safety
-    /// The slice has these elements.
-    unsafe fn load(elements: &[Self], at: usize) -> int16x8_t;
-}
-
-impl Load for i16 {
-    #[inline(always)]
-    unsafe fn load(elements: &[Self], at: usize) -> int16x8_t {
-        // SAFETY: the caller guarantees it.
-        unsafe { vld1q_s16(elements.as_ptr().add(at)) }
-    }
-}
-
-impl Load for i8 {
-    #[inline(always)]
-    unsafe fn load(elements: &[Self], at: usize) -> int16x8_t {
-        // SAFETY: the caller guarantees it.
-        unsafe { vmovl_s8(vld1_s8(elements.as_ptr().add(at))) }
-    }
-}
 
 /// Puts the upper bits of integers of 14 bits into their upper bytes, if bytes are multiplied.
 pub fn arrange(row: &mut [i16], bits: InputBits) {

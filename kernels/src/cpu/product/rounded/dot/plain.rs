@@ -2,12 +2,7 @@
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::{PAIR, Whole, rest};
-
-/// What weights must have beyond [`Whole`].
-pub trait Load {}
-
-impl<E> Load for E {}
+use super::whole::{PAIR, Whole, rest};
 
 /// Leaves the integers as they are.
 pub fn arrange(_row: &mut [i16], _bits: InputBits) {}

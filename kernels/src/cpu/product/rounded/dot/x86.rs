@@ -2,58 +2,14 @@
 
 use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
-    __m256i, __m512i, _mm_loadu_si128, _mm256_add_epi32, _mm256_cvtepi8_epi16, _mm256_dpwssd_avx_epi32,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_add_epi64,
-    _mm512_castsi512_si256, _mm512_cvtepi8_epi16, _mm512_cvtepi32_epi64, _mm512_dpwssd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_loadu_si512, _mm512_reduce_add_epi64, _mm512_setzero_si512,
+    __m256i, __m512i, _mm256_add_epi32, _mm256_dpwssd_avx_epi32, _mm256_madd_epi16, _mm256_setzero_si256,
+    _mm256_storeu_si256, _mm512_add_epi64, _mm512_castsi512_si256, _mm512_cvtepi32_epi64, _mm512_dpwssd_epi32,
+    _mm512_extracti64x4_epi64, _mm512_reduce_add_epi64, _mm512_setzero_si512,
 };
 
 use burn_deepspeed_core::data_type::InputBits;
 
-use super::{PAIR, QUAD, Whole, rest};
-
-/// Integers that are read as 16 bits.
-pub trait Load: Sized {
-    /// The elements `at..at + 16`.
-    ///
-    /// # Safety
-    /// The slice has these elements, and the processor has AVX2.
-    unsafe fn load(elements: &[Self], at: usize) -> __m256i;
-
-    /// The elements `at..at + 32`.
-    ///
-    /// # Safety
-    /// The slice has these elements, and the processor has AVX-512BW.
-    unsafe fn load_wide(elements: &[Self], at: usize) -> __m512i;
-}
-
-impl Load for i16 {
-    #[inline(always)]
-    unsafe fn load(elements: &[Self], at: usize) -> __m256i {
-        // SAFETY: the caller guarantees it.
-        unsafe { _mm256_loadu_si256(elements.as_ptr().add(at).cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_wide(elements: &[Self], at: usize) -> __m512i {
-        // SAFETY: the caller guarantees it.
-        unsafe { _mm512_loadu_si512(elements.as_ptr().add(at).cast()) }
-    }
-}
-
-impl Load for i8 {
-    #[inline(always)]
-    unsafe fn load(elements: &[Self], at: usize) -> __m256i {
-        // SAFETY: the caller guarantees it.
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(elements.as_ptr().add(at).cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_wide(elements: &[Self], at: usize) -> __m512i {
-        // SAFETY: the caller guarantees it.
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(elements.as_ptr().add(at).cast())) }
-    }
-}
+use super::whole::{PAIR, QUAD, Whole, rest};
 
 /// Leaves the integers as they are.
 pub fn arrange(_row: &mut [i16], _bits: InputBits) {}
