@@ -24,3 +24,5 @@ mod slots;
 mod stream;
 mod sums;
 pub mod threads;
+#[cfg(target_arch = "x86_64")]
+mod x86;

@@ -27,9 +27,11 @@ use none as engine;
 #[cfg(target_arch = "x86_64")]
 use x86 as engine;
 
+/// The products of queries with every key, into the first columns of `scores`, `[rows, stride]`. Columns after them, up to whole vectors,
+/// are unspecified.
+pub(super) use self::engine::products;
 pub(super) use self::queries::Queries;
 use self::queries::{MOST_FEATURES, floats};
-use super::slots::InSlots;
 
 /// Floats of scratch for so many queries; 0 if keys of so many features are better multiplied as floats.
 pub(super) fn scratch(rows: usize, features: usize) -> usize {
@@ -41,22 +43,12 @@ pub(super) fn scratch(rows: usize, features: usize) -> usize {
     }
 }
 
-/// The products of queries with every key, into the first columns of `scores`, `[rows, stride]`. Columns after them, up to whole vectors,
-/// are unspecified.
-pub(super) fn products<const INTERVAL: bool>(
-    queries: &Queries<'_>,
-    keys: InSlots<'_, i8, INTERVAL>,
-    scores: &mut [f32],
-    stride: usize,
-) {
-    engine::products(queries, keys, scores, stride);
-}
-
 #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod tests {
     use super::*;
     use crate::cpu::attention::Heads;
     use crate::cpu::interval::Interval;
+    use crate::cpu::slots::InSlots;
 
     const STRIDE: usize = 48;
 

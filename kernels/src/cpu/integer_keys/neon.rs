@@ -5,12 +5,9 @@ use std::arch::aarch64::{
     vst1q_f32,
 };
 
-use super::queries::{BYTES, Queries};
+use super::queries::{BYTES, FACTORS, Queries};
 use crate::cpu::neon::{add_fours, has_dot};
 use crate::cpu::slots::InSlots;
-
-/// The factors of the bytes of an integer.
-const FACTORS: [f32; BYTES] = [1.0, 256.0, 65536.0];
 
 /// Keys whose sums are in registers: as many as a vector has lanes.
 const FOUR: usize = 4;

@@ -5,6 +5,9 @@ use crate::cpu::simd::round;
 /// Bytes of an integer.
 pub const BYTES: usize = 3;
 
+/// The factors of the bytes of an integer.
+pub const FACTORS: [f32; BYTES] = [1.0, 256.0, 65536.0];
+
 /// The largest integer of a query, whose bytes are all 127.
 const MOST: f32 = 0x7f_7f7f as f32;
 

@@ -1,6 +1,5 @@
 //! The products on AVX-512 VNNI, and on AVX-VNNI, which has half of its width.
 
-use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
     __m256, __m256i, __m512, _mm256_add_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps,
     _mm256_hadd_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_permute2f128_ps, _mm256_set1_epi8, _mm256_set1_ps,
@@ -12,12 +11,10 @@ use std::arch::x86_64::{
     _mm512_xor_si512,
 };
 
-use super::queries::{BYTES, Queries, WIDTH};
+use super::queries::{BYTES, FACTORS, Queries, WIDTH};
 use crate::cpu::scratch::with_scratch;
 use crate::cpu::slots::InSlots;
-
-/// The factors of the bytes of an integer.
-const FACTORS: [f32; BYTES] = [1.0, 256.0, 65536.0];
+use crate::cpu::x86::{has_avx_vnni, has_avx512_vnni};
 
 /// Keys whose sums are in registers.
 const FOUR: usize = 4;
@@ -41,18 +38,10 @@ type Starts<const N: usize> = [[i32; N]; BYTES];
 /// Bytes of the registers that are multiplied, if the processor has the instructions.
 pub fn width() -> Option<usize> {
     match () {
-        () if has_avx512() => Some(WIDTH),
+        () if has_avx512_vnni() => Some(WIDTH),
         () if has_avx_vnni() => Some(WIDTH / 2),
         () => None,
     }
-}
-
-fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni")
-}
-
-fn has_avx_vnni() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("avxvnni")
 }
 
 pub fn products<const INTERVAL: bool>(
@@ -61,7 +50,7 @@ pub fn products<const INTERVAL: bool>(
     scores: &mut [f32],
     stride: usize,
 ) {
-    if has_avx512() { wide(queries, keys, scores, stride) } else { narrow(queries, keys, scores, stride) }
+    if has_avx512_vnni() { wide(queries, keys, scores, stride) } else { narrow(queries, keys, scores, stride) }
 }
 
 /// Multiplies queries with keys.
@@ -75,7 +64,7 @@ pub fn every<const INTERVAL: bool>() -> Vec<(&'static str, Engine<INTERVAL>)> {
     if has_avx_vnni() {
         found.push(("AVX-VNNI", narrow));
     }
-    if has_avx512() {
+    if has_avx512_vnni() {
         found.push(("AVX-512 VNNI", wide));
     }
     found
@@ -87,7 +76,7 @@ fn wide<const INTERVAL: bool>(
     scores: &mut [f32],
     stride: usize,
 ) {
-    assert!(has_avx512(), "the processor has no AVX-512 VNNI");
+    assert!(has_avx512_vnni(), "the processor has no AVX-512 VNNI");
     with_starts::<LANES>(queries, |starts| {
         // SAFETY: the processor has the instructions.
         unsafe { avx512(queries, starts, keys, scores, stride) }

@@ -6,15 +6,14 @@ use std::arch::x86_64::{
 };
 
 use super::{LANES, OUTPUTS, STEP, TILE, VECTORS};
+use crate::cpu::x86::has_avx512_vnni;
 
 /// Steps between those that are packed and those that are prefetched.
 const AHEAD: usize = 4;
 
 /// Whether the processor has the instructions that pack.
 pub(in crate::cpu) fn is_available() -> bool {
-    std::arch::is_x86_feature_detected!("avx512f")
-        && std::arch::is_x86_feature_detected!("avx512bw")
-        && std::arch::is_x86_feature_detected!("avx512vnni")
+    has_avx512_vnni()
 }
 
 /// [`pack_anywhere`](super::pack_anywhere). Returns for each vector what `fold` makes of zeros and all of its registers, in which each lane is an output.

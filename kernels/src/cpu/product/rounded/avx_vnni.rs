@@ -15,11 +15,6 @@ const WORDS: usize = 8;
 /// Registers of a vector of outputs.
 const PARTS: usize = LANES / WORDS;
 
-/// Whether the processor has the instructions.
-pub(super) fn is_available() -> bool {
-    std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("avxvnni")
-}
-
 /// The sums of the products of rows of a group with `steps` steps, and a panel.
 ///
 /// # Panics

@@ -10,6 +10,8 @@ use crate::cpu::product::int8::Int8Matrix;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::product::panel;
 use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::x86::has_avx_vnni;
 
 /// Rows of a tile.
 pub(super) const ROWS: usize = 2 * GROUP;
@@ -48,7 +50,7 @@ impl Engine {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::AvxVnni => avx_vnni::is_available(),
+            Self::AvxVnni => has_avx_vnni(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => panel::is_available(),
             #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,5 @@
 //! Pairs of products on AVX2, and added to the sums as well by AVX-VNNI and AVX-512 VNNI.
 
-use std::arch::is_x86_feature_detected;
 use std::arch::x86_64::{
     __m256i, __m512i, _mm256_add_epi32, _mm256_dpwssd_avx_epi32, _mm256_madd_epi16, _mm256_setzero_si256,
     _mm256_storeu_si256, _mm512_add_epi64, _mm512_castsi512_si256, _mm512_cvtepi32_epi64, _mm512_dpwssd_epi32,
@@ -10,6 +9,7 @@ use std::arch::x86_64::{
 use burn_deepspeed_core::data_type::InputBits;
 
 use super::whole::{PAIR, QUAD, Whole, rest};
+use crate::cpu::x86::{has_avx_vnni, has_avx512_vnni};
 
 /// Leaves the integers as they are.
 pub fn arrange(_row: &mut [i16], _bits: InputBits) {}
@@ -21,15 +21,7 @@ pub fn reads_bytes() -> bool {
 
 /// Rows that are multiplied together.
 pub fn most_rows() -> usize {
-    if has_avx512() { QUAD } else { PAIR }
-}
-
-fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni")
-}
-
-fn has_avx_vnni() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni")
+    if has_avx512_vnni() { QUAD } else { PAIR }
 }
 
 /// The products of the runs and each of the rows, which have their length.
@@ -38,7 +30,7 @@ pub fn dot<E: Whole, const N: usize, const M: usize>(
     rows: [&[i16]; M],
     _bits: InputBits,
 ) -> [[i64; N]; M] {
-    if has_avx512() {
+    if has_avx512_vnni() {
         // SAFETY: the processor has the instructions.
         return unsafe { avx512(runs, rows) };
     }
@@ -60,13 +52,13 @@ pub fn every<const N: usize, const M: usize>(
     let mut found = Vec::new();
     // SAFETY: each is called if the processor has the instructions.
     unsafe {
-        if is_x86_feature_detected!("avx2") {
+        if std::arch::is_x86_feature_detected!("avx2") {
             found.push(("AVX2", avx2(runs, rows)));
         }
         if has_avx_vnni() {
             found.push(("AVX-VNNI", avx_vnni(runs, rows)));
         }
-        if has_avx512() {
+        if has_avx512_vnni() {
             found.push(("AVX-512 VNNI", avx512(runs, rows)));
         }
     }
