@@ -44,6 +44,9 @@ struct Arguments {
     /// Times matrices of blocks only.
     #[arg(long)]
     blocks: bool,
+    /// Times products whose name contains this only.
+    #[arg(long, default_value = "")]
+    only: String,
     /// How often each product runs.
     #[arg(long, default_value = "20")]
     times: usize,
@@ -99,7 +102,7 @@ fn time<W: AnyMatrix>(
     matrix: W,
     product: impl Fn(&Product<'_, W>, &mut [f32]),
 ) {
-    for &rows in &arguments.rows {
+    for &rows in arguments.rows.iter().filter(|_| name.contains(&arguments.only)) {
         let input = numbers(rows * arguments.inputs, elements);
         let mut output = vec![0.0; rows * arguments.outputs];
         let width = arguments.outputs;

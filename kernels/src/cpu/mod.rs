@@ -24,5 +24,6 @@ mod slots;
 mod stream;
 mod sums;
 pub mod threads;
+mod transpose;
 #[cfg(target_arch = "x86_64")]
 mod x86;

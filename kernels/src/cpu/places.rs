@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pages::move_result_to_huge_pages;
 use super::scratch::Disjoint;
-use super::stream::prefetch;
+use super::stream::{LINE, prefetch, prefetch_at};
 use super::threads;
 
 /// Elements of a result from which on its memory is not zero from the start: 1 MiB.
@@ -126,7 +126,7 @@ impl<'a> Places<'a> {
         Taker { places: self, taken: Cell::new(0) }
     }
 
-    /// Prefetches elements that are written soon.
+    /// Prefetches elements that are written soon, into the first-level cache.
     ///
     /// # Panics
     /// If there are no such elements.
@@ -137,6 +137,22 @@ impl<'a> Places<'a> {
     pub(super) unsafe fn prefetch(&self, from: usize, len: usize) {
         // SAFETY: the caller has no part that overlaps this one.
         prefetch(unsafe { self.memory.part(from, len) });
+    }
+
+    /// The same into the second-level cache.
+    ///
+    /// # Panics
+    /// If there are no such elements.
+    ///
+    /// # Safety
+    /// No part that is alive has one of them.
+    #[inline(always)]
+    pub(super) unsafe fn prefetch_far(&self, from: usize, len: usize) {
+        // SAFETY: the caller has no part that overlaps this one.
+        let elements = unsafe { self.memory.part(from, len) };
+        for line in (0..len).step_by(LINE / size_of::<f32>()) {
+            prefetch_at(elements, line);
+        }
     }
 
     /// A part that was taken before, or is initialised.

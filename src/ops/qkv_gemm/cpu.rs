@@ -9,7 +9,7 @@ use burn_deepspeed_kernels::cpu::norm::{Norm, norm_into as normalise};
 use burn_deepspeed_kernels::cpu::places::{Places, result};
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix as BlockProblem, InputElements, Int8Matrix as Int8Problem, Matrix as DenseProblem, Product,
-    RoundedMatrix, has_rounded, product_into, rounded_product,
+    RoundedMatrix, has_rounded, product_into, rounded_product_into,
 };
 use bytemuck::Pod;
 
@@ -175,7 +175,7 @@ impl<'a> Rows<'a> {
     /// The product with a matrix of integers, of rows that are rounded where the processor has kernels for them.
     fn times_rounded<W: RoundedMatrix>(self, matrix: W, rounding: ActivationRounding, output: &mut Places<'_>) {
         match rounding.bits().filter(|_| has_rounded()) {
-            Some(bits) => rounded_product(&self.problem(matrix), bits, output.whole()),
+            Some(bits) => rounded_product_into(&self.problem(matrix), bits, output),
             None => product_into(&self.problem(matrix), output),
         }
     }

@@ -2,10 +2,11 @@
 
 use crate::cpu::attention::Attention;
 use crate::cpu::interval::Interval;
-use crate::cpu::lanes::{MOST_LANES, into_lanes, out_of_lanes};
+use crate::cpu::lanes::MOST_LANES;
 use crate::cpu::places::{Places, Taker};
 use crate::cpu::scores::{Running, share, with_sink};
 use crate::cpu::stream::prefetch;
+use crate::cpu::transpose::{into_lanes, out_of_lanes};
 
 /// A query.
 #[derive(Clone, Copy)]

@@ -9,9 +9,10 @@ use super::amx;
 use super::block::{Block, WideRows};
 use super::queries::{Queries, Row};
 use crate::cpu::interval::Interval;
-use crate::cpu::lanes::{MOST_LANES, dot, into_lanes};
+use crate::cpu::lanes::{MOST_LANES, dot};
 use crate::cpu::scores::{Slots, capped, sloped, weight};
 use crate::cpu::simd::exp2;
+use crate::cpu::transpose::into_lanes;
 
 /// A query for each lane of `V` vectors of `S`, and a block of keys.
 pub(super) struct Tile<'a, S, const V: usize> {

@@ -4,8 +4,14 @@ use pulp::Simd;
 
 use super::problem::{PART, WIDTH};
 
+/// What is prefetched while a group is computed. A trait, since a closure that is not inlined would have all sums stored and loaded again.
+pub(super) trait Ahead {
+    /// Prefetches a part of it, with every [`PART`] features.
+    fn prefetch(&self, part: usize);
+}
+
 /// Adds to `sums`, or to nothing if they are `fresh`, the products of the lanes and the weights of `N` outputs, packed as
-/// `[outputs, D]`. `ahead` prefetches what the next group needs, a part with every [`PART`] features.
+/// `[outputs, D]`. `ahead` has what the next group needs.
 #[inline(always)]
 pub(super) fn packed_along<S: Simd, const V: usize, const N: usize, const D: usize>(
     simd: S,
@@ -13,7 +19,7 @@ pub(super) fn packed_along<S: Simd, const V: usize, const N: usize, const D: usi
     weights: &[f32],
     sums: &mut [[S::f32s; V]; N],
     fresh: bool,
-    ahead: impl Fn(usize),
+    ahead: impl Ahead,
 ) {
     assert!(lanes.len() <= D && weights.len() >= N * D);
     // SAFETY: outputs are less than `N` and features less than `D`, so `weights` has the element.
@@ -28,7 +34,7 @@ pub(super) fn packed_across<S: Simd, const V: usize, const N: usize>(
     weights: &[f32],
     sums: &mut [[S::f32s; V]; N],
     fresh: bool,
-    ahead: impl Fn(usize),
+    ahead: impl Ahead,
 ) {
     assert!(lanes.is_empty() || weights.len() >= (lanes.len() - 1) * WIDTH + N);
     // SAFETY: outputs are less than `N` and features less than the lanes' features, so `weights` has the element.
@@ -43,7 +49,7 @@ pub(super) fn runs_of_features<S: Simd, const V: usize, const N: usize>(
     runs: [&[f32]; N],
     sums: &mut [[S::f32s; V]; N],
     fresh: bool,
-    ahead: impl Fn(usize),
+    ahead: impl Ahead,
 ) {
     for run in runs {
         assert!(run.len() >= lanes.len());
@@ -61,12 +67,12 @@ fn group<S: Simd, const V: usize, const N: usize>(
     weight: impl Fn(usize, usize) -> f32,
     sums: &mut [[S::f32s; V]; N],
     fresh: bool,
-    ahead: impl Fn(usize),
+    ahead: impl Ahead,
 ) {
     // A copy stays in registers.
     let mut totals = if fresh { [[simd.splat_f32s(0.0); V]; N] } else { *sums };
     for (part, lanes) in lanes.chunks(PART).enumerate() {
-        ahead(part);
+        ahead.prefetch(part);
         for (at, lanes) in lanes.iter().enumerate() {
             for n in 0..N {
                 let weight = simd.splat_f32s(weight(n, part * PART + at));

@@ -194,11 +194,11 @@ impl Weights for Int8Matrix<'_> {
         parts::product(problem, output)
     }
 
-    fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+    fn product(problem: &Product<'_, Self>, output: &mut Places<'_>) {
         computed(problem, output);
     }
 
-    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
+    fn packed(problem: &Product<'_, Self>, output: &mut Places<'_>) {
         tiles(problem, output);
     }
 }

@@ -22,7 +22,6 @@ use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::extent;
 use crate::cpu::element::Element;
-#[cfg(target_arch = "x86_64")]
 use crate::cpu::places::Places;
 use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
 
@@ -155,15 +154,16 @@ impl<E: Element> Weights for Matrix<'_, E> {
         parts::product(problem, output)
     }
 
-    fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+    fn product(problem: &Product<'_, Self>, output: &mut Places<'_>) {
         computed(problem, output);
     }
 
     /// On the `gemm` crate, if elements are f32.
-    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
+    fn packed(problem: &Product<'_, Self>, output: &mut Places<'_>) {
         let Product { input, matrix, bias, width, first, .. } = *problem;
         let Matrix { inputs, outputs, .. } = matrix;
         let Some(elements) = E::as_f32s(matrix.elements) else { return tiles(problem, output) };
+        let output = output.whole();
         let rows = input.len() / inputs;
         if let Some(bias) = bias {
             for row in output.chunks_exact_mut(width) {

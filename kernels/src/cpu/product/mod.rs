@@ -28,7 +28,7 @@ pub use blocks::BlockMatrix;
 pub use int8::Int8Matrix;
 pub use matrix::Matrix;
 pub use problem::{InputElements, Product};
-pub use rounded::{RoundedMatrix, has_rounded, rounded_product};
+pub use rounded::{RoundedMatrix, has_rounded, rounded_product, rounded_product_into};
 
 /// Rows that are multiplied with the matrix together.
 const ROWS: usize = 16;
@@ -62,7 +62,6 @@ pub fn product<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut [f32]) {
 /// If a slice, or the result, does not have the length that the sizes imply, or these features of a new result were written before.
 pub fn product_into<W: AnyMatrix>(problem: &Product<'_, W>, output: &mut Places<'_>) {
     if !W::in_parts(problem, output) {
-        let output = output.whole();
         with_rounded_input(problem, |problem| W::product(problem, output));
     }
 }
@@ -110,13 +109,13 @@ fn nearest_bf16(number: f32) -> u32 {
 }
 
 /// [`product`] for the implementations of [`Weights::product`], which are compiled here and not in every program that calls them.
-fn computed<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
+fn computed<W: Weights>(problem: &Product<'_, W>, output: &mut Places<'_>) {
     let rows = check(problem, output.len());
     if rows * problem.matrix.outputs() == 0 {
         return;
     }
     match problem.matrix.path(problem.sequence) {
-        Path::Stream => stream(problem, rows, output),
+        Path::Stream => stream(problem, rows, output.whole()),
         Path::Tiles => tiles::tiles(problem, output),
         Path::Packed => W::packed(problem, output),
     }

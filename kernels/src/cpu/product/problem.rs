@@ -107,10 +107,10 @@ pub(crate) trait Weights: Copy + Send + Sync {
     }
 
     /// The product of any rows that are not computed in parts. They are rounded already, if that was asked for.
-    fn product(problem: &Product<'_, Self>, output: &mut [f32]);
+    fn product(problem: &Product<'_, Self>, output: &mut Places<'_>);
 
     /// The product of many rows.
-    fn packed(problem: &Product<'_, Self>, output: &mut [f32]);
+    fn packed(problem: &Product<'_, Self>, output: &mut Places<'_>);
 }
 
 /// Panics unless the slices, and the output, have the lengths that the sizes imply; returns the rows.

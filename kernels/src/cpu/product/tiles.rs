@@ -18,11 +18,13 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 
-use super::groups::{packed_across, packed_along, runs_of_features};
+use super::groups::{Ahead, packed_across, packed_along, runs_of_features};
 use super::problem::{DEPTH, Layout, Product, WIDTH, Weights};
-use crate::cpu::lanes::{Count, Lanes, into_lanes, out_of_lanes};
+use crate::cpu::lanes::{Count, Lanes};
+use crate::cpu::places::{Places, Taker};
 use crate::cpu::scratch::{Disjoint, with_scratch};
 use crate::cpu::threads;
+use crate::cpu::transpose::{into_lanes, out_of_lanes};
 
 /// Most outputs of a group, and a multiple of all groups: with the vectors of a tile they have 24 sums in 32 registers or 12 in 16, which
 /// hide the latency of a multiplication. Tasks have a multiple of it.
@@ -39,15 +41,16 @@ const MOST_ROWS: usize = 512;
 const MOST_PACKED: usize = 1024;
 
 /// The product of any number of rows.
-pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, output: &mut [f32]) {
-    some_outputs(problem, 0..problem.matrix.outputs(), output);
+pub(super) fn tiles<W: Weights>(problem: &Product<'_, W>, output: &mut Places<'_>) {
+    let outputs = problem.matrix.outputs();
+    output.claim(problem.first..problem.first + outputs, problem.width);
+    some_outputs(problem, 0..outputs, output);
 }
 
-/// The same for some outputs of the matrix.
-pub(super) fn some_outputs<W: Weights>(problem: &Product<'_, W>, outputs: Range<usize>, output: &mut [f32]) {
-    let inputs = problem.input.chunks(MOST_PACKED * problem.matrix.inputs());
-    for (input, output) in inputs.zip(output.chunks_mut(MOST_PACKED * problem.width)) {
-        packed(&Product { input, ..*problem }, &outputs, output);
+/// The same for some outputs of the matrix, which are claimed if the result is new.
+pub(super) fn some_outputs<W: Weights>(problem: &Product<'_, W>, outputs: Range<usize>, output: &Places<'_>) {
+    for (at, input) in problem.input.chunks(MOST_PACKED * problem.matrix.inputs()).enumerate() {
+        packed(&Product { input, ..*problem }, &outputs, (output, at * MOST_PACKED));
     }
 }
 
@@ -94,8 +97,8 @@ impl WithSimd for Vector {
     }
 }
 
-/// The same for rows that are all packed at once.
-fn packed<W: Weights>(problem: &Product<'_, W>, outputs: &Range<usize>, output: &mut [f32]) {
+/// The same for rows that are all packed at once, into those of the output from `first_row` on.
+fn packed<W: Weights>(problem: &Product<'_, W>, outputs: &Range<usize>, (output, first_row): (&Places<'_>, usize)) {
     let inputs = problem.matrix.inputs();
     let tiling = Tiling::new(problem.input.len() / inputs);
     let tiles = tiling.tiles();
@@ -105,7 +108,6 @@ fn packed<W: Weights>(problem: &Product<'_, W>, outputs: &Range<usize>, output: 
     let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(parts) };
     let fair = outputs.len().div_ceil(tasks).next_multiple_of(MOST_GROUP);
     let each = fair.min(WIDTH);
-    let output = Disjoint::new(output);
     with_scratch(tiling.all(&(0..tiles)) * inputs, |packed| {
         let all = Disjoint::new(packed);
         let chunks = inputs.div_ceil(DEPTH);
@@ -131,7 +133,9 @@ fn packed<W: Weights>(problem: &Product<'_, W>, outputs: &Range<usize>, output: 
             with_scratch(sums + WIDTH * DEPTH, |scratch| {
                 let (sums, weights) = scratch.split_at_mut(sums);
                 let packed = &packed[tiles.start * tiling.most * inputs..][..own * inputs];
-                Arch::new().dispatch(Task { problem, tiling, packed, tiles, outputs, sums, weights, output: &output });
+                let taker = output.taker();
+                let output = Output { places: output, taker: &taker, first_row };
+                Arch::new().dispatch(Task { problem, tiling, packed, tiles, outputs, sums, weights, output });
             });
         });
     });
@@ -172,7 +176,15 @@ struct Task<'a, W> {
     sums: &'a mut [f32],
     /// Scratch for a block of weights.
     weights: &'a mut [f32],
-    output: &'a Disjoint<'a>,
+    output: Output<'a>,
+}
+
+/// Where the sums go.
+struct Output<'a> {
+    places: &'a Places<'a>,
+    taker: &'a Taker<'a>,
+    /// The row of the first row of the first tile.
+    first_row: usize,
 }
 
 impl<W: Weights> WithSimd for Task<'_, W> {
@@ -191,6 +203,7 @@ impl<W: Weights> WithSimd for Task<'_, W> {
             if matrix.layout() == Layout::Across {
                 matrix.pack(&self.outputs, &features, depth, self.weights);
             }
+            let ends = features.end == matrix.inputs();
             for tile in self.tiles.clone() {
                 match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
                     (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
@@ -202,9 +215,31 @@ impl<W: Weights> WithSimd for Task<'_, W> {
                     (_, false) if alone => self.tile::<S, 2, 6, ALONE>(simd, tile, &features),
                     (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
                 }
+                if ends {
+                    self.write(tile);
+                }
             }
         }
-        self.write(simd);
+    }
+}
+
+/// The weights after those of a group.
+struct Next<'a, W> {
+    matrix: &'a W,
+    own: Range<usize>,
+    block: &'a Range<usize>,
+    features: &'a Range<usize>,
+    at: usize,
+    /// Whether the group is of the first tile.
+    first: bool,
+}
+
+impl<W: Weights> Ahead for Next<'_, W> {
+    #[inline(always)]
+    fn prefetch(&self, part: usize) {
+        if self.first {
+            self.matrix.fetch(&self.own, self.block, self.features, self.at, part);
+        }
     }
 }
 
@@ -217,9 +252,11 @@ impl<W: Weights> Task<'_, W> {
         tile: usize,
         features: &Range<usize>,
     ) {
-        let Self { problem, tiling, packed, tiles, outputs, sums, weights, .. } = self;
+        let Self { problem, tiling, packed, tiles, outputs, sums, weights, output } = self;
         let matrix = &problem.matrix;
         let (inputs, lanes) = (matrix.inputs(), V * S::F32_LANES);
+        let (first_row, ends) = (tile * tiling.most, features.end == inputs);
+        let own_rows = lanes.min(tiling.rows - first_row);
         let before = (tile - tiles.start) * tiling.most;
         let rows = &packed[before * inputs..][features.start * lanes..features.end * lanes];
         let rows = S::as_simd_f32s(rows).0.as_chunks::<V>().0;
@@ -233,11 +270,13 @@ impl<W: Weights> Task<'_, W> {
         let groups = outputs.len().div_ceil(N);
         for (at, sums) in sums.as_chunks_mut::<N>().0[..groups].iter_mut().enumerate() {
             let own = outputs.start + at * N..outputs.end.min(outputs.start + (at + 1) * N);
-            let ahead = |part: usize| {
-                if first {
-                    matrix.fetch(&own, outputs, features, at, part);
+            if ends {
+                for row in first_row + at * own_rows / groups..first_row + (at + 1) * own_rows / groups {
+                    // SAFETY: no other task has these places, and this one has not taken them.
+                    unsafe { output.places.prefetch_far(output.place(problem, row, outputs), outputs.len()) };
                 }
-            };
+            }
+            let ahead = Next { matrix, own: own.clone(), block: outputs, features, at, first };
             if let Some((elements, stride)) = in_place {
                 let run = |n: usize| &elements[(own.start + n).min(own.end - 1) * stride..][features.clone()];
                 let runs: [&[f32]; N] = std::array::from_fn(run);
@@ -258,27 +297,30 @@ impl<W: Weights> Task<'_, W> {
         }
     }
 
-    /// Writes the sums, with the bias, to the output.
+    /// Writes the sums of a tile, with the bias, to the output.
     #[inline(always)]
-    fn write<S: Simd>(self, _simd: S) {
+    fn write(&mut self, tile: usize) {
         let Self { problem, tiling, tiles, outputs, sums, output, .. } = self;
-        let Product { bias, width, first, .. } = *problem;
         let padded = outputs.len().next_multiple_of(MOST_GROUP);
-        for tile in tiles.clone() {
-            let lanes = tiling.lanes(tile);
-            let sums = &mut sums[(tile - tiles.start) * tiling.most * padded..][..outputs.len() * lanes];
-            if let Some(bias) = bias {
-                for (sums, bias) in sums.chunks_exact_mut(lanes).zip(&bias[outputs.clone()]) {
-                    sums.iter_mut().for_each(|sum| *sum += bias);
-                }
+        let lanes = tiling.lanes(tile);
+        let sums = &mut sums[(tile - tiles.start) * tiling.most * padded..][..outputs.len() * lanes];
+        if let Some(bias) = problem.bias {
+            for (sums, bias) in sums.chunks_exact_mut(lanes).zip(&bias[outputs.clone()]) {
+                sums.iter_mut().for_each(|sum| *sum += bias);
             }
-            let first_row = tile * tiling.most;
-            let place = |lane: usize| {
-                let at = (first_row + lane) * width + first + outputs.start;
-                // SAFETY: no other task has these features of these rows, and no other lane this row.
-                unsafe { output.part(at, outputs.len()) }
-            };
-            out_of_lanes(sums, lanes, (tiling.rows - first_row).min(lanes), place);
         }
+        let first_row = tile * tiling.most;
+        // SAFETY: no other task has these features of these rows, and no other lane this row.
+        let place =
+            |lane| unsafe { output.taker.part(output.place(problem, first_row + lane, outputs), outputs.len()) };
+        out_of_lanes(sums, lanes, (tiling.rows - first_row).min(lanes), place);
+    }
+}
+
+impl Output<'_> {
+    /// Where some outputs of a row begin.
+    #[inline(always)]
+    fn place<W: Weights>(&self, problem: &Product<'_, W>, row: usize, outputs: &Range<usize>) -> usize {
+        (self.first_row + row) * problem.width + problem.first + outputs.start
     }
 }

@@ -17,6 +17,8 @@ const UNITS: u32 = 256;
 
 /// Sums of a lane, one for each output and row, that leave registers for loads in flight.
 const MOST_SUMS: usize = 16;
+/// The same where an output has several scales: the sum of each vector is kept next to the sum of all.
+const MOST_SCALED_SUMS: usize = 8;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -76,8 +78,10 @@ pub(super) fn launch<R: Runtime>(
         CheckedMatrix::Int8(matrix) => Reading::of_int8(client, matrix),
         CheckedMatrix::Blocks(matrix) => return Err(Unsupported::BlockFormat(matrix.format)),
     };
+    let several_scales = matches!(&problem.matrix, CheckedMatrix::Int8(matrix) if matrix.wide().is_some());
+    let most_sums = if several_scales { MOST_SCALED_SUMS } else { MOST_SUMS };
     // The factors of narrow vectors may fit into shared memory where those of wide ones do not.
-    let plans = readings.into_iter().map(|reading| Ok((reading, tile(machine, extents, reading)?)));
+    let plans = readings.into_iter().map(|reading| Ok((reading, tile(machine, extents, reading, most_sums)?)));
     let (reading, tile) = plans.reduce(Result::or).unwrap_or_else(|| unreachable!("there is a way to read bytes"))?;
     if !client.properties().supports_type(reading.elements) {
         return Err(Unsupported::ElementType(reading.elements));
@@ -119,8 +123,8 @@ pub(super) fn launch<R: Runtime>(
     Ok(())
 }
 
-/// The tile of a problem.
-fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, Unsupported> {
+/// The tile of a problem, with at most so many sums of a lane.
+fn tile(machine: &Machine, extents: Extents, reading: Reading, most_sums: usize) -> Result<Tile, Unsupported> {
     let Extents { rows, inputs, outputs } = extents;
     let vectors = inputs / reading.weights();
     let units = machine.units(UNITS);
@@ -132,7 +136,7 @@ fn tile(machine: &Machine, extents: Extents, reading: Reading) -> Result<Tile, U
     let most = if machine.plane_operations { 4 } else { 1 };
     let each = [4, 2]
         .into_iter()
-        .find(|each| *each * rows <= MOST_SUMS && *each <= most && fills(machine, cubes(*each)))
+        .find(|each| *each * rows <= most_sums && *each <= most && fills(machine, cubes(*each)))
         .unwrap_or(1);
     let mut unroll = (loads(rows) / each).min(vectors.div_ceil(lanes as usize).next_power_of_two()).max(1);
     // What `line` adds, at most.

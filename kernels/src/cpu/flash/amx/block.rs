@@ -8,7 +8,7 @@ use half::bf16;
 
 use super::{HALF, SIDE, Tile};
 use crate::cpu::element::Element;
-use crate::cpu::product::panel::transposed;
+use crate::cpu::transpose::transposed;
 
 /// The exponent of a bf16 that is not finite.
 const EXPONENT: u16 = 0x7f80;

@@ -2,7 +2,7 @@
 
 use super::{HALF, LANES, SIDE, Tile};
 use crate::cpu::flash::queries::{Queries, Row};
-use crate::cpu::lanes::into_lanes;
+use crate::cpu::transpose::into_lanes;
 
 /// Most parts of a query.
 const PARTS: usize = 3;

@@ -6,6 +6,7 @@ use super::BlockMatrix;
 use super::dot::dot;
 use super::pairs::{self, Bytes};
 use super::rows::{Bits, Rows, ToFloats};
+use crate::cpu::places::Places;
 use crate::cpu::product::computed;
 use crate::cpu::product::problem::{Product, check};
 use crate::cpu::product::rounded::dot::TOGETHER;
@@ -31,7 +32,7 @@ pub(super) fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output
 }
 
 /// The product with rows that are rounded and multiplied as floats, for more rows on processors without products of bytes.
-pub(super) fn in_f32(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
+pub(super) fn in_f32(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut Places<'_>) {
     check(problem, output.len());
     let input = problem.input;
     with_scratch(input.len(), |scratch| {

@@ -108,12 +108,12 @@ impl<'a> BlockMatrix<'a> {
 }
 
 /// The product with blocks of one float each, unless the bytes begin in the middle of one.
-fn floats<E: Element + Pod>(problem: &Product<'_, BlockMatrix<'_>>, output: &mut [f32]) -> Option<()> {
+fn floats<E: Element + Pod>(problem: &Product<'_, BlockMatrix<'_>>, output: &mut Places<'_>) -> Option<()> {
     let Product { input, elements: known, sequence, matrix, bias, width, first } = *problem;
     let BlockMatrix { blocks, inputs, outputs, .. } = matrix;
     let elements = bytemuck::try_cast_slice::<u8, E>(blocks).ok()?;
     let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride: inputs };
-    super::product(&Product { input, elements: known, sequence, matrix, bias, width, first }, output);
+    super::product_into(&Product { input, elements: known, sequence, matrix, bias, width, first }, output);
     Some(())
 }
 
@@ -204,7 +204,7 @@ impl Weights for BlockMatrix<'_> {
         parts::product(problem, output)
     }
 
-    fn product(problem: &Product<'_, Self>, output: &mut [f32]) {
+    fn product(problem: &Product<'_, Self>, output: &mut Places<'_>) {
         let format = problem.matrix.format;
         #[cfg(target_arch = "x86_64")]
         if problem.sequence <= FEW && has_integers(format) {
@@ -219,7 +219,7 @@ impl Weights for BlockMatrix<'_> {
         written.unwrap_or_else(|| computed(problem, output));
     }
 
-    fn packed(problem: &Product<'_, Self>, output: &mut [f32]) {
+    fn packed(problem: &Product<'_, Self>, output: &mut Places<'_>) {
         tiles(problem, output);
     }
 }
@@ -261,7 +261,7 @@ impl InParts for BlockMatrix<'_> {
 }
 
 impl Rounds for BlockMatrix<'_> {
-    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut Places<'_>) {
         #[cfg(target_arch = "x86_64")]
         if has_integers(problem.matrix.format) {
             return match bits {
@@ -270,7 +270,7 @@ impl Rounds for BlockMatrix<'_> {
             };
         }
         let _ = bits;
-        super::product(problem, output);
+        super::product_into(problem, output);
     }
 }
 
@@ -282,10 +282,10 @@ fn has_integers(format: BlockFormat) -> bool {
 
 /// The product with rows that are rounded, or of more rows in f32 where that is as exact and faster.
 #[cfg(target_arch = "x86_64")]
-fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut [f32]) {
+fn rounded(problem: &Product<'_, BlockMatrix<'_>>, bits: Bits, output: &mut Places<'_>) {
     match (bytes::Engine::of(problem.matrix.format, bits, problem.sequence), bits) {
-        (Some(engine), _) => bytes::product(engine, problem, bits, output),
-        (None, _) if problem.sequence <= FEW => few::rounded(problem, bits, output),
+        (Some(engine), _) => bytes::product(engine, problem, bits, output.whole()),
+        (None, _) if problem.sequence <= FEW => few::rounded(problem, bits, output.whole()),
         (None, Bits::Eight) => few::in_f32(problem, bits, output),
         (None, Bits::Sixteen) => computed(problem, output),
     }

@@ -1,11 +1,11 @@
 //! Packing with AVX-512, which transposes 16 words of 16 runs at a time.
 
 use std::arch::x86_64::{
-    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_maskz_loadu_epi8, _mm512_setzero_si512, _mm512_shuffle_i32x4,
-    _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_maskz_loadu_epi8, _mm512_setzero_si512, _mm512_storeu_si512,
 };
 
 use super::{LANES, OUTPUTS, STEP, TILE, VECTORS};
+use crate::cpu::transpose::transposed;
 use crate::cpu::x86::has_avx512_vnni;
 
 /// Steps between those that are packed and those that are prefetched.
@@ -43,38 +43,4 @@ pub(in crate::cpu::product) fn pack(
         }
     }
     totals
-}
-
-/// A matrix of 16 times 16 words, transposed.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(in crate::cpu) fn transposed(rows: [__m512i; LANES]) -> [__m512i; LANES] {
-    let zero = _mm512_setzero_si512();
-    // Pairs of rows, then groups of four: in each quarter of register 4·g + j column j of that quarter, for four rows.
-    let (mut pairs, mut fours) = ([zero; LANES], [zero; LANES]);
-    for at in (0..LANES).step_by(2) {
-        pairs[at] = _mm512_unpacklo_epi32(rows[at], rows[at + 1]);
-        pairs[at + 1] = _mm512_unpackhi_epi32(rows[at], rows[at + 1]);
-    }
-    for at in (0..LANES).step_by(4) {
-        fours[at] = _mm512_unpacklo_epi64(pairs[at], pairs[at + 2]);
-        fours[at + 1] = _mm512_unpackhi_epi64(pairs[at], pairs[at + 2]);
-        fours[at + 2] = _mm512_unpacklo_epi64(pairs[at + 1], pairs[at + 3]);
-        fours[at + 3] = _mm512_unpackhi_epi64(pairs[at + 1], pairs[at + 3]);
-    }
-    let mut columns = [zero; LANES];
-    for j in 0..4 {
-        // Quarters 0 and 2, and 1 and 3, of eight rows each.
-        let even = _mm512_shuffle_i32x4::<0x88>(fours[j], fours[4 + j]);
-        let odd = _mm512_shuffle_i32x4::<0xdd>(fours[j], fours[4 + j]);
-        let (even_last, odd_last) = (
-            _mm512_shuffle_i32x4::<0x88>(fours[8 + j], fours[12 + j]),
-            _mm512_shuffle_i32x4::<0xdd>(fours[8 + j], fours[12 + j]),
-        );
-        columns[j] = _mm512_shuffle_i32x4::<0x88>(even, even_last);
-        columns[4 + j] = _mm512_shuffle_i32x4::<0x88>(odd, odd_last);
-        columns[8 + j] = _mm512_shuffle_i32x4::<0xdd>(even, even_last);
-        columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(odd, odd_last);
-    }
-    columns
 }

@@ -5,9 +5,9 @@
 mod avx512;
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use avx512::pack;
+pub(in crate::cpu) use avx512::is_available;
 #[cfg(target_arch = "x86_64")]
-pub(in crate::cpu) use avx512::{is_available, transposed};
+pub(super) use avx512::pack;
 
 /// Bytes of a row that an instruction reads: a register.
 pub(super) const STEP: usize = 64;

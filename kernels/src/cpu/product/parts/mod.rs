@@ -138,7 +138,7 @@ fn again_in_f32<W: InParts>(
     let all = problem.matrix.outputs();
     let mut copy = vec![0.0; problem.input.len() / problem.matrix.inputs() * all];
     let alone = Product { width: all, first: 0, ..*problem };
-    with_rounded_input(&alone, |alone| in_f32(alone, outputs.clone(), &mut copy));
+    with_rounded_input(&alone, |alone| in_f32(alone, outputs.clone(), &Places::of(&mut copy)));
     for (row, copy) in copy.chunks_exact(all).enumerate() {
         let first = (first_row + row) * problem.width + problem.first + outputs.start;
         // SAFETY: tasks have written them, and have ended.
@@ -180,7 +180,7 @@ mod tests {
         let mut output = vec![7.0; problem.input.len() / problem.matrix.inputs * problem.width];
         match engine {
             Some(engine) => product_on(engine, problem, &mut Places::of(&mut output)),
-            None => in_f32(problem, 0..problem.matrix.outputs, &mut output),
+            None => in_f32(problem, 0..problem.matrix.outputs, &Places::of(&mut output)),
         }
         output
     }

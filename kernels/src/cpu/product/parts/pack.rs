@@ -11,7 +11,8 @@ use std::arch::x86_64::{
 };
 
 use crate::cpu::element::Element;
-use crate::cpu::product::panel::{LANES, OUTPUTS, STEP, TILE, VECTORS, pack, transposed};
+use crate::cpu::product::panel::{LANES, OUTPUTS, STEP, TILE, VECTORS, pack};
+use crate::cpu::transpose::transposed;
 
 /// Most parts of a weight.
 pub(super) const PARTS: usize = 3;

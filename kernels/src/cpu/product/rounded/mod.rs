@@ -31,6 +31,7 @@ use burn_deepspeed_core::data_type::InputBits;
 
 use super::int8::Int8Matrix;
 use super::problem::{Product, Weights, check};
+use crate::cpu::places::Places;
 
 /// Whether this processor has the instructions, AVX2 or NEON; without them call [`product`](super::product).
 pub fn has_rounded() -> bool {
@@ -49,7 +50,7 @@ impl<W: Rounds> RoundedMatrix for W {}
 /// A matrix that has kernels for rounded rows.
 pub(crate) trait Rounds: Weights {
     /// The product with rows that are rounded to this many bits, on a processor that [can](has_rounded).
-    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]);
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut Places<'_>);
 }
 
 /// [`product`](super::product) with rows that are rounded. A row with an infinity or NaN gives NaN. A row's result depends neither on
@@ -61,12 +62,21 @@ pub(crate) trait Rounds: Weights {
 /// # Panics
 /// If a slice does not have the length that the sizes imply, or the processor [cannot](has_rounded).
 pub fn rounded_product<W: RoundedMatrix>(problem: &Product<'_, W>, bits: InputBits, output: &mut [f32]) {
+    rounded_product_into(problem, bits, &mut Places::of(output));
+}
+
+/// [`rounded_product`] into a new result.
+///
+/// # Panics
+/// If a slice, or the result, does not have the length that the sizes imply, these features of a new result were written before, or the processor
+/// [cannot](has_rounded).
+pub fn rounded_product_into<W: RoundedMatrix>(problem: &Product<'_, W>, bits: InputBits, output: &mut Places<'_>) {
     assert!(has_rounded(), "rounded_product: the processor has neither AVX2 nor NEON; call `product`");
     W::rounded(problem, bits, output);
 }
 
 impl Rounds for Int8Matrix<'_> {
-    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut [f32]) {
+    fn rounded(problem: &Product<'_, Self>, bits: InputBits, output: &mut Places<'_>) {
         let rows = check(problem, output.len());
         if rows * problem.matrix.outputs() == 0 {
             return;
@@ -75,7 +85,7 @@ impl Rounds for Int8Matrix<'_> {
         if let Some(engine) = engine::Engine::of(rows, &problem.matrix) {
             return tiles::product(engine, problem, bits, output);
         }
-        few::product(problem, bits, output);
+        few::product(problem, bits, output.whole());
     }
 }
 
@@ -120,7 +130,7 @@ mod tests {
                 few::product(&problem, bits, &mut expected);
                 for engine in Engine::ALL.iter().filter(|engine| engine.is_available()) {
                     let mut found = vec![7.0; rows * width];
-                    tiles::product(*engine, &problem, bits, &mut found);
+                    tiles::product(*engine, &problem, bits, &mut Places::of(&mut found));
                     let differ = found.iter().zip(&expected).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
                     assert_eq!(differ, 0, "{engine:?}, {bits:?}, {rows} rows, {inputs} to {outputs}");
                 }

@@ -14,6 +14,7 @@ use burn_deepspeed_core::data_type::InputBits;
 use super::engine::{Engine, ROWS, Ready, Sums};
 use super::rows::{RoundGroup, Segment, lower_bits, offset};
 use super::weights::pack_segment;
+use crate::cpu::places::{Places, Taker};
 use crate::cpu::product::int8::Int8Matrix;
 use crate::cpu::product::panel::{GROUP, OUTPUTS, STEP};
 use crate::cpu::product::problem::Product;
@@ -27,11 +28,12 @@ const PANELS: usize = 512 * 1024;
 const MOST_ROWS: usize = 1024;
 
 /// The product of rows that were checked.
-pub(super) fn product(engine: Engine, problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, output: &mut [f32]) {
+pub(super) fn product(engine: Engine, problem: &Product<'_, Int8Matrix<'_>>, bits: InputBits, output: &mut Places<'_>) {
     let segments = Segment::all(&problem.matrix);
-    let inputs = problem.input.chunks(MOST_ROWS * problem.matrix.inputs);
-    for (input, output) in inputs.zip(output.chunks_mut(MOST_ROWS * problem.width)) {
+    output.claim(problem.first..problem.first + problem.matrix.outputs, problem.width);
+    for (at, input) in problem.input.chunks(MOST_ROWS * problem.matrix.inputs).enumerate() {
         let problem = Product { input, ..*problem };
+        let output = (&*output, at * MOST_ROWS);
         match bits {
             InputBits::Eight => planes::<1>(engine, &problem, bits, &segments, output),
             InputBits::Fourteen => planes::<2>(engine, &problem, bits, &segments, output),
@@ -39,19 +41,19 @@ pub(super) fn product(engine: Engine, problem: &Product<'_, Int8Matrix<'_>>, bit
     }
 }
 
+/// The same for rows that are all rounded at once, into those of the output from `first_row` on.
 fn planes<const N: usize>(
     engine: Engine,
     problem: &Product<'_, Int8Matrix<'_>>,
     bits: InputBits,
     segments: &[Segment],
-    output: &mut [f32],
+    (output, first_row): (&Places<'_>, usize),
 ) {
     let Product { input, matrix, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs, matrix.outputs);
     let (rows, stride) = (input.len() / inputs, Segment::bytes(segments));
     // Tiles are whole. What is after the last row is not read from the sums.
     let plane = rows.next_multiple_of(ROWS) * stride;
-    let output = Disjoint::new(output);
     with_scratch(N * plane / 4 + rows, |scratch| {
         let (bytes, scales) = scratch.split_at_mut(N * plane / 4);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(bytes);
@@ -71,8 +73,7 @@ fn planes<const N: usize>(
         let each = fair.clamp(OUTPUTS, (PANELS / stride / OUTPUTS * OUTPUTS).max(OUTPUTS));
         threads::each(outputs.div_ceil(each), |task| {
             let outputs = task * each..outputs.min((task + 1) * each);
-            let task = Task::<N> { engine, problem, segments, planes, stride, scales, outputs, output: &output };
-            task.run();
+            Task::<N> { engine, problem, segments, planes, stride, scales, outputs, output, first_row }.run();
         });
     });
 }
@@ -89,7 +90,9 @@ struct Task<'a, const N: usize> {
     /// The scales of the rows.
     scales: &'a [f32],
     outputs: Range<usize>,
-    output: &'a Disjoint<'a>,
+    output: &'a Places<'a>,
+    /// The row of the output that the first row becomes.
+    first_row: usize,
 }
 
 impl<const N: usize> Task<'_, N> {
@@ -111,6 +114,7 @@ impl<const N: usize> Task<'_, N> {
                 }
             }
             let mut products = [[[0; OUTPUTS]; ROWS]; N];
+            let taker = self.output.taker();
             for first_row in (0..scales.len()).step_by(ROWS) {
                 for panel in 0..panels {
                     let packed = &packed[panel * stride * OUTPUTS..][..stride * OUTPUTS];
@@ -125,7 +129,7 @@ impl<const N: usize> Task<'_, N> {
                             sums: &mut sums,
                         });
                     }
-                    self.write(first_row, outputs.start + panel * OUTPUTS, &sums);
+                    self.write(&taker, first_row, outputs.start + panel * OUTPUTS, &sums);
                 }
             }
         });
@@ -157,13 +161,13 @@ impl<const N: usize> Task<'_, N> {
     }
 
     /// Writes the sums of a tile, times the scales of its rows, with the bias.
-    fn write(&self, first_row: usize, first: usize, sums: &Sums<f32>) {
+    fn write(&self, taker: &Taker<'_>, first_row: usize, first: usize, sums: &Sums<f32>) {
         let Product { bias, width, first: column, .. } = *self.problem;
         let count = OUTPUTS.min(self.outputs.end - first);
         let arch = pulp::Arch::new();
         for ((row, scale), sums) in (first_row..).zip(&self.scales[first_row..]).zip(sums) {
-            // SAFETY: no other task has these outputs.
-            let places = unsafe { self.output.part(row * width + column + first, count) };
+            // SAFETY: no other task has these outputs, which are claimed, and this one takes those of a row once.
+            let places = unsafe { taker.part((self.first_row + row) * width + column + first, count) };
             let bias = bias.map(|bias| &bias[first..][..count]);
             arch.dispatch(Finish { sums, scale: *scale, bias, places });
         }
