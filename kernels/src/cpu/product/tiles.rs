@@ -30,9 +30,12 @@ use crate::cpu::transpose::{into_lanes, out_of_lanes};
 /// hide the latency of a multiplication. Tasks have a multiple of it.
 const MOST_GROUP: usize = 24;
 
-/// Features that are multiplied at a time if there is one tile: longer runs of weights, which are read once, and a tile that is in the
-/// second-level cache.
-const ALONE: usize = 512;
+/// Features that are multiplied at a time where weights are not packed for several tiles: a tile is in the second-level cache, and its sums are
+/// stored less often.
+const DEEP: usize = 1024;
+
+/// Bytes between runs of weights from which on these compete for the same places of a cache.
+const PAGE: usize = 4096;
 
 /// Most rows of a task.
 const MOST_ROWS: usize = 512;
@@ -193,29 +196,32 @@ impl<W: Weights> WithSimd for Task<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let matrix = &self.problem.matrix;
-        // A single tile of one group of vectors has its weights for itself.
-        let alone = self.tiles.len() == 1
-            && self.tiling.lanes(self.tiles.start) == self.tiling.most
-            && matrix.layout() == Layout::Along;
-        let depth = if alone { ALONE } else { DEPTH };
+        let deep = self.deep::<S>();
+        let depth = if deep { DEEP } else { DEPTH };
         for start in (0..matrix.inputs()).step_by(depth) {
             let features = start..matrix.inputs().min(start + depth);
             if matrix.layout() == Layout::Across {
                 matrix.pack(&self.outputs, &features, depth, self.weights);
             }
-            let ends = features.end == matrix.inputs();
             for tile in self.tiles.clone() {
                 match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
-                    (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
-                    (2, true) => self.tile::<S, 2, 12, DEPTH>(simd, tile, &features),
-                    (3, true) => self.tile::<S, 3, 8, DEPTH>(simd, tile, &features),
-                    (_, true) if alone => self.tile::<S, 4, 6, ALONE>(simd, tile, &features),
-                    (_, true) => self.tile::<S, 4, 6, DEPTH>(simd, tile, &features),
-                    (1, false) => self.tile::<S, 1, 12, DEPTH>(simd, tile, &features),
-                    (_, false) if alone => self.tile::<S, 2, 6, ALONE>(simd, tile, &features),
-                    (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
+                    (4, true) if deep => self.tile::<S, 4, 6, DEEP>(simd, tile, &features),
+                    (2, false) if deep => self.tile::<S, 2, 6, DEEP>(simd, tile, &features),
+                    (vectors, many) => {
+                        for start in features.clone().step_by(DEPTH) {
+                            let features = start..features.end.min(start + DEPTH);
+                            match (vectors, many) {
+                                (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
+                                (2, true) => self.tile::<S, 2, 12, DEPTH>(simd, tile, &features),
+                                (3, true) => self.tile::<S, 3, 8, DEPTH>(simd, tile, &features),
+                                (_, true) => self.tile::<S, 4, 6, DEPTH>(simd, tile, &features),
+                                (1, false) => self.tile::<S, 1, 12, DEPTH>(simd, tile, &features),
+                                (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
+                            }
+                        }
+                    }
                 }
-                if ends {
+                if features.end == matrix.inputs() {
                     self.write(tile);
                 }
             }
@@ -244,6 +250,22 @@ impl<W: Weights> Ahead for Next<'_, W> {
 }
 
 impl<W: Weights> Task<'_, W> {
+    /// Whether [`DEEP`] features are multiplied at a time. A single tile, in all vectors, has its weights for itself; several read them where they are,
+    /// unless they would push each other out of the caches. Smaller tiles pack them nevertheless, since they read more runs at a time.
+    #[inline(always)]
+    fn deep<S: Simd>(&self) -> bool {
+        let matrix = &self.problem.matrix;
+        if matrix.layout() != Layout::Along || self.tiling.lanes(self.tiles.start) < self.tiling.most {
+            return false;
+        }
+        let apart = |stride: usize| {
+            let whole = stride == matrix.inputs() && stride <= DEEP;
+            whole || !(stride * size_of::<f32>()).is_multiple_of(PAGE)
+        };
+        let in_place = matrix.in_place().is_some_and(|(_, stride)| apart(stride));
+        self.tiles.len() == 1 || in_place && S::REGISTER_COUNT >= 32
+    }
+
     /// Adds the products of at most `D` features of a tile, in `V` vectors, to its sums, `N` outputs at a time.
     #[inline(always)]
     fn tile<S: Simd, const V: usize, const N: usize, const D: usize>(
@@ -252,6 +274,7 @@ impl<W: Weights> Task<'_, W> {
         tile: usize,
         features: &Range<usize>,
     ) {
+        let deep = self.deep::<S>();
         let Self { problem, tiling, packed, tiles, outputs, sums, weights, output } = self;
         let matrix = &problem.matrix;
         let (inputs, lanes) = (matrix.inputs(), V * S::F32_LANES);
@@ -266,7 +289,7 @@ impl<W: Weights> Task<'_, W> {
 
         // The first tile takes the weights from memory, and the others from the caches.
         let first = tile == tiles.start;
-        let in_place = if D == ALONE { matrix.in_place() } else { None };
+        let in_place = if D == DEEP { matrix.in_place() } else { None };
         let groups = outputs.len().div_ceil(N);
         for (at, sums) in sums.as_chunks_mut::<N>().0[..groups].iter_mut().enumerate() {
             let own = outputs.start + at * N..outputs.end.min(outputs.start + (at + 1) * N);
@@ -285,9 +308,9 @@ impl<W: Weights> Task<'_, W> {
                 packed_across(simd, rows, &weights[at * N..], sums, fresh, ahead);
             } else {
                 // Other tiles find the weights where the first has packed them.
-                let place = if D == ALONE { 0 } else { at * N * D };
+                let place = if D == DEEP { 0 } else { at * N * D };
                 let weights = &mut weights[place..][..N * D];
-                if first {
+                if first || deep {
                     matrix.pack(&own, features, D, weights);
                     // The rest of the last group is computed, and not read.
                     weights[own.len() * D..].fill(0.0);
