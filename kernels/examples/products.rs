@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::data_type::InputBits;
+use burn_deepspeed_kernels::cpu::pages::move_to_huge_pages;
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix, InputElements, Int8Matrix, Matrix, Product, has_rounded, product, rounded_product,
 };
@@ -155,6 +156,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let all_bits = numbers(inputs * outputs, InputElements::F32);
     let halves = BlockFormat::F16.quantise(&all_bits);
     let f16 = BlockMatrix { format: BlockFormat::F16, blocks: &halves, inputs, outputs };
+    // As the parameters of modules are.
+    for floats in [&floats, &all_bits] {
+        move_to_huge_pages(floats);
+    }
+    for bytes in [&blocks, &halves] {
+        move_to_huge_pages(bytes);
+    }
+    move_to_huge_pages(&integers);
     Parallelism::threads(arguments.threads)?.run(|| {
         for &format in &arguments.formats {
             time_blocks(&arguments, format, &floats);

@@ -95,7 +95,7 @@ mod tests {
             let problem = Product { input: &input, elements, sequence: rows, matrix, bias: None, width, first: 0 };
             let mut outputs = [vec![7.0; rows * width], vec![7.0; rows * width]];
             rounded(&problem, Bits::Eight, &mut outputs[0]);
-            in_f32(&problem, Bits::Eight, &mut outputs[1]);
+            in_f32(&problem, Bits::Eight, &mut Places::of(&mut outputs[1]));
             let most = outputs[0].iter().fold(1.0f32, |most, value| most.max(value.abs()));
             for (at, (expected, found)) in outputs[0].iter().zip(&outputs[1]).enumerate() {
                 let near = (found - expected).abs() <= 2e-5 * most;
