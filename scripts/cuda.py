@@ -134,14 +134,17 @@ def short_name(kernel: str) -> str:
     return re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32).*", "", kernel)
 
 
-def assemble(cache: pathlib.Path, ptx: pathlib.Path, architecture: str) -> dict[str, int]:
-    """What ptxas says of a module: registers of a thread, bytes of spills, and bytes of shared memory that it declares."""
-    known = cache / "emulator/assembled" / f"{hashlib.sha256(ptx.read_bytes()).hexdigest()[:32]}-{architecture}.json"
+def assemble(cache: pathlib.Path, ptx: pathlib.Path, architecture: str, blocks: int | None = None) -> dict[str, int]:
+    """What ptxas says of a module: registers of a thread, bytes of spills, and bytes of shared memory that it declares. With `blocks`, it is
+    told that so many blocks on a multiprocessor are enough."""
+    least = [] if blocks is None else ["--minnctapersm", str(blocks)]
+    name = "-".join([hashlib.sha256(ptx.read_bytes()).hexdigest()[:32], architecture, *least[1:]])
+    known = cache / "emulator/assembled" / f"{name}.json"
     if known.exists():
         os.utime(known)
         return json.loads(known.read_text())
     ptxas = toolkit(cache) / "bin/ptxas"
-    run = subprocess.run([ptxas, "-v", f"-arch={architecture}", ptx, "-o", "/dev/null"], capture_output=True, text=True)
+    run = subprocess.run([ptxas, "-v", f"-arch={architecture}", *least, ptx, "-o", "/dev/null"], capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"{ptx}: ptxas failed\n{run.stderr}")
     number = lambda pattern: sum(int(found) for found in re.findall(pattern, run.stderr))

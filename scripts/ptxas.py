@@ -7,7 +7,8 @@ CUDA runtime generates their code, NVRTC compiles it as on a real machine, and p
     cargo build --release --features cuda -p burn-deepspeed-kernels --example instances -p burn-deepspeed-emulator
     python3 scripts/ptxas.py --cache ~/.cache/burn-deepspeed --driver target/release/libcuda.so \\
         --instances target/release/examples/instances --write
-    python3 scripts/ptxas.py ... --check      # fails if a tensor-core kernel spills much; says if bench/results/ptxas.md is out of date
+    python3 scripts/ptxas.py ... --check            # fails if a tensor-core kernel spills much, or has to; says if the table is out of date
+    python3 scripts/ptxas.py ... --check --every    # fails if any kernel has to spill, too
 
 Needs what cuda.py needs.
 """
@@ -45,9 +46,11 @@ class Kernel:
     def assemble(self, cache: pathlib.Path, architecture: str):
         try:
             found = cuda.assemble(cache, self.ptx, architecture)
+            # CubeCL states no least number of blocks, and ptxas spills to fit more than the registers allow.
+            alone = cuda.assemble(cache, self.ptx, architecture, blocks=1) if found["spills"] else found
         except SystemExit as failure:
             raise SystemExit(f"{self.instance}: {failure}") from None
-        self.registers, self.spills = found["registers"], found["spills"]
+        self.registers, self.spills, self.forced = found["registers"], found["spills"], alone["spills"]
         self.shared = found["shared"] + self.dynamic
         return self
 
@@ -80,24 +83,31 @@ def kernels(arguments: argparse.Namespace, architecture: int, only: str) -> list
 
 
 def table(results: dict[int, list[Kernel]]) -> str:
-    spilling = [sum(kernel.spills > 0 for kernel in results[architecture]) for architecture in (90, 80)]
+    of = {number: (sum(kernel.spills > 0 for kernel in found), max(kernel.spills for kernel in found)) for number, found in results.items()}
+    forced = sum(kernel.forced > 0 for found in results.values() for kernel in found)
     lines = [
         "# Registers, spills and shared memory of the CUDA kernels",
         "",
         "Every kernel instance that the modules can use, as CubeCL generates it, compiled by NVRTC 13.0.88 and assembled by",
-        "ptxas 13.0.88. Written by `scripts/ptxas.py`; CI fails if a tensor-core kernel",
-        f"spills more than {MOST_SPILLS} bytes, stores and loads: ptxas spills a few registers to fit more cubes on a multiprocessor.",
-        f"{spilling[0]} of {len(results[90])} kernels spill on sm_90a, and {spilling[1]} on sm_80. There ptxas keeps to a number of registers with",
-        "which more blocks fit. No workload of [cuda-counts.md](cuda-counts.md) has such a kernel.",
+        "ptxas 13.0.88. Written by `scripts/ptxas.py`.",
+        "",
+        f"**{'No kernel has' if forced == 0 else f'{forced} kernels have'} to spill:** told that one block on a multiprocessor is enough (`--minnctapersm 1`),",
+        f"ptxas spills in {'none' if forced == 0 else forced} of {len(results[90])} kernels on sm_90a and sm_80. CubeCL writes `__launch_bounds__` with the size of a block alone, and then",
+        "ptxas keeps to a number of registers with which more blocks fit, where it deems a few spilled numbers the lesser cost:",
+        f"in {of[90][0]} kernels on sm_90a, at most {of[90][1]} bytes a thread, stores and loads, and in {of[80][0]} on sm_80, at most {of[80][1]}. The",
+        "number in brackets is what is left with `--minnctapersm 1`. No workload of [cuda-counts.md](cuda-counts.md) has such a kernel. CI",
+        f"fails if a tensor-core kernel has to spill, or spills more than {MOST_SPILLS} bytes.",
+        "",
         "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones.",
         "",
         "| instance | kernel | block | sm_90a: registers | spills, bytes | shared, bytes | sm_80: registers | spills, bytes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
+    spills = lambda kernel: f"{kernel.spills} ({kernel.forced})" if kernel.spills else "0"
     for hopper, ampere in zip(results[90], results[80], strict=True):
         lines.append(
-            f"| {hopper.instance} | `{hopper.name}` | {hopper.block} | {hopper.registers} | {hopper.spills} "
-            f"| {hopper.shared} | {ampere.registers} | {ampere.spills} |"
+            f"| {hopper.instance} | `{hopper.name}` | {hopper.block} | {hopper.registers} | {spills(hopper)} "
+            f"| {hopper.shared} | {ampere.registers} | {spills(ampere)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -119,6 +129,7 @@ def main():
     parser.add_argument("--driver", type=pathlib.Path, default=ROOT / "target/release/libcuda.so", help="of the package `emulator`")
     parser.add_argument("--instances", type=pathlib.Path, default=ROOT / "target/release/examples/instances")
     parser.add_argument("--only", default="", help="instances whose name contains this")
+    parser.add_argument("--every", action="store_true", help="check every kernel, and not only those with tensor cores")
     parser.add_argument("--architecture", type=int, choices=ARCHITECTURES, help="check the spills on this one, and no table")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="write bench/results/ptxas.md")
@@ -135,15 +146,15 @@ def main():
     # Each program compiles on one core.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         architectures = [arguments.architecture] if arguments.architecture else ARCHITECTURES
-        # Saves time: the others have no limit.
-        only = TENSOR_CORES if arguments.check and not arguments.only else arguments.only
+        # Saves time: NVRTC takes a second for each of the others.
+        only = TENSOR_CORES if arguments.check and not (arguments.only or arguments.every) else arguments.only
         found = {number: pool.submit(kernels, arguments, number, only) for number in architectures}
         results = {number: result.result() for number, result in found.items()}
     spilling = [
-        f"{ARCHITECTURES[number]}: {kernel.instance} ({kernel.name}) spills {kernel.spills} bytes"
+        f"{ARCHITECTURES[number]}: {kernel.instance} ({kernel.name}) spills {kernel.spills} bytes, {kernel.forced} of them if one block is enough"
         for number, found in results.items()
         for kernel in found
-        if kernel.spills > MOST_SPILLS and TENSOR_CORES in kernel.instance
+        if kernel.forced or (kernel.spills > MOST_SPILLS and TENSOR_CORES in kernel.instance)
     ]
     print(", ".join(f"{len(found)} kernels for {ARCHITECTURES[number]}" for number, found in results.items()))
     if arguments.check:

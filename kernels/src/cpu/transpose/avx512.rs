@@ -24,15 +24,14 @@ pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, int
         for first in (0..features).step_by(SIDE) {
             let count = SIDE.min(features - first);
             let mut square = [_mm512_setzero_si512(); SIDE];
-            for n in 0..SIDE {
+            for (register, row) in square.iter_mut().zip(rows) {
                 // SAFETY: the row has the features of the mask.
-                square[n] = unsafe { _mm512_maskz_loadu_epi32(mask(count), rows[n].add(first).cast()) };
+                *register = unsafe { _mm512_maskz_loadu_epi32(mask(count), row.add(first).cast()) };
             }
-            let square = transposed(square);
-            for n in 0..SIDE {
+            for (n, register) in transposed(square).into_iter().enumerate() {
                 if n < count {
                     // SAFETY: the feature has the lanes of the mask.
-                    unsafe { _mm512_mask_storeu_epi32(places.add((first + n) * lanes).cast(), mask(own), square[n]) };
+                    unsafe { _mm512_mask_storeu_epi32(places.add((first + n) * lanes).cast(), mask(own), register) };
                 }
             }
         }
@@ -56,17 +55,16 @@ pub(super) fn out_of_lanes<'a>(from: &[f32], lanes: usize, count: usize, row: im
         for first in (0..features).step_by(SIDE) {
             let count = SIDE.min(features - first);
             let mut square = [_mm512_setzero_si512(); SIDE];
-            for n in 0..SIDE {
+            for (n, register) in square.iter_mut().enumerate() {
                 // A square has the last feature again instead of those after it.
                 let at = (first + n.min(count - 1)) * lanes;
                 // SAFETY: the feature has the lanes of the mask.
-                square[n] = unsafe { _mm512_maskz_loadu_epi32(mask(own), elements.add(at).cast()) };
+                *register = unsafe { _mm512_maskz_loadu_epi32(mask(own), elements.add(at).cast()) };
             }
-            let square = transposed(square);
-            for n in 0..SIDE {
+            for (n, register) in transposed(square).into_iter().enumerate() {
                 if n < own {
                     // SAFETY: the row has the features of the mask.
-                    unsafe { _mm512_mask_storeu_epi32(rows[n].add(first).cast(), mask(count), square[n]) };
+                    unsafe { _mm512_mask_storeu_epi32(rows[n].add(first).cast(), mask(count), register) };
                 }
             }
         }

@@ -72,7 +72,7 @@ mod tests {
             for count in [lanes, lanes.div_ceil(2), 1] {
                 let mut places = vec![f32::NAN; rows.len()];
                 let cells = std::cell::RefCell::new(places.chunks_exact_mut(features).map(Some).collect::<Vec<_>>());
-                let place = |lane: usize| cells.borrow_mut()[lane].take().unwrap();
+                let place = |lane: usize| cells.borrow_mut()[lane].take().expect("each row is written once");
                 out_of_lanes(&packed, lanes, count, place);
                 drop(cells);
                 assert_eq!(places[..count * features], rows[..count * features], "{lanes} lanes, {count} rows");
