@@ -205,6 +205,7 @@ impl<W: Weights> WithSimd for Task<'_, W> {
             }
             for tile in self.tiles.clone() {
                 match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
+                    (3, true) if deep => self.tile::<S, 3, 8, DEEP>(simd, tile, &features),
                     (4, true) if deep => self.tile::<S, 4, 6, DEEP>(simd, tile, &features),
                     (2, false) if deep => self.tile::<S, 2, 6, DEEP>(simd, tile, &features),
                     (vectors, many) => {
@@ -250,12 +251,15 @@ impl<W: Weights> Ahead for Next<'_, W> {
 }
 
 impl<W: Weights> Task<'_, W> {
-    /// Whether [`DEEP`] features are multiplied at a time. A single tile, in all vectors, has its weights for itself; several read them where they are,
-    /// unless they would push each other out of the caches. Smaller tiles pack them nevertheless, since they read more runs at a time.
+    /// Whether [`DEEP`] features are multiplied at a time. A single tile, in all vectors or all but one of many, has its weights for itself; several read
+    /// them where they are, unless they would push each other out of the caches. Smaller tiles pack them nevertheless, since they read more runs at a
+    /// time.
     #[inline(always)]
     fn deep<S: Simd>(&self) -> bool {
         let matrix = &self.problem.matrix;
-        if matrix.layout() != Layout::Along || self.tiling.lanes(self.tiles.start) < self.tiling.most {
+        let most = self.tiling.most;
+        let fewest = if S::REGISTER_COUNT >= 32 { most - S::F32_LANES } else { most };
+        if matrix.layout() != Layout::Along || self.tiling.lanes(self.tiles.start) < fewest {
             return false;
         }
         let apart = |stride: usize| {
