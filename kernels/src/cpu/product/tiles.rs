@@ -205,6 +205,8 @@ impl<W: Weights> WithSimd for Task<'_, W> {
             }
             for tile in self.tiles.clone() {
                 match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
+                    (1, true) if deep => self.tile::<S, 1, 12, DEEP>(simd, tile, &features),
+                    (2, true) if deep => self.tile::<S, 2, 12, DEEP>(simd, tile, &features),
                     (3, true) if deep => self.tile::<S, 3, 8, DEEP>(simd, tile, &features),
                     (4, true) if deep => self.tile::<S, 4, 6, DEEP>(simd, tile, &features),
                     (2, false) if deep => self.tile::<S, 2, 6, DEEP>(simd, tile, &features),
@@ -258,7 +260,7 @@ impl<W: Weights> Task<'_, W> {
     fn deep<S: Simd>(&self) -> bool {
         let matrix = &self.problem.matrix;
         let most = self.tiling.most;
-        let fewest = if S::REGISTER_COUNT >= 32 { most - S::F32_LANES } else { most };
+        let fewest = if S::REGISTER_COUNT >= 32 { S::F32_LANES } else { most };
         if matrix.layout() != Layout::Along || self.tiling.lanes(self.tiles.start) < fewest {
             return false;
         }
