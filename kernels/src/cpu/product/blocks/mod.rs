@@ -39,7 +39,6 @@ use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
 use crate::cpu::element::Element;
-#[cfg(target_arch = "x86_64")]
 use crate::cpu::places::Places;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
 
