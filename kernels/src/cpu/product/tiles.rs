@@ -205,24 +205,18 @@ impl<W: Weights> WithSimd for Task<'_, W> {
             }
             for tile in self.tiles.clone() {
                 match (self.tiling.lanes(tile) / S::F32_LANES, S::REGISTER_COUNT >= 32) {
+                    // Not 24 runs of features, which would not stay in the first-level cache if their distance is a power of two.
                     (1, true) if deep => self.tile::<S, 1, 12, DEEP>(simd, tile, &features),
                     (2, true) if deep => self.tile::<S, 2, 12, DEEP>(simd, tile, &features),
                     (3, true) if deep => self.tile::<S, 3, 8, DEEP>(simd, tile, &features),
-                    (4, true) if deep => self.tile::<S, 4, 6, DEEP>(simd, tile, &features),
-                    (2, false) if deep => self.tile::<S, 2, 6, DEEP>(simd, tile, &features),
-                    (vectors, many) => {
-                        for start in features.clone().step_by(DEPTH) {
-                            let features = start..features.end.min(start + DEPTH);
-                            match (vectors, many) {
-                                (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
-                                (2, true) => self.tile::<S, 2, 12, DEPTH>(simd, tile, &features),
-                                (3, true) => self.tile::<S, 3, 8, DEPTH>(simd, tile, &features),
-                                (_, true) => self.tile::<S, 4, 6, DEPTH>(simd, tile, &features),
-                                (1, false) => self.tile::<S, 1, 12, DEPTH>(simd, tile, &features),
-                                (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
-                            }
-                        }
-                    }
+                    (_, true) if deep => self.tile::<S, 4, 6, DEEP>(simd, tile, &features),
+                    (_, false) if deep => self.tile::<S, 2, 6, DEEP>(simd, tile, &features),
+                    (1, true) => self.tile::<S, 1, 24, DEPTH>(simd, tile, &features),
+                    (2, true) => self.tile::<S, 2, 12, DEPTH>(simd, tile, &features),
+                    (3, true) => self.tile::<S, 3, 8, DEPTH>(simd, tile, &features),
+                    (_, true) => self.tile::<S, 4, 6, DEPTH>(simd, tile, &features),
+                    (1, false) => self.tile::<S, 1, 12, DEPTH>(simd, tile, &features),
+                    (_, false) => self.tile::<S, 2, 6, DEPTH>(simd, tile, &features),
                 }
                 if features.end == matrix.inputs() {
                     self.write(tile);
@@ -253,15 +247,14 @@ impl<W: Weights> Ahead for Next<'_, W> {
 }
 
 impl<W: Weights> Task<'_, W> {
-    /// Whether [`DEEP`] features are multiplied at a time. A single tile, in all vectors or all but one of many, has its weights for itself; several read
-    /// them where they are, unless they would push each other out of the caches. Smaller tiles pack them nevertheless, since they read more runs at a
-    /// time.
+    /// Whether [`DEEP`] features are multiplied at a time. A single tile has its weights for itself. Several read them where they are, unless they
+    /// would push each other out of the caches.
     #[inline(always)]
     fn deep<S: Simd>(&self) -> bool {
         let matrix = &self.problem.matrix;
-        let most = self.tiling.most;
-        let fewest = if S::REGISTER_COUNT >= 32 { S::F32_LANES } else { most };
-        if matrix.layout() != Layout::Along || self.tiling.lanes(self.tiles.start) < fewest {
+        let many_registers = S::REGISTER_COUNT >= 32;
+        let whole = self.tiling.lanes(self.tiles.start) == self.tiling.most;
+        if matrix.layout() != Layout::Along || !(many_registers || whole) {
             return false;
         }
         let apart = |stride: usize| {
@@ -269,7 +262,7 @@ impl<W: Weights> Task<'_, W> {
             whole || !(stride * size_of::<f32>()).is_multiple_of(PAGE)
         };
         let in_place = matrix.in_place().is_some_and(|(_, stride)| apart(stride));
-        self.tiles.len() == 1 || in_place && S::REGISTER_COUNT >= 32
+        self.tiles.len() == 1 || in_place && many_registers
     }
 
     /// Adds the products of at most `D` features of a tile, in `V` vectors, to its sums, `N` outputs at a time.
@@ -280,7 +273,6 @@ impl<W: Weights> Task<'_, W> {
         tile: usize,
         features: &Range<usize>,
     ) {
-        let deep = self.deep::<S>();
         let Self { problem, tiling, packed, tiles, outputs, sums, weights, output } = self;
         let matrix = &problem.matrix;
         let (inputs, lanes) = (matrix.inputs(), V * S::F32_LANES);
@@ -316,7 +308,7 @@ impl<W: Weights> Task<'_, W> {
                 // Other tiles find the weights where the first has packed them.
                 let place = if D == DEEP { 0 } else { at * N * D };
                 let weights = &mut weights[place..][..N * D];
-                if first || deep {
+                if first {
                     matrix.pack(&own, features, D, weights);
                     // The rest of the last group is computed, and not read.
                     weights[own.len() * D..].fill(0.0);
