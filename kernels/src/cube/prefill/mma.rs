@@ -96,11 +96,13 @@ impl Engine {
 
     /// The same with planes of 32 rows, if there are registers for them: steps have fewer keys where the context of a head, and
     /// what is added to scores, leave few.
-    fn tall_tile(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool) -> Option<Tile> {
+    fn tall_tile(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool, grouped: bool) -> Option<Tile> {
         let tile = self.tile(head_dim, vector, 2);
         let keys = match (scoring, head_dim) {
             _ if self == Self::Emulated => (head_dim <= TALL_EMULATED_HEAD).then_some(tile.keys)?,
             (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
+            // The places of biases depend on head and token of a row.
+            (Scoring::Masked { .. }, 33..=64) if grouped => 48,
             (_, ..=64) | (Scoring::Range, ..=96) => 64,
             (Scoring::Range, _) if !int8 => 48,
             _ => 32,
@@ -108,20 +110,21 @@ impl Engine {
         Some(Tile { keys, ..tile })
     }
 
-    /// The tile for `heads` that have `rows` of queries each. Planes take 32 rows if these fit, fill the device and are not mostly
+    /// The tile for `heads` of keys, each with a `group` of heads of queries. Planes take 32 rows if these fit, fill the device and are not mostly
     /// beyond the last row.
     fn tile_for(
         self,
         machine: &Machine,
         element: usize,
         [head_dim, vector]: [usize; 2],
-        [heads, rows]: [usize; 2],
+        [heads, group, tokens]: [usize; 3],
         scoring: Scoring,
         int8: bool,
     ) -> Tile {
+        let rows = group * tokens;
         let short = self.tile(head_dim, vector, 1);
         let cubes = |tile: &Tile| rows.div_ceil(tile.rows() as usize);
-        let tall = self.tall_tile(head_dim, vector, scoring, int8).filter(|tall| {
+        let tall = self.tall_tile(head_dim, vector, scoring, int8, group > 1).filter(|tall| {
             let fills = heads * cubes(tall) >= TALL_CUBES * machine.processors as usize;
             let full = cubes(tall) * 8 <= cubes(&short) * 5;
             fills && full && tall.check(machine, element).is_ok()
@@ -183,7 +186,7 @@ pub fn launch<R: Runtime>(
     };
     let quads = engine != Engine::Emulated && masks.has_bias_vectors(4);
     let rows = group * tokens;
-    let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, rows], scoring, int8);
+    let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, group, tokens], scoring, int8);
     let tile = Tile { quads, written: context_vector as u32, heads_first: masks.is_causal(), ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
