@@ -34,7 +34,7 @@ const MOST_GROUP: usize = 24;
 /// stored less often.
 const DEEP: usize = 1024;
 
-/// Bytes between runs of weights from which on these compete for the same places of a cache.
+/// Runs of weights compete for the same places of a cache if the bytes from one to the next are a multiple of this.
 const PAGE: usize = 4096;
 
 /// Most rows of a task.

@@ -11,6 +11,9 @@ const SIDE: usize = 16;
 /// [`into_lanes`](super::into_lanes).
 #[target_feature(enable = "avx512f")]
 pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, into: &mut [f32]) {
+    if into.is_empty() {
+        return;
+    }
     let features = into.len() / lanes;
     for lane in (0..lanes).step_by(SIDE) {
         let own = SIDE.min(lanes - lane);
@@ -42,6 +45,9 @@ pub(super) fn into_lanes<'a>(row: impl Fn(usize) -> &'a [f32], lanes: usize, int
 #[target_feature(enable = "avx512f")]
 pub(super) fn out_of_lanes<'a>(from: &[f32], lanes: usize, count: usize, row: impl Fn(usize) -> &'a mut [f32]) {
     assert!(count <= lanes, "`out_of_lanes`: {count} rows of {lanes} lanes");
+    if from.is_empty() {
+        return;
+    }
     let features = from.len() / lanes;
     for lane in (0..count).step_by(SIDE) {
         let own = SIDE.min(count - lane);

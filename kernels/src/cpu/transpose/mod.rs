@@ -36,8 +36,9 @@ pub(super) fn out_of_lanes<'a>(from: &[f32], lanes: usize, count: usize, row: im
 mod tests {
     use super::*;
 
-    /// Lanes and features: whole squares of 4 and of 16, and others.
-    const SIZES: [(usize, usize); 8] = [(1, 5), (4, 4), (6, 7), (16, 3), (16, 16), (17, 33), (48, 40), (64, 100)];
+    /// Lanes and features: whole squares of 4 and of 16, others, and no features.
+    const SIZES: [(usize, usize); 9] =
+        [(1, 5), (4, 4), (6, 7), (16, 3), (16, 16), (17, 33), (48, 40), (64, 100), (64, 0)];
 
     /// `[lanes, features]`.
     fn rows(lanes: usize, features: usize) -> Vec<f32> {
@@ -69,11 +70,19 @@ mod tests {
             let rows = rows(lanes, features);
             let mut packed = vec![f32::NAN; rows.len()];
             into_lanes(|lane| &rows[lane * features..][..features], lanes, &mut packed);
-            for count in [lanes, lanes.div_ceil(2), 1] {
+            let counts = [lanes, lanes.div_ceil(2), 1];
+            for (count, in_small_squares) in counts.into_iter().flat_map(|count| [(count, false), (count, true)]) {
                 let mut places = vec![f32::NAN; rows.len()];
-                let cells = std::cell::RefCell::new(places.chunks_exact_mut(features).map(Some).collect::<Vec<_>>());
-                let place = |lane: usize| cells.borrow_mut()[lane].take().expect("each row is written once");
-                out_of_lanes(&packed, lanes, count, place);
+                let cells =
+                    std::cell::RefCell::new(places.chunks_exact_mut(features.max(1)).map(Some).collect::<Vec<_>>());
+                let place = |lane: usize| match features {
+                    0 => &mut [][..],
+                    _ => cells.borrow_mut()[lane].take().expect("each row is written once"),
+                };
+                match in_small_squares {
+                    true => small::out_of_lanes(&packed, lanes, count, place),
+                    false => out_of_lanes(&packed, lanes, count, place),
+                }
                 drop(cells);
                 assert_eq!(places[..count * features], rows[..count * features], "{lanes} lanes, {count} rows");
                 assert!(places[count * features..].iter().all(|place| place.is_nan()), "{lanes} lanes, {count} rows");
