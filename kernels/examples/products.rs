@@ -103,7 +103,10 @@ fn time<W: AnyMatrix>(
     matrix: W,
     product: impl Fn(&Product<'_, W>, &mut [f32]),
 ) {
-    for &rows in arguments.rows.iter().filter(|_| name.contains(&arguments.only)) {
+    if !name.contains(&arguments.only) {
+        return;
+    }
+    for &rows in &arguments.rows {
         let input = numbers(rows * arguments.inputs, elements);
         let mut output = vec![0.0; rows * arguments.outputs];
         let width = arguments.outputs;

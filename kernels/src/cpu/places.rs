@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::pages::move_result_to_huge_pages;
 use super::scratch::Disjoint;
-use super::stream::{LINE, prefetch, prefetch_at};
+use super::stream::{prefetch, prefetch_far};
 use super::threads;
 
 /// Elements of a result from which on its memory is not zero from the start: 1 MiB.
@@ -149,10 +149,7 @@ impl<'a> Places<'a> {
     #[inline(always)]
     pub(super) unsafe fn prefetch_far(&self, from: usize, len: usize) {
         // SAFETY: the caller has no part that overlaps this one.
-        let elements = unsafe { self.memory.part(from, len) };
-        for line in (0..len).step_by(LINE / size_of::<f32>()) {
-            prefetch_at(elements, line);
-        }
+        prefetch_far(unsafe { self.memory.part(from, len) });
     }
 
     /// A part that was taken before, or is initialised.

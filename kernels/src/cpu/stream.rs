@@ -169,14 +169,20 @@ pub(super) fn rest_sums<S: Simd, E: Element, const N: usize, const M: usize>(
 /// Prefetches elements that are read soon, into the first-level cache.
 #[inline(always)]
 pub(super) fn prefetch<E>(elements: &[E]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in elements.chunks(LINE / size_of::<E>()) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: every x86-64 processor has the instruction, and it reads nothing that the program could see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+    prefetch_lines::<true, E>(elements);
+}
+
+/// The same into the second-level cache.
+#[inline(always)]
+pub(super) fn prefetch_far<E>(elements: &[E]) {
+    prefetch_lines::<false, E>(elements);
+}
+
+#[inline(always)]
+fn prefetch_lines<const NEAR: bool, E>(elements: &[E]) {
+    for at in (0..elements.len()).step_by(LINE / size_of::<E>()) {
+        prefetch_line::<NEAR, E>(elements, at);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = elements;
 }
 
 /// Prefetches the line of an element into the first-level cache. The slice need not have the element.

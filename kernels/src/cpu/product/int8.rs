@@ -9,18 +9,12 @@ use pulp::Simd;
 use super::computed;
 #[cfg(target_arch = "x86_64")]
 use super::parts::{self, InParts, Panels};
-use super::problem::{PART, Path, Product, Weights, after, has_wide_vectors};
+use super::problem::{PART, Path, Product, Weights, after, few_widened};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::{check_len, product};
 use crate::cpu::places::Places;
 use crate::cpu::stream::{LINE, prefetch_at, rest_sums, vector_sums};
-
-/// Most rows of a sequence for which a matrix is streamed. For more rows, its blocks are converted to f32 once for all of them.
-const FEW: usize = 8;
-
-/// The same where vectors have 16 floats.
-const FEW_WIDE: usize = 16;
 
 /// A matrix from `inputs` to `outputs` features, `element · scale of its block`.
 ///
@@ -155,8 +149,8 @@ impl Weights for Int8Matrix<'_> {
     }
 
     fn path(&self, sequence: usize) -> Path {
-        let few = if has_wide_vectors() { FEW_WIDE } else { FEW };
-        if sequence <= few { Path::Stream } else { Path::Tiles }
+        // For more rows, blocks are converted to f32 once for all of them.
+        if sequence <= few_widened() { Path::Stream } else { Path::Tiles }
     }
 
     #[inline(always)]

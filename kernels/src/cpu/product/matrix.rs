@@ -17,7 +17,7 @@ use pulp::Simd;
 use super::computed;
 #[cfg(target_arch = "x86_64")]
 use super::parts::{self, InParts, Panels};
-use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, has_wide_vectors};
+use super::problem::{DEPTH, Layout, PART, Path, Product, WIDTH, Weights, after, few_widened, has_wide_vectors};
 use super::runs::{Runs, all};
 use super::tiles::tiles;
 use crate::contract::extent;
@@ -27,9 +27,6 @@ use crate::cpu::stream::{Columns, add_rows, dot, prefetch_at};
 
 /// Most rows of a sequence for which an `[out, in]` matrix is streamed. `benches/project.rs` measures these limits.
 const FEW_ALONG_INPUTS: usize = 8;
-
-/// The same for elements that become f32 first, where vectors have 16 floats.
-const FEW_WIDENED: usize = 16;
 
 /// The same for `[in, out]`, which has to be transposed for a tile.
 const FEW_ALONG_OUTPUTS: usize = 24;
@@ -76,7 +73,7 @@ impl<E: Element> Weights for Matrix<'_, E> {
 
     fn path(&self, sequence: usize) -> Path {
         let few = match (self.input_stride, self.output_stride) {
-            (1, _) if E::as_f32s(self.elements).is_none() && has_wide_vectors() => FEW_WIDENED,
+            (1, _) if E::as_f32s(self.elements).is_none() => few_widened(),
             (1, _) => FEW_ALONG_INPUTS,
             (_, 1) => FEW_ALONG_OUTPUTS,
             _ => 0,

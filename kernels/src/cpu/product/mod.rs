@@ -123,7 +123,7 @@ fn computed<W: Weights>(problem: &Product<'_, W>, output: &mut Places<'_>) {
 
 /// A few rows.
 fn stream<W: Weights>(problem: &Product<'_, W>, rows: usize, output: &mut [f32]) {
-    let Product { input, matrix, bias, width, first, .. } = *problem;
+    let Product { input, matrix, bias, .. } = *problem;
     let (inputs, outputs) = (matrix.inputs(), matrix.outputs());
 
     let fair = outputs.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(MULTIPLE);
@@ -138,7 +138,7 @@ fn stream<W: Weights>(problem: &Product<'_, W>, rows: usize, output: &mut [f32])
                 sums.fill(0.0);
                 Arch::new().dispatch(Task { matrix, input, first: range.start, sums });
                 for (row, sums) in sums.chunks_exact(range.len()).enumerate() {
-                    let place = (group * ROWS + row) * width + first + range.start;
+                    let place = problem.place(group * ROWS + row, range.start);
                     // SAFETY: no other task has these features.
                     let output = unsafe { output.part(place, range.len()) };
                     output.copy_from_slice(sums);

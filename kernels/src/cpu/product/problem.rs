@@ -39,6 +39,14 @@ pub struct Product<'a, W> {
     pub first: usize,
 }
 
+impl<W> Product<'_, W> {
+    /// Where an output of a row is.
+    #[inline(always)]
+    pub(super) fn place(&self, row: usize, output: usize) -> usize {
+        row * self.width + self.first + output
+    }
+}
+
 /// What the elements of an input are known to be, or become. A statement may make a product faster, and affects no more of the result than the
 /// rounding of sums. A wrong one costs time alone.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -154,6 +162,11 @@ pub(super) fn after(
     } else {
         (block.end, 0)
     }
+}
+
+/// Most rows of a sequence for which runs of elements that become f32 are streamed.
+pub(super) fn few_widened() -> usize {
+    if has_wide_vectors() { 16 } else { 8 }
 }
 
 /// Whether the processor has 32 registers of 16 floats.

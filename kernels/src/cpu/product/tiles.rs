@@ -294,7 +294,9 @@ impl<W: Weights> Task<'_, W> {
             if ends {
                 for row in first_row + at * own_rows / groups..first_row + (at + 1) * own_rows / groups {
                     // SAFETY: no other task has these places, and this one has not taken them.
-                    unsafe { output.places.prefetch_far(output.place(problem, row, outputs), outputs.len()) };
+                    unsafe {
+                        output.places.prefetch_far(problem.place(output.first_row + row, outputs.start), outputs.len())
+                    };
                 }
             }
             let ahead = Next { matrix, own: own.clone(), block: outputs, features, at, first };
@@ -332,16 +334,9 @@ impl<W: Weights> Task<'_, W> {
         }
         let first_row = tile * tiling.most;
         // SAFETY: no other task has these features of these rows, and no other lane this row.
-        let place =
-            |lane| unsafe { output.taker.part(output.place(problem, first_row + lane, outputs), outputs.len()) };
+        let place = |lane| unsafe {
+            output.taker.part(problem.place(output.first_row + first_row + lane, outputs.start), outputs.len())
+        };
         out_of_lanes(sums, lanes, (tiling.rows - first_row).min(lanes), place);
-    }
-}
-
-impl Output<'_> {
-    /// Where some outputs of a row begin.
-    #[inline(always)]
-    fn place<W: Weights>(&self, problem: &Product<'_, W>, row: usize, outputs: &Range<usize>) -> usize {
-        (self.first_row + row) * problem.width + problem.first + outputs.start
     }
 }

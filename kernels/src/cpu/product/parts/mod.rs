@@ -140,7 +140,7 @@ fn again_in_f32<W: InParts>(
     let alone = Product { width: all, first: 0, ..*problem };
     with_rounded_input(&alone, |alone| in_f32(alone, outputs.clone(), &Places::of(&mut copy)));
     for (row, copy) in copy.chunks_exact(all).enumerate() {
-        let first = (first_row + row) * problem.width + problem.first + outputs.start;
+        let first = problem.place(first_row + row, outputs.start);
         // SAFETY: tasks have written them, and have ended.
         unsafe { output.again(first, outputs.len()) }.copy_from_slice(&copy[outputs.clone()]);
     }

@@ -163,7 +163,7 @@ impl<W: InParts> WithSimd for Write<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
         let Self { problem, rows, outputs, output, sums } = self;
-        let Product { ref matrix, bias, width, first, .. } = *problem;
+        let Product { ref matrix, bias, .. } = *problem;
         let mut factors = [1.0; MOST_OUTPUTS];
         for (factor, output) in factors.iter_mut().zip(outputs.clone()) {
             *factor = matrix.scale(output);
@@ -172,7 +172,7 @@ impl<W: InParts> WithSimd for Write<'_, W> {
         let taker = output.taker();
         for (at, row) in rows.enumerate() {
             // SAFETY: no other task has these outputs, and this one takes those of a row once.
-            let places = unsafe { taker.part(row * width + first + outputs.start, outputs.len()) };
+            let places = unsafe { taker.part(problem.place(row, outputs.start), outputs.len()) };
             let own = &sums[at / ROWS * panels..][..panels];
             let factors = factors.chunks_exact(OUTPUTS);
             for ((places, sums), factors) in places.chunks_mut(OUTPUTS).zip(own).zip(factors) {

@@ -6,8 +6,8 @@ use std::arch::x86_64::{
 
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE, VECTORS};
 
-/// Rows whose sums are in registers.
-const ROWS: usize = 6;
+/// Most rows whose sums are in registers.
+pub(super) const ROWS: usize = 6;
 /// Bytes of a row that are added up in a lane.
 const FOUR: usize = size_of::<i32>();
 /// Outputs of a register.
@@ -15,26 +15,18 @@ const WORDS: usize = 8;
 /// Registers of a vector of outputs.
 const PARTS: usize = LANES / WORDS;
 
-/// The sums of the products of rows of a group with `steps` steps, and a panel.
+/// The sums of the products of `N` rows of a group from `first` on, with `steps` steps, and a panel.
 ///
 /// # Panics
 /// If a slice is too short.
 #[target_feature(enable = "avx2,avxvnni")]
-pub(super) fn multiply(rows: &[u8], steps: usize, panel: &[i8], sums: &mut [[i32; OUTPUTS]]) {
-    assert!(sums.len() <= GROUP && rows.len() >= steps * TILE && panel.len() == steps * STEP * OUTPUTS);
-    let mut first = 0;
-    while first < sums.len() {
-        first += match sums.len() - first {
-            ROWS.. => some::<ROWS>(rows, first, steps, panel, &mut sums[first..]),
-            4.. => some::<4>(rows, first, steps, panel, &mut sums[first..]),
-            _ => some::<1>(rows, first, steps, panel, &mut sums[first..]),
-        };
-    }
-}
-
-/// The same for `N` rows from `first` on; returns `N`.
-#[target_feature(enable = "avx2,avxvnni")]
-fn some<const N: usize>(rows: &[u8], first: usize, steps: usize, panel: &[i8], sums: &mut [[i32; OUTPUTS]]) -> usize {
+pub(super) fn multiply<const N: usize>(
+    rows: &[u8],
+    first: usize,
+    steps: usize,
+    panel: &[i8],
+    sums: &mut [[i32; OUTPUTS]],
+) {
     assert!(first + N <= GROUP && rows.len() >= steps * TILE && panel.len() == steps * STEP * OUTPUTS);
     for v in 0..VECTORS {
         let vector = &panel[v * steps * TILE..][..steps * TILE];
@@ -60,5 +52,4 @@ fn some<const N: usize>(rows: &[u8], first: usize, steps: usize, panel: &[i8], s
             }
         }
     }
-    N
 }

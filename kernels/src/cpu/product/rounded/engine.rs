@@ -22,6 +22,23 @@ pub(super) type Sums<T> = [[T; OUTPUTS]; ROWS];
 /// Fewest rows that are worth the packing of weights.
 const FEWEST_ROWS: usize = 16;
 
+/// Multiplies a number of rows of a group from the second argument on; see [`vnni::multiply`].
+#[cfg(target_arch = "x86_64")]
+type Rows = unsafe fn(&[u8], usize, usize, &[i8], &mut [[i32; OUTPUTS]]);
+
+/// How many rows AVX-VNNI multiplies together, the most first.
+#[cfg(target_arch = "x86_64")]
+const AVX_VNNI: [(usize, Rows); 3] = [
+    (avx_vnni::ROWS, avx_vnni::multiply::<{ avx_vnni::ROWS }>),
+    (4, avx_vnni::multiply::<4>),
+    (1, avx_vnni::multiply::<1>),
+];
+
+/// The same for AVX-512 VNNI.
+#[cfg(target_arch = "x86_64")]
+const AVX512_VNNI: [(usize, Rows); 3] =
+    [(vnni::ROWS, vnni::multiply::<{ vnni::ROWS }>), (4, vnni::multiply::<4>), (1, vnni::multiply::<1>)];
+
 /// Which instructions multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Engine {
@@ -115,15 +132,34 @@ impl Ready {
             match self.engine {
                 // SAFETY: the processor has the instructions.
                 #[cfg(target_arch = "x86_64")]
-                Engine::AvxVnni => unsafe { avx_vnni::multiply(group, steps, panel, sums) },
+                Engine::AvxVnni => unsafe { multiply(&AVX_VNNI, group, steps, panel, sums) },
                 // SAFETY: as above; it is not AMX, which has tiles.
                 #[cfg(target_arch = "x86_64")]
-                Engine::Avx512Vnni | Engine::Amx => unsafe { vnni::multiply(group, steps, panel, sums) },
+                Engine::Avx512Vnni | Engine::Amx => unsafe { multiply(&AVX512_VNNI, group, steps, panel, sums) },
                 #[cfg(target_arch = "aarch64")]
                 Engine::Dot => neon::multiply(false, group, steps, panel, sums),
                 #[cfg(target_arch = "aarch64")]
                 Engine::Mmla => neon::multiply(true, group, steps, panel, sums),
             }
+        }
+    }
+}
+
+/// The sums of the products of rows of a group with `steps` steps, and a panel.
+///
+/// # Panics
+/// If a slice is too short.
+///
+/// # Safety
+/// The processor has the instructions.
+#[cfg(target_arch = "x86_64")]
+unsafe fn multiply(kinds: &[(usize, Rows)], rows: &[u8], steps: usize, panel: &[i8], sums: &mut [[i32; OUTPUTS]]) {
+    let mut first = 0;
+    for (count, multiply) in kinds {
+        while sums.len() - first >= *count {
+            // SAFETY: the caller guarantees it.
+            unsafe { multiply(rows, first, steps, panel, &mut sums[first..]) };
+            first += count;
         }
     }
 }

@@ -129,7 +129,10 @@ impl<const N: usize> Task<'_, N> {
                             sums: &mut sums,
                         });
                     }
-                    self.write(&taker, first_row, outputs.start + panel * OUTPUTS, &sums);
+                    let first = outputs.start + panel * OUTPUTS;
+                    let count = OUTPUTS.min(outputs.end - first);
+                    let write = Write { task: &self, taker: &taker, first_row, first, count, sums: &sums };
+                    pulp::Arch::new().dispatch(write);
                 }
             }
         });
@@ -159,42 +162,37 @@ impl<const N: usize> Task<'_, N> {
             engine.multiply(groups, GROUP * self.stride, rows, segment.steps(), panel, products);
         }
     }
-
-    /// Writes the sums of a tile, times the scales of its rows, with the bias.
-    fn write(&self, taker: &Taker<'_>, first_row: usize, first: usize, sums: &Sums<f32>) {
-        let Product { bias, width, first: column, .. } = *self.problem;
-        let count = OUTPUTS.min(self.outputs.end - first);
-        let arch = pulp::Arch::new();
-        for ((row, scale), sums) in (first_row..).zip(&self.scales[first_row..]).zip(sums) {
-            // SAFETY: no other task has these outputs, which are claimed, and this one takes those of a row once.
-            let places = unsafe { taker.part((self.first_row + row) * width + column + first, count) };
-            let bias = bias.map(|bias| &bias[first..][..count]);
-            arch.dispatch(Finish { sums, scale: *scale, bias, places });
-        }
-    }
 }
 
-/// Writes sums, times a scale, with the bias.
-struct Finish<'a> {
-    sums: &'a [f32; OUTPUTS],
-    scale: f32,
-    bias: Option<&'a [f32]>,
-    places: &'a mut [f32],
+/// Writes the sums of a tile, times the scales of its rows, with the bias.
+struct Write<'a, const N: usize> {
+    task: &'a Task<'a, N>,
+    taker: &'a Taker<'a>,
+    first_row: usize,
+    /// The first output, and how many there are.
+    first: usize,
+    count: usize,
+    sums: &'a Sums<f32>,
 }
 
-impl pulp::WithSimd for Finish<'_> {
+impl<const N: usize> pulp::WithSimd for Write<'_, N> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: pulp::Simd>(self, _simd: S) {
-        let Self { sums, scale, bias, places } = self;
-        match bias {
-            Some(bias) => {
-                for ((place, sum), bias) in places.iter_mut().zip(sums).zip(bias) {
-                    *place = sum * scale + bias;
+        let Self { task, taker, first_row, first, count, sums } = self;
+        let bias = task.problem.bias.map(|bias| &bias[first..][..count]);
+        for ((row, scale), sums) in (first_row..).zip(&task.scales[first_row..]).zip(sums) {
+            // SAFETY: no other task has these outputs, which are claimed, and this one takes those of a row once.
+            let places = unsafe { taker.part(task.problem.place(task.first_row + row, first), count) };
+            match bias {
+                Some(bias) => {
+                    for ((place, sum), bias) in places.iter_mut().zip(sums).zip(bias) {
+                        *place = sum * scale + bias;
+                    }
                 }
+                None => places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum * scale + 0.0),
             }
-            None => places.iter_mut().zip(sums).for_each(|(place, sum)| *place = sum * scale + 0.0),
         }
     }
 }

@@ -6,29 +6,21 @@ use std::arch::x86_64::{
 
 use crate::cpu::product::panel::{GROUP, LANES, OUTPUTS, STEP, TILE, VECTORS};
 
-/// Rows whose sums are in registers.
-const ROWS: usize = 8;
+/// Most rows whose sums are in registers.
+pub(super) const ROWS: usize = 8;
 
-/// The sums of the products of rows of a group with `steps` steps, and a panel.
+/// The sums of the products of `N` rows of a group from `first` on, with `steps` steps, and a panel.
 ///
 /// # Panics
 /// If a slice is too short.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn multiply(rows: &[u8], steps: usize, panel: &[i8], sums: &mut [[i32; OUTPUTS]]) {
-    assert!(sums.len() <= GROUP && rows.len() >= steps * TILE && panel.len() == steps * STEP * OUTPUTS);
-    let mut first = 0;
-    while first < sums.len() {
-        first += match sums.len() - first {
-            ROWS.. => some::<ROWS>(rows, first, steps, panel, &mut sums[first..]),
-            4.. => some::<4>(rows, first, steps, panel, &mut sums[first..]),
-            _ => some::<1>(rows, first, steps, panel, &mut sums[first..]),
-        };
-    }
-}
-
-/// The same for `N` rows from `first` on; returns `N`.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn some<const N: usize>(rows: &[u8], first: usize, steps: usize, panel: &[i8], sums: &mut [[i32; OUTPUTS]]) -> usize {
+pub(super) fn multiply<const N: usize>(
+    rows: &[u8],
+    first: usize,
+    steps: usize,
+    panel: &[i8],
+    sums: &mut [[i32; OUTPUTS]],
+) {
     const FOURS: usize = STEP / size_of::<i32>();
     assert!(first + N <= GROUP && rows.len() >= steps * TILE && panel.len() == steps * STEP * OUTPUTS);
     let mut totals = [[_mm512_setzero_si512(); VECTORS]; N];
@@ -59,5 +51,4 @@ fn some<const N: usize>(rows: &[u8], first: usize, steps: usize, panel: &[i8], s
             unsafe { _mm512_storeu_si512(sums.as_mut_ptr().cast(), total) };
         }
     }
-    N
 }
