@@ -1,5 +1,7 @@
 //! How pairs of features and matrices are laid out in memory.
 
+use serde::{Deserialize, Serialize};
+
 /// Which features of a head form a rotary pair. There is no default: the layouts agree at position 0 and nowhere else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RotaryLayout {
@@ -10,7 +12,7 @@ pub enum RotaryLayout {
 }
 
 /// How a matrix is stored. DeepSpeed's `transposed_mode` is `OutputInput`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Orientation {
     /// `[in, out]`: DeepSpeed's default, GPT-2's `Conv1D`.
     InputOutput,

@@ -154,6 +154,7 @@ impl EncoderDecoderConfig {
             let positions = positions.transpose()?;
             let base = DeepSpeedInferenceConfig::new(hidden, required(class.heads[place])?)
                 .with_dtype(dtype)
+                .with_transposed_mode(true)
                 .with_head_dim(head_dim)
                 .with_layer_norm_eps(epsilon)
                 .with_triangular_masking(place == DECODER)

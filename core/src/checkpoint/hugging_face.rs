@@ -79,8 +79,9 @@ impl HuggingFaceConfig {
     ///
     /// Of a file that describes two encoders, such as that of a whole CLIP, `options` must say which one is read.
     ///
-    /// The element type is that of the file, if `options` names none. Change any other setting of attention in
-    /// [`with_attention`](Self::with_attention).
+    /// The element type is that of the file, if `options` names none. Matrices are `[out, in]`
+    /// ([`transposed_mode`](DeepSpeedInferenceConfig::transposed_mode)), as most checkpoints have them and as kernels multiply them faster.
+    /// Change any other setting of attention in [`with_attention`](Self::with_attention).
     ///
     /// # Errors
     /// [`ConfigError::UnknownModelType`], [`ConfigError::UnreadKeys`], [`ConfigError::WrongType`], [`ConfigError::Unsupported`],
@@ -138,6 +139,7 @@ impl HuggingFaceConfig {
         let activation = replaced.map_or(activation, |(_, to)| to);
         let mut base = DeepSpeedInferenceConfig::new(hidden, heads)
             .with_dtype(dtype)
+            .with_transposed_mode(true)
             .with_max_out_tokens(max_positions.unwrap_or(2048))
             .with_layer_norm_eps(fields.number(class.epsilon.names)?.unwrap_or(class.epsilon.default))
             .with_mlp_act_func_type(match activation {

@@ -193,10 +193,8 @@ impl<B: InferenceBackend> Embedder<B> {
             .with_dtype(DataType::Fp32)
             .with_allowed_keys(&options.allowed_keys)
             .with_side(side);
-        // The kernels multiply several rows faster with `[out, in]`, as checkpoints store matrices.
         let config = files.config(&reading)?.with_attention(|attention| {
-            let attention = attention.with_matrix_format(options.matrices).with_round_activations(options.rounding);
-            attention.with_transposed_mode(true)
+            attention.with_matrix_format(options.matrices).with_round_activations(options.rounding)
         });
         let plan = Plan::of(&config).map_err(|error| error.in_file(&files.config_path()))?;
         let checkpoint = files.checkpoint()?;
