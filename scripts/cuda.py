@@ -13,6 +13,7 @@ Needs Linux on x86-64, a C compiler and pip. `emulator/src/driver/mod.rs` explai
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -129,6 +130,25 @@ def environment(cache: pathlib.Path, driver: pathlib.Path, **settings: object) -
     return variables | {f"EMULATOR_{name.upper()}": str(value) for name, value in settings.items() if value is not None}
 
 
+# CubeCL then gives each tensor an allocation of its own, of its size rounded up to 512 bytes. Otherwise several share one, and an access
+# that misses its tensor may hit another.
+EXACT = '[memory]\npersistent_memory = "enforced"\n'
+# CubeCL keeps compiled kernels on disk, as a user may tell it to.
+KEPT = '[compilation]\ncache = "local"\n'
+
+
+@contextlib.contextmanager
+def configured(*tables: str):
+    """A folder with all that the current one has, and with this `cubecl.toml`: CubeCL looks for it in the folder of the process."""
+    with tempfile.TemporaryDirectory() as made:
+        folder = pathlib.Path(made)
+        for path in pathlib.Path.cwd().iterdir():
+            (folder / path.name).symlink_to(path)
+        (folder / "cubecl.toml").unlink(missing_ok=True)
+        (folder / "cubecl.toml").write_text("\n".join(tables))
+        yield folder
+
+
 def short_name(kernel: str) -> str:
     """The name of a kernel without the types that CubeCL adds."""
     return re.sub(r"_[a-z]_(f32|f16|bf16|u8|u32).*", "", kernel)
@@ -164,6 +184,7 @@ def main():
     parser.add_argument("--devices", type=int, default=1, help="how many (default: 1)")
     parser.add_argument("--architecture", type=int, choices=[80, 90], default=90, help="compute capability (default: 90)")
     parser.add_argument("--seed", type=int, default=0, help="decides in which order warps run (default: 0)")
+    parser.add_argument("--kept", action="store_true", help="let CubeCL keep compiled kernels in a folder that is empty at first")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     if arguments.pack:
@@ -173,7 +194,8 @@ def main():
     variables = environment(
         arguments.cache.resolve(), arguments.driver, devices=arguments.devices, architecture=arguments.architecture, seed=arguments.seed
     )
-    raise SystemExit(subprocess.run(arguments.command, env=variables).returncode)
+    with configured(EXACT, *[KEPT] * arguments.kept) as folder:
+        raise SystemExit(subprocess.run(arguments.command, env=variables, cwd=folder).returncode)
 
 
 if __name__ == "__main__":

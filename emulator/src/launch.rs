@@ -109,7 +109,8 @@ struct Machine<'l> {
 impl<'l> Machine<'l> {
     fn new(kernel: &'l Kernel, launch: &'l Launch, arguments: &'l [u8], global: &'l Snapshot) -> Self {
         let warps = launch.warps();
-        let shared = Shared::new(kernel.shared_bytes + launch.dynamic_shared, warps, launch.lenient);
+        let shared =
+            Shared::new(kernel.shared_bytes + kernel.dynamic_shared(launch.dynamic_shared), warps, launch.lenient);
         let block = Block::new(shared, launch, kernel.instructions.len(), arguments, global);
         let warp = |index| Warp::new(index, Registers::new(kernel.sizes), kernel.local_bytes);
         Self { kernel, launch, warps: (0..warps).map(warp).collect(), block }

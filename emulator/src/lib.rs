@@ -34,6 +34,7 @@ pub mod count;
 pub mod driver;
 pub mod error;
 mod launch;
+mod limits;
 mod memory;
 mod module;
 mod mutant;
@@ -48,6 +49,7 @@ mod warp;
 
 pub use compile::Kernel;
 pub use launch::{Counts, launch};
+pub use limits::Limits;
 pub use memory::{Device, Snapshot};
 pub use module::Module;
 pub use shape::Launch;

@@ -1,6 +1,5 @@
 //! The shape of a launch.
 
-use crate::memory::MOST_BLOCKS;
 use crate::registers::WARP;
 
 /// The shape of a launch.
@@ -21,9 +20,6 @@ pub struct Launch {
     pub sample: Option<u64>,
 }
 
-/// Most threads of a block.
-const MOST_THREADS: u32 = 1024;
-
 impl Launch {
     /// Threads of a block.
     pub fn threads(&self) -> u32 {
@@ -38,23 +34,6 @@ impl Launch {
     /// Blocks of the grid.
     pub fn blocks(&self) -> u64 {
         self.grid.iter().map(|size| u64::from(*size)).product()
-    }
-
-    /// Whether a device would accept it.
-    ///
-    /// # Errors
-    /// What is wrong.
-    pub fn check(&self) -> Result<(), String> {
-        if self.threads() == 0 || self.blocks() == 0 {
-            return Err(format!("a grid of {:?} blocks of {:?} threads is empty", self.grid, self.block));
-        }
-        if self.threads() > MOST_THREADS {
-            return Err(format!("{} threads in a block; {MOST_THREADS} are possible", self.threads()));
-        }
-        if self.blocks() > MOST_BLOCKS {
-            return Err(format!("{} blocks; {MOST_BLOCKS} are possible", self.blocks()));
-        }
-        Ok(())
     }
 
     /// Position of a block in the grid.

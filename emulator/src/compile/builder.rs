@@ -111,6 +111,7 @@ impl<'a> Builder<'a> {
     pub fn finish(self, instructions: Vec<Instruction>, changed: Option<Changed>) -> Kernel {
         Kernel {
             name: self.source.name.clone(),
+            most_threads: self.source.most_threads,
             parameters: self.layout,
             parameter_bytes: self.parameter_bytes,
             instructions,
@@ -119,6 +120,7 @@ impl<'a> Builder<'a> {
             specials: self.specials,
             shared_bytes: self.shared_bytes,
             least_dynamic_shared: 0,
+            allowed_dynamic_shared: Default::default(),
             changed,
             local_bytes: self.local_bytes,
         }

@@ -18,6 +18,7 @@ mod memory;
 mod merged;
 mod moves;
 mod special;
+mod target;
 mod transcendental;
 mod warp_wide;
 mod whole_matrix;
@@ -51,6 +52,7 @@ fn kernel(
     for statement in &source.statements {
         let refuse =
             |reason| LoadError::Statement { kernel: source.name.clone(), statement: statement.text.clone(), reason };
+        target::check(&statement.opcode, module.target).map_err(refuse)?;
         instructions.push(instruction(&mut builder, statement).map_err(refuse)?);
     }
     let changed = match &source.changed {

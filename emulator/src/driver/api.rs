@@ -5,13 +5,18 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use super::settings::Settings;
 use super::state::Driver;
-use super::state::result::{INVALID_VALUE, LAUNCH_FAILED, NOT_FOUND, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS};
+use super::state::result::{
+    INVALID_VALUE, LAUNCH_FAILED, NO_BINARY_FOR_GPU, NOT_FOUND, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS,
+};
 use crate::Module;
 use crate::compile::Kernel;
+use crate::limits::Limits;
 use crate::shape::Launch;
 
 /// Memory that each device states, in bytes.
 const MEMORY: usize = 8 << 30;
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED_SIZE_BYTES: c_int = 8;
 /// The contexts of the devices: this plus the number of the device.
 const CONTEXT: usize = 0x1000;
 
@@ -100,7 +105,13 @@ entry_points! {
             None => NOT_FOUND,
         }
     }
-    cuFuncSetAttribute(function: *const Kernel, attribute: c_int, value: c_int) { SUCCESS }
+    cuFuncSetAttribute(function: *const Kernel, attribute: c_int, value: c_int) {
+        if attribute != MAX_DYNAMIC_SHARED_SIZE_BYTES { return SUCCESS; }
+        let Ok(bytes) = usize::try_from(value) else { return INVALID_VALUE };
+        if !Settings::get().limits.allows_shared(&*function, bytes) { return INVALID_VALUE; }
+        (*function).allow_dynamic_shared(bytes);
+        SUCCESS
+    }
     cuFuncGetAttribute(value: *mut c_int, attribute: c_int, function: *const Kernel) { *value = 0; SUCCESS }
     cuLaunchKernel(
         function: *const Kernel, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint,
@@ -114,7 +125,7 @@ entry_points! {
         let launch = Launch {
             grid: [grid_x, grid_y, grid_z],
             block: [block_x, block_y, block_z],
-            dynamic_shared: (shared as usize).max(kernel.least_dynamic_shared),
+            dynamic_shared: shared as usize,
             seed: Settings::get().seed,
             lenient: Settings::get().is_lenient(&kernel.name),
             sample: Settings::get().sample,
@@ -140,19 +151,20 @@ entry_points! {
 
 /// Attributes of `CUdevice_attribute` that programs ask for; the others are 1.
 fn attribute_of(attribute: c_int) -> c_int {
-    match attribute {
-        1..=3 => 1024,   // threads of a block, in all and in x and y
-        4 => 64,         // threads of a block in z
-        5 => c_int::MAX, // blocks of a grid in x
-        6 | 7 => 65535,  // in y and z
-        8 => 48 << 10,   // bytes of shared memory of a block
-        10 => 32,        // threads of a warp
-        16 => 132,       // multiprocessors
-        75 => Settings::get().capability[0],
-        76 => Settings::get().capability[1],
-        97 => 227 << 10, // bytes of shared memory of a block that asks for more
+    let limits = Settings::get().limits;
+    let value = match attribute {
+        1 => Limits::THREADS,
+        2..=4 => Limits::BLOCK[attribute as usize - 2],
+        5..=7 => Limits::GRID[attribute as usize - 5],
+        8 => Limits::SHARED as u32,
+        10 => 32, // threads of a warp
+        16 => limits.multiprocessors,
+        75 => limits.capability / 10,
+        76 => limits.capability % 10,
+        97 => limits.most_shared as u32,
         _ => 1,
-    }
+    };
+    value as c_int
 }
 
 fn error_name(error: c_int) -> &'static CStr {
@@ -160,6 +172,7 @@ fn error_name(error: c_int) -> &'static CStr {
         SUCCESS => c"CUDA_SUCCESS",
         INVALID_VALUE => c"CUDA_ERROR_INVALID_VALUE",
         OUT_OF_MEMORY => c"CUDA_ERROR_OUT_OF_MEMORY",
+        NO_BINARY_FOR_GPU => c"CUDA_ERROR_NO_BINARY_FOR_GPU",
         super::state::result::INVALID_PTX => c"CUDA_ERROR_INVALID_PTX",
         NOT_FOUND => c"CUDA_ERROR_NOT_FOUND",
         LAUNCH_FAILED => c"CUDA_ERROR_LAUNCH_FAILED",

@@ -46,7 +46,7 @@ pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
              \"ideal_passes\":{},\"opcodes\":{{{opcodes}}}}}",
             kernel.name,
             counts.blocks,
-            kernel.shared_bytes + launch.dynamic_shared,
+            kernel.shared_bytes + kernel.dynamic_shared(launch.dynamic_shared),
             total.warps,
             total.lanes,
             total.sectors,

@@ -8,11 +8,12 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libloading::Library;
+use siphasher::sip::SipHasher13;
 
 const SUCCESS: c_int = 0;
 /// `NVRTC_ERROR_INTERNAL_ERROR`.
@@ -145,7 +146,8 @@ impl Program {
         }
         let mut declarations: Vec<_> = declarations.into_iter().collect();
         declarations.sort_unstable();
-        let mut hasher = DefaultHasher::new();
+        // The archive of PTX has these numbers in its names, so they may not depend on the compiler.
+        let mut hasher = SipHasher13::new();
         let options: Vec<_> = options.iter().filter(|option| !option.as_bytes().starts_with(HEADERS)).collect();
         (declarations, code, options).hash(&mut hasher);
         hasher.finish()

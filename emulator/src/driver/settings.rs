@@ -3,11 +3,13 @@
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use crate::limits::Limits;
+
 /// The settings; the module above explains them.
 #[derive(Debug)]
 pub struct Settings {
-    /// Major and minor compute capability.
-    pub capability: [i32; 2],
+    /// What the devices allow.
+    pub limits: Limits,
     pub devices: i32,
     pub threads: usize,
     pub seed: u64,
@@ -66,11 +68,10 @@ impl Settings {
                 }),
                 Err(_) => default,
             };
-            let architecture = number("EMULATOR_ARCHITECTURE", 90) as i32;
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             let path = |name: &str| std::env::var_os(name).map(PathBuf::from);
             Self {
-                capability: [architecture / 10, architecture % 10],
+                limits: Limits::of(number("EMULATOR_ARCHITECTURE", 90) as u32),
                 devices: number("EMULATOR_DEVICES", 1) as i32,
                 threads: number("EMULATOR_THREADS", cores as u64) as usize,
                 seed: number("EMULATOR_SEED", 0),

@@ -18,6 +18,7 @@ pub mod result {
     pub const SUCCESS: i32 = 0;
     pub const INVALID_VALUE: i32 = 1;
     pub const OUT_OF_MEMORY: i32 = 2;
+    pub const NO_BINARY_FOR_GPU: i32 = 209;
     pub const INVALID_PTX: i32 = 218;
     pub const NOT_FOUND: i32 = 500;
     pub const LAUNCH_FAILED: i32 = 719;
@@ -67,7 +68,22 @@ impl Driver {
                 eprintln!("emulator: {}: {error}", path.display());
             }
         }
-        match mutants::parse(text).and_then(|source| Module::of(&source, &self.memory)) {
+        let source = match mutants::parse(text) {
+            Ok(source) => source,
+            Err(error) => {
+                eprintln!("emulator: {error}");
+                return Err(result::INVALID_PTX);
+            }
+        };
+        let capability = Settings::get().limits.capability;
+        if !source.target.runs_on(capability) {
+            eprintln!(
+                "emulator: a module for {} does not run on a device of compute capability {capability}",
+                source.target
+            );
+            return Err(result::NO_BINARY_FOR_GPU);
+        }
+        match Module::of(&source, &self.memory) {
             Ok(mut module) => {
                 let least = noted_shared_bytes(text);
                 for kernel in &mut module.kernels {
@@ -85,9 +101,10 @@ impl Driver {
 
     /// Runs a kernel.
     pub fn launch(&self, kernel: &Kernel, shape: &Launch, arguments: &[u8]) -> i32 {
-        let Launch { grid: [gx, gy, gz], block: [bx, by, bz], dynamic_shared, .. } = shape;
+        let Launch { grid: [gx, gy, gz], block: [bx, by, bz], dynamic_shared, .. } = *shape;
+        let dynamic_shared = kernel.dynamic_shared(dynamic_shared);
         log::line(format_args!("launch {} {gx} {gy} {gz} {bx} {by} {bz} {dynamic_shared}", kernel.name));
-        if let Err(reason) = shape.check() {
+        if let Err(reason) = Settings::get().limits.check(kernel, shape) {
             eprintln!("emulator: {}: {reason}", kernel.name);
             return result::INVALID_VALUE;
         }

@@ -4,9 +4,11 @@
 mod declaration;
 mod lexer;
 mod parser;
+mod target;
 mod tokens;
 mod types;
 
 pub use declaration::{Space, Variable};
 pub use parser::{KernelSource, ModuleSource, Opcode, Operand, Statement, parse};
+pub use target::Target;
 pub use types::{Kind, Type};

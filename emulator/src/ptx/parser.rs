@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::declaration::{Variable, variable};
 use super::lexer::{self, Token};
+use super::target::Target;
 use super::tokens::Tokens;
 use super::types::Type;
 use crate::error::LoadError;
@@ -11,6 +12,8 @@ use crate::error::LoadError;
 /// A module: kernels, and the variables that they share.
 #[derive(Debug, Clone, Default)]
 pub struct ModuleSource {
+    /// The devices that it is for.
+    pub target: Target,
     /// Variables outside of kernels.
     pub variables: Vec<Variable>,
     /// The kernels.
@@ -22,6 +25,8 @@ pub struct ModuleSource {
 pub struct KernelSource {
     /// Its name.
     pub name: String,
+    /// Most threads of a block; `None` if it does not say.
+    pub most_threads: Option<u32>,
     /// Its parameters, in order.
     pub parameters: Vec<Variable>,
     /// Its variables.
@@ -109,7 +114,8 @@ fn top_level(word: &str, tokens: &mut Tokens<'_>, module: &mut ModuleSource) -> 
     match word {
         ".version" | ".address_size" => tokens.skip(2),
         ".target" => {
-            tokens.skip(2);
+            tokens.skip(1);
+            module.target = Target::parse(tokens.word()?)?;
             while tokens.accept(',') {
                 tokens.skip(1);
             }
@@ -145,11 +151,15 @@ fn kernel(tokens: &mut Tokens<'_>) -> Result<KernelSource, String> {
             tokens.accept(',');
         }
     }
-    // `.maxntid 128, 1, 1` and the like limit the launch; a launch beyond them is not checked.
-    while let Some(Token::Word(".maxntid" | ".reqntid" | ".minnctapersm" | ".maxnreg")) = tokens.peek() {
-        tokens.skip(2);
+    while let Some(Token::Word(directive @ (".maxntid" | ".reqntid" | ".minnctapersm" | ".maxnreg"))) = tokens.peek() {
+        tokens.skip(1);
+        let mut product = tokens.number()?;
         while tokens.accept(',') {
-            tokens.skip(1);
+            product = product.saturating_mul(tokens.number()?);
+        }
+        // PTX ISA, "Performance-Tuning Directives: .maxntid": the product of the sizes is what a block must not exceed.
+        if let ".maxntid" | ".reqntid" = directive {
+            kernel.most_threads = Some(u32::try_from(product).unwrap_or(u32::MAX));
         }
     }
     tokens.expect('{')?;

@@ -81,3 +81,13 @@ fn parameters_are_records_too() {
     cuda::launch(kernel, &shape, &arguments, &device.snapshot(0), 1).unwrap();
     assert_eq!(words(&device.read(out, 4).unwrap()), [42]);
 }
+
+#[test]
+fn an_instruction_that_the_target_lacks_is_refused() {
+    let of = |target: &str, body: &str| kernel("", body).replace("sm_90a", target);
+    let body = "elect.sync %r1|%q1, 0xffffffff;";
+    let error = refused(&of("sm_80", body)).to_string();
+    assert!(error.contains("`elect.sync` needs sm_90, the module is for sm_80"), "{error}");
+    assert!(Module::load(&of("sm_90", body), &Device::new()).is_ok());
+    assert!(refused(&of("sm_banana", body)).to_string().contains("the target `sm_banana` is not known"));
+}

@@ -182,11 +182,41 @@ fn a_fault_says_where_it_happened() {
 
 #[test]
 fn a_launch_that_no_device_accepts_is_refused() {
-    let shape =
-        |grid, block| cuda::Launch { grid, block, dynamic_shared: 0, seed: 0, lenient: false, sample: None }.check();
-    assert!(shape([1, 1, 1], [32, 32, 1]).is_ok());
-    assert!(shape([1, 1, 1], [32, 33, 1]).unwrap_err().contains("1056 threads"));
-    assert!(shape([1, 0, 1], [32, 1, 1]).unwrap_err().contains("is empty"));
+    let device = cuda::Device::new();
+    let module = cuda::Module::load(&kernel("", "ret;").replace(")\n{", ")\n.maxntid 1024, 1, 1\n{"), &device).unwrap();
+    let few = cuda::Module::load(&kernel("", "ret;").replace(")\n{", ")\n.maxntid 64, 2\n{"), &device).unwrap();
+    let found = |module: &cuda::Module, grid, block, dynamic_shared| {
+        let launch = cuda::Launch { grid, block, dynamic_shared, seed: 0, lenient: false, sample: None };
+        cuda::Limits::of(90).check(module.kernel("k").unwrap(), &launch)
+    };
+    let refused = |grid, block| found(&module, grid, block, 0).unwrap_err();
+    assert_eq!(found(&module, [1, 65535, 1], [32, 32, 1], 48 << 10), Ok(()));
+    assert!(refused([1, 1, 1], [32, 33, 1]).contains("1056 threads in a block; 1024 are possible"));
+    assert!(refused([1, 1, 1], [1, 1, 65]).contains("a block of [1, 1, 65] threads"));
+    assert!(refused([1, 65536, 1], [1, 1, 1]).contains("a grid of [1, 65536, 1] blocks"));
+    assert!(refused([1, 0, 1], [32, 1, 1]).contains("is empty"));
+    assert_eq!(found(&few, [1, 1, 1], [128, 1, 1], 0), Ok(()));
+    assert!(found(&few, [1, 1, 1], [129, 1, 1], 0).unwrap_err().contains("129 threads in a block; 128 are possible"));
+}
+
+#[test]
+fn more_shared_memory_must_be_asked_for() {
+    let device = cuda::Device::new();
+    let module = cuda::Module::load(&kernel(".shared .b8 own[1024];", "ret;"), &device).unwrap();
+    let kernel = module.kernel("k").unwrap();
+    let check = |limits: cuda::Limits, dynamic_shared| {
+        let launch =
+            cuda::Launch { grid: [1; 3], block: [1; 3], dynamic_shared, seed: 0, lenient: false, sample: None };
+        limits.check(kernel, &launch)
+    };
+    let limits = cuda::Limits::of(90);
+    assert_eq!(check(limits, 47 << 10), Ok(()));
+    assert!(check(limits, 48 << 10).unwrap_err().contains("may have 48128"));
+    assert!(limits.allows_shared(kernel, 226 << 10) && !limits.allows_shared(kernel, 227 << 10));
+    assert!(!cuda::Limits::of(80).allows_shared(kernel, 163 << 10));
+    kernel.allow_dynamic_shared(100 << 10);
+    assert_eq!(check(limits, 100 << 10), Ok(()));
+    assert!(check(limits, (100 << 10) + 1).is_err());
 }
 
 #[test]

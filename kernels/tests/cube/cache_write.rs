@@ -73,7 +73,7 @@ impl Side {
         if int8 {
             let old: Vec<i8> = old.iter().map(|x| (x * 100.0) as i8).collect();
             let scales = lab.floats(&old_scales, &shape[..3], Element::F32, 5);
-            let elements = lab.int8(&old, &shape, pitch);
+            let elements = lab.bytes(&old, &shape, pitch);
             let old = old.into_iter().map(f32::from).collect();
             return Self { old, old_scales, elements, scales: Some(scales) };
         }
@@ -496,7 +496,7 @@ fn squares_of_all_heads_are_added_in_f32() {
 fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) {
     let lab = lab(planes);
     let head_dim = features.len();
-    let key = lab.int8(&vec![1; head_dim], &[1, 1, 1, head_dim], 1);
+    let key = lab.bytes(&vec![1; head_dim], &[1, 1, 1, head_dim], 1);
     let scales = lab.floats(&[5.0], &[1, 1, 1], Element::F32, 1);
     let [query, value] = [(); 2].map(|()| lab.output(&[1, 1, 1, head_dim], element, 1));
     let arguments = CacheWrite {
@@ -551,7 +551,7 @@ fn scales_of_another_shape_or_type_are_refused() {
     let lab = lab(true);
     let (float, byte) = (Element::F32.storage(), i8::as_type_native_unchecked().storage_type());
     let floats = |shape: &[usize]| lab.output(shape, Element::F32, 1);
-    let (int8, dense) = (lab.int8(&[0; 8], &[1, 1, 2, 4], 1), floats(&[1, 1, 2, 4]));
+    let (int8, dense) = (lab.bytes(&[0; 8], &[1, 1, 2, 4], 1), floats(&[1, 1, 2, 4]));
     let refused = |key: &TensorHandle<_>, key_scales: Option<&TensorHandle<_>>| {
         let arguments = CacheWrite {
             qkv: &floats(&[1, 1, 12]),

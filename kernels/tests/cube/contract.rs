@@ -114,7 +114,7 @@ fn attention_names_the_tensor_that_does_not_fit() {
     }
     all_refuse(lab, "`keys` is 8, expected at most 7", Attention { keys: 8, ..fits });
 
-    let int8 = lab.int8(&[1; 224], &[2, 2, 7, 8], 1);
+    let int8 = lab.bytes(&[1; 224], &[2, 2, 7, 8], 1);
     for shape in [&[2, 2, 6][..], &[2, 1, 7], &[2, 2, 7, 1]] {
         let scales = other(shape);
         let cache = CacheTensor::int8(&int8, &scales);
@@ -190,7 +190,7 @@ fn attention_names_the_mask_that_does_not_fit() {
     let hidden_keys = Some(HiddenKeys { hidden: flags(&[2, 5]), positions: Some(floats(lab, &[2, 5])) });
     mixed(MaskArguments { hidden_keys, ..plain() }, "positions");
     let hidden_keys = Some(HiddenKeys { hidden: flags(&[2, 5]), positions: None });
-    let hidden_pairs = Some(lab.int8(&[0; 1], &[1, 1, 1, 1], 1));
+    let hidden_pairs = Some(lab.bytes(&[0; 1], &[1, 1, 1, 1], 1));
     mixed(MaskArguments { hidden_keys, hidden_pairs, ..plain() }, "hidden_pairs");
     assert!(lab.read(&tensors.context).iter().all(|value| value.is_nan()));
 }
@@ -288,7 +288,7 @@ fn a_cache_write_names_the_tensor_that_does_not_fit() {
         let cache = CacheTensor::floats(&cache);
         refused(&format!("`key` has shape {shape:?}, expected [2, 2, 7, 8]"), CacheWrite { key: cache, ..fits });
     }
-    let int8 = lab.int8(&[1; 224], &[2, 2, 7, 8], 1);
+    let int8 = lab.bytes(&[1; 224], &[2, 2, 7, 8], 1);
     let scales = other(&[2, 2, 6]);
     let cache = CacheTensor::int8(&int8, &scales);
     refused("`key_scales` has shape [2, 2, 6], expected [2, 2, 7]", CacheWrite { key: cache, ..fits });
@@ -354,7 +354,7 @@ fn a_cache_write_names_the_tensor_that_does_not_fit() {
 fn tokens_without_a_slot_are_dropped() {
     let write = Write::new();
     let (lab, fits) = (&write.lab, write.arguments());
-    let int8 = || lab.int8(&[99; 224], &[2, 2, 7, 8], 1);
+    let int8 = || lab.bytes(&[99; 224], &[2, 2, 7, 8], 1);
     let scales = || lab.floats(&[9.0; 28], &[2, 2, 7], Element::F32, 1);
     for bounds in [[6, u32::MAX, 7, 10], [100, 103, u32::MAX - 1, u32::MAX], [1 << 31, 1 << 31, 6, 8]] {
         let bounds = lab.integers(&bounds, &[2, 2]);

@@ -134,7 +134,8 @@ fn floats_of_any_number_are_read() {
 #[test]
 fn long_rows_are_folded_over_the_axes_of_the_grid() {
     let lab = lab(true);
-    let lab = Lab { machine: Machine { max_cubes: [3, 4, 5], ..lab.machine }, client: lab.client };
+    let machine = Machine { max_cubes: [3, 4, 5], ..lab.machine };
+    let lab = lab.with_machine(machine);
     // 56 cubes of 256 units, and 63.
     Problem::new(BlockFormat::Q4_0, 7, 256).check(&lab);
     let (blocks, dense) = (bytes(&lab, 0, &[0; 63 * 256 * 18]), lab.output(&[63, 1024], Element::F32, 1));

@@ -308,7 +308,7 @@ fn every_norm_agrees_with_plain_loops() {
 fn small(planes: bool) -> Lab {
     let lab = lab(planes);
     let machine = Machine { processors: 1, ..lab.machine };
-    Lab { machine, ..lab }
+    lab.with_machine(machine)
 }
 
 #[test]
@@ -426,5 +426,5 @@ fn wide_tiles_of_int8_and_several_of_them_agree_with_plain_loops() {
 fn little_shared_memory_takes_narrower_loads_of_int8() {
     let lab = lab(true);
     let machine = Machine { shared_bytes: 4096, ..lab.machine };
-    int8([4, 256, 9], [1, 64]).check(&Lab { machine, ..lab });
+    int8([4, 256, 9], [1, 64]).check(&lab.with_machine(machine));
 }

@@ -32,7 +32,7 @@ fn blocks(format: BlockFormat, first: usize, [rows, blocks, outputs]: [usize; 3]
 fn small(planes: bool) -> Lab {
     let lab = lab(planes);
     let machine = Machine { processors: 1, ..lab.machine };
-    Lab { machine, ..lab }
+    lab.with_machine(machine)
 }
 
 #[test]

@@ -11,7 +11,8 @@ use crate::lab::{Element, Lab, Tensor, lab, some};
 /// The device, with few multiprocessors: cubes have several blocks of outputs.
 fn small(processors: u32) -> Lab {
     let lab = lab(true);
-    Lab { machine: Machine { processors, ..lab.machine }, ..lab }
+    let machine = Machine { processors, ..lab.machine };
+    lab.with_machine(machine)
 }
 
 /// Tensor cores where the device has them for these elements.

@@ -1,5 +1,7 @@
 //! Buffers with canaries, and a device that is asked for its errors.
 
+use std::cell::RefCell;
+
 use burn_deepspeed_kernels::cube::{Machine, TensorHandle};
 use cubecl::prelude::*;
 use half::{bf16, f16};
@@ -7,8 +9,10 @@ use half::{bf16, f16};
 pub use crate::device::Gpu;
 pub type Tensor<R = Gpu> = TensorHandle<R>;
 
-/// Elements after every buffer, which no kernel may write, nor read: an emulated device knows these values (scripts/cuda.py).
+/// Fewest elements after every tensor, which no kernel may write, nor read: an emulated device knows these values (scripts/cuda.py).
 const CANARIES: usize = 32;
+/// Bytes to a multiple of which CubeCL rounds allocations up on CUDA. Canaries fill them.
+const ALLOCATION: usize = 512;
 /// A value that no kernel writes.
 const CANARY_8: i8 = i8::MIN;
 /// NaNs with a payload that no computation produces.
@@ -70,6 +74,8 @@ pub fn some<T>(cases: impl IntoIterator<Item = T>) -> Vec<T> {
 pub struct Lab<R: Runtime = Gpu> {
     pub client: ComputeClient<R>,
     pub machine: Machine,
+    /// Tensors whose canaries are checked at the next [`read`](Self::read).
+    tensors: RefCell<Vec<Tensor<R>>>,
 }
 
 /// The device, with plane operations or without.
@@ -77,7 +83,7 @@ pub fn lab(planes: bool) -> Lab {
     crate::device_panics::end_the_run();
     let client = Gpu::client(&Default::default());
     let machine = Machine::new(&client).with_plane_operations(planes);
-    Lab { client, machine }
+    Lab { client, machine, tensors: RefCell::default() }
 }
 
 /// The CUDA device.
@@ -85,7 +91,7 @@ pub fn lab(planes: bool) -> Lab {
 pub fn cuda() -> Lab<cubecl::cuda::CudaRuntime> {
     let client = cubecl::cuda::CudaRuntime::client(&cubecl::cuda::CudaDevice::default());
     let machine = Machine::new(&client);
-    Lab { client, machine }
+    Lab { client, machine, tensors: RefCell::default() }
 }
 
 /// Row-major strides whose rows are padded to a multiple of `pitch` elements.
@@ -107,40 +113,55 @@ fn places(shape: &[usize], strides: &[usize]) -> Vec<usize> {
     places
 }
 
+/// Elements of a buffer for a tensor of `len` elements of `size` bytes, with canaries.
+fn with_canaries(len: usize, size: usize) -> usize {
+    (len + CANARIES).next_multiple_of(ALLOCATION / size)
+}
+
 impl<R: Runtime> Lab<R> {
+    /// The same device with other limits.
+    pub fn with_machine(self, machine: Machine) -> Self {
+        Self { machine, ..self }
+    }
+
+    /// A tensor in this buffer.
+    fn tensor(&self, bytes: &[u8], shape: &[usize], strides: Vec<usize>, dtype: StorageType) -> Tensor<R> {
+        let tensor = TensorHandle::new(self.client.create_from_slice(bytes), shape.to_vec(), strides, dtype);
+        self.tensors.borrow_mut().push(tensor.clone());
+        tensor
+    }
+
     /// A tensor of these floats, its rows padded to a multiple of `pitch` elements; everything else is a canary.
     pub fn floats(&self, values: &[f32], shape: &[usize], element: Element, pitch: usize) -> Tensor<R> {
         let strides = pitched(shape, pitch);
         let places = places(shape, &strides);
         assert_eq!(places.len(), values.len());
-        let len = shape[0] * strides[0] + CANARIES;
-        let handle = match element {
+        let len = with_canaries(shape[0] * strides[0], element.storage().size());
+        match element {
             Element::F32 => {
                 let mut buffer = vec![f32::from_bits(CANARY_32); len];
                 places.iter().zip(values).for_each(|(place, value)| buffer[*place] = *value);
-                self.client.create_from_slice(f32::as_bytes(&buffer))
+                self.tensor(f32::as_bytes(&buffer), shape, strides, element.storage())
             }
             Element::F16 => {
                 let mut buffer = vec![f16::from_bits(CANARY_16); len];
                 places.iter().zip(values).for_each(|(place, value)| buffer[*place] = f16::from_f32(*value));
-                self.client.create_from_slice(f16::as_bytes(&buffer))
+                self.tensor(f16::as_bytes(&buffer), shape, strides, element.storage())
             }
             Element::Bf16 => {
                 let mut buffer = vec![bf16::from_bits(CANARY_16); len];
                 places.iter().zip(values).for_each(|(place, value)| buffer[*place] = bf16::from_f32(*value));
-                self.client.create_from_slice(bf16::as_bytes(&buffer))
+                self.tensor(bf16::as_bytes(&buffer), shape, strides, element.storage())
             }
-        };
-        TensorHandle::new(handle, shape.to_vec(), strides, element.storage())
+        }
     }
 
-    /// A tensor of int8, laid out as [`floats`](Self::floats) are.
-    pub fn int8(&self, values: &[i8], shape: &[usize], pitch: usize) -> Tensor<R> {
+    /// A tensor of bytes, laid out as [`floats`](Self::floats) are.
+    pub fn bytes(&self, values: &[i8], shape: &[usize], pitch: usize) -> Tensor<R> {
         let strides = pitched(shape, pitch);
-        let mut buffer = vec![CANARY_8; shape[0] * strides[0] + CANARIES];
+        let mut buffer = vec![CANARY_8; with_canaries(shape[0] * strides[0], 1)];
         places(shape, &strides).iter().zip(values).for_each(|(place, value)| buffer[*place] = *value);
-        let handle = self.client.create_from_slice(i8::as_bytes(&buffer));
-        TensorHandle::new(handle, shape.to_vec(), strides, i8::as_type_native_unchecked())
+        self.tensor(i8::as_bytes(&buffer), shape, strides, i8::as_type_native_unchecked().storage_type())
     }
 
     /// A tensor that a kernel is to fill: NaN everywhere.
@@ -148,25 +169,24 @@ impl<R: Runtime> Lab<R> {
         self.floats(&vec![f32::NAN; shape.iter().product()], shape, element, pitch)
     }
 
-    /// A tensor of these bytes, its rows padded to a multiple of `pitch` elements; -128 is everywhere else.
-    pub fn bytes(&self, values: &[i8], shape: &[usize], pitch: usize) -> Tensor<R> {
-        let strides = pitched(shape, pitch);
-        let mut buffer = vec![i8::MIN; shape[0] * strides[0] + CANARIES];
-        places(shape, &strides).into_iter().zip(values).for_each(|(place, value)| buffer[place] = *value);
-        let handle = self.client.create_from_slice(i8::as_bytes(&buffer));
-        TensorHandle::new(handle, shape.to_vec(), strides, i8::as_type_native_unchecked())
-    }
-
     /// A dense tensor of u32.
     pub fn integers(&self, values: &[u32], shape: &[usize]) -> Tensor<R> {
-        let buffer = [values, &[CANARY_32; CANARIES]].concat();
-        let handle = self.client.create_from_slice(u32::as_bytes(&buffer));
-        TensorHandle::new(handle, shape.to_vec(), pitched(shape, 1), u32::as_type_native_unchecked())
+        let mut buffer = values.to_vec();
+        buffer.resize(with_canaries(values.len(), 4), CANARY_32);
+        self.tensor(u32::as_bytes(&buffer), shape, pitched(shape, 1), u32::as_type_native_unchecked().storage_type())
     }
 
-    /// The elements of a tensor, after the device was asked for errors and the canaries for theirs.
+    /// The elements of a tensor, after the device was asked for errors, and the canaries of all tensors since the last read for theirs.
     pub fn read(&self, tensor: &Tensor<R>) -> Vec<f32> {
         cubecl::future::block_on(self.client.sync()).unwrap();
+        for tensor in self.tensors.take() {
+            self.checked(&tensor);
+        }
+        self.checked(tensor)
+    }
+
+    /// The elements of a tensor, after its canaries were checked.
+    fn checked(&self, tensor: &Tensor<R>) -> Vec<f32> {
         let bytes = self.client.read_one(tensor.handle.clone()).unwrap();
         let (values, whole): (Vec<f32>, Vec<bool>) = match tensor.dtype.size() {
             1 => i8::from_bytes(&bytes).iter().map(|value| (f32::from(*value), *value == CANARY_8)).unzip(),

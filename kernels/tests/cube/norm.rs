@@ -128,7 +128,8 @@ fn every_option_agrees_with_plain_loops() {
 #[test]
 fn many_rows_are_folded_over_the_axes_of_the_grid() {
     let lab = lab(true);
-    let lab = Lab { machine: Machine { max_cubes: [3, 4, 5], ..lab.machine }, client: lab.client };
+    let machine = Machine { max_cubes: [3, 4, 5], ..lab.machine };
+    let lab = lab.with_machine(machine);
     for rows in [1, 12, 13, 59, 60] {
         Case::new(rows, 8, Element::F32).check(&lab);
     }

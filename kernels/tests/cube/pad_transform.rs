@@ -42,7 +42,8 @@ fn every_head_size_is_padded() {
 #[test]
 fn many_heads_are_folded_over_the_axes_of_the_grid() {
     let lab = lab(true);
-    let lab = Lab { machine: Machine { max_cubes: [3, 4, 5], ..lab.machine }, client: lab.client };
+    let machine = Machine { max_cubes: [3, 4, 5], ..lab.machine };
+    let lab = lab.with_machine(machine);
     // 59 and 61 cubes of 256 units.
     check(&lab, [1, 2, 236, 3], 32, Element::F32, 1);
     let heads = lab.output(&[1, 61, 8, 3], Element::F32, 1);

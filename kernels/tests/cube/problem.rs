@@ -82,7 +82,7 @@ impl Problem {
             elements.extend(quantised.iter().map(|element| if dead { 99 } else { *element }));
             scales.push(scale);
         }
-        let elements = lab.int8(&elements, &shape, pitch);
+        let elements = lab.bytes(&elements, &shape, pitch);
         Side { worth, elements, scales: Some(lab.floats(&scales, &shape[..3], Element::F32, 3)) }
     }
 

@@ -289,7 +289,8 @@ fn strides_may_be_any_but_along_the_scores() {
 #[test]
 fn many_rows_are_folded_over_the_axes_of_the_grid() {
     let lab = lab(true);
-    let lab = Lab { machine: Machine { max_cubes: [3, 4, 5], ..lab.machine }, client: lab.client };
+    let machine = Machine { max_cubes: [3, 4, 5], ..lab.machine };
+    let lab = lab.with_machine(machine);
     for rows in [1, 13, 59, 60] {
         Case::new([1, rows, 1, 129], Element::F32).check(&lab);
     }
