@@ -77,6 +77,73 @@ fn rounding_down_never_gives_more_than_the_exact_result() {
     });
 }
 
+/// PTX ISA, "Floating Point Instructions: rcp, sqrt, rsqrt, sin, cos, lg2, tanh". Here an approximation is the function in f64, rounded.
+#[test]
+fn approximations_are_rounded_from_double_precision() {
+    let functions: [(&str, fn(f64) -> f64); 7] = [
+        ("rcp", |x| 1.0 / x),
+        ("sqrt", f64::sqrt),
+        ("rsqrt", |x| 1.0 / x.sqrt()),
+        ("sin", f64::sin),
+        ("cos", f64::cos),
+        ("lg2", f64::log2),
+        ("tanh", f64::tanh),
+    ];
+    for (name, function) in functions {
+        check_floats(&format!("{name}.approx.f32"), 1, |v| function(v[0].into()) as f32);
+        if name != "tanh" {
+            check_floats(&format!("{name}.approx.ftz.f32"), 1, |v| flush(function(flush(v[0]).into()) as f32));
+        }
+    }
+}
+
+/// The tables of the same sections, for inputs without a usual result.
+#[test]
+fn approximations_of_zeros_and_infinities_follow_the_tables() {
+    let (zero, infinity) = (0f32, f32::INFINITY);
+    let inputs = [-infinity, -0.0, zero, infinity, f32::NAN];
+    for (operation, expected) in [
+        ("rcp.approx.f32", [-0.0, -infinity, infinity, zero, f32::NAN]),
+        ("sqrt.approx.f32", [f32::NAN, -0.0, zero, infinity, f32::NAN]),
+        ("rsqrt.approx.f32", [f32::NAN, -infinity, infinity, zero, f32::NAN]),
+        ("sin.approx.f32", [f32::NAN, -0.0, zero, f32::NAN, f32::NAN]),
+        ("cos.approx.f32", [f32::NAN, 1.0, 1.0, f32::NAN, f32::NAN]),
+        ("lg2.approx.f32", [f32::NAN, -infinity, -infinity, infinity, f32::NAN]),
+        ("ex2.approx.f32", [zero, 1.0, 1.0, infinity, f32::NAN]),
+        ("tanh.approx.f32", [-1.0, -0.0, zero, 1.0, f32::NAN]),
+    ] {
+        let values: Vec<Vec<u64>> = inputs.iter().map(|input| vec![input.to_bits().into()]).collect();
+        for ((found, input), expected) in each(operation, 32, &[32], &values).into_iter().zip(inputs).zip(expected) {
+            let found = f32::from_bits(found as u32);
+            let same = found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+            assert!(same, "{operation} of {input}: {found}, expected {expected}");
+        }
+    }
+}
+
+/// PTX ISA, "Half Precision Floating Point Instructions: tanh, ex2".
+#[test]
+fn approximations_in_halves() {
+    let check = |operation: &str, expected: &dyn Fn(u16) -> u16| {
+        let values: Vec<Vec<u64>> = interesting(16).into_iter().map(|bits| vec![bits]).collect();
+        for (found, value) in each(operation, 16, &[16], &values).into_iter().zip(&values) {
+            let expected = expected(value[0] as u16);
+            // Both NaN, whichever of the two types it is.
+            let same = found == u64::from(expected) || found == 0x7fff && expected & 0x7fff > 0x7c00;
+            assert!(same, "{operation} of {value:x?}: {found:x}, expected {expected:x}");
+        }
+    };
+    let f16_by = |f: fn(f64) -> f64| move |bits: u16| f16::from_f64(f(f16::from_bits(bits).to_f64())).to_bits();
+    let bf16_by = |f: fn(f64) -> f64| move |bits: u16| bf16::from_f64(f(bf16::from_bits(bits).to_f64())).to_bits();
+    check("tanh.approx.f16", &f16_by(f64::tanh));
+    check("ex2.approx.f16", &f16_by(f64::exp2));
+    check("tanh.approx.bf16", &bf16_by(f64::tanh));
+    check("ex2.approx.ftz.bf16", &bf16_by(f64::exp2));
+    let pair =
+        |low: f32, high: f32| u64::from(f16::from_f32(low).to_bits()) | u64::from(f16::from_f32(high).to_bits()) << 16;
+    assert_eq!(each("ex2.approx.f16x2", 32, &[32], &[vec![pair(3.0, -1.0)]]), [pair(8.0, 0.5)]);
+}
+
 #[test]
 fn double_precision() {
     let values: Vec<Vec<u64>> = [(1.5, -2.25), (0.1, 0.2), (1e300, 1e300), (f64::INFINITY, 1.0), (3.0, 7.0)]

@@ -1,6 +1,6 @@
 //! Integers and bits.
 
-use crate::lab::{check1, check2, each, interesting};
+use crate::lab::{Run, bytes, check1, check2, each, interesting, kernel, words};
 
 #[test]
 fn sums_and_products_wrap() {
@@ -82,6 +82,43 @@ fn logic_on_bits() {
     check2("xor.b16", 16, [16, 16], |a, b| a ^ b);
     check1("not.b32", 32, 32, |a| u64::from(!(a as u32)));
     check1("not.b16", 16, 16, |a| u64::from(!(a as u16)));
+}
+
+/// PTX ISA, "Logic and Shift Instructions: lop3": the table is the function of `a = 0xf0`, `b = 0xcc` and `c = 0xaa`.
+#[test]
+fn any_function_of_three_bits() {
+    type Function = fn(u32, u32, u32) -> u32;
+    let functions: [Function; 10] = [
+        |_, _, _| 0,
+        |_, _, _| u32::MAX,
+        |a, _, _| a,
+        |_, b, _| !b,
+        |a, b, c| a & b & c,
+        |a, b, c| a | b | c,
+        |a, b, c| a ^ b ^ c,
+        |a, b, c| a & b | !a & c,
+        |a, b, c| a & b | a & c | b & c,
+        |a, b, c| a & !b ^ c,
+    ];
+    let some = interesting(32);
+    let inputs: Vec<u32> = (0..31).flat_map(|at| [at, at * 7 % 31, at * 11 % 31]).map(|at| some[at] as u32).collect();
+    let count = functions.len();
+    let mut body = format!(
+        "mul.wide.u32 %x1, %t, 12; add.s64 %x1, %p0, %x1; mul.wide.u32 %x2, %t, {}; add.s64 %x2, %p1, %x2;\n\
+         ld.global.u32 %r1, [%x1]; ld.global.u32 %r2, [%x1+4]; ld.global.u32 %r3, [%x1+8];\n",
+        4 * count
+    );
+    for (at, function) in functions.iter().enumerate() {
+        let table = function(0xf0, 0xcc, 0xaa) & 0xff;
+        body += &format!("lop3.b32 %r4, %r1, %r2, %r3, {table:#x}; st.global.u32 [%x2+{}], %r4;\n", 4 * at);
+    }
+    let run = Run { block: 31, ..Run::default() };
+    let buffers = [Ok(bytes(&inputs, u32::to_le_bytes)), Err(31 * 4 * count)];
+    let found = words(&run.on(&kernel("", &body), &buffers).unwrap()[1]);
+    for (found, inputs) in found.chunks_exact(count).zip(inputs.chunks_exact(3)) {
+        let expected: Vec<u32> = functions.iter().map(|function| function(inputs[0], inputs[1], inputs[2])).collect();
+        assert_eq!(found, expected, "{inputs:x?}");
+    }
 }
 
 #[test]

@@ -2,11 +2,14 @@
 #![allow(clippy::unwrap_used)]
 
 mod asynchronous;
+mod control;
 mod conversions;
 mod floats;
 mod integers;
 mod lab;
 mod loading;
+mod matrices;
 mod misuse;
 mod tensor_cores;
 mod warps;
+mod whole_matrices;

@@ -1,4 +1,4 @@
-//! Fragments of tensor cores, against the tables of the PTX ISA and plain loops.
+//! Fragments of `mma`, against the figures of the PTX ISA and plain loops.
 
 use half::{bf16, f16};
 
@@ -14,11 +14,11 @@ fn load(pointer: usize, first: usize, count: usize) -> String {
 }
 
 /// Numbers that tensor cores multiply and add exactly, so that the order of sums does not matter.
-fn small(seed: usize, count: usize) -> Vec<f32> {
+pub fn small(seed: usize, count: usize) -> Vec<f32> {
     (0..count).map(|at| ((at * 7 + seed * 13) % 11) as f32 - 5.0).collect()
 }
 
-/// Figures of `mma.m16n8k16` with 16-bit factors: rows are `groupID = lane / 4` and 8 below, columns `lane % 4 · 2 + (i & 1)`, and 8
+/// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": rows are `groupID = lane / 4` and 8 below, columns `lane % 4 · 2 + (i & 1)`, and 8
 /// to the right from element 4 on.
 #[test]
 fn products_of_16_by_8_by_16_follow_the_figures() {
@@ -69,7 +69,7 @@ fn products_of_16_by_8_by_16_follow_the_figures() {
     }
 }
 
-/// With tf32 a register holds one element: columns are `lane % 4`, and 4 to the right from element 2 on.
+/// PTX ISA, "Matrix Fragments for mma.m16n8k8". With tf32 a register holds one element: columns are `lane % 4`, and 4 to the right from element 2 on.
 #[test]
 fn products_of_16_by_8_by_8_in_tf32() {
     let (a, b) = (small(4, 16 * 8), small(5, 8 * 8));
@@ -100,58 +100,76 @@ fn products_of_16_by_8_by_8_in_tf32() {
     }
 }
 
-/// Lane `8 m + r` has the address of row r of matrix m. Each lane receives two neighbours of row `lane / 4`, or, transposed, of column
-/// `lane / 4`.
+/// PTX ISA, "Matrix Fragments for mma.m16n8k4": element `i` of A is in row `lane / 4 + 8 · i` and column `lane % 4`, that of B in row
+/// `lane % 4` and column `lane / 4`.
 #[test]
-fn matrices_are_loaded_by_rows_and_by_columns() {
-    let elements: Vec<u16> = (0..256).collect();
-    for transposed in [false, true] {
-        let trans = if transposed { ".trans" } else { "" };
-        let body = format!(
-            "mul.wide.u32 %x1, %t, 16; add.s64 %x2, %p0, %x1; ld.global.v4.u32 {{%r1, %r2, %r3, %r4}}, [%x2];\n\
-             mul.lo.u32 %r5, %t, 16; mov.u32 %r6, tile; add.u32 %r6, %r6, %r5; st.shared.v4.u32 [%r6], {{%r1, %r2, %r3, %r4}};\n\
-             bar.sync 0; ldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%r7, %r8, %r9, %r10}}, [%r6];\n\
-             add.s64 %x2, %p1, %x1; st.global.v4.u32 [%x2], {{%r7, %r8, %r9, %r10}};"
-        );
-        let ptx = kernel(".shared .align 16 .b8 tile[512];", &body);
-        let found = words(&Run::default().on(&ptx, &[Ok(bytes(&elements, u16::to_le_bytes)), Err(512)]).unwrap()[1]);
-        for lane in 0..32 {
-            for matrix in 0..4 {
-                let at = |i: usize| {
-                    let (line, place) = (lane / 4, lane % 4 * 2 + i);
-                    let (row, column) = if transposed { (place, line) } else { (line, place) };
-                    (matrix * 64 + row * 8 + column) as u32
-                };
-                assert_eq!(found[lane * 4 + matrix], at(0) | at(1) << 16, "lane {lane}, matrix {matrix}");
-            }
+fn products_of_16_by_8_by_4_in_tf32() {
+    let (a, b, c) = (small(1, 16 * 4), small(2, 4 * 8), small(3, 16 * 8));
+    let (mut first, mut second, mut before) = (Vec::new(), Vec::new(), Vec::new());
+    for lane in 0..32 {
+        let (group, within) = (lane / 4, lane % 4);
+        first.extend([a[group * 4 + within], a[(group + 8) * 4 + within]]);
+        second.push(b[within * 8 + group]);
+        before.extend((0..4).map(|i| c[(group + i / 2 * 8) * 8 + within * 2 + i % 2]));
+    }
+    let body = format!(
+        "{}{}{}mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {{%r11, %r12, %r13, %r14}}, {{%r1, %r2}}, {{%r5}}, \
+         {{%r7, %r8, %r9, %r10}};\n\
+         mul.wide.u32 %x1, %t, 16; add.s64 %x1, %p3, %x1; st.global.v4.u32 [%x1], {{%r11, %r12, %r13, %r14}};",
+        load(0, 1, 2),
+        load(1, 5, 1),
+        load(2, 7, 4)
+    );
+    let floats = |values: &[f32]| Ok(bytes(values, f32::to_le_bytes));
+    let buffers = [floats(&first), floats(&second), floats(&before), Err(512)];
+    let found = words(&Run::default().on(&kernel("", &body), &buffers).unwrap()[3]);
+    for lane in 0..32 {
+        for i in 0..4 {
+            let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
+            let sum: f32 = (0..4).map(|k| a[row * 4 + k] * b[k * 8 + column]).sum();
+            assert_eq!(f32::from_bits(found[lane * 4 + i]), sum + c[row * 8 + column], "row {row}, column {column}");
         }
     }
 }
 
-/// The layout of `wmma` fragments is the machine's own, so a product is tested from memory to memory.
+/// PTX ISA, "Matrix Fragments for mma.m16n8k8" and "… for mma.m16n8k16 with floating point type". Sums in f16 are two to a register:
+/// elements 0 and 1 in row `lane / 4`, elements 2 and 3 in the row 8 below.
 #[test]
-fn whole_matrices_are_multiplied_from_memory_to_memory() {
-    let (a, b) = (small(6, 256), small(7, 256));
-    let list = |first: usize, count: usize| {
-        (first..first + count).map(|register| format!("%f{register}")).collect::<Vec<_>>().join(", ")
-    };
-    let body = format!(
-        "wmma.load.a.sync.aligned.row.m16n16k16.global.f16 {{{a}}}, [%p0], 16;\n\
-         wmma.load.b.sync.aligned.col.m16n16k16.global.f16 {{{b}}}, [%p1], 16;\n\
-         mov.u32 %r1, 0;\n\
-         wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32 {{{c}}}, {{{a}}}, {{{b}}}, {{%r1, %r1, %r1, %r1, %r1, %r1, %r1, %r1}};\n\
-         wmma.store.d.sync.aligned.row.m16n16k16.global.f32 [%p2], {{{c}}}, 16;",
-        a = list(0, 8),
-        b = list(8, 8),
-        c = list(16, 8)
-    );
-    let halves = |values: &[f32]| bytes(values, |value| f16::from_f32(value).to_bits().to_le_bytes());
-    let buffers = [Ok(halves(&a)), Ok(halves(&b)), Err(1024)];
-    let found = words(&Run::default().on(&kernel(".reg .b32 %f<24>;", &body), &buffers).unwrap()[2]);
-    for row in 0..16 {
-        for column in 0..16 {
-            let sum: f32 = (0..16).map(|k| a[row * 16 + k] * b[column * 16 + k]).sum();
-            assert_eq!(f32::from_bits(found[row * 16 + column]), sum, "row {row}, column {column}");
+fn sums_in_f16_are_two_to_a_register() {
+    let half = |value: f32| f16::from_f32(value).to_bits();
+    for depth in [8, 16] {
+        let (a, b, c) = (small(4, 16 * depth), small(5, depth * 8), small(6, 16 * 8));
+        let (mut first, mut second, mut before) = (Vec::new(), Vec::new(), Vec::new());
+        for lane in 0..32 {
+            let (group, within) = (lane / 4, lane % 4);
+            for i in 0..depth / 2 {
+                let (row, column) = (group + i / 2 % 2 * 8, within * 2 + i % 2 + i / 4 * 8);
+                first.push(half(a[row * depth + column]));
+            }
+            for i in 0..depth / 4 {
+                second.push(half(b[(within * 2 + i % 2 + i / 2 * 8) * 8 + group]));
+            }
+            before.extend((0..4).map(|i| half(c[(group + i / 2 * 8) * 8 + within * 2 + i % 2])));
+        }
+        let (a_registers, b_registers) =
+            if depth == 8 { ("%r1, %r2", "%r5") } else { ("%r1, %r2, %r3, %r4", "%r5, %r6") };
+        let body = format!(
+            "{}{}{}mma.sync.aligned.m16n8k{depth}.row.col.f16.f16.f16.f16 {{%r11, %r12}}, {{{a_registers}}}, {{{b_registers}}}, \
+             {{%r7, %r8}};\n\
+             mul.wide.u32 %x1, %t, 8; add.s64 %x1, %p3, %x1; st.global.v2.u32 [%x1], {{%r11, %r12}};",
+            load(0, 1, depth / 4),
+            load(1, 5, depth / 8),
+            load(2, 7, 2)
+        );
+        let halves = |values: &[u16]| Ok(bytes(values, |bits| bits.to_le_bytes()));
+        let buffers = [halves(&first), halves(&second), halves(&before), Err(256)];
+        let found = Run::default().on(&kernel("", &body), &buffers).unwrap();
+        for (at, found) in found[3].chunks_exact(2).enumerate() {
+            let (lane, i) = (at / 4, at % 4);
+            let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
+            let sum: f32 = (0..depth).map(|k| a[row * depth + k] * b[k * 8 + column]).sum();
+            let expected = half(sum + c[row * 8 + column]);
+            assert_eq!(u16::from_le_bytes([found[0], found[1]]), expected, "depth {depth}, row {row}, column {column}");
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Divergence, exchanges between lanes, and barriers.
 
+use cuda::error::Fault;
+
 use crate::lab::{Run, kernel, words};
 
 /// Where each thread writes its word.
@@ -70,6 +72,26 @@ fn votes_and_reductions_see_every_member() {
     assert_eq!(threads(32, "", body), [31 + 256 + 496 * 65536; 32]);
 }
 
+/// PTX ISA, "Parallel Synchronization and Communication Instructions: elect.sync". Which lane is elected is up to the device; here the
+/// first of the members.
+#[test]
+fn one_of_the_members_is_elected() {
+    for (first, members) in [(0, "-1"), (5, "0xffffffe0")] {
+        let body = format!(
+            "mov.u32 %r1, 99; setp.ge.u32 %q1, %t, {first}; @!%q1 bra DONE; elect.sync %r2|%q2, {members};\n\
+             selp.u32 %r3, 100, 0, %q2; add.u32 %r1, %r2, %r3; DONE: st.global.u32 [%x1], %r1;"
+        );
+        let expected: Vec<u32> = (0..32)
+            .map(|lane| match lane {
+                lane if lane < first => 99,
+                lane if lane == first => 100 + first,
+                _ => first,
+            })
+            .collect();
+        assert_eq!(threads(32, "", &body), expected, "{members}");
+    }
+}
+
 #[test]
 fn warps_exchange_through_shared_memory_behind_a_barrier() {
     let body = "mul.lo.u32 %r1, %t, 4; mov.u32 %r2, tile; add.u32 %r2, %r2, %r1; st.shared.u32 [%r2], %t; bar.sync 0;\n\
@@ -112,5 +134,57 @@ fn atomic_updates_of_many_blocks_add_up() {
         let run = Run { grid: 7, block: 33, threads, ..Run::default() };
         let found = run.on(&kernel("", body), &[Ok(vec![0; 8])]).unwrap();
         assert_eq!(words(&found[0]), [7 * 33, 32]);
+    }
+}
+
+/// Each block reverses its words in shared memory, round by round, and writes what it finds.
+fn blocks_with_barriers(threads: usize, seed: u64, body: &str) -> Result<Vec<u8>, Box<Fault>> {
+    let ptx = kernel(
+        ".shared .align 4 .b8 tile[320];",
+        &format!(
+            "mov.u32 %r1, %ctaid.x; mad.lo.u32 %r2, %r1, 80, %t; mul.wide.u32 %x1, %r2, 4; add.s64 %x1, %p0, %x1;\n\
+             mov.u32 %r4, tile; mad.lo.u32 %r3, %t, 4, %r4; sub.u32 %r5, 79, %t; mad.lo.u32 %r5, %r5, 4, %r4; mov.u32 %r6, 0;\n\
+             AGAIN: mad.lo.u32 %r2, %r2, 7, %r6; st.shared.u32 [%r3], %r2; bar.sync 0; ld.shared.u32 %r2, [%r5]; bar.sync 0;\n\
+             add.u32 %r6, %r6, 1; setp.lt.u32 %q1, %r6, 5; @%q1 bra AGAIN;\n\
+             {body}\nst.global.u32 [%x1], %r2;"
+        ),
+    );
+    let run = Run { grid: 13, block: 80, threads, seed, ..Run::default() };
+    run.on(&ptx, &[Err(4 * 13 * 80)]).map(|found| found[0].clone())
+}
+
+#[test]
+fn results_do_not_depend_on_the_threads_that_run_blocks() {
+    let expected: Vec<u32> = (0..13)
+        .flat_map(|block| {
+            let mut words: Vec<u32> = (block * 80..block * 80 + 80).collect();
+            for round in 0..5 {
+                words.iter_mut().for_each(|word| *word = word.wrapping_mul(7).wrapping_add(round));
+                words.reverse();
+            }
+            words
+        })
+        .collect();
+    for threads in [1, 2, 3, 5, 16] {
+        for seed in 0..3 {
+            let found = blocks_with_barriers(threads, seed, "").unwrap();
+            assert_eq!(words(&found), expected, "{threads} threads, seed {seed}");
+        }
+    }
+}
+
+/// Blocks 4, 7, 10 and 12 fail, each in another way. The fault that is reported is that of the first.
+#[test]
+fn faults_do_not_depend_on_the_threads_that_run_blocks() {
+    let body = "setp.eq.u32 %q1, %r1, 12; @%q1 trap; setp.eq.u32 %q1, %r1, 10; @%q1 st.shared.u32 [tile], %t;\n\
+                setp.eq.u32 %q1, %r1, 7; @%q1 ld.shared.u32 %r7, [%r4+320];\n\
+                setp.eq.u32 %q1, %r1, 4; setp.eq.and.u32 %q2, %t, 41, %q1; @%q2 ld.global.u32 %r7, [%p0+4160];";
+    for threads in [1, 2, 3, 5, 16] {
+        for seed in 0..8 {
+            let fault = blocks_with_barriers(threads, seed, body).unwrap_err();
+            let place = (fault.block, fault.warp, fault.lane, fault.statement.as_str());
+            let expected = ([4, 0, 0], 1, Some(9), "@%q2 ld.global.u32 %r7, [%p0+4160]");
+            assert_eq!(place, expected, "{threads} threads, seed {seed}");
+        }
     }
 }
