@@ -4,7 +4,7 @@ use super::builder::Builder;
 use super::instruction::Action;
 use crate::block::{Access, of_lane};
 use crate::numbers::{bf16_of, bits_of, f16_of, f32_of, to_f16};
-use crate::ptx::Space;
+use crate::ptx::{Kind, Space};
 use crate::registers::{ALL, Lanes, Register, WARP};
 
 pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
@@ -19,8 +19,10 @@ const ROWS: usize = 16;
 /// Columns of B and of the result.
 const COLUMNS: usize = 8;
 
-/// Row and column of A that element `element` of a lane has. Eight rows of a lane's group of four; each register holds
-/// neighbouring columns, and the registers go down first: `row = group, group + 8`, then to the right.
+/// Row and column of A that a lane's element `element` has.
+///
+/// Four lanes share a row: lane `l` is in row `l / 4`, and its first register has the columns from `l % 4 · per_register` on. The second
+/// register has the same columns 8 rows below. The next two registers repeat this `4 · per_register` columns further to the right.
 pub fn place_in_a(lane: usize, element: usize, per_register: usize) -> (usize, usize) {
     let (register, within) = (element / per_register, element % per_register);
     let column = lane % 4 * per_register + within + 4 * per_register * (register / 2);
@@ -50,17 +52,25 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
     }
     let (sums, a_type, b_type, c_type) = (b.type_()?, b.type_()?, b.type_()?, b.type_()?);
     let factors: fn(u32) -> f32 = match a_type.kind {
-        crate::ptx::Kind::Half => f16_of,
-        crate::ptx::Kind::Brain => bf16_of,
-        crate::ptx::Kind::TensorFloat => |bits| f32_of(bits & !0x1fff),
+        Kind::Half => f16_of,
+        Kind::Brain => bf16_of,
+        Kind::TensorFloat => |bits| f32_of(bits & !0x1fff),
         other => return Err(format!("factors of {other:?}")),
     };
-    if a_type != b_type || sums != c_type || !matches!(sums.bits, 16 | 32) || !sums.is_float() {
-        return Err("factors of one type and sums of one float type are supported".into());
+    if a_type != b_type || sums != c_type {
+        return Err("factors of one type and sums of one type are supported".into());
+    }
+    let half_sums = match (sums.kind, sums.bits) {
+        (Kind::Half, 16) if a_type.kind == Kind::Half => true,
+        (Kind::Float, 32) => false,
+        _ => return Err("these factors have sums in f32, those of f16 in f16 too".into()),
+    };
+    let exists = if a_type.kind == Kind::TensorFloat { depth <= 8 } else { depth >= 8 };
+    if !exists {
+        return Err(format!("{:?} has no product of this depth", a_type.kind));
     }
     // Elements in a register of 32 bits.
     let per_factor = (32 / a_type.width()) as usize;
-    let half_sums = sums.bits == 16;
     let (to, first) = (b.vector(0, 32, true)?, b.vector(1, 32, false)?);
     let (second, before) = (b.vector(2, 32, false)?, b.vector(3, 32, false)?);
     let sums_registers = if half_sums { 2 } else { 4 };
