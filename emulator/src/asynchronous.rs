@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 
+use crate::memory::Bytes;
 use crate::registers::{Lanes, WARP, each};
 
 /// Copies that have not landed, in the order in which they began, and arrivals that wait for them.
@@ -26,8 +27,8 @@ pub struct Flight {
 /// What flies.
 #[derive(Debug, Clone, Copy)]
 pub enum What {
-    /// `read` bytes of global memory and zeros, `bytes` together, to shared memory.
-    Copy { from: u64, to: u64, bytes: u64, read: u64 },
+    /// `read` bytes of global memory and zeros, `bytes` together, to shared memory. `value` is what they were when it began.
+    Copy { from: u64, to: u64, bytes: u64, read: u64, value: Bytes },
     /// An arrival at an mbarrier, once the copies before it have landed.
     Arrival { address: u64 },
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use crate::error::Misuse;
-use crate::memory::{Clock, Shared, Warps, raise};
+use crate::memory::{Clock, Shared, Thread, Warps, raise};
 
 const COUNT: u64 = 0xf_ffff;
 
@@ -39,23 +39,37 @@ impl Barriers {
         shared.set_barrier(address, count | count << 20)
     }
 
-    /// `count` arrivals by a warp; the state before them.
+    /// `mbarrier.inval`; the 8 bytes were stored already.
+    pub fn invalidate(&mut self, address: u64) {
+        self.phases.remove(&address);
+    }
+
+    /// The state of an mbarrier, on which a thread may operate only after its initialisation.
+    pub fn state(&self, shared: &mut Shared, clocks: &Warps, address: u64, by: Thread) -> Result<u64, Misuse> {
+        let state = shared.barrier(address, by, clocks)?;
+        match self.phases.contains_key(&address) {
+            true => Ok(state),
+            false => Err(Misuse::Invalid(format!("there is no mbarrier at {address:#x}"))),
+        }
+    }
+
+    /// `count` arrivals by a thread; the state before them.
     pub fn arrive(
         &mut self,
         shared: &mut Shared,
         clocks: &mut Warps,
         address: u64,
         count: u64,
-        warp: usize,
+        by: Thread,
     ) -> Result<u64, Misuse> {
-        let state = shared.barrier(address)?;
+        let state = self.state(shared, clocks, address, by)?;
         let (pending, expected, phase) = (state & COUNT, state >> 20 & COUNT, state >> 63);
         let Some(left) = pending.checked_sub(count) else {
             let fact =
                 format!("{count} arrivals at the mbarrier at {address:#x}, which waits for {pending} of {expected}");
             return Err(Misuse::Invalid(fact));
         };
-        let known = clocks.release(warp);
+        let known = clocks.release(by.warp);
         let record = self.phases.entry(address).or_default();
         record.arrived.resize(known.len(), 0);
         raise(&mut record.arrived, &known);
@@ -69,23 +83,23 @@ impl Barriers {
     }
 
     /// One more arrival is pending: `cp.async.mbarrier.arrive` without `.noinc`.
-    pub fn expect_one(&mut self, shared: &mut Shared, address: u64) -> Result<(), Misuse> {
-        let state = shared.barrier(address)?;
+    pub fn expect_one(&self, shared: &mut Shared, clocks: &Warps, address: u64, by: Thread) -> Result<(), Misuse> {
+        let state = self.state(shared, clocks, address, by)?;
         shared.set_barrier(address, state + 1)
     }
 
     /// Whether the phase of this parity is complete. A warp that sees it learns what those that arrived know.
     pub fn is_complete(
-        &mut self,
-        shared: &Shared,
+        &self,
+        shared: &mut Shared,
         clocks: &mut Warps,
         address: u64,
         parity: u64,
-        warp: usize,
+        by: Thread,
     ) -> Result<bool, Misuse> {
-        let complete = shared.barrier(address)? >> 63 != parity;
+        let complete = self.state(shared, clocks, address, by)? >> 63 != parity;
         if complete && let Some(phase) = self.phases.get(&address) {
-            clocks.learn(warp, &phase.completed);
+            clocks.learn(by.warp, &phase.completed);
         }
         Ok(complete)
     }

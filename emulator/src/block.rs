@@ -117,20 +117,23 @@ impl<'l> Block<'l> {
     /// Reads for a lane.
     pub fn load(&mut self, warp: &Warp, space: Space, access: Access, lane: usize) -> Result<Bytes, Misuse> {
         let (space, access) = access.resolve(space);
-        let Access { address, each, count } = access;
-        let bytes = access.bytes();
+        let (address, bytes) = (access.address, access.bytes());
         match space {
             Space::Shared => self.shared.load(address, bytes, warp.thread(lane), &self.clocks),
             Space::Local => warp.load_local(address, bytes, lane),
             Space::Parameter => self.parameter(address, bytes),
-            _ => {
-                let allocation = self.aligned(address, bytes)?;
-                if !self.lenient {
-                    allocation.0.check_written(address, bytes)?;
-                }
-                allocation.0.load(address, each, count, allocation.1)
-            }
+            _ => self.load_global(access, false),
         }
+    }
+
+    /// Reads for a lane from global memory; with `read_only` by `ld.global.nc`.
+    pub fn load_global(&mut self, access: Access, read_only: bool) -> Result<Bytes, Misuse> {
+        let Access { address, each, count } = access;
+        let (allocation, accessor) = self.aligned(address, access.bytes())?;
+        if !self.lenient {
+            allocation.check_written(address, access.bytes())?;
+        }
+        allocation.load(address, each, count, accessor.map(|accessor| Accessor { read_only, ..accessor }))
     }
 
     /// Writes for a lane.
@@ -193,7 +196,7 @@ impl<'l> Block<'l> {
         if !address.is_multiple_of(bytes) {
             return Err(Misuse::Misaligned { address, bytes });
         }
-        let accessor = Accessor { epoch: self.global.epoch, block: self.number };
+        let accessor = Accessor { epoch: self.global.epoch, block: self.number, read_only: false };
         Ok((self.global.find(address, bytes, &mut self.last)?, (!self.lenient).then_some(accessor)))
     }
 }

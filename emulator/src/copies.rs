@@ -3,6 +3,7 @@
 use crate::asynchronous::{Flight, What};
 use crate::block::{Access, Block};
 use crate::error::Misuse;
+use crate::memory::Bytes;
 use crate::ptx::Space;
 use crate::registers::Lanes;
 use crate::warp::Warp;
@@ -23,20 +24,27 @@ impl Block<'_> {
         if !from.is_multiple_of(bytes) {
             return Err(Misuse::Misaligned { address: from, bytes });
         }
-        // Checks what is read; it is read again when the copy lands.
-        self.source(warp, from, read, lane)?;
+        let value = self.source(warp, from, read, lane)?;
         self.shared.begin_copy(to, bytes, warp.thread(lane), &self.clocks)?;
         let group = self.flights.open[warp.index][lane];
-        let what = What::Copy { from, to, bytes, read };
+        let what = What::Copy { from, to, bytes, read, value };
         self.flights.flights.push_back(Flight { warp: warp.index, lane, group, what });
         Ok(())
     }
 
-    /// `cp.async.mbarrier.arrive`: arrives once all copies of the thread so far have landed.
-    pub fn arrive_after_copies(&mut self, warp: &Warp, lane: usize, address: u64) {
+    /// `cp.async.mbarrier.arrive`: arrives once all copies of the thread so far have landed. With `expect`, that arrival is added to
+    /// those that are pending.
+    pub fn arrive_after_copies(&mut self, warp: &Warp, lane: usize, address: u64, expect: bool) -> Result<(), Misuse> {
+        let Self { barriers, shared, clocks, .. } = self;
+        if expect {
+            barriers.expect_one(shared, clocks, address, warp.thread(lane))?;
+        } else {
+            barriers.state(shared, clocks, address, warp.thread(lane))?;
+        }
         let group = self.flights.open[warp.index][lane];
         let what = What::Arrival { address };
         self.flights.flights.push_back(Flight { warp: warp.index, lane, group, what });
+        Ok(())
     }
 
     /// Lands the copies of these lanes except for their last `groups` groups; all of them, also those of no group, with `None`.
@@ -67,20 +75,24 @@ impl Block<'_> {
 
     fn land(&mut self, warp: &Warp, flight: Flight) -> Result<(), Misuse> {
         match flight.what {
-            What::Copy { from, to, bytes, read } => {
-                let value = self.source(warp, from, read, flight.lane)?;
+            What::Copy { from, to, bytes, read, value } => {
+                // It may read its source at any time until now.
+                if self.source(warp, from, read, flight.lane)? != value {
+                    let other = "a write to the source of a copy that has not landed".into();
+                    return Err(Misuse::Race { space: "global", address: from, other });
+                }
                 self.shared.end_copy(to, bytes, &value, warp.thread(flight.lane), &self.clocks);
                 Ok(())
             }
             What::Arrival { address } => {
                 let Self { barriers, shared, clocks, .. } = self;
-                barriers.arrive(shared, clocks, address, 1, warp.index).map(|_| ())
+                barriers.arrive(shared, clocks, address, 1, warp.thread(flight.lane)).map(|_| ())
             }
         }
     }
 
     /// The bytes that a copy reads, and zeros after them.
-    fn source(&mut self, warp: &Warp, from: u64, read: u64, lane: usize) -> Result<[u8; 16], Misuse> {
+    fn source(&mut self, warp: &Warp, from: u64, read: u64, lane: usize) -> Result<Bytes, Misuse> {
         let mut value = [0; 16];
         // Powers of two, because accesses are aligned.
         let (mut done, mut piece) = (0, 16);

@@ -49,10 +49,7 @@ fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
     Ok(Action::Execute(Box::new(move |warp, block, lanes| {
         let addresses = base.in_shared(&warp.registers);
         for lane in each(lanes) {
-            if !noinc {
-                of_lane(lane, block.barriers.expect_one(&mut block.shared, addresses[lane]))?;
-            }
-            block.arrive_after_copies(warp, lane, addresses[lane]);
+            of_lane(lane, block.arrive_after_copies(warp, lane, addresses[lane], !noinc))?;
         }
         Ok(())
     })))

@@ -15,10 +15,7 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
     let operation = b.one_of(&["init", "inval", "arrive", "try_wait", "test_wait"]);
     match operation.ok_or("the operation is not supported")? {
         "init" => initialise(b),
-        "inval" => {
-            b.address(0)?;
-            Ok(Action::Compute(Box::new(|_, _| {})))
-        }
+        "inval" => invalidate(b),
         "arrive" => arrive(b),
         "try_wait" => wait(b, true),
         _ => wait(b, false),
@@ -40,6 +37,19 @@ fn initialise(b: &mut Builder<'_>) -> Result<Action, String> {
     })))
 }
 
+fn invalidate(b: &mut Builder<'_>) -> Result<Action, String> {
+    let (base, _) = b.address(0)?;
+    Ok(Action::Execute(Box::new(move |warp, block, lanes| {
+        let addresses = base.in_shared(&warp.registers);
+        for lane in each(lanes) {
+            let Block { shared, clocks, barriers, .. } = block;
+            of_lane(lane, shared.store(addresses[lane], 8, &[0; 16], warp.thread(lane), clocks))?;
+            barriers.invalidate(addresses[lane]);
+        }
+        Ok(())
+    })))
+}
+
 fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
     let at = b.operands().iter().position(|operand| matches!(operand, Operand::Address(..)));
     let at = at.ok_or("an address is missing")?;
@@ -52,7 +62,7 @@ fn arrive(b: &mut Builder<'_>) -> Result<Action, String> {
         let mut states = [0u64; WARP];
         for lane in each(lanes) {
             let Block { shared, clocks, barriers, .. } = block;
-            let arrived = barriers.arrive(shared, clocks, addresses[lane], counts[lane], warp.index);
+            let arrived = barriers.arrive(shared, clocks, addresses[lane], counts[lane], warp.thread(lane));
             states[lane] = of_lane(lane, arrived)?;
         }
         if let Some(to) = to {
@@ -79,7 +89,7 @@ fn wait(b: &mut Builder<'_>, sleeps: bool) -> Result<Action, String> {
         for lane in each(lanes) {
             let parity = if by_parity { states[lane] & 1 } else { states[lane] >> 63 };
             let Block { shared, clocks, barriers, .. } = block;
-            let done = of_lane(lane, barriers.is_complete(shared, clocks, addresses[lane], parity, warp.index))?;
+            let done = of_lane(lane, barriers.is_complete(shared, clocks, addresses[lane], parity, warp.thread(lane)))?;
             complete |= u32::from(done) << lane;
         }
         warp.registers.set_predicate(to, complete, lanes);

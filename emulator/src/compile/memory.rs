@@ -10,10 +10,11 @@ use crate::registers::{Lanes, WARP, each};
 
 pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
     let load = b.opcode() == "ld";
+    let read_only = b.flag("nc");
     // Every access here is coherent, and caches are not modelled.
     for hint in [
-        "nc", "volatile", "weak", "relaxed", "acquire", "release", "gpu", "cta", "sys", "ca", "cg", "cs", "lu", "cv",
-        "wb", "wt",
+        "volatile", "weak", "relaxed", "acquire", "release", "gpu", "cta", "sys", "ca", "cg", "cs", "lu", "cv", "wb",
+        "wt",
     ] {
         b.flag(hint);
     }
@@ -31,6 +32,9 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
     let (memory, value) = if load { (1, 0) } else { (0, 1) };
     let (base, named) = b.address(memory)?;
     let space = if space == Space::Generic { named.unwrap_or(space) } else { space };
+    if read_only && !(load && space == Space::Global) {
+        return Err("`.nc` is for loads from global memory".into());
+    }
     let registers = b.vector(value, of.width(), load)?;
     if registers.len() != elements {
         return Err(format!("{} registers for {elements} elements", registers.len()));
@@ -51,7 +55,11 @@ pub fn compile(b: &mut Builder<'_>) -> Result<Action, String> {
         for lane in each(lanes) {
             let access = Access { address: addresses[lane], each: size, count: elements };
             if load {
-                let bytes = of_lane(lane, block.load(warp, space, access, lane))?;
+                let found = match read_only {
+                    true => block.load_global(access, true),
+                    false => block.load(warp, space, access, lane),
+                };
+                let bytes = of_lane(lane, found)?;
                 for (values, bytes) in values.iter_mut().zip(bytes.chunks_exact(size as usize)).take(elements) {
                     let value = little_endian(bytes);
                     values[lane] = if is_signed { signed(value, bits) as u64 } else { value };

@@ -1,14 +1,16 @@
 //! Memory: that of the device, of a block, and of a thread, with a record of what was written and who may race.
 
 mod allocation;
+mod clocks;
 mod device;
 mod race;
 mod shared;
 
 pub use allocation::Allocation;
+pub use clocks::{Clock, Thread, Warps, raise};
 pub use device::{Device, Snapshot};
 pub use race::{Accessor, MOST_BLOCKS};
-pub use shared::{Clock, Shared, Thread, Warps, raise};
+pub use shared::Shared;
 
 /// Where generic addresses of shared memory begin. Addresses of the device are those of the host, which are lower.
 pub const SHARED_WINDOW: u64 = 0x4000_0000_0000_0000;

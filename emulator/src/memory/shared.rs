@@ -1,80 +1,14 @@
-//! The shared memory of a block, with the accesses of its warps.
+//! The shared memory of a block, with the accesses of its warps. PTX ISA, "Memory Consistency Model: Data-races".
 //!
-//! Each warp has a vector clock: what it knows of the progress of every warp. A barrier joins the clocks of all warps; an mbarrier
-//! passes on the clocks of those that arrived. An access that the clock of a warp does not know of is not ordered before it.
-//!
-//! The lanes of a warp are not in step either (CUDA C++ Programming Guide, "Independent Thread Scheduling"): exchanges between them
-//! order no memory, and only a barrier does. A warp counts the barriers that it passed; accesses of two lanes with none between them
-//! race.
+//! Two accesses of a byte race if one of them writes, not both are atomic, and [`Warps`] do not order them. Operations on mbarriers
+//! are atomic updates here.
+
+use std::collections::HashMap;
 
 use super::Bytes;
+use super::clocks::{Thread, Warps};
 use crate::error::Misuse;
 use crate::numbers::little_endian;
-
-/// What a warp knows of the progress of every warp.
-pub type Clock = Vec<u32>;
-
-/// The clocks of the warps of a block.
-#[derive(Debug, Clone, Default)]
-pub struct Warps {
-    clocks: Vec<Clock>,
-    /// Barriers that each warp passed.
-    passed: Vec<u32>,
-}
-
-/// Who accesses shared memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Thread {
-    pub warp: usize,
-    pub lane: usize,
-}
-
-impl Warps {
-    /// Clocks of `warps` warps that know nothing of each other.
-    pub fn new(warps: usize) -> Self {
-        let clock = |warp| (0..warps).map(|other| u32::from(other == warp)).collect();
-        Self { clocks: (0..warps).map(clock).collect(), passed: vec![1; warps] }
-    }
-
-    /// A barrier: what any warp did is before what any does next.
-    pub fn join_all(&mut self) {
-        let mut known = self.clocks[0].clone();
-        self.clocks.iter().for_each(|clock| raise(&mut known, clock));
-        for (warp, clock) in self.clocks.iter_mut().enumerate() {
-            clock.clone_from(&known);
-            clock[warp] += 1;
-        }
-        self.passed.iter_mut().for_each(|passed| *passed += 1);
-    }
-
-    /// A barrier of a warp: what any of its lanes did is before what any does next.
-    pub fn join_lanes(&mut self, warp: usize) {
-        self.passed[warp] += 1;
-    }
-
-    /// What a warp knows, for another to [`learn`](Self::learn). What it does next is not included.
-    pub fn release(&mut self, warp: usize) -> Clock {
-        let known = self.clocks[warp].clone();
-        self.clocks[warp][warp] += 1;
-        known
-    }
-
-    /// Puts the work of another before what this warp does next.
-    pub fn learn(&mut self, warp: usize, known: &[u32]) {
-        raise(&mut self.clocks[warp], known);
-        self.join_lanes(warp);
-    }
-
-    /// What warp `warp` knows of warp `of`.
-    fn knows(&self, warp: usize, of: usize) -> u32 {
-        self.clocks[warp][of]
-    }
-}
-
-/// Joins two clocks.
-pub fn raise(clock: &mut [u32], other: &[u32]) {
-    clock.iter_mut().zip(other).for_each(|(time, other)| *time = (*time).max(*other));
-}
 
 /// The last write to a byte.
 #[derive(Debug, Clone, Copy, Default)]
@@ -86,16 +20,27 @@ struct Write {
     time: u32,
     /// Barriers that the warp had passed.
     passed: u32,
+    /// Whether atomic updates came after it.
+    updated: bool,
 }
 
-/// The last read of a byte by a warp.
+/// The last read, or atomic update, of a byte by a warp.
 #[derive(Debug, Clone, Copy, Default)]
-struct Read {
+struct Touch {
     time: u32,
     /// Barriers that the warp had passed.
     passed: u32,
-    /// The lane, if only one has read it since that barrier.
+    /// The lane, if only one has done so since that barrier.
     lane: Option<u8>,
+}
+
+impl Touch {
+    /// Becomes that of a thread, now.
+    fn note(&mut self, Thread { warp, lane }: Thread, warps: &Warps) {
+        let (time, passed) = (warps.knows(warp, warp), warps.passed(warp));
+        let alone = self.passed != passed || self.lane == Some(lane as u8);
+        *self = Self { time, passed, lane: alone.then_some(lane as u8) };
+    }
 }
 
 /// The shared memory of the blocks that run one after the other on a thread of the host.
@@ -104,7 +49,9 @@ pub struct Shared {
     bytes: Vec<u8>,
     writes: Vec<Write>,
     /// The last read of each byte by each warp.
-    reads: Vec<Read>,
+    reads: Vec<Touch>,
+    /// The last atomic update by each warp of the bytes that were updated after their last write.
+    updates: HashMap<usize, Vec<Touch>>,
     /// Bytes that a copy which has not landed will write.
     in_flight: Vec<bool>,
     warps: usize,
@@ -116,14 +63,16 @@ pub struct Shared {
 impl Shared {
     /// `bytes` bytes, for blocks of `warps` warps, whose lanes may race with each other if it is lenient.
     pub fn new(bytes: usize, warps: usize, lenient: bool) -> Self {
-        let (writes, reads) = (vec![Write::default(); bytes], vec![Read::default(); bytes * warps]);
-        Self { bytes: vec![0xff; bytes], writes, reads, in_flight: vec![false; bytes], warps, block: 0, lenient }
+        let (writes, reads) = (vec![Write::default(); bytes], vec![Touch::default(); bytes * warps]);
+        let (updates, in_flight) = (HashMap::new(), vec![false; bytes]);
+        Self { bytes: vec![0xff; bytes], writes, reads, updates, in_flight, warps, block: 0, lenient }
     }
 
     /// Begins with the next block, which finds nothing written. Clocks continue, so that accesses of the block before are known.
     pub fn next_block(&mut self) {
         self.bytes.fill(0xff);
         self.in_flight.fill(false);
+        self.updates.clear();
         self.block += 1;
     }
 
@@ -142,37 +91,77 @@ impl Shared {
 
     /// What a write by a thread leaves behind.
     fn write_of(&self, Thread { warp, lane }: Thread, warps: &Warps) -> Write {
-        let (time, passed) = (warps.knows(warp, warp), warps.passed[warp]);
-        Write { block: self.block, warp: warp as u16, lane: lane as u8, time, passed }
+        let (time, passed) = (warps.knows(warp, warp), warps.passed(warp));
+        Write { block: self.block, warp: warp as u16, lane: lane as u8, time, passed, updated: false }
     }
 
-    /// Whether a write of this block is ordered before what a thread does.
+    /// Whether this block wrote a byte, and no copy to it may still land.
+    fn check_there(&self, byte: usize) -> Result<(), Misuse> {
+        if self.writes[byte].block != self.block {
+            return Err(Misuse::Uninitialised { what: format!("byte {byte} of shared memory") });
+        }
+        self.check_landed(byte)
+    }
+
+    fn check_landed(&self, byte: usize) -> Result<(), Misuse> {
+        if self.in_flight[byte] { Err(race(byte, "a copy that may not have landed")) } else { Ok(()) }
+    }
+
+    /// Whether the last write of this block is ordered before what a thread does.
     fn check_write(&self, byte: usize, Thread { warp, lane }: Thread, warps: &Warps) -> Result<(), Misuse> {
         let write = self.writes[byte];
         let other = usize::from(write.warp);
         if warps.knows(warp, other) < write.time {
             return Err(race(byte, &format!("a write of warp {other}")));
         }
-        if other == warp && write.passed == warps.passed[warp] && usize::from(write.lane) != lane && !self.lenient {
+        if other == warp && write.passed == warps.passed(warp) && usize::from(write.lane) != lane && !self.lenient {
             return Err(race(byte, &format!("a write of lane {} of this warp", write.lane)));
+        }
+        Ok(())
+    }
+
+    /// Whether the reads of a byte are ordered before what a thread does.
+    fn check_reads(&self, byte: usize, by: Thread, warps: &Warps) -> Result<(), Misuse> {
+        let reads = &self.reads[byte * self.warps..(byte + 1) * self.warps];
+        self.check_touches(byte, reads, "a read", by, warps)
+    }
+
+    /// Whether the atomic updates of a byte after its last write are ordered before what a thread does.
+    fn check_updates(&self, byte: usize, by: Thread, warps: &Warps) -> Result<(), Misuse> {
+        // Few bytes are ever updated, so the table is looked at for those alone.
+        match self.writes[byte].updated.then(|| self.updates.get(&byte)).flatten() {
+            Some(updates) => self.check_touches(byte, updates, "an atomic update", by, warps),
+            None => Ok(()),
+        }
+    }
+
+    fn check_touches(
+        &self,
+        byte: usize,
+        touches: &[Touch],
+        kind: &str,
+        by: Thread,
+        warps: &Warps,
+    ) -> Result<(), Misuse> {
+        let mut others = touches.iter().enumerate();
+        if let Some((other, _)) = others.find(|(other, touch)| warps.knows(by.warp, *other) < touch.time) {
+            return Err(race(byte, &format!("{kind} of warp {other}")));
+        }
+        let own = touches[by.warp];
+        if own.passed == warps.passed(by.warp) && own.lane != Some(by.lane as u8) && !self.lenient {
+            let lane = own.lane.map_or("other lanes".into(), |lane| format!("lane {lane}"));
+            return Err(race(byte, &format!("{kind} of {lane} of this warp")));
         }
         Ok(())
     }
 
     /// Notes a read by a thread.
     fn note_read(&mut self, at: usize, bytes: usize, by: Thread, warps: &Warps) -> Result<(), Misuse> {
-        let (time, passed) = (warps.knows(by.warp, by.warp), warps.passed[by.warp]);
         for byte in at..at + bytes {
-            if self.writes[byte].block != self.block {
-                return Err(Misuse::Uninitialised { what: format!("byte {byte} of shared memory") });
-            }
-            if self.in_flight[byte] {
-                return Err(race(byte, "a copy that may not have landed"));
-            }
+            self.check_there(byte)?;
             self.check_write(byte, by, warps)?;
-            let read = &mut self.reads[byte * self.warps + by.warp];
-            let alone = read.passed != passed || read.lane == Some(by.lane as u8);
-            *read = Read { time, passed, lane: alone.then_some(by.lane as u8) };
+            self.check_updates(byte, by, warps)?;
+            self.reads[byte * self.warps + by.warp].note(by, warps);
         }
         Ok(())
     }
@@ -180,22 +169,29 @@ impl Shared {
     /// Notes a write by a thread.
     fn note_write(&mut self, at: usize, bytes: usize, by: Thread, warps: &Warps) -> Result<(), Misuse> {
         for byte in at..at + bytes {
-            if self.in_flight[byte] {
-                return Err(race(byte, "a copy that may not have landed"));
-            }
+            self.check_landed(byte)?;
             if self.writes[byte].block == self.block {
                 self.check_write(byte, by, warps)?;
+                self.check_updates(byte, by, warps)?;
             }
-            let reads = &self.reads[byte * self.warps..(byte + 1) * self.warps];
-            if let Some(reader) = (0..self.warps).find(|&reader| warps.knows(by.warp, reader) < reads[reader].time) {
-                return Err(race(byte, &format!("a read of warp {reader}")));
-            }
-            let own = reads[by.warp];
-            if own.passed == warps.passed[by.warp] && own.lane != Some(by.lane as u8) && !self.lenient {
-                let lane = own.lane.map_or("other lanes".into(), |lane| format!("lane {lane}"));
-                return Err(race(byte, &format!("a read of {lane} of this warp")));
-            }
+            self.check_reads(byte, by, warps)?;
             self.writes[byte] = self.write_of(by, warps);
+        }
+        Ok(())
+    }
+
+    /// Notes an atomic update by a thread. Updates of two threads have an order, whatever it is, so only other accesses race with them.
+    fn note_update(&mut self, at: usize, bytes: usize, by: Thread, warps: &Warps) -> Result<(), Misuse> {
+        for byte in at..at + bytes {
+            self.check_there(byte)?;
+            self.check_write(byte, by, warps)?;
+            self.check_reads(byte, by, warps)?;
+            let touches = self.updates.entry(byte).or_insert_with(|| vec![Touch::default(); self.warps]);
+            if !std::mem::replace(&mut self.writes[byte].updated, true) {
+                // Those before the last write, with which whatever comes after that is ordered.
+                touches.fill(Touch::default());
+            }
+            touches[by.warp].note(by, warps);
         }
         Ok(())
     }
@@ -234,8 +230,7 @@ impl Shared {
         self.writes[at..at + bytes as usize].fill(write);
     }
 
-    /// Replaces an element by a function of it; returns the element before. Updates of different warps have an order, whatever
-    /// it is, so only other accesses race with them; the element counts as written by the last.
+    /// Replaces an element by a function of it; returns the element before.
     pub fn update(
         &mut self,
         address: u64,
@@ -245,27 +240,21 @@ impl Shared {
         change: impl Fn(u64) -> u64,
     ) -> Result<u64, Misuse> {
         let at = self.check(address, bytes)?;
-        if self.writes[at..at + bytes as usize].iter().any(|write| write.block != self.block) {
-            return Err(Misuse::Uninitialised { what: format!("byte {at} of shared memory") });
-        }
+        self.note_update(at, bytes as usize, by, warps)?;
         let element = &mut self.bytes[at..at + bytes as usize];
         let before = little_endian(element);
         element.copy_from_slice(&change(before).to_le_bytes()[..bytes as usize]);
-        let write = self.write_of(by, warps);
-        self.writes[at..at + bytes as usize].fill(write);
         Ok(before)
     }
 
-    /// The 8 bytes of an mbarrier. Barriers order accesses and are not data themselves, so these are not checked for races.
-    pub fn barrier(&self, address: u64) -> Result<u64, Misuse> {
+    /// The 8 bytes of an mbarrier, for an operation of a thread.
+    pub fn barrier(&mut self, address: u64, by: Thread, warps: &Warps) -> Result<u64, Misuse> {
         let at = self.check(address, 8)?;
-        if self.writes[at..at + 8].iter().any(|write| write.block != self.block) {
-            return Err(Misuse::Uninitialised { what: format!("the mbarrier at {address:#x} of shared memory") });
-        }
+        self.note_update(at, 8, by, warps)?;
         Ok(little_endian(&self.bytes[at..at + 8]))
     }
 
-    /// Changes an mbarrier.
+    /// Changes an mbarrier on which a thread operates.
     pub fn set_barrier(&mut self, address: u64, value: u64) -> Result<(), Misuse> {
         let at = self.check(address, 8)?;
         self.bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());

@@ -10,6 +10,7 @@ mod lab;
 mod loading;
 mod matrices;
 mod misuse;
+mod races;
 mod tensor_cores;
 mod warps;
 mod whole_matrices;
