@@ -1,4 +1,4 @@
-//! How a block begins asynchronous copies, and how they land.
+//! How a block begins asynchronous copies, and how they land. PTX ISA, "Data Movement and Conversion Instructions: Asynchronous copy".
 
 use crate::asynchronous::{Flight, What};
 use crate::block::{Access, Block};
@@ -9,7 +9,7 @@ use crate::registers::Lanes;
 use crate::warp::Warp;
 
 impl Block<'_> {
-    /// Begins a copy of `bytes` bytes, of which `read` come from memory and the others are 0.
+    /// `cp.async`: begins a copy of `bytes` bytes, of which `read` come from memory and the others are 0.
     pub fn begin_copy(
         &mut self,
         warp: &Warp,
@@ -47,7 +47,8 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Lands the copies of these lanes except for their last `groups` groups; all of them, also those of no group, with `None`.
+    /// `cp.async.wait_group`: lands the copies of these lanes except for their last `groups` groups. `cp.async.wait_all`, with `None`: all
+    /// of them, also those of no group.
     pub fn wait_for_copies(&mut self, warp: &Warp, lanes: Lanes, groups: Option<u32>) -> Result<(), Misuse> {
         let open = self.flights.open[warp.index];
         let lands = |flight: &Flight| {

@@ -1,4 +1,4 @@
-//! Registers of a warp: every register has a value for each of the 32 lanes.
+//! Registers of a warp: every register has a value for each of the 32 lanes. PTX ISA, "State Spaces: Register State Space".
 
 /// Lanes of a warp.
 pub const WARP: usize = 32;
@@ -120,7 +120,8 @@ pub trait Value: Copy + Send + Sync + 'static {
     /// The values of a register.
     fn get(registers: &Registers, register: Register) -> [Self; WARP];
 
-    /// Sets a register in some lanes. A wider register gets zeros in its upper bits, a narrower one the lower bits.
+    /// Sets a register in some lanes. A wider register gets zeros in its upper bits, a narrower one the lower bits. PTX ISA, "Operand Size
+    /// Exceeding Instruction-Type Size"; what needs the sign instead passes 64 bits.
     fn set(registers: &mut Registers, register: Register, values: &[Self; WARP], lanes: Lanes);
 }
 

@@ -1,4 +1,5 @@
-//! The execution of a block: which warp runs, which of its lanes, and where they wait.
+//! The execution of a block: which warp runs, which of its lanes, and where they wait. PTX ISA, "PTX Machine Model: A Set of SIMT
+//! Multiprocessors" and "Independent Thread Scheduling".
 
 use crate::block::{Block, Trap, of_lane, of_warp};
 use crate::compile::{Action, Instruction, Kernel};
@@ -62,7 +63,8 @@ pub fn run_block(
     }
 }
 
-/// Every thread is at a barrier: all go on from it, if it is the same one.
+/// Every thread is at a barrier: all go on from it, if it is the same one. PTX ISA, "Parallel Synchronization and Communication
+/// Instructions: bar, barrier".
 fn pass_barrier(kernel: &Kernel, warps: &mut [Warp], block: &mut Block<'_>) -> Result<(), (usize, Box<Trap>)> {
     let number = warps.iter().find_map(|warp| warp.barrier);
     if let Some(other) = warps.iter().find(|warp| warp.alive != 0 && warp.barrier != number) {
@@ -133,6 +135,7 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
         }
         let instruction = &kernel.instructions[at];
         warp.at = at;
+        // PTX ISA, "Predicated Execution".
         let lanes = match instruction.condition {
             None => all,
             Some(condition) => {
@@ -169,6 +172,7 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
                     return Ok(None);
                 }
             }
+            // PTX ISA, "Control Flow Instructions: exit": barriers do not wait for lanes that ended.
             Action::Exit => {
                 warp.alive &= !lanes;
                 // Others that wait for these lanes need not any more.
@@ -193,6 +197,8 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
                 warp.groups[index].waits = true;
                 return Ok(None);
             }
+            // PTX ISA, "Data Movement and Conversion Instructions: shfl.sync": waits for the lanes of the mask that have not ended. Without
+            // a mask, "Warp-level Matrix Instructions": all lanes execute it.
             Action::Together(members, execute) => {
                 let needed = match members {
                     None => warp.alive,
@@ -254,6 +260,7 @@ fn run_group(kernel: &Kernel, warp: &mut Warp, block: &mut Block<'_>, index: usi
                 }
                 at += 1;
             }
+            // PTX ISA, "Miscellaneous Instructions: trap".
             Action::Trap if lanes == 0 => at += 1,
             Action::Trap => return of_warp(Err(Misuse::Invalid("the kernel stops itself: `trap`".into()))),
         }

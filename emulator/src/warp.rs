@@ -15,7 +15,8 @@ pub struct Group {
     pub waits: bool,
 }
 
-/// What a test of an mbarrier found.
+/// What a test of an mbarrier found. PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier.test_wait,
+/// mbarrier.try_wait".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tested {
     Complete,
@@ -86,7 +87,7 @@ impl Warp {
     }
 }
 
-/// The memory of the threads of a warp, one after the other.
+/// The memory of the threads of a warp, one after the other. PTX ISA, "State Spaces: Local State Space".
 #[derive(Debug)]
 struct Local {
     bytes: Vec<u8>,

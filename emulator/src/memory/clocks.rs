@@ -1,4 +1,4 @@
-//! What the warps of a block know of each other.
+//! What the warps of a block know of each other. PTX ISA, "Memory Consistency Model: Causality Order".
 //!
 //! Each warp has a vector clock: what it knows of the progress of every warp. A barrier joins the clocks of all warps; an mbarrier
 //! passes on the clocks of those that arrived. An access that the clock of a warp does not know of is not ordered before it.

@@ -1,5 +1,5 @@
 //! Which block of a launch touched a byte of device memory. Blocks of a launch have no order, so two of them may not touch a byte
-//! if one writes, unless both do it atomically. PTX ISA, "Memory Consistency Model: Data-races". What `ld.global.nc` reads may not be
+//! if one writes, unless both do it atomically. PTX ISA, "Memory Consistency Model: Conflict and Data-races". What `ld.global.nc` reads may not be
 //! written by any block while the kernel runs. PTX ISA, "Data Movement and Conversion Instructions: ld.global.nc".
 //!
 //! Blocks run on several threads. Each notes its own access before it looks for others, so one of two that race sees the other,

@@ -1,4 +1,4 @@
-//! The shared memory of a block, with the accesses of its warps. PTX ISA, "Memory Consistency Model: Data-races".
+//! The shared memory of a block, with the accesses of its warps. PTX ISA, "Memory Consistency Model: Conflict and Data-races".
 //!
 //! Two accesses of a byte race if one of them writes, not both are atomic, and [`Warps`] do not order them. Operations on mbarriers
 //! are atomic updates here.

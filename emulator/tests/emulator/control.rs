@@ -18,7 +18,7 @@ fn a_trap_is_an_error_that_names_it() {
     assert!(reached("@%q2").is_ok(), "no lane executes it");
 }
 
-/// PTX ISA, "Miscellaneous Instructions: nanosleep" and "Data Movement and Conversion Instructions: prefetch".
+/// PTX ISA, "Miscellaneous Instructions: nanosleep" and "Data Movement and Conversion Instructions: prefetch, prefetchu".
 #[test]
 fn sleeps_and_prefetches_change_nothing() {
     let body = "mov.u32 %r1, 3; nanosleep.u32 20; nanosleep.u32 %r1; prefetch.global.L2 [%p0]; prefetch.global.L1 [%p0+4];\n\

@@ -80,7 +80,8 @@ fn rounding_down_never_gives_more_than_the_exact_result() {
 /// PTX ISA, "Floating Point Instructions: rcp, sqrt, rsqrt, sin, cos, lg2, tanh". Here an approximation is the function in f64, rounded.
 #[test]
 fn approximations_are_rounded_from_double_precision() {
-    let functions: [(&str, fn(f64) -> f64); 7] = [
+    type Function = fn(f64) -> f64;
+    let functions: [(&str, Function); 7] = [
         ("rcp", |x| 1.0 / x),
         ("sqrt", f64::sqrt),
         ("rsqrt", |x| 1.0 / x.sqrt()),

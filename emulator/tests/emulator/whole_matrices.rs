@@ -94,7 +94,7 @@ fn whole_matrices_are_multiplied_from_memory_to_memory() {
     }
 }
 
-/// PTX ISA, "Warp-level Matrix Instructions: wmma": tf32 has 10 bits of the fraction, and those below are not read.
+/// PTX ISA, "Alternate Floating-Point Data Formats": tf32 has at least 10 bits of the fraction. Here those below are not read.
 #[test]
 fn tf32_fragments_have_ten_bits_of_the_fraction() {
     let body = format!(
