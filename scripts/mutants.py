@@ -140,10 +140,11 @@ def plain(text: str) -> str:
 class Laboratory:
     """Runs tests of `cube_cuda` on the driver."""
 
-    def __init__(self, arguments: argparse.Namespace):
-        self.cache, self.driver, self.program = arguments.cache.resolve(), arguments.driver, arguments.tests
+    def __init__(self, arguments: argparse.Namespace, folder: pathlib.Path):
+        self.cache, self.driver, self.program = arguments.cache.resolve(), arguments.driver, arguments.tests.resolve()
         # One block at a time: mutants run next to each other.
         self.base = cuda.environment(self.cache, self.driver, threads=1)
+        self.folder = folder
         self.lines: dict[str, list[str]] = {}
 
     def run(self, tests: list[str], options: list[str] = [], limit: int = 600, **settings: object) -> tuple[int, str, float]:
@@ -153,6 +154,7 @@ class Laboratory:
         process = subprocess.run(
             [self.program, "--exact", *tests, "--test-threads", "1", *(["--include-ignored"] if tests else []), *options],
             env=variables | {"RUST_BACKTRACE": "0"},
+            cwd=self.folder,
             capture_output=True,
             text=True,
             errors="replace",
@@ -348,9 +350,10 @@ def main():
     action.add_argument("--quick", action="store_true", help="the same with up to 8 barriers and copies, one of every other kind, and short tests")
     arguments = parser.parse_args()
 
-    laboratory = Laboratory(arguments)
-    mutants = choose(laboratory, arguments)
-    run(laboratory, mutants, arguments)
+    with cuda.configured(cuda.EXACT) as folder:
+        laboratory = Laboratory(arguments, folder)
+        mutants = choose(laboratory, arguments)
+        run(laboratory, mutants, arguments)
     unused = explain(mutants)
     text = table(mutants, arguments.short)
     if arguments.write:
