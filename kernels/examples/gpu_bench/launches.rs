@@ -1,14 +1,16 @@
 //! The launches of a workload, on tensors of noise.
 
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
-use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, Rotation};
+use burn_deepspeed_core::qk_norm::QkNormKind;
+use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rotation, Squares};
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
 use burn_deepspeed_kernels::cube::pad_transform::PadTransform;
 use burn_deepspeed_kernels::cube::prefill::mma;
 use burn_deepspeed_kernels::cube::{
-    Attention, Blocks, CacheTensor, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported, decode, norm,
-    pad_transform, prefill, softmax,
+    Attention, Blocks, CacheTensor, Dequantise, Machine, MaskArguments, Rules, Softmax, TensorHandle, Unsupported,
+    decode, dequantise, norm, pad_transform, prefill, softmax,
 };
 use cubecl::cuda::CudaRuntime;
 use cubecl::prelude::*;
@@ -104,6 +106,25 @@ impl Tensors {
         (self.noise_of(&[batch, kv_heads, capacity, head], elements), scales)
     }
 
+    /// The bytes of this many elements.
+    fn blocks(&self, elements: usize, format: BlockFormat) -> Tensor {
+        let bytes = elements / format.elements() * format.bytes();
+        self.noise_of(&[bytes], i8::as_type_native_unchecked().storage_type())
+    }
+
+    /// The norm of Qwen 3.
+    fn head_norm(&self, head: usize) -> HeadNorm<CudaRuntime> {
+        HeadNorm {
+            kind: QkNormKind::Rms,
+            epsilon: 1e-6,
+            plus_one: false,
+            after_rotation: false,
+            values: false,
+            weights: Some([(); 2].map(|()| self.floats(&[1, head]))),
+            sums: None,
+        }
+    }
+
     /// `[B, N, T, H]`, the heads of a token contiguous.
     fn packed(&self, [batch, heads, tokens, head]: [usize; 4]) -> Tensor {
         let width = heads * head;
@@ -146,17 +167,19 @@ impl Tensors {
                 };
                 Box::new(move |_| decode::launch(&client, &machine, operands.problem(), None).map(|_| ()))
             }
-            Problem::Prefill { batch, heads, head, tokens, causal, addend } => {
+            Problem::Prefill { batch, heads, head, tokens, causal, addend, int8 } => {
                 let rules = Rules { causal, window: None, softcap: None, start: 0, end: tokens as u32 };
                 let mut masks = MaskArguments::new(rules);
                 masks.slopes = (addend == Addend::Slopes).then(|| self.floats(&[heads]));
                 masks.bias = (addend == Addend::Bias).then(|| self.noise(&[1, heads, tokens, tokens]));
+                let [(key, key_scales), (value, value_scales)] =
+                    [(); 2].map(|()| self.cache([batch, heads, tokens, head], int8));
                 let operands = Operands {
                     query: self.noise(&[batch, heads, tokens, head]),
-                    key: self.noise(&[batch, heads, tokens, head]),
-                    key_scales: None,
-                    value: self.noise(&[batch, heads, tokens, head]),
-                    value_scales: None,
+                    key,
+                    key_scales,
+                    value,
+                    value_scales,
                     context: self.packed([batch, heads, tokens, head]),
                     masks,
                 };
@@ -178,13 +201,14 @@ impl Tensors {
                     softmax::launch(&client, &machine, arguments)
                 })
             }
-            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity, int8 } => {
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity, int8, norm } => {
                 let qkv = self.noise(&[batch, tokens, (heads + 2 * kv_heads) * head]);
                 let query = self.noise(&[batch, heads, tokens, head]);
                 let [(key, key_scales), (value, value_scales)] =
                     [(); 2].map(|()| self.cache([batch, kv_heads, capacity, head], int8));
                 let [cos, sin] = [(); 2].map(|()| self.floats(&[1, tokens, head / 2]));
                 let rotation = Rotation { layout: RotaryLayout::Half, cos, sin };
+                let norm = norm.then(|| self.head_norm(head));
                 Box::new(move |_| {
                     let arguments = CacheWrite {
                         qkv: &qkv,
@@ -192,7 +216,7 @@ impl Tensors {
                         query: &query,
                         key: CacheTensor { elements: &key, scales: key_scales.as_ref() },
                         value: CacheTensor { elements: &value, scales: value_scales.as_ref() },
-                        norm: None,
+                        norm: norm.as_ref(),
                         rotation: Some(&rotation),
                         factors: None,
                         bounds: None,
@@ -200,6 +224,14 @@ impl Tensors {
                         end: capacity as u32,
                     };
                     cache_write::launch(&client, &machine, arguments)
+                })
+            }
+            Problem::Squares { batch, tokens, heads, kv_heads, head } => {
+                let qkv = self.noise(&[batch, tokens, (heads + 2 * kv_heads) * head]);
+                let sums = self.floats(&[batch, tokens, 2]);
+                Box::new(move |_| {
+                    let arguments = Squares { qkv: &qkv, features: [heads * head, kv_heads * head], sums: &sums };
+                    cache_write::launch_squares(&client, &machine, arguments)
                 })
             }
             Problem::Pad { batch, heads, tokens, head, size } => {
@@ -230,10 +262,7 @@ impl Tensors {
                     Weights::Dense(Orientation::OutputInput) => self.noise(&[outputs, inputs]),
                     Weights::Dense(Orientation::InputOutput) => self.noise(&[inputs, outputs]),
                     Weights::Int8 => self.noise_of(&[outputs, inputs], i8::as_type_native_unchecked().storage_type()),
-                    Weights::Blocks(format) => {
-                        let bytes = outputs * inputs / format.elements() * format.bytes();
-                        self.noise_of(&[bytes], i8::as_type_native_unchecked().storage_type())
-                    }
+                    Weights::Blocks(format) => self.blocks(outputs * inputs, format),
                 };
                 let scales = self.floats(&[outputs, 1]);
                 Box::new(move |_| {
@@ -258,6 +287,13 @@ impl Tensors {
                         normed: None,
                     };
                     gemv::launch(&client, &machine, arguments)
+                })
+            }
+            Problem::Dequantise { inputs, outputs, format } => {
+                let (bytes, dense) = (self.blocks(outputs * inputs, format), self.noise(&[outputs, inputs]));
+                Box::new(move |_| {
+                    let blocks = Blocks { bytes: &bytes, first: 0, format, shape: [outputs, inputs] };
+                    dequantise::launch(&client, &machine, Dequantise { blocks, dense: &dense, row: 0 })
                 })
             }
         }

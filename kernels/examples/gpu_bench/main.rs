@@ -11,6 +11,7 @@
 //! `scripts/gpu_peers.py` uses `--list` and `--serve` to alternate with other programs on the same device, `scripts/counts.py`
 //! `--once` with a driver that counts.
 
+mod description;
 mod launches;
 mod tensors;
 mod timing;

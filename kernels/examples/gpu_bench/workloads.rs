@@ -2,7 +2,6 @@
 
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::layout::Orientation;
-use serde_json::{Value, json};
 
 use crate::launches::PREFILL;
 
@@ -60,6 +59,8 @@ pub enum Problem {
         tokens: usize,
         causal: bool,
         addend: Addend,
+        /// Whether keys and values are int8.
+        int8: bool,
     },
     Softmax {
         heads: usize,
@@ -76,6 +77,16 @@ pub enum Problem {
         capacity: usize,
         /// Whether the cache is int8.
         int8: bool,
+        /// Whether the features of each query and key are normalised, with weights that all heads share.
+        norm: bool,
+    },
+    /// The sums of the squares of all queries and of all keys of a token.
+    Squares {
+        batch: usize,
+        tokens: usize,
+        heads: usize,
+        kv_heads: usize,
+        head: usize,
     },
     Pad {
         batch: usize,
@@ -96,6 +107,12 @@ pub enum Problem {
         normed: bool,
         weights: Weights,
     },
+    /// A matrix of blocks as a dense one.
+    Dequantise {
+        inputs: usize,
+        outputs: usize,
+        format: BlockFormat,
+    },
 }
 
 use Orientation::{InputOutput, OutputInput};
@@ -105,11 +122,26 @@ const fn decoding([batch, heads, kv_heads, head]: [usize; 4], keys: usize, int8:
 }
 
 const fn appending([batch, tokens]: [usize; 2], capacity: usize, int8: bool) -> Problem {
-    Problem::CacheWrite { batch, tokens, heads: 32, kv_heads: 32, head: 128, capacity, int8 }
+    Problem::CacheWrite { batch, tokens, heads: 32, kv_heads: 32, head: 128, capacity, int8, norm: false }
+}
+
+/// The same with the norm of Qwen 3.
+const fn normed([batch, tokens]: [usize; 2], capacity: usize) -> Problem {
+    Problem::CacheWrite { batch, tokens, heads: 32, kv_heads: 32, head: 128, capacity, int8: false, norm: true }
+}
+
+/// What the norm of OLMo 2 needs first.
+const fn squares([batch, tokens]: [usize; 2]) -> Problem {
+    Problem::Squares { batch, tokens, heads: 32, kv_heads: 32, head: 128 }
 }
 
 const fn prompt([batch, heads, head]: [usize; 3], tokens: usize, causal: bool, addend: Addend) -> Problem {
-    Problem::Prefill { batch, heads, head, tokens, causal, addend }
+    Problem::Prefill { batch, heads, head, tokens, causal, addend, int8: false }
+}
+
+/// A causal prompt whose keys and values are read from an int8 cache.
+const fn prompt_int8([batch, heads, head]: [usize; 3], tokens: usize) -> Problem {
+    Problem::Prefill { batch, heads, head, tokens, causal: true, addend: Addend::Nothing, int8: true }
 }
 
 /// Norm and QKV projection of a model of 4096 features.
@@ -122,12 +154,17 @@ const fn output(rows: usize, weights: Weights) -> Problem {
     Problem::Gemv { rows, inputs: 4096, outputs: 4096, normed: false, weights }
 }
 
+/// Its weights made dense, for the product of a prompt.
+const fn dense(format: BlockFormat) -> Problem {
+    Problem::Dequantise { inputs: 4096, outputs: 4096, format }
+}
+
 const LLAMA: [usize; 3] = [1, 32, 128];
 const LONG: [usize; 3] = [4, 16, 64];
 
 /// The most informative ones first.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 38] = [
+pub const WORKLOADS: [Workload; 47] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
     Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
@@ -153,19 +190,28 @@ pub const WORKLOADS: [Workload; 38] = [
     Workload { name: "output-4096-4096-q4_0", problem: output(1, Weights::Blocks(BlockFormat::Q4_0)) },
     Workload { name: "output-4096-4096-q8_0", problem: output(1, Weights::Blocks(BlockFormat::Q8_0)) },
     Workload { name: "output-4096-4096-q4_k", problem: output(1, Weights::Blocks(BlockFormat::Q4_K)) },
+    Workload { name: "output-4096-4096-q6_k", problem: output(1, Weights::Blocks(BlockFormat::Q6_K)) },
     Workload { name: "norm-qkv-8x4096-12288-out-in", problem: qkv(8, Weights::Dense(OutputInput)) },
     Workload { name: "norm-qkv-8x4096-12288-int8", problem: qkv(8, Weights::Int8) },
     Workload { name: "output-8x4096-4096-out-in", problem: output(8, Weights::Dense(OutputInput)) },
     Workload { name: "output-8x4096-4096-int8", problem: output(8, Weights::Int8) },
+    Workload { name: "dequantise-4096-4096-q4_0", problem: dense(BlockFormat::Q4_0) },
+    Workload { name: "dequantise-4096-4096-q4_k", problem: dense(BlockFormat::Q4_K) },
+    Workload { name: "dequantise-4096-4096-q6_k", problem: dense(BlockFormat::Q6_K) },
     Workload { name: "cache-write-1x4096x32x32x128", problem: appending([1, 4096], 4096, false) },
     Workload { name: "cache-write-1x4096x32x32x128-int8", problem: appending([1, 4096], 4096, true) },
     Workload { name: "cache-write-64x1x32x32x128", problem: appending([64, 1], 16, false) },
     Workload { name: "cache-write-64x1x32x32x128-int8", problem: appending([64, 1], 16, true) },
+    Workload { name: "cache-write-1x4096x32x32x128-norm", problem: normed([1, 4096], 4096) },
+    Workload { name: "cache-write-64x1x32x32x128-norm", problem: normed([64, 1], 16) },
+    Workload { name: "squares-1x4096x32x32x128", problem: squares([1, 4096]) },
+    Workload { name: "squares-64x1x32x32x128", problem: squares([64, 1]) },
     Workload { name: "pad-2x8x4096x40-64", problem: Problem::Pad { batch: 2, heads: 8, tokens: 4096, head: 40, size: 64 } },
     Workload { name: "prefill-1x32x128-4096-causal-alibi", problem: prompt(LLAMA, 4096, true, Addend::Slopes) },
     Workload { name: "prefill-1x32x128-4096-causal-bias", problem: prompt(LLAMA, 4096, true, Addend::Bias) },
     Workload { name: "prefill-4x16x64-8192-full-alibi", problem: prompt(LONG, 8192, false, Addend::Slopes) },
     Workload { name: "prefill-4x16x64-8192-full-bias", problem: prompt(LONG, 8192, false, Addend::Bias) },
+    Workload { name: "prefill-1x32x128-4096-causal-int8", problem: prompt_int8(LLAMA, 4096) },
 ];
 
 /// Bytes of an element of f16 and bf16.
@@ -202,9 +248,9 @@ impl Workload {
             Problem::Decode { batch, heads, kv_heads, head, keys, int8 } => {
                 2 * batch * (kv_heads * keys * cached(head, int8) + heads * head * HALF)
             }
-            Problem::Prefill { batch, heads, head, tokens, addend, .. } => {
+            Problem::Prefill { batch, heads, head, tokens, addend, int8, .. } => {
                 let bias = if addend == Addend::Bias { heads * tokens * tokens } else { 0 };
-                (4 * batch * heads * tokens * head + bias / self.triangle()) * HALF
+                2 * batch * heads * tokens * (head * HALF + cached(head, int8)) + bias / self.triangle() * HALF
             }
             // Both halves of a triangle are written, one is read.
             Problem::Softmax { heads, tokens, masked, triangular } => {
@@ -212,10 +258,14 @@ impl Workload {
                 let mask = if masked { tokens * tokens * HALF } else { 0 };
                 mask + if triangular { matrix + matrix / 2 } else { 2 * matrix }
             }
-            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, int8, .. } => {
+            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, int8, norm, .. } => {
                 let read = (heads + 2 * kv_heads) * head * HALF;
                 let angles = tokens * head * size_of::<f32>();
-                angles + batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
+                let weights = if norm { 2 * head * size_of::<f32>() } else { 0 };
+                weights + angles + batch * tokens * (read + heads * head * HALF + 2 * kv_heads * cached(head, int8))
+            }
+            Problem::Squares { batch, tokens, heads, kv_heads, head } => {
+                batch * tokens * ((heads + kv_heads) * head * HALF + 2 * size_of::<f32>())
             }
             Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (head + size) * HALF,
             Problem::Norm { rows, features, .. } => 2 * rows * features * HALF,
@@ -228,21 +278,30 @@ impl Workload {
                 };
                 matrix + (rows * (inputs + outputs) + outputs) * HALF
             }
+            Problem::Dequantise { inputs, outputs, format } => {
+                inputs * outputs / format.elements() * format.bytes() + inputs * outputs * HALF
+            }
         }
     }
 
     /// The same in whole sectors: the runtime lets rows begin at one, so short rows leave a part of their last sector, and so do the
     /// scales of a few tokens.
     pub fn bytes_in_sectors(&self) -> usize {
-        let added = |head: usize| (head * HALF).next_multiple_of(SECTOR) - head * HALF;
+        let added = |row: usize| row.next_multiple_of(SECTOR) - row;
         let short = match self.problem {
             // Queries, keys and values. The context has all heads of a token in a row.
-            Problem::Prefill { batch, heads, head, tokens, .. } => 3 * batch * heads * tokens * added(head),
-            Problem::Pad { batch, heads, tokens, head, size } => batch * heads * tokens * (added(head) + added(size)),
-            Problem::CacheWrite { batch, tokens, kv_heads, int8: true, .. } => {
-                let scales = tokens * size_of::<f32>();
-                2 * batch * kv_heads * (scales.next_multiple_of(SECTOR) - scales)
+            Problem::Prefill { batch, heads, head, tokens, int8, .. } => {
+                let cached = if int8 { head } else { head * HALF };
+                batch * heads * tokens * (added(head * HALF) + 2 * added(cached))
             }
+            Problem::Pad { batch, heads, tokens, head, size } => {
+                batch * heads * tokens * (added(head * HALF) + added(size * HALF))
+            }
+            Problem::CacheWrite { batch, tokens, kv_heads, int8: true, .. } => {
+                2 * batch * kv_heads * added(tokens * size_of::<f32>())
+            }
+            // Rows begin at 16 bytes.
+            Problem::Squares { batch, tokens, .. } => batch * tokens * 2 * size_of::<f32>(),
             _ => 0,
         };
         self.bytes() + short
@@ -250,7 +309,7 @@ impl Workload {
 
     /// Whether blocks of different problems, in one row of the grid, touch the same sectors: those of a mask, or of the scales of
     /// neighbouring tokens.
-    fn shares(&self) -> bool {
+    pub fn shares(&self) -> bool {
         match self.problem {
             Problem::Softmax { masked, .. } => masked,
             Problem::CacheWrite { tokens, int8, .. } => int8 && tokens > 1,
@@ -270,7 +329,7 @@ impl Workload {
         }
     }
 
-    fn exponentials(&self) -> usize {
+    pub fn exponentials(&self) -> usize {
         match self.problem {
             Problem::Decode { batch, heads, keys, .. } => batch * heads * keys,
             Problem::Prefill { batch, heads, tokens, .. } => batch * heads * tokens * tokens / self.triangle(),
@@ -283,64 +342,6 @@ impl Workload {
     fn triangle(&self) -> usize {
         if matches!(self.problem, Problem::Prefill { causal: true, .. }) { 2 } else { 1 }
     }
-
-    /// The problem in JSON, for programs that build the same one.
-    pub fn describe(&self) -> Value {
-        let (kind, sizes) = match self.problem {
-            Problem::Copy { megabytes } => ("copy", json!({ "megabytes": megabytes })),
-            Problem::Empty => ("launch", json!({})),
-            // The description omits int8, so that the int8 cache is compared with the same problem on a float cache.
-            Problem::Decode { batch, heads, kv_heads, head, keys, int8: _ } => {
-                ("decode", json!({ "batch": batch, "heads": heads, "kv_heads": kv_heads, "head": head, "keys": keys }))
-            }
-            Problem::Prefill { batch, heads, head, tokens, causal, addend } => {
-                let addend = match addend {
-                    Addend::Nothing => Value::Null,
-                    Addend::Slopes => json!("alibi"),
-                    Addend::Bias => json!("bias"),
-                };
-                let sizes = json!({
-                    "batch": batch, "heads": heads, "head": head, "tokens": tokens, "causal": causal, "addend": addend,
-                });
-                ("prefill", sizes)
-            }
-            Problem::Softmax { heads, tokens, masked, triangular } => {
-                ("softmax", json!({ "heads": heads, "tokens": tokens, "masked": masked, "triangular": triangular }))
-            }
-            Problem::CacheWrite { batch, tokens, heads, kv_heads, head, capacity, int8: _ } => {
-                let sizes = json!({
-                    "batch": batch, "tokens": tokens, "heads": heads, "kv_heads": kv_heads, "head": head,
-                    "capacity": capacity,
-                });
-                ("cache-write", sizes)
-            }
-            Problem::Pad { batch, heads, tokens, head, size } => {
-                ("pad", json!({ "batch": batch, "heads": heads, "tokens": tokens, "head": head, "size": size }))
-            }
-            Problem::Norm { rows, features, rms } => {
-                ("norm", json!({ "rows": rows, "features": features, "rms": rms }))
-            }
-            Problem::Gemv { rows, inputs, outputs, normed, weights } => {
-                let kept = match weights {
-                    Weights::Dense(OutputInput) => "out-in".into(),
-                    Weights::Dense(InputOutput) => "in-out".into(),
-                    Weights::Int8 => "int8".into(),
-                    Weights::Blocks(format) => String::from(format),
-                };
-                let sizes = json!({
-                    "rows": rows, "inputs": inputs, "outputs": outputs, "normed": normed, "weights": kept,
-                });
-                ("gemv", sizes)
-            }
-        };
-        // The time of a prompt is that of its arithmetic.
-        let l2 = if kind == "prefill" { &["cold"][..] } else { &["cold", "warm"] };
-        json!({
-            "name": self.name, "kind": kind, "sizes": sizes, "engines": self.engines().collect::<Vec<_>>(), "ours": true,
-            "bytes": self.bytes(), "flops": self.flops(), "exponentials": self.exponentials(),
-            "bytes_in_sectors": self.bytes_in_sectors(), "shares": self.shares(), "dtypes": ELEMENTS, "l2": l2,
-        })
-    }
 }
 
 impl Problem {
@@ -351,8 +352,8 @@ impl Problem {
             Self::Decode { heads, kv_heads, head, keys, int8, .. } => {
                 Self::Decode { batch: 1, heads, kv_heads, head, keys: keys / 16, int8 }
             }
-            Self::Prefill { batch, heads, head, tokens, causal, addend } => {
-                Self::Prefill { batch, heads, head, tokens: tokens / 16, causal, addend }
+            Self::Prefill { batch, heads, head, tokens, causal, addend, int8 } => {
+                Self::Prefill { batch, heads, head, tokens: tokens / 16, causal, addend, int8 }
             }
             Self::Softmax { tokens, masked, triangular, .. } => Self::Softmax { heads: 1, tokens, masked, triangular },
             Self::Norm { features, rms, .. } => Self::Norm { rows: 64, features, rms },
