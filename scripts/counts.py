@@ -7,7 +7,10 @@ sectors of global memory, passes through shared memory. ptxas says how many regi
     cargo build --release --features cuda -p burn-deepspeed-kernels --example gpu_bench -p burn-deepspeed-emulator
     python3 scripts/counts.py --cache ~/.cache/burn-deepspeed --driver target/release/libcuda.so \\
         --bench target/release/examples/gpu_bench --write
-    python3 scripts/counts.py ... --check      # fails if a kernel does more than bench/results/cuda-counts.json says
+    python3 scripts/counts.py ... --check
+
+`--check` fails if a kernel does more than bench/results/cuda-counts.json says, if it passes a limit, or if what the page should explain has
+no reason in counts.toml. `--write` fails for the last two.
 
 Needs what cuda.py needs.
 """
@@ -22,18 +25,24 @@ import pathlib
 import re
 import subprocess
 import tempfile
+import tomllib
 
 import cuda
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "bench/results/cuda-counts.md"
 NUMBERS = ROOT / "bench/results/cuda-counts.json"
+REASONS = ROOT / "scripts/counts.toml"
 # Blocks of a launch that run at least; about as many as one problem of a batch has.
 SAMPLE = 16
 SECTOR = 32
 # More than the committed number by this factor is worse. NVRTC orders instructions by the order of declarations, which CubeCL
 # does not keep from run to run.
 SLACK = 1.02
+# What no kernel may exceed, whatever was committed. Exceptions, each with a reason, are in counts.toml.
+LIMITS = {"touched / least": 1.05, "sectors / ideal": 1.05, "passes / ideal": 1.05, "spills": 0}
+# Sectors moved, over the least, from which the page says who reads them again.
+AGAIN = 1.05
 
 # An SXM module: 132 multiprocessors, each of which issues an instruction to 4 warps and makes one pass through shared memory in a
 # clock. The clock is the one behind NVIDIA's 989 Tflop/s for bf16: 132 · 4096 flop in a clock.
@@ -70,8 +79,10 @@ class Kernel:
     block: int
     shared: int
     instructions: float
+    warps: int
     lanes: float
     kinds: dict[str, float]
+    asked: float
     sectors: float
     least_sectors: float
     moved: float
@@ -80,6 +91,13 @@ class Kernel:
     ideal_passes: float
     registers: int = 0
     spills: int = 0
+    # Bytes in whole sectors that the problem must move; None for a kernel that helps another.
+    least: int | None = None
+
+    @property
+    def row(self) -> str:
+        """Its name in counts.toml."""
+        return f"{self.workload} {self.name}"
 
     @property
     def key(self) -> str:
@@ -96,6 +114,17 @@ class Kernel:
     @property
     def occupancy(self) -> float:
         return self.resident * math.ceil(self.block / 32) / WARPS
+
+    @property
+    def limited(self) -> dict[str, float]:
+        """What has a limit."""
+        over = lambda part, whole: part / whole if part is not None and whole else 0.0
+        return {
+            "touched / least": over(self.distinct and self.distinct * SECTOR, self.least),
+            "sectors / ideal": over(self.sectors, self.least_sectors),
+            "passes / ideal": over(self.passes, self.ideal_passes),
+            "spills": self.spills,
+        }
 
     def gated(self) -> dict[str, float]:
         """What may not grow."""
@@ -128,6 +157,8 @@ def count(arguments: argparse.Namespace) -> tuple[list[Kernel], dict[str, dict]]
                 loaded[match[2]] = files[int(match[1])]
             elif line.startswith("{") and current:
                 one = kernel(current, json.loads(line))
+                if one.name != "combine":
+                    one.least = workloads[one.workload]["bytes_in_sectors"]
                 if workloads[one.workload]["shares"]:
                     one.distinct = None
                 found.append((one, loaded[json.loads(line)["kernel"]]))
@@ -157,8 +188,10 @@ def kernel(current: list[str], line: dict) -> Kernel:
         block=math.prod(line["block"]),
         shared=line["shared"],
         instructions=instructions,
+        warps=blocks * math.ceil(math.prod(line["block"]) / 32),
         lanes=line["lanes"] / max(line["instructions"] * 32, 1),
         kinds=kinds,
+        asked=line["global_bytes"] * scale,
         sectors=line["sectors"] * scale,
         least_sectors=line["least_sectors"] * scale,
         moved=line["sectors_by_blocks"] * scale,
@@ -169,14 +202,27 @@ def kernel(current: list[str], line: dict) -> Kernel:
 
 
 def bounds(one: Kernel, workload: dict) -> dict[str, float]:
-    """Microseconds below which the kernel cannot end, by what it needs. A kernel that helps another has no workload of its own."""
-    least = one.distinct * SECTOR if one.distinct is not None else workload["bytes_in_sectors"]
-    helps = one.name == "combine"
+    """Microseconds that the kernel takes at least, by what it needs. A kernel that helps another has no workload of its own."""
+    least = one.distinct * SECTOR if one.distinct is not None else one.least
     found = {f"memory, {name}": least / (speed * 1e6) for name, speed in MEMORY_TB.items()}
     found["issue"], found["shared"] = issue_us(one.instructions), shared_us(one.passes)
     # Only where the kernel uses tensor cores.
-    tensor = 0 if helps or not one.kinds["tensor"] else workload["flops"] / (PROCESSORS * TENSOR_FLOPS * CLOCK_GHZ * 1e3)
+    tensor = 0 if one.least is None or not one.kinds["tensor"] else workload["flops"] / (PROCESSORS * TENSOR_FLOPS * CLOCK_GHZ * 1e3)
     return found | {"tensor": tensor}
+
+
+def above(found: dict[str, float]) -> dict[str, tuple[float, float]]:
+    """For each device, the bounds of issue and of shared memory over that of the problem, which is memory or tensor cores."""
+    problem = {name: max(found[f"memory, {name}"], found["tensor"]) for name in MEMORY_TB}
+    return {name: (found["issue"] / least, found["shared"] / least) for name, least in problem.items()}
+
+
+def is_above(one: Kernel, workload: dict) -> bool:
+    return any(part > 1 for parts in above(bounds(one, workload)).values() for part in parts)
+
+
+def moves_again(one: Kernel) -> bool:
+    return bool(one.least) and one.moved * SECTOR > AGAIN * one.least
 
 
 def ratio(part: float | None, whole: float) -> str:
@@ -196,23 +242,52 @@ def shared_us(passes: float) -> float:
     return passes / (PROCESSORS * CLOCK_GHZ * 1e3)
 
 
-def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str, dict]) -> str:
-    number = lambda value: f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-    name = lambda one: [one.workload, f"`{one.name}`" + ("" if one.engine == "cube" else f" ({one.engine})")]
-    lines = [
+def number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def name(one: Kernel) -> list[str]:
+    """The first cells of a row."""
+    return [one.workload, f"`{one.name}`" + ("" if one.engine == "cube" else f" ({one.engine})")]
+
+
+def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str, dict], reasons: dict) -> str:
+    return "\n".join([
+        *preface(),
+        *bounds_section(kernels, workloads, firsts),
+        *above_section(kernels, workloads, reasons),
+        *memory_section(kernels, firsts, reasons),
+        *instructions_section(kernels),
+        *occupancy_section(kernels),
+        "",
+    ])
+
+
+def preface() -> list[str]:
+    limits = ", ".join(f"{what} at most {most:.2f}" for what, most in LIMITS.items() if most)
+    return [
         "# Counts of the CUDA kernels, and bounds on their time",
         "",
         "**Nothing here is a time.** The driver of `emulator/` ran a sample of the blocks of each launch, with bf16, and counted what they",
         "did; the counts of the sample are scaled to the grid. `scripts/counts.py` writes this page. CI fails if a kernel needs more than it",
-        f"says (more than {SLACK - 1:.0%}, since NVRTC orders instructions a little differently from run to run).",
+        f"says (more than {SLACK - 1:.0%}, since NVRTC orders instructions a little differently from run to run). Whatever it says, these are",
+        f"limits: {limits}, and no spills.",
         "",
         "What the counts led to, and what remains: [performance.md](../../docs/performance.md#counts-without-a-gpu).",
+    ]
+
+
+def bounds_section(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str, dict]) -> list[str]:
+    lines = [
         "",
         "## Bounds, in microseconds",
         "",
-        "No launch can end before the largest of these.",
+        "With nothing in its caches, a device cannot end a launch before the bounds of memory and of the tensor cores. Those of issue and of",
+        "shared memory are as exact as the counts: of [older kernels](h100-80gb-hbm3-counts.md) these were 0.24 to 1.17 times the instructions of an",
+        "H100, and 0.79 to 1.30 times its passes.",
         "",
-        "- **memory**: sectors that were touched, each once, over the bandwidth (H100 3.35 TB/s, H200 4.8 TB/s).",
+        "- **memory**: sectors that were touched, each once, over the bandwidth (H100 3.35 TB/s, H200 4.8 TB/s). Where *touched* is a dash",
+        "  [below](#memory), the least that the problem must move.",
         f"- **issue**: instructions of warps, over {PROCESSORS} multiprocessors that issue {ISSUES} in each clock of {CLOCK_GHZ} GHz. These are",
         "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes; two logical",
         "  operations that it merges into a `LOP3` count as one. Those of the device differ.",
@@ -228,8 +303,34 @@ def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str
         before = [number(issue_us(first["instructions"])), number(shared_us(first["passes"]))] if first else ["-", "-"]
         rows.append([*name(one), *map(number, found.values()), least.removesuffix(", H100"), *before])
     head = ["memory, H100", "memory, H200", "issue", "shared", "tensor", "largest, H100", "issue at first", "shared at first"]
-    lines += table(["workload", "kernel", *head], rows)
-    lines += [
+    return lines + table(["workload", "kernel", *head], rows)
+
+
+def above_section(kernels: list[Kernel], workloads: dict[str, dict], reasons: dict) -> list[str]:
+    lines = [
+        "",
+        "## Above the bound of the problem",
+        "",
+        "The bound of a problem is that of memory, or of the tensor cores where this is larger. These kernels have a bound of issue or of shared",
+        "memory above it on one of the devices. The numbers are the bounds of issue and of shared memory, over that of the problem.",
+        "In the reasons, *per score* means the instructions of a warp for 32 scores, one of each lane.",
+    ]
+    rows, said = [], []
+    for one in kernels:
+        if not is_above(one, workloads[one.workload]):
+            continue
+        why = next((entry["why"] for entry in reasons["above"] if one.row in entry["rows"]), None)
+        if why and why not in said:
+            said.append(why)
+        parts = [f"{part:.2f}" for parts in above(bounds(one, workloads[one.workload])).values() for part in parts]
+        rows.append([*name(one), *parts, str(said.index(why) + 1) if why else "-"])
+    head = [f"{bound}, {device}" for device in MEMORY_TB for bound in ("issue", "shared")]
+    lines += table(["workload", "kernel", *head, "why"], rows)
+    return [*lines, "", *(f"{at}. {why}" for at, why in enumerate(said, 1))]
+
+
+def memory_section(kernels: list[Kernel], firsts: dict[str, dict], reasons: dict) -> list[str]:
+    lines = [
         "",
         "## Memory",
         "",
@@ -237,33 +338,61 @@ def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str
         "  theirs. Nor does the scale of one token.",
         "- **touched**: sectors of 32 bytes, each counted once. A dash where only some blocks of a problem ran, or where blocks share what few",
         "  of the sample touch together: a mask, or the sectors of scales.",
+        "- **asked**: bytes that lanes ask for, each lane by itself. An asynchronous copy counts twice, since it writes as much to shared memory.",
         "- **moved**: sectors counted once for each block that touches them. What several blocks touch may come from the L2 cache.",
+        "- **sectors**: what instructions move; *at first*: when these counts were first taken, and as they were taken then.",
         "- **sectors / ideal**: sectors that instructions move, over those if each of these had all bytes that its block needs of it.",
         "- **passes / ideal**: passes through shared memory, over those without bank conflicts. A pass of an asynchronous copy moves what",
         "  one line of 128 bytes has.",
     ]
     rows = []
     for one in kernels:
-        least = workloads[one.workload]["bytes_in_sectors"] if one.name != "combine" else 0
+        first = firsts.get(one.key)
         rows.append([
             *name(one),
-            number(least / 1e6) if least else "-",
-            ratio(one.distinct and one.distinct * SECTOR, least),
-            ratio(one.moved * SECTOR, least),
+            number(one.least / 1e6) if one.least else "-",
+            number(one.asked / 1e6),
+            ratio(one.distinct and one.distinct * SECTOR, one.least),
+            ratio(one.moved * SECTOR, one.least),
+            number(one.sectors / 1e3),
+            number(first["sectors"] / 1e3) if first else "-",
             ratio(one.sectors, one.least_sectors),
             number(one.passes / 1e3),
             ratio(one.passes, one.ideal_passes),
         ])
-    head = ["workload", "kernel", "least, MB", "touched / least", "moved / least", "sectors / ideal", "passes, thousands", "passes / ideal"]
-    lines += table(head, rows)
-    lines += ["", "## Instructions", "", "Of a warp, in millions for the grid, and shares by kind. **lanes**: the part of the lanes that took part."]
+    head = ["least, MB", "asked, MB", "touched / least", "moved / least", "sectors, thousands", "at first", "sectors / ideal"]
+    lines += table(["workload", "kernel", *head, "passes, thousands", "passes / ideal"], rows)
+    again = {one.name: None for one in kernels if moves_again(one)}
+    return lines + [
+        "",
+        f"Where more than {AGAIN} times the least is moved, several blocks read, or write, the same sectors. They come from the L2 cache if they are",
+        "still there. It has 50 MB, and more bandwidth than memory:",
+        "",
+        *(f"- `{kernel}`: {reasons['again'].get(kernel, '-')}" for kernel in again),
+        "",
+        "Exceptions from the limits:",
+        "",
+        *(f"- {entry['row']}, {entry['limit']} at most {entry['most']}: {entry['why']}" for entry in reasons["exception"]),
+    ]
+
+
+def instructions_section(kernels: list[Kernel]) -> list[str]:
+    lines = [
+        "",
+        "## Instructions",
+        "",
+        "Of all warps of the grid, and of one of them on average; and shares by kind. **lanes**: the part of the lanes that took part.",
+    ]
     rows = [
-        [*name(one), number(one.instructions / 1e6), f"{one.lanes:.2f}"]
+        [*name(one), number(one.instructions / 1e6), number(one.instructions / one.warps), f"{one.lanes:.2f}"]
         + [f"{share / one.instructions:.0%}" for share in one.kinds.values()]
         for one in kernels
     ]
-    lines += table(["workload", "kernel", "instructions, millions", "lanes", *KINDS, "other"], rows)
-    lines += [
+    return lines + table(["workload", "kernel", "instructions, millions", "of a warp", "lanes", *KINDS, "other"], rows)
+
+
+def occupancy_section(kernels: list[Kernel]) -> list[str]:
+    lines = [
         "",
         "## Occupancy",
         "",
@@ -276,8 +405,7 @@ def document(kernels: list[Kernel], workloads: dict[str, dict], firsts: dict[str
         for one in kernels
     ]
     head = ["workload", "kernel", "grid", "threads", "registers", "spills, bytes", "shared, bytes", "blocks", "occupancy"]
-    lines += table(head, rows)
-    return "\n".join(lines) + "\n"
+    return lines + table(head, rows)
 
 
 def worse(kernels: list[Kernel], committed: dict[str, dict], partly: bool) -> list[str]:
@@ -296,6 +424,30 @@ def worse(kernels: list[Kernel], committed: dict[str, dict], partly: bool) -> li
     return found + [f"{key}: not counted any more" for key in missing]
 
 
+def beyond(kernels: list[Kernel], reasons: dict) -> list[str]:
+    """What passes a limit, or the higher one of an exception."""
+    exceptions = {(entry["row"], entry["limit"]): entry["most"] for entry in reasons["exception"]}
+    return [
+        f"{one.key}: {what} is {value:.3f}, and the limit {exceptions.get((one.row, what), most)}"
+        for one in kernels
+        for what, most in LIMITS.items()
+        for value in [one.limited[what]]
+        if value > exceptions.get((one.row, what), most)
+    ]
+
+
+def unexplained(kernels: list[Kernel], workloads: dict[str, dict], reasons: dict, partly: bool) -> list[str]:
+    """What needs a reason and has none, and reasons that nothing needs."""
+    rows = {one.row for one in kernels if is_above(one, workloads[one.workload])}
+    again = {one.name for one in kernels if moves_again(one)}
+    given = {row for entry in reasons["above"] for row in entry["rows"]}
+    found = [f"{row}: issue or shared memory is above the bound of the problem, without a reason" for row in sorted(rows - given)]
+    found += [f"{kernel}: moves more than {AGAIN} times the least, without a reason" for kernel in sorted(again - reasons["again"].keys())]
+    if not partly:
+        found += [f"{what}: has a reason and needs none" for what in sorted((given - rows) | (reasons["again"].keys() - again))]
+    return found
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=pathlib.Path, required=True, help="folder that keeps the compiler")
@@ -305,25 +457,32 @@ def main():
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="write bench/results/cuda-counts.md and .json")
     action.add_argument("--print", action="store_true", help="print the page")
-    action.add_argument("--check", action="store_true", help="compare with bench/results/cuda-counts.json")
+    action.add_argument("--check", action="store_true", help="compare with bench/results/cuda-counts.json, limits and counts.toml")
     arguments = parser.parse_args()
     if arguments.write and arguments.only:
         parser.error("--write needs every workload")
 
     kernels, workloads = count(arguments)
     committed = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {"now": {}, "at first": {}}
-    text = document(kernels, workloads, committed["at first"])
+    reasons = {"above": [], "again": {}, "exception": []} | tomllib.loads(REASONS.read_text())
+    text = document(kernels, workloads, committed["at first"], reasons)
+    if arguments.print:
+        print(text)
+        return
+    print(f"{len(kernels)} kernels counted")
+    partly = bool(arguments.only)
+    found = beyond(kernels, reasons) + unexplained(kernels, workloads, reasons, partly)
+    if found:
+        found.append(f"a reason, or an exception, goes into {REASONS.name}")
+    if arguments.check:
+        grown = worse(kernels, committed["now"], partly)
+        found += grown + [f"if that is meant, write {NUMBERS.name} anew with --write"] * bool(grown)
+    if found:
+        raise SystemExit("\n".join(found))
     if arguments.write:
         TABLE.write_text(text)
         committed["now"] = {one.key: one.gated() for one in kernels}
         NUMBERS.write_text(json.dumps(committed, indent=1) + "\n")
-    if arguments.print:
-        print(text)
-    print(f"{len(kernels)} kernels counted")
-    if arguments.check:
-        found = worse(kernels, committed["now"], bool(arguments.only))
-        if found:
-            raise SystemExit("\n".join([*found, f"if that is meant, write {NUMBERS.name} anew with --write"]))
 
 
 if __name__ == "__main__":
