@@ -304,3 +304,32 @@ fn a_matrix_that_is_too_short_is_named() {
     let matrix = Matrix { elements: &[0.0; 14], inputs: 3, outputs: 5, input_stride: 5, output_stride: 1 };
     product(&one_row(&[0.0; 3], matrix, 5, 0), &mut [0.0; 5]);
 }
+
+/// Such rows compete for the places of a cache, so a task has fewer of the input's rows: that changes no bit.
+#[test]
+fn weights_whose_rows_are_pages_apart_have_the_same_products() {
+    let (inputs, outputs) = (2048, 50);
+    let weights = noise(inputs * outputs, 3);
+    let padded: Vec<f32> = weights.chunks(inputs).flat_map(|row| row.iter().copied().chain([f32::NAN; 5])).collect();
+    for rows in [1, 20, 64, 70, 150, 600] {
+        let input = noise(rows * inputs, 1);
+        let multiplied = |elements: &[f32], output_stride: usize| {
+            let matrix = Matrix { elements, inputs, outputs, input_stride: 1, output_stride };
+            let mut output = vec![0.0; rows * outputs];
+            let elements = InputElements::F32;
+            product(
+                &Product { input: &input, elements, sequence: rows, matrix, bias: None, width: outputs, first: 0 },
+                &mut output,
+            );
+            output
+        };
+        let found = multiplied(&weights, inputs);
+        assert!(found == multiplied(&padded, inputs + 5), "{rows} rows");
+        for (row, output) in [0, rows - 1].map(|row| (row, &found[row * outputs..][..outputs])) {
+            let term = |o: usize, i: usize| f64::from(input[row * inputs + i]) * f64::from(weights[o * inputs + i]);
+            let expected: Vec<f64> = (0..outputs).map(|o| (0..inputs).map(|i| term(o, i)).sum()).collect();
+            // A chain of 2048 sums in f32.
+            assert_near(&format!("row {row} of {rows}"), output, &expected, 1e-4);
+        }
+    }
+}

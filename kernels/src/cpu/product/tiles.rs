@@ -12,6 +12,8 @@
 //!   [features, lanes], in the first-level cache
 //! ```
 //!
+//! Where the matrix is read in place, 1024 features of a tile are in the second-level cache, and those of a group in the first.
+//!
 //! An element of the result is one chain of multiply-adds along the inputs, so neither tiles nor tasks affect it.
 
 use std::ops::Range;
@@ -65,12 +67,14 @@ struct Tiling {
     most: usize,
     /// Lanes of a vector.
     vector: usize,
+    /// Whether there are registers for 24 sums.
+    many_registers: bool,
 }
 
 impl Tiling {
     fn new(rows: usize) -> Self {
-        let (most, vector) = (Arch::new().dispatch(Lanes(Count)), Arch::new().dispatch(Vector));
-        Self { rows, most, vector }
+        let (vector, registers) = Arch::new().dispatch(Vectors);
+        Self { rows, most: Arch::new().dispatch(Lanes(Count)), vector, many_registers: registers >= 32 }
     }
 
     fn tiles(&self) -> usize {
@@ -88,15 +92,37 @@ impl Tiling {
     }
 }
 
-/// Counts the lanes of a vector.
-struct Vector;
+/// Counts the lanes of a vector, and the registers.
+struct Vectors;
 
-impl WithSimd for Vector {
-    type Output = usize;
+impl WithSimd for Vectors {
+    type Output = (usize, usize);
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) -> usize {
-        S::F32_LANES
+    fn with_simd<S: Simd>(self, _simd: S) -> (usize, usize) {
+        (S::F32_LANES, S::REGISTER_COUNT)
+    }
+}
+
+/// Who reads a matrix where it is.
+#[derive(PartialEq)]
+enum InPlace {
+    /// All tiles of a task: what one has read is in a cache for the next.
+    Several,
+    /// A single tile: runs of weights would push each other out of the caches before the next.
+    Single,
+    /// None: its elements are packed as f32.
+    No,
+}
+
+impl InPlace {
+    fn of<W: Weights>(matrix: &W) -> Self {
+        let Some((_, stride)) = matrix.in_place() else { return Self::No };
+        let contiguous = stride == matrix.inputs() && stride <= DEEP;
+        match contiguous || !(stride * size_of::<f32>()).is_multiple_of(PAGE) {
+            true => Self::Several,
+            false => Self::Single,
+        }
     }
 }
 
@@ -105,7 +131,8 @@ fn packed<W: Weights>(problem: &Product<'_, W>, outputs: &Range<usize>, (output,
     let inputs = problem.matrix.inputs();
     let tiling = Tiling::new(problem.input.len() / inputs);
     let tiles = tiling.tiles();
-    let parts = tiles.div_ceil(MOST_ROWS / tiling.most);
+    let single = tiling.many_registers && InPlace::of(&problem.matrix) == InPlace::Single;
+    let parts = if single { tiles } else { tiles.div_ceil(MOST_ROWS / tiling.most) };
     let each_tiles = tiles.div_ceil(parts);
     let threads = rayon::current_num_threads();
     let tasks = if threads == 1 { 1 } else { (4 * threads).div_ceil(parts) };
@@ -196,7 +223,7 @@ impl<W: Weights> WithSimd for Task<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
         let matrix = &self.problem.matrix;
-        let deep = self.deep::<S>();
+        let deep = self.deep();
         let depth = if deep { DEEP } else { DEPTH };
         for start in (0..matrix.inputs()).step_by(depth) {
             let features = start..matrix.inputs().min(start + depth);
@@ -247,22 +274,12 @@ impl<W: Weights> Ahead for Next<'_, W> {
 }
 
 impl<W: Weights> Task<'_, W> {
-    /// Whether [`DEEP`] features are multiplied at a time. A single tile has its weights for itself. Several read them where they are, unless they
-    /// would push each other out of the caches.
-    #[inline(always)]
-    fn deep<S: Simd>(&self) -> bool {
-        let matrix = &self.problem.matrix;
-        let many_registers = S::REGISTER_COUNT >= 32;
-        let whole = self.tiling.lanes(self.tiles.start) == self.tiling.most;
-        if matrix.layout() != Layout::Along || !(many_registers || whole) {
-            return false;
-        }
-        let apart = |stride: usize| {
-            let whole = stride == matrix.inputs() && stride <= DEEP;
-            whole || !(stride * size_of::<f32>()).is_multiple_of(PAGE)
-        };
-        let in_place = matrix.in_place().is_some_and(|(_, stride)| apart(stride));
-        self.tiles.len() == 1 || in_place && many_registers
+    /// Whether [`DEEP`] features are multiplied at a time: by a single tile, and by several that read the matrix where it is.
+    fn deep(&self) -> bool {
+        let Self { problem, tiling, tiles, .. } = self;
+        let whole = tiling.lanes(tiles.start) == tiling.most;
+        let several = || tiling.many_registers && InPlace::of(&problem.matrix) == InPlace::Several;
+        problem.matrix.layout() == Layout::Along && (tiling.many_registers || whole) && (tiles.len() == 1 || several())
     }
 
     /// Adds the products of at most `D` features of a tile, in `V` vectors, to its sums, `N` outputs at a time.
