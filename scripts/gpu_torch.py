@@ -11,7 +11,17 @@ from gpu_clock import Stopwatch
 # Total size of the tensors that cold calls rotate over, as in `kernels/examples/gpu_bench`.
 COLD_BYTES = 256 << 20
 # Workloads for which `torch.compile` is a peer, in bf16 only: it takes seconds for each.
-COMPILED = ("decode-64", "softmax", "cache-write-1x", "norm-qkv-4096-12288-out-in", "norm-qkv-8x", "layer", "layernorm")
+COMPILED = (
+    "decode-64",
+    "softmax",
+    "cache-write-1x",
+    "squares-1x",
+    "norm-qkv-4096-12288-out-in",
+    "norm-qkv-8x",
+    "dequantise",
+    "layer",
+    "layernorm",
+)
 
 
 class Prepared:
@@ -314,6 +324,27 @@ class Peers:
 
         return make, self.with_compiled({"eager": simple(append)}, "torch.compile", append)
 
+    def squares(self, batch, tokens, heads, kv_heads, head):
+        torch, widths = self.torch, [heads * head, kv_heads * head, kv_heads * head]
+        make = self.tensors(qkv=lambda: self.noise(batch, tokens, sum(widths)))
+
+        def squares(tensors):
+            query, key, _ = tensors.qkv.split(widths, -1)
+            return torch.stack([heads.float().square().sum(-1) for heads in (query, key)], -1)
+
+        return make, self.with_compiled({"eager": simple(squares)}, "torch.compile", squares)
+
+    def dequantise(self, inputs, outputs, blocks):
+        if blocks not in UNPACK:
+            raise NotImplementedError(f"blocks of {blocks} are not unpacked here")
+        elements, size, unpack = UNPACK[blocks]
+        count = inputs * outputs // elements
+        # Any f16 is a scale here.
+        draw = lambda: self.torch.randint(0, 256, (count, size), dtype=self.torch.uint8, device=self.device)
+        make, dtype = self.tensors(blocks=draw), self.dtype
+        dense = lambda tensors: unpack(self.torch, tensors.blocks).to(dtype).view(outputs, inputs)
+        return make, self.with_compiled({"eager": simple(dense)}, "torch.compile", dense)
+
     def layer(self, batch, heads, kv_heads, head, keys):
         torch, functional = self.torch, self.torch.nn.functional
         hidden, group = heads * head, heads // kv_heads
@@ -377,6 +408,44 @@ class Peers:
         return make, ways
 
 
+def halves(torch, blocks):
+    """Bytes as f16, in f32."""
+    return blocks.contiguous().view(torch.float16).float()
+
+
+def bits(torch, packed, count: int):
+    """The parts of bytes, `count` bits each, lowest first: the last axis but one has them."""
+    shifts = torch.arange(0, 8, count, dtype=torch.uint8, device=packed.device)[:, None]
+    return packed[..., None, :] >> shifts & (1 << count) - 1
+
+
+def q4_0(torch, blocks):
+    elements = bits(torch, blocks[:, 2:], 4).flatten(1).float() - 8
+    return halves(torch, blocks[:, :2]) * elements
+
+
+def q4_k(torch, blocks):
+    scale, minimum = halves(torch, blocks[:, :4]).split(1, 1)
+    scales, minima, rest = blocks[:, 4:16].split(4, 1)
+    # The last four of each have their upper two bits with the first four.
+    own_scales = torch.cat([scales & 63, rest & 15 | scales >> 6 << 4], 1)
+    own_minima = torch.cat([minima & 63, rest >> 4 | minima >> 6 << 4], 1)
+    elements = bits(torch, blocks[:, 16:].unflatten(1, (4, 32)), 4).reshape(-1, 8, 32)
+    return (scale * own_scales)[..., None] * elements - (minimum * own_minima)[..., None]
+
+
+def q6_k(torch, blocks):
+    lower, upper, scales, scale = blocks.split([128, 64, 16, 2], 1)
+    lower = bits(torch, lower.unflatten(1, (2, 64)), 4).reshape(-1, 16, 16)
+    upper = bits(torch, upper.unflatten(1, (2, 32)), 2).reshape(-1, 16, 16)
+    elements = (lower | upper << 4).float() - 32
+    return (halves(torch, scale) * scales.contiguous().view(torch.int8))[..., None] * elements
+
+
+# Formats of blocks: elements, bytes, and the elements of many blocks.
+UNPACK = {"q4_0": (32, 18, q4_0), "q4_k": (256, 144, q4_k), "q6_k": (256, 210, q6_k)}
+
+
 def small(kind: str, sizes: dict) -> dict:
     """The sizes of a trial run."""
     changes = {
@@ -385,6 +454,7 @@ def small(kind: str, sizes: dict) -> dict:
         "prefill": lambda: {"tokens": sizes["tokens"] // 16},
         "softmax": lambda: {"heads": 1},
         "norm": lambda: {"rows": 64},
+        "dequantise": lambda: {"outputs": 64},
         "layer": lambda: {"keys": sizes["keys"] // 16},
     }
     return sizes | changes.get(kind, dict)()
