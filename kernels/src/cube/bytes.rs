@@ -26,6 +26,11 @@ pub(crate) const ZERO: u32 = 0x4b00_8080;
 /// 2^23, and 128 in each of the last two bytes.
 const ZERO_VALUE: f32 = 8_421_504.0;
 
+/// The bits of [`RAISED_VALUE`], whose last bit counts 1. Kernels take it as an argument, too.
+pub(crate) const RAISED: u32 = 0x4b00_0000;
+/// 2^23.
+pub(crate) const RAISED_VALUE: f32 = 8_388_608.0;
+
 /// The `S` integers from `first` of what one load gives: words of four, or one in each element.
 #[cube]
 pub(crate) fn integers<W: Numeric, M: Size, S: Size>(

@@ -134,14 +134,30 @@ fn floats_of_any_number_are_read() {
 #[test]
 fn long_rows_are_folded_over_the_axes_of_the_grid() {
     let lab = lab(true);
-    let machine = Machine { max_cubes: [3, 4, 5], ..lab.machine };
+    let machine = Machine { max_cubes: [2, 2, 2], ..lab.machine };
     let lab = lab.with_machine(machine);
-    // 56 cubes of 256 units, and 63.
-    Problem::new(BlockFormat::Q4_0, 7, 256).check(&lab);
-    let (blocks, dense) = (bytes(&lab, 0, &[0; 63 * 256 * 18]), lab.output(&[63, 1024], Element::F32, 1));
-    let rows = Blocks { bytes: &blocks, first: 0, format: BlockFormat::Q4_0, shape: [63, 1024] };
+    // 7 cubes of 128 blocks, the last of which is not full, and 9.
+    Problem::new(BlockFormat::Q4_0, 7, 120).check(&lab);
+    let (blocks, dense) = (bytes(&lab, 0, &[0; 9 * 128 * 18]), lab.output(&[9, 4096], Element::F32, 1));
+    let rows = Blocks { bytes: &blocks, first: 0, format: BlockFormat::Q4_0, shape: [9, 4096] };
     let answer = launch(&lab.client, &lab.machine, Dequantise { blocks: rows, dense: &dense, row: 0 });
-    assert!(matches!(answer, Err(Unsupported::TooManyCubes { limit: [3, 4, 5], .. })), "{answer:?}");
+    assert!(matches!(answer, Err(Unsupported::TooManyCubes { limit: [2, 2, 2], .. })), "{answer:?}");
+}
+
+#[test]
+fn devices_with_few_units_and_little_shared_memory_have_the_same_bits() {
+    let lab = lab(false);
+    let machine = Machine { max_units: 64, shared_bytes: 4200, ..lab.machine };
+    let lab = lab.with_machine(machine);
+    for format in some([BlockFormat::F32, BlockFormat::Q2_K, BlockFormat::Q8_0, BlockFormat::MXFP4, BlockFormat::Q6_K])
+    {
+        Problem { first: 2, pitch: 64, ..Problem::new(format, 3, 17 * 4) }.check(&lab);
+    }
+    let lab = lab.with_machine(Machine { shared_bytes: 1000, ..machine });
+    let (blocks, dense) = (bytes(&lab, 0, &[0; 18]), lab.output(&[1, 32], Element::F32, 1));
+    let rows = Blocks { bytes: &blocks, first: 0, format: BlockFormat::Q4_0, shape: [1, 32] };
+    let answer = launch(&lab.client, &lab.machine, Dequantise { blocks: rows, dense: &dense, row: 0 });
+    assert_eq!(answer, Err(Unsupported::SharedMemory { needed: 1168, limit: 1000 }));
 }
 
 #[test]

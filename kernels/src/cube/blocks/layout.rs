@@ -5,7 +5,7 @@ use burn_deepspeed_core::block::{BlockFormat, IQ4_NL_VALUES, TWICE_E2M1};
 /// Bits of elements: the `span` bytes from `first` on have the lowest bits of the first `span` elements, then those of the next, and so
 /// on until all 8 are taken; the next `span` bytes follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Packed {
+pub(crate) struct Packed {
     pub first: u32,
     /// Bits of an element.
     pub bits: u32,
@@ -22,14 +22,19 @@ impl Packed {
         self.span * 8 / self.bits
     }
 
-    /// The bits, in the lowest places.
+    /// Elements in a word: four of each run.
+    pub fn runs(self) -> u32 {
+        8 / self.bits
+    }
+
+    /// The bits of four elements, in the lowest places of their bytes.
     pub fn mask(self) -> u32 {
-        (1 << self.bits) - 1
+        ((1 << self.bits) - 1) * 0x0101_0101
     }
 }
 
 /// The lower bits of the elements of a block, which are all bits in most formats.
-pub(super) fn lower(format: BlockFormat) -> Packed {
+pub(crate) fn lower(format: BlockFormat) -> Packed {
     match format {
         BlockFormat::Q4_0 | BlockFormat::IQ4_NL => Packed::new(2, 4, 16),
         BlockFormat::Q4_1 => Packed::new(4, 4, 16),
@@ -89,8 +94,18 @@ pub(super) fn offset(format: BlockFormat) -> f32 {
     }
 }
 
+/// Parts of a block that have a scale each.
+pub(crate) fn parts(format: BlockFormat) -> usize {
+    use BlockFormat::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K};
+    match format {
+        Q4_K | Q5_K => 8,
+        Q2_K | Q3_K | Q6_K => 16,
+        _ => 1,
+    }
+}
+
 /// Whether a number is added to the product of scale and element.
-pub(super) fn has_minimum(format: BlockFormat) -> bool {
+pub(crate) fn has_minimum(format: BlockFormat) -> bool {
     use BlockFormat::{Q2_K, Q4_1, Q4_K, Q5_1, Q5_K};
     matches!(format, Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K)
 }

@@ -4,13 +4,14 @@
 //! and an element are exact, so it does not matter whether a compiler contracts a sum.
 
 mod bytes;
-mod factors;
+pub(super) mod factors;
 mod layout;
 mod problem;
 mod values;
 
-pub(crate) use bytes::{Bytes, bytes};
-pub(crate) use factors::half;
+pub(crate) use bytes::{Held, load};
+pub(crate) use factors::half_of;
+pub(crate) use layout::{has_minimum, lower, parts};
 pub use problem::Blocks;
 pub(crate) use problem::CheckedBlocks;
-pub(crate) use values::elements;
+pub(crate) use values::{elements, float, word};

@@ -4,9 +4,8 @@ use burn_deepspeed_core::block::BlockFormat;
 use cubecl::prelude::*;
 
 use super::chunk::{Chunk, SMALL};
-use crate::cube::blocks::half;
-use crate::cube::bytes::{BYTES, byte};
-use crate::cube::fragment::Pair;
+use crate::cube::blocks::half_of;
+use crate::cube::bytes::{BYTES, RAISED_VALUE, byte};
 
 /// What a run of a chunk is multiplied with.
 #[derive(CubeType, Clone, Copy)]
@@ -14,19 +13,6 @@ pub(super) struct Factors {
     pub scale: f32,
     /// 0 where the format has none.
     pub minimum: f32,
-}
-
-/// The f16 in the lower half of a word, or in the upper one.
-#[cube]
-fn half_of<H: Float>(word: u32, #[comptime] upper: bool, #[comptime] chunk: Chunk) -> f32 {
-    if comptime!(chunk.halves) {
-        let pair = Vector::<H, Pair>::reinterpret(word);
-        f32::cast_from(pair[comptime!(upper as usize)])
-    } else if comptime!(upper) {
-        half(word >> 16u32)
-    } else {
-        half(word & 0xffffu32)
-    }
 }
 
 /// Scale and minimum of run `run` of chunk `at`, whose words begin at `first`.
@@ -43,8 +29,8 @@ pub(super) fn factors<H: Float>(
     let scale = match comptime!(chunk.format) {
         BlockFormat::Q4_1 | BlockFormat::Q5_1 => {
             let word = words[comptime!(first + begin / BYTES)];
-            minimum = half_of::<H>(word, true, chunk);
-            half_of::<H>(word, false, chunk)
+            minimum = half_of::<H>(word, true, chunk.halves);
+            half_of::<H>(word, false, chunk.halves)
         }
         BlockFormat::MXFP4 => {
             let word = words[comptime!(first + begin / BYTES)];
@@ -55,16 +41,16 @@ pub(super) fn factors<H: Float>(
             let (scales, minima) = six_bits(words, first, at % 2u32);
             let shift = comptime!(8 * run as u32);
             let word = words[first];
-            minimum = -half_of::<H>(word, true, chunk) * f32::cast_from(minima >> shift & 0xffu32);
-            half_of::<H>(word, false, chunk) * f32::cast_from(scales >> shift & 0xffu32)
+            minimum = -half_of::<H>(word, true, chunk.halves) * f32::cast_from(minima >> shift & 0xffu32);
+            half_of::<H>(word, false, chunk.halves) * f32::cast_from(scales >> shift & 0xffu32)
         }
         BlockFormat::Q6_K => {
             let own = words[comptime!(first + 16 + run / 2)] >> (at % 2u32 * 16u32 + comptime!(8 * (run % 2) as u32));
             let scale = f32::cast_from((own & 0xffu32) ^ 0x80u32) - 128.0f32;
-            half_of::<H>(words[comptime!(first + 18)], false, chunk) * scale
+            half_of::<H>(words[comptime!(first + 18)], false, chunk.halves) * scale
         }
         // Q4_0, Q5_0 and Q8_0.
-        _ => half_of::<H>(words[comptime!(first + begin / BYTES)], comptime!(begin % BYTES == 2), chunk),
+        _ => half_of::<H>(words[comptime!(first + begin / BYTES)], comptime!(begin % BYTES == 2), chunk.halves),
     };
     Factors { scale, minimum }
 }
@@ -199,12 +185,8 @@ fn twice_e2m1(bits: u32) -> u32 {
     ((twice ^ (0x8080_8080u32 - negative)) + negative) ^ 0x8080_8080u32
 }
 
-/// The bits of 2^23, whose last bit counts 1.
-pub(super) const RAISED: u32 = 0x4b00_0000;
 /// Bits of a float after the first.
 const MANTISSA: u32 = 23;
-/// 2^23.
-const RAISED_VALUE: f32 = 8_388_608.0;
 
 /// Four bits of byte `at` of a chunk, the lower or the upper ones, less `offset`. They stay where they are in their word, as the last bits of
 /// a float whose first bit counts as much more as there are bits below them. Every step is exact.
@@ -227,7 +209,7 @@ fn nibble(
     f32::reinterpret(bits) - comptime!(RAISED_VALUE / (1u32 << bit) as f32 + offset)
 }
 
-/// A byte of a word less `offset`, without a conversion: it becomes one of the last bytes of [`RAISED`]. Every step is exact.
+/// A byte of a word less `offset`, without a conversion: it becomes one of the last bytes of [`RAISED`](crate::cube::bytes::RAISED). Every step is exact.
 #[cube]
 fn unsigned(word: u32, raised: u32, #[comptime] at: u32, #[comptime] offset: f32) -> f32 {
     let mut half = word;

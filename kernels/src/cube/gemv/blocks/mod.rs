@@ -9,14 +9,14 @@ use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::prelude::*;
 
 use self::chunk::Chunk;
-use self::elements::{RAISED, factors, numbers};
+use self::elements::{factors, numbers};
 use self::stage::{exchange, load, step};
 use self::tile::{Tile, tile};
 use super::activations::{Activations, activations, line};
 use super::output::{Sizes, sizes, write};
 use super::problem::CheckedGemv;
 use crate::cube::blocks::CheckedBlocks;
-use crate::cube::bytes::ZERO;
+use crate::cube::bytes::{RAISED, ZERO};
 use crate::cube::contract::f32_type;
 use crate::cube::lanes::{lanes_sum, vector_sum};
 use crate::cube::machine::{Machine, Unsupported, f16_type};
