@@ -157,7 +157,7 @@ fn devices_with_few_units_and_little_shared_memory_have_the_same_bits() {
     let (blocks, dense) = (bytes(&lab, 0, &[0; 18]), lab.output(&[1, 32], Element::F32, 1));
     let rows = Blocks { bytes: &blocks, first: 0, format: BlockFormat::Q4_0, shape: [1, 32] };
     let answer = launch(&lab.client, &lab.machine, Dequantise { blocks: rows, dense: &dense, row: 0 });
-    assert_eq!(answer, Err(Unsupported::SharedMemory { needed: 1168, limit: 1000 }));
+    assert!(matches!(answer, Err(Unsupported::SharedMemory { limit: 1000, .. })), "{answer:?}");
 }
 
 #[test]
