@@ -14,6 +14,7 @@ Needs what cuda.py needs.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import os
 import pathlib
@@ -82,6 +83,16 @@ def kernels(arguments: argparse.Namespace, architecture: int, only: str) -> list
             return list(pool.map(lambda kernel: kernel.assemble(cache, ARCHITECTURES[architecture]), found))
 
 
+def numbered(kernels: list[Kernel]) -> dict[tuple[str, str, int], Kernel]:
+    """Kernels by instance and name, and those with the same by their order."""
+    found, seen = {}, collections.Counter()
+    for kernel in kernels:
+        name = kernel.instance, kernel.name
+        found[*name, seen[name]] = kernel
+        seen[name] += 1
+    return found
+
+
 def table(results: dict[int, list[Kernel]]) -> str:
     of = {
         number: (sum(kernel.spills > 0 for kernel in found), max(kernel.spills for kernel in found))
@@ -102,17 +113,19 @@ def table(results: dict[int, list[Kernel]]) -> str:
         "  a multiprocessor, and spills what it deems the lesser cost. No workload of [cuda-counts.md](cuda-counts.md) has such a kernel.",
         f"- CI fails if a tensor-core kernel has to spill, or spills more than {MOST_SPILLS} bytes.",
         "",
-        "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones.",
+        "Grids are those of the small tensors that `kernels/examples/instances.rs` launches on; blocks are the real ones. A dash: on a device with",
+        "the limits of an A100, or of an H100, the instance takes a kernel that another instance has.",
         "",
         "| instance | kernel | block | sm_90a: registers | spills, bytes | shared, bytes | sm_80: registers | spills, bytes |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     spills = lambda kernel: f"{kernel.spills} ({kernel.forced})" if kernel.spills else "0"
-    for hopper, ampere in zip(results[90], results[80], strict=True):
-        lines.append(
-            f"| {hopper.instance} | `{hopper.name}` | {hopper.block} | {hopper.registers} | {spills(hopper)} "
-            f"| {hopper.shared} | {ampere.registers} | {spills(ampere)} |"
-        )
+    hopper, ampere = numbered(results[90]), numbered(results[80])
+    for key in [*hopper, *(key for key in ampere if key not in hopper)]:
+        kernel = hopper.get(key) or ampere[key]
+        on_hopper = f"{hopper[key].registers} | {spills(hopper[key])} | {hopper[key].shared}" if key in hopper else "- | - | -"
+        on_ampere = f"{ampere[key].registers} | {spills(ampere[key])}" if key in ampere else "- | -"
+        lines.append(f"| {kernel.instance} | `{kernel.name}` | {kernel.block} | {on_hopper} | {on_ampere} |")
     return "\n".join(lines) + "\n"
 
 
