@@ -211,14 +211,15 @@ def bounds(one: Kernel, workload: dict) -> dict[str, float]:
     return found | {"tensor": tensor}
 
 
-def above(found: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """For each device, the bounds of issue and of shared memory over that of the problem, which is memory or tensor cores."""
-    problem = {name: max(found[f"memory, {name}"], found["tensor"]) for name in MEMORY_TB}
-    return {name: (found["issue"] / least, found["shared"] / least) for name, least in problem.items()}
+def above(one: Kernel, workload: dict) -> list[float]:
+    """The bounds of issue and of shared memory over that of the problem, which is memory or tensor cores: both for each device."""
+    found = bounds(one, workload)
+    problem = [max(found[f"memory, {name}"], found["tensor"]) for name in MEMORY_TB]
+    return [found[bound] / least for least in problem for bound in ("issue", "shared")]
 
 
 def is_above(one: Kernel, workload: dict) -> bool:
-    return any(part > 1 for parts in above(bounds(one, workload)).values() for part in parts)
+    return max(above(one, workload)) > 1
 
 
 def moves_again(one: Kernel) -> bool:
@@ -317,13 +318,13 @@ def above_section(kernels: list[Kernel], workloads: dict[str, dict], reasons: di
     ]
     rows, said = [], []
     for one in kernels:
-        if not is_above(one, workloads[one.workload]):
+        parts = above(one, workloads[one.workload])
+        if max(parts) <= 1:
             continue
         why = next((entry["why"] for entry in reasons["above"] if one.row in entry["rows"]), None)
         if why and why not in said:
             said.append(why)
-        parts = [f"{part:.2f}" for parts in above(bounds(one, workloads[one.workload])).values() for part in parts]
-        rows.append([*name(one), *parts, str(said.index(why) + 1) if why else "-"])
+        rows.append([*name(one), *(f"{part:.2f}" for part in parts), str(said.index(why) + 1) if why else "-"])
     head = [f"{bound}, {device}" for device in MEMORY_TB for bound in ("issue", "shared")]
     lines += table(["workload", "kernel", *head, "why"], rows)
     return [*lines, "", *(f"{at}. {why}" for at, why in enumerate(said, 1))]

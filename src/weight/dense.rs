@@ -87,10 +87,8 @@ impl<B: Backend> DenseMatrix<B> {
 
 /// Input and output features of a matrix of this shape.
 fn features([rows, columns]: [usize; 2], orientation: Orientation) -> [usize; 2] {
-    match orientation {
-        Orientation::InputOutput => [rows, columns],
-        Orientation::OutputInput => [columns, rows],
-    }
+    // The shape of a shape: both are swapped, or neither.
+    orientation.shape(rows, columns)
 }
 
 /// The transpose, copied into contiguous memory, so that products read it row by row. Each product would copy a transposed view.

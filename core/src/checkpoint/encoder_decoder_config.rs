@@ -68,7 +68,7 @@ pub struct Stack {
     pub positions: Option<usize>,
     /// Buckets of relative positions.
     pub buckets: Option<RelativeBuckets>,
-    /// The attention of each layer.
+    /// The attention of each layer, with matrices `[out, in]`.
     pub attention: DeepSpeedInferenceConfig,
 }
 

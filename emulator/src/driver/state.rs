@@ -9,6 +9,7 @@ use super::settings::Settings;
 use super::{counts, log, mutants};
 use crate::Module;
 use crate::compile::Kernel;
+use crate::error::LoadError;
 use crate::launch::launch;
 use crate::memory::Device;
 use crate::shape::Launch;
@@ -68,35 +69,29 @@ impl Driver {
                 eprintln!("emulator: {}: {error}", path.display());
             }
         }
-        let source = match mutants::parse(text) {
-            Ok(source) => source,
-            Err(error) => {
-                eprintln!("emulator: {error}");
-                return Err(result::INVALID_PTX);
-            }
-        };
+        let mut module = self.compile(text).map_err(|(code, reason)| {
+            eprintln!("emulator: {reason}");
+            code
+        })?;
+        let least = noted_shared_bytes(text);
+        for kernel in &mut module.kernels {
+            kernel.least_dynamic_shared = least;
+            log::line(format_args!("load {number:04} {}", kernel.name));
+        }
+        Ok(Box::new(module))
+    }
+
+    /// A module for the devices, or a result and what is wrong.
+    fn compile(&self, text: &str) -> Result<Module, (i32, String)> {
+        let refuse = |error: LoadError| (result::INVALID_PTX, error.to_string());
+        let source = mutants::parse(text).map_err(refuse)?;
         let capability = Settings::get().limits.capability;
         if !source.target.runs_on(capability) {
-            eprintln!(
-                "emulator: a module for {} does not run on a device of compute capability {capability}",
-                source.target
-            );
-            return Err(result::NO_BINARY_FOR_GPU);
+            let reason =
+                format!("a module for {} does not run on a device of compute capability {capability}", source.target);
+            return Err((result::NO_BINARY_FOR_GPU, reason));
         }
-        match Module::of(&source, &self.memory) {
-            Ok(mut module) => {
-                let least = noted_shared_bytes(text);
-                for kernel in &mut module.kernels {
-                    kernel.least_dynamic_shared = least;
-                    log::line(format_args!("load {number:04} {}", kernel.name));
-                }
-                Ok(Box::new(module))
-            }
-            Err(error) => {
-                eprintln!("emulator: {error}");
-                Err(result::INVALID_PTX)
-            }
-        }
+        Module::of(&source, &self.memory).map_err(refuse)
     }
 
     /// Runs a kernel.
