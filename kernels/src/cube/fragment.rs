@@ -28,14 +28,14 @@ pub(crate) const LANES: u32 = 32;
 /// Floats of one A and one B, exchanged by the lanes where there are no tensor cores.
 pub(crate) const EXCHANGED: u32 = 16 * 16 + 16 * 8;
 
-/// Checks that the device multiplies such fragments of these elements.
+/// Checks that the device multiplies such fragments of these elements, and may.
 pub(crate) fn check_tensor_cores<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     elements: StorageType,
 ) -> Result<(), Unsupported> {
     let config = MmaConfig { a_type: elements, b_type: elements, cd_type: f32_type(), m: 16, n: 8, k: 16 };
-    let whole = machine.plane_size == LANES && machine.plane_operations;
+    let whole = machine.plane_size == LANES && machine.plane_operations && machine.tensor_cores;
     let known = elements.size() == 2 && client.features().matmul.mma.contains(&config);
     if whole && known { Ok(()) } else { Err(Unsupported::TensorCores(elements)) }
 }

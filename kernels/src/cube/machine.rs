@@ -27,6 +27,8 @@ pub struct Machine {
     /// Whether the units of a plane can wait for each other and for what they wrote to shared memory, as on CUDA. WGSL has no such barrier, and
     /// that of CubeCL's SPIR-V does not wait for memory.
     pub plane_barrier: bool,
+    /// Whether tensor cores are used, where the device has them for the elements.
+    pub tensor_cores: bool,
     /// Whether memory can be read and written in vectors of any width, as on CUDA. CubeCL's other compilers have one width for each tensor.
     pub any_width: bool,
 }
@@ -58,6 +60,7 @@ impl Machine {
             power_of_two: R::name(client) == CUDA,
             halves: R::name(client) == CUDA && properties.supports_type(f16_type()),
             plane_barrier: R::name(client) == CUDA && fixed,
+            tensor_cores: true,
             any_width: R::name(client) == CUDA,
         }
     }

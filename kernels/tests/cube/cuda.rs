@@ -24,6 +24,7 @@ mod dequantise;
 mod device_panics;
 mod gemv;
 mod gemv_blocks;
+mod gemv_blocks_mma;
 mod gemv_contract;
 mod gemv_mma;
 mod lab;

@@ -41,6 +41,8 @@ pub struct Problem {
     /// Columns of the output before those that are written, and after them.
     pub around: [usize; 2],
     pub pitch: usize,
+    /// What the input is multiplied with, a power of two.
+    pub magnitude: f32,
     /// Whether the parts of neighbouring inputs cancel, except for what their normalised values lose if they are rounded.
     pub cancels: bool,
 }
@@ -61,6 +63,7 @@ pub fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) ->
         normed: true,
         around: [0, 0],
         pitch: 64,
+        magnitude: 1.0,
         cancels: false,
     }
 }
@@ -93,7 +96,8 @@ impl Problem {
     pub fn input(&self) -> Vec<f32> {
         let row = |at: usize| (at / self.inputs) as f32;
         let values = noise(self.rows * self.inputs, 1).into_iter().enumerate();
-        let values = values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at))).collect();
+        let values = values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at)));
+        let values = values.map(|value| value * self.magnitude).collect();
         if self.cancels { opposite(values, 1.0) } else { values }
     }
 
@@ -239,6 +243,10 @@ impl Problem {
         let terms = inputs as f64 / if minima { 4.0 } else { 64.0 };
         let tolerance = element.tolerance() * terms.sqrt().max(1.0);
         let mut actual = lab.read(&output);
+        if self.magnitude != 1.0 {
+            expected.iter_mut().for_each(|value| *value /= f64::from(self.magnitude));
+            actual.iter_mut().for_each(|value| *value /= self.magnitude);
+        }
         if self.cancels {
             // What is left is small.
             let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));

@@ -1,4 +1,4 @@
-//! A few rows through a matrix of quantised blocks.
+//! A few rows through a matrix of quantised blocks, without tensor cores.
 
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::layout::Orientation;
@@ -10,7 +10,7 @@ use crate::lab::{Element, Lab, lab, some};
 use crate::refused::refuses;
 
 /// What the kernel reads as it is stored.
-const FORMATS: [BlockFormat; 9] = [
+pub const FORMATS: [BlockFormat; 9] = [
     BlockFormat::Q4_0,
     BlockFormat::Q6_K,
     BlockFormat::Q8_0,
@@ -23,14 +23,21 @@ const FORMATS: [BlockFormat; 9] = [
 ];
 
 /// Rows of this many blocks, which begin at byte `first` of the matrix.
-fn blocks(format: BlockFormat, first: usize, [rows, blocks, outputs]: [usize; 3]) -> Problem {
+pub fn blocks(format: BlockFormat, first: usize, [rows, blocks, outputs]: [usize; 3]) -> Problem {
     let sizes = [rows, blocks * format.elements(), outputs];
     Problem { kept: Kept::Blocks(format, first), ..problem(sizes, Orientation::OutputInput) }
 }
 
-/// A device on which few cubes are enough, so that each does more.
-fn small(planes: bool) -> Lab {
+/// The device without its tensor cores.
+fn without_cores(planes: bool) -> Lab {
     let lab = lab(planes);
+    let machine = Machine { tensor_cores: false, ..lab.machine };
+    lab.with_machine(machine)
+}
+
+/// The same, on which few cubes are enough, so that each does more.
+fn small(planes: bool) -> Lab {
+    let lab = without_cores(planes);
     let machine = Machine { processors: 1, ..lab.machine };
     lab.with_machine(machine)
 }
@@ -43,7 +50,7 @@ fn every_format_at_every_place_of_a_word_agrees_with_plain_loops() {
             let plain = blocks(format, first, sizes[(at + place) % 3]);
             let half = Problem { element: Element::F16, pitch: 8, ..plain };
             let bare = Problem { norm: None, bias: false, normed: false, pitch: 1, ..plain };
-            [plain, half, bare][(at + place) / 2 % 3].check(&lab(true));
+            [plain, half, bare][(at + place) / 2 % 3].check(&without_cores(true));
         }
     }
 }
@@ -52,7 +59,7 @@ fn every_format_at_every_place_of_a_word_agrees_with_plain_loops() {
 fn long_rows_of_blocks_agree_with_plain_loops() {
     for format in some(FORMATS) {
         let blocks_of_row = if format.elements() == 32 { 152 } else { 19 };
-        blocks(format, 0, [1, blocks_of_row, 7]).check(&lab(true));
+        blocks(format, 0, [1, blocks_of_row, 7]).check(&without_cores(true));
         blocks(format, 0, [2, blocks_of_row, 70]).check(&small(true));
     }
 }
@@ -61,7 +68,7 @@ fn long_rows_of_blocks_agree_with_plain_loops() {
 fn every_number_of_rows_times_blocks_agrees_with_plain_loops() {
     for (at, rows) in some((1..=MOST_ROWS).enumerate()) {
         let format = FORMATS[at % FORMATS.len()];
-        blocks(format, 0, [rows, 4, 37]).check(&lab(rows % 3 != 0));
+        blocks(format, 0, [rows, 4, 37]).check(&without_cores(rows % 3 != 0));
         blocks(FORMATS[(at + 3) % FORMATS.len()], 2, [rows, 3, 20]).check(&small(true));
     }
 }
@@ -71,9 +78,10 @@ fn every_norm_before_blocks_agrees_with_plain_loops() {
     for (norm, beta) in [(None, false), (Some(NormKind::LayerNorm), false), (Some(NormKind::RmsNorm), true)] {
         let plain = Problem { norm, beta, ..blocks(BlockFormat::Q4_K, 0, [3, 2, 20]) };
         for &element in Element::ALL {
-            Problem { element, ..plain }.check(&lab(true));
+            Problem { element, ..plain }.check(&without_cores(true));
         }
-        Problem { parameters: Element::F16, bias: false, normed: false, around: [3, 1], ..plain }.check(&lab(false));
+        Problem { parameters: Element::F16, bias: false, normed: false, around: [3, 1], ..plain }
+            .check(&without_cores(false));
     }
 }
 
@@ -108,13 +116,13 @@ fn rows_that_are_read_one_by_one_agree_with_plain_loops() {
     // Strides that are no multiples of a vector.
     for pitch in some([1, 3, 5]) {
         let inputs = Problem { pitch: pitch * 7, ..blocks(BlockFormat::Q6_K, 0, [2, 1, 9]) };
-        inputs.check(&lab(true));
+        inputs.check(&without_cores(true));
     }
 }
 
 #[test]
 fn what_the_kernel_does_not_read_is_refused() {
-    let lab = lab(true);
+    let lab = without_cores(true);
     let refused = |format: BlockFormat, size: usize, first, shape: [usize; 2], inputs: usize| {
         let bytes = lab.bytes(&vec![0; size], &[size], 1);
         let arguments = Gemv {

@@ -83,7 +83,7 @@ pub(super) fn table(format: BlockFormat) -> Option<[u32; 4]> {
 }
 
 /// What is subtracted from the bits of an element, or from what it chose.
-pub(super) fn offset(format: BlockFormat) -> f32 {
+pub(crate) fn offset(format: BlockFormat) -> f32 {
     match format {
         BlockFormat::Q4_0 => 8.0,
         BlockFormat::Q5_0 => 16.0,

@@ -11,7 +11,7 @@ mod values;
 
 pub(crate) use bytes::{Held, load};
 pub(crate) use factors::half_of;
-pub(crate) use layout::{has_minimum, lower, parts};
+pub(crate) use layout::{has_minimum, lower, offset, parts};
 pub use problem::Blocks;
 pub(crate) use problem::CheckedBlocks;
 pub(crate) use values::{elements, float, word};

@@ -24,9 +24,14 @@ impl Exchange {
         self.units / self.lanes
     }
 
+    /// Sums of the groups for every row, in whole vectors: a compiler may read four together.
+    fn partial(self) -> u32 {
+        (self.rows * self.groups()).next_multiple_of(4)
+    }
+
     /// Shared memory of the sums of a cube, in bytes.
     pub fn bytes(self) -> usize {
-        (self.units + self.rows * self.groups()) as usize * size_of::<f32>()
+        (self.units + self.partial()) as usize * size_of::<f32>()
     }
 }
 
@@ -133,6 +138,48 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         }
     }
 
+    /// Vector `at` of a row as it is multiplied.
+    pub fn value(&self, #[comptime] row: usize, at: u32, statistics: &Statistics) -> Vector<f32, N> {
+        let mut value = self.load(row as u32, at);
+        if comptime!(self.norm.is_some()) {
+            value = (value - Vector::new(statistics.mean[row])) * Vector::new(statistics.factor[row]);
+            #[comptime]
+            match &self.gamma {
+                ComptimeOption::Some(gamma) => {
+                    value *= Vector::cast_from(gamma[at as usize]);
+                }
+                ComptimeOption::None => {}
+            }
+            #[comptime]
+            match &self.beta {
+                ComptimeOption::Some(beta) => {
+                    value += Vector::cast_from(beta[at as usize]);
+                }
+                ComptimeOption::None => {}
+            }
+        }
+        value
+    }
+
+    /// Writes vector `at` of a row to `normed`, in the first cube.
+    pub fn keep(
+        &self,
+        value: Vector<f32, N>,
+        normed: &mut ComptimeOption<Array<Vector<F, N>>>,
+        #[comptime] row: usize,
+        at: u32,
+    ) {
+        #[comptime]
+        match normed {
+            ComptimeOption::Some(normed) => {
+                if CUBE_POS_X == 0 {
+                    normed[(row as u32 * self.normed_row + at) as usize] = Vector::cast_from(value);
+                }
+            }
+            ComptimeOption::None => {}
+        }
+    }
+
     /// Mean and deviation of every row, in every unit: two passes over the rows, both by the whole cube.
     pub fn statistics(&self, shared: &mut SharedMemory<f32>, #[comptime] exchange: Exchange) -> Statistics {
         let rows = comptime!(exchange.rows as usize);
@@ -144,7 +191,7 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
             factor[r] = 0.0f32;
         }
         if comptime!(self.norm.is_some()) {
-            let mut partial = SharedMemory::<f32>::new(comptime!((exchange.rows * exchange.groups()) as usize));
+            let mut partial = SharedMemory::<f32>::new(comptime!(exchange.partial() as usize));
             if comptime!(self.norm == Some(NormKind::LayerNorm)) {
                 for at in range_stepped(UNIT_POS, self.vectors, exchange.units) {
                     #[unroll]
@@ -277,6 +324,10 @@ fn cube_sums(
         if lane == 0 {
             partial[r * groups + group] = sum;
         }
+    }
+    let rest = comptime!(exchange.partial() - exchange.rows * exchange.groups());
+    if comptime!(rest > 0) && UNIT_POS < rest {
+        partial[(exchange.rows * exchange.groups() + UNIT_POS) as usize] = 0.0f32;
     }
     sync_cube();
     #[unroll]

@@ -11,11 +11,12 @@ use cubecl::prelude::*;
 use self::factors::factors;
 use self::kernel::product_mma;
 use self::tile::{ELEMENTS, Tile};
+use super::blocks;
 use super::int8::scales;
 use super::output::sizes;
 use super::problem::{CheckedGemv, CheckedMatrix, Gemv};
 use crate::cube::fragment::check_tensor_cores;
-use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::machine::{Machine, Unsupported, f16_type};
 use crate::cube::tensors::array;
 
 /// Fewest rows of the input for which tensor cores are worth it.
@@ -27,7 +28,7 @@ pub enum Engine {
     /// Tensor cores, through fragments of `mma.m16n8k16`.
     TensorCores,
     /// Plain loops over the same fragments, for devices without tensor cores: slow, and a check of everything but the
-    /// instructions.
+    /// instructions. Not for blocks.
     Emulated,
 }
 
@@ -63,8 +64,14 @@ pub fn launch<R: Runtime>(
     if problem.extents.rows == 0 || problem.extents.outputs == 0 {
         return Ok(());
     }
-    let tile = plan(client, machine, &problem, engine)?;
-    multiply(client, machine, &problem, tile)
+    match (&problem.matrix, engine) {
+        (CheckedMatrix::Blocks(blocks), Engine::TensorCores) => blocks::mma::launch(client, machine, &problem, blocks),
+        (CheckedMatrix::Blocks(_), Engine::Emulated) => Err(Unsupported::TensorCores(f16_type())),
+        _ => {
+            let tile = plan(client, machine, &problem, engine)?;
+            multiply(client, machine, &problem, tile)
+        }
+    }
 }
 
 /// The tile for a problem, or why the kernel does not take it.

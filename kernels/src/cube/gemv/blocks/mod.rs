@@ -2,6 +2,7 @@
 
 mod chunk;
 mod elements;
+pub(super) mod mma;
 mod stage;
 mod tile;
 
@@ -39,8 +40,21 @@ struct Rows {
     raised: u32,
 }
 
-/// Launches the kernel.
+/// Multiplies: one launch, on tensor cores where the device has them.
 pub(super) fn launch<R: Runtime>(
+    client: &ComputeClient<R>,
+    machine: &Machine,
+    problem: &CheckedGemv<'_, R>,
+    blocks: &CheckedBlocks<'_, R>,
+) -> Result<(), Unsupported> {
+    match mma::plan(client, machine, problem, blocks) {
+        Ok(tile) => mma::multiply(client, machine, problem, blocks, tile),
+        Err(_) => launch_simt(client, machine, problem, blocks),
+    }
+}
+
+/// Launches the kernel of this file.
+fn launch_simt<R: Runtime>(
     client: &ComputeClient<R>,
     machine: &Machine,
     problem: &CheckedGemv<'_, R>,

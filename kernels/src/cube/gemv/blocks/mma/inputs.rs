@@ -1,0 +1,197 @@
+//! The rows of the input as right operands, in shared memory.
+//!
+//! An input is scaled by a power of two, so that the largest of its row is from 2^13 to 2^14, and becomes the f16 next to it and, where it has
+//! more bits, 2^11 times the rest in another: 22 bits together.
+
+use burn_deepspeed_core::block::UNIT_BYTES;
+use cubecl::ir::MatrixIdent;
+use cubecl::prelude::*;
+
+use super::tile::{SPAN, Tile};
+use crate::cube::direct::Quad;
+use crate::cube::fragment::{LANES, Pair};
+use crate::cube::gemv::activations::{Activations, Statistics};
+use crate::cube::lanes::{Team, cube_max, lanes_sum, vector_max, vector_sum};
+
+/// The row of a matrix of `ldmatrix`.
+type Chunk = Const<8>;
+/// Inputs that a unit of the cube makes operands of at a time.
+pub(super) type Oct = Const<8>;
+/// Vectors of them of a span.
+const VECTORS: u32 = SPAN as u32 / 8;
+/// What the second part of an input is multiplied with.
+const REST: f32 = 2048.0;
+/// What its products are multiplied with.
+pub(super) const REST_FACTOR: f32 = 1.0 / REST;
+
+/// What the cube holds of the input.
+#[derive(CubeType)]
+pub(super) struct Inputs<H: Float> {
+    /// The B of two products for every unit, as `ldmatrix` reads them: four matrices, whose rows are the columns; see [`place`].
+    columns: SharedMemory<Vector<H, Chunk>>,
+    /// The sum of the inputs of a run, times what elements count.
+    totals: SharedMemory<f32>,
+    /// 1 / the power of two of each row.
+    inverse: SharedMemory<f32>,
+    /// The power of two of each row.
+    scales: Array<f32>,
+}
+
+#[cube]
+impl<H: Float> Inputs<H> {
+    pub fn new(#[comptime] tile: Tile) -> Inputs<H> {
+        Inputs::<H> {
+            columns: SharedMemory::new_aligned(comptime!(tile.input_vectors()), UNIT_BYTES),
+            totals: SharedMemory::new(comptime!(tile.totals())),
+            // Whole vectors, so that the compiler reads nothing else with them.
+            inverse: SharedMemory::new(comptime!((tile.rows as usize).next_multiple_of(4))),
+            scales: Array::new(comptime!(tile.rows as usize)),
+        }
+    }
+
+    /// Finds the power of two of each row. Every unit of the cube must call this.
+    pub fn scale<F: Float, G: Float, E: Float>(
+        &mut self,
+        activations: &Activations<F, G, E, Oct>,
+        statistics: &Statistics,
+        shared: &mut SharedMemory<f32>,
+        #[comptime] tile: Tile,
+    ) {
+        let rows = comptime!(tile.rows as usize);
+        #[unroll]
+        for r in 0..rows {
+            self.scales[r] = 0.0f32;
+        }
+        for at in range_stepped(UNIT_POS, activations.vectors, comptime!(tile.units())) {
+            #[unroll]
+            for r in 0..rows {
+                let value = activations.value(r, at, statistics);
+                self.scales[r] = max(self.scales[r], vector_max::<Oct>(value.abs()));
+            }
+        }
+        #[unroll]
+        for r in 0..rows {
+            let team = comptime!(Team { units: tile.units(), near: 32, planes: true });
+            let largest = cube_max(self.scales[r], shared, team);
+            // Both powers are normal numbers.
+            let exponent = max(min(u32::reinterpret(largest) >> 23u32, 254u32), 16u32);
+            self.scales[r] = f32::reinterpret((267u32 - exponent) << 23u32);
+            if UNIT_POS == 0 {
+                self.inverse[r] = f32::reinterpret((exponent - 13u32) << 23u32);
+            }
+        }
+    }
+
+    /// Fills the columns with the inputs from span `first` on, and with zeros after the last. The first cube also writes `normed`.
+    pub fn fill<F: Float, G: Float, E: Float>(
+        &mut self,
+        activations: &Activations<F, G, E, Oct>,
+        statistics: &Statistics,
+        normed: &mut ComptimeOption<Array<Vector<F, Oct>>>,
+        first: u32,
+        shared: &mut SharedMemory<f32>,
+        #[comptime] tile: Tile,
+    ) {
+        let (rows, units) = comptime!((tile.rows as usize, tile.units()));
+        // A step has a multiple of 4 units, so that what a unit of the cube stores has the same place in every step.
+        let mut count = 1.0f32.runtime();
+        if comptime!(tile.upper_after().is_some()) {
+            let after = comptime!(tile.upper_after().unwrap_or(8) / 8);
+            let upper = UNIT_POS / after % 2u32;
+            count = select(upper == 0u32, 1.0f32, 0.0625f32);
+        }
+        let lanes = comptime!(tile.run() as u32 / 8);
+        let lane = UNIT_POS % lanes;
+        for step in 0..comptime!(tile.spans * VECTORS / units) {
+            let from = first * VECTORS + step * units + UNIT_POS;
+            let inside = if comptime!(tile.full) { true.runtime() } else { from < activations.vectors };
+            #[unroll]
+            for r in 0..rows {
+                let mut value = Vector::<f32, Oct>::new(0.0f32);
+                if inside {
+                    value = activations.value(r, from, statistics);
+                    activations.keep(value, normed, r, from);
+                }
+                let scaled = value * Vector::new(self.scales[r]);
+                if comptime!(tile.has_totals()) {
+                    let total = lanes_sum(vector_sum::<Oct>(scaled), shared, lanes, true);
+                    if lane == 0 {
+                        let run = step * comptime!(units / lanes) + UNIT_POS / lanes;
+                        self.totals[(run * tile.rows + r as u32) as usize] = total * comptime!(tile.total_factor());
+                    }
+                }
+                self.put(scaled * Vector::new(count), step, comptime!(r as u32), tile);
+            }
+        }
+    }
+
+    /// Stores 8 inputs, the parts of two lanes in a product: elements 0 and 2 of each four for one matrix, 1 and 3 for the next one.
+    fn put(&mut self, value: Vector<f32, Oct>, step: u32, #[comptime] row: u32, #[comptime] tile: Tile) {
+        let mut rest = value;
+        let mut columns = self.columns.to_slice_mut().with_vector_size::<Quad>();
+        let (unit, product, shares) = (UNIT_POS / 4u32, UNIT_POS / 2u32 % 2u32, UNIT_POS % 2u32);
+        let unit_vectors = comptime!(4 * tile.columns());
+        #[unroll]
+        for part in 0..tile.parts {
+            #[unroll]
+            for odd in 0..2usize {
+                let mut four = Vector::<f32, Quad>::empty();
+                #[unroll]
+                for e in 0..4usize {
+                    four[e] = rest[comptime!(2 * e + odd)];
+                }
+                let rounded = Vector::<H, Quad>::cast_from(four);
+                if comptime!(part + 1 < tile.parts) {
+                    let left = (four - Vector::<f32, Quad>::cast_from(rounded)) * Vector::new(REST);
+                    #[unroll]
+                    for e in 0..4usize {
+                        rest[comptime!(2 * e + odd)] = left[e];
+                    }
+                }
+                let column = comptime!(row * tile.parts + part).runtime();
+                let own = unit * unit_vectors + place(product * 2u32 + odd as u32, column, unit, tile);
+                let to = own * 2u32 + shares + step * comptime!(tile.units() / 4 * unit_vectors * 2);
+                columns[to as usize] = rounded;
+            }
+        }
+    }
+
+    /// Where this lane reads the unit of its tile whose number is `unit` modulo 4, if it were the first one: what it gives to `ldmatrix` for
+    /// fragment `n`.
+    pub fn own(#[comptime] unit: u32, #[comptime] n: u32, #[comptime] tile: Tile) -> u32 {
+        let lane = UNIT_POS % LANES;
+        place(lane / 8u32, min(lane % 8u32 + 8u32 * n, comptime!(tile.columns() - 1)), unit.runtime(), tile)
+    }
+
+    /// The B of both products of a unit, which begins at `at`.
+    pub fn right(&self, at: u32) -> Array<Vector<H, Pair>> {
+        let definition = cmma::MmaDefinition::<H, H, f32>::new(16usize, 8usize, 16usize);
+        let at = at as usize;
+        definition.load_matrix::<_, Pair>(&self.columns.slice(at, at + 1), MatrixIdent::A, 4usize, false)
+    }
+
+    /// The sum of the inputs of a run, in a row.
+    pub fn total(&self, at: u32) -> f32 {
+        self.totals[at as usize]
+    }
+
+    /// A sum of products, as that of the inputs and the elements themselves.
+    pub fn whole(&self, sum: f32, row: u32, #[comptime] tile: Tile) -> f32 {
+        sum * comptime!(1.0 / tile.element_unit()) * self.inverse[row as usize]
+    }
+}
+
+/// The place of column `column` of matrix `matrix` among those of unit `unit`. Places are exchanged so that 8 neighbouring places, all banks, have
+/// what 32 units store at a time, two matrices of four units, and what `ldmatrix` reads at a time, a matrix.
+#[cube]
+fn place(matrix: u32, column: u32, unit: u32, #[comptime] tile: Tile) -> u32 {
+    let columns = comptime!(tile.columns());
+    let exchanged = if comptime!(!columns.is_multiple_of(2)) {
+        unit / 2u32 % 2u32
+    } else if comptime!(!columns.is_multiple_of(4)) {
+        unit % 4u32
+    } else {
+        unit % 4u32 + matrix / 2u32 * 4u32
+    };
+    (matrix * columns + column) ^ exchanged
+}

@@ -1,0 +1,404 @@
+//! The kernel.
+
+use burn_deepspeed_core::block::UNIT_BYTES;
+use cubecl::prelude::*;
+
+use super::inputs::{Inputs, Oct, REST_FACTOR};
+use super::tile::{OUTPUTS, SPAN, Tile, UNIT, UNITS};
+use super::weights::{
+    Bits, Factors, block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors,
+    pair,
+};
+use super::words::{Row, Word, row};
+use crate::cube::blocks::has_minimum;
+use crate::cube::direct::Quad;
+use crate::cube::fragment::{LANES, Pair, mma};
+use crate::cube::gemv::activations::Activations;
+use crate::cube::gemv::output::{Sizes, write};
+
+/// Where the rows of the matrix are.
+#[derive(CubeType, CubeLaunch)]
+pub(super) struct Place {
+    /// The first byte, and the bytes of a row.
+    first: u32,
+    row: u32,
+    /// The last load of the matrix.
+    last: u32,
+    /// Spans of a row.
+    spans: u32,
+    bits: Bits,
+}
+
+/// 16 outputs for each cube, for all rows of the input.
+///
+/// ```text
+///               a step of 8 spans: 2048 inputs          columns: the rows of the input,
+///               plane 0     1      ..     7             up to 8 of 16 bits, or 4 in two parts
+///   outputs   ┬ ┌──────────┬──────┬──┬──────┐           ┌───┐
+///   16        │ │ a a .. a │      │  │      │           │ b │  lane l: outputs l / 4 and l / 4 + 8,
+///             ┴ └──────────┴──────┴──┴──────┘           └───┘  column l / 4, words l % 4 and every fourth after it
+/// ```
+///
+/// The weights are the left operand. The cube loads a step of its outputs together, 16 units each, and puts it into shared memory as it is
+/// stored; the next step is on its way meanwhile. A lane takes whole words from there, in which the bits of elements are the numbers that
+/// tensor cores multiply; see [`weights`](super::weights). The right operand is what [`Inputs`] holds, which every cube makes of the input once.
+/// A scale multiplies what two products add up to, with Q6_K one. The partial sums of the planes are added through shared memory. An input that is
+/// not finite makes NaN of its row.
+///
+/// The launch has `outputs / 16` cubes along x, rounded up.
+#[cube(launch_unchecked)]
+pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Float>(
+    activations: &Activations<F, G, E, Oct>,
+    matrix: &Array<Vector<u32, Quad>>,
+    place: &Place,
+    bias: &ComptimeOption<Array<B>>,
+    output: &mut Array<F>,
+    normed: &mut ComptimeOption<Array<Vector<F, Oct>>>,
+    sizes: &Sizes,
+    #[comptime] tile: Tile,
+    #[define(F)] _element_type: StorageType,
+    #[define(G)] _gamma_type: StorageType,
+    #[define(E)] _beta_type: StorageType,
+    #[define(B)] _bias_type: StorageType,
+    #[define(H)] _half_type: StorageType,
+) {
+    let mut shared = SharedMemory::<f32>::new(comptime!(tile.units() as usize));
+    let mut staged = SharedMemory::<Vector<u32, Word>>::new_aligned(comptime!(tile.staged() * 4), UNIT_BYTES);
+    let mut partial = SharedMemory::<f32>::new(comptime!(tile.partial()));
+    let mut inputs = Inputs::<H>::new(tile);
+
+    let (lane, plane) = (UNIT_POS % LANES, UNIT_POS / LANES);
+    let (across, share) = (lane / 4u32, lane % 4u32);
+    let first_output = CUBE_POS_X * OUTPUTS;
+
+    // After the last output its weights are read again, and the sums dropped.
+    let loader = loader(first_output, place, sizes, tile);
+    let mut loaded = Array::<Vector<u32, Quad>>::new(comptime!(tile.unit_loads()));
+    loader.load(&mut loaded, matrix, 0u32, tile);
+
+    let mut rows = Sequence::<Row>::new();
+    let mut own_words = Sequence::<Row>::new();
+    #[unroll]
+    for o in 0..2usize {
+        let own = across + comptime!(8 * o as u32);
+        let mut byte = plane * comptime!(tile.span_bytes());
+        if comptime!(!tile.has_whole_loads()) {
+            byte += begin(first_output + own, place, sizes) % UNIT_BYTES as u32;
+        }
+        rows.push(row(own * comptime!(4 * tile.pitch()), byte, tile));
+        own_words.push(row(own * comptime!(4 * tile.pitch()) + share, byte, tile));
+    }
+
+    let statistics = activations.statistics(&mut shared, comptime!(tile.exchange()));
+    inputs.scale::<F, G, E>(activations, &statistics, &mut shared, tile);
+
+    let mut sums = Array::<f32>::new(comptime!(tile.sums()));
+    #[unroll]
+    for s in 0..comptime!(tile.sums()) {
+        sums[s] = 0.0f32;
+    }
+    for first in range_stepped(0u32, place.spans, tile.spans) {
+        inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
+        let end = min(first + tile.spans, place.spans);
+        for step in range_stepped(first, end, tile.planes) {
+            loader.store(&mut staged, &loaded, tile);
+            sync_cube();
+            if step + tile.planes < place.spans {
+                loader.load(&mut loaded, matrix, step + tile.planes, tile);
+            }
+            let span = step + plane;
+            if comptime!(tile.whole_steps) || span < place.spans {
+                let left = activations.vectors * Oct::value() as u32 - span * SPAN as u32;
+                // The remainders tell the compiler how large addresses become, so that it adds constants to them for free.
+                let in_tile = (span - first) % comptime!(tile.spans.next_power_of_two());
+                multiply::<H>(&mut sums, &inputs, &staged, &rows, &own_words, &place.bits, in_tile, left, share, tile);
+            }
+            // Before the next step and the next inputs are stored.
+            sync_cube();
+        }
+    }
+
+    let lane_rows = comptime!(tile.lane_rows());
+    #[unroll]
+    for s in 0..comptime!(tile.sums()) {
+        let (n, o, i) = comptime!((s / lane_rows / 2, s / lane_rows % 2, s % lane_rows));
+        let of_row = (comptime!(4 * n as u32) + share) * tile.lane_columns() + comptime!(i as u32);
+        if of_row < tile.rows {
+            let to = (plane * OUTPUTS + across + comptime!(8 * o as u32)) * tile.rows + of_row;
+            partial[to as usize] = sums[s];
+        }
+    }
+    sync_cube();
+    for at in range_stepped(UNIT_POS, comptime!(OUTPUTS * tile.rows), comptime!(tile.units())) {
+        let (within, of_row) = (at % OUTPUTS, at / OUTPUTS);
+        if first_output + within < sizes.outputs {
+            let mut sum = 0.0f32.runtime();
+            #[unroll]
+            for plane in 0..tile.planes {
+                sum += partial[((plane * OUTPUTS + within) * tile.rows + of_row) as usize];
+            }
+            write::<F, B>(inputs.whole(sum, of_row, tile), of_row, first_output + within, bias, output, sizes);
+        }
+    }
+}
+
+/// The byte at which an output begins, or the last one if there are fewer.
+#[cube]
+fn begin(output: u32, place: &Place, sizes: &Sizes) -> u32 {
+    place.first + min(output, sizes.outputs - 1) * place.row
+}
+
+/// What a unit loads of each step: vectors of one output, as many apart as units share it.
+#[derive(CubeType, Clone, Copy)]
+struct Loader {
+    /// The first one, and the last one that has a byte of the output.
+    first: u32,
+    last: u32,
+    /// Where the first one goes.
+    to: u32,
+    /// Its place among those of the output.
+    own: u32,
+}
+
+#[cube]
+fn loader(first_output: u32, place: &Place, sizes: &Sizes, #[comptime] tile: Tile) -> Loader {
+    let units = comptime!(tile.row_units());
+    let (output, own) = (UNIT_POS / units, UNIT_POS % units);
+    let begin = begin(first_output + output, place, sizes);
+    Loader {
+        first: begin / UNIT_BYTES as u32 + own,
+        last: min((begin + place.row - 1u32) / UNIT_BYTES as u32, place.last),
+        // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
+        to: (output * tile.pitch() + own) % comptime!((tile.staged() as u32).next_power_of_two()),
+        own,
+    }
+}
+
+#[cube]
+impl Loader {
+    /// Whether the unit has load `l` of a step.
+    fn has(&self, #[comptime] l: usize, #[comptime] tile: Tile) -> bool {
+        let units = comptime!(tile.row_units());
+        if comptime!((l as u32 + 1) * units <= tile.loads()) {
+            true.runtime()
+        } else {
+            self.own < comptime!(tile.loads() - l as u32 * units)
+        }
+    }
+
+    /// Loads the step that begins with span `span`. After the end of a row its last vector is loaded again.
+    fn load(
+        &self,
+        loaded: &mut Array<Vector<u32, Quad>>,
+        matrix: &Array<Vector<u32, Quad>>,
+        span: u32,
+        #[comptime] tile: Tile,
+    ) {
+        let first = self.first + span / tile.planes * comptime!(tile.step_bytes() / UNIT_BYTES as u32);
+        #[unroll]
+        for l in 0..comptime!(tile.unit_loads()) {
+            let mut at = first + comptime!(l as u32 * tile.row_units());
+            if comptime!(
+                !tile.whole_steps || !tile.has_whole_loads() || (l as u32 + 1) * tile.row_units() > tile.loads()
+            ) {
+                at = min(at, self.last);
+            }
+            loaded[l] = matrix[at as usize];
+        }
+    }
+
+    /// Stores what was loaded.
+    fn store(
+        &self,
+        staged: &mut SharedMemory<Vector<u32, Word>>,
+        loaded: &Array<Vector<u32, Quad>>,
+        #[comptime] tile: Tile,
+    ) {
+        let mut vectors = staged.to_slice_mut().with_vector_size::<Quad>();
+        #[unroll]
+        for l in 0..comptime!(tile.unit_loads()) {
+            if self.has(l, tile) {
+                vectors[(self.to + comptime!(l as u32 * tile.row_units())) as usize] = loaded[l];
+            }
+        }
+    }
+}
+
+/// Multiplies span `span` of the inputs, of which `left` elements are left in a row, and adds to the sums.
+#[cube]
+fn multiply<H: Float>(
+    sums: &mut Array<f32>,
+    inputs: &Inputs<H>,
+    staged: &SharedMemory<Vector<u32, Word>>,
+    rows: &Sequence<Row>,
+    own_words: &Sequence<Row>,
+    bits: &Bits,
+    span: u32,
+    left: u32,
+    share: u32,
+    #[comptime] tile: Tile,
+) {
+    let mut none = SharedMemory::<f32>::new(4usize);
+    let fragments = comptime!(tile.fragments());
+    let (per_group, group_words) = comptime!((group(tile.format), group_words(tile.format)));
+    let factor_words = comptime!(factor_words(tile.format));
+    // With Q6_K a product has a scale.
+    let split = comptime!(tile.run() < UNIT);
+    let unit_vectors = comptime!(4 * tile.columns());
+    let first = span * comptime!(UNITS as u32 * unit_vectors);
+
+    let mut held = Array::<u32>::new(comptime!((2 * factor_words).max(1)));
+    #[unroll]
+    for o in 0..2usize {
+        load_factors(&mut held, staged, &rows[o], comptime!(o * factor_words), tile);
+    }
+    // Those of the span; the first half are multiplied with scales, the second with minima.
+    let many = comptime!(tile.sums());
+    let mut own = Array::<f32>::new(comptime!(2 * many));
+    #[unroll]
+    for s in 0..comptime!(2 * many) {
+        own[s] = 0.0f32;
+    }
+    #[unroll]
+    for g in 0..comptime!(UNITS / per_group) {
+        let mut words = Array::<u32>::new(comptime!(2 * group_words));
+        #[unroll]
+        for o in 0..2usize {
+            load(&mut words, staged, &rows[o], &own_words[o], share, g, comptime!(o * group_words), tile);
+        }
+        #[unroll]
+        for in_group in 0..per_group {
+            let unit = comptime!(g * per_group + in_group);
+            let mut right = Array::<Vector<H, Pair>>::new(comptime!(4 * fragments));
+            #[unroll]
+            for n in 0..fragments {
+                let at = first + Inputs::<H>::own(comptime!(unit as u32 % 4), comptime!(n as u32), tile);
+                let loaded = inputs.right(at + comptime!(unit as u32 * unit_vectors));
+                #[unroll]
+                for w in 0..4usize {
+                    right[comptime!(4 * n) + w] = loaded[w];
+                }
+            }
+            let mut c = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
+            #[unroll]
+            for product in 0..2usize {
+                let run = comptime!(if split { 2 * unit + product } else { unit });
+                if comptime!(split || product == 0) {
+                    #[unroll]
+                    for n in 0..fragments {
+                        let begin = begin_sum::<H>(inputs, span, run, comptime!(n as u32), share, tile);
+                        c[2 * n] = begin;
+                        c[2 * n + 1] = begin;
+                    }
+                }
+                let mut weights = Array::<Vector<H, Pair>>::new(4usize);
+                #[unroll]
+                for w in 0..4usize {
+                    let from = comptime!(w % 2 * group_words);
+                    weights[w] = Vector::reinterpret(pair(&words, in_group, product, comptime!(w >= 2), from, tile));
+                }
+                #[unroll]
+                for n in 0..fragments {
+                    let (from, to) = comptime!((4 * n as u32 + 2 * product as u32, 2 * n as u32));
+                    mma::<H>(&weights, 0u32, &right, from, &mut c, to, &mut none, false);
+                }
+                if comptime!(split || product == 1) {
+                    #[unroll]
+                    for o in 0..2usize {
+                        let from = comptime!(o * factor_words);
+                        let mut factors = factors::<H>(&held, staged, &rows[o], bits, unit, product, from, tile);
+                        if comptime!(!tile.even && !has_block_factors(tile.format)) {
+                            // After the end of a row is another one, or anything.
+                            let inside = comptime!((unit * UNIT) as u32) < left;
+                            factors.scale = select(inside, factors.scale, 0.0f32);
+                            factors.minimum = select(inside, factors.minimum, 0.0f32);
+                        }
+                        add::<H>(&mut own, &c, inputs, &factors, span, run, share, o, tile);
+                    }
+                }
+            }
+        }
+    }
+    #[unroll]
+    for s in 0..many {
+        if comptime!(has_block_factors(tile.format)) {
+            let from = comptime!(s / tile.lane_rows() % 2 * factor_words);
+            let factors = block_factors::<H>(&held, from, tile);
+            sums[s] += own[s] * factors.scale;
+            if comptime!(has_minimum(tile.format)) {
+                sums[s] += own[many + s] * factors.minimum;
+            }
+        } else {
+            sums[s] += own[s];
+        }
+    }
+}
+
+/// Where the sum of the inputs of run `run` of a span is, for row `i` of fragment `n` of a lane; the last row after it, whose sums are dropped.
+#[cube]
+fn total_at(
+    span: u32,
+    share: u32,
+    #[comptime] run: usize,
+    #[comptime] n: u32,
+    #[comptime] i: u32,
+    #[comptime] tile: Tile,
+) -> u32 {
+    let row = min((4u32 * n + share) * tile.lane_columns() + i, comptime!(tile.rows - 1));
+    span * comptime!((SPAN / tile.run()) as u32 * tile.rows) + row + comptime!(run as u32 * tile.rows)
+}
+
+/// What the products of a run are added to: what the format subtracts from the bits of its elements, for every input.
+#[cube]
+fn begin_sum<H: Float>(
+    inputs: &Inputs<H>,
+    span: u32,
+    #[comptime] run: usize,
+    #[comptime] n: u32,
+    share: u32,
+    #[comptime] tile: Tile,
+) -> Vector<f32, Pair> {
+    let mut begin = Vector::<f32, Pair>::new(0.0f32);
+    if comptime!(tile.has_totals() && !has_minimum(tile.format)) {
+        #[unroll]
+        for i in 0..comptime!(tile.lane_rows()) {
+            begin[i] = inputs.total(total_at(span, share, run, n, comptime!(i as u32), tile));
+        }
+    }
+    begin
+}
+
+/// Adds the products of a run with output `output` of a lane to its sums.
+#[cube]
+fn add<H: Float>(
+    own: &mut Array<f32>,
+    c: &Array<Vector<f32, Pair>>,
+    inputs: &Inputs<H>,
+    factors: &Factors,
+    span: u32,
+    #[comptime] run: usize,
+    share: u32,
+    #[comptime] output: usize,
+    #[comptime] tile: Tile,
+) {
+    let (lane_rows, many) = comptime!((tile.lane_rows(), tile.sums()));
+    #[unroll]
+    for n in 0..comptime!(tile.fragments()) {
+        let pair = c[comptime!(2 * n + output)];
+        #[unroll]
+        for i in 0..lane_rows {
+            let to = comptime!((2 * n + output) * lane_rows + i);
+            let mut value = pair[i];
+            if comptime!(tile.parts == 2) {
+                value += pair[1] * REST_FACTOR;
+            }
+            own[to] += value * factors.scale;
+            if comptime!(has_minimum(tile.format)) {
+                let total = inputs.total(total_at(span, share, run, comptime!(n as u32), comptime!(i as u32), tile));
+                // Of factors that are no integers nothing is left to multiply.
+                let to = comptime!(if has_block_factors(tile.format) { many + to } else { to });
+                own[to] += total * factors.minimum;
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The sizes that the tensor-core kernel is compiled for, and how they are chosen.
+
+use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
+use burn_deepspeed_core::divisor::gcd;
+
+use crate::cube::blocks::{CheckedBlocks, has_minimum, offset};
+use crate::cube::bytes::BYTES;
+use crate::cube::fragment::LANES;
+use crate::cube::gemv::activations::Exchange;
+use crate::cube::gemv::problem::Extents;
+use crate::cube::machine::{Machine, Unsupported};
+use cubecl::prelude::*;
+
+/// Outputs of a cube: the rows of a fragment.
+pub(super) const OUTPUTS: u32 = 16;
+/// Elements of an output that a plane multiplies in a step: those of the largest blocks.
+pub(super) const SPAN: usize = 256;
+/// Elements that two products of 16 multiply: those of the smallest blocks.
+pub(super) const UNIT: usize = 32;
+/// Units of a span.
+pub(super) const UNITS: usize = SPAN / UNIT;
+/// Columns of a fragment.
+const COLUMNS: u32 = 8;
+/// Most planes of a cube.
+const PLANES: usize = 8;
+/// Bytes of shared memory that the inputs of several steps take: three cubes stay resident on a multiprocessor.
+const INPUT_BYTES: usize = 32 * 1024;
+
+/// What is compiled into the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::cube::gemv) struct Tile {
+    pub format: BlockFormat,
+    /// Rows begin at a multiple of this many bytes, a power of two up to 16.
+    row_unit: u32,
+    /// Planes of a cube. Each has a span of a step.
+    pub planes: u32,
+    /// Rows of the input.
+    pub rows: u32,
+    /// Numbers of 16 bits that make an input: 2, or 1 where it has no more bits.
+    pub parts: u32,
+    /// Spans of the inputs that shared memory holds, a multiple of the planes.
+    pub spans: u32,
+    /// Whether a row has a whole number of spans.
+    pub even: bool,
+    /// Whether it is a whole number of steps.
+    pub whole_steps: bool,
+    /// Whether it fills shared memory a whole number of times.
+    pub full: bool,
+}
+
+impl Tile {
+    /// The tile for a problem: as many planes as have a span each, or fewer if shared memory does not hold what they read.
+    pub fn new<R: Runtime>(
+        machine: &Machine,
+        extents: Extents,
+        blocks: &CheckedBlocks<'_, R>,
+        parts: u32,
+    ) -> Result<Self, Unsupported> {
+        let row_unit = [blocks.first, blocks.row_bytes].into_iter().fold(UNIT_BYTES, gcd) as u32;
+        let spans = extents.inputs.div_ceil(SPAN);
+        let mut tile = Self {
+            format: blocks.format,
+            row_unit,
+            planes: spans.next_power_of_two().min(PLANES) as u32,
+            rows: extents.rows as u32,
+            parts,
+            spans: 0,
+            even: extents.inputs.is_multiple_of(SPAN),
+            whole_steps: false,
+            full: false,
+        };
+        loop {
+            let step = tile.planes as usize * tile.span_memory();
+            let rest = machine.shared_bytes.saturating_sub(tile.fixed_bytes());
+            let most = rest.min(INPUT_BYTES.max(step)) / step;
+            tile.spans = most.min(spans.div_ceil(tile.planes as usize)) as u32 * tile.planes;
+            tile.whole_steps = tile.even && spans.is_multiple_of(tile.planes as usize);
+            if tile.spans > 0 {
+                tile.full = tile.even && spans.is_multiple_of(tile.spans as usize);
+                return Ok(tile);
+            }
+            // Fewer planes do with less, but steps must begin where loads do.
+            tile.planes /= 2;
+            if tile.planes == 0 || !(tile.planes * tile.span_bytes()).is_multiple_of(UNIT_BYTES as u32) {
+                let needed = tile.fixed_bytes() + tile.span_memory() * tile.planes.max(1) as usize;
+                return Err(Unsupported::SharedMemory { needed, limit: machine.shared_bytes });
+            }
+        }
+    }
+
+    /// Units of the cube.
+    pub fn units(self) -> u32 {
+        self.planes * LANES
+    }
+
+    pub fn exchange(self) -> Exchange {
+        Exchange { units: self.units(), lanes: LANES, rows: self.rows, planes: true }
+    }
+
+    /// Bytes of a span of a row.
+    pub fn span_bytes(self) -> u32 {
+        (SPAN / self.format.elements() * self.format.bytes()) as u32
+    }
+
+    /// Bytes of a step of a row.
+    pub fn step_bytes(self) -> u32 {
+        self.planes * self.span_bytes()
+    }
+
+    /// Whether what a lane reads begins at a word.
+    pub fn has_whole_words(self) -> bool {
+        [self.row_unit, self.span_bytes()].iter().all(|bytes| bytes.is_multiple_of(BYTES as u32))
+    }
+
+    /// Whether rows begin where loads do.
+    pub fn has_whole_loads(self) -> bool {
+        self.row_unit as usize == UNIT_BYTES
+    }
+
+    /// Loads of 16 bytes that have a step of a row, wherever it begins. Where bytes are moved to whole words, two more are read.
+    pub fn loads(self) -> u32 {
+        let after = if self.has_whole_words() { 0 } else { 2 * BYTES as u32 };
+        (self.step_bytes() + after + UNIT_BYTES as u32 - self.row_unit).div_ceil(UNIT_BYTES as u32)
+    }
+
+    /// Units of the cube that load a row together.
+    pub fn row_units(self) -> u32 {
+        self.units() / OUTPUTS
+    }
+
+    /// Loads of a unit of the cube.
+    pub fn unit_loads(self) -> usize {
+        self.loads().div_ceil(self.row_units()) as usize
+    }
+
+    /// Loads from one row in shared memory to the next: an odd number, so that rows begin at different banks.
+    pub fn pitch(self) -> u32 {
+        self.loads() | 1
+    }
+
+    /// Columns of the right operand that are there: one for each part of each row.
+    pub fn columns(self) -> u32 {
+        self.rows * self.parts
+    }
+
+    /// Fragments of sums.
+    pub fn fragments(self) -> usize {
+        self.columns().div_ceil(COLUMNS) as usize
+    }
+
+    /// Rows of the input whose columns a lane has, in each fragment: two neighbouring columns are two rows, or the two parts of one.
+    pub fn lane_columns(self) -> u32 {
+        2 / self.parts
+    }
+
+    /// Those of which there are sums.
+    pub fn lane_rows(self) -> usize {
+        self.lane_columns().min(self.rows) as usize
+    }
+
+    /// Sums of a lane.
+    pub fn sums(self) -> usize {
+        2 * self.fragments() * self.lane_rows()
+    }
+
+    /// Elements that have a scale.
+    pub fn run(self) -> usize {
+        if self.format == BlockFormat::Q6_K { UNIT / 2 } else { UNIT }
+    }
+
+    /// Whether sums of the inputs of each run are needed: for minima, or for what is subtracted from the bits of an element.
+    pub fn has_totals(self) -> bool {
+        self.total_factor() != 0.0
+    }
+
+    /// What the sum of the inputs of a run is multiplied with.
+    pub fn total_factor(self) -> f32 {
+        if has_minimum(self.format) {
+            self.element_unit()
+        } else if self.format == BlockFormat::MXFP4 {
+            0.0
+        } else {
+            -offset(self.format) * self.element_unit()
+        }
+    }
+
+    /// What the left operand has for an element of 1.
+    pub fn element_unit(self) -> f32 {
+        // The exponent of E2M1 counts from 1, and that of f16 from 15. The scale is half of what it should be.
+        let exponent = if self.format == BlockFormat::MXFP4 { -15 } else { -24 };
+        2f32.powi(exponent)
+    }
+
+    /// Inputs from one whose element is in the lower half of a byte to that in the upper half, where it counts 16 times as much.
+    pub fn upper_after(self) -> Option<u32> {
+        use BlockFormat::{MXFP4, Q4_K, Q5_K, Q6_K, Q8_0};
+        match self.format {
+            Q8_0 | MXFP4 => None,
+            Q4_K | Q5_K => Some(32),
+            Q6_K => Some(64),
+            _ => Some(16),
+        }
+    }
+
+    /// Vectors of 4 words that the inputs take in shared memory, and sums of runs.
+    pub fn input_vectors(self) -> usize {
+        self.spans as usize * UNITS * 4 * self.columns() as usize
+    }
+
+    pub fn totals(self) -> usize {
+        if self.has_totals() { self.spans as usize * SPAN / self.run() * self.rows as usize } else { 4 }
+    }
+
+    /// Vectors of 4 words that the matrix takes.
+    pub fn staged(self) -> usize {
+        (OUTPUTS * self.pitch()) as usize
+    }
+
+    /// Floats of the partial sums.
+    pub fn partial(self) -> usize {
+        (self.planes * OUTPUTS * self.rows) as usize
+    }
+
+    /// Bytes of shared memory besides those of the inputs.
+    fn fixed_bytes(self) -> usize {
+        self.staged() * UNIT_BYTES
+            + (self.partial() + 2 * COLUMNS as usize) * size_of::<f32>()
+            + self.exchange().bytes()
+    }
+
+    /// Bytes of shared memory for each span of the inputs.
+    fn span_memory(self) -> usize {
+        let one = Self { spans: 1, ..self };
+        one.input_vectors() * UNIT_BYTES + one.totals() * size_of::<f32>()
+    }
+}
