@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::instruction::{Action, Instruction};
 use crate::block::Block;
-use crate::registers::{Lanes, Register};
+use crate::registers::{ALL, Bank, Lanes, Register, Registers, WARP, each};
 use crate::warp::Warp;
 
 /// The instruction that a mutant changed.
@@ -56,8 +56,11 @@ fn results(
     warp: &mut Warp,
     block: &mut Block<'_>,
     lanes: Lanes,
-) -> Option<Vec<[u64; 32]>> {
-    let saved = warp.registers.clone();
+) -> Option<Vec<[u64; WARP]>> {
+    let held = |registers: &Registers| -> Vec<[u64; WARP]> {
+        writes.iter().map(|register| registers.get::<u64>(*register)).collect()
+    };
+    let saved = held(&warp.registers);
     let done = match action {
         Action::Compute(compute) => {
             compute(&mut warp.registers, lanes);
@@ -69,7 +72,15 @@ fn results(
         }
         _ => false,
     };
-    let results = done.then(|| writes.iter().map(|register| warp.registers.get::<u64>(*register)).collect());
-    warp.registers = saved;
+    let results = done.then(|| held(&warp.registers));
+    for (register, values) in writes.iter().zip(&saved) {
+        match register.bank {
+            Bank::Predicate => {
+                let lanes = each(ALL).fold(0, |lanes, lane| lanes | (values[lane] as u32) << lane);
+                warp.registers.set_predicate(register.index, lanes, ALL);
+            }
+            _ => warp.registers.set(*register, values, ALL),
+        }
+    }
     results
 }

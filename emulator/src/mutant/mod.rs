@@ -4,10 +4,11 @@
 //! changes. Equal PTX has equal lists.
 
 mod change;
+mod text;
 
 use std::fmt;
 
-use crate::ptx::{KernelSource, Operand, Statement};
+use crate::ptx::{KernelSource, Statement};
 
 /// What is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,13 @@ pub enum Kind {
     Product,
     /// An exchange between lanes takes another lane, leaves out one, or asks for any instead of all.
     Shuffle,
+    /// A store or an atomic update is removed.
+    Store,
+    /// An operation becomes another: a sum a difference, a shift one to the other side. Or it loses an input: a product its second
+    /// factor, a sum of products the addend, a number its negation.
+    Arithmetic,
+    /// A constant is another: an integer by one, a float twice as large.
+    Constant,
 }
 
 impl fmt::Display for Kind {
@@ -44,6 +52,9 @@ impl fmt::Display for Kind {
             Self::Address => "address",
             Self::Product => "product",
             Self::Shuffle => "shuffle",
+            Self::Store => "store",
+            Self::Arithmetic => "arithmetic",
+            Self::Constant => "constant",
         })
     }
 }
@@ -89,34 +100,12 @@ pub fn candidates(kernel: &KernelSource) -> Vec<Mutant> {
     for (at, statement) in kernel.statements.iter().enumerate() {
         for (kind, mut after) in change::of(statement, &registers) {
             if after.text == statement.text {
-                after.text = text(&after);
+                after.text = text::of(&after);
             }
             all.push(Mutant { kind, at, before: statement.text.clone(), line: statement.line, after });
         }
     }
     all
-}
-
-/// A statement as PTX.
-fn text(statement: &Statement) -> String {
-    let guard = match &statement.predicate {
-        Some((register, negated)) => format!("@{}{register} ", if *negated { "!" } else { "" }),
-        None => String::new(),
-    };
-    let operands: Vec<String> = statement.operands.iter().map(operand).collect();
-    format!("{guard}{} {}", statement.opcode.text(), operands.join(", "))
-}
-
-fn operand(of: &Operand) -> String {
-    match of {
-        Operand::Name(name) => name.clone(),
-        Operand::Number(value) => (*value as i64).to_string(),
-        Operand::Vector(list) => format!("{{{}}}", list.iter().map(operand).collect::<Vec<_>>().join(", ")),
-        Operand::Address(base, 0) => format!("[{}]", operand(base)),
-        Operand::Address(base, offset) => format!("[{}+{offset}]", operand(base)),
-        Operand::Not(inner) => format!("!{}", operand(inner)),
-        Operand::Pair(first, second) => format!("{}|{}", operand(first), operand(second)),
-    }
 }
 
 #[cfg(test)]
@@ -143,10 +132,12 @@ mod tests {
         source(body).kernels.remove(0)
     }
 
-    /// Checks kind and replacement of every change of a statement.
+    /// Checks what takes the place of statements by the changes of a kind.
     fn check(body: &str, kind: Kind, expected: &[&str]) {
-        let expected: Vec<_> = expected.iter().map(|after| (kind, after.trim_end_matches(';').to_string())).collect();
-        assert_eq!(changes(body), expected, "{body}");
+        let changes = changes(body).into_iter().filter(|(other, _)| *other == kind);
+        let found: Vec<_> = changes.map(|(_, after)| after).collect();
+        let expected: Vec<_> = expected.iter().map(|after| after.trim_end_matches(';')).collect();
+        assert_eq!(found, expected, "{body}");
     }
 
     #[test]
@@ -161,18 +152,14 @@ mod tests {
 
     #[test]
     fn mbarriers_lose_arrivals_and_waits() {
-        let of_kind = |body: &str| -> Vec<String> {
-            changes(body).into_iter().filter(|(kind, _)| *kind == Kind::Copy).map(|(_, after)| after).collect()
-        };
-        assert_eq!(of_kind("mbarrier.init.shared::cta.b64 [%r1], 128;"), ["mbarrier.init.shared::cta.b64 [%r1], 129"]);
-        assert_eq!(of_kind("mbarrier.arrive.shared::cta.b64 %x1, [%r1];"), ["(removed)"]);
-        assert_eq!(of_kind("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r1];"), ["(removed)"]);
-        assert_eq!(
-            of_kind("mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r2;"),
-            ["setp.eq.u32 %p1, 0, 0"] // always complete
-        );
+        let init = "mbarrier.init.shared::cta.b64 [%r1], 128;";
+        check(init, Kind::Copy, &["mbarrier.init.shared::cta.b64 [%r1], 129"]);
+        check("mbarrier.arrive.shared::cta.b64 %x1, [%r1];", Kind::Copy, &["(removed)"]);
+        check("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%r1];", Kind::Copy, &["(removed)"]);
+        let wait = "mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r2;";
+        check(wait, Kind::Copy, &["setp.eq.u32 %p1, 0, 0"]); // always complete
         let copy = "cp.async.cg.shared.global [%r1], [%x1], 16, %r2;";
-        assert_eq!(of_kind(copy), ["(removed)", "cp.async.cg.shared.global [%r1], [%x1], 16"]);
+        check(copy, Kind::Copy, &["(removed)", "cp.async.cg.shared.global [%r1], [%x1], 16"]);
     }
 
     #[test]
@@ -220,7 +207,9 @@ mod tests {
             &[
                 &format!("{start}, {{%r1, %r0, %r2, %r3}}, {{%r4, %r5}}, {sums};"),
                 &format!("{start}, {{%r0, %r1, %r2, %r3}}, {{%r5, %r4}}, {sums};"),
-                &format!("{start}, {{%r0, %r1, %r2, %r3}}, {{%r4, %r5}}, {{0, 0, 0, 0}};"),
+                &format!(
+                    "{start}, {{%r0, %r1, %r2, %r3}}, {{%r4, %r5}}, {{0f00000000, 0f00000000, 0f00000000, 0f00000000}};"
+                ),
             ],
         );
     }
@@ -244,23 +233,85 @@ mod tests {
     }
 
     #[test]
+    fn stores_are_removed() {
+        check("st.shared.u16 [%r1], %r2;", Kind::Store, &["(removed)"]);
+        check("@%p1 st.global.v2.f32 [%x1], {%f1, %f2};", Kind::Store, &["(removed)"]);
+        check("red.global.add.f32 [%x1], %f1;", Kind::Store, &["(removed)"]);
+        check("ld.shared.u16 %r2, [%r1];", Kind::Store, &[]);
+    }
+
+    #[test]
+    fn operations_become_others_or_lose_an_input() {
+        let becomes = |body: &str, expected: &[&str]| check(body, Kind::Arithmetic, expected);
+        becomes("add.f32 %f1, %f2, %f3;", &["sub.f32 %f1, %f2, %f3"]);
+        becomes("max.u32 %r1, %r2, 5;", &["min.u32 %r1, %r2, 5"]);
+        becomes("shr.u32 %r1, %r2, 4;", &["shl.u32 %r1, %r2, 4"]);
+        becomes("xor.b32 %r1, %r2, %r3;", &["or.b32 %r1, %r2, %r3"]);
+        becomes("and.pred %p1, %p2, %p3;", &[]);
+        becomes("rem.u32 %r1, %r2, %r3;", &["div.u32 %r1, %r2, %r3"]);
+        becomes("div.rn.f32 %f1, %f2, %f3;", &["div.rn.f32 %f1, %f2, 0f3F800000"]);
+        becomes("mul.wide.u32 %x1, %r1, %r2;", &["mul.wide.u32 %x1, %r1, 1"]);
+        becomes("mul.lo.s32 %r1, %r2, 1;", &[]);
+        let sum = ["fma.rn.f32 %f1, %f2, 0f3F800000, %f3", "fma.rn.f32 %f1, %f2, %f3, 0f00000000"];
+        becomes("fma.rn.f32 %f1, %f2, %f3, %f3;", &sum);
+        becomes("fma.rn.f32 %f1, %f2, 0f3F800000, 0f00000000;", &[]);
+        becomes("mul.bf16x2 %r1, %r2, %r3;", &["mul.bf16x2 %r1, %r2, 1065369472"]);
+        becomes("neg.f32 %f1, %f2;", &["mov.b32 %f1, %f2"]);
+        becomes("not.pred %p1, %p2;", &["mov.pred %p1, %p2"]);
+        becomes("copysign.f32 %f1, %f2, %f3;", &["mov.b32 %f1, %f3"]);
+        becomes("cvt.rni.s32.f32 %r1, %f1;", &["cvt.rzi.s32.f32 %r1, %f1"]);
+        becomes("cvt.sat.f32.f32 %f1, %f2;", &["cvt.f32.f32 %f1, %f2"]);
+        becomes("cvt.rn.f32.s8 %f1, %r1;", &["cvt.rn.f32.u8 %f1, %r1"]);
+        becomes("cvt.rn.f16.f32 %r1, %f1;", &[]);
+    }
+
+    #[test]
+    fn constants_become_others() {
+        let becomes = |body: &str, expected: &[&str]| check(body, Kind::Constant, expected);
+        becomes("shl.b32 %r1, %r2, 4;", &["shl.b32 %r1, %r2, 5"]);
+        becomes("and.b32 %r1, %r2, 15;", &["and.b32 %r1, %r2, 14"]);
+        becomes("add.s32 %r1, %r2, -1;", &["add.s32 %r1, %r2, -2"]);
+        becomes("mad.lo.s32 %r1, %r2, 6, 8;", &["mad.lo.s32 %r1, %r2, 7, 8", "mad.lo.s32 %r1, %r2, 6, 9"]);
+        becomes("lop3.b32 %r1, %r2, %r3, %r4, 0x80;", &["lop3.b32 %r1, %r2, %r3, %r4, 129"]);
+        becomes("mov.u32 %r1, 0;", &["mov.u32 %r1, 1"]);
+        becomes("mov.pred %p1, -1;", &["mov.pred %p1, 0"]);
+        becomes("mov.b32 %r1, 0f3F800000;", &["mov.b32 %r1, 0f40000000"]);
+        becomes("mul.f32 %f1, %f2, 0fBFC00000;", &["mul.f32 %f1, %f2, 0fC0400000"]);
+        // Zero, and what twice is infinite.
+        becomes(
+            "selp.f32 %f1, 0f80000000, 0fFF7FFFFF, %p1;",
+            &["selp.f32 %f1, 0f3F800000, 0fFF7FFFFF, %p1", "selp.f32 %f1, 0f80000000, 0f00000000, %p1"],
+        );
+        // The other way than equality.
+        becomes("setp.lt.u32 %p1, %r1, 5;", &["setp.lt.u32 %p1, %r1, 4"]);
+        becomes("setp.gt.s32 %p1, %r1, -1;", &["setp.gt.s32 %p1, %r1, 0"]);
+        becomes("setp.ge.u32 %p1, %r1, 0;", &[]);
+        // The constants of addresses.
+        becomes("add.s64 %x2, %x1, 8; ld.global.u32 %r1, [%x2];", &[]);
+        becomes("mov.u32 %r1, 8; ld.shared.u32 %r2, [%r1+16];", &[]);
+        becomes("bar.sync 0;", &[]);
+    }
+
+    #[test]
     fn a_mistake_without_effect_is_told_from_others() {
-        let had_effect = |body: &str, number: usize| {
+        let of_kind = |kind: Kind, body: &str, number: usize| {
             let mut source = source(body);
-            candidates(&source.kernels[0]).swap_remove(number).apply(&mut source.kernels[0]);
+            let kernel = &mut source.kernels[0];
+            candidates(kernel).into_iter().filter(|one| one.kind == kind).nth(number).unwrap().apply(kernel);
             let device = Device::new();
             let module = Module::of(&source, &device).unwrap();
             let shape =
-                Launch { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 0, seed: 0, lenient: false, sample: None };
+                Launch { grid: [1, 1, 1], block: [32, 1, 1], dynamic_shared: 4, seed: 0, lenient: false, sample: None };
             crate::launch(&module.kernels[0], &shape, &[0; 8], &device.snapshot(0), 1).unwrap();
             module.kernels[0].changed.as_ref().unwrap().had_effect()
         };
+        let had_effect = |kind, body: &str| of_kind(kind, body, 0);
         // Lane 31 is at the limit of 31, and none is at that of 40.
-        assert!(had_effect("mov.u32 %r1, %tid.x; setp.lt.u32 %p1, %r1, 31;", 0));
-        assert!(!had_effect("mov.u32 %r1, %tid.x; setp.lt.u32 %p1, %r1, 40;", 0));
+        assert!(had_effect(Kind::Compare, "mov.u32 %r1, %tid.x; setp.lt.u32 %p1, %r1, 31;"));
+        assert!(!had_effect(Kind::Compare, "mov.u32 %r1, %tid.x; setp.lt.u32 %p1, %r1, 40;"));
         // A branch that is never taken: negated, dropped and removed.
         let branch = "mov.u32 %r1, %tid.x; setp.gt.u32 %p1, %r1, 40; @%p1 bra M; M:";
-        assert_eq!([0, 1, 2, 3].map(|number| had_effect(branch, number)), [false, true, true, false]);
+        assert_eq!([0, 1, 2].map(|number| of_kind(Kind::Guard, branch, number)), [true, true, false]);
         // Sums that begin with zero.
         let product = |sum: f32| {
             format!(
@@ -269,7 +320,15 @@ mod tests {
                 sum.to_bits()
             )
         };
-        assert_eq!([0.0, 1.0].map(|sum| had_effect(&product(sum), 0)), [false, true]);
+        assert_eq!([0.0, 1.0].map(|sum| had_effect(Kind::Product, &product(sum))), [false, true]);
+        // A maximum of equal numbers, and a bit that no lane has.
+        assert!(!had_effect(Kind::Arithmetic, "mov.u32 %r1, %tid.x; max.u32 %r2, %r1, %r1;"));
+        assert!(had_effect(Kind::Arithmetic, "mov.u32 %r1, %tid.x; max.u32 %r2, %r1, 5;"));
+        assert!(!had_effect(Kind::Constant, "mov.u32 %r1, %tid.x; and.b32 %r1, %r1, %r1; setp.ge.u32 %p1, %r1, 60;"));
+        assert!(had_effect(Kind::Constant, "mov.u32 %r1, %tid.x; and.b32 %r2, %r1, 31;"));
+        // A store that no lane executes.
+        let store = |limit| format!("mov.u32 %r1, %tid.x; setp.ge.u32 %p1, %r1, {limit}; @%p1 st.shared.u32 [0], %r1;");
+        assert_eq!([31, 32].map(|limit| had_effect(Kind::Store, &store(limit))), [true, false]);
     }
 
     #[test]
@@ -305,10 +364,12 @@ mod tests {
     fn every_mutant_can_be_loaded_and_differs_in_one_statement() {
         let body = "mov.u32 %r1, 0; setp.lt.u32 %p1, %r1, 5; @%p1 bra L; bar.sync 0; shfl.sync.bfly.b32 %r1, %r1, 16, 31, -1;\n\
                     cp.async.wait_group 1; mbarrier.try_wait.parity.shared::cta.b64 %p1, [%r1], %r1; @%p1 st.shared.u32 [%r1+4], %r1;\n\
-                    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, {%f0, %f1, %f2, %f3};";
+                    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f0, %f1, %f2, %f3}, {%r0, %r1, %r2, %r3}, {%r4, %r5}, {%f0, %f1, %f2, %f3};\n\
+                    mad.lo.s32 %r1, %r2, 3, %r4; fma.rn.f32 %f1, %f2, %f3, 0f3F800000; not.b32 %r1, %r2; shr.u32 %r1, %r1, 4;\n\
+                    cvt.sat.f32.f32 %f1, %f2; lop3.b32 %r1, %r1, %r2, %r3, 0x80; div.u32 %r1, %r1, %r2; mov.f32 %f1, 0f00000000;";
         let original = kernel(body);
         let count = candidates(&original).len();
-        assert_eq!(count, 18);
+        assert_eq!(count, 33);
         for number in 0..count {
             let mut changed = source(body);
             let one = candidates(&changed.kernels[0]).swap_remove(number);
