@@ -35,7 +35,7 @@ import cuda
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 TABLE = ROOT / "bench/results/mutants.md"
 REASONS = ROOT / "scripts/mutants.toml"
-KINDS = ["barrier", "copy", "fence", "product", "shuffle", "guard", "compare", "select", "address"]
+KINDS = ["barrier", "copy", "fence", "product", "store", "shuffle", "guard", "compare", "select", "address", "arithmetic", "constant"]
 # What finds a mutant that the tests do not execute, or whose mistake makes no difference in any execution: nothing, but they cannot.
 UNREACHED = "unreached"
 IDLE = "idle"

@@ -3,7 +3,7 @@
 //! Two accesses of a byte race if one of them writes, not both are atomic, and [`Warps`] do not order them. Operations on mbarriers
 //! are atomic updates here.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use super::Bytes;
 use super::clocks::{Thread, Warps};
@@ -51,7 +51,7 @@ pub struct Shared {
     /// The last read of each byte by each warp.
     reads: Vec<Touch>,
     /// The last atomic update by each warp of the bytes that were updated after their last write.
-    updates: HashMap<usize, Vec<Touch>>,
+    updates: BTreeMap<usize, Vec<Touch>>,
     /// Bytes that a copy which has not landed will write.
     in_flight: Vec<bool>,
     warps: usize,
@@ -64,7 +64,7 @@ impl Shared {
     /// `bytes` bytes, for blocks of `warps` warps, whose lanes may race with each other if it is lenient.
     pub fn new(bytes: usize, warps: usize, lenient: bool) -> Self {
         let (writes, reads) = (vec![Write::default(); bytes], vec![Touch::default(); bytes * warps]);
-        let (updates, in_flight) = (HashMap::new(), vec![false; bytes]);
+        let (updates, in_flight) = (BTreeMap::new(), vec![false; bytes]);
         Self { bytes: vec![0xff; bytes], writes, reads, updates, in_flight, warps, block: 0, lenient }
     }
 
