@@ -19,6 +19,7 @@ import argparse
 import collections
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import random
 import re
@@ -42,10 +43,12 @@ IDLE = "idle"
 # From what says least of a mutant to what says most; none of them finds it.
 LEFT = [UNREACHED, IDLE, ""]
 # Kinds of which every mutant runs.
-ALL = ["barrier", "copy", "fence", "product"]
+ALL = ["barrier", "copy", "fence", "product", "store"]
 QUICK = ["barrier", "copy"]
 # Most of these that run with `--quick`, of each kind.
 QUICK_MOST = 8
+# Mutants of a kind that is not run whole.
+SAMPLE = 16
 SEED = 1
 # Seconds of processor time beyond ten times those of the kernel without a mistake.
 PATIENCE = 2
@@ -146,23 +149,30 @@ class Laboratory:
         self.base = cuda.environment(self.cache, self.driver, threads=1)
         self.folder = folder
         self.lines: dict[str, list[str]] = {}
+        # Runs of mutants, and what found them. The programs are part of what names a run.
+        self.programs = f"{zlib.crc32(self.program.read_bytes(), zlib.crc32(self.driver.read_bytes())):08x}"
+        self.journal = arguments.journal
+        self.known: dict[str, str] = {}
+        if self.journal and self.journal.exists():
+            self.known = dict(line.split("\t") for line in self.journal.read_text().splitlines())
 
     def run(self, tests: list[str], options: list[str] = [], limit: int = 600, **settings: object) -> tuple[int, str, float]:
         """Status, what it printed, and seconds of processor time. Beyond the limit the process is killed."""
         variables = self.base | {f"EMULATOR_{name.upper()}": str(value) for name, value in settings.items()}
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        process = subprocess.run(
-            [self.program, "--exact", *tests, "--test-threads", "1", *(["--include-ignored"] if tests else []), *options],
-            env=variables | {"RUST_BACKTRACE": "0"},
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit)),
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        return process.returncode, process.stdout + process.stderr, seconds
+        with tempfile.TemporaryFile() as printed:
+            process = subprocess.Popen(
+                [self.program, "--exact", *tests, "--test-threads", "1", *(["--include-ignored"] if tests else []), *options],
+                env=variables | {"RUST_BACKTRACE": "0"},
+                cwd=self.folder,
+                stdout=printed,
+                stderr=subprocess.STDOUT,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (limit, limit)),
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            printed.seek(0)
+            text = printed.read().decode(errors="replace")
+        return process.returncode, text, usage.ru_utime + usage.ru_stime
 
     def candidates(self, test: str) -> tuple[dict[tuple[str, str], list[list[str]]], float]:
         """The candidates of every kernel that a test loads, by module and name in the order of loading, and what the test takes."""
@@ -192,12 +202,12 @@ class Laboratory:
 
 def choose(laboratory: Laboratory, arguments: argparse.Namespace) -> list[Mutant]:
     """The mutants that run. Those of some kinds are a sample: which ones, a hash of what they change decides."""
-    chosen, loaded = [], {}
-    for instance in instances():
-        if arguments.only not in instance.label:
-            continue
-        if instance.test not in loaded:
-            loaded[instance.test] = laboratory.candidates(instance.test)
+    chosen = []
+    wanted = [instance for instance in instances() if re.search(arguments.only, instance.label)]
+    tests = list(dict.fromkeys(instance.test for instance in wanted))
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        loaded = dict(zip(tests, pool.map(laboratory.candidates, tests)))
+    for instance in wanted:
         found, seconds = loaded[instance.test]
         names = [(module, name) for module, name in found if name.startswith(instance.kernel)]
         instance.module, name = names[instance.index]
@@ -224,9 +234,20 @@ def choose(laboratory: Laboratory, arguments: argparse.Namespace) -> list[Mutant
 
 
 def found_by(laboratory: Laboratory, mutant: Mutant, tests: list[str], seconds: float) -> str:
-    """Runs tests on a mutant: what finds it, or nothing."""
-    limit = int(10 * seconds) + PATIENCE
-    status, printed, _ = laboratory.run(tests, limit=limit, mutant=f"{mutant.instance.kernel}@{mutant.instance.module}:{mutant.number}")
+    """What finds a mutant in these tests, or nothing; from the journal, if they ran on it before."""
+    named = f"{mutant.instance.kernel}@{mutant.instance.module}:{mutant.number}"
+    run = " ".join([laboratory.programs, named, f"{zlib.crc32(f'{mutant.before} → {mutant.after}'.encode()):08x}", *tests])
+    if run not in laboratory.known:
+        laboratory.known[run] = judged(laboratory, mutant, named, tests, int(10 * seconds) + PATIENCE)
+        if laboratory.journal:
+            with laboratory.journal.open("a") as file:
+                file.write(f"{run}\t{laboratory.known[run]}\n")
+    return laboratory.known[run]
+
+
+def judged(laboratory: Laboratory, mutant: Mutant, named: str, tests: list[str], limit: int) -> str:
+    """Runs tests on a mutant, up to a limit in seconds: what finds it, or nothing."""
+    status, printed, _ = laboratory.run(tests, limit=limit, mutant=named)
     if "emulator: mutant " not in printed:
         raise SystemExit(f"mutant {mutant.number} of {mutant.instance.label} was not made:\n{printed[-3000:]}")
     if re.search(r"^emulator: kernel `\w+`, `", printed, re.MULTILINE):
@@ -242,15 +263,15 @@ def found_by(laboratory: Laboratory, mutant: Mutant, tests: list[str], seconds: 
     return "" if "emulator: mutant had an effect" in printed else IDLE
 
 
-def users(laboratory: Laboratory) -> dict[str, list[tuple[float, str]]]:
+def users(laboratory: Laboratory, pool: concurrent.futures.Executor) -> dict[str, list[tuple[float, str]]]:
     """The tests that load each module and what they take, the shortest first."""
     names = [
         set(re.findall(r"^(\S+): test$", laboratory.run([], ["--list", "--format", "terse", *more])[1], re.MULTILINE))
         for more in [[], ["--ignored"]]
     ]
     found = collections.defaultdict(list)
-    for name in names[0] - names[1]:
-        kernels, seconds = laboratory.candidates(name)
+    tests = sorted(names[0] - names[1])
+    for name, (kernels, seconds) in zip(tests, pool.map(laboratory.candidates, tests)):
         for module, _ in kernels:
             found[module].append((seconds, name))
     return {module: sorted(tests) for module, tests in found.items()}
@@ -273,7 +294,7 @@ def run(laboratory: Laboratory, mutants: list[Mutant], arguments: argparse.Names
         list(pool.map(first, mutants))
         left = [mutant for mutant in mutants if mutant.found in LEFT]
         if left and not (arguments.quick or arguments.short):
-            known = users(laboratory)
+            known = users(laboratory, pool)
             list(pool.map(again, left))
 
 
@@ -299,8 +320,8 @@ def table(mutants: list[Mutant], short: bool) -> str:
         "# Mutants of the CUDA kernels",
         "",
         "Mistakes made in the PTX of the kernels, one at a time, and what finds them: wrong values in a test, a check of the emulator, or",
-        "that the kernel does not end. Written by `scripts/mutants.py`, which says how. Barriers, copies and tensor-core products are",
-        f"changed one and all; of the other kinds a hash with seed {SEED} chooses some. The number of a mutant is its place",
+        "that the kernel does not end. Written by `scripts/mutants.py`, which says how. Barriers, copies, tensor-core products and",
+        f"stores are changed one and all; of the other kinds a hash with seed {SEED} chooses some. The number of a mutant is its place",
         "among the candidates of its kernel, of the module that was compiled here.",
         f"Each ran in a short test of its kernel; one that survived there {others}.",
         "Those that are not reached are in branches that no test of the kernel takes: most are copies of unrolled loops.",
@@ -339,10 +360,11 @@ def main():
     parser.add_argument("--cache", type=pathlib.Path, required=True, help="folder that keeps the compiler and what it compiled")
     parser.add_argument("--driver", type=pathlib.Path, required=True, help="`libcuda.so` of the package `emulator`")
     parser.add_argument("--tests", type=pathlib.Path, required=True, help="the program of the tests `cube_cuda`")
-    parser.add_argument("--only", default="", help="kernels whose label contains this")
+    parser.add_argument("--only", default="", help="kernels whose label has a match of this regular expression")
     parser.add_argument("--jobs", type=int, default=2, help="mutants that run at the same time (default: 2)")
     parser.add_argument("--short", action="store_true", help="do not run what survives its short test through the other tests")
-    parser.add_argument("--sample", type=int, default=8, help="mutants of a kind that is not run whole (default: 8)")
+    parser.add_argument("--sample", type=int, default=SAMPLE, help=f"mutants of a kind that is not run whole (default: {SAMPLE})")
+    parser.add_argument("--journal", type=pathlib.Path, help="file that keeps what was found, so that another run of the same programs goes on")
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--write", action="store_true", help="write bench/results/mutants.md")
     action.add_argument("--print", action="store_true", help="print the table")

@@ -286,7 +286,8 @@ mod tests {
         becomes("setp.lt.u32 %p1, %r1, 5;", &["setp.lt.u32 %p1, %r1, 4"]);
         becomes("setp.gt.s32 %p1, %r1, -1;", &["setp.gt.s32 %p1, %r1, 0"]);
         becomes("setp.ge.u32 %p1, %r1, 0;", &[]);
-        // The constants of addresses.
+        // The constants of addresses, and of exchanges.
+        becomes("mov.u32 %r1, 16; shfl.sync.bfly.b32 %r2, %r3, %r1, 31, -1;", &[]);
         becomes("add.s64 %x2, %x1, 8; ld.global.u32 %r1, [%x2];", &[]);
         becomes("mov.u32 %r1, 8; ld.shared.u32 %r2, [%r1+16];", &[]);
         becomes("bar.sync 0;", &[]);

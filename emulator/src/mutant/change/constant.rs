@@ -10,13 +10,16 @@ const COMPUTES: [&str; 26] = [
     "shf", "lop3", "prmt", "bfe", "bfi", "setp", "set", "selp", "mov", "copysign",
 ];
 
-/// Constants that are others. Those in addresses move by an access, which is another kind.
+/// Constants that are others. Those of addresses and of exchanges between lanes belong to kinds of their own.
 pub fn of(statement: &Statement, registers: &Registers<'_>) -> Vec<Statement> {
     let name = statement.opcode.name();
-    let is_address = |to: &Operand| matches!(to, Operand::Name(to) if registers.bases.contains_key(to.as_str()));
+    let is_other = |to: &Operand| match to {
+        Operand::Name(to) => registers.bases.contains_key(to.as_str()) || registers.lanes.contains(to.as_str()),
+        _ => false,
+    };
     let skipped = match &statement.operands[..] {
         _ if !COMPUTES.contains(&name) => return Vec::new(),
-        [to, Operand::Number(_)] if name == "mov" && is_address(to) => return Vec::new(),
+        [to, Operand::Number(_)] if name == "mov" && is_other(to) => return Vec::new(),
         _ => memory::in_address(statement, registers).map(|(at, _)| at),
     };
     let operands = statement.operands.iter().enumerate().filter(|(at, _)| Some(*at) != skipped);

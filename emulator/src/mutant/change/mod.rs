@@ -6,7 +6,7 @@ mod copies;
 mod memory;
 mod together;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Kind;
 use crate::ptx::{KernelSource, Opcode, Operand, Statement};
@@ -30,11 +30,13 @@ pub struct Registers<'a> {
     bases: HashMap<&'a str, u64>,
     /// Those that hold a constant.
     constants: HashMap<&'a str, u64>,
+    /// Those that say which lanes exchange what.
+    lanes: HashSet<&'a str>,
 }
 
 impl<'a> Registers<'a> {
     pub fn of(kernel: &'a KernelSource) -> Self {
-        let (mut bases, mut constants) = (HashMap::new(), HashMap::new());
+        let (mut bases, mut constants, mut lanes) = (HashMap::new(), HashMap::new(), HashSet::new());
         let mut written = HashMap::<&str, usize>::new();
         for statement in &kernel.statements {
             if let [Operand::Name(to), rest @ ..] = &statement.operands[..] {
@@ -42,6 +44,12 @@ impl<'a> Registers<'a> {
                 if let ("mov", [Operand::Number(value)]) = (statement.opcode.name(), rest) {
                     constants.insert(to.as_str(), *value);
                 }
+            }
+            if together::exchanges_lanes(statement) {
+                lanes.extend(statement.operands.iter().skip(2).filter_map(|operand| match operand {
+                    Operand::Name(name) => Some(name.as_str()),
+                    _ => None,
+                }));
             }
             let Some(bytes) = memory::accessed(statement).filter(|_| !memory::is_parameter(statement)) else {
                 continue;
@@ -55,7 +63,7 @@ impl<'a> Registers<'a> {
             }
         }
         constants.retain(|name, _| written[name] == 1);
-        Self { bases, constants }
+        Self { bases, constants, lanes }
     }
 
     /// The constant that an operand is.
@@ -86,7 +94,7 @@ pub fn of(statement: &Statement, registers: &Registers<'_>) -> Vec<(Kind, Statem
             all.push((Kind::Select, with_part(statement, 0, other)));
         }
         "mma" => all.extend(together::products(statement).into_iter().map(|after| (Kind::Product, after))),
-        "shfl" | "vote" | "redux" => {
+        _ if together::exchanges_lanes(statement) => {
             all.extend(together::exchanges(statement, registers).into_iter().map(|after| (Kind::Shuffle, after)))
         }
         _ => {}

@@ -21,6 +21,11 @@ pub fn products(statement: &Statement) -> Vec<Statement> {
     all
 }
 
+/// Whether its operands after the second say which lanes exchange something.
+pub fn exchanges_lanes(statement: &Statement) -> bool {
+    matches!(statement.opcode.name(), "shfl" | "vote" | "redux")
+}
+
 /// Exchanges with other lanes.
 pub fn exchanges(statement: &Statement, registers: &Registers<'_>) -> Vec<Statement> {
     let mut all = Vec::new();
