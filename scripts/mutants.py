@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Makes mistakes in the CUDA kernels, one at a time, and shows that tests and the emulator's checks find them.
 
-A mutant is a kernel with one mistake in its PTX: a barrier or a wait is missing, a guard is negated, an address moves. The driver of
-the package `emulator` makes it (`EMULATOR_MUTANT`), and a test of `cube_cuda` runs on it, in a process of its own. A mutant is found
-by wrong values, by a check of the emulator, or because it does not end. One that survives a short test runs through every other test
-that uses the same compiled kernel. One that survives those needs a reason in `mutants.toml`.
+A mutant is a kernel with one mistake in its PTX: a barrier, a wait or a store is missing, a guard is negated, an address moves, a sum
+is a difference, a constant is another. The driver of the package `emulator` makes it (`EMULATOR_MUTANT`), and a test of `cube_cuda`
+runs on it, in a process of its own. A mutant is found by wrong values, by a check of the emulator, or because it does not end. One that
+survives a short test runs through every other test that uses the same compiled kernel. One that survives those needs a reason in
+`mutants.toml`.
 
     cargo test --workspace --all-features --no-run --test cube_cuda --test emulator
     python3 scripts/mutants.py --cache ~/.cache/burn-deepspeed --driver target/debug/deps/libcuda.so \\

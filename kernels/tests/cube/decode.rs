@@ -123,6 +123,11 @@ fn splits_of_int8_add_up_even_where_some_are_empty() {
         check_int8(&Problem::new([2, 1, 1, 300, 80], &[300, 5]), Element::F32, Int8::BOTH, true, Some(given));
         check_int8(&Problem::new([2, 1, 1, 300, 128], &[299, 0]), Element::F16, Int8::VALUES, true, Some(given));
     }
+    // The maxima of the splits differ by more than an exponential holds.
+    for slant in [4.0, -4.0] {
+        let slanted = Problem { slant, ..Problem::new([2, 1, 1, 300, 80], &[300, 5]) };
+        check_int8(&slanted, Element::F32, Int8::BOTH, true, Some(3));
+    }
 }
 
 #[test]
