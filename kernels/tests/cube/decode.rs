@@ -172,9 +172,12 @@ fn values_may_be_the_first_features_of_the_keys() {
 // Small problems with the least that makes each part of the kernel count; `scripts/mutants.py` runs them on kernels with mistakes.
 #[test]
 fn a_small_problem_agrees_with_plain_loops() {
-    for problem in Problem::new([6, 2, 3, 203, 40], &[190, 31]).slanted(0.25) {
+    let problem = Problem::new([6, 2, 3, 203, 40], &[190, 31]);
+    for problem in problem.slanted(0.25) {
         check(&problem, Element::F32, true, None);
     }
+    // Only then somebody reads maxima and totals.
+    check(&problem, Element::F32, true, Some(3));
 }
 
 #[test]
@@ -184,6 +187,7 @@ fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
         (Problem { window: Some(Window::Back(150)), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25)
     {
         check(&problem, Element::F32, true, None);
+        check(&problem, Element::F32, true, Some(2));
     }
 }
 
