@@ -472,7 +472,7 @@ fn squares_of_all_heads_are_added_in_f32() {
     for (element, planes) in elements_and_planes() {
         let lab = lab(planes);
         for [batch, tokens, queries, keys, rest] in
-            [[2, 3, 40, 8, 8], [1, 2, 7, 21, 3], [3, 1, 760, 256, 256], [1, 1, 6, 0, 0]]
+            [[2, 3, 400, 80, 8], [1, 2, 7, 21, 3], [3, 1, 1024, 256, 256], [1, 1, 6, 0, 0]]
         {
             let width = queries + keys + rest;
             let qkv: Vec<f32> = noise(batch * tokens * width, 1).iter().map(|x| element.round(*x)).collect();

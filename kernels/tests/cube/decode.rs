@@ -126,7 +126,7 @@ fn splits_of_int8_add_up_even_where_some_are_empty() {
     // The maxima of the splits differ by more than an exponential holds.
     for slant in [4.0, -4.0] {
         let slanted = Problem { slant, ..Problem::new([2, 1, 1, 300, 80], &[300, 5]) };
-        check_int8(&slanted, Element::F32, Int8::BOTH, true, Some(3));
+        check_int8(&slanted, Element::F32, Int8::BOTH, true, Some(9));
     }
 }
 
@@ -172,12 +172,9 @@ fn values_may_be_the_first_features_of_the_keys() {
 // Small problems with the least that makes each part of the kernel count; `scripts/mutants.py` runs them on kernels with mistakes.
 #[test]
 fn a_small_problem_agrees_with_plain_loops() {
-    let problem = Problem::new([6, 2, 3, 203, 40], &[190, 31]);
-    for problem in problem.slanted(0.25) {
+    for problem in Problem::new([6, 2, 3, 203, 40], &[190, 31]).slanted(0.25) {
         check(&problem, Element::F32, true, None);
     }
-    // Only then somebody reads maxima and totals.
-    check(&problem, Element::F32, true, Some(3));
 }
 
 #[test]
@@ -187,7 +184,6 @@ fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
         (Problem { window: Some(Window::Back(150)), softcap: Some(30.0), sink: None, ..masked }).slanted(0.25)
     {
         check(&problem, Element::F32, true, None);
-        check(&problem, Element::F32, true, Some(2));
     }
 }
 
