@@ -318,7 +318,7 @@ def explain(mutants: list[Mutant]) -> list[str]:
 
 def table(mutants: list[Mutant], short: bool) -> str:
     """The results as Markdown."""
-    others = "did not run in the others" if short else "ran in every other test of its kernel"
+    others = "did not run in the others" if short else "ran in every other test of its kernel that is not ignored"
     lines = [
         "# Mutants of the CUDA kernels",
         "",
