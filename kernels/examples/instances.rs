@@ -420,17 +420,27 @@ impl Lab {
         }
     }
 
-    /// Formats whose parts a lane reads whole, at every place of a word or at those of whole loads, and what a few rows of each take.
+    /// What a few rows of each format take, and rows of blocks that begin inside of a word, on tensor cores and without.
     fn block_gemvs(&self, Element(elements, name): Element) {
         let (inputs, outputs) = (4096, 6144);
         use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
         for format in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4] {
-            let blocks = self.blocks(format, [outputs, inputs]);
+            let blocks = self.blocks(format, [outputs + 1, inputs]);
             let rows = if matches!(format, Q4_0 | Q8_0 | Q4_K | Q6_K) { &[1, 2, 4, 8][..] } else { &[1] };
-            for rows in rows {
-                for kind in [None, Some(NormKind::RmsNorm)] {
-                    let matrix = Matrix::Blocks(Blocks { bytes: &blocks, first: 0, format, shape: [outputs, inputs] });
-                    self.gemv(&format!("gemv {name} {format}"), elements, matrix, [*rows, inputs, outputs], kind);
+            for (tensor_cores, first) in [(true, 0), (true, 2), (false, 0)] {
+                let lab = Self {
+                    client: self.client.clone(),
+                    machine: Machine { tensor_cores, ..self.machine },
+                    only: self.only.clone(),
+                };
+                let kernel = if tensor_cores { "gemv mma" } else { "gemv" };
+                let place = if first > 0 { " inside of words" } else { "" };
+                for rows in rows {
+                    for kind in [None, Some(NormKind::RmsNorm)] {
+                        let matrix = Matrix::Blocks(Blocks { bytes: &blocks, first, format, shape: [outputs, inputs] });
+                        let label = format!("{kernel} {name} {format}{place}");
+                        lab.gemv(&label, elements, matrix, [*rows, inputs, outputs], kind);
+                    }
                 }
             }
         }

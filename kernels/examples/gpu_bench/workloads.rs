@@ -164,7 +164,7 @@ const LONG: [usize; 3] = [4, 16, 64];
 
 /// The most informative ones first.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 47] = [
+pub const WORKLOADS: [Workload; 50] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
     Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
@@ -191,6 +191,9 @@ pub const WORKLOADS: [Workload; 47] = [
     Workload { name: "output-4096-4096-q8_0", problem: output(1, Weights::Blocks(BlockFormat::Q8_0)) },
     Workload { name: "output-4096-4096-q4_k", problem: output(1, Weights::Blocks(BlockFormat::Q4_K)) },
     Workload { name: "output-4096-4096-q6_k", problem: output(1, Weights::Blocks(BlockFormat::Q6_K)) },
+    Workload { name: "norm-qkv-4096-12288-q4_k", problem: qkv(1, Weights::Blocks(BlockFormat::Q4_K)) },
+    Workload { name: "output-8x4096-4096-q4_k", problem: output(8, Weights::Blocks(BlockFormat::Q4_K)) },
+    Workload { name: "output-8x4096-4096-q6_k", problem: output(8, Weights::Blocks(BlockFormat::Q6_K)) },
     Workload { name: "norm-qkv-8x4096-12288-out-in", problem: qkv(8, Weights::Dense(OutputInput)) },
     Workload { name: "norm-qkv-8x4096-12288-int8", problem: qkv(8, Weights::Int8) },
     Workload { name: "output-8x4096-4096-out-in", problem: output(8, Weights::Dense(OutputInput)) },

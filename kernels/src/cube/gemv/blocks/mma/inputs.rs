@@ -117,7 +117,8 @@ impl<H: Float> Inputs<H> {
                     let total = lanes_sum(vector_sum::<Oct>(scaled), shared, lanes, true);
                     if lane == 0 {
                         let run = step * comptime!(units / lanes) + UNIT_POS / lanes;
-                        self.totals[(run * tile.rows + r as u32) as usize] = total * comptime!(tile.total_factor());
+                        self.totals[(r as u32 * tile.totals_row() + run) as usize] =
+                            total * comptime!(tile.total_factor());
                     }
                 }
                 self.put(scaled * Vector::new(count), step, comptime!(r as u32), tile);

@@ -4,7 +4,8 @@ use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::prelude::*;
 
 use super::inputs::{Inputs, Oct, REST_FACTOR};
-use super::tile::{OUTPUTS, SPAN, Tile, UNIT, UNITS};
+use super::loader::{Place, begin, loader_of};
+use super::tile::{OUTPUTS, SPAN, SUMS_ROW, Tile, UNIT, UNITS};
 use super::weights::{
     Bits, Factors, block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors,
     pair,
@@ -16,20 +17,7 @@ use crate::cube::fragment::{LANES, Pair, mma};
 use crate::cube::gemv::activations::Activations;
 use crate::cube::gemv::output::{Sizes, write};
 
-/// Where the rows of the matrix are.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Place {
-    /// The first byte, and the bytes of a row.
-    first: u32,
-    row: u32,
-    /// The last load of the matrix.
-    last: u32,
-    /// Spans of a row.
-    spans: u32,
-    bits: Bits,
-}
-
-/// 16 outputs for each cube, for all rows of the input.
+/// Strips of 16 outputs, for all rows of the input.
 ///
 /// ```text
 ///               a step of 8 spans: 2048 inputs          columns: the rows of the input,
@@ -39,13 +27,14 @@ pub(super) struct Place {
 ///             ┴ └──────────┴──────┴──┴──────┘           └───┘  column l / 4, words l % 4 and every fourth after it
 /// ```
 ///
-/// The weights are the left operand. The cube loads a step of its outputs together, 16 units each, and puts it into shared memory as it is
+/// The weights are the left operand. The cube loads a step of a strip together, 16 units each, and puts it into shared memory as it is
 /// stored; the next step is on its way meanwhile. A lane takes whole words from there, in which the bits of elements are the numbers that
 /// tensor cores multiply; see [`weights`](super::weights). The right operand is what [`Inputs`] holds, which every cube makes of the input once.
 /// A scale multiplies what two products add up to, with Q6_K one. The partial sums of the planes are added through shared memory. An input that is
 /// not finite makes NaN of its row.
 ///
-/// The launch has `outputs / 16` cubes along x, rounded up.
+/// The launch has at most `outputs / 16` cubes along x, rounded up; fewer, each with several strips of 16 outputs, only if shared memory
+/// holds all inputs.
 #[cube(launch_unchecked)]
 pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Float>(
     activations: &Activations<F, G, E, Oct>,
@@ -69,159 +58,106 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
 
     let (lane, plane) = (UNIT_POS % LANES, UNIT_POS / LANES);
     let (across, share) = (lane / 4u32, lane % 4u32);
-    let first_output = CUBE_POS_X * OUTPUTS;
+    let lane_rows = comptime!(tile.lane_rows());
 
-    // After the last output its weights are read again, and the sums dropped.
-    let loader = loader(first_output, place, sizes, tile);
+    // The first weights are loaded while the input is made the right operand. After the last output they are read again, and the sums dropped.
+    let mut loader = loader_of(CUBE_POS_X * OUTPUTS, place, sizes, tile);
     let mut loaded = Array::<Vector<u32, Quad>>::new(comptime!(tile.unit_loads()));
     loader.load(&mut loaded, matrix, 0u32, tile);
 
-    let mut rows = Sequence::<Row>::new();
-    let mut own_words = Sequence::<Row>::new();
-    #[unroll]
-    for o in 0..2usize {
-        let own = across + comptime!(8 * o as u32);
-        let mut byte = plane * comptime!(tile.span_bytes());
-        if comptime!(!tile.has_whole_loads()) {
-            byte += begin(first_output + own, place, sizes) % UNIT_BYTES as u32;
-        }
-        rows.push(row(own * comptime!(4 * tile.pitch()), byte, tile));
-        own_words.push(row(own * comptime!(4 * tile.pitch()) + share, byte, tile));
-    }
-
     let statistics = activations.statistics(&mut shared, comptime!(tile.exchange()));
     inputs.scale::<F, G, E>(activations, &statistics, &mut shared, tile);
-
-    let mut sums = Array::<f32>::new(comptime!(tile.sums()));
-    #[unroll]
-    for s in 0..comptime!(tile.sums()) {
-        sums[s] = 0.0f32;
-    }
-    for first in range_stepped(0u32, place.spans, tile.spans) {
-        inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
-        let end = min(first + tile.spans, place.spans);
-        for step in range_stepped(first, end, tile.planes) {
-            loader.store(&mut staged, &loaded, tile);
-            sync_cube();
-            if step + tile.planes < place.spans {
-                loader.load(&mut loaded, matrix, step + tile.planes, tile);
-            }
-            let span = step + plane;
-            if comptime!(tile.whole_steps) || span < place.spans {
-                let left = activations.vectors * Oct::value() as u32 - span * SPAN as u32;
-                // The remainders tell the compiler how large addresses become, so that it adds constants to them for free.
-                let in_tile = (span - first) % comptime!(tile.spans.next_power_of_two());
-                multiply::<H>(&mut sums, &inputs, &staged, &rows, &own_words, &place.bits, in_tile, left, share, tile);
-            }
-            // Before the next step and the next inputs are stored.
-            sync_cube();
-        }
+    if comptime!(tile.single) {
+        inputs.fill::<F, G, E>(activations, &statistics, normed, 0u32, &mut shared, tile);
     }
 
-    let lane_rows = comptime!(tile.lane_rows());
-    #[unroll]
-    for s in 0..comptime!(tile.sums()) {
-        let (n, o, i) = comptime!((s / lane_rows / 2, s / lane_rows % 2, s % lane_rows));
-        let of_row = (comptime!(4 * n as u32) + share) * tile.lane_columns() + comptime!(i as u32);
-        if of_row < tile.rows {
-            let to = (plane * OUTPUTS + across + comptime!(8 * o as u32)) * tile.rows + of_row;
-            partial[to as usize] = sums[s];
-        }
-    }
-    sync_cube();
-    for at in range_stepped(UNIT_POS, comptime!(OUTPUTS * tile.rows), comptime!(tile.units())) {
-        let (within, of_row) = (at % OUTPUTS, at / OUTPUTS);
-        if first_output + within < sizes.outputs {
-            let mut sum = 0.0f32.runtime();
-            #[unroll]
-            for plane in 0..tile.planes {
-                sum += partial[((plane * OUTPUTS + within) * tile.rows + of_row) as usize];
-            }
-            write::<F, B>(inputs.whole(sum, of_row, tile), of_row, first_output + within, bias, output, sizes);
-        }
-    }
-}
-
-/// The byte at which an output begins, or the last one if there are fewer.
-#[cube]
-fn begin(output: u32, place: &Place, sizes: &Sizes) -> u32 {
-    place.first + min(output, sizes.outputs - 1) * place.row
-}
-
-/// What a unit loads of each step: vectors of one output, as many apart as units share it.
-#[derive(CubeType, Clone, Copy)]
-struct Loader {
-    /// The first one, and the last one that has a byte of the output.
-    first: u32,
-    last: u32,
-    /// Where the first one goes.
-    to: u32,
-    /// Its place among those of the output.
-    own: u32,
-}
-
-#[cube]
-fn loader(first_output: u32, place: &Place, sizes: &Sizes, #[comptime] tile: Tile) -> Loader {
-    let units = comptime!(tile.row_units());
-    let (output, own) = (UNIT_POS / units, UNIT_POS % units);
-    let begin = begin(first_output + output, place, sizes);
-    Loader {
-        first: begin / UNIT_BYTES as u32 + own,
-        last: min((begin + place.row - 1u32) / UNIT_BYTES as u32, place.last),
-        // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
-        to: (output * tile.pitch() + own) % comptime!((tile.staged() as u32).next_power_of_two()),
-        own,
-    }
-}
-
-#[cube]
-impl Loader {
-    /// Whether the unit has load `l` of a step.
-    fn has(&self, #[comptime] l: usize, #[comptime] tile: Tile) -> bool {
-        let units = comptime!(tile.row_units());
-        if comptime!((l as u32 + 1) * units <= tile.loads()) {
-            true.runtime()
-        } else {
-            self.own < comptime!(tile.loads() - l as u32 * units)
-        }
-    }
-
-    /// Loads the step that begins with span `span`. After the end of a row its last vector is loaded again.
-    fn load(
-        &self,
-        loaded: &mut Array<Vector<u32, Quad>>,
-        matrix: &Array<Vector<u32, Quad>>,
-        span: u32,
-        #[comptime] tile: Tile,
-    ) {
-        let first = self.first + span / tile.planes * comptime!(tile.step_bytes() / UNIT_BYTES as u32);
+    for first_output in range_stepped(CUBE_POS_X * OUTPUTS, sizes.outputs, CUBE_COUNT_X * OUTPUTS) {
+        let mut rows = Sequence::<Row>::new();
+        let mut own_words = Sequence::<Row>::new();
         #[unroll]
-        for l in 0..comptime!(tile.unit_loads()) {
-            let mut at = first + comptime!(l as u32 * tile.row_units());
-            if comptime!(
-                !tile.whole_steps || !tile.has_whole_loads() || (l as u32 + 1) * tile.row_units() > tile.loads()
-            ) {
-                at = min(at, self.last);
+        for o in 0..2usize {
+            let own = across + comptime!(8 * o as u32);
+            let mut byte = plane * comptime!(tile.span_bytes());
+            if comptime!(!tile.has_whole_loads()) {
+                byte += begin(first_output + own, place, sizes) % UNIT_BYTES as u32;
             }
-            loaded[l] = matrix[at as usize];
+            rows.push(row(own * comptime!(4 * tile.pitch()), byte, tile));
+            own_words.push(row(own * comptime!(4 * tile.pitch()) + share, byte, tile));
         }
-    }
-
-    /// Stores what was loaded.
-    fn store(
-        &self,
-        staged: &mut SharedMemory<Vector<u32, Word>>,
-        loaded: &Array<Vector<u32, Quad>>,
-        #[comptime] tile: Tile,
-    ) {
-        let mut vectors = staged.to_slice_mut().with_vector_size::<Quad>();
+        let mut sums = Array::<f32>::new(comptime!(tile.sums()));
         #[unroll]
-        for l in 0..comptime!(tile.unit_loads()) {
-            if self.has(l, tile) {
-                vectors[(self.to + comptime!(l as u32 * tile.row_units())) as usize] = loaded[l];
+        for s in 0..comptime!(tile.sums()) {
+            sums[s] = 0.0f32;
+        }
+        for first in range_stepped(0u32, place.spans, tile.spans) {
+            if comptime!(!tile.single) {
+                inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
+            }
+            let end = min(first + tile.spans, place.spans);
+            for step in range_stepped(first, end, tile.planes) {
+                loader.store(&mut staged, &loaded, tile);
+                sync_cube();
+                if step + tile.planes < place.spans {
+                    loader.load(&mut loaded, matrix, step + tile.planes, tile);
+                } else if first_output + CUBE_COUNT_X * OUTPUTS < sizes.outputs {
+                    // The first weights of the next outputs.
+                    loader.turn_to(first_output + CUBE_COUNT_X * OUTPUTS, place, sizes, tile);
+                    loader.load(&mut loaded, matrix, 0u32, tile);
+                }
+                let span = step + plane;
+                if comptime!(tile.whole_steps) || span < place.spans {
+                    let left = activations.vectors * Oct::value() as u32 - span * SPAN as u32;
+                    // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
+                    let in_tile = (span - first) % comptime!(tile.spans.next_power_of_two());
+                    multiply::<H>(
+                        &mut sums,
+                        &inputs,
+                        &staged,
+                        &rows,
+                        &own_words,
+                        &place.bits,
+                        in_tile,
+                        left,
+                        share,
+                        tile,
+                    );
+                }
+                // Before the next step and the next inputs are stored.
+                sync_cube();
+            }
+        }
+
+        #[unroll]
+        for s in 0..comptime!(tile.sums()) {
+            let (part, o) = comptime!(((s / lane_rows / 2 * lane_rows + s % lane_rows) as u32, s / lane_rows % 2));
+            if row_of(part, share, tile) < tile.rows {
+                let to = (plane * tile.parts_of_sums() + part * 4u32 + share) * SUMS_ROW + across;
+                partial[(to + comptime!(8 * o as u32)) as usize] = sums[s];
+            }
+        }
+        sync_cube();
+        for at in range_stepped(UNIT_POS, comptime!(OUTPUTS * tile.parts_of_sums()), comptime!(tile.units())) {
+            // Two neighbouring halves of a plane read on different banks.
+            let (within, half) = (at % OUTPUTS, at / OUTPUTS);
+            let (part, share) = (half / 4u32, half % 2u32 * 2u32 + half / 2u32 % 2u32);
+            let of_row = row_of(part, share, tile);
+            if of_row < tile.rows && first_output + within < sizes.outputs {
+                let mut sum = 0.0f32.runtime();
+                #[unroll]
+                for plane in 0..tile.planes {
+                    sum += partial[((plane * tile.parts_of_sums() + part * 4u32 + share) * SUMS_ROW + within) as usize];
+                }
+                write::<F, B>(inputs.whole(sum, of_row, tile), of_row, first_output + within, bias, output, sizes);
             }
         }
     }
+}
+
+/// The row of which lanes whose place among four is `share` have part `part` of the sums.
+#[cube]
+fn row_of(part: u32, share: u32, #[comptime] tile: Tile) -> u32 {
+    let lane_rows = comptime!(tile.lane_rows() as u32);
+    (part / lane_rows * 4u32 + share) * tile.lane_columns() + part % lane_rows
 }
 
 /// Multiplies span `span` of the inputs, of which `left` elements are left in a row, and adds to the sums.
@@ -305,8 +241,9 @@ fn multiply<H: Float>(
                 if comptime!(split || product == 1) {
                     #[unroll]
                     for o in 0..2usize {
-                        let from = comptime!(o * factor_words);
-                        let mut factors = factors::<H>(&held, staged, &rows[o], bits, unit, product, from, tile);
+                        let (from, group_from) = comptime!((o * factor_words, o * group_words));
+                        let mut factors =
+                            factors::<H>(&held, &words, staged, &rows[o], bits, unit, product, from, group_from, tile);
                         if comptime!(!tile.even && !has_block_factors(tile.format)) {
                             // After the end of a row is another one, or anything.
                             let inside = comptime!((unit * UNIT) as u32) < left;
@@ -345,7 +282,7 @@ fn total_at(
     #[comptime] tile: Tile,
 ) -> u32 {
     let row = min((4u32 * n + share) * tile.lane_columns() + i, comptime!(tile.rows - 1));
-    span * comptime!((SPAN / tile.run()) as u32 * tile.rows) + row + comptime!(run as u32 * tile.rows)
+    span * comptime!((SPAN / tile.run()) as u32) + row * tile.totals_row() + comptime!(run as u32)
 }
 
 /// What the products of a run are added to: what the format subtracts from the bits of its elements, for every input.

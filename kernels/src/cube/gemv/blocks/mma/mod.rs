@@ -2,6 +2,7 @@
 
 mod inputs;
 mod kernel;
+mod loader;
 mod tile;
 mod weights;
 mod words;
@@ -9,8 +10,9 @@ mod words;
 use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
 use cubecl::prelude::*;
 
-use self::kernel::{PlaceLaunch, product_blocks_mma};
-use self::tile::{OUTPUTS, SPAN, Tile};
+use self::kernel::product_blocks_mma;
+use self::loader::PlaceLaunch;
+use self::tile::{SPAN, Tile};
 use self::weights::BitsLaunch;
 use crate::cube::blocks::CheckedBlocks;
 use crate::cube::bytes::{RAISED, ZERO};
@@ -74,7 +76,7 @@ pub(super) fn multiply<R: Runtime>(
     blocks: &CheckedBlocks<'_, R>,
     tile: Tile,
 ) -> Result<(), Unsupported> {
-    let cubes = machine.cubes([problem.extents.outputs.div_ceil(OUTPUTS as usize), 1, 1])?;
+    let cubes = machine.cubes([tile.cubes(machine, problem.extents.outputs), 1, 1])?;
     let loads = blocks.bytes.shape()[0] / UNIT_BYTES;
     let place = PlaceLaunch::new(
         blocks.first as u32,

@@ -19,12 +19,17 @@ pub(super) const SPAN: usize = 256;
 pub(super) const UNIT: usize = 32;
 /// Units of a span.
 pub(super) const UNITS: usize = SPAN / UNIT;
+/// Floats between the sums of one row of the input and those of the next: the lanes of a fragment write to different banks.
+pub(super) const SUMS_ROW: u32 = OUTPUTS + 8;
 /// Columns of a fragment.
 const COLUMNS: u32 = 8;
 /// Most planes of a cube.
 const PLANES: usize = 8;
-/// Bytes of shared memory that the inputs of several steps take: three cubes stay resident on a multiprocessor.
-const INPUT_BYTES: usize = 32 * 1024;
+/// Bytes of shared memory that the inputs of several steps take: 8 rows of 4096 f16, and two cubes stay resident on a multiprocessor.
+const INPUT_BYTES: usize = 80 * 1024;
+/// Most rows of the input for which a multiprocessor has two cubes. Each makes all rows operands, which takes more time than a strip of outputs
+/// does if there are more.
+const FEW_ROWS: usize = 2;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,6 +51,8 @@ pub(in crate::cube::gemv) struct Tile {
     pub whole_steps: bool,
     /// Whether it fills shared memory a whole number of times.
     pub full: bool,
+    /// Whether shared memory holds all inputs.
+    pub single: bool,
 }
 
 impl Tile {
@@ -68,6 +75,7 @@ impl Tile {
             even: extents.inputs.is_multiple_of(SPAN),
             whole_steps: false,
             full: false,
+            single: false,
         };
         loop {
             let step = tile.planes as usize * tile.span_memory();
@@ -77,6 +85,7 @@ impl Tile {
             tile.whole_steps = tile.even && spans.is_multiple_of(tile.planes as usize);
             if tile.spans > 0 {
                 tile.full = tile.even && spans.is_multiple_of(tile.spans as usize);
+                tile.single = tile.spans as usize >= spans;
                 return Ok(tile);
             }
             // Fewer planes do with less, but steps must begin where loads do.
@@ -86,6 +95,17 @@ impl Tile {
                 return Err(Unsupported::SharedMemory { needed, limit: machine.shared_bytes });
             }
         }
+    }
+
+    /// Cubes for this many outputs: as many as a multiprocessor has at a time, with equal numbers of strips, if each makes the inputs
+    /// operands once.
+    pub fn cubes(self, machine: &Machine, outputs: usize) -> usize {
+        let strips = outputs.div_ceil(OUTPUTS as usize);
+        if !self.single {
+            return strips;
+        }
+        let cubes = machine.processors as usize * if self.rows as usize > FEW_ROWS { 1 } else { 2 };
+        strips.div_ceil(strips.div_ceil(cubes))
     }
 
     /// Units of the cube.
@@ -163,6 +183,11 @@ impl Tile {
         2 * self.fragments() * self.lane_rows()
     }
 
+    /// Sums of an output in a plane: four lanes have a part each.
+    pub fn parts_of_sums(self) -> u32 {
+        4 * (self.fragments() * self.lane_rows()) as u32
+    }
+
     /// Elements that have a scale.
     pub fn run(self) -> usize {
         if self.format == BlockFormat::Q6_K { UNIT / 2 } else { UNIT }
@@ -207,8 +232,14 @@ impl Tile {
         self.spans as usize * UNITS * 4 * self.columns() as usize
     }
 
+    /// Sums of runs of a row, and one more, so that rows begin at different banks.
+    pub fn totals_row(self) -> u32 {
+        self.spans * (SPAN / self.run()) as u32 + 1
+    }
+
+    /// Sums of runs, in whole vectors.
     pub fn totals(self) -> usize {
-        if self.has_totals() { self.spans as usize * SPAN / self.run() * self.rows as usize } else { 4 }
+        if self.has_totals() { (self.totals_row() * self.rows).next_multiple_of(4) as usize } else { 4 }
     }
 
     /// Vectors of 4 words that the matrix takes.
@@ -218,7 +249,7 @@ impl Tile {
 
     /// Floats of the partial sums.
     pub fn partial(self) -> usize {
-        (self.planes * OUTPUTS * self.rows) as usize
+        (self.planes * self.parts_of_sums() * SUMS_ROW) as usize
     }
 
     /// Bytes of shared memory besides those of the inputs.

@@ -19,8 +19,8 @@ fn shared(format: BlockFormat) -> (usize, usize) {
     match format {
         Q8_0 | Q5_0 | Q5_1 => (1, 2),
         Q4_K => (2, 2),
-        // Lower and upper bits.
-        Q6_K => (4, 6),
+        // Lower and upper bits, and scales.
+        Q6_K => (4, 8),
         // Lower bits, and a fifth bit of each element of the block.
         Q5_K => (8, 10),
         _ => (1, 1),
@@ -41,7 +41,7 @@ pub(super) fn group_words(format: BlockFormat) -> usize {
 pub(super) fn factor_words(format: BlockFormat) -> usize {
     match format {
         BlockFormat::Q4_K | BlockFormat::Q5_K => 4,
-        BlockFormat::Q6_K => 5,
+        BlockFormat::Q6_K => 1,
         _ => 0,
     }
 }
@@ -99,7 +99,7 @@ pub(super) fn load(
             words[to + 8] = own.four(staged, 16u32, tile);
             words[to + 9] = own.four(staged, 32u32, tile);
         }
-        // Q6_K: the lower bits of 128 elements, and the upper ones.
+        // Q6_K: the lower bits of 128 elements, the upper ones, and their scales.
         _ => {
             #[unroll]
             for w in 0..4usize {
@@ -107,6 +107,8 @@ pub(super) fn load(
             }
             words[to + 4] = own.four(staged, comptime!(128 + 32 * group as u32), tile);
             words[to + 5] = own.four(staged, comptime!(144 + 32 * group as u32), tile);
+            words[to + 6] = row.four(staged, comptime!(192 + 8 * group as u32), tile);
+            words[to + 7] = row.four(staged, comptime!(196 + 8 * group as u32), tile);
         }
     }
 }
@@ -208,7 +210,7 @@ pub(super) fn load_factors(
 ) {
     #[unroll]
     for w in 0..comptime!(factor_words(tile.format)) {
-        let first = comptime!(if tile.format == BlockFormat::Q6_K { 192 } else { 0 });
+        let first = comptime!(if tile.format == BlockFormat::Q6_K { 208 } else { 0 });
         words[to + w] = row.four(staged, comptime!(first + 4 * w as u32), tile);
     }
 }
@@ -217,15 +219,17 @@ pub(super) fn load_factors(
 #[cube]
 pub(super) fn block_factors<H: Float>(words: &Array<u32>, #[comptime] from: usize, #[comptime] tile: Tile) -> Factors {
     if comptime!(tile.format == BlockFormat::Q6_K) {
-        Factors { scale: half_of::<H>(words[from + 4], false, true), minimum: 0.0f32.runtime() }
+        Factors { scale: half_of::<H>(words[from], false, true), minimum: 0.0f32.runtime() }
     } else {
         Factors { scale: half_of::<H>(words[from], false, true), minimum: -half_of::<H>(words[from], true, true) }
     }
 }
 
-/// The factors of unit `unit` of a span, or with Q6_K those of product `product` of it.
+/// The factors of unit `unit` of a span, or with Q6_K those of product `product` of it. The words for the factors of the span begin at `from`, those
+/// of the group at `group_from`.
 #[cube]
 pub(super) fn factors<H: Float>(
+    held: &Array<u32>,
     words: &Array<u32>,
     staged: &SharedMemory<Vector<u32, Word>>,
     row: &Row,
@@ -233,6 +237,7 @@ pub(super) fn factors<H: Float>(
     #[comptime] unit: usize,
     #[comptime] product: usize,
     #[comptime] from: usize,
+    #[comptime] group_from: usize,
     #[comptime] tile: Tile,
 ) -> Factors {
     let first = comptime!(block(tile.format, unit));
@@ -248,14 +253,14 @@ pub(super) fn factors<H: Float>(
             f32::reinterpret(select(exponent < 2u32, 0x0020_0000u32 << exponent, (exponent - 1u32) << 23u32))
         }
         BlockFormat::Q4_K | BlockFormat::Q5_K => {
-            let (scales, minima) = six_bits(words, from, comptime!(unit >= 4));
+            let (scales, minima) = six_bits(held, from, comptime!(unit >= 4));
             let at = comptime!(unit as u32 % 4);
             minimum = unsigned(minima, bits.raised, at, 0.0f32);
             unsigned(scales, bits.raised, at, 0.0f32)
         }
         BlockFormat::Q6_K => {
             let at = comptime!(2 * unit + product);
-            byte(words[from + comptime!(at / 4)], bits.zero, comptime!(at as u32 % 4))
+            byte(words[group_from + 6 + comptime!(at / 4 % 2)], bits.zero, comptime!(at as u32 % 4))
         }
         // Q4_0, Q5_0 and Q8_0.
         _ => row.half::<H>(staged, first, tile),
