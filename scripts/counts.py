@@ -56,8 +56,8 @@ RESERVED = 1024
 # What the assembler turns into nothing: names of values and of halves of 64 bits, which are registers of their own, addresses of arguments,
 # constants that become f16 or bf16, and logical operations that the driver found to be part of another.
 FREE = re.compile(r"(mov|cvta|ld\.param|merged)\b|cvt\.rn\.b?f16\.f64|cvt\.u32\.u64|bfi\.b64")
-# What the assembler turns into several, and how many: of one with operands that were loaded, `nvdisasm` shows so many more than of none.
-# CubeCL 0.10 has no way to ask for powers that flush subnormal numbers, which take one instruction.
+# What the assembler turns into several, and how many of these run, as `nvdisasm` shows; a division of unusual numbers takes more. CubeCL 0.10
+# has no way to ask for powers that flush subnormal numbers, which take one instruction.
 SEVERAL = {
     "ex2.approx.f32": 4,
     "lg2.approx.f32": 4,
@@ -66,9 +66,9 @@ SEVERAL = {
     "cos.approx.f32": 2,
     "rcp.approx.f32": 7,
     "div.full.f32": 8,
-    "rcp.rn.f32": 13,
-    "sqrt.rn.f32": 13,
-    "div.rn.f32": 15,
+    "rcp.rn.f32": 8,
+    "sqrt.rn.f32": 8,
+    "div.rn.f32": 8,
     "div.u32": 18,
     "rem.u32": 18,
     "div.s32": 26,
@@ -311,10 +311,12 @@ def bounds_section(kernels: list[Kernel], workloads: dict[str, dict], firsts: di
         "  [below](#memory), the least that the problem must move.",
         f"- **issue**: instructions of warps, over {PROCESSORS} multiprocessors that issue {ISSUES} in each clock of {CLOCK_GHZ} GHz. These are",
         "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes; two logical",
-        "  operations that it merges into a `LOP3` count as one. Those of the device differ.",
+        "  operations that it merges into a `LOP3` count as one, and what it makes several of as these: `ex2.approx` is 4, a division 8 or, of",
+        "  integers, 18. Those of the device differ.",
         "- **shared**: passes through shared memory, one in each clock of a multiprocessor.",
         f"- **tensor**: the products of the problem, over {TENSOR_FLOPS} operations in each clock of a multiprocessor.",
-        "- **at first**: what these counts said when they were first taken, before they were used. No logical operations were merged then.",
+        "- **at first**: what these counts said when they were first taken, before they were used. Every instruction of PTX counted as one then.",
+        "  Those of blocks are of the kernel without tensor cores, which `product_blocks_mma` replaced.",
     ]
     rows = []
     for one in kernels:

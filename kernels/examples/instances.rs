@@ -426,8 +426,11 @@ impl Lab {
         use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
         for format in [Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4] {
             let blocks = self.blocks(format, [outputs + 1, inputs]);
-            let rows = if matches!(format, Q4_0 | Q8_0 | Q4_K | Q6_K) { &[1, 2, 4, 8][..] } else { &[1] };
-            for (tensor_cores, first) in [(true, 0), (true, 2), (false, 0)] {
+            let common = matches!(format, Q4_0 | Q8_0 | Q4_K | Q6_K);
+            let many = |rows: &'static [usize]| if common { rows } else { &[1] };
+            for (tensor_cores, first, rows) in
+                [(true, 0, many(&[1, 2, 4, 8])), (true, 2, &[1]), (false, 0, many(&[1, 8]))]
+            {
                 let lab = Self {
                     client: self.client.clone(),
                     machine: Machine { tensor_cores, ..self.machine },
