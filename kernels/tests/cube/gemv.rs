@@ -43,6 +43,8 @@ pub struct Problem {
     pub pitch: usize,
     /// What the input is multiplied with, a power of two.
     pub magnitude: f32,
+    /// The place of an input of each row that is larger than all others, in each row 8 times as large as in the one before and of the other sign.
+    pub peak: Option<usize>,
     /// Whether the parts of neighbouring inputs cancel, except for what their normalised values lose if they are rounded.
     pub cancels: bool,
 }
@@ -64,6 +66,7 @@ pub fn problem([rows, inputs, outputs]: [usize; 3], orientation: Orientation) ->
         around: [0, 0],
         pitch: 64,
         magnitude: 1.0,
+        peak: None,
         cancels: false,
     }
 }
@@ -97,7 +100,10 @@ impl Problem {
         let row = |at: usize| (at / self.inputs) as f32;
         let values = noise(self.rows * self.inputs, 1).into_iter().enumerate();
         let values = values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at)));
-        let values = values.map(|value| value * self.magnitude).collect();
+        let mut values: Vec<f32> = values.map(|value| value * self.magnitude).collect();
+        for (at, row) in values.chunks_mut(self.inputs).enumerate() {
+            self.peak.into_iter().for_each(|peak| row[peak] = 112.0 * (-8f32).powi(at as i32) * self.magnitude);
+        }
         if self.cancels { opposite(values, 1.0) } else { values }
     }
 
