@@ -124,9 +124,13 @@ class Kernel:
     @property
     def resident(self) -> int:
         """Blocks that fit on a multiprocessor."""
+        return self.resident_with(self.registers)
+
+    def resident_with(self, registers: int) -> int:
+        """The same, if a lane had this many registers."""
         warps = math.ceil(self.block / 32)
         # Registers come in pieces of 256 for a warp.
-        registers = warps * math.ceil(self.registers * 32 / 256) * 256
+        registers = warps * math.ceil(registers * 32 / 256) * 256
         return min(BLOCKS, WARPS // warps, REGISTERS // max(registers, 1), SHARED // (self.shared + RESERVED))
 
     @property
@@ -441,7 +445,9 @@ def worse(kernels: list[Kernel], committed: dict[str, dict], partly: bool) -> li
             continue
         for name, value in one.gated().items():
             limit = before[name] if name == "spills" else before[name] * SLACK
-            if value > limit:
+            # The order of declarations moves some registers.
+            fits = name == "registers" and one.resident >= one.resident_with(before[name])
+            if value > limit and not fits:
                 found.append(f"{one.key}: {name} {value}, committed {before[name]}")
     missing = [] if partly else sorted(committed.keys() - {one.key for one in kernels})
     return found + [f"{key}: not counted any more" for key in missing]
