@@ -390,16 +390,14 @@ def memory_section(kernels: list[Kernel], firsts: dict[str, dict], reasons: dict
     head = ["least, MB", "asked, MB", "touched / least", "moved / least", "sectors, thousands", "at first", "sectors / ideal"]
     lines += table(["workload", "kernel", *head, "passes, thousands", "passes / ideal"], rows)
     again = {one.name: None for one in kernels if moves_again(one)}
+    exceptions = [f"- {entry['row']}, {entry['limit']} at most {entry['most']}: {entry['why']}" for entry in reasons["exception"]]
     return lines + [
         "",
         f"Where more than {AGAIN} times the least is moved, several blocks read, or write, the same sectors. They come from the L2 cache if they are",
         "still there. It has 50 MB, and more bandwidth than memory:",
         "",
         *(f"- `{kernel}`: {reasons['again'].get(kernel, '-')}" for kernel in again),
-        "",
-        "Exceptions from the limits:",
-        "",
-        *(f"- {entry['row']}, {entry['limit']} at most {entry['most']}: {entry['why']}" for entry in reasons["exception"]),
+        *(["", "Exceptions from the limits:", "", *exceptions] if exceptions else []),
     ]
 
 
