@@ -109,6 +109,11 @@ pub(crate) fn countable(items: usize) -> Result<(), Unsupported> {
     if items > MOST_ITEMS { Err(Unsupported::TooLarge { elements: items }) } else { Ok(()) }
 }
 
+/// Checks that a size consists of whole loads.
+pub(crate) fn whole(what: &'static str, size: usize, multiple: usize) -> Result<(), Unsupported> {
+    if size.is_multiple_of(multiple) { Ok(()) } else { Err(Unsupported::Multiple { what, size, multiple }) }
+}
+
 /// Why a kernel does not take a problem. Nothing was launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -1,6 +1,7 @@
 //! The rows of a matrix of blocks, and their checks.
 
 use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
+use burn_deepspeed_core::divisor::gcd;
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
@@ -28,6 +29,13 @@ pub(crate) struct CheckedBlocks<'a, R: Runtime> {
     pub first: usize,
     pub format: BlockFormat,
     pub row_bytes: usize,
+}
+
+impl<R: Runtime> CheckedBlocks<'_, R> {
+    /// Rows begin at a multiple of this many bytes, a power of two up to [`UNIT_BYTES`].
+    pub fn row_unit(&self) -> usize {
+        [self.first, self.row_bytes].into_iter().fold(UNIT_BYTES, gcd)
+    }
 }
 
 impl<'a, R: Runtime> Blocks<'a, R> {

@@ -20,7 +20,7 @@ use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::contract::Checked;
 use crate::cube::direct::raised;
 use crate::cube::fragment::check_tensor_cores;
-use crate::cube::machine::{Machine, Unsupported, countable};
+use crate::cube::machine::{Machine, Unsupported, countable, whole};
 use crate::cube::tensors::{array, head_strides};
 
 /// Fewest queries of a key head for which tensor cores are worth it: their products have 8 columns, however many of them are used.
@@ -87,17 +87,13 @@ pub(super) fn plan<R: Runtime>(
     if masks.differs_by_row(sizes.tokens) && !int8[1] {
         return Err(Unsupported::MixedVisibility);
     }
-    let multiple = |what, size: usize, multiple| match size.is_multiple_of(multiple) {
-        true => Ok(()),
-        false => Err(Unsupported::Multiple { what, size, multiple }),
-    };
-    multiple("features of a head", sizes.head_dim, VALUE_CHUNK)?;
+    whole("features of a head", sizes.head_dim, VALUE_CHUNK)?;
     if sizes.head_dim > LARGEST_TILED_HEAD {
         return Err(Unsupported::HeadDim { head_dim: sizes.head_dim, limit: LARGEST_TILED_HEAD });
     }
     let strides = |what, tensor: &Checked<'_, R>, vector: usize| {
         let axes = tensor.shape().iter().zip(tensor.strides().iter()).take(3);
-        axes.filter(|(axis, _)| **axis > 1).try_for_each(|(_, stride)| multiple(what, *stride, vector))
+        axes.filter(|(axis, _)| **axis > 1).try_for_each(|(_, stride)| whole(what, *stride, vector))
     };
     strides("a stride of `query`", query, QUERY_VECTOR)?;
     strides("a stride of `key`", &key.elements, Tile::key_vector(int8[0]))?;

@@ -16,7 +16,7 @@ use super::int8::scales;
 use super::output::sizes;
 use super::problem::{CheckedGemv, CheckedMatrix, Gemv};
 use crate::cube::fragment::check_tensor_cores;
-use crate::cube::machine::{Machine, Unsupported, f16_type};
+use crate::cube::machine::{Machine, Unsupported, f16_type, whole};
 use crate::cube::tensors::array;
 
 /// Fewest rows of the input for which tensor cores are worth it.
@@ -98,15 +98,11 @@ pub(super) fn plan<R: Runtime>(
         CheckedMatrix::Int8(matrix) => Some(matrix),
         CheckedMatrix::Blocks(matrix) => return Err(Unsupported::BlockFormat(matrix.format)),
     };
-    let multiple = |what, size: usize, multiple| match size.is_multiple_of(multiple) {
-        true => Ok(()),
-        false => Err(Unsupported::Multiple { what, size, multiple }),
-    };
-    multiple("features of `input`", problem.extents.inputs, ELEMENTS)?;
+    whole("features of `input`", problem.extents.inputs, ELEMENTS)?;
     let brain = elements == StorageType::Scalar(ElemType::Float(FloatKind::BF16));
     let tile = Tile::new(machine, problem.extents, engine == Engine::Emulated, int8.is_some(), brain);
     if let Some(wide) = int8.and_then(|matrix| matrix.wide()) {
-        multiple("inputs of a block of `matrix`", wide, tile.step() as usize * ELEMENTS)?;
+        whole("inputs of a block of `matrix`", wide, tile.step() as usize * ELEMENTS)?;
     }
     let matrix = problem.matrix.elements();
     let strides = [
@@ -116,7 +112,7 @@ pub(super) fn plan<R: Runtime>(
     ];
     for (what, tensor, unit) in strides {
         if let Some(tensor) = tensor.filter(|tensor| tensor.shape()[0] > 1) {
-            multiple(what, tensor.strides()[0], unit)?;
+            whole(what, tensor.strides()[0], unit)?;
         }
     }
     if machine.units(tile.units()) < tile.units() {

@@ -1,6 +1,6 @@
 //! The elements that a lane multiplies at a time, and what it loads for them.
 
-use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
+use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::divisor::gcd;
 use cubecl::prelude::*;
 
@@ -12,6 +12,16 @@ use crate::cube::machine::{Machine, Unsupported};
 const MOST_SPANS: usize = 4;
 /// Elements of a block of all formats but those with blocks of 256.
 pub(super) const SMALL: usize = 32;
+
+/// Whether blocks of a format have 32 elements, and not 256; an error if the kernels do not multiply them as they are stored.
+pub(super) fn is_small(format: BlockFormat) -> Result<bool, Unsupported> {
+    use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+    match format {
+        Q4_K | Q5_K | Q6_K => Ok(false),
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | MXFP4 => Ok(true),
+        _ => Err(Unsupported::BlockFormat(format)),
+    }
+}
 
 /// How lanes read blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,19 +43,14 @@ pub(super) struct Chunk {
 impl Chunk {
     /// The widest loads, and as many blocks as begin at a word if the rows have whole numbers of these.
     pub fn new<R: Runtime>(machine: &Machine, blocks: &CheckedBlocks<'_, R>) -> Result<Self, Unsupported> {
-        use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
         let format = blocks.format;
         let all = blocks.row_bytes / format.bytes();
         let begins = |many: &usize| {
             let starts = [blocks.first, many * format.bytes()];
             all.is_multiple_of(*many) && starts.iter().all(|start| start.is_multiple_of(BYTES))
         };
-        let many = match format {
-            Q4_K | Q5_K | Q6_K => 0,
-            Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | MXFP4 => [1, 2, 4].into_iter().find(begins).unwrap_or(1),
-            _ => return Err(Unsupported::BlockFormat(format)),
-        };
-        let row_unit = [blocks.first, blocks.row_bytes].into_iter().fold(UNIT_BYTES, gcd);
+        let many = if is_small(format)? { [1, 2, 4].into_iter().find(begins).unwrap_or(1) } else { 0 };
+        let row_unit = blocks.row_unit();
         let unit = gcd(row_unit, many.max(1) * format.bytes()) as u32;
         let chunk =
             Self { format, blocks: many as u32, unit, row_unit: row_unit as u32, vector: 4, halves: machine.halves };

@@ -4,16 +4,9 @@ use burn_deepspeed_core::block::BlockFormat;
 use cubecl::prelude::*;
 
 use super::chunk::{Chunk, SMALL};
+use crate::cube::blocks::factors::Factors;
 use crate::cube::blocks::half_of;
 use crate::cube::bytes::{BYTES, RAISED_VALUE, byte};
-
-/// What a run of a chunk is multiplied with.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct Factors {
-    pub scale: f32,
-    /// 0 where the format has none.
-    pub minimum: f32,
-}
 
 /// Scale and minimum of run `run` of chunk `at`, whose words begin at `first`.
 #[cube]
@@ -35,7 +28,7 @@ pub(super) fn factors<H: Float>(
         BlockFormat::MXFP4 => {
             let word = words[comptime!(first + begin / BYTES)];
             let exponent = word >> comptime!((begin % BYTES * 8) as u32) & 0xffu32;
-            f32::reinterpret(select(exponent < 2u32, 0x0020_0000u32 << exponent, (exponent - 1u32) << 23u32))
+            half_power(exponent)
         }
         BlockFormat::Q4_K | BlockFormat::Q5_K => {
             let (scales, minima) = six_bits(words, first, at % 2u32);
@@ -53,6 +46,12 @@ pub(super) fn factors<H: Float>(
         _ => half_of::<H>(words[comptime!(first + begin / BYTES)], comptime!(begin % BYTES == 2), chunk.halves),
     };
     Factors { scale, minimum }
+}
+
+/// Half of the power of two of a block of MXFP4, whose elements are twice as large where they are integers.
+#[cube]
+pub(super) fn half_power(exponent: u32) -> f32 {
+    f32::reinterpret(select(exponent < 2u32, 0x0020_0000u32 << exponent, (exponent - 1u32) << 23u32))
 }
 
 /// Scales and minima of the first 4 parts of 8, or of the last 4: 6 bits each, in their bytes. The second and the third word of the block have

@@ -19,6 +19,9 @@ type Chunk = Const<8>;
 pub(super) type Oct = Const<8>;
 /// Vectors of them of a span.
 const VECTORS: u32 = SPAN as u32 / 8;
+/// The exponent of the largest input of a row when it is scaled, and what the exponent of an f32 has more than it means.
+const LARGEST: u32 = 13;
+const BIAS: u32 = 127;
 /// What the second part of an input is multiplied with.
 const REST: f32 = 2048.0;
 /// What its products are multiplied with.
@@ -71,13 +74,13 @@ impl<H: Float> Inputs<H> {
         }
         #[unroll]
         for r in 0..rows {
-            let team = comptime!(Team { units: tile.units(), near: 32, planes: true });
+            let team = comptime!(Team { units: tile.units(), near: LANES, planes: true });
             let largest = cube_max(self.scales[r], shared, team);
             // Both powers are normal numbers.
             let exponent = max(min(u32::reinterpret(largest) >> 23u32, 254u32), 16u32);
-            self.scales[r] = f32::reinterpret((267u32 - exponent) << 23u32);
+            self.scales[r] = f32::reinterpret((comptime!(2 * BIAS + LARGEST) - exponent) << 23u32);
             if UNIT_POS == 0 {
-                self.inverse[r] = f32::reinterpret((exponent - 13u32) << 23u32);
+                self.inverse[r] = f32::reinterpret((exponent - LARGEST) << 23u32);
             }
         }
     }

@@ -7,10 +7,10 @@ use super::inputs::{Inputs, Oct, REST_FACTOR};
 use super::loader::{Place, begin, loader_of};
 use super::tile::{OUTPUTS, SPAN, SUMS_ROW, Tile, UNIT, UNITS};
 use super::weights::{
-    Bits, Factors, block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors,
-    pair,
+    Bits, block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors, pair,
 };
 use super::words::{Row, Word, row};
+use crate::cube::blocks::factors::Factors;
 use crate::cube::blocks::has_minimum;
 use crate::cube::direct::Quad;
 use crate::cube::fragment::{LANES, Pair, mma};

@@ -7,20 +7,21 @@ mod tile;
 mod weights;
 mod words;
 
-use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
+use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::prelude::*;
 
 use self::kernel::product_blocks_mma;
 use self::loader::PlaceLaunch;
 use self::tile::{SPAN, Tile};
 use self::weights::BitsLaunch;
+use super::chunk::is_small;
 use crate::cube::blocks::CheckedBlocks;
 use crate::cube::bytes::{RAISED, ZERO};
 use crate::cube::fragment::check_tensor_cores;
 use crate::cube::gemv::activations::activations;
 use crate::cube::gemv::output::sizes;
 use crate::cube::gemv::problem::CheckedGemv;
-use crate::cube::machine::{Machine, Unsupported, f16_type};
+use crate::cube::machine::{Machine, Unsupported, f16_type, whole};
 use crate::cube::tensors::array;
 
 /// Elements of a vector of the input.
@@ -33,20 +34,15 @@ pub(super) fn plan<R: Runtime>(
     problem: &CheckedGemv<'_, R>,
     blocks: &CheckedBlocks<'_, R>,
 ) -> Result<Tile, Unsupported> {
-    use BlockFormat::{MXFP4, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
     check_tensor_cores(client, machine, f16_type())?;
     if !machine.any_width || !machine.halves {
         return Err(Unsupported::TensorCores(f16_type()));
     }
-    if !matches!(blocks.format, Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | Q4_K | Q5_K | Q6_K | MXFP4) {
-        return Err(Unsupported::BlockFormat(blocks.format));
-    }
+    is_small(blocks.format)?;
     let strides = [("the stride of `input`", Some(problem.input)), ("the stride of `normed`", problem.normed)];
     for (what, tensor) in strides {
         let stride = tensor.filter(|tensor| tensor.shape()[0] > 1).map_or(0, |tensor| tensor.strides()[0]);
-        if !stride.is_multiple_of(VECTOR) {
-            return Err(Unsupported::Multiple { what, size: stride, multiple: VECTOR });
-        }
+        whole(what, stride, VECTOR)?;
     }
     // 16 bits are all that such an input has.
     let parts = if problem.input.dtype.size() == 2 && problem.norm.is_none() { 1 } else { 2 };

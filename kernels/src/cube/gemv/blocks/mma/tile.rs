@@ -1,7 +1,7 @@
 //! The sizes that the tensor-core kernel is compiled for, and how they are chosen.
 
 use burn_deepspeed_core::block::{BlockFormat, UNIT_BYTES};
-use burn_deepspeed_core::divisor::gcd;
+use cubecl::prelude::*;
 
 use crate::cube::blocks::{CheckedBlocks, has_minimum, offset};
 use crate::cube::bytes::BYTES;
@@ -9,7 +9,6 @@ use crate::cube::fragment::LANES;
 use crate::cube::gemv::activations::Exchange;
 use crate::cube::gemv::problem::Extents;
 use crate::cube::machine::{Machine, Unsupported};
-use cubecl::prelude::*;
 
 /// Outputs of a cube: the rows of a fragment.
 pub(super) const OUTPUTS: u32 = 16;
@@ -63,11 +62,10 @@ impl Tile {
         blocks: &CheckedBlocks<'_, R>,
         parts: u32,
     ) -> Result<Self, Unsupported> {
-        let row_unit = [blocks.first, blocks.row_bytes].into_iter().fold(UNIT_BYTES, gcd) as u32;
         let spans = extents.inputs.div_ceil(SPAN);
         let mut tile = Self {
             format: blocks.format,
-            row_unit,
+            row_unit: blocks.row_unit() as u32,
             planes: spans.next_power_of_two().min(PLANES) as u32,
             rows: extents.rows as u32,
             parts,
@@ -227,7 +225,7 @@ impl Tile {
         }
     }
 
-    /// Vectors of 4 words that the inputs take in shared memory, and sums of runs.
+    /// Vectors of 8 f16 that the inputs take in shared memory.
     pub fn input_vectors(self) -> usize {
         self.spans as usize * UNITS * 4 * self.columns() as usize
     }

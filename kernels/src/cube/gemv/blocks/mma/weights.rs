@@ -9,9 +9,10 @@ use cubecl::prelude::*;
 
 use super::tile::{Tile, UNIT};
 use super::words::{Row, Word};
+use crate::cube::blocks::factors::Factors;
 use crate::cube::blocks::half_of;
 use crate::cube::bytes::byte;
-use crate::cube::gemv::blocks::elements::unsigned;
+use crate::cube::gemv::blocks::elements::{half_power, unsigned};
 
 /// Units that share words, and how many words of a row a lane has for them: a word has the elements of one lane for one or two products.
 fn shared(format: BlockFormat) -> (usize, usize) {
@@ -186,14 +187,6 @@ fn shifted(word: u32, #[comptime] by: i32) -> u32 {
     }
 }
 
-/// What the products of a run of a row are multiplied with, and the scale and the minimum of the block where these are others.
-#[derive(CubeType, Clone, Copy)]
-pub(super) struct Factors {
-    pub scale: f32,
-    /// What the sum of the inputs is multiplied with; 0 where the format has no minimum.
-    pub minimum: f32,
-}
-
 /// Whether the factors of runs are integers, which those of the block multiply.
 pub(super) fn has_block_factors(format: BlockFormat) -> bool {
     factor_words(format) > 0
@@ -250,7 +243,7 @@ pub(super) fn factors<H: Float>(
         }
         BlockFormat::MXFP4 => {
             let exponent = row.byte(staged, first, tile);
-            f32::reinterpret(select(exponent < 2u32, 0x0020_0000u32 << exponent, (exponent - 1u32) << 23u32))
+            half_power(exponent)
         }
         BlockFormat::Q4_K | BlockFormat::Q5_K => {
             let (scales, minima) = six_bits(held, from, comptime!(unit >= 4));
