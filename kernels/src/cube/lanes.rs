@@ -159,3 +159,74 @@ pub(crate) fn cube_max(value: f32, shared: &mut SharedMemory<f32>, #[comptime] t
     }
     largest
 }
+
+/// How values become one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Fold {
+    Sum,
+    Maximum,
+}
+
+#[cube]
+fn folded(a: f32, b: f32, #[comptime] fold: Fold) -> f32 {
+    if comptime!(fold == Fold::Sum) { a + b } else { max(a, b) }
+}
+
+/// `value` of `lanes` neighbouring units of a plane, a power of two, as one.
+#[cube]
+pub(crate) fn plane_fold(value: f32, #[comptime] lanes: u32, #[comptime] fold: Fold) -> f32 {
+    let mut all = value;
+    #[unroll]
+    for step in 0..comptime!(lanes.trailing_zeros()) {
+        all = folded(all, plane_shuffle_xor(all, comptime!(1u32 << step)), fold);
+    }
+    all
+}
+
+/// Each of `many` values of all units of the cube, as one: value `v` in the lanes from `v · lanes / many` on, as many of every plane.
+/// `many` is a power of two up to `lanes`, those of a plane; the cube has `planes`, a power of two, too. Every unit of the cube must call
+/// this; `shared` has one element for each.
+///
+/// Lanes that are half of a plane apart exchange halves of the values and fold what they keep, then lanes that are a quarter apart.
+#[cube]
+pub(crate) fn cube_folds(
+    values: &mut Array<f32>,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] many: u32,
+    #[comptime] lanes: u32,
+    #[comptime] planes: u32,
+    #[comptime] fold: Fold,
+) -> f32 {
+    let spread = comptime!(lanes / many);
+    let lane = UNIT_POS % lanes;
+    #[unroll]
+    for step in 0..comptime!(many.trailing_zeros()) {
+        let half = comptime!((many >> (step + 1)) as usize);
+        let apart = comptime!(lanes >> (step + 1));
+        let upper = (lane & apart) != 0;
+        #[unroll]
+        for at in 0..half {
+            let kept = select(upper, values[at + half], values[at]);
+            let sent = select(upper, values[at], values[at + half]);
+            values[at] = folded(kept, plane_shuffle_xor(sent, apart), fold);
+        }
+    }
+    let mut all = plane_fold(values[0], spread, fold);
+    if comptime!(planes > 1) {
+        let (value, share) = (lane / spread, lane % spread);
+        if share == 0 {
+            shared[(UNIT_POS / lanes * many + value) as usize] = all;
+        }
+        sync_cube();
+        // The lanes of a value take the planes in turns.
+        let takers = comptime!(spread.min(planes));
+        all = shared[(share % takers * many + value) as usize];
+        #[unroll]
+        for turn in 1..comptime!(planes / takers) {
+            all = folded(all, shared[((share + turn * takers) * many + value) as usize], fold);
+        }
+        all = plane_fold(all, takers, fold);
+        sync_cube();
+    }
+    all
+}

@@ -23,6 +23,8 @@ pub(super) struct Results<'a, R: Runtime> {
     /// The launch of [`combine`].
     cubes: CubeCount,
     units: u32,
+    /// Units that share the weights of a row.
+    lanes: u32,
 }
 
 impl<'a, R: Runtime> Results<'a, R> {
@@ -42,8 +44,10 @@ impl<'a, R: Runtime> Results<'a, R> {
         let cubes = machine.cubes([rows.div_ceil(rows_of_cube), 1, 1])?;
         let units = machine.units((value_dim.next_power_of_two() * rows_of_cube) as u32);
         let floats = |each: usize| client.empty(rows * splits * each * size_of::<f32>());
+        let lanes = if machine.plane_operations { machine.plane_size } else { 1 };
+        let lanes = lanes.min(value_dim.next_power_of_two() as u32);
         let partial = (splits > 1).then(|| floats(value_dim));
-        Ok(Self { context, sinks, sizes, splits, partial, stats: floats(2), cubes, units })
+        Ok(Self { context, sinks, sizes, splits, partial, stats: floats(2), cubes, units, lanes })
     }
 
     fn rows(&self) -> usize {
@@ -77,7 +81,7 @@ impl<'a, R: Runtime> Results<'a, R> {
     pub fn combine(self, client: &ComputeClient<R>) {
         let Some(partial) = &self.partial else { return };
         let AttentionSizes { kv_heads, tokens, value_dim, .. } = self.sizes;
-        // SAFETY: the kernel checks its row against the number of rows and its feature against the head.
+        // SAFETY: the kernel keeps its row below the number of rows and its feature below the head.
         unsafe {
             combine::launch_unchecked::<R>(
                 client,
@@ -96,6 +100,7 @@ impl<'a, R: Runtime> Results<'a, R> {
                     head_strides(self.context, 1),
                 ),
                 value_dim as u32,
+                self.lanes,
                 self.context.dtype,
             );
         }

@@ -2,6 +2,8 @@
 
 use cubecl::prelude::*;
 
+use crate::cube::fragment::Pair;
+use crate::cube::lanes::{Fold, plane_fold};
 use crate::cube::masks::HIDDEN;
 use crate::cube::sinks::Sinks;
 use crate::cube::tensors::HeadStrides;
@@ -17,41 +19,54 @@ pub(super) struct CombineSizes {
     pub context: HeadStrides,
 }
 
-/// The sum of the splits of each row, weighted by their maxima, and of its sink. A unit sums one feature of one row.
+/// The sum of the splits of each row, weighted by their maxima, and of its sink. A unit sums one feature of one row; `lanes` neighbouring
+/// units, which have the same row, share its weights: units of a plane, or one.
 #[cube(launch_unchecked)]
 pub(super) fn combine<F: Float>(
     partial: &Array<f32>,
-    stats: &Array<f32>,
+    stats: &Array<Vector<f32, Pair>>,
     context: &mut Array<F>,
     sinks: &Sinks,
     sizes: &CombineSizes,
     #[comptime] head_dim: u32,
+    #[comptime] lanes: u32,
     #[define(F)] _elements: StorageType,
 ) {
     let width = comptime!(head_dim.next_power_of_two());
-    let row = CUBE_POS_X * (CUBE_DIM / width) + UNIT_POS / width;
-    let feature = UNIT_POS % width;
-    if row < sizes.rows && feature < head_dim {
-        let first = row * sizes.splits;
-        let mut largest = HIDDEN.runtime();
-        for split in 0..sizes.splits {
-            largest = max(largest, stats[((first + split) * 2) as usize]);
+    let own_row = CUBE_POS_X * (CUBE_DIM / width) + UNIT_POS / width;
+    let own_feature = UNIT_POS % width;
+    // Units without a row or a feature do what the last ones do, since their planes exchange values.
+    let (row, feature) = (min(own_row, sizes.rows - 1), min(own_feature, comptime!(head_dim - 1)));
+    let lane = UNIT_POS % lanes;
+    let first = row * sizes.splits;
+    let mut largest = HIDDEN.runtime();
+    for split in range_stepped(lane, sizes.splits, lanes) {
+        largest = max(largest, stats[(first + split) as usize][0]);
+    }
+    largest = plane_fold(largest, lanes, Fold::Maximum);
+    let mut total = 0.0f32.runtime();
+    let mut sum = 0.0f32.runtime();
+    for base in range_stepped(0u32, sizes.splits, lanes) {
+        let mut own = 0.0f32.runtime();
+        if base + lane < sizes.splits {
+            let stats = stats[(first + base + lane) as usize];
+            own = (stats[0] - largest).exp();
+            total += own * stats[1];
         }
-        let mut total = 0.0f32.runtime();
-        let mut sum = 0.0f32.runtime();
-        for split in 0..sizes.splits {
-            let at = first + split;
-            let weight = (stats[(at * 2) as usize] - largest).exp();
-            total += weight * stats[(at * 2 + 1) as usize];
-            sum += weight * partial[(at * head_dim + feature) as usize];
+        for other in 0..min(lanes, sizes.splits - base) {
+            let weight = if comptime!(lanes > 1) { plane_shuffle(own, UNIT_POS_PLANE - lane + other) } else { own };
+            sum += weight * partial[((first + base + other) * head_dim + feature) as usize];
         }
-        let group_rows = sizes.group * sizes.tokens;
-        let batch = row / (sizes.kv_heads * group_rows);
-        let kv_head = row / group_rows % sizes.kv_heads;
-        let head = kv_head * sizes.group + row % group_rows % sizes.group;
-        let token = row % group_rows / sizes.group;
-        let at = sizes.context.head(batch, head) + token * sizes.context.token + feature;
-        let total = sinks.join(total, head, largest, false);
+    }
+    total = plane_fold(total, lanes, Fold::Sum);
+    let group_rows = sizes.group * sizes.tokens;
+    let batch = row / (sizes.kv_heads * group_rows);
+    let kv_head = row / group_rows % sizes.kv_heads;
+    let head = kv_head * sizes.group + row % group_rows % sizes.group;
+    let token = row % group_rows / sizes.group;
+    let at = sizes.context.head(batch, head) + token * sizes.context.token + feature;
+    let total = sinks.join(total, head, largest, false);
+    if own_row < sizes.rows && own_feature < head_dim {
         context[at as usize] = F::cast_from(select(total == 0.0f32, 0.0f32, sum / total));
     }
 }

@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::problem::{CheckedGemv, NormKind};
 use crate::cube::contract::Checked;
-use crate::cube::lanes::{lanes_sum, vector_sum};
+use crate::cube::lanes::{Fold, cube_folds, lanes_sum, vector_sum};
 use crate::cube::tensors::{array, presence};
 
 /// How the units of a cube exchange values.
@@ -24,9 +24,14 @@ impl Exchange {
         self.units / self.lanes
     }
 
-    /// Sums of the groups for every row, in whole vectors: a compiler may read four together.
+    /// Sums of the groups for every row, if they are kept, in whole vectors: a compiler may read four together.
     fn partial(self) -> u32 {
-        (self.rows * self.groups()).next_multiple_of(4)
+        if self.folds() { 0 } else { (self.rows * self.groups()).next_multiple_of(4) }
+    }
+
+    /// Whether lanes of a plane divide the rows among them.
+    fn folds(self) -> bool {
+        self.planes && self.rows.next_power_of_two() <= self.lanes
     }
 
     /// Shared memory of the sums of a cube, in bytes.
@@ -112,8 +117,13 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         self.vectors / self.fold
     }
 
+    /// Vector `at` of a row as it is stored.
+    pub fn stored(&self, row: u32, at: u32) -> Vector<F, N> {
+        self.input[(row * self.row + at) as usize]
+    }
+
     fn load(&self, row: u32, at: u32) -> Vector<f32, N> {
-        Vector::cast_from(self.input[(row * self.row + at) as usize])
+        Vector::cast_from(self.stored(row, at))
     }
 
     /// The vector of the matrix that is multiplied with vector `at` of a tile.
@@ -191,7 +201,6 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
             factor[r] = 0.0f32;
         }
         if comptime!(self.norm.is_some()) {
-            let mut partial = SharedMemory::<f32>::new(comptime!(exchange.partial() as usize));
             if comptime!(self.norm == Some(NormKind::LayerNorm)) {
                 for at in range_stepped(UNIT_POS, self.vectors, exchange.units) {
                     #[unroll]
@@ -199,7 +208,7 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
                         mean[r] += vector_sum::<N>(self.load(r as u32, at));
                     }
                 }
-                cube_sums(&mut mean, shared, &mut partial, exchange);
+                cube_sums(&mut mean, shared, exchange);
                 #[unroll]
                 for r in 0..rows {
                     mean[r] *= self.share;
@@ -212,7 +221,7 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
                     factor[r] += vector_sum::<N>(centred * centred);
                 }
             }
-            cube_sums(&mut factor, shared, &mut partial, exchange);
+            cube_sums(&mut factor, shared, exchange);
             #[unroll]
             for r in 0..rows {
                 factor[r] = (factor[r] * self.share + self.epsilon).inverse_sqrt();
@@ -309,35 +318,48 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
 
 /// The sum of each of `values` over the cube, in every unit. Every unit of the cube must call this.
 #[cube]
-fn cube_sums(
-    values: &mut Array<f32>,
-    shared: &mut SharedMemory<f32>,
-    partial: &mut SharedMemory<f32>,
-    #[comptime] exchange: Exchange,
-) {
-    let groups = comptime!(exchange.groups() as usize);
-    let group = (UNIT_POS / exchange.lanes) as usize;
-    let lane = UNIT_POS % exchange.lanes;
-    #[unroll]
-    for r in 0..exchange.rows as usize {
-        let sum = lanes_sum(values[r], shared, exchange.lanes, exchange.planes);
-        if lane == 0 {
-            partial[r * groups + group] = sum;
+fn cube_sums(values: &mut Array<f32>, shared: &mut SharedMemory<f32>, #[comptime] exchange: Exchange) {
+    let rows = comptime!(exchange.rows as usize);
+    if comptime!(exchange.folds()) {
+        let many = comptime!(exchange.rows.next_power_of_two());
+        let mut all = Array::<f32>::new(comptime!(many as usize));
+        #[unroll]
+        for r in 0..comptime!(many as usize) {
+            all[r] = if comptime!(r < rows) { values[r] } else { 0.0f32.runtime() };
         }
-    }
-    let rest = comptime!(exchange.partial() - exchange.rows * exchange.groups());
-    if comptime!(rest > 0) && UNIT_POS < rest {
-        partial[(exchange.rows * exchange.groups() + UNIT_POS) as usize] = 0.0f32;
-    }
-    sync_cube();
-    #[unroll]
-    for r in 0..exchange.rows as usize {
-        let mut sum = 0.0f32.runtime();
-        for g in 0..groups {
-            sum += partial[r * groups + g];
+        let lanes = exchange.lanes;
+        let own = cube_folds(&mut all, shared, many, lanes, comptime!(exchange.groups()), Fold::Sum);
+        #[unroll]
+        for r in 0..rows {
+            values[r] =
+                if comptime!(many > 1) { plane_shuffle(own, comptime!(r as u32 * (lanes / many))) } else { own };
         }
-        values[r] = sum;
+    } else {
+        let mut partial = SharedMemory::<f32>::new(comptime!(exchange.partial() as usize));
+        let groups = comptime!(exchange.groups() as usize);
+        let group = (UNIT_POS / exchange.lanes) as usize;
+        let lane = UNIT_POS % exchange.lanes;
+        #[unroll]
+        for r in 0..rows {
+            let sum = lanes_sum(values[r], shared, exchange.lanes, exchange.planes);
+            if lane == 0 {
+                partial[r * groups + group] = sum;
+            }
+        }
+        let rest = comptime!(exchange.partial() - exchange.rows * exchange.groups());
+        if comptime!(rest > 0) && UNIT_POS < rest {
+            partial[(exchange.rows * exchange.groups() + UNIT_POS) as usize] = 0.0f32;
+        }
+        sync_cube();
+        #[unroll]
+        for r in 0..rows {
+            let mut sum = 0.0f32.runtime();
+            for g in 0..groups {
+                sum += partial[r * groups + g];
+            }
+            values[r] = sum;
+        }
+        // Before a unit writes the next sums.
+        sync_cube();
     }
-    // Before a unit writes the next sums.
-    sync_cube();
 }

@@ -210,7 +210,7 @@ fn nibble(
 
 /// A byte of a word less `offset`, without a conversion: it becomes one of the last bytes of [`RAISED`](crate::cube::bytes::RAISED). Every step is exact.
 #[cube]
-pub(super) fn unsigned(word: u32, raised: u32, #[comptime] at: u32, #[comptime] offset: f32) -> f32 {
+fn unsigned(word: u32, raised: u32, #[comptime] at: u32, #[comptime] offset: f32) -> f32 {
     let mut half = word;
     if comptime!(at >= 2) {
         half = word >> 16u32;

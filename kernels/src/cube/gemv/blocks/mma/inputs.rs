@@ -7,11 +7,11 @@ use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;
 use cubecl::prelude::*;
 
-use super::tile::{SPAN, Tile};
+use super::tile::{SPAN, Tile, UPPER};
 use crate::cube::direct::Quad;
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::activations::{Activations, Statistics};
-use crate::cube::lanes::{Team, cube_max, lanes_sum, vector_max, vector_sum};
+use crate::cube::lanes::{Fold, cube_folds, lanes_sum, vector_max, vector_sum};
 
 /// The row of a matrix of `ldmatrix`.
 type Chunk = Const<8>;
@@ -61,27 +61,54 @@ impl<H: Float> Inputs<H> {
         #[comptime] tile: Tile,
     ) {
         let rows = comptime!(tile.rows as usize);
+        let many = comptime!(tile.rows.next_power_of_two());
+        let mut largest = Array::<f32>::new(comptime!(many as usize));
         #[unroll]
-        for r in 0..rows {
-            self.scales[r] = 0.0f32;
+        for r in 0..comptime!(many as usize) {
+            largest[r] = 0.0f32;
         }
-        for at in range_stepped(UNIT_POS, activations.vectors, comptime!(tile.units())) {
+        if comptime!(tile.parts == 1) {
+            let mut pairs = Array::<Vector<F, Pair>>::new(rows);
             #[unroll]
             for r in 0..rows {
-                let value = activations.value(r, at, statistics);
-                self.scales[r] = max(self.scales[r], vector_max::<Oct>(value.abs()));
+                pairs[r] = Vector::new(F::from_int(0));
             }
+            for at in range_stepped(UNIT_POS, activations.vectors, comptime!(tile.units())) {
+                #[unroll]
+                for r in 0..rows {
+                    let words = Vector::<u32, Quad>::reinterpret(activations.stored(r as u32, at));
+                    #[unroll]
+                    for w in 0..4usize {
+                        // Without signs.
+                        pairs[r] = max(pairs[r], Vector::reinterpret(words[w] & 0x7fff_7fffu32));
+                    }
+                }
+            }
+            #[unroll]
+            for r in 0..rows {
+                largest[r] = max(f32::cast_from(pairs[r][0]), f32::cast_from(pairs[r][1]));
+            }
+        } else {
+            for at in range_stepped(UNIT_POS, activations.vectors, comptime!(tile.units())) {
+                #[unroll]
+                for r in 0..rows {
+                    let value = activations.value(r, at, statistics);
+                    largest[r] = max(largest[r], vector_max::<Oct>(value.abs()));
+                }
+            }
+        }
+        // Each lane has that of one row. Both powers are normal numbers, the first one of the type of the input, too, if it has one part.
+        let own = cube_folds(&mut largest, shared, many, LANES, tile.planes, Fold::Maximum);
+        let exponent = max(min(u32::reinterpret(own) >> 23u32, 254u32), tile.least_exponent);
+        let power = f32::reinterpret((comptime!(2 * BIAS + LARGEST) - exponent) << 23u32);
+        let lanes = comptime!(LANES / many);
+        let (row, lane) = (UNIT_POS / lanes, UNIT_POS % lanes);
+        if row < tile.rows && lane == 0 {
+            self.inverse[row as usize] = f32::reinterpret((exponent - LARGEST) << 23u32);
         }
         #[unroll]
         for r in 0..rows {
-            let team = comptime!(Team { units: tile.units(), near: LANES, planes: true });
-            let largest = cube_max(self.scales[r], shared, team);
-            // Both powers are normal numbers.
-            let exponent = max(min(u32::reinterpret(largest) >> 23u32, 254u32), 16u32);
-            self.scales[r] = f32::reinterpret((comptime!(2 * BIAS + LARGEST) - exponent) << 23u32);
-            if UNIT_POS == 0 {
-                self.inverse[r] = f32::reinterpret((exponent - LARGEST) << 23u32);
-            }
+            self.scales[r] = plane_shuffle(power, comptime!(r as u32 * lanes));
         }
     }
 
@@ -97,11 +124,21 @@ impl<H: Float> Inputs<H> {
     ) {
         let (rows, units) = comptime!((tile.rows as usize, tile.units()));
         // A step has a multiple of 4 units, so that what a unit of the cube stores has the same place in every step.
-        let mut count = 1.0f32.runtime();
+        let mut scales = Array::<f32>::new(rows);
+        #[unroll]
+        for r in 0..rows {
+            scales[r] = self.scales[r];
+        }
+        let mut total_factor = comptime!(tile.total_factor()).runtime();
         if comptime!(tile.upper_after().is_some()) {
             let after = comptime!(tile.upper_after().unwrap_or(8) / 8);
-            let upper = UNIT_POS / after % 2u32;
-            count = select(upper == 0u32, 1.0f32, 0.0625f32);
+            let half = UNIT_POS / after % 2u32;
+            let lower = half == 0u32;
+            #[unroll]
+            for r in 0..rows {
+                scales[r] = select(lower, scales[r], scales[r] * comptime!(1.0 / UPPER));
+            }
+            total_factor = select(lower, total_factor, total_factor * UPPER);
         }
         let lanes = comptime!(tile.run() as u32 / 8);
         let lane = UNIT_POS % lanes;
@@ -110,52 +147,69 @@ impl<H: Float> Inputs<H> {
             let inside = if comptime!(tile.full) { true.runtime() } else { from < activations.vectors };
             #[unroll]
             for r in 0..rows {
-                let mut value = Vector::<f32, Oct>::new(0.0f32);
-                if inside {
-                    value = activations.value(r, from, statistics);
-                    activations.keep(value, normed, r, from);
+                let mut scaled = Vector::<f32, Oct>::new(0.0f32);
+                if comptime!(tile.parts == 1) {
+                    let mut value = Vector::<F, Oct>::new(F::from_int(0));
+                    if inside {
+                        value = activations.stored(r as u32, from);
+                        activations.keep(Vector::cast_from(value), normed, r, from);
+                    }
+                    value *= Vector::new(F::cast_from(scales[r]));
+                    scaled = Vector::cast_from(value);
+                    self.put::<F>(value, step, comptime!(r as u32), tile);
+                } else {
+                    if inside {
+                        scaled = activations.value(r, from, statistics);
+                        activations.keep(scaled, normed, r, from);
+                        scaled *= Vector::new(scales[r]);
+                    }
+                    self.put::<f32>(scaled, step, comptime!(r as u32), tile);
                 }
-                let scaled = value * Vector::new(self.scales[r]);
                 if comptime!(tile.has_totals()) {
-                    let total = lanes_sum(vector_sum::<Oct>(scaled), shared, lanes, true);
+                    let own = vector_sum::<Oct>(scaled) * total_factor;
+                    let total = lanes_sum(own, shared, lanes, true);
                     if lane == 0 {
                         let run = step * comptime!(units / lanes) + UNIT_POS / lanes;
-                        self.totals[(r as u32 * tile.totals_row() + run) as usize] =
-                            total * comptime!(tile.total_factor());
+                        self.totals[(r as u32 * tile.totals_row() + run) as usize] = total;
                     }
                 }
-                self.put(scaled * Vector::new(count), step, comptime!(r as u32), tile);
             }
         }
     }
 
     /// Stores 8 inputs, the parts of two lanes in a product: elements 0 and 2 of each four for one matrix, 1 and 3 for the next one.
-    fn put(&mut self, value: Vector<f32, Oct>, step: u32, #[comptime] row: u32, #[comptime] tile: Tile) {
+    fn put<T: Float>(&mut self, value: Vector<T, Oct>, step: u32, #[comptime] row: u32, #[comptime] tile: Tile) {
         let mut rest = value;
         let mut columns = self.columns.to_slice_mut().with_vector_size::<Quad>();
         let (unit, product, shares) = (UNIT_POS / 4u32, UNIT_POS / 2u32 % 2u32, UNIT_POS % 2u32);
+        // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
+        let most = comptime!((2 * tile.input_vectors() as u32).next_power_of_two());
         let unit_vectors = comptime!(4 * tile.columns());
         #[unroll]
         for part in 0..tile.parts {
             #[unroll]
             for odd in 0..2usize {
-                let mut four = Vector::<f32, Quad>::empty();
+                let mut four = Vector::<T, Quad>::empty();
                 #[unroll]
                 for e in 0..4usize {
                     four[e] = rest[comptime!(2 * e + odd)];
                 }
                 let rounded = Vector::<H, Quad>::cast_from(four);
                 if comptime!(part + 1 < tile.parts) {
-                    let left = (four - Vector::<f32, Quad>::cast_from(rounded)) * Vector::new(REST);
+                    let left = (four - Vector::<T, Quad>::cast_from(rounded)) * Vector::new(T::new(REST));
                     #[unroll]
                     for e in 0..4usize {
                         rest[comptime!(2 * e + odd)] = left[e];
                     }
                 }
                 let column = comptime!(row * tile.parts + part).runtime();
-                let own = unit * unit_vectors + place(product * 2u32 + odd as u32, column, unit, tile);
+                // With whole matrices of columns the second place is as far from the first one everywhere.
+                let apart =
+                    comptime!(if tile.columns().is_multiple_of(8) { 2 * tile.columns() * odd as u32 } else { 0 });
+                let matrix = product * 2u32 + comptime!(if apart > 0 { 0 } else { odd as u32 });
+                let own = unit * unit_vectors + place(matrix, column, unit, tile);
                 let to = own * 2u32 + shares + step * comptime!(tile.units() / 4 * unit_vectors * 2);
-                columns[to as usize] = rounded;
+                columns[(to % most + apart) as usize] = rounded;
             }
         }
     }
@@ -190,12 +244,17 @@ impl<H: Float> Inputs<H> {
 #[cube]
 fn place(matrix: u32, column: u32, unit: u32, #[comptime] tile: Tile) -> u32 {
     let columns = comptime!(tile.columns());
-    let exchanged = if comptime!(!columns.is_multiple_of(2)) {
-        unit / 2u32 % 2u32
-    } else if comptime!(!columns.is_multiple_of(4)) {
-        unit % 4u32
+    if comptime!(columns.is_multiple_of(8)) {
+        // Inside of a matrix.
+        matrix * columns + (column ^ (unit % 4u32 + matrix / 2u32 * 4u32))
     } else {
-        unit % 4u32 + matrix / 2u32 * 4u32
-    };
-    (matrix * columns + column) ^ exchanged
+        let exchanged = if comptime!(!columns.is_multiple_of(2)) {
+            unit / 2u32 % 2u32
+        } else if comptime!(!columns.is_multiple_of(4)) {
+            unit % 4u32
+        } else {
+            unit % 4u32 + matrix / 2u32 * 4u32
+        };
+        (matrix * columns + column) ^ exchanged
+    }
 }

@@ -7,7 +7,7 @@ use super::inputs::{Inputs, Oct, REST_FACTOR};
 use super::loader::{Place, begin, loader_of};
 use super::tile::{OUTPUTS, SPAN, SUMS_ROW, Tile, UNIT, UNITS};
 use super::weights::{
-    Bits, block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors, pair,
+    block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors, minimum_pair, pair,
 };
 use super::words::{Row, Word, row};
 use crate::cube::blocks::factors::Factors;
@@ -110,16 +110,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
                     // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
                     let in_tile = (span - first) % comptime!(tile.spans.next_power_of_two());
                     multiply::<H>(
-                        &mut sums,
-                        &inputs,
-                        &staged,
-                        &rows,
-                        &own_words,
-                        &place.bits,
-                        in_tile,
-                        left,
-                        share,
-                        tile,
+                        &mut sums, &inputs, &staged, &rows, &own_words, place.zero, in_tile, left, share, tile,
                     );
                 }
                 // Before the next step and the next inputs are stored.
@@ -168,7 +159,7 @@ fn multiply<H: Float>(
     staged: &SharedMemory<Vector<u32, Word>>,
     rows: &Sequence<Row>,
     own_words: &Sequence<Row>,
-    bits: &Bits,
+    zero: u32,
     span: u32,
     left: u32,
     share: u32,
@@ -188,13 +179,15 @@ fn multiply<H: Float>(
     for o in 0..2usize {
         load_factors(&mut held, staged, &rows[o], comptime!(o * factor_words), tile);
     }
-    // Those of the span; the first half are multiplied with scales, the second with minima.
+    // The sums of the span, and with what its minima are multiplied.
     let many = comptime!(tile.sums());
-    let mut own = Array::<f32>::new(comptime!(2 * many));
+    let mut own = Array::<f32>::new(many);
     #[unroll]
-    for s in 0..comptime!(2 * many) {
+    for s in 0..many {
         own[s] = 0.0f32;
     }
+    let mut minima = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
+    clear(&mut minima, fragments);
     #[unroll]
     for g in 0..comptime!(UNITS / per_group) {
         let mut words = Array::<u32>::new(comptime!(2 * group_words));
@@ -216,6 +209,8 @@ fn multiply<H: Float>(
                 }
             }
             let mut c = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
+            // The sums of the inputs, where they are products.
+            let mut totals = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
             #[unroll]
             for product in 0..2usize {
                 let run = comptime!(if split { 2 * unit + product } else { unit });
@@ -226,16 +221,33 @@ fn multiply<H: Float>(
                         c[2 * n] = begin;
                         c[2 * n + 1] = begin;
                     }
+                    clear(&mut totals, fragments);
                 }
                 let mut weights = Array::<Vector<H, Pair>>::new(4usize);
+                let mut beside = Array::<Vector<H, Pair>>::new(4usize);
                 #[unroll]
                 for w in 0..4usize {
                     let from = comptime!(w % 2 * group_words);
                     weights[w] = Vector::reinterpret(pair(&words, in_group, product, comptime!(w >= 2), from, tile));
+                    if comptime!(tile.multiplies_minima()) {
+                        let from = comptime!(w % 2 * factor_words);
+                        beside[w] = Vector::reinterpret(minimum_pair(&held, unit, product, from, tile));
+                    } else {
+                        let mut equal = 0u32.runtime();
+                        equal |= comptime!(tile.total_pair(unit, product));
+                        beside[w] = Vector::reinterpret(equal);
+                    }
                 }
                 #[unroll]
                 for n in 0..fragments {
                     let (from, to) = comptime!((4 * n as u32 + 2 * product as u32, 2 * n as u32));
+                    if comptime!(tile.multiplies_minima()) {
+                        mma::<H>(&beside, 0u32, &right, from, &mut minima, to, &mut none, false);
+                    } else if comptime!(tile.multiplies_totals() && has_minimum(tile.format)) {
+                        mma::<H>(&beside, 0u32, &right, from, &mut totals, to, &mut none, false);
+                    } else if comptime!(tile.multiplies_totals()) {
+                        mma::<H>(&beside, 0u32, &right, from, &mut c, to, &mut none, false);
+                    }
                     mma::<H>(&weights, 0u32, &right, from, &mut c, to, &mut none, false);
                 }
                 if comptime!(split || product == 1) {
@@ -243,14 +255,14 @@ fn multiply<H: Float>(
                     for o in 0..2usize {
                         let (from, group_from) = comptime!((o * factor_words, o * group_words));
                         let mut factors =
-                            factors::<H>(&held, &words, staged, &rows[o], bits, unit, product, from, group_from, tile);
+                            factors::<H>(&held, &words, staged, &rows[o], zero, unit, product, from, group_from, tile);
                         if comptime!(!tile.even && !has_block_factors(tile.format)) {
                             // After the end of a row is another one, or anything.
                             let inside = comptime!((unit * UNIT) as u32) < left;
                             factors.scale = select(inside, factors.scale, 0.0f32);
                             factors.minimum = select(inside, factors.minimum, 0.0f32);
                         }
-                        add::<H>(&mut own, &c, inputs, &factors, span, run, share, o, tile);
+                        add::<H>(&mut own, &c, &totals, inputs, &factors, span, run, share, o, tile);
                     }
                 }
             }
@@ -258,17 +270,37 @@ fn multiply<H: Float>(
     }
     #[unroll]
     for s in 0..many {
+        let mut sum = own[s];
         if comptime!(has_block_factors(tile.format)) {
-            let from = comptime!(s / tile.lane_rows() % 2 * factor_words);
-            let factors = block_factors::<H>(&held, from, tile);
-            sums[s] += own[s] * factors.scale;
-            if comptime!(has_minimum(tile.format)) {
-                sums[s] += own[many + s] * factors.minimum;
+            let (n, o, i) = comptime!((s / tile.lane_rows() / 2, s / tile.lane_rows() % 2, s % tile.lane_rows()));
+            let factors = block_factors::<H>(&held, comptime!(o * factor_words), tile);
+            sum *= factors.scale;
+            if comptime!(tile.multiplies_minima()) {
+                sum += of_row(&minima, comptime!(2 * n + o), i, tile) * factors.minimum;
             }
-        } else {
-            sums[s] += own[s];
         }
+        sums[s] += sum;
     }
+}
+
+/// Makes all sums of fragments zeros.
+#[cube]
+fn clear(sums: &mut Array<Vector<f32, Pair>>, #[comptime] fragments: usize) {
+    #[unroll]
+    for s in 0..comptime!(2 * fragments) {
+        sums[s] = Vector::new(0.0f32);
+    }
+}
+
+/// What the products of all parts of the inputs of row `i` of a lane add up to.
+#[cube]
+fn of_row(sums: &Array<Vector<f32, Pair>>, #[comptime] at: usize, #[comptime] i: usize, #[comptime] tile: Tile) -> f32 {
+    let pair = sums[at];
+    let mut sum = pair[i];
+    if comptime!(tile.parts == 2) {
+        sum += pair[1] * REST_FACTOR;
+    }
+    sum
 }
 
 /// Where the sum of the inputs of run `run` of a span is, for row `i` of fragment `n` of a lane; the last row after it, whose sums are dropped.
@@ -310,6 +342,7 @@ fn begin_sum<H: Float>(
 fn add<H: Float>(
     own: &mut Array<f32>,
     c: &Array<Vector<f32, Pair>>,
+    totals: &Array<Vector<f32, Pair>>,
     inputs: &Inputs<H>,
     factors: &Factors,
     span: u32,
@@ -318,22 +351,17 @@ fn add<H: Float>(
     #[comptime] output: usize,
     #[comptime] tile: Tile,
 ) {
-    let (lane_rows, many) = comptime!((tile.lane_rows(), tile.sums()));
+    let lane_rows = comptime!(tile.lane_rows());
     #[unroll]
     for n in 0..comptime!(tile.fragments()) {
-        let pair = c[comptime!(2 * n + output)];
         #[unroll]
         for i in 0..lane_rows {
-            let to = comptime!((2 * n + output) * lane_rows + i);
-            let mut value = pair[i];
-            if comptime!(tile.parts == 2) {
-                value += pair[1] * REST_FACTOR;
-            }
-            own[to] += value * factors.scale;
-            if comptime!(has_minimum(tile.format)) {
+            let (at, to) = comptime!((2 * n + output, (2 * n + output) * lane_rows + i));
+            own[to] += of_row(c, at, i, tile) * factors.scale;
+            if comptime!(tile.multiplies_totals() && has_minimum(tile.format)) {
+                own[to] += of_row(totals, at, i, tile) * factors.minimum;
+            } else if comptime!(tile.has_totals() && has_minimum(tile.format)) {
                 let total = inputs.total(total_at(span, share, run, comptime!(n as u32), comptime!(i as u32), tile));
-                // Of factors that are no integers nothing is left to multiply.
-                let to = comptime!(if has_block_factors(tile.format) { many + to } else { to });
                 own[to] += total * factors.minimum;
             }
         }

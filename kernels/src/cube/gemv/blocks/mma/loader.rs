@@ -4,7 +4,6 @@ use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::prelude::*;
 
 use super::tile::Tile;
-use super::weights::Bits;
 use super::words::Word;
 use crate::cube::direct::Quad;
 use crate::cube::gemv::output::Sizes;
@@ -19,7 +18,8 @@ pub(super) struct Place {
     last: u32,
     /// Spans of a row.
     pub spans: u32,
-    pub bits: Bits,
+    /// [`ZERO`](crate::cube::bytes::ZERO), an argument since an instruction holds only one constant.
+    pub zero: u32,
 }
 
 /// The byte at which an output begins, or the last one if there are fewer.

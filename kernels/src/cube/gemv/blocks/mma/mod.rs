@@ -13,10 +13,9 @@ use cubecl::prelude::*;
 use self::kernel::product_blocks_mma;
 use self::loader::PlaceLaunch;
 use self::tile::{SPAN, Tile};
-use self::weights::BitsLaunch;
 use super::chunk::is_small;
 use crate::cube::blocks::CheckedBlocks;
-use crate::cube::bytes::{RAISED, ZERO};
+use crate::cube::bytes::ZERO;
 use crate::cube::fragment::check_tensor_cores;
 use crate::cube::gemv::activations::activations;
 use crate::cube::gemv::output::sizes;
@@ -26,6 +25,10 @@ use crate::cube::tensors::array;
 
 /// Elements of a vector of the input.
 const VECTOR: usize = 8;
+/// The least exponent of the largest input of a row: its power of two is below 2^126, or one that an f16 has. Inputs in f16 that are smaller than
+/// 2^-2 keep all bits with that.
+const LEAST: u32 = 16;
+const LEAST_OF_HALVES: u32 = 125;
 
 /// The tile for a problem, or why the kernel does not take it.
 pub(super) fn plan<R: Runtime>(
@@ -46,7 +49,8 @@ pub(super) fn plan<R: Runtime>(
     }
     // 16 bits are all that such an input has.
     let parts = if problem.input.dtype.size() == 2 && problem.norm.is_none() { 1 } else { 2 };
-    let tile = Tile::new(machine, problem.extents, blocks, parts)?;
+    let halves = parts == 1 && problem.input.dtype == f16_type();
+    let tile = Tile::new(machine, problem.extents, blocks, parts, if halves { LEAST_OF_HALVES } else { LEAST })?;
     if machine.units(tile.units()) < tile.units() {
         return Err(Unsupported::TensorCores(f16_type()));
     }
@@ -79,7 +83,7 @@ pub(super) fn multiply<R: Runtime>(
         blocks.row_bytes as u32,
         loads.saturating_sub(1) as u32,
         problem.extents.inputs.div_ceil(SPAN) as u32,
-        BitsLaunch::new(ZERO, RAISED),
+        ZERO,
     );
     let [gamma, beta, bias] = problem.parameter_types();
     // SAFETY: the tensors were checked against each other, and the kernel reads and writes within the sizes that `Sizes`, `Place` and

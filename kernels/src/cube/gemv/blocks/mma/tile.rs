@@ -20,6 +20,10 @@ pub(super) const UNIT: usize = 32;
 pub(super) const UNITS: usize = SPAN / UNIT;
 /// Floats between the sums of one row of the input and those of the next: the lanes of a fragment write to different banks.
 pub(super) const SUMS_ROW: u32 = OUTPUTS + 8;
+/// What the last bit of an f16 below 2^-14 counts.
+pub(super) const SMALL: f32 = 1.0 / 16_777_216.0;
+/// What an element in the upper half of a byte counts, in one of the lower half.
+pub(super) const UPPER: f32 = 16.0;
 /// Columns of a fragment.
 const COLUMNS: u32 = 8;
 /// Most planes of a cube.
@@ -42,6 +46,8 @@ pub(in crate::cube::gemv) struct Tile {
     pub rows: u32,
     /// Numbers of 16 bits that make an input: 2, or 1 where it has no more bits.
     pub parts: u32,
+    /// The least exponent of the largest input of a row, as an f32 has it, that is scaled to the same as others.
+    pub least_exponent: u32,
     /// Spans of the inputs that shared memory holds, a multiple of the planes.
     pub spans: u32,
     /// Whether a row has a whole number of spans.
@@ -61,6 +67,7 @@ impl Tile {
         extents: Extents,
         blocks: &CheckedBlocks<'_, R>,
         parts: u32,
+        least_exponent: u32,
     ) -> Result<Self, Unsupported> {
         let spans = extents.inputs.div_ceil(SPAN);
         let mut tile = Self {
@@ -69,6 +76,7 @@ impl Tile {
             planes: spans.next_power_of_two().min(PLANES) as u32,
             rows: extents.rows as u32,
             parts,
+            least_exponent,
             spans: 0,
             even: extents.inputs.is_multiple_of(SPAN),
             whole_steps: false,
@@ -191,9 +199,34 @@ impl Tile {
         if self.format == BlockFormat::Q6_K { UNIT / 2 } else { UNIT }
     }
 
-    /// Whether sums of the inputs of each run are needed: for minima, or for what is subtracted from the bits of an element.
+    /// Whether shared memory has the sums of the inputs of each run, for minima, or for what is subtracted from the bits of an element.
     pub fn has_totals(self) -> bool {
-        self.total_factor() != 0.0
+        self.total_factor() != 0.0 && !self.multiplies_totals() && !self.multiplies_minima()
+    }
+
+    /// Whether these sums are products too, of a left operand with equal elements. With one row, or with two parts, it takes fewer
+    /// instructions to add the inputs up before they are stored.
+    pub fn multiplies_totals(self) -> bool {
+        self.total_factor() != 0.0 && self.parts == 1 && self.rows > 1 && !self.multiplies_minima()
+    }
+
+    /// Whether minima are a left operand themselves: integers of a block that is a span.
+    pub fn multiplies_minima(self) -> bool {
+        matches!(self.format, BlockFormat::Q4_K | BlockFormat::Q5_K)
+    }
+
+    /// The left operand of the sums in product `product` of unit `unit`.
+    pub fn total_pair(self, unit: usize, product: usize) -> u32 {
+        let factor = self.total_factor() / self.element_unit();
+        let sign = if factor < 0.0 { 0x8000_8000 } else { 0 };
+        sign | self.twice(factor.abs() as u32, unit, product)
+    }
+
+    /// A small integer twice, as elements of product `product` of unit `unit`.
+    pub fn twice(self, integer: u32, unit: usize, product: usize) -> u32 {
+        let element = unit * UNIT + product * UNIT / 2;
+        let upper = self.upper_after().is_some_and(|after| element / after as usize % 2 == 1);
+        integer * if upper { UPPER as u32 } else { 1 } * 0x1_0001
     }
 
     /// What the sum of the inputs of a run is multiplied with.
@@ -210,11 +243,10 @@ impl Tile {
     /// What the left operand has for an element of 1.
     pub fn element_unit(self) -> f32 {
         // The exponent of E2M1 counts from 1, and that of f16 from 15. The scale is half of what it should be.
-        let exponent = if self.format == BlockFormat::MXFP4 { -15 } else { -24 };
-        2f32.powi(exponent)
+        if self.format == BlockFormat::MXFP4 { 2f32.powi(-15) } else { SMALL }
     }
 
-    /// Inputs from one whose element is in the lower half of a byte to that in the upper half, where it counts 16 times as much.
+    /// Inputs from one whose element is in the lower half of a byte to that in the upper half, where it counts [`UPPER`] times as much.
     pub fn upper_after(self) -> Option<u32> {
         use BlockFormat::{MXFP4, Q4_K, Q5_K, Q6_K, Q8_0};
         match self.format {

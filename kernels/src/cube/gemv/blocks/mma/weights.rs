@@ -7,12 +7,12 @@
 use burn_deepspeed_core::block::BlockFormat;
 use cubecl::prelude::*;
 
-use super::tile::{Tile, UNIT};
+use super::tile::{SMALL, Tile, UNIT};
 use super::words::{Row, Word};
 use crate::cube::blocks::factors::Factors;
-use crate::cube::blocks::half_of;
+use crate::cube::blocks::{half_of, has_minimum};
 use crate::cube::bytes::byte;
-use crate::cube::gemv::blocks::elements::{half_power, unsigned};
+use crate::cube::gemv::blocks::elements::half_power;
 
 /// Units that share words, and how many words of a row a lane has for them: a word has the elements of one lane for one or two products.
 fn shared(format: BlockFormat) -> (usize, usize) {
@@ -211,11 +211,13 @@ pub(super) fn load_factors(
 /// The factors of the block that a span is.
 #[cube]
 pub(super) fn block_factors<H: Float>(words: &Array<u32>, #[comptime] from: usize, #[comptime] tile: Tile) -> Factors {
-    if comptime!(tile.format == BlockFormat::Q6_K) {
-        Factors { scale: half_of::<H>(words[from], false, true), minimum: 0.0f32.runtime() }
-    } else {
-        Factors { scale: half_of::<H>(words[from], false, true), minimum: -half_of::<H>(words[from], true, true) }
+    let mut scale = half_of::<H>(words[from], false, true);
+    let mut minimum = 0.0f32.runtime();
+    if comptime!(has_minimum(tile.format)) {
+        scale *= comptime!(1.0 / SMALL);
+        minimum = -half_of::<H>(words[from], true, true);
     }
+    Factors { scale, minimum }
 }
 
 /// The factors of unit `unit` of a span, or with Q6_K those of product `product` of it. The words for the factors of the span begin at `from`, those
@@ -226,7 +228,7 @@ pub(super) fn factors<H: Float>(
     words: &Array<u32>,
     staged: &SharedMemory<Vector<u32, Word>>,
     row: &Row,
-    bits: &Bits,
+    zero: u32,
     #[comptime] unit: usize,
     #[comptime] product: usize,
     #[comptime] from: usize,
@@ -246,14 +248,15 @@ pub(super) fn factors<H: Float>(
             half_power(exponent)
         }
         BlockFormat::Q4_K | BlockFormat::Q5_K => {
-            let (scales, minima) = six_bits(held, from, comptime!(unit >= 4));
-            let at = comptime!(unit as u32 % 4);
-            minimum = unsigned(minima, bits.raised, at, 0.0f32);
-            unsigned(scales, bits.raised, at, 0.0f32)
+            // As the bits of an element, which count 2^-24.
+            let scales = six_bits(held, from, comptime!(unit >= 4)).0;
+            let half = comptime!(unit % 4 / 2);
+            let pair = shifted(scales, comptime!(unit as i32 % 2 * 8)) & 0x00ff_00ffu32;
+            half_of::<H>(pair, comptime!(half == 1), true)
         }
         BlockFormat::Q6_K => {
             let at = comptime!(2 * unit + product);
-            byte(words[group_from + 6 + comptime!(at / 4 % 2)], bits.zero, comptime!(at as u32 % 4))
+            byte(words[group_from + 6 + comptime!(at / 4 % 2)], zero, comptime!(at as u32 % 4))
         }
         // Q4_0, Q5_0 and Q8_0.
         _ => row.half::<H>(staged, first, tile),
@@ -261,13 +264,17 @@ pub(super) fn factors<H: Float>(
     Factors { scale, minimum }
 }
 
-/// Bits that bytes are put into, which makes numbers of them; arguments of the kernel, since an instruction holds only one constant.
-#[derive(CubeType, CubeLaunch, Clone, Copy)]
-pub(super) struct Bits {
-    /// [`ZERO`](crate::cube::bytes::ZERO).
-    zero: u32,
-    /// [`RAISED`](crate::cube::bytes::RAISED).
-    raised: u32,
+/// The minimum of unit `unit` of a span, as two elements of a left operand with as much weight as those of product `product`.
+#[cube]
+pub(super) fn minimum_pair(
+    held: &Array<u32>,
+    #[comptime] unit: usize,
+    #[comptime] product: usize,
+    #[comptime] from: usize,
+    #[comptime] tile: Tile,
+) -> u32 {
+    let minima = six_bits(held, from, comptime!(unit >= 4)).1;
+    (shifted(minima, comptime!(unit as i32 % 4 * 8)) & 0xffu32) * comptime!(tile.twice(1, unit, product))
 }
 
 /// Scales and minima of the first 4 units, or of the last 4: 6 bits each, in their bytes.
