@@ -154,6 +154,11 @@ const fn output(rows: usize, weights: Weights) -> Problem {
     Problem::Gemv { rows, inputs: 4096, outputs: 4096, normed: false, weights }
 }
 
+/// The last projection of its MLP.
+const fn down(rows: usize, weights: Weights) -> Problem {
+    Problem::Gemv { rows, inputs: 14336, outputs: 4096, normed: false, weights }
+}
+
 /// Its weights made dense, for the product of a prompt.
 const fn dense(format: BlockFormat) -> Problem {
     Problem::Dequantise { inputs: 4096, outputs: 4096, format }
@@ -164,7 +169,7 @@ const LONG: [usize; 3] = [4, 16, 64];
 
 /// The most informative ones first.
 #[rustfmt::skip]
-pub const WORKLOADS: [Workload; 50] = [
+pub const WORKLOADS: [Workload; 52] = [
     Workload { name: "copy", problem: Problem::Copy { megabytes: 512 } },
     Workload { name: "launch", problem: Problem::Empty },
     Workload { name: "decode-64x32x8x128-4096", problem: decoding([64, 32, 8, 128], 4096, false) },
@@ -192,8 +197,10 @@ pub const WORKLOADS: [Workload; 50] = [
     Workload { name: "output-4096-4096-q4_k", problem: output(1, Weights::Blocks(BlockFormat::Q4_K)) },
     Workload { name: "output-4096-4096-q6_k", problem: output(1, Weights::Blocks(BlockFormat::Q6_K)) },
     Workload { name: "norm-qkv-4096-12288-q4_k", problem: qkv(1, Weights::Blocks(BlockFormat::Q4_K)) },
+    Workload { name: "norm-qkv-8x4096-12288-q4_k", problem: qkv(8, Weights::Blocks(BlockFormat::Q4_K)) },
     Workload { name: "output-8x4096-4096-q4_k", problem: output(8, Weights::Blocks(BlockFormat::Q4_K)) },
     Workload { name: "output-8x4096-4096-q6_k", problem: output(8, Weights::Blocks(BlockFormat::Q6_K)) },
+    Workload { name: "output-8x14336-4096-q4_k", problem: down(8, Weights::Blocks(BlockFormat::Q4_K)) },
     Workload { name: "norm-qkv-8x4096-12288-out-in", problem: qkv(8, Weights::Dense(OutputInput)) },
     Workload { name: "norm-qkv-8x4096-12288-int8", problem: qkv(8, Weights::Int8) },
     Workload { name: "output-8x4096-4096-out-in", problem: output(8, Weights::Dense(OutputInput)) },

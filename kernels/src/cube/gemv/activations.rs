@@ -53,7 +53,7 @@ pub(super) struct Activations<F: Float, G: Float, E: Float, N: Size> {
     share: f32,
     epsilon: f32,
     #[cube(comptime)]
-    norm: Option<NormKind>,
+    pub norm: Option<NormKind>,
     /// Vectors that a vector of the matrix is multiplied with.
     #[cube(comptime)]
     fold: u32,
@@ -169,6 +169,27 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
             }
         }
         value
+    }
+
+    /// What no normalised value of vector `at` exceeds, of any row: since the squares of a row add up to the features, none is larger than
+    /// their root before the norm's parameters.
+    pub fn bound(&self, at: u32) -> Vector<f32, N> {
+        let mut bound = Vector::<f32, N>::new((1.0f32 / self.share).sqrt());
+        #[comptime]
+        match &self.gamma {
+            ComptimeOption::Some(gamma) => {
+                bound *= Vector::<f32, N>::cast_from(gamma[at as usize]).abs();
+            }
+            ComptimeOption::None => {}
+        }
+        #[comptime]
+        match &self.beta {
+            ComptimeOption::Some(beta) => {
+                bound += Vector::<f32, N>::cast_from(beta[at as usize]).abs();
+            }
+            ComptimeOption::None => {}
+        }
+        bound
     }
 
     /// Writes vector `at` of a row to `normed`, in the first cube.

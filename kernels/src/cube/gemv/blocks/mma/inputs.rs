@@ -1,7 +1,7 @@
 //! The rows of the input as right operands, in shared memory.
 //!
-//! An input is scaled by a power of two, so that the largest of its row is from 2^13 to 2^14, and becomes the f16 next to it and, where it has
-//! more bits, 2^11 times the rest in another: 22 bits together.
+//! An input is scaled by a power of two, so that the largest of its row is from 2^13 to 2^14, and becomes the f16 next to it; an f32 also
+//! 2^11 times the rest in another, 22 bits together.
 
 use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;
@@ -52,7 +52,8 @@ impl<H: Float> Inputs<H> {
         }
     }
 
-    /// Finds the power of two of each row. Every unit of the cube must call this.
+    /// Finds the power of two of each row: what makes its largest input less than 2^14, or what no input of a norm exceeds. Every unit of
+    /// the cube must call this.
     pub fn scale<F: Float, G: Float, E: Float>(
         &mut self,
         activations: &Activations<F, G, E, Oct>,
@@ -61,13 +62,18 @@ impl<H: Float> Inputs<H> {
         #[comptime] tile: Tile,
     ) {
         let rows = comptime!(tile.rows as usize);
-        let many = comptime!(tile.rows.next_power_of_two());
-        let mut largest = Array::<f32>::new(comptime!(many as usize));
+        // With a norm all rows have the same.
+        let many = comptime!(if activations.norm.is_some() { 1 } else { rows.next_power_of_two() });
+        let mut largest = Array::<f32>::new(many);
         #[unroll]
-        for r in 0..comptime!(many as usize) {
+        for r in 0..many {
             largest[r] = 0.0f32;
         }
-        if comptime!(tile.parts == 1) {
+        if comptime!(activations.norm.is_some()) {
+            for at in range_stepped(UNIT_POS, activations.vectors, comptime!(tile.units())) {
+                largest[0] = max(largest[0], vector_max::<Oct>(activations.bound(at)));
+            }
+        } else if comptime!(tile.has_pairs()) {
             let mut pairs = Array::<Vector<F, Pair>>::new(rows);
             #[unroll]
             for r in 0..rows {
@@ -97,18 +103,19 @@ impl<H: Float> Inputs<H> {
                 }
             }
         }
-        // Each lane has that of one row. Both powers are normal numbers, the first one of the type of the input, too, if it has one part.
-        let own = cube_folds(&mut largest, shared, many, LANES, tile.planes, Fold::Maximum);
-        let exponent = max(min(u32::reinterpret(own) >> 23u32, 254u32), tile.least_exponent);
+        // Each lane has that of one row. Both powers are normal numbers, the first one also among f16 if the inputs are.
+        let own = cube_folds(&mut largest, shared, comptime!(many as u32), LANES, tile.planes, Fold::Maximum);
+        let exponent = max(min(u32::reinterpret(own) >> 23u32, 254u32), comptime!(tile.least_exponent()));
         let power = f32::reinterpret((comptime!(2 * BIAS + LARGEST) - exponent) << 23u32);
-        let lanes = comptime!(LANES / many);
+        let lanes = comptime!(if activations.norm.is_some() { 1 } else { LANES / many as u32 });
         let (row, lane) = (UNIT_POS / lanes, UNIT_POS % lanes);
         if row < tile.rows && lane == 0 {
             self.inverse[row as usize] = f32::reinterpret((exponent - LARGEST) << 23u32);
         }
         #[unroll]
         for r in 0..rows {
-            self.scales[r] = plane_shuffle(power, comptime!(r as u32 * lanes));
+            self.scales[r] =
+                if comptime!(many > 1) { plane_shuffle(power, comptime!(r as u32 * lanes)) } else { power };
         }
     }
 
@@ -148,7 +155,7 @@ impl<H: Float> Inputs<H> {
             #[unroll]
             for r in 0..rows {
                 let mut scaled = Vector::<f32, Oct>::new(0.0f32);
-                if comptime!(tile.parts == 1) {
+                if comptime!(tile.has_pairs()) {
                     let mut value = Vector::<F, Oct>::new(F::from_int(0));
                     if inside {
                         value = activations.stored(r as u32, from);

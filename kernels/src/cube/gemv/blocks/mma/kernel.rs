@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 
 use super::inputs::{Inputs, Oct, REST_FACTOR};
 use super::loader::{Place, begin, loader_of};
-use super::tile::{OUTPUTS, SPAN, SUMS_ROW, Tile, UNIT, UNITS};
+use super::sums::write_sums;
+use super::tile::{OUTPUTS, SPAN, Tile, UNIT, UNITS};
 use super::weights::{
     block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors, minimum_pair, pair,
 };
@@ -15,7 +16,7 @@ use crate::cube::blocks::has_minimum;
 use crate::cube::direct::Quad;
 use crate::cube::fragment::{LANES, Pair, mma};
 use crate::cube::gemv::activations::Activations;
-use crate::cube::gemv::output::{Sizes, write};
+use crate::cube::gemv::output::Sizes;
 
 /// Strips of 16 outputs, for all rows of the input.
 ///
@@ -33,8 +34,8 @@ use crate::cube::gemv::output::{Sizes, write};
 /// A scale multiplies what two products add up to, with Q6_K one. The partial sums of the planes are added through shared memory. An input that is
 /// not finite makes NaN of its row.
 ///
-/// The launch has at most `outputs / 16` cubes along x, rounded up; fewer, each with several strips of 16 outputs, only if shared memory
-/// holds all inputs.
+/// The launch has at most `outputs / 16` cubes along x, rounded up; fewer of them have several strips of 16 outputs each. If shared memory
+/// does not hold all inputs, all strips are multiplied with a part of them before the next part is filled in, and there are at most `tile.strips`.
 #[cube(launch_unchecked)]
 pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Float>(
     activations: &Activations<F, G, E, Oct>,
@@ -56,53 +57,59 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     let mut partial = SharedMemory::<f32>::new(comptime!(tile.partial()));
     let mut inputs = Inputs::<H>::new(tile);
 
+    let mut saved = SharedMemory::<f32>::new(comptime!(tile.saved()));
+
     let (lane, plane) = (UNIT_POS % LANES, UNIT_POS / LANES);
     let (across, share) = (lane / 4u32, lane % 4u32);
-    let lane_rows = comptime!(tile.lane_rows());
+    let own_output = CUBE_POS_X * OUTPUTS;
+    let apart = CUBE_COUNT_X * OUTPUTS;
 
-    // The first weights are loaded while the input is made the right operand. After the last output they are read again, and the sums dropped.
-    let mut loader = loader_of(CUBE_POS_X * OUTPUTS, place, sizes, tile);
+    // The first weights are loaded while the input is made the right operand. After the last ones some are read again, and dropped.
+    let mut loader = loader_of(own_output, place, sizes, tile);
     let mut loaded = Array::<Vector<u32, Quad>>::new(comptime!(tile.unit_loads()));
     loader.load(&mut loaded, matrix, 0u32, tile);
 
     let statistics = activations.statistics(&mut shared, comptime!(tile.exchange()));
     inputs.scale::<F, G, E>(activations, &statistics, &mut shared, tile);
-    if comptime!(tile.single) {
-        inputs.fill::<F, G, E>(activations, &statistics, normed, 0u32, &mut shared, tile);
-    }
 
-    for first_output in range_stepped(CUBE_POS_X * OUTPUTS, sizes.outputs, CUBE_COUNT_X * OUTPUTS) {
-        let mut rows = Sequence::<Row>::new();
-        let mut own_words = Sequence::<Row>::new();
-        #[unroll]
-        for o in 0..2usize {
-            let own = across + comptime!(8 * o as u32);
-            let mut byte = plane * comptime!(tile.span_bytes());
-            if comptime!(!tile.has_whole_loads()) {
-                byte += begin(first_output + own, place, sizes) % UNIT_BYTES as u32;
+    for first in range_stepped(0u32, place.spans, tile.spans) {
+        inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
+        let end = min(first + tile.spans, place.spans);
+        let mut slot = UNIT_POS;
+        for first_output in range_stepped(own_output, sizes.outputs, apart) {
+            let mut rows = Sequence::<Row>::new();
+            let mut own_words = Sequence::<Row>::new();
+            #[unroll]
+            for o in 0..2usize {
+                let own = across + comptime!(8 * o as u32);
+                let mut byte = plane * comptime!(tile.span_bytes());
+                if comptime!(!tile.has_whole_loads()) {
+                    byte += begin(first_output + own, place, sizes) % UNIT_BYTES as u32;
+                }
+                rows.push(row(own * comptime!(4 * tile.pitch()), byte, tile));
+                own_words.push(row(own * comptime!(4 * tile.pitch()) + share, byte, tile));
             }
-            rows.push(row(own * comptime!(4 * tile.pitch()), byte, tile));
-            own_words.push(row(own * comptime!(4 * tile.pitch()) + share, byte, tile));
-        }
-        let mut sums = Array::<f32>::new(comptime!(tile.sums()));
-        #[unroll]
-        for s in 0..comptime!(tile.sums()) {
-            sums[s] = 0.0f32;
-        }
-        for first in range_stepped(0u32, place.spans, tile.spans) {
-            if comptime!(!tile.single) {
-                inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
+            let mut sums = Array::<f32>::new(comptime!(tile.sums()));
+            #[unroll]
+            for s in 0..comptime!(tile.sums()) {
+                sums[s] = 0.0f32;
+                if comptime!(!tile.single) && first > 0 {
+                    sums[s] = saved[(slot + comptime!(s as u32 * tile.units())) as usize];
+                }
             }
-            let end = min(first + tile.spans, place.spans);
             for step in range_stepped(first, end, tile.planes) {
                 loader.store(&mut staged, &loaded, tile);
                 sync_cube();
-                if step + tile.planes < place.spans {
+                if step + tile.planes < end {
                     loader.load(&mut loaded, matrix, step + tile.planes, tile);
-                } else if first_output + CUBE_COUNT_X * OUTPUTS < sizes.outputs {
+                } else if first_output + apart < sizes.outputs {
                     // The first weights of the next outputs.
-                    loader.turn_to(first_output + CUBE_COUNT_X * OUTPUTS, place, sizes, tile);
-                    loader.load(&mut loaded, matrix, 0u32, tile);
+                    loader.turn_to(first_output + apart, place, sizes, tile);
+                    loader.load(&mut loaded, matrix, first, tile);
+                } else if comptime!(!tile.single) {
+                    // Those of the next inputs.
+                    loader.turn_to(own_output, place, sizes, tile);
+                    loader.load(&mut loaded, matrix, min(end, place.spans - 1u32), tile);
                 }
                 let span = step + plane;
                 if comptime!(tile.whole_steps) || span < place.spans {
@@ -116,39 +123,17 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
                 // Before the next step and the next inputs are stored.
                 sync_cube();
             }
-        }
-
-        #[unroll]
-        for s in 0..comptime!(tile.sums()) {
-            let (part, o) = comptime!(((s / lane_rows / 2 * lane_rows + s % lane_rows) as u32, s / lane_rows % 2));
-            if row_of(part, share, tile) < tile.rows {
-                let to = (plane * tile.parts_of_sums() + part * 4u32 + share) * SUMS_ROW + across;
-                partial[(to + comptime!(8 * o as u32)) as usize] = sums[s];
-            }
-        }
-        sync_cube();
-        for at in range_stepped(UNIT_POS, comptime!(OUTPUTS * tile.parts_of_sums()), comptime!(tile.units())) {
-            // Two neighbouring halves of a plane read on different banks.
-            let (within, half) = (at % OUTPUTS, at / OUTPUTS);
-            let (part, share) = (half / 4u32, half % 2u32 * 2u32 + half / 2u32 % 2u32);
-            let of_row = row_of(part, share, tile);
-            if of_row < tile.rows && first_output + within < sizes.outputs {
-                let mut sum = 0.0f32.runtime();
+            if comptime!(tile.single) || end == place.spans {
+                write_sums::<F, B, H>(&sums, &mut partial, &inputs, first_output, bias, output, sizes, tile);
+            } else {
                 #[unroll]
-                for plane in 0..tile.planes {
-                    sum += partial[((plane * tile.parts_of_sums() + part * 4u32 + share) * SUMS_ROW + within) as usize];
+                for s in 0..comptime!(tile.sums()) {
+                    saved[(slot + comptime!(s as u32 * tile.units())) as usize] = sums[s];
                 }
-                write::<F, B>(inputs.whole(sum, of_row, tile), of_row, first_output + within, bias, output, sizes);
+                slot += comptime!(tile.sums() as u32 * tile.units());
             }
         }
     }
-}
-
-/// The row of which lanes whose place among four is `share` have part `part` of the sums.
-#[cube]
-fn row_of(part: u32, share: u32, #[comptime] tile: Tile) -> u32 {
-    let lane_rows = comptime!(tile.lane_rows() as u32);
-    (part / lane_rows * 4u32 + share) * tile.lane_columns() + part % lane_rows
 }
 
 /// Multiplies span `span` of the inputs, of which `left` elements are left in a row, and adds to the sums.

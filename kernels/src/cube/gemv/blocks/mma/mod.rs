@@ -3,6 +3,7 @@
 mod inputs;
 mod kernel;
 mod loader;
+mod sums;
 mod tile;
 mod weights;
 mod words;
@@ -12,7 +13,7 @@ use cubecl::prelude::*;
 
 use self::kernel::product_blocks_mma;
 use self::loader::PlaceLaunch;
-use self::tile::{SPAN, Tile};
+use self::tile::{Read, SPAN, Tile};
 use super::chunk::is_small;
 use crate::cube::blocks::CheckedBlocks;
 use crate::cube::bytes::ZERO;
@@ -25,11 +26,6 @@ use crate::cube::tensors::array;
 
 /// Elements of a vector of the input.
 const VECTOR: usize = 8;
-/// The least exponent of the largest input of a row: its power of two is below 2^126, or one that an f16 has. Inputs in f16 that are smaller than
-/// 2^-2 keep all bits with that.
-const LEAST: u32 = 16;
-const LEAST_OF_HALVES: u32 = 125;
-
 /// The tile for a problem, or why the kernel does not take it.
 pub(super) fn plan<R: Runtime>(
     client: &ComputeClient<R>,
@@ -47,10 +43,16 @@ pub(super) fn plan<R: Runtime>(
         let stride = tensor.filter(|tensor| tensor.shape()[0] > 1).map_or(0, |tensor| tensor.strides()[0]);
         whole(what, stride, VECTOR)?;
     }
-    // 16 bits are all that such an input has.
-    let parts = if problem.input.dtype.size() == 2 && problem.norm.is_none() { 1 } else { 2 };
-    let halves = parts == 1 && problem.input.dtype == f16_type();
-    let tile = Tile::new(machine, problem.extents, blocks, parts, if halves { LEAST_OF_HALVES } else { LEAST })?;
+    let read = if problem.input.dtype.size() > 2 {
+        Read::Parts
+    } else if problem.norm.is_some() {
+        Read::Normed
+    } else if problem.input.dtype == f16_type() {
+        Read::Halves
+    } else {
+        Read::Short
+    };
+    let tile = Tile::new(machine, problem.extents, blocks, read)?;
     if machine.units(tile.units()) < tile.units() {
         return Err(Unsupported::TensorCores(f16_type()));
     }

@@ -28,11 +28,26 @@ pub(super) const UPPER: f32 = 16.0;
 const COLUMNS: u32 = 8;
 /// Most planes of a cube.
 const PLANES: usize = 8;
-/// Bytes of shared memory that the inputs of several steps take: 8 rows of 4096 f16, and two cubes stay resident on a multiprocessor.
-const INPUT_BYTES: usize = 80 * 1024;
 /// Most rows of the input for which a multiprocessor has two cubes. Each makes all rows operands, which takes more time than a strip of outputs
 /// does if there are more.
 const FEW_ROWS: usize = 2;
+/// Bytes of shared memory that the inputs of several steps of few rows take, so that two cubes stay resident on a multiprocessor.
+const INPUT_BYTES: usize = 80 * 1024;
+/// Most strips whose sums a cube saves while it fills in other inputs.
+const STRIPS: usize = 4;
+
+/// What inputs are, and how they become operands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(in crate::cube::gemv) enum Read {
+    /// More than 16 bits: two f16 for each.
+    Parts,
+    /// 16 bits that a norm changes: one f16. So they are as exact as a normalised f16.
+    Normed,
+    /// f16, two at a time.
+    Halves,
+    /// bf16, two at a time.
+    Short,
+}
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,10 +59,9 @@ pub(in crate::cube::gemv) struct Tile {
     pub planes: u32,
     /// Rows of the input.
     pub rows: u32,
-    /// Numbers of 16 bits that make an input: 2, or 1 where it has no more bits.
+    pub read: Read,
+    /// Numbers of 16 bits that make an input.
     pub parts: u32,
-    /// The least exponent of the largest input of a row, as an f32 has it, that is scaled to the same as others.
-    pub least_exponent: u32,
     /// Spans of the inputs that shared memory holds, a multiple of the planes.
     pub spans: u32,
     /// Whether a row has a whole number of spans.
@@ -58,6 +72,8 @@ pub(in crate::cube::gemv) struct Tile {
     pub full: bool,
     /// Whether shared memory holds all inputs.
     pub single: bool,
+    /// Most strips of a cube, otherwise.
+    strips: usize,
 }
 
 impl Tile {
@@ -66,8 +82,7 @@ impl Tile {
         machine: &Machine,
         extents: Extents,
         blocks: &CheckedBlocks<'_, R>,
-        parts: u32,
-        least_exponent: u32,
+        read: Read,
     ) -> Result<Self, Unsupported> {
         let spans = extents.inputs.div_ceil(SPAN);
         let mut tile = Self {
@@ -75,24 +90,27 @@ impl Tile {
             row_unit: blocks.row_unit() as u32,
             planes: spans.next_power_of_two().min(PLANES) as u32,
             rows: extents.rows as u32,
-            parts,
-            least_exponent,
+            read,
+            parts: if read == Read::Parts { 2 } else { 1 },
             spans: 0,
             even: extents.inputs.is_multiple_of(SPAN),
             whole_steps: false,
             full: false,
-            single: false,
+            single: true,
+            strips: 0,
         };
+        let wanted = tile.strips_of_cube(machine, extents.outputs).min(STRIPS);
         loop {
-            let step = tile.planes as usize * tile.span_memory();
-            let rest = machine.shared_bytes.saturating_sub(tile.fixed_bytes());
-            let most = rest.min(INPUT_BYTES.max(step)) / step;
-            tile.spans = most.min(spans.div_ceil(tile.planes as usize)) as u32 * tile.planes;
             tile.whole_steps = tile.even && spans.is_multiple_of(tile.planes as usize);
-            if tile.spans > 0 {
-                tile.full = tile.even && spans.is_multiple_of(tile.spans as usize);
-                tile.single = tile.spans as usize >= spans;
-                return Ok(tile);
+            // All inputs, or as many as go with the sums of several strips.
+            for strips in [0, wanted, 1] {
+                (tile.single, tile.strips) = (strips == 0, strips);
+                tile.spans = tile.most_spans(machine, spans);
+                let fits = if tile.single { spans } else { 1 };
+                if tile.spans as usize >= fits {
+                    tile.full = tile.even && spans.is_multiple_of(tile.spans as usize);
+                    return Ok(tile);
+                }
             }
             // Fewer planes do with less, but steps must begin where loads do.
             tile.planes /= 2;
@@ -103,15 +121,36 @@ impl Tile {
         }
     }
 
-    /// Cubes for this many outputs: as many as a multiprocessor has at a time, with equal numbers of strips, if each makes the inputs
-    /// operands once.
-    pub fn cubes(self, machine: &Machine, outputs: usize) -> usize {
-        let strips = outputs.div_ceil(OUTPUTS as usize);
-        if !self.single {
-            return strips;
-        }
+    /// Spans of the inputs, in whole steps, that shared memory has room for, up to all.
+    fn most_spans(self, machine: &Machine, spans: usize) -> u32 {
+        let step = self.planes as usize * self.span_memory();
+        let rest = machine.shared_bytes.saturating_sub(self.fixed_bytes());
+        let most = if self.rows as usize > FEW_ROWS { rest } else { rest.min(INPUT_BYTES.max(step)) };
+        (most / step).min(spans.div_ceil(self.planes as usize)) as u32 * self.planes
+    }
+
+    /// Strips of 16 outputs of a cube, if there are as many cubes as multiprocessors have at a time, with equal numbers of strips.
+    fn strips_of_cube(self, machine: &Machine, outputs: usize) -> usize {
         let cubes = machine.processors as usize * if self.rows as usize > FEW_ROWS { 1 } else { 2 };
-        strips.div_ceil(strips.div_ceil(cubes))
+        outputs.div_ceil(OUTPUTS as usize).div_ceil(cubes)
+    }
+
+    /// Cubes for this many outputs.
+    pub fn cubes(self, machine: &Machine, outputs: usize) -> usize {
+        let wanted = self.strips_of_cube(machine, outputs);
+        let strips = if self.single { wanted } else { wanted.min(self.strips) };
+        outputs.div_ceil(OUTPUTS as usize).div_ceil(strips)
+    }
+
+    /// The least exponent of the largest input of a row, as an f32 has it, for which its power of two is below 2^126, or one that an f16 has.
+    /// If the inputs of a row are f16 and smaller, they keep all bits nevertheless.
+    pub fn least_exponent(self) -> u32 {
+        if self.read == Read::Halves { 125 } else { 16 }
+    }
+
+    /// Whether inputs are compared and scaled as they are stored, in pairs of 16 bits.
+    pub fn has_pairs(self) -> bool {
+        matches!(self.read, Read::Halves | Read::Short)
     }
 
     /// Units of the cube.
@@ -282,10 +321,15 @@ impl Tile {
         (self.planes * self.parts_of_sums() * SUMS_ROW) as usize
     }
 
+    /// Sums of strips that wait for other inputs, or one vector.
+    pub fn saved(self) -> usize {
+        (self.strips * self.sums() * self.units() as usize).max(4)
+    }
+
     /// Bytes of shared memory besides those of the inputs.
     fn fixed_bytes(self) -> usize {
         self.staged() * UNIT_BYTES
-            + (self.partial() + 2 * COLUMNS as usize) * size_of::<f32>()
+            + (self.partial() + self.saved() + 2 * COLUMNS as usize) * size_of::<f32>()
             + self.exchange().bytes()
     }
 
