@@ -112,6 +112,7 @@ def instances() -> list[Instance]:
         Instance("tensor-core product of blocks, Q5_1", "product_blocks_mma", "gemv_blocks_mma::a_small_problem_of_q5_1_agrees_with_plain_loops"),
         Instance("tensor-core product of blocks, Q4_K", "product_blocks_mma", "gemv_blocks_mma::a_small_problem_of_q4_k_agrees_with_plain_loops"),
         Instance("tensor-core product of blocks, Q6_K", "product_blocks_mma", "gemv_blocks_mma::a_small_problem_of_q6_k_agrees_with_plain_loops"),
+        Instance("tensor-core product of blocks, Q4_K, in parts", "product_blocks_mma", "gemv_blocks_mma::a_small_problem_in_parts_agrees_with_plain_loops"),
         Instance("dequantise", "dequantise", "dequantise::long_rows_are_folded_over_the_axes_of_the_grid"),
         Instance("norm, f32", "norm", "norm::many_rows_are_folded_over_the_axes_of_the_grid"),
         Instance("norm, long rows, f16", "norm", "norm::rows_too_long_for_registers_agree_with_plain_loops", 0),

@@ -214,6 +214,18 @@ struct Row {
     end: u32,
 }
 
+#[cube]
+impl Row {
+    /// Whether the row sees a key of vector `at`. All its vectors count as seen if there is neither triangle nor window.
+    fn sees(&self, at: u32, width: u32, #[comptime] tile: Tile) -> bool {
+        if comptime!(tile.causal || tile.window) {
+            at >= self.first / width && at < self.end.div_ceil(width)
+        } else {
+            true.runtime()
+        }
+    }
+}
+
 /// The softmax of a few rows.
 ///
 /// Tile: a team of neighbouring units owns a row, and unit `u` of it the vectors `u`, `u + team`, .., so that a team reads one
@@ -274,8 +286,11 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
         largest = cube_max(largest, &mut exchange, tile.team);
         #[unroll]
         for p in 0..per_unit {
-            values[p as usize] = weights::<N>(values[p as usize], largest, tile.fast);
-            total += vector_sum::<N>(values[p as usize]);
+            // Vectors of hidden keys are left as they are: they are never added, and zeros are written for them.
+            if row.sees(unit + p * team, width, tile) {
+                values[p as usize] = weights::<N>(values[p as usize], largest, tile.fast);
+                total += vector_sum::<N>(values[p as usize]);
+            }
         }
     } else {
         // Begins at a multiple of the team, so that every unit keeps its own vectors.
@@ -307,8 +322,11 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
         for p in 0..per_unit {
             let at = unit + p * team;
             if at < vectors {
-                scores[(row.scores + at) as usize] =
-                    Vector::cast_from(values[p as usize] * Vector::<f32, N>::new(factor));
+                let mut probability = Vector::<F, N>::new(F::from_int(0));
+                if row.sees(at, width, tile) {
+                    probability = Vector::cast_from(values[p as usize] * Vector::<f32, N>::new(factor));
+                }
+                scores[(row.scores + at) as usize] = probability;
             }
         }
     } else {

@@ -20,9 +20,17 @@ fn bare(element: Element, problem: Problem) -> Problem {
 }
 
 /// The device, with this much shared memory.
-fn with_shared(shared_bytes: usize) -> Lab {
+fn with_shared(kilobytes: usize) -> Lab {
     let lab = lab(true);
-    let machine = Machine { shared_bytes, ..lab.machine };
+    let machine = Machine { shared_bytes: kilobytes * 1024, ..lab.machine };
+    lab.with_machine(machine)
+}
+
+/// The device, with this much shared memory and one multiprocessor: a cube has all strips of outputs, or four of them where shared memory does not
+/// hold all inputs.
+fn alone(kilobytes: usize) -> Lab {
+    let lab = with_shared(kilobytes);
+    let machine = Machine { processors: 1, ..lab.machine };
     lab.with_machine(machine)
 }
 
@@ -71,6 +79,23 @@ fn long_rows_agree_with_plain_loops() {
     }
 }
 
+#[test]
+fn cubes_with_several_strips_agree_with_plain_loops() {
+    let problems = [
+        (BlockFormat::Q4_0, [1, 13, 150], Element::Bf16, 200),
+        (BlockFormat::Q4_K, [8, 9, 100], Element::F16, 200),
+        (BlockFormat::Q8_0, [2, 160, 90], Element::F32, 72),
+        (BlockFormat::Q4_K, [3, 20, 150], Element::F32, 80),
+        (BlockFormat::Q6_K, [8, 17, 135], Element::Bf16, 112),
+        (BlockFormat::Q5_1, [5, 130, 100], Element::F16, 72),
+    ];
+    for (format, sizes, element, kilobytes) in some(problems) {
+        let problem = on_tensor_cores(format, 0, sizes);
+        problem.check(&alone(kilobytes));
+        bare(element, problem).check(&alone(kilobytes));
+    }
+}
+
 /// The problem, and with an input that sets the power of two of its row: the last one that the last unit of a cube looks at first.
 fn check_with_peak(problem: Problem) {
     for peak in [None, Some(8 * 256 - 1)] {
@@ -103,9 +128,20 @@ fn a_small_problem_of_q6_k_agrees_with_plain_loops() {
 fn inputs_of_every_magnitude_agree_with_plain_loops() {
     let problem =
         Problem { norm: None, bias: false, normed: false, ..on_tensor_cores(BlockFormat::Q4_0, 0, [4, 9, 5]) };
-    for scale in [2f32.powi(-100), 2f32.powi(-30), 2f32.powi(30), 2f32.powi(100)] {
-        Problem { magnitude: scale, ..problem }.check(&lab(true));
+    for exponent in [-100, -30, 30, 100] {
+        let problem = Problem { magnitude: 2f32.powi(exponent), ..problem };
+        problem.check(&lab(true));
+        bare(Element::Bf16, problem).check(&lab(true));
     }
+    for exponent in [-13, -5, 5] {
+        bare(Element::F16, Problem { magnitude: 2f32.powi(exponent), ..problem }).check(&lab(true));
+    }
+}
+
+// The inputs do not fit shared memory, so a cube saves the sums of its strips.
+#[test]
+fn a_small_problem_in_parts_agrees_with_plain_loops() {
+    on_tensor_cores(BlockFormat::Q4_K, 0, [3, 19, 37]).check(&alone(80));
 }
 
 #[test]
@@ -122,7 +158,7 @@ fn an_input_that_is_not_finite_spoils_its_row_alone() {
 fn with_little_shared_memory_fewer_planes_multiply() {
     for (format, kilobytes) in [(BlockFormat::Q4_0, 36), (BlockFormat::Q8_0, 40), (BlockFormat::Q4_K, 26)] {
         let blocks_of_row = if format.elements() == 32 { 128 } else { 16 };
-        on_tensor_cores(format, 0, [2, blocks_of_row, 20]).check(&with_shared(kilobytes * 1024));
+        on_tensor_cores(format, 0, [2, blocks_of_row, 20]).check(&with_shared(kilobytes));
     }
 }
 

@@ -130,8 +130,8 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
                 for s in 0..comptime!(tile.sums()) {
                     saved[(slot + comptime!(s as u32 * tile.units())) as usize] = sums[s];
                 }
-                slot += comptime!(tile.sums() as u32 * tile.units());
             }
+            slot += comptime!(tile.sums() as u32 * tile.units());
         }
     }
 }
