@@ -93,7 +93,7 @@ fn a_small_problem_of_q4_0_agrees_with_plain_loops() {
 
 #[test]
 fn a_small_problem_of_q4_0_that_begins_inside_of_a_word_agrees_with_plain_loops() {
-    [37, 38].into_iter().for_each(|outputs| blocks(BlockFormat::Q4_0, 2, [8, 49, outputs]).check(&small(true)));
+    [37, 38].into_iter().for_each(|outputs| blocks(BlockFormat::Q4_0, 2, [8, 63, outputs]).check(&small(true)));
 }
 
 #[test]

@@ -23,7 +23,8 @@ pub const MOST_ROWS: usize = MOST_GEMV_ROWS;
 pub struct Gemv<'a, R: Runtime> {
     /// `[rows, in]`, with up to [`MOST_ROWS`] rows.
     pub input: &'a TensorHandle<R>,
-    /// The norm before the product. Its result is not rounded.
+    /// The norm before the product. Its result is not rounded to the element type. With blocks and bf16, on tensor cores it is rounded to f16,
+    /// three bits more.
     pub norm: Option<Norm<'a, R>>,
     /// What the rows are multiplied with.
     pub matrix: Matrix<'a, R>,

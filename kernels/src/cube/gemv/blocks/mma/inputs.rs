@@ -1,7 +1,7 @@
 //! The rows of the input as right operands, in shared memory.
 //!
-//! An input is scaled by a power of two, so that the largest of its row is from 2^13 to 2^14, and becomes the f16 next to it; an f32 also
-//! 2^11 times the rest in another, 22 bits together.
+//! An input is scaled by a power of two, so that the largest of its row is from 2^13 to 2^14, and becomes the f16 next to it. What has more bits
+//! becomes 2^11 times the rest in another, too: 22 bits together.
 
 use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;

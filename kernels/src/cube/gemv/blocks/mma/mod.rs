@@ -43,14 +43,12 @@ pub(super) fn plan<R: Runtime>(
         let stride = tensor.filter(|tensor| tensor.shape()[0] > 1).map_or(0, |tensor| tensor.strides()[0]);
         whole(what, stride, VECTOR)?;
     }
-    let read = if problem.input.dtype.size() > 2 {
-        Read::Parts
-    } else if problem.norm.is_some() {
-        Read::Normed
-    } else if problem.input.dtype == f16_type() {
-        Read::Halves
-    } else {
-        Read::Short
+    let half = problem.input.dtype == f16_type();
+    let read = match (problem.input.dtype.size() > 2, problem.norm.is_some()) {
+        (false, false) if half => Read::Halves,
+        (false, false) => Read::Brains,
+        (false, true) if !half => Read::Normed,
+        _ => Read::Parts,
     };
     let tile = Tile::new(machine, problem.extents, blocks, read)?;
     if machine.units(tile.units()) < tile.units() {

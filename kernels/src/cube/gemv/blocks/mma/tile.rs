@@ -39,14 +39,14 @@ const STRIPS: usize = 4;
 /// What inputs are, and how they become operands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::cube::gemv) enum Read {
-    /// More than 16 bits: two f16 for each.
-    Parts,
-    /// 16 bits that a norm changes: one f16. So they are as exact as a normalised f16.
-    Normed,
-    /// f16, two at a time.
+    /// f16 as they are, two at a time.
     Halves,
-    /// bf16, two at a time.
-    Short,
+    /// bf16 as they are, two at a time.
+    Brains,
+    /// bf16 that a norm changes: one f16, which has three bits more than they.
+    Normed,
+    /// f32, or f16 that a norm changes: two f16 for each.
+    Parts,
 }
 
 /// What is compiled into the kernel.
@@ -150,7 +150,7 @@ impl Tile {
 
     /// Whether inputs are compared and scaled as they are stored, in pairs of 16 bits.
     pub fn has_pairs(self) -> bool {
-        matches!(self.read, Read::Halves | Read::Short)
+        matches!(self.read, Read::Halves | Read::Brains)
     }
 
     /// Units of the cube.
