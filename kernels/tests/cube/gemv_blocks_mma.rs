@@ -194,6 +194,6 @@ fn what_the_kernel_does_not_take_is_refused() {
     let machine = Machine { tensor_cores: false, ..whole.machine };
     let without = lab(true).with_machine(machine);
     assert_eq!(refused(&without, BlockFormat::Q4_0, 32, 32, cores), Err(Unsupported::TensorCores(half)));
-    let answer = refused(&with_shared(4096), BlockFormat::Q6_K, 4096, 4096, cores);
+    let answer = refused(&with_shared(4), BlockFormat::Q6_K, 4096, 4096, cores);
     assert!(matches!(answer, Err(Unsupported::SharedMemory { limit: 4096, .. })), "{answer:?}");
 }
