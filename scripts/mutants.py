@@ -91,7 +91,7 @@ def instances() -> list[Instance]:
         Instance("decode, int8", "decode_f", "decode::splits_of_int8_add_up_even_where_some_are_empty", 2),
         Instance("tensor-core decode, f16", "decode_mma", "decode_mma::a_small_problem_agrees_with_plain_loops"),
         Instance("tensor-core decode, int8", "decode_mma", "decode_mma::a_small_problem_of_int8_agrees_with_plain_loops"),
-        Instance("combine, f32", "combine", "decode::splits_of_int8_add_up_even_where_some_are_empty"),
+        Instance("combine, f32", "combine", "decode::more_splits_than_lanes_add_up"),
         Instance("cache_write, f32", "cache_write_f", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots"),
         Instance("cache_write_int8, f32", "cache_write_int8", "cache_write::rows_with_fewer_new_tokens_keep_their_other_slots_in_int8", 2),
         Instance("cache_write_int8, zeros and ties", "cache_write_int8", "cache_write::int8_rounds_ties_to_even_and_shows_what_is_not_finite"),

@@ -72,6 +72,15 @@ fn splits_add_up_even_where_some_are_empty() {
     }
 }
 
+// A cube has two rows, of which the last is alone.
+#[test]
+fn more_splits_than_lanes_add_up() {
+    for slant in [0.0, 4.0, -4.0] {
+        let slanted = Problem { slant, ..Problem::new([3, 1, 1, 300, 40], &[300]) };
+        check(&slanted, Element::F32, true, Some(40));
+    }
+}
+
 #[test]
 fn a_row_that_sees_nothing_is_zero() {
     let mut problem = Problem::new([2, 1, 2, 12, 8], &[0, 3]);

@@ -43,7 +43,7 @@ pub struct Problem {
     pub pitch: usize,
     /// What the input is multiplied with, a power of two.
     pub magnitude: f32,
-    /// The place of an input of each row that is larger than all others, in each row 8 times as large as in the one before and of the other sign.
+    /// The place of an input of each row that is larger than all others, and in each row as many times as large as in the one before as its type allows.
     pub peak: Option<usize>,
     /// Whether the parts of neighbouring inputs cancel, except for what their normalised values lose if they are rounded.
     pub cancels: bool,
@@ -102,7 +102,8 @@ impl Problem {
         let values = values.map(|(at, value)| self.element.round(value * (1.0 + row(at)) + 3.0 - row(at)));
         let mut values: Vec<f32> = values.map(|value| value * self.magnitude).collect();
         for (at, row) in values.chunks_mut(self.inputs).enumerate() {
-            self.peak.into_iter().for_each(|peak| row[peak] = 112.0 * (-8f32).powi(at as i32) * self.magnitude);
+            let factor = if self.norm.is_some() || self.element == Element::F16 { -8f32 } else { -2f32.powi(28) };
+            self.peak.into_iter().for_each(|peak| row[peak] = 112.0 * factor.powi(at as i32 % 4) * self.magnitude);
         }
         if self.cancels { opposite(values, 1.0) } else { values }
     }

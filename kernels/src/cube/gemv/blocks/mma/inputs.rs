@@ -7,7 +7,7 @@ use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;
 use cubecl::prelude::*;
 
-use super::tile::{SPAN, Tile, UPPER};
+use super::tile::{Read, SPAN, Tile, UPPER};
 use crate::cube::direct::Quad;
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::activations::{Activations, Statistics};
@@ -119,7 +119,8 @@ impl<H: Float> Inputs<H> {
         }
     }
 
-    /// Fills the columns with the inputs from span `first` on, and with zeros after the last. The first cube also writes `normed`.
+    /// Fills the columns with the inputs from span `first` on, and with some again after the last: what they are multiplied with has factors of 0, or is
+    /// not read. The first cube also writes `normed`.
     pub fn fill<F: Float, G: Float, E: Float>(
         &mut self,
         activations: &Activations<F, G, E, Oct>,
@@ -130,7 +131,6 @@ impl<H: Float> Inputs<H> {
         #[comptime] tile: Tile,
     ) {
         let (rows, units) = comptime!((tile.rows as usize, tile.units()));
-        // A step has a multiple of 4 units, so that what a unit of the cube stores has the same place in every step.
         let mut scales = Array::<f32>::new(rows);
         #[unroll]
         for r in 0..rows {
@@ -150,28 +150,37 @@ impl<H: Float> Inputs<H> {
         let lanes = comptime!(tile.run() as u32 / 8);
         let lane = UNIT_POS % lanes;
         for step in 0..comptime!(tile.spans * VECTORS / units) {
-            let from = first * VECTORS + step * units + UNIT_POS;
-            let inside = if comptime!(tile.full) { true.runtime() } else { from < activations.vectors };
+            let mut from = first * VECTORS + step * units + UNIT_POS;
+            let inside = from < activations.vectors;
+            if comptime!(!tile.full) {
+                from = min(from, activations.vectors - 1u32);
+            }
+            let place = first_place(step, tile);
             #[unroll]
             for r in 0..rows {
-                let mut scaled = Vector::<f32, Oct>::new(0.0f32);
-                if comptime!(tile.has_pairs()) {
-                    let mut value = Vector::<F, Oct>::new(F::from_int(0));
+                let scaled = if comptime!(tile.has_pairs()) {
+                    let value = activations.stored(r as u32, from);
                     if inside {
-                        value = activations.stored(r as u32, from);
                         activations.keep(Vector::cast_from(value), normed, r, from);
                     }
-                    value *= Vector::new(F::cast_from(scales[r]));
-                    scaled = Vector::cast_from(value);
-                    self.put::<F>(value, step, comptime!(r as u32), tile);
-                } else {
-                    if inside {
-                        scaled = activations.value(r, from, statistics);
-                        activations.keep(scaled, normed, r, from);
-                        scaled *= Vector::new(scales[r]);
+                    let value = value * Vector::new(F::cast_from(scales[r]));
+                    let scaled = Vector::<f32, Oct>::cast_from(value);
+                    if comptime!(tile.read == Read::Halves) {
+                        self.put::<F>(value, place, comptime!(r as u32), tile);
+                    } else {
+                        // From bf16 to f16 there is an instruction, but it takes eight times as long as those from and to f32.
+                        self.put::<f32>(scaled, place, comptime!(r as u32), tile);
                     }
-                    self.put::<f32>(scaled, step, comptime!(r as u32), tile);
-                }
+                    scaled
+                } else {
+                    let value = activations.value(r, from, statistics);
+                    if inside {
+                        activations.keep(value, normed, r, from);
+                    }
+                    let scaled = value * Vector::new(scales[r]);
+                    self.put::<f32>(scaled, place, comptime!(r as u32), tile);
+                    scaled
+                };
                 if comptime!(tile.has_totals()) {
                     let own = vector_sum::<Oct>(scaled) * total_factor;
                     let total = lanes_sum(own, shared, lanes, true);
@@ -184,39 +193,37 @@ impl<H: Float> Inputs<H> {
         }
     }
 
-    /// Stores 8 inputs, the parts of two lanes in a product: elements 0 and 2 of each four for one matrix, 1 and 3 for the next one.
-    fn put<T: Float>(&mut self, value: Vector<T, Oct>, step: u32, #[comptime] row: u32, #[comptime] tile: Tile) {
+    /// Stores 8 inputs, the parts of two lanes in a product: elements 0 and 2 of each four for one matrix, 1 and 3 for the next one. The first of
+    /// them has its first column at `first`; see [`first_place`].
+    fn put<T: Float>(&mut self, value: Vector<T, Oct>, first: u32, #[comptime] row: u32, #[comptime] tile: Tile) {
         let mut rest = value;
         let mut columns = self.columns.to_slice_mut().with_vector_size::<Quad>();
-        let (unit, product, shares) = (UNIT_POS / 4u32, UNIT_POS / 2u32 % 2u32, UNIT_POS % 2u32);
-        // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
-        let most = comptime!((2 * tile.input_vectors() as u32).next_power_of_two());
-        let unit_vectors = comptime!(4 * tile.columns());
         #[unroll]
         for part in 0..tile.parts {
+            let column = comptime!(row * tile.parts + part);
             #[unroll]
-            for odd in 0..2usize {
+            for odd in 0..2u32 {
                 let mut four = Vector::<T, Quad>::empty();
                 #[unroll]
                 for e in 0..4usize {
-                    four[e] = rest[comptime!(2 * e + odd)];
+                    four[e] = rest[comptime!(2 * e + odd as usize)];
                 }
                 let rounded = Vector::<H, Quad>::cast_from(four);
                 if comptime!(part + 1 < tile.parts) {
                     let left = (four - Vector::<T, Quad>::cast_from(rounded)) * Vector::new(T::new(REST));
                     #[unroll]
                     for e in 0..4usize {
-                        rest[comptime!(2 * e + odd)] = left[e];
+                        rest[comptime!(2 * e + odd as usize)] = left[e];
                     }
                 }
-                let column = comptime!(row * tile.parts + part).runtime();
-                // With whole matrices of columns the second place is as far from the first one everywhere.
-                let apart =
-                    comptime!(if tile.columns().is_multiple_of(8) { 2 * tile.columns() * odd as u32 } else { 0 });
-                let matrix = product * 2u32 + comptime!(if apart > 0 { 0 } else { odd as u32 });
-                let own = unit * unit_vectors + place(matrix, column, unit, tile);
-                let to = own * 2u32 + shares + step * comptime!(tile.units() / 4 * unit_vectors * 2);
-                columns[(to % most + apart) as usize] = rounded;
+                let to = if comptime!(tile.has_whole_matrices()) {
+                    // What columns and matrices are exchanged with is a part of the first place.
+                    (first ^ comptime!(2 * column)) + comptime!(2 * tile.columns() * odd)
+                } else {
+                    let (unit, matrix) = (UNIT_POS / 4u32, UNIT_POS / 2u32 % 2u32 * 2u32 + odd);
+                    first + place(matrix, column.runtime(), unit, tile) * 2u32
+                };
+                columns[to as usize] = rounded;
             }
         }
     }
@@ -251,17 +258,26 @@ impl<H: Float> Inputs<H> {
 #[cube]
 fn place(matrix: u32, column: u32, unit: u32, #[comptime] tile: Tile) -> u32 {
     let columns = comptime!(tile.columns());
-    if comptime!(columns.is_multiple_of(8)) {
-        // Inside of a matrix.
-        matrix * columns + (column ^ (unit % 4u32 + matrix / 2u32 * 4u32))
+    let exchanged = if comptime!(!columns.is_multiple_of(2)) {
+        unit / 2u32 % 2u32
+    } else if comptime!(!columns.is_multiple_of(4)) {
+        unit % 4u32
     } else {
-        let exchanged = if comptime!(!columns.is_multiple_of(2)) {
-            unit / 2u32 % 2u32
-        } else if comptime!(!columns.is_multiple_of(4)) {
-            unit % 4u32
-        } else {
-            unit % 4u32 + matrix / 2u32 * 4u32
-        };
-        (matrix * columns + column) ^ exchanged
+        unit % 4u32 + matrix / 2u32 * 4u32
+    };
+    (matrix * columns + column) ^ exchanged
+}
+
+/// Where this unit of the cube stores inputs of step `step`, in halves of places: column 0 of its first matrix, if these are whole,
+/// and otherwise its half of place 0.
+#[cube]
+fn first_place(step: u32, #[comptime] tile: Tile) -> u32 {
+    let (unit, product, share) = (UNIT_POS / 4u32, UNIT_POS / 2u32 % 2u32, UNIT_POS % 2u32);
+    let unit_vectors = comptime!(4 * tile.columns());
+    let mut first = step * comptime!(tile.units() / 4 * unit_vectors) + unit * unit_vectors;
+    if comptime!(tile.has_whole_matrices()) {
+        first += place(product * 2u32, 0u32, unit, tile);
     }
+    // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
+    (first * 2u32 + share) % comptime!((2 * tile.input_vectors() as u32).next_power_of_two())
 }

@@ -72,7 +72,11 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     let statistics = activations.statistics(&mut shared, comptime!(tile.exchange()));
     inputs.scale::<F, G, E>(activations, &statistics, &mut shared, tile);
 
-    for first in range_stepped(0u32, place.spans, tile.spans) {
+    // One part is no loop, before which the compiler would compute what comes after its inputs are filled in.
+    let parts = if comptime!(tile.single) { 1u32.runtime() } else { place.spans.div_ceil(tile.spans) };
+    #[unroll(tile.single)]
+    for part in 0..parts {
+        let first = part * tile.spans;
         inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
         let end = min(first + tile.spans, place.spans);
         let mut slot = UNIT_POS;

@@ -208,6 +208,11 @@ impl Tile {
         self.rows * self.parts
     }
 
+    /// Whether columns are exchanged inside of a matrix alone.
+    pub fn has_whole_matrices(self) -> bool {
+        self.columns().is_multiple_of(8)
+    }
+
     /// Fragments of sums.
     pub fn fragments(self) -> usize {
         self.columns().div_ceil(COLUMNS) as usize
