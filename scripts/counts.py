@@ -54,7 +54,7 @@ REGISTERS, SHARED, WARPS, BLOCKS = 65536, 228 * 1024, 64, 32
 RESERVED = 1024
 
 # What the assembler turns into nothing: names of values and of halves of 64 bits, which are registers of their own, addresses of arguments,
-# constants that become f16 or bf16, and logical operations that the driver found to be part of another.
+# constants that become f16 or bf16, and operations that the driver found to be part of another.
 FREE = re.compile(r"(mov|cvta|ld\.param|merged)\b|cvt\.rn\.b?f16\.f64|cvt\.u32\.u64|bfi\.b64")
 # What the assembler turns into several, and how many of these run, as `nvdisasm` shows; a division of unusual numbers takes more. CubeCL 0.10
 # has no way to ask for powers that flush subnormal numbers, which take one instruction.
@@ -314,9 +314,9 @@ def bounds_section(kernels: list[Kernel], workloads: dict[str, dict], firsts: di
         "- **memory**: sectors that were touched, each once, over the bandwidth (H100 3.35 TB/s, H200 4.8 TB/s). Where *touched* is a dash",
         "  [below](#memory), the least that the problem must move.",
         f"- **issue**: instructions of warps, over {PROCESSORS} multiprocessors that issue {ISSUES} in each clock of {CLOCK_GHZ} GHz. These are",
-        "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes; two logical",
-        "  operations that it merges into a `LOP3` count as one, and what it makes several of as these: `ex2.approx` is 4, a division 8 or, of",
-        "  integers, 18. Those of the device differ.",
+        "  instructions of PTX, without moves, loads of arguments and conversions of constants, which the assembler removes. What it merges",
+        "  counts as one: two logical operations, two numbers rounded for a word of 16 bits each, a sign or an absolute value and what reads it.",
+        "  What it makes several of counts as these: `ex2.approx` is 4, a division 8 or, of integers, 18. Those of the device differ.",
         "- **shared**: passes through shared memory, one in each clock of a multiprocessor.",
         f"- **tensor**: the products of the problem, over {TENSOR_FLOPS} operations in each clock of a multiprocessor.",
         "- **at first**: what these counts said when they were first taken, before they were used. Every instruction of PTX counted as one then.",

@@ -7,7 +7,7 @@ use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;
 use cubecl::prelude::*;
 
-use super::tile::{Read, SPAN, Tile, UPPER};
+use super::tile::{Read, SPAN, Tile, UNITS, UPPER};
 use crate::cube::direct::Quad;
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::activations::{Activations, Statistics};
@@ -228,11 +228,19 @@ impl<H: Float> Inputs<H> {
         }
     }
 
-    /// Where this lane reads the unit of its tile whose number is `unit` modulo 4, if it were the first one: what it gives to `ldmatrix` for
-    /// fragment `n`.
-    pub fn own(#[comptime] unit: u32, #[comptime] n: u32, #[comptime] tile: Tile) -> u32 {
+    /// Where this lane reads the first unit of span `span`: what it gives to `ldmatrix` for fragment `n`.
+    pub fn first(span: u32, #[comptime] n: u32, #[comptime] tile: Tile) -> u32 {
         let lane = UNIT_POS % LANES;
-        place(lane / 8u32, min(lane % 8u32 + 8u32 * n, comptime!(tile.columns() - 1)), unit.runtime(), tile)
+        let own = place(lane / 8u32, min(lane % 8u32 + 8u32 * n, comptime!(tile.columns() - 1)), 0u32, tile);
+        // The remainder tells the compiler how large addresses become, so that it adds constants to them for free.
+        (span * comptime!(UNITS as u32 * 4 * tile.columns()) + own)
+            % comptime!((tile.input_vectors() as u32).next_power_of_two())
+    }
+
+    /// The same for unit `unit` of the span: places of units are exchanged with their last two bits.
+    pub fn of_unit(first: u32, #[comptime] unit: u32, #[comptime] tile: Tile) -> u32 {
+        let exchanged = comptime!(if tile.columns().is_multiple_of(2) { unit % 4 } else { unit / 2 % 2 });
+        (first ^ exchanged) + comptime!(unit * 4 * tile.columns())
     }
 
     /// The B of both products of a unit, which begins at `at`.

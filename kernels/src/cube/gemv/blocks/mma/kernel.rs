@@ -160,8 +160,11 @@ fn multiply<H: Float>(
     let factor_words = comptime!(factor_words(tile.format));
     // With Q6_K a product has a scale.
     let split = comptime!(tile.run() < UNIT);
-    let unit_vectors = comptime!(4 * tile.columns());
-    let first = span * comptime!(UNITS as u32 * unit_vectors);
+    let mut firsts = Array::<u32>::new(fragments);
+    #[unroll]
+    for n in 0..fragments {
+        firsts[n] = Inputs::<H>::first(span, comptime!(n as u32), tile);
+    }
 
     let mut held = Array::<u32>::new(comptime!((2 * factor_words).max(1)));
     #[unroll]
@@ -190,8 +193,7 @@ fn multiply<H: Float>(
             let mut right = Array::<Vector<H, Pair>>::new(comptime!(4 * fragments));
             #[unroll]
             for n in 0..fragments {
-                let at = first + Inputs::<H>::own(comptime!(unit as u32 % 4), comptime!(n as u32), tile);
-                let loaded = inputs.right(at + comptime!(unit as u32 * unit_vectors));
+                let loaded = inputs.right(Inputs::<H>::of_unit(firsts[n], comptime!(unit as u32), tile));
                 #[unroll]
                 for w in 0..4usize {
                     right[comptime!(4 * n) + w] = loaded[w];
