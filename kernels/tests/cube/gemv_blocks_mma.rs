@@ -96,9 +96,10 @@ fn cubes_with_several_strips_agree_with_plain_loops() {
     }
 }
 
-/// The problem, and with an input that sets the power of two of its row: the last one that the last unit of a cube looks at first.
+/// The problem, and with an input that sets the power of two of its row: the last one that the last unit of a cube looks at first, and one whose element
+/// is in the lower half of a byte.
 fn check_with_peak(problem: Problem) {
-    for peak in [None, Some(8 * 256 - 1)] {
+    for peak in [None, Some(8 * 256 - 1), Some(8 * 250 - 1)] {
         Problem { peak, ..problem }.check(&lab(true));
     }
 }
