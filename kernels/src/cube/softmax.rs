@@ -1,11 +1,13 @@
 //! The masked softmax of given scores, in place; DeepSpeed's `SoftmaxOp` (`softmax.cu`), for rows of any length.
 
+mod row;
+
 use cubecl::prelude::*;
 use cubecl::std::tensor::TensorHandle;
 
+use self::row::{Row, Tile, read, weights};
 use super::addend::{Addend, Places, addend};
 use super::contract::{Checked, Contract};
-use super::exponential::{exponent, exponential};
 use super::lanes::{Team, cube_max, cube_sum, vector_max, vector_sum};
 use super::machine::{Machine, Unsupported};
 use super::masks::HIDDEN;
@@ -19,8 +21,6 @@ const VECTORS: usize = 4;
 const MOST_VECTORS: usize = 8;
 /// Units of a multiprocessor, with several vectors in flight each, that keep its memory busy.
 const UNITS_PER_PROCESSOR: usize = 512;
-/// Replaces a visible score that equals [`HIDDEN`]: the finite number next to it.
-const LOWEST_VISIBLE: f32 = f32::MIN.next_up();
 
 /// `softmax(scale · scores + alibi + mask)` over the last axis, in f32, written over the scores.
 ///
@@ -41,23 +41,6 @@ pub struct Softmax<'a, R: Runtime> {
     pub triangular: Option<usize>,
     /// Keys that a query sees, itself included, counted back from it; from `S - T` on without `triangular`.
     pub window: Option<usize>,
-}
-
-/// What is compiled into the kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Tile {
-    /// Units of the cube.
-    units: u32,
-    /// Those that share a row.
-    team: Team,
-    /// Vectors that a unit reads in one go, a power of two.
-    per_unit: u32,
-    /// Whether one go reads the row.
-    held: bool,
-    causal: bool,
-    window: bool,
-    /// Whether exponentials are one instruction.
-    fast: bool,
 }
 
 impl Tile {
@@ -204,28 +187,6 @@ impl<'a, R: Runtime> Softmax<'a, R> {
     }
 }
 
-/// The row of a team: its first vector in each tensor, and the keys that it sees.
-#[derive(CubeType, Clone, Copy)]
-struct Row {
-    scores: u32,
-    alibi: u32,
-    mask: u32,
-    first: u32,
-    end: u32,
-}
-
-#[cube]
-impl Row {
-    /// Whether the row sees a key of vector `at`. All its vectors count as seen if there is neither triangle nor window.
-    fn sees(&self, at: u32, width: u32, #[comptime] tile: Tile) -> bool {
-        if comptime!(tile.causal || tile.window) {
-            at >= self.first / width && at < self.end.div_ceil(width)
-        } else {
-            true.runtime()
-        }
-    }
-}
-
 /// The softmax of a few rows.
 ///
 /// Tile: a team of neighbouring units owns a row, and unit `u` of it the vectors `u`, `u + team`, .., so that a team reads one
@@ -343,75 +304,4 @@ fn softmax<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
             }
         }
     }
-}
-
-/// The final scores of the vectors `from`, `from + team`, .. of a row: [`HIDDEN`] where a key is hidden or there is none.
-#[cube]
-fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
-    scores: &Array<Vector<F, N>>,
-    alibi: &Addend<A, V>,
-    mask: &Addend<E, W>,
-    values: &mut Array<Vector<f32, N>>,
-    row: Row,
-    scale: f32,
-    from: u32,
-    #[comptime] tile: Tile,
-) {
-    let per_unit = comptime!(tile.per_unit);
-    let hidden = Vector::<f32, N>::new(HIDDEN);
-    let width = hidden.size();
-    let begin = row.first / width as u32;
-    let end = row.end.div_ceil(width as u32);
-    // All loads first, so that they are in flight together.
-    let mut raw = Array::<Vector<F, N>>::new(comptime!(per_unit as usize));
-    let mut slopes = Array::<Vector<A, V>>::new(comptime!(per_unit as usize));
-    let mut masks = Array::<Vector<E, W>>::new(comptime!(per_unit as usize));
-    #[unroll]
-    for p in 0..per_unit {
-        let at = from + p * tile.team.units;
-        raw[p as usize] = Vector::<F, N>::new(F::from_int(0));
-        slopes[p as usize] = Vector::<A, V>::new(A::from_int(0));
-        masks[p as usize] = Vector::<E, W>::new(E::from_int(0));
-        if at >= begin && at < end {
-            raw[p as usize] = scores[(row.scores + at) as usize];
-            slopes[p as usize] = alibi.load(row.alibi, at);
-            masks[p as usize] = mask.load(row.mask, at);
-        }
-    }
-    #[unroll]
-    for p in 0..per_unit {
-        let at = from + p * tile.team.units;
-        let mut value = hidden;
-        if at >= begin && at < end {
-            let mut score = Vector::<f32, N>::cast_from(raw[p as usize]) * Vector::<f32, N>::new(scale);
-            score = alibi.add::<N>(score, slopes[p as usize], row.alibi, at);
-            score = mask.add::<N>(score, masks[p as usize], row.mask, at);
-            score = select_many::<f32, N>(score.equal(hidden), Vector::<f32, N>::new(LOWEST_VISIBLE), score);
-            // -inf; a NaN compares unequal and stays.
-            score = select_many::<f32, N>(score.less_than(hidden), hidden, score);
-            if comptime!(tile.causal || tile.window) {
-                #[unroll]
-                for e in 0..width {
-                    let key = at * width as u32 + e as u32;
-                    score[e] = select(key >= row.first && key < row.end, score[e], HIDDEN);
-                }
-            }
-            value = score;
-        }
-        values[p as usize] = value;
-    }
-}
-
-/// `exp(score - largest)`, 0 for what is hidden.
-#[cube]
-fn weights<N: Size>(scores: Vector<f32, N>, largest: f32, #[comptime] fast: bool) -> Vector<f32, N> {
-    let hidden = scores.equal(Vector::<f32, N>::new(HIDDEN));
-    // The difference first: products of large scores would overflow.
-    let differences = (scores - Vector::<f32, N>::new(largest)) * Vector::<f32, N>::new(comptime!(exponent(fast)));
-    let mut weights = Vector::<f32, N>::new(0.0f32);
-    #[unroll]
-    for e in 0..N::value() {
-        weights[e] = exponential(differences[e], fast);
-    }
-    select_many::<f32, N>(hidden, Vector::<f32, N>::new(0.0f32), weights)
 }
