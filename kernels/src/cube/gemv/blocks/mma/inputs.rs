@@ -165,7 +165,7 @@ impl<H: Float> Inputs<H> {
                     }
                     let value = value * Vector::new(F::cast_from(scales[r]));
                     let scaled = Vector::<f32, Oct>::cast_from(value);
-                    if comptime!(tile.read == Read::Halves) {
+                    if comptime!(tile.read == Read::F16) {
                         self.put::<F>(value, place, comptime!(r as u32), tile);
                     } else {
                         // From bf16 to f16 there is an instruction, but it takes eight times as long as those from and to f32.

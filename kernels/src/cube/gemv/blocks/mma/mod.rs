@@ -45,9 +45,9 @@ pub(super) fn plan<R: Runtime>(
     }
     let half = problem.input.dtype == f16_type();
     let read = match (problem.input.dtype.size() > 2, problem.norm.is_some()) {
-        (false, false) if half => Read::Halves,
-        (false, false) => Read::Brains,
-        (false, true) if !half => Read::Normed,
+        (false, false) if half => Read::F16,
+        (false, false) => Read::Bf16,
+        (false, true) if !half => Read::NormedBf16,
         _ => Read::Parts,
     };
     let tile = Tile::new(machine, problem.extents, blocks, read)?;

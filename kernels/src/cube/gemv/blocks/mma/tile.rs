@@ -40,11 +40,11 @@ const STRIPS: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(in crate::cube::gemv) enum Read {
     /// f16 as they are, two at a time.
-    Halves,
+    F16,
     /// bf16 as they are, two at a time.
-    Brains,
+    Bf16,
     /// bf16 that a norm changes: one f16, which has three bits more than they.
-    Normed,
+    NormedBf16,
     /// f32, or f16 that a norm changes: two f16 for each.
     Parts,
 }
@@ -145,12 +145,12 @@ impl Tile {
     /// The least exponent of the largest input of a row, as an f32 has it, for which its power of two is below 2^126, or one that an f16 has.
     /// If the inputs of a row are f16 and smaller, they keep all bits nevertheless.
     pub fn least_exponent(self) -> u32 {
-        if self.read == Read::Halves { 125 } else { 16 }
+        if self.read == Read::F16 { 125 } else { 16 }
     }
 
     /// Whether inputs are compared and scaled as they are stored, in pairs of 16 bits.
     pub fn has_pairs(self) -> bool {
-        matches!(self.read, Read::Halves | Read::Brains)
+        matches!(self.read, Read::F16 | Read::Bf16)
     }
 
     /// Units of the cube.

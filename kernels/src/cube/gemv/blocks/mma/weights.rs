@@ -2,7 +2,8 @@
 //!
 //! An f16 below 2^-14 counts by 2^-24, so the bits of an element of up to 10 bits are that many times 2^-24: no conversion is needed, and
 //! tensor cores multiply such numbers exactly. What a format subtracts from the bits is subtracted with the sum of the inputs. Elements of the
-//! upper halves of bytes stay where they are and count 16 times as much; their inputs are divided by 16.
+//! upper halves of bytes stay where they are and count 16 times as much; their inputs are divided by 16. Minima of Q4_K and Q5_K are left
+//! operands of their own.
 
 use burn_deepspeed_core::block::BlockFormat;
 use cubecl::prelude::*;
