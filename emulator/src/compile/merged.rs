@@ -32,8 +32,7 @@ fn logical(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged:
     let mut full = vec![false; instructions.len()];
     for (at, first) in instructions.iter().enumerate() {
         let [written] = first.writes[..] else { continue };
-        let Some(Uses { reads, writes }) = uses.get(&written) else { continue };
-        let (&[next], [_]) = (&reads[..], &writes[..]) else { continue };
+        let Some((_, next)) = uses.get(&written).and_then(Uses::only) else { continue };
         let second = &instructions[next];
         if !is_logical(first) || !is_logical(second) || full[at] || full[next] {
             continue;
@@ -47,12 +46,9 @@ fn logical(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged:
 
 fn rounded(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged: &mut [bool]) {
     // What rounds a number that is read nowhere else.
-    let rounding = |register: &Register| match uses.get(register) {
-        Some(Uses { reads, writes }) if reads.len() == 1 => match writes[..] {
-            [at] if is_rounding(&instructions[at]) => Some(at),
-            _ => None,
-        },
-        _ => None,
+    let rounding = |register: &Register| {
+        let (at, _) = uses.get(register).and_then(Uses::only)?;
+        is_rounding(&instructions[at]).then_some(at)
     };
     for instruction in instructions {
         let halves = &instruction.reads[instruction.reads.len() - halves(instruction)..];
@@ -86,6 +82,16 @@ fn modifiers(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merge
 struct Uses {
     reads: Vec<usize>,
     writes: Vec<usize>,
+}
+
+impl Uses {
+    /// Where it is written and where it is read, if each is one place.
+    fn only(&self) -> Option<(usize, usize)> {
+        match (&self.writes[..], &self.reads[..]) {
+            (&[write], &[read]) => Some((write, read)),
+            _ => None,
+        }
+    }
 }
 
 /// Whether an instruction combines two values of 32 bits in all lanes.

@@ -183,11 +183,43 @@ pub(crate) fn plane_fold(value: f32, #[comptime] lanes: u32, #[comptime] fold: F
     all
 }
 
+/// Folds each of `many` values over groups of `lanes` neighbouring units of a plane, until a lane has a part of them: the first `many / parts` are
+/// those of the lanes from its part on, `lanes / parts` each, and are left to be folded over these.
+///
+/// Lanes that are half of the group apart exchange halves of the values and fold what they keep, then lanes that are a quarter apart:
+/// 15 exchanges for 16 values of 16 lanes, where folding each by itself takes 64. `many`, `parts` and `lanes` are powers of two.
+#[cube]
+pub(crate) fn divide(
+    values: &mut Array<f32>,
+    lane: u32,
+    #[comptime] many: u32,
+    #[comptime] parts: u32,
+    #[comptime] lanes: u32,
+    #[comptime] fold: Fold,
+) {
+    #[unroll]
+    for step in 0..comptime!(parts.trailing_zeros()) {
+        let half = comptime!((many >> (step + 1)) as usize);
+        let apart = comptime!(lanes >> (step + 1));
+        let upper = (lane & apart) != 0;
+        #[unroll]
+        for at in 0..half {
+            let kept = select(upper, values[at + half], values[at]);
+            let sent = select(upper, values[at], values[at + half]);
+            values[at] = folded(kept, plane_shuffle_xor(sent, apart), fold);
+        }
+    }
+}
+
+/// Value `value` of what [`cube_folds`] gave to the lanes, in all of them.
+#[cube]
+pub(crate) fn fold_of(own: f32, #[comptime] value: u32, #[comptime] many: u32, #[comptime] lanes: u32) -> f32 {
+    if comptime!(many > 1) { plane_shuffle(own, comptime!(value * (lanes / many))) } else { own }
+}
+
 /// Each of `many` values of all units of the cube, as one: value `v` in the lanes from `v · lanes / many` on, as many of every plane.
 /// `many` is a power of two up to `lanes`, those of a plane; the cube has `planes`, a power of two, too. Every unit of the cube must call
-/// this; `shared` has one element for each.
-///
-/// Lanes that are half of a plane apart exchange halves of the values and fold what they keep, then lanes that are a quarter apart.
+/// this; `shared` has one element for each. [`fold_of`] gives a value to all lanes.
 #[cube]
 pub(crate) fn cube_folds(
     values: &mut Array<f32>,
@@ -199,18 +231,7 @@ pub(crate) fn cube_folds(
 ) -> f32 {
     let spread = comptime!(lanes / many);
     let lane = UNIT_POS % lanes;
-    #[unroll]
-    for step in 0..comptime!(many.trailing_zeros()) {
-        let half = comptime!((many >> (step + 1)) as usize);
-        let apart = comptime!(lanes >> (step + 1));
-        let upper = (lane & apart) != 0;
-        #[unroll]
-        for at in 0..half {
-            let kept = select(upper, values[at + half], values[at]);
-            let sent = select(upper, values[at], values[at + half]);
-            values[at] = folded(kept, plane_shuffle_xor(sent, apart), fold);
-        }
-    }
+    divide(values, lane, many, many, lanes, fold);
     let mut all = plane_fold(values[0], spread, fold);
     if comptime!(planes > 1) {
         let (value, share) = (lane / spread, lane % spread);

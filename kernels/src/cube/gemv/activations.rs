@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::problem::{CheckedGemv, NormKind};
 use crate::cube::contract::Checked;
-use crate::cube::lanes::{Fold, cube_folds, lanes_sum, vector_sum};
+use crate::cube::lanes::{Fold, cube_folds, fold_of, lanes_sum, vector_sum};
 use crate::cube::tensors::{array, presence};
 
 /// How the units of a cube exchange values.
@@ -352,8 +352,7 @@ fn cube_sums(values: &mut Array<f32>, shared: &mut SharedMemory<f32>, #[comptime
         let own = cube_folds(&mut all, shared, many, lanes, comptime!(exchange.groups()), Fold::Sum);
         #[unroll]
         for r in 0..rows {
-            values[r] =
-                if comptime!(many > 1) { plane_shuffle(own, comptime!(r as u32 * (lanes / many))) } else { own };
+            values[r] = fold_of(own, comptime!(r as u32), many, lanes);
         }
     } else {
         let mut partial = SharedMemory::<f32>::new(comptime!(exchange.partial() as usize));

@@ -42,10 +42,20 @@ impl Row {
     /// Whether the row sees a key of vector `at`. All its vectors count as seen if there is neither triangle nor window.
     pub fn sees(&self, at: u32, width: u32, #[comptime] tile: Tile) -> bool {
         if comptime!(tile.causal || tile.window) {
-            at >= self.first / width && at < self.end.div_ceil(width)
+            at >= self.begin(width) && at < self.after(width)
         } else {
             true.runtime()
         }
+    }
+
+    /// The first vector with a key that the row sees.
+    fn begin(&self, width: u32) -> u32 {
+        self.first / width
+    }
+
+    /// The vector after the last of them.
+    fn after(&self, width: u32) -> u32 {
+        self.end.div_ceil(width)
     }
 }
 
@@ -64,8 +74,7 @@ pub(super) fn read<F: Float, A: Float, E: Float, N: Size, V: Size, W: Size>(
     let per_unit = comptime!(tile.per_unit);
     let hidden = Vector::<f32, N>::new(HIDDEN);
     let width = hidden.size();
-    let begin = row.first / width as u32;
-    let end = row.end.div_ceil(width as u32);
+    let (begin, end) = (row.begin(width as u32), row.after(width as u32));
     // All loads first, so that they are in flight together.
     let mut raw = Array::<Vector<F, N>>::new(comptime!(per_unit as usize));
     let mut slopes = Array::<Vector<A, V>>::new(comptime!(per_unit as usize));

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use crate::cube::lanes::lanes_sum;
+use crate::cube::lanes::{Fold, divide, lanes_sum};
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,9 +72,6 @@ pub(super) fn key_of(u: u32, group: u32, #[comptime] tile: Tile) -> u32 {
 
 /// Adds each of the scores over the lanes of a group. The first [`Shares::held`] of `scores` are afterwards the sums of the part
 /// that is this lane's.
-///
-/// With planes, lanes that are half of the group apart exchange halves of the scores and add what they keep, then lanes that are a
-/// quarter apart: 15 exchanges for 16 scores of 16 lanes, where adding each by itself takes 64.
 #[cube]
 pub(super) fn divide_sums(
     scores: &mut Array<f32>,
@@ -84,18 +81,7 @@ pub(super) fn divide_sums(
 ) {
     let shares = comptime!(tile.shares());
     if comptime!(tile.planes) {
-        #[unroll]
-        for step in 0..comptime!(shares.parts.trailing_zeros()) {
-            let half = comptime!((shares.scores >> (step + 1)) as usize);
-            let apart = comptime!(tile.lanes >> (step + 1));
-            let upper = (lane & apart) != 0;
-            #[unroll]
-            for at in 0..half {
-                let kept = select(upper, scores[at + half], scores[at]);
-                let sent = select(upper, scores[at], scores[at + half]);
-                scores[at] = kept + plane_shuffle_xor(sent, apart);
-            }
-        }
+        divide(scores, lane, shares.scores, shares.parts, tile.lanes, Fold::Sum);
         #[unroll]
         for at in 0..comptime!(shares.held as usize) {
             scores[at] = lanes_sum(scores[at], exchange, shares.spread, true);

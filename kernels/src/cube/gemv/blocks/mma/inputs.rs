@@ -11,7 +11,7 @@ use super::tile::{Read, SPAN, Tile, UNITS, UPPER};
 use crate::cube::direct::Quad;
 use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::activations::{Activations, Statistics};
-use crate::cube::lanes::{Fold, cube_folds, lanes_sum, vector_max, vector_sum};
+use crate::cube::lanes::{Fold, cube_folds, fold_of, lanes_sum, vector_max, vector_sum};
 
 /// The row of a matrix of `ldmatrix`.
 type Chunk = Const<8>;
@@ -114,8 +114,7 @@ impl<H: Float> Inputs<H> {
         }
         #[unroll]
         for r in 0..rows {
-            self.scales[r] =
-                if comptime!(many > 1) { plane_shuffle(power, comptime!(r as u32 * lanes)) } else { power };
+            self.scales[r] = fold_of(power, comptime!(r as u32), comptime!(many as u32), LANES);
         }
     }
 
@@ -199,8 +198,8 @@ impl<H: Float> Inputs<H> {
         let mut rest = value;
         let mut columns = self.columns.to_slice_mut().with_vector_size::<Quad>();
         #[unroll]
-        for part in 0..tile.parts {
-            let column = comptime!(row * tile.parts + part);
+        for part in 0..tile.parts() {
+            let column = comptime!(row * tile.parts() + part);
             #[unroll]
             for odd in 0..2u32 {
                 let mut four = Vector::<T, Quad>::empty();
@@ -209,7 +208,7 @@ impl<H: Float> Inputs<H> {
                     four[e] = rest[comptime!(2 * e + odd as usize)];
                 }
                 let rounded = Vector::<H, Quad>::cast_from(four);
-                if comptime!(part + 1 < tile.parts) {
+                if comptime!(part + 1 < tile.parts()) {
                     let left = (four - Vector::<T, Quad>::cast_from(rounded)) * Vector::new(T::new(REST));
                     #[unroll]
                     for e in 0..4usize {

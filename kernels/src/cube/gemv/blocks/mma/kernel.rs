@@ -73,8 +73,8 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     inputs.scale::<F, G, E>(activations, &statistics, &mut shared, tile);
 
     // One part is no loop, before which the compiler would compute what comes after its inputs are filled in.
-    let parts = if comptime!(tile.single) { 1u32.runtime() } else { place.spans.div_ceil(tile.spans) };
-    #[unroll(tile.single)]
+    let parts = if comptime!(tile.single()) { 1u32.runtime() } else { place.spans.div_ceil(tile.spans) };
+    #[unroll(tile.single())]
     for part in 0..parts {
         let first = part * tile.spans;
         inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
@@ -97,7 +97,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
             #[unroll]
             for s in 0..comptime!(tile.sums()) {
                 sums[s] = 0.0f32;
-                if comptime!(!tile.single) && first > 0 {
+                if comptime!(!tile.single()) && first > 0 {
                     sums[s] = saved[(slot + comptime!(s as u32 * tile.units())) as usize];
                 }
             }
@@ -110,7 +110,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
                     // The first weights of the next outputs.
                     loader.turn_to(first_output + apart, place, sizes, tile);
                     loader.load(&mut loaded, matrix, first, tile);
-                } else if comptime!(!tile.single) {
+                } else if comptime!(!tile.single()) {
                     // Those of the next inputs.
                     loader.turn_to(own_output, place, sizes, tile);
                     loader.load(&mut loaded, matrix, min(end, place.spans - 1u32), tile);
@@ -127,7 +127,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
                 // Before the next step and the next inputs are stored.
                 sync_cube();
             }
-            if comptime!(tile.single) || end == place.spans {
+            if comptime!(tile.single()) || end == place.spans {
                 write_sums::<F, B, H>(&sums, &mut partial, &inputs, first_output, bias, output, sizes, tile);
             } else {
                 #[unroll]
@@ -288,7 +288,7 @@ fn clear(sums: &mut Array<Vector<f32, Pair>>, #[comptime] fragments: usize) {
 fn of_row(sums: &Array<Vector<f32, Pair>>, #[comptime] at: usize, #[comptime] i: usize, #[comptime] tile: Tile) -> f32 {
     let pair = sums[at];
     let mut sum = pair[i];
-    if comptime!(tile.parts == 2) {
+    if comptime!(tile.parts() == 2) {
         sum += pair[1] * REST_FACTOR;
     }
     sum

@@ -26,6 +26,7 @@ use crate::cube::tensors::array;
 
 /// Elements of a vector of the input.
 const VECTOR: usize = 8;
+
 /// The tile for a problem, or why the kernel does not take it.
 pub(super) fn plan<R: Runtime>(
     client: &ComputeClient<R>,

@@ -60,8 +60,6 @@ pub(in crate::cube::gemv) struct Tile {
     /// Rows of the input.
     pub rows: u32,
     pub read: Read,
-    /// Numbers of 16 bits that make an input.
-    pub parts: u32,
     /// Spans of the inputs that shared memory holds, a multiple of the planes.
     pub spans: u32,
     /// Whether a row has a whole number of spans.
@@ -70,9 +68,7 @@ pub(in crate::cube::gemv) struct Tile {
     pub whole_steps: bool,
     /// Whether it fills shared memory a whole number of times.
     pub full: bool,
-    /// Whether shared memory holds all inputs.
-    pub single: bool,
-    /// Most strips of a cube, otherwise.
+    /// Most strips of a cube, if shared memory does not hold all inputs; otherwise 0.
     strips: usize,
 }
 
@@ -91,12 +87,10 @@ impl Tile {
             planes: spans.next_power_of_two().min(PLANES) as u32,
             rows: extents.rows as u32,
             read,
-            parts: if read == Read::Parts { 2 } else { 1 },
             spans: 0,
             even: extents.inputs.is_multiple_of(SPAN),
             whole_steps: false,
             full: false,
-            single: true,
             strips: 0,
         };
         let wanted = tile.strips_of_cube(machine, extents.outputs).min(STRIPS);
@@ -104,9 +98,9 @@ impl Tile {
             tile.whole_steps = tile.even && spans.is_multiple_of(tile.planes as usize);
             // All inputs, or as many as go with the sums of several strips.
             for strips in [0, wanted, 1] {
-                (tile.single, tile.strips) = (strips == 0, strips);
+                tile.strips = strips;
                 tile.spans = tile.most_spans(machine, spans);
-                let fits = if tile.single { spans } else { 1 };
+                let fits = if tile.single() { spans } else { 1 };
                 if tile.spans as usize >= fits {
                     tile.full = tile.even && spans.is_multiple_of(tile.spans as usize);
                     return Ok(tile);
@@ -138,8 +132,18 @@ impl Tile {
     /// Cubes for this many outputs.
     pub fn cubes(self, machine: &Machine, outputs: usize) -> usize {
         let wanted = self.strips_of_cube(machine, outputs);
-        let strips = if self.single { wanted } else { wanted.min(self.strips) };
+        let strips = if self.single() { wanted } else { wanted.min(self.strips) };
         outputs.div_ceil(OUTPUTS as usize).div_ceil(strips)
+    }
+
+    /// Whether shared memory holds all inputs.
+    pub fn single(self) -> bool {
+        self.strips == 0
+    }
+
+    /// Numbers of 16 bits that make an input.
+    pub fn parts(self) -> u32 {
+        if self.read == Read::Parts { 2 } else { 1 }
     }
 
     /// The least exponent of the largest input of a row, as an f32 has it, for which its power of two is below 2^126, or one that an f16 has.
@@ -205,7 +209,7 @@ impl Tile {
 
     /// Columns of the right operand that are there: one for each part of each row.
     pub fn columns(self) -> u32 {
-        self.rows * self.parts
+        self.rows * self.parts()
     }
 
     /// Whether columns are exchanged inside of a matrix alone.
@@ -220,7 +224,7 @@ impl Tile {
 
     /// Rows of the input whose columns a lane has, in each fragment: two neighbouring columns are two rows, or the two parts of one.
     pub fn lane_columns(self) -> u32 {
-        2 / self.parts
+        2 / self.parts()
     }
 
     /// Those of which there are sums.
@@ -251,7 +255,7 @@ impl Tile {
     /// Whether these sums are products too, of a left operand with equal elements. With one row, or with two parts, it takes fewer
     /// instructions to add the inputs up before they are stored.
     pub fn multiplies_totals(self) -> bool {
-        self.total_factor() != 0.0 && self.parts == 1 && self.rows > 1 && !self.multiplies_minima()
+        self.total_factor() != 0.0 && self.parts() == 1 && self.rows > 1 && !self.multiplies_minima()
     }
 
     /// Whether minima are a left operand themselves: integers of a block that is a span.
