@@ -17,8 +17,14 @@ use super::tensors::{HeadStrides, HeadStridesLaunch, array, head_strides};
 const INFINITE: u32 = 0x7f80_0000;
 /// The bits of a NaN.
 const NAN: u32 = 0x7fc0_0000;
-/// `1.5 · 2^23`: a sum with it is rounded to an integer, ties to even, which its lowest bits hold.
+/// `1.5 · 2^23`: a sum with it is rounded to an integer, ties to even, and its last 8 bits are those of the integer.
 const INTEGERS: f32 = 12_582_912.0;
+/// 1/127, in two parts.
+const INVERSE: [f32; 2] = [1.0 / LARGEST, (1.0 / LARGEST as f64 - (1.0 / LARGEST) as f64) as f32];
+/// The bits of 2^-90 and of 2^100: inverses of other magnitudes are not exact in two parts.
+const EXACT: [u32; 2] = [(127 - 90) << 23, (127 + 100) << 23];
+/// How near to 0 the last bits of a scale are too near: twice what [`Divisor::new`] says.
+const NEAR: u32 = 32;
 
 /// Keys or values of a cache.
 #[derive(Debug)]
@@ -215,13 +221,26 @@ impl<C: Numeric, N: Size> Cached<C, N> {
         }
     }
 
-    /// Writes a vector of the head at a slot; `scale` is that of the head, where the elements are int8.
-    pub fn put<F: Float>(&mut self, head: CachedHead, slot: u32, part: u32, features: Vector<F, N>, scale: f32) {
+    /// Writes a vector of floats of the head at a slot.
+    pub fn put<F: Float>(&mut self, head: CachedHead, slot: u32, part: u32, features: Vector<F, N>) {
         let at = self.place(head, slot, part) as usize;
+        self.elements[at] = Vector::cast_from(features);
+    }
+
+    /// The same, where elements may be int8.
+    pub fn put_divided<F: Float>(
+        &mut self,
+        head: CachedHead,
+        slot: u32,
+        part: u32,
+        features: Vector<F, N>,
+        divisor: Divisor,
+    ) {
         if comptime!(self.scales.is_some()) {
-            self.elements[at] = elements::<C, F, N>(features, scale);
+            let at = self.place(head, slot, part) as usize;
+            self.elements[at] = divisor.elements::<C, F, N>(features);
         } else {
-            self.elements[at] = Vector::cast_from(features);
+            self.put::<F>(head, slot, part, features);
         }
     }
 
@@ -247,26 +266,64 @@ pub(crate) fn magnitude<F: Float, N: Size>(features: Vector<F, N>) -> u32 {
     largest
 }
 
-/// The scale of a head whose largest magnitude has these bits.
-#[cube]
-pub(crate) fn scale_of(magnitude: u32) -> f32 {
-    f32::reinterpret(select(magnitude < INFINITE, magnitude, NAN)) / LARGEST
+/// What features of a head are divided by.
+#[derive(CubeType, Clone, Copy)]
+pub(crate) struct Divisor {
+    pub scale: f32,
+    /// The inverse of the scale, in two parts.
+    inverse: f32,
+    rest: f32,
+    /// Whether a product with both parts rounds to the same integer as the quotient.
+    exact: bool,
 }
 
-/// The elements of features.
 #[cube]
-fn elements<C: Numeric, F: Float, N: Size>(features: Vector<F, N>, scale: f32) -> Vector<C, N> {
-    // Neither 0 nor NaN is more than 0.
-    let some = scale > 0.0f32;
-    let divisor = select(some, scale, 1.0f32);
-    let mut elements = Vector::<C, N>::empty();
-    #[unroll]
-    for e in 0..N::value() {
-        let ratio = f32::cast_from(features[e]) / divisor;
-        let ratio = min(max(ratio, -LARGEST), LARGEST);
-        // From the bits of the sum, since a compiler may fold an addition and a subtraction of the same number.
-        let integer = i32::reinterpret(ratio + INTEGERS) - comptime!(INTEGERS.to_bits() as i32);
-        elements[e] = C::cast_from(select(some, integer, 0i32));
+impl Divisor {
+    /// The divisor of a head whose largest magnitude has these bits.
+    ///
+    /// A division takes 8 instructions, a product with an inverse in two parts takes 2. Where `fma` rounds once, the product differs from the
+    /// quotient by 2^-46 of it, before both are rounded to f32. This changes no scale and no integer:
+    ///
+    /// - A quotient by 127 is at least 2^-33 of itself away from every midpoint of two numbers of f32.
+    /// - A quotient by the scale could round to another integer only next to `n + 1/2`, if the midpoint between this and its neighbour in f32 lay
+    ///   between product and quotient. Take the scale as an integer of 24 bits, and the feature in such a unit that the quotient stays. The scale
+    ///   times the midpoint is a multiple of 2^17, plus or minus the scale; the feature is a multiple of 2^24. They differ by more than 16,
+    ///   which is 2^-45 of the feature, unless the last 17 bits of the scale are within 16 of 0. Such scales are rare, but of features of few bits, and
+    ///   features are divided by them.
+    pub fn new(magnitude: u32) -> Divisor {
+        let largest = f32::reinterpret(magnitude);
+        let mut scale = fma(largest, comptime!(INVERSE[0]), largest * comptime!(INVERSE[1]));
+        let in_range = magnitude - comptime!(EXACT[0]) < comptime!(EXACT[1] - EXACT[0]);
+        if !in_range {
+            scale = f32::reinterpret(select(magnitude < INFINITE, magnitude, NAN)) / LARGEST;
+        }
+        let inverse = 1.0f32 / scale;
+        let rest = fma(-scale, inverse, 1.0f32) * inverse;
+        let far = (u32::reinterpret(scale) + NEAR) % comptime!(1u32 << 17) > comptime!(2 * NEAR);
+        Divisor { scale, inverse, rest, exact: in_range && far }
     }
-    elements
+
+    /// The elements of features: their quotients, rounded.
+    fn elements<C: Numeric, F: Float, N: Size>(&self, features: Vector<F, N>) -> Vector<C, N> {
+        let mut elements = Vector::<C, N>::empty();
+        if self.exact {
+            #[unroll]
+            for e in 0..N::value() {
+                let feature = f32::cast_from(features[e]);
+                let ratio = fma(feature, self.inverse, feature * self.rest);
+                elements[e] = C::cast_from(i32::reinterpret(ratio + INTEGERS));
+            }
+        } else {
+            // Neither 0 nor NaN is more than 0.
+            let some = self.scale > 0.0f32;
+            let divisor = select(some, self.scale, 1.0f32);
+            #[unroll]
+            for e in 0..N::value() {
+                let ratio = f32::cast_from(features[e]) / divisor;
+                let ratio = min(max(ratio, -LARGEST), LARGEST);
+                elements[e] = C::cast_from(select(some, i32::reinterpret(ratio + INTEGERS), 0i32));
+            }
+        }
+        elements
+    }
 }

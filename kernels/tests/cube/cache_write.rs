@@ -492,15 +492,17 @@ fn squares_of_all_heads_are_added_in_f32() {
     }
 }
 
-/// What one token with these features, for query, key and value alike, becomes as an int8 key.
-fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) {
+/// What tokens with these features, for query, key and value alike, become as int8 keys, and their scales.
+fn written(heads: &[Vec<f32>], element: Element, planes: bool) -> (Vec<f32>, Vec<f32>) {
     let lab = lab(planes);
-    let head_dim = features.len();
-    let key = lab.bytes(&vec![1; head_dim], &[1, 1, 1, head_dim], 1);
-    let scales = lab.floats(&[5.0], &[1, 1, 1], Element::F32, 1);
-    let [query, value] = [(); 2].map(|()| lab.output(&[1, 1, 1, head_dim], element, 1));
+    let (tokens, head_dim) = (heads.len(), heads[0].len());
+    let shape = [1, 1, tokens, head_dim];
+    let key = lab.bytes(&vec![1; tokens * head_dim], &shape, 1);
+    let scales = lab.floats(&vec![5.0; tokens], &shape[..3], Element::F32, 1);
+    let [query, value] = [(); 2].map(|()| lab.output(&shape, element, 1));
+    let features: Vec<f32> = heads.iter().flat_map(|head| head.repeat(3)).collect();
     let arguments = CacheWrite {
-        qkv: &lab.floats(&features.repeat(3), &[1, 1, 3 * head_dim], element, 1),
+        qkv: &lab.floats(&features, &[1, tokens, 3 * head_dim], element, 1),
         source: KvSource::Own,
         query: &query,
         key: CacheTensor::int8(&key, &scales),
@@ -510,14 +512,25 @@ fn written(features: &[f32], element: Element, planes: bool) -> (Vec<f32>, f32) 
         factors: None,
         bounds: None,
         start: 0,
-        end: 1,
+        end: tokens as u32,
     };
     assert_eq!(launch(&lab.client, &lab.machine, arguments), Ok(()));
     for copied in [lab.read(&query), lab.read(&value)] {
         let same = |(found, given): (f32, &f32)| found == element.round(*given) || found.is_nan() && given.is_nan();
-        assert!(copied.into_iter().zip(features).all(same), "{features:?}");
+        assert!(copied.into_iter().zip(heads.concat().iter()).all(same), "{element:?}");
     }
-    (lab.read(&key), lab.read(&scales)[0])
+    (lab.read(&key), lab.read(&scales))
+}
+
+/// Checks that these heads, of one size, become int8 as those of the processor do.
+fn check_int8(heads: &[Vec<f32>], element: Element, planes: bool) {
+    let (elements, scales) = written(heads, element, planes);
+    for ((features, elements), scale) in heads.iter().zip(elements.chunks(heads[0].len())).zip(scales) {
+        let (expected, expected_scale) = quantised(features);
+        let expected: Vec<f32> = expected.into_iter().map(f32::from).collect();
+        assert_eq!(elements, expected, "{element:?} {features:?}");
+        assert!(scale == expected_scale || scale.is_nan() && expected_scale.is_nan(), "{scale}, {features:?}");
+    }
 }
 
 #[test]
@@ -528,6 +541,8 @@ fn int8_rounds_ties_to_even_and_shows_what_is_not_finite() {
         vec![-0.0; 12],
         vec![254.0, -1.0, 3.0, 5.0],
         vec![1.0, -254.0, 3.0, 5.0, -1.0, -3.0, -5.0, 253.0, -251.0, 0.98, 6.0, -7.0],
+        // 0.5 is a little more than half of this scale, and half of it times the inverse.
+        vec![127.0f32.next_down(), 0.5, -0.5, 1.5],
         (0..20).map(|at| at as f32 - 8.0).collect(),
         (0..20).map(|at| at as f32 / 32.0).collect(),
     ];
@@ -538,12 +553,38 @@ fn int8_rounds_ties_to_even_and_shows_what_is_not_finite() {
     }
     for (element, planes) in elements_and_planes() {
         for features in &heads {
-            let (elements, scale) = written(features, element, planes);
-            let (expected, expected_scale) = quantised(features);
-            let expected: Vec<f32> = expected.into_iter().map(f32::from).collect();
-            assert_eq!(elements, expected, "{features:?}");
-            assert!(scale == expected_scale || scale.is_nan() && expected_scale.is_nan(), "{scale}, {features:?}");
+            check_int8(std::slice::from_ref(features), element, planes);
         }
+    }
+}
+
+/// Next to the middle between two integers, a quotient that is rounded twice differs from one that is rounded once.
+#[test]
+fn int8_rounds_as_a_division_does_near_the_middle_between_integers() {
+    let mut heads = Vec::new();
+    let random: Vec<u32> = noise(600, 71).iter().map(|value| (value.abs() * 8_388_608.0) as u32 % 8_388_608).collect();
+    for (at, &fraction) in random.iter().enumerate() {
+        // Every fourth scale ends in bits near 0, on both sides, and every eighth in 0 alone.
+        let near = [fraction, fraction, fraction, fraction / 131_072 * 131_072][at % 4] as i32;
+        let near = near + [0, 0, 0, (at as i32 / 8 % 97 - 48) * (at as i32 / 4 % 2)][at % 4];
+        let exponent = [127, 120, 134, 60, 150, 226, 37, 20, 230, 2][at / 4 % 10];
+        let scale = f32::from_bits(((exponent << 23) + near) as u32);
+        let mut head = vec![scale * 127.0];
+        let scale = head[0] / 127.0;
+        for k in 0..19 {
+            let integer = [k, 3 * k + 65, 107 + k, 7 * k, 0][at % 5].min(126);
+            let middle = (f64::from(scale) * (f64::from(integer) + 0.5)) as f32;
+            let neighbour = f32::from_bits((middle.to_bits() as i32 + k % 3 - 1) as u32);
+            head.push(if k % 2 == 0 { neighbour } else { -neighbour });
+        }
+        heads.push(head);
+    }
+    check_int8(&heads, Element::F32, true);
+    for element in [Element::F16, Element::Bf16] {
+        let rounded = heads.iter().map(|head| head.iter().map(|value| element.round(*value)).collect());
+        let finite: Vec<Vec<f32>> =
+            rounded.filter(|head: &Vec<f32>| head.iter().all(|value| value.is_finite())).collect();
+        check_int8(&finite, element, true);
     }
 }
 

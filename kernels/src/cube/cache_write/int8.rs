@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::kernel::UNITS;
 use super::place::{Place, Sizes, Slot};
 use super::rotation::{Angles, Share, Table, is_there, part_of, partner, rotate_rounded};
-use crate::cube::cached::{Cached, magnitude, scale_of};
+use crate::cube::cached::{Cached, Divisor, magnitude};
 use crate::cube::lanes::lanes_max;
 use crate::cube::machine::Machine;
 
@@ -133,16 +133,17 @@ pub(super) fn cache_write_int8<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
         for p in 0..per_lane {
             largest = max(largest, magnitude::<F, N>(moved[p as usize]));
         }
-        let scale = scale_of(lanes_max(largest, &mut exchange, tile.lanes, tile.planes));
+        let largest = lanes_max(largest, &mut exchange, tile.lanes, tile.planes);
 
         if at < sizes.count {
             let place = Place { batch: first.batch, token: first.token, head };
-            put::<F, K, V, N>(&moved, query, key, value, place, slot, scale, lane, all_heads, sizes, tile);
+            put::<F, K, V, N>(&moved, query, key, value, place, slot, largest, lane, all_heads, sizes, tile);
         }
     }
 }
 
-/// The vectors of a lane to the place of their head, of `all_heads`: among the queries, or in the slot of the cache if there is one.
+/// The vectors of a lane to the place of their head, of `all_heads`: among the queries, or in the slot of the cache if there is one. The largest
+/// magnitude of the head has the bits `largest`, where elements may be int8.
 #[cube]
 pub(super) fn put<F: Float, K: Numeric, V: Numeric, N: Size>(
     moved: &Array<Vector<F, N>>,
@@ -151,7 +152,7 @@ pub(super) fn put<F: Float, K: Numeric, V: Numeric, N: Size>(
     value: &mut Cached<V, N>,
     place: Place,
     slot: Slot,
-    scale: f32,
+    largest: u32,
     lane: u32,
     all_heads: u32,
     sizes: &Sizes,
@@ -170,9 +171,9 @@ pub(super) fn put<F: Float, K: Numeric, V: Numeric, N: Size>(
         let head = place.head - sizes.heads;
         if head >= sizes.kv_heads {
             let head = head - sizes.kv_heads;
-            write::<F, V, N>(moved, value, place.batch, head, slot.at, scale, lane, tile);
+            write::<F, V, N>(moved, value, place.batch, head, slot.at, largest, lane, tile);
         } else {
-            write::<F, K, N>(moved, key, place.batch, head, slot.at, scale, lane, tile);
+            write::<F, K, N>(moved, key, place.batch, head, slot.at, largest, lane, tile);
         }
     }
 }
@@ -185,19 +186,20 @@ fn write<F: Float, C: Numeric, N: Size>(
     batch: u32,
     head: u32,
     slot: u32,
-    scale: f32,
+    largest: u32,
     lane: u32,
     #[comptime] tile: Tile,
 ) {
     let head = cached.head(batch, head);
+    let divisor = Divisor::new(largest);
     #[unroll]
     for p in 0..tile.per_lane() {
         let part = lane_part(lane, p, tile);
         if lane_has(part, tile) {
-            cached.put::<F>(head, slot, part, moved[p as usize], scale);
+            cached.put_divided::<F>(head, slot, part, moved[p as usize], divisor);
         }
     }
     if lane == 0 {
-        cached.put_scale(head, slot, scale);
+        cached.put_scale(head, slot, divisor.scale);
     }
 }

@@ -111,7 +111,7 @@ fn put<F: Float, N: Size>(
     for which in 0..share.together() {
         let part = part_of(unit, which, true, share);
         if is_there(part, true, share) {
-            cached.put::<F>(head, slot, part, moved[from + which as usize], 1.0f32);
+            cached.put::<F>(head, slot, part, moved[from + which as usize]);
         }
     }
 }

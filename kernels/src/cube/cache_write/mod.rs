@@ -20,7 +20,7 @@ use self::norm::{cache_write_norm, norm_arguments};
 use self::place::SizesLaunch;
 use self::rotation::{Share, TableLaunch};
 use super::contract::Checked;
-use super::machine::{Machine, Unsupported};
+use super::machine::{Machine, Unsupported, countable};
 use super::mask_arguments::row_strides;
 use super::tensors::{array, broadcast_strides, head_strides, presence, vector_size};
 
@@ -65,8 +65,10 @@ pub fn launch<R: Runtime>(
         return Ok(());
     }
     let each = heads_of_unit(machine, batch * tokens, all_heads, shares);
-    let places = batch * tokens * all_heads.div_ceil(each as usize);
+    let token_places = all_heads.div_ceil(each as usize);
+    let places = batch * tokens * token_places;
     let units = places * shares;
+    countable(units)?;
     let int8 = key.is_int8() || value.is_int8();
     let changes = norm.is_some() || factors.is_some();
     let in_teams = int8 || changes;
@@ -82,6 +84,7 @@ pub fn launch<R: Runtime>(
         rotation.map_or([0; 3], |(_, [cos, _])| broadcast_strides(cos)).map(|stride| (stride / angles) as u32);
     let sizes = SizesLaunch::new(
         if in_teams { places } else { units } as u32,
+        token_places as u32,
         tokens as u32,
         heads as u32,
         kv_heads as u32,

@@ -8,7 +8,7 @@ use super::arguments::CheckedNorm;
 use super::int8::{Tile, lane_has, lane_part, put};
 use super::place::{Place, Sizes};
 use super::rotation::{Angles, Table, partner};
-use crate::cube::cached::{Cached, magnitude, scale_of};
+use crate::cube::cached::{Cached, magnitude};
 use crate::cube::contract::Checked;
 use crate::cube::lanes::{lanes_max, lanes_sum, vector_sum};
 use crate::cube::mask_arguments::row_strides;
@@ -333,14 +333,13 @@ pub(super) fn cache_write_norm<F: Float, K: Numeric, V: Numeric, N: Size, T: Siz
                 largest = max(largest, magnitude::<F, N>(moved[p as usize]));
             }
         }
-        let mut scale = 1.0f32.runtime();
         if comptime!(int8) {
-            scale = scale_of(lanes_max(largest, &mut maxima, tile.lanes, tile.planes));
+            largest = lanes_max(largest, &mut maxima, tile.lanes, tile.planes);
         }
 
         if at < sizes.count {
             let place = Place { batch: first.batch, token: first.token, head };
-            put::<F, K, V, N>(&moved, query, key, value, place, slot, scale, lane, all_heads, sizes, tile);
+            put::<F, K, V, N>(&moved, query, key, value, place, slot, largest, lane, all_heads, sizes, tile);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Where the heads of a projection are, and where they go.
 
 use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
 
 use crate::cube::masks::RowStrides;
 use crate::cube::tensors::HeadStrides;
@@ -10,7 +11,9 @@ use crate::cube::tensors::HeadStrides;
 pub(super) struct Sizes {
     /// What the kernel counts: vectors of a few heads, or few heads.
     pub count: u32,
-    pub tokens: u32,
+    /// Places of a token.
+    pub places: FastDivmod<u32>,
+    pub tokens: FastDivmod<u32>,
     pub heads: u32,
     pub kv_heads: u32,
     pub qkv_batch: u32,
@@ -52,9 +55,9 @@ pub(super) struct Slot {
 impl Sizes {
     /// The first head at this place, where each place has `each` heads of a token.
     pub fn place(&self, at: u32, #[comptime] each: u32) -> Place {
-        let places = (self.heads + 2 * self.kv_heads).div_ceil(each);
-        let token = at / places;
-        Place { batch: token / self.tokens, token: token % self.tokens, head: at % places * each }
+        let (token, place) = self.places.div_mod(at);
+        let (batch, token) = self.tokens.div_mod(token);
+        Place { batch, token, head: place * each }
     }
 
     /// Where the projection of a token begins.
