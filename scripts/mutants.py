@@ -80,6 +80,7 @@ def instances() -> list[Instance]:
         Instance("attend, bf16, copies in the background", "attend", f"{mma}_in_bf16_agrees_with_plain_loops"),
         Instance("attend, bf16, 32 rows in a warp", "attend", f"{mma}_in_bf16_agrees_with_plain_loops", 1),
         Instance("attend, f16, every mask", "attend", f"{mma}_with_every_mask_agrees_with_plain_loops"),
+        Instance("attend, bf16, biases of large heads", "attend", f"{mma}_of_biases_agrees_with_plain_loops"),
         Instance("attend, f16, heads of 160, no copies", "attend", f"{mma}_of_large_heads_agrees_without_asynchronous_copies"),
         Instance("attend, f16, int8", "attend", f"{mma}_of_int8_agrees_with_plain_loops"),
         Instance("attend, plain loops, f32", "attend", "prefill_mma::a_small_problem_with_every_mask_agrees_with_plain_loops"),

@@ -199,21 +199,22 @@ impl<M: Int, E: Float> Masks<M, E> {
         query.batch * strides.batch + query.head * strides.head + query.token * strides.query
     }
 
-    /// The biases of four keys of a query whose biases begin at `place`; zeros without a bias. If `quads`, the keys from `key` on,
-    /// and these are a whole vector; otherwise `key` and the next one, and those 8 keys on.
-    pub fn biases(&self, place: u32, key: u32, #[comptime] quads: bool) -> Vector<f32, Const<4>> {
+    /// The biases of four keys of a query whose biases begin at `place`; zeros without a bias. If `quads`, the keys from `key + further` on,
+    /// and these are a whole vector; otherwise that key and the next one, and those 8 keys on.
+    pub fn biases(&self, place: u32, key: u32, further: u32, #[comptime] quads: bool) -> Vector<f32, Const<4>> {
         let mut biases = Vector::<f32, Const<4>>::new(0.0f32);
         #[comptime]
         match &self.bias {
             ComptimeOption::Some(bias) => {
                 if comptime!(quads) {
-                    let at = ((place + key) / 4) as usize * 4;
+                    // What is constant stays apart, as part of the address.
+                    let at = ((place + key) / 4) as usize * 4 + further as usize;
                     let four = bias.slice(at, at + 4).into_vectorized().with_vector_size::<Const<4>>();
                     biases = Vector::cast_from(four[0usize]);
                 } else {
                     #[unroll]
                     for e in 0..4u32 {
-                        let at = place + (key + e / 2 * 8 + e % 2) * self.bias_strides.key;
+                        let at = place + (key + further + e / 2 * 8 + e % 2) * self.bias_strides.key;
                         biases[e as usize] = f32::cast_from(bias[at as usize]);
                     }
                 }

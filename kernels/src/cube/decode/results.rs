@@ -25,6 +25,8 @@ pub(super) struct Results<'a, R: Runtime> {
     units: u32,
     /// Units that share the weights of a row.
     lanes: u32,
+    /// Units of a plane.
+    plane: u32,
 }
 
 impl<'a, R: Runtime> Results<'a, R> {
@@ -44,10 +46,10 @@ impl<'a, R: Runtime> Results<'a, R> {
         let cubes = machine.cubes([rows.div_ceil(rows_of_cube), 1, 1])?;
         let units = machine.units((value_dim.next_power_of_two() * rows_of_cube) as u32);
         let floats = |each: usize| client.empty(rows * splits * each * size_of::<f32>());
-        let lanes = if machine.plane_operations { machine.plane_size } else { 1 };
-        let lanes = lanes.min(value_dim.next_power_of_two() as u32);
+        let plane = if machine.plane_operations { machine.plane_size } else { 1 };
+        let lanes = plane.min(value_dim.next_power_of_two() as u32);
         let partial = (splits > 1).then(|| floats(value_dim));
-        Ok(Self { context, sinks, sizes, splits, partial, stats: floats(2), cubes, units, lanes })
+        Ok(Self { context, sinks, sizes, splits, partial, stats: floats(2), cubes, units, lanes, plane })
     }
 
     fn rows(&self) -> usize {
@@ -95,12 +97,14 @@ impl<'a, R: Runtime> Results<'a, R> {
                     self.rows() as u32,
                     kv_heads as u32,
                     self.sizes.group() as u32,
+                    self.sizes.group() as u32,
                     tokens as u32,
                     self.splits as u32,
                     head_strides(self.context, 1),
                 ),
                 value_dim as u32,
                 self.lanes,
+                self.plane,
                 self.context.dtype,
             );
         }

@@ -1,6 +1,7 @@
 //! The sum of the splits.
 
 use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
 
 use crate::cube::fragment::Pair;
 use crate::cube::lanes::{Fold, plane_fold};
@@ -12,15 +13,17 @@ use crate::cube::tensors::HeadStrides;
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct CombineSizes {
     pub rows: u32,
-    pub kv_heads: u32,
+    pub kv_heads: FastDivmod<u32>,
     pub group: u32,
-    pub tokens: u32,
+    /// The group again, and the tokens of a group.
+    pub by_group: FastDivmod<u32>,
+    pub tokens: FastDivmod<u32>,
     pub splits: u32,
     pub context: HeadStrides,
 }
 
 /// The sum of the splits of each row, weighted by their maxima, and of its sink. A unit sums one feature of one row; `lanes` neighbouring
-/// units, which have the same row, share its weights: units of a plane, or one.
+/// units, which have the same row, share its weights: units of a plane, which has `plane`, or one.
 #[cube(launch_unchecked)]
 pub(super) fn combine<F: Float>(
     partial: &Array<f32>,
@@ -30,6 +33,7 @@ pub(super) fn combine<F: Float>(
     sizes: &CombineSizes,
     #[comptime] head_dim: u32,
     #[comptime] lanes: u32,
+    #[comptime] plane: u32,
     #[define(F)] _elements: StorageType,
 ) {
     let width = comptime!(head_dim.next_power_of_two());
@@ -44,6 +48,8 @@ pub(super) fn combine<F: Float>(
         largest = max(largest, stats[(first + split) as usize][0]);
     }
     largest = plane_fold(largest, lanes, Fold::Maximum);
+    let leader = (UNIT_POS - lane) % plane;
+    let mut at = first * head_dim + feature;
     let mut total = 0.0f32.runtime();
     let mut sum = 0.0f32.runtime();
     for base in range_stepped(0u32, sizes.splits, lanes) {
@@ -54,16 +60,16 @@ pub(super) fn combine<F: Float>(
             total += own * stats[1];
         }
         for other in 0..min(lanes, sizes.splits - base) {
-            let weight = if comptime!(lanes > 1) { plane_shuffle(own, UNIT_POS_PLANE - lane + other) } else { own };
-            sum += weight * partial[((first + base + other) * head_dim + feature) as usize];
+            let weight = if comptime!(lanes > 1) { plane_shuffle(own, leader + other) } else { own };
+            sum += weight * partial[at as usize];
+            at += head_dim;
         }
     }
     total = plane_fold(total, lanes, Fold::Sum);
-    let group_rows = sizes.group * sizes.tokens;
-    let batch = row / (sizes.kv_heads * group_rows);
-    let kv_head = row / group_rows % sizes.kv_heads;
-    let head = kv_head * sizes.group + row % group_rows % sizes.group;
-    let token = row % group_rows / sizes.group;
+    let (token, member) = sizes.by_group.div_mod(row);
+    let (kv_head, token) = sizes.tokens.div_mod(token);
+    let (batch, kv_head) = sizes.kv_heads.div_mod(kv_head);
+    let head = kv_head * sizes.group + member;
     let at = sizes.context.head(batch, head) + token * sizes.context.token + feature;
     let total = sinks.join(total, head, largest, false);
     if own_row < sizes.rows && own_feature < head_dim {

@@ -23,8 +23,8 @@ use crate::cube::tensors::{array, head_strides, vector_size};
 const RESIDENT_FEATURES: usize = 128;
 /// Largest head size for which emulated planes take 32 rows, in 32 KiB of shared memory.
 const TALL_EMULATED_HEAD: usize = 40;
-/// Least cubes for each multiprocessor, which holds two at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
-const TALL_CUBES: usize = 2;
+/// Least planes for each multiprocessor, which holds 8 at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
+const TALL_PLANES: usize = 8;
 /// Scales from here on divide the slopes of ALiBi without overflow.
 const SMALLEST_SCALE: f32 = 1e-6;
 /// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
@@ -94,20 +94,26 @@ impl Engine {
         }
     }
 
-    /// The same with planes of 32 rows, if there are registers for them: steps have fewer keys where the context of a head, and
+    /// The same with planes of 32 rows, best first, if there are registers for them: steps have fewer keys where the context of a head, and
     /// what is added to scores, leave few.
-    fn tall_tile(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool, grouped: bool) -> Option<Tile> {
+    fn tall_tiles(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool, grouped: bool) -> Vec<Tile> {
         let tile = self.tile(head_dim, vector, 2);
         let keys = match (scoring, head_dim) {
-            _ if self == Self::Emulated => (head_dim <= TALL_EMULATED_HEAD).then_some(tile.keys)?,
-            (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
+            _ if self == Self::Emulated && head_dim <= TALL_EMULATED_HEAD => tile.keys,
+            _ if self == Self::Emulated => return Vec::new(),
+            (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return Vec::new(),
             // The places of biases depend on head and token of a row.
             (Scoring::Masked { .. }, 33..=64) if grouped => 48,
             (_, ..=64) | (Scoring::Range, ..=96) => 64,
             (Scoring::Range, _) if !int8 => 48,
             _ => 32,
         };
-        Some(Tile { keys, ..tile })
+        let mut tiles = vec![Tile { keys, ..tile }];
+        if matches!(scoring, Scoring::Masked { .. }) && head_dim > 64 && !int8 {
+            // One cube of a multiprocessor copies half of what two do.
+            tiles.insert(0, Tile { keys: 48, planes: 2 * tile.planes, ..tile });
+        }
+        tiles
     }
 
     /// The tile for `heads` of keys, each with a `group` of heads of queries. Planes take 32 rows if these fit, fill the device and are not mostly
@@ -123,10 +129,10 @@ impl Engine {
     ) -> Tile {
         let rows = group * tokens;
         let short = self.tile(head_dim, vector, 1);
-        let cubes = |tile: &Tile| rows.div_ceil(tile.rows() as usize);
-        let tall = self.tall_tile(head_dim, vector, scoring, int8, group > 1).filter(|tall| {
-            let fills = heads * cubes(tall) >= TALL_CUBES * machine.processors as usize;
-            let full = cubes(tall) * 8 <= cubes(&short) * 5;
+        let planes = |tile: &Tile| rows.div_ceil(tile.rows() as usize) * tile.planes as usize;
+        let tall = self.tall_tiles(head_dim, vector, scoring, int8, group > 1).into_iter().find(|tall| {
+            let fills = heads * planes(tall) >= TALL_PLANES * machine.processors as usize;
+            let full = planes(tall) * 8 <= planes(&short) * 5;
             fills && full && tall.check(machine, element).is_ok()
         });
         Tile { scoring, int8, ..tall.unwrap_or(short) }

@@ -110,7 +110,7 @@ pub(super) fn add_all<M: Int, E: Float>(
         let distance = f32::cast_from(key) - rows.slots[r as usize];
         #[unroll(!tile.emulate)]
         for sixteen in 0..comptime!(eights / 2) {
-            let biases = masks.biases(rows.biases[r as usize], key + sixteen * 16, tile.quads);
+            let biases = masks.biases(rows.biases[r as usize], key, sixteen * 16, tile.quads);
             #[unroll]
             for half in 0..2u32 {
                 let eight = sixteen * 2 + half;

@@ -130,12 +130,13 @@ fn copy_rows<F: Float, C: Numeric, M: Int, E: Float, N: Size, S: Size>(
         let row_units = comptime!(tile.row_units());
         let rows = comptime!(units / row_units);
         let (row, part) = (UNIT_POS / row_units, UNIT_POS % row_units);
+        let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
         let mut slot = first_key + row;
         let mut at = source.place(head, slot, part);
         #[unroll]
         for step in 0..comptime!(tile.keys.div_ceil(rows)) {
             if is_there(row + step * rows, part, rows, tile) {
-                let to = step_place(origin, row, step * rows, part, tile);
+                let to = step_place(first, origin, row, step * rows, part, tile);
                 copy::<F, C, N, S>(source, at, stage, to, keeps::<M, E>(masks, slot, end, inside), inside);
             }
             slot += rows;
@@ -182,6 +183,7 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
         let rows = comptime!(units / row_units);
         let ahead = comptime!(tile.ahead());
         let (row, part) = (UNIT_POS / row_units, UNIT_POS % row_units);
+        let first = origin + place(row_of(row, tile), part, tile.layout()) as usize;
         let mut slot = first_key + row;
         let mut key_at = key.place(key_head, slot, part);
         let mut value_at = value.place(value_head, slot, part);
@@ -205,7 +207,7 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
             for a in 0..ahead {
                 let step = round * ahead + a;
                 if is_there(row + step * rows, part, comptime!(rows * ahead), tile) {
-                    let to = step_place(origin, row, step * rows, part, tile);
+                    let to = step_place(first, origin, row, step * rows, part, tile);
                     loaded.store::<F, N>(key, value, stage, to, to + values, a);
                 }
             }
@@ -231,14 +233,18 @@ fn load_tiles<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: S
     }
 }
 
-/// Where part `part` of row `row + rows` goes. Units have the same rows in every step, so few places are computed: to others there is a constant
-/// distance.
+/// Where part `part` of row `row + rows` goes; row `row` has it at `first`, and `rows` is a multiple of those that all units copy at
+/// once. From few such places there are constant distances to all others.
 #[cube]
-fn step_place(origin: usize, row: u32, rows: u32, part: u32, #[comptime] tile: Tile) -> usize {
+fn step_place(first: usize, origin: usize, row: u32, rows: u32, part: u32, #[comptime] tile: Tile) -> usize {
     // Rows are swizzled alike if so many are between them.
-    let beyond = rows % if tile.quads { 16u32 } else { 8 };
-    let first = place(row_of(row + beyond, tile), part, tile.layout());
-    origin + first as usize + ((rows - beyond) * comptime!(tile.layout().width)) as usize
+    let period = if tile.quads { 16u32 } else { 8 };
+    let beyond = rows % period;
+    let mut near = first;
+    if comptime!(!(tile.units() / tile.row_units()).is_multiple_of(period)) {
+        near = origin + place(row_of(row + beyond, tile), part, tile.layout()) as usize;
+    }
+    near + ((rows - beyond) * comptime!(tile.layout().width)) as usize
 }
 
 /// Whether a tile has part `part` of row `row`, where all units together come to `rows` rows at a time.
