@@ -340,6 +340,30 @@ impl Lab {
                     mma(64, 4, &masks, &format!(", {label}"));
                 }
             }
+            if rows == 32 && elements.size() == 2 {
+                self.light_biases(Element(elements, name), &machine);
+            }
+        }
+    }
+
+    /// Biases of 16 bits, for which cubes have 256 rows.
+    fn light_biases(&self, Element(elements, name): Element, machine: &Machine) {
+        let bias = self.tensor(&[1, 8, 256, 512], elements);
+        let bounds = self.tensor(&[2, 2], u32::as_type_native_unchecked().storage_type());
+        let window = Rules { window: Some(Window::Back(256)), ..Self::rules(true) };
+        let rules = [("causal", Self::rules(true)), ("full", Self::rules(false)), ("window", window)];
+        for (label, rules) in rules {
+            for (bounds, ragged) in [(None, ""), (Some(bounds.clone()), ", ragged")] {
+                let masks = MaskArguments { bias: Some(bias.clone()), bounds, ..MaskArguments::new(rules) };
+                for head in [72, 96, 128] {
+                    let Ok(engine) = mma::Engine::tensor_cores(&self.client, machine, elements, head) else { continue };
+                    let label =
+                        format!("prefill mma {name} head {head} group 1, 32 rows, {name} bias, {label}{ragged}");
+                    self.attention(&label, elements, [head, 1, 256, 512], &masks, false, |problem| {
+                        mma::launch(&self.client, machine, problem, engine)
+                    });
+                }
+            }
         }
     }
 

@@ -288,8 +288,8 @@ impl Divisor {
     /// - A quotient by the scale could round to another integer only next to `n + 1/2`, if the midpoint between this and its neighbour in f32 lay
     ///   between product and quotient. Take the scale as an integer of 24 bits, and the feature in such a unit that the quotient stays. The scale
     ///   times the midpoint is a multiple of 2^17, plus or minus the scale; the feature is a multiple of 2^24. They differ by more than 16,
-    ///   which is 2^-45 of the feature, unless the last 17 bits of the scale are within 16 of 0. Such scales are rare, but of features of few bits, and
-    ///   features are divided by them.
+    ///   which is 2^-45 of the feature, unless the last 17 bits of the scale are within 16 of 0. Features are divided by such scales. They are rare
+    ///   unless features have few bits.
     pub fn new(magnitude: u32) -> Divisor {
         let largest = f32::reinterpret(magnitude);
         let mut scale = fma(largest, comptime!(INVERSE[0]), largest * comptime!(INVERSE[1]));

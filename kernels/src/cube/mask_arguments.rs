@@ -186,6 +186,16 @@ impl<R: Runtime> CheckedMasks<'_, R> {
         }
     }
 
+    /// Whether the keys that a query sees depend on more than its slot: rows have bounds of their own, or there is a window.
+    pub fn has_ranges(&self) -> bool {
+        self.bounds.is_some() || self.rules.window.is_some()
+    }
+
+    /// Whether scores of keys in a query's range are products and a bias.
+    pub fn is_bias_alone(&self) -> bool {
+        self.bias.is_some() && self.rules.softcap.is_none() && self.slopes.is_none() && !self.hides_some()
+    }
+
     /// Whether keys in a query's range may be hidden, other than by a bias.
     pub fn hides_some(&self) -> bool {
         self.hidden_keys.is_some() || self.hidden_pairs.is_some()

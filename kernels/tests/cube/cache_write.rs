@@ -536,8 +536,11 @@ fn check_int8(heads: &[Vec<f32>], element: Element, planes: bool) {
 
 /// Heads whose features are next to the middle between two integers, times a scale of any size: products with its inverse round many of them to
 /// the other one.
-fn near_middles() -> Vec<Vec<f32>> {
-    let mut heads = Vec::new();
+fn near_middles(head_dim: usize) -> Vec<Vec<f32>> {
+    // 0.5 is a little more than half of this scale, and half of it times the inverse.
+    let mut first = vec![127.0f32.next_down(), 0.5, -0.5, 1.5];
+    first.resize(head_dim, 0.0);
+    let mut heads = vec![first];
     let random: Vec<u32> = noise(600, 71).iter().map(|value| (value.abs() * 8_388_608.0) as u32 % 8_388_608).collect();
     for (at, &fraction) in random.iter().enumerate() {
         let mut bits = fraction as i32;
@@ -546,16 +549,17 @@ fn near_middles() -> Vec<Vec<f32>> {
             let near = if at % 8 == 3 { 0 } else { at as i32 / 8 % 97 - 48 };
             bits = bits / 131_072 * 131_072 + near;
         }
-        let exponent = [127, 120, 134, 60, 150, 226, 37, 20, 230, 2][at / 4 % 10];
+        let exponent = [127, 120, 134, 60, 150, 226, 37, 20, 230, 0][at / 4 % 10];
         let scale = f32::from_bits(((exponent << 23) + bits) as u32);
         let mut head = vec![scale * 127.0];
         let scale = head[0] / 127.0;
-        for k in 0..19 {
+        for k in 0..head_dim as i32 - 1 {
             let integer = [k, 3 * k + 65, 107 + k, 7 * k, 0][at % 5].min(126);
             let middle = (f64::from(scale) * (f64::from(integer) + 0.5)) as f32;
             let neighbour = f32::from_bits((middle.to_bits() as i32 + k % 3 - 1) as u32);
             head.push(if k % 2 == 0 { neighbour } else { -neighbour });
         }
+        head.rotate_right(at % head_dim);
         heads.push(head);
     }
     heads
@@ -569,8 +573,6 @@ fn int8_rounds_as_a_division_does_and_shows_what_is_not_finite() {
         vec![-0.0; 12],
         vec![254.0, -1.0, 3.0, 5.0],
         vec![1.0, -254.0, 3.0, 5.0, -1.0, -3.0, -5.0, 253.0, -251.0, 0.98, 6.0, -7.0],
-        // 0.5 is a little more than half of this scale, and half of it times the inverse.
-        vec![127.0f32.next_down(), 0.5, -0.5, 1.5],
         (0..20).map(|at| at as f32 - 8.0).collect(),
         (0..20).map(|at| at as f32 / 32.0).collect(),
     ];
@@ -584,8 +586,10 @@ fn int8_rounds_as_a_division_does_and_shows_what_is_not_finite() {
             check_int8(std::slice::from_ref(features), element, planes);
         }
         let finite = |head: &Vec<f32>| head.iter().all(|value| element.round(*value).is_finite());
-        let near_middles: Vec<_> = near_middles().into_iter().filter(finite).collect();
-        check_int8(&near_middles, element, planes);
+        for head_dim in [12, 20] {
+            let near_middles: Vec<_> = near_middles(head_dim).into_iter().filter(finite).collect();
+            check_int8(&near_middles, element, planes);
+        }
     }
 }
 

@@ -241,15 +241,16 @@ mod cuda {
     #[test]
     #[ignore = "needs a CUDA device"]
     fn a_small_problem_of_biases_agrees_with_plain_loops() {
-        for slanted in biased(140, 128).slanted(1.0) {
+        for slanted in biased(128, &[260]).slanted(1.0) {
             check_on(&cuda(), PROCESSORS[1], &slanted, Element::Bf16, Int8::default(), ASYNCHRONOUS);
         }
     }
 
-    /// Biases of so many keys, for large heads that one cube of a multiprocessor takes: all but the last of its 256 rows. Two rows of the batch, with
-    /// one step of 48 keys that all queries see and some that none does.
-    fn biased(keys: usize, head_dim: usize) -> Problem {
-        Problem { bias: true, ..Problem::new([2, 1, 127, keys, head_dim], &[127, keys]) }
+    /// Biases of 16 bits for large heads: one cube of a multiprocessor takes all but the last of its 256 rows. A multiple of four keys, which makes
+    /// vectors of them.
+    fn biased(head_dim: usize, ends: &[usize]) -> Problem {
+        let keys = *ends.last().unwrap();
+        Problem { bias: true, bias_of_elements: true, ..Problem::new([2, 1, 126, keys, head_dim], ends) }
     }
 
     /// Three steps of keys in one row of the batch, and a query for each place in a step. In the other row, and in the last step, every copy
@@ -328,8 +329,11 @@ mod cuda {
         for added in added(&masked) {
             check(&added, Int8::default());
         }
-        for (keys, head_dim) in [(180, 72), (179, 96), (203, 128)] {
-            check(&biased(keys, head_dim), Int8::default());
+        // With 16 bits, cubes of 256 rows for all but the third and the fourth.
+        for (head_dim, ends) in
+            [(72, [126, 172]), (96, [3, 220]), (96, [126, 175]), (128, [126, 172]), (128, [220, 220])]
+        {
+            check(&biased(head_dim, &ends), Int8::default());
         }
         for (tokens, end) in [(1, 1), (1, 300), (65, 65), (64, 128), (257, 320), (3, 1)] {
             check(&Problem::new([3, 1, tokens, 321, 64], &[end]), Int8::default());

@@ -86,7 +86,7 @@ impl Problem {
         Side { worth, elements, scales: Some(lab.floats(&scales, &shape[..3], Element::F32, 3)) }
     }
 
-    fn masks<R: Runtime>(&self, lab: &Lab<R>) -> MaskArguments<R> {
+    fn masks<R: Runtime>(&self, lab: &Lab<R>, element: Element) -> MaskArguments<R> {
         let flags = |bits: Vec<bool>| bits.into_iter().map(u32::from).collect::<Vec<_>>();
         let (batch, keys) = (self.batch, self.keys());
         let uniform =
@@ -117,7 +117,8 @@ impl Problem {
         }
         if self.bias {
             let shape = [1, self.heads, self.tokens, keys];
-            masks.bias = Some(lab.floats(&self.biases(), &shape, Element::F32, 1));
+            let element = if self.bias_of_elements { element } else { Element::F32 };
+            masks.bias = Some(lab.floats(&self.biases(), &shape, element, 1));
         }
         if self.slopes {
             masks.slopes = Some(lab.floats(&self.slopes(), &[self.heads], Element::F32, 1));
@@ -149,7 +150,7 @@ impl Problem {
             context: &by_head(&context, heads),
             scale: self.scale(),
             sinks: sinks.as_ref(),
-            masks: &self.masks(lab),
+            masks: &self.masks(lab, element),
             keys: self.keys(),
         });
         (lab.read(&context), self.solve(&query, &key.worth, &value.worth), launched.unwrap())

@@ -28,6 +28,9 @@ pub struct Problem {
     pub hidden_keys: bool,
     pub hidden_pairs: bool,
     pub bias: bool,
+    /// Whether the bias has the elements of the queries, and not f32.
+    #[allow(dead_code, reason = "the kernels of the CPU read biases of f32")]
+    pub bias_of_elements: bool,
     pub slopes: bool,
     /// The sink of the first head; those of the others differ.
     pub sink: Option<f32>,
@@ -57,6 +60,7 @@ impl Problem {
             hidden_keys: false,
             hidden_pairs: false,
             bias: false,
+            bias_of_elements: false,
             slopes: false,
             sink: None,
             steep: false,
@@ -115,8 +119,10 @@ impl Problem {
         (0..self.tokens * self.keys()).map(|at| (at * 7 + at / 5) % 4 == 0).collect()
     }
 
+    /// Numbers of any element type.
     pub fn biases(&self) -> Vec<f32> {
         let mut bias = noise(self.heads * self.tokens * self.keys(), 5);
+        bias.iter_mut().for_each(|value| *value = (*value * 128.0).round() / 128.0);
         bias.iter_mut().step_by(11).for_each(|value| *value = f32::NEG_INFINITY);
         bias
     }

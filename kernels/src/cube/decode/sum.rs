@@ -15,7 +15,7 @@ pub(super) struct CombineSizes {
     pub rows: u32,
     pub kv_heads: FastDivmod<u32>,
     pub group: u32,
-    /// The group again, and the tokens of a group.
+    /// `group`, to divide by it.
     pub by_group: FastDivmod<u32>,
     pub tokens: FastDivmod<u32>,
     pub splits: u32,
@@ -23,7 +23,7 @@ pub(super) struct CombineSizes {
 }
 
 /// The sum of the splits of each row, weighted by their maxima, and of its sink. A unit sums one feature of one row; `lanes` neighbouring
-/// units, which have the same row, share its weights: units of a plane, which has `plane`, or one.
+/// units, which have the same row, share its weights: units of a plane of `plane`, or one.
 #[cube(launch_unchecked)]
 pub(super) fn combine<F: Float>(
     partial: &Array<f32>,

@@ -23,12 +23,19 @@ use crate::cube::tensors::{array, head_strides, vector_size};
 const RESIDENT_FEATURES: usize = 128;
 /// Largest head size for which emulated planes take 32 rows, in 32 KiB of shared memory.
 const TALL_EMULATED_HEAD: usize = 40;
-/// Least planes for each multiprocessor, which holds 8 at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
-const TALL_PLANES: usize = 8;
+/// Least cubes for each multiprocessor, which holds two at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
+const TALL_CUBES: usize = 2;
 /// Scales from here on divide the slopes of ALiBi without overflow.
 const SMALLEST_SCALE: f32 = 1e-6;
 /// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
 const UNEVEN_KEYS: u32 = 16;
+/// Keys of a step with a bias of 16 bits and planes of 32 rows.
+const WIDE_KEYS: u32 = 48;
+/// Largest head size for which these leave registers on every device. For larger heads ptxas spills 60 bytes for sm_80, and for sm_90 up to 48 if
+/// rows have bounds of their own or there is a window.
+const LIGHT_FEATURES: u32 = 96;
+/// Shared memory that devices of sm_90 have, and those of sm_80 have not.
+const SHARED_OF_SM_90: usize = 200 << 10;
 /// A head size must be a multiple of this: the columns of a product.
 const COLUMNS: usize = 8;
 
@@ -94,26 +101,20 @@ impl Engine {
         }
     }
 
-    /// The same with planes of 32 rows, best first, if there are registers for them: steps have fewer keys where the context of a head, and
+    /// The same with planes of 32 rows, if there are registers for them: steps have fewer keys where the context of a head, and
     /// what is added to scores, leave few.
-    fn tall_tiles(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool, grouped: bool) -> Vec<Tile> {
+    fn tall_tile(self, head_dim: usize, vector: usize, scoring: Scoring, int8: bool, grouped: bool) -> Option<Tile> {
         let tile = self.tile(head_dim, vector, 2);
         let keys = match (scoring, head_dim) {
-            _ if self == Self::Emulated && head_dim <= TALL_EMULATED_HEAD => tile.keys,
-            _ if self == Self::Emulated => return Vec::new(),
-            (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return Vec::new(),
+            _ if self == Self::Emulated => (head_dim <= TALL_EMULATED_HEAD).then_some(tile.keys)?,
+            (_, 129..) | (Scoring::Masked { interior: false }, 65..) => return None,
             // The places of biases depend on head and token of a row.
             (Scoring::Masked { .. }, 33..=64) if grouped => 48,
             (_, ..=64) | (Scoring::Range, ..=96) => 64,
             (Scoring::Range, _) if !int8 => 48,
             _ => 32,
         };
-        let mut tiles = vec![Tile { keys, ..tile }];
-        if matches!(scoring, Scoring::Masked { .. }) && head_dim > 64 && !int8 {
-            // One cube of a multiprocessor copies half of what two do.
-            tiles.insert(0, Tile { keys: 48, planes: 2 * tile.planes, ..tile });
-        }
-        tiles
+        Some(Tile { keys, ..tile })
     }
 
     /// The tile for `heads` of keys, each with a `group` of heads of queries. Planes take 32 rows if these fit, fill the device and are not mostly
@@ -129,14 +130,24 @@ impl Engine {
     ) -> Tile {
         let rows = group * tokens;
         let short = self.tile(head_dim, vector, 1);
-        let planes = |tile: &Tile| rows.div_ceil(tile.rows() as usize) * tile.planes as usize;
-        let tall = self.tall_tiles(head_dim, vector, scoring, int8, group > 1).into_iter().find(|tall| {
-            let fills = heads * planes(tall) >= TALL_PLANES * machine.processors as usize;
-            let full = planes(tall) * 8 <= planes(&short) * 5;
+        let cubes = |tile: &Tile| rows.div_ceil(tile.rows() as usize);
+        let tall = self.tall_tile(head_dim, vector, scoring, int8, group > 1).filter(|tall| {
+            let fills = heads * cubes(tall) >= TALL_CUBES * machine.processors as usize;
+            let full = cubes(tall) * 8 <= cubes(&short) * 5;
             fills && full && tall.check(machine, element).is_ok()
         });
         Tile { scoring, int8, ..tall.unwrap_or(short) }
     }
+}
+
+/// The same for a bias of 16 bits alone: with steps of 48 keys, and twice the planes, so that one cube of a multiprocessor copies half of what two do.
+/// If registers and shared memory suffice, and few planes are beyond the last of the `rows`.
+fn widened(tile: Tile, machine: &Machine, element: usize, rows: usize, ranges: bool) -> Tile {
+    let registers = tile.head_dim <= LIGHT_FEATURES || !ranges && machine.shared_bytes >= SHARED_OF_SM_90;
+    let planes = |tile: &Tile| rows.div_ceil(tile.rows() as usize) * tile.planes as usize;
+    let wide = Tile { keys: WIDE_KEYS, planes: 2 * tile.planes, ..tile };
+    let fits = registers && tile.pieces == 2 && planes(&wide) * 8 <= planes(&tile) * 9;
+    if fits && tile.keys < WIDE_KEYS && wide.check(machine, element).is_ok() { wide } else { tile }
 }
 
 fn check_head(head_dim: usize) -> Result<(), Unsupported> {
@@ -193,6 +204,8 @@ pub fn launch<R: Runtime>(
     let quads = engine != Engine::Emulated && masks.has_bias_vectors(4);
     let rows = group * tokens;
     let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, group, tokens], scoring, int8);
+    let light_bias = quads && !int8 && masks.is_bias_alone() && masks.bias_type().size() == 2;
+    let tile = if light_bias { widened(tile, machine, element, rows, masks.has_ranges()) } else { tile };
     let tile = Tile { quads, written: context_vector as u32, heads_first: masks.is_causal(), ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
