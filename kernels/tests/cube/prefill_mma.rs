@@ -241,7 +241,7 @@ mod cuda {
     #[test]
     #[ignore = "needs a CUDA device"]
     fn a_small_problem_of_biases_agrees_with_plain_loops() {
-        for slanted in biased(128, &[260]).slanted(1.0) {
+        for slanted in biased(128, &[284]).slanted(1.0) {
             check_on(&cuda(), PROCESSORS[1], &slanted, Element::Bf16, Int8::default(), ASYNCHRONOUS);
         }
     }
