@@ -281,8 +281,8 @@ pub(crate) struct Divisor {
 impl Divisor {
     /// The divisor of a head whose largest magnitude has these bits.
     ///
-    /// A division takes 8 instructions, a product with an inverse in two parts takes 2. Where `fma` rounds once, the product differs from the
-    /// quotient by 2^-46 of it, before both are rounded to f32. This changes no scale and no integer:
+    /// A division takes 8 instructions, a product with an inverse in two parts takes 2. If `fma` rounds once (`fused`; other devices divide), the
+    /// product differs from the quotient by 2^-46 of it, before both are rounded to f32. This changes no scale and no integer:
     ///
     /// - A quotient by 127 is at least 2^-33 of itself away from every midpoint of two numbers of f32.
     /// - A quotient by the scale could round to another integer only next to `n + 1/2`, if the midpoint between this and its neighbour in f32 lay
@@ -290,10 +290,14 @@ impl Divisor {
     ///   times the midpoint is a multiple of 2^17, plus or minus the scale; the feature is a multiple of 2^24. They differ by more than 16,
     ///   which is 2^-45 of the feature, unless the last 17 bits of the scale are within 16 of 0. Features are divided by such scales. They are rare
     ///   unless features have few bits.
-    pub fn new(magnitude: u32) -> Divisor {
+    pub fn new(magnitude: u32, #[comptime] fused: bool) -> Divisor {
         let largest = f32::reinterpret(magnitude);
         let mut scale = fma(largest, comptime!(INVERSE[0]), largest * comptime!(INVERSE[1]));
-        let in_range = magnitude - comptime!(EXACT[0]) < comptime!(EXACT[1] - EXACT[0]);
+        let in_range = if comptime!(fused) {
+            magnitude - comptime!(EXACT[0]) < comptime!(EXACT[1] - EXACT[0])
+        } else {
+            false.runtime()
+        };
         if !in_range {
             scale = f32::reinterpret(select(magnitude < INFINITE, magnitude, NAN)) / LARGEST;
         }

@@ -24,6 +24,8 @@ pub struct Machine {
     pub power_of_two: bool,
     /// Whether every f16 becomes f32 in one instruction, subnormal ones as well, as on CUDA. Others have no f16, or may flush these to 0.
     pub halves: bool,
+    /// Whether `fma` rounds once, as on CUDA. Others may round the product as well.
+    pub fused: bool,
     /// Whether the units of a plane can wait for each other and for what they wrote to shared memory, as on CUDA. WGSL has no such barrier, and
     /// that of CubeCL's SPIR-V does not wait for memory.
     pub plane_barrier: bool,
@@ -59,6 +61,7 @@ impl Machine {
             max_cubes: [x, y, z],
             power_of_two: R::name(client) == CUDA,
             halves: R::name(client) == CUDA && properties.supports_type(f16_type()),
+            fused: R::name(client) == CUDA,
             plane_barrier: R::name(client) == CUDA && fixed,
             tensor_cores: true,
             any_width: R::name(client) == CUDA,

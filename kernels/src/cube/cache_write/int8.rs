@@ -35,6 +35,8 @@ pub(super) struct Tile {
     /// Heads of a token that a team moves.
     pub each: u32,
     pub planes: bool,
+    /// Whether `fma` rounds once.
+    pub fused: bool,
 }
 
 impl Tile {
@@ -43,7 +45,7 @@ impl Tile {
         let units = machine.even_units(UNITS);
         let widest = if machine.plane_operations { machine.plane_size } else { units.min(LANES_WITHOUT_PLANES) };
         let lanes = share.units().next_power_of_two().min(widest);
-        Self { units, lanes, share, each, planes: machine.plane_operations }
+        Self { units, lanes, share, each, planes: machine.plane_operations, fused: machine.fused }
     }
 
     /// Shares of a head that a lane has.
@@ -191,7 +193,7 @@ fn write<F: Float, C: Numeric, N: Size>(
     #[comptime] tile: Tile,
 ) {
     let head = cached.head(batch, head);
-    let divisor = Divisor::new(largest);
+    let divisor = Divisor::new(largest, tile.fused);
     #[unroll]
     for p in 0..tile.per_lane() {
         let part = lane_part(lane, p, tile);
