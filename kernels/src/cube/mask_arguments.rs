@@ -149,7 +149,8 @@ pub(crate) enum Adds {
     Nothing,
     /// ALiBi.
     Slopes,
-    /// Other rules too.
+    Bias,
+    /// Other rules, or several.
     More,
 }
 
@@ -179,21 +180,18 @@ impl<R: Runtime> CheckedMasks<'_, R> {
 
     /// What scores of keys in a query's range are, apart from products.
     pub fn adds(&self) -> Adds {
-        match self.bias.is_some() || self.rules.softcap.is_some() || self.hides_some() {
-            true => Adds::More,
-            false if self.slopes.is_some() => Adds::Slopes,
-            false => Adds::Nothing,
+        let more = self.rules.softcap.is_some() || self.hides_some();
+        match (self.bias.is_some(), self.slopes.is_some()) {
+            (false, false) if !more => Adds::Nothing,
+            (false, true) if !more => Adds::Slopes,
+            (true, false) if !more => Adds::Bias,
+            _ => Adds::More,
         }
     }
 
     /// Whether the keys that a query sees depend on more than its slot: rows have bounds of their own, or there is a window.
     pub fn has_ranges(&self) -> bool {
         self.bounds.is_some() || self.rules.window.is_some()
-    }
-
-    /// Whether scores of keys in a query's range are products and a bias.
-    pub fn is_bias_alone(&self) -> bool {
-        self.bias.is_some() && self.rules.softcap.is_none() && self.slopes.is_none() && !self.hides_some()
     }
 
     /// Whether keys in a query's range may be hidden, other than by a bias.

@@ -204,7 +204,7 @@ pub fn launch<R: Runtime>(
     let quads = engine != Engine::Emulated && masks.has_bias_vectors(4);
     let rows = group * tokens;
     let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, group, tokens], scoring, int8);
-    let light_bias = quads && !int8 && masks.is_bias_alone() && masks.bias_type().size() == 2;
+    let light_bias = quads && !int8 && masks.adds() == Adds::Bias && masks.bias_type().size() == 2;
     let tile = if light_bias { widened(tile, machine, element, rows, masks.has_ranges()) } else { tile };
     let tile = Tile { quads, written: context_vector as u32, heads_first: masks.is_causal(), ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
