@@ -32,13 +32,20 @@ impl Base {
     }
 }
 
+/// The registers of a statement; see [`Instruction`].
+#[derive(Debug, Default)]
+pub struct Used {
+    pub reads: Vec<Register>,
+    pub writes: Vec<Register>,
+    pub addresses: Vec<Register>,
+}
+
 pub struct Builder<'a> {
     source: &'a KernelSource,
     statement: &'a Statement,
     /// Modifiers of the statement that were not read yet.
     modifiers: Vec<&'a str>,
-    reads: Vec<Register>,
-    writes: Vec<Register>,
+    used: Used,
     registers: HashMap<&'a str, Register>,
     sizes: Sizes,
     /// By kind and value.
@@ -93,8 +100,7 @@ impl<'a> Builder<'a> {
             source,
             statement,
             modifiers: Vec::new(),
-            reads: Vec::new(),
-            writes: Vec::new(),
+            used: Used::default(),
             registers: HashMap::new(),
             sizes: Sizes::default(),
             constants: HashMap::new(),
@@ -130,8 +136,7 @@ impl<'a> Builder<'a> {
     pub fn begin(&mut self, statement: &'a Statement) {
         self.statement = statement;
         self.modifiers = statement.opcode.parts[1..].iter().map(String::as_str).collect();
-        self.reads.clear();
-        self.writes.clear();
+        self.used = Used::default();
     }
 
     pub fn opcode(&self) -> &'a str {
@@ -139,8 +144,8 @@ impl<'a> Builder<'a> {
     }
 
     /// The registers that the statement reads and writes.
-    pub fn registers_used(&mut self) -> (Vec<Register>, Vec<Register>) {
-        (std::mem::take(&mut self.reads), std::mem::take(&mut self.writes))
+    pub fn registers_used(&mut self) -> Used {
+        std::mem::take(&mut self.used)
     }
 
     /// Whether the opcode has this modifier.
@@ -261,7 +266,7 @@ impl<'a> Builder<'a> {
                 if register.bank == Bank::Predicate {
                     return Err(format!("`{name}` is a predicate where a number is read"));
                 }
-                self.reads.push(register);
+                self.used.reads.push(register);
                 Ok(register)
             }
             other => Err(format!("{other:?} where a register or a number is read")),
@@ -283,7 +288,7 @@ impl<'a> Builder<'a> {
         if register.bank == Bank::Predicate {
             return Err(format!("`{name}` is a predicate where a number is written"));
         }
-        self.writes.push(register);
+        self.used.writes.push(register);
         Ok(register)
     }
 
@@ -308,7 +313,7 @@ impl<'a> Builder<'a> {
         if register.bank != Bank::Predicate {
             return Err(format!("`{name}` is no predicate"));
         }
-        self.writes.push(register);
+        self.used.writes.push(register);
         Ok(register.index)
     }
 
@@ -335,7 +340,7 @@ impl<'a> Builder<'a> {
         if register.bank != Bank::Predicate {
             return Err(format!("`{name}` is no predicate"));
         }
-        self.reads.push(register);
+        self.used.reads.push(register);
         Ok(Condition { index: register.index, negated })
     }
 
@@ -348,6 +353,7 @@ impl<'a> Builder<'a> {
             _ => None,
         };
         let register = self.source_of(base, 64)?;
+        self.used.addresses.push(register);
         Ok((Base { register, offset: *offset as u64 }, space))
     }
 

@@ -34,6 +34,8 @@ pub struct Instruction {
     pub reads: Vec<Register>,
     /// Registers that hold something afterwards.
     pub writes: Vec<Register>,
+    /// Those of the registers that are read which are addresses, to which the instruction adds a constant.
+    pub addresses: Vec<Register>,
     /// Its opcode.
     pub opcode: String,
     /// Its text.

@@ -1,33 +1,48 @@
 //! Instructions that the assembler merges.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::instruction::Instruction;
 use crate::registers::Register;
+
+/// The first constant that instructions of memory do not add to an address.
+const LARGEST_OFFSET: i64 = 1 << 23;
 
 /// Which instructions take no place of their own on the device, as `ptxas` makes it:
 ///
 /// - a logical operation of 32 bits whose result is read once, by another one: one `LOP3` combines three inputs, of which one may be a constant;
 /// - the second of two numbers that are rounded to 16 bits for the halves of a word: one `F2FP` rounds both;
-/// - `abs.f32` and `neg.f32`, where all that reads them takes an absolute value, or a sign, with its operand.
+/// - `abs.f32` and `neg.f32`, where all that reads them takes an absolute value, or a sign, with its operand;
+/// - a constant that is added to an address, where all that reads the sum adds a constant of its own: instructions of memory have 24 bits for it;
+/// - a product that `add` alone reads: `IMAD.WIDE` adds 64 bits to one of 32 bits, and `LEA` adds to what was shifted, 32 bits or the lower half
+///   of 64 bits, if nothing reads the upper one;
+/// - `cvt.u64.u32`, if nothing reads the upper half of what comes of it. Addresses in shared memory have none.
 pub fn merged(instructions: &[Instruction]) -> Vec<bool> {
-    let mut uses: HashMap<Register, Uses> = HashMap::new();
-    for (at, instruction) in instructions.iter().enumerate() {
-        for register in &instruction.reads {
-            uses.entry(*register).or_default().reads.push(at);
-        }
-        for register in &instruction.writes {
-            uses.entry(*register).or_default().writes.push(at);
-        }
-    }
+    let uses = Uses::of(instructions);
     let mut merged = vec![false; instructions.len()];
     logical(instructions, &uses, &mut merged);
     rounded(instructions, &uses, &mut merged);
     modifiers(instructions, &uses, &mut merged);
+    let addresses = registers(instructions, &uses, |reader, register, known| match reader.writes[..] {
+        [half] if is_half(reader) => known.contains(&half),
+        _ => times(register, &reader.addresses) == times(register, &reader.reads),
+    });
+    let halved = registers(instructions, &uses, |reader, _, known| match reader.writes[..] {
+        [next] if keeps_halves(reader) => known.contains(&next),
+        _ => is_half(reader),
+    });
+    for (at, instruction) in instructions.iter().enumerate() {
+        let [written] = instruction.writes[..] else { continue };
+        if instruction.condition.is_none() {
+            merged[at] |= adds_constant(instruction) && addresses.contains(&written)
+                || instruction.opcode == "cvt.u64.u32" && halved.contains(&written)
+                || is_added(instruction, written, instructions, &uses, &halved);
+        }
+    }
     merged
 }
 
-fn logical(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged: &mut [bool]) {
+fn logical(instructions: &[Instruction], uses: &AllUses, merged: &mut [bool]) {
     // Instructions with the operation before them: three inputs.
     let mut full = vec![false; instructions.len()];
     for (at, first) in instructions.iter().enumerate() {
@@ -44,7 +59,7 @@ fn logical(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged:
     }
 }
 
-fn rounded(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged: &mut [bool]) {
+fn rounded(instructions: &[Instruction], uses: &AllUses, merged: &mut [bool]) {
     // What rounds a number that is read nowhere else.
     let rounding = |register: &Register| {
         let (at, _) = uses.get(register).and_then(Uses::only)?;
@@ -60,7 +75,7 @@ fn rounded(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged:
     }
 }
 
-fn modifiers(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merged: &mut [bool]) {
+fn modifiers(instructions: &[Instruction], uses: &AllUses, merged: &mut [bool]) {
     for (at, instruction) in instructions.iter().enumerate() {
         let takers: &[&str] = match instruction.opcode.as_str() {
             "neg.f32" => &["add", "sub", "mul", "fma", "max", "min", "setp"],
@@ -77,6 +92,74 @@ fn modifiers(instructions: &[Instruction], uses: &HashMap<Register, Uses>, merge
     }
 }
 
+/// The registers that are written once, and of which `takes` says of everything that reads them: of this instruction, this register and those that
+/// are known to be among them.
+fn registers(
+    instructions: &[Instruction],
+    uses: &AllUses,
+    takes: impl Fn(&Instruction, Register, &HashSet<Register>) -> bool,
+) -> HashSet<Register> {
+    let mut known = HashSet::new();
+    loop {
+        let before = known.len();
+        // What reads a register mostly comes after what writes it.
+        for register in instructions.iter().rev().flat_map(|instruction| &instruction.writes) {
+            let uses = &uses[register];
+            if uses.writes.len() == 1 && uses.reads.iter().all(|at| takes(&instructions[*at], *register, &known)) {
+                known.insert(*register);
+            }
+        }
+        if known.len() == before {
+            return known;
+        }
+    }
+}
+
+fn times(register: Register, among: &[Register]) -> usize {
+    among.iter().filter(|one| **one == register).count()
+}
+
+/// Whether an instruction takes the lower half of 64 bits.
+fn is_half(instruction: &Instruction) -> bool {
+    instruction.condition.is_none() && instruction.opcode == "cvt.u32.u64"
+}
+
+/// Whether the lower half of what an instruction writes depends on the lower halves of what it reads alone.
+fn keeps_halves(instruction: &Instruction) -> bool {
+    instruction.condition.is_none()
+        && matches!(instruction.opcode.as_str(), "add.s64" | "shl.b64" | "and.b64" | "or.b64" | "xor.b64")
+}
+
+/// Whether an instruction adds a constant that instructions of memory can add.
+fn adds_constant(instruction: &Instruction) -> bool {
+    let constant = instruction.text.rsplit([' ', ',']).next().and_then(|last| last.parse::<i64>().ok());
+    matches!(instruction.opcode.as_str(), "add.s64" | "add.s32")
+        && instruction.reads.len() == 1
+        && constant.is_some_and(|constant| (-LARGEST_OFFSET..LARGEST_OFFSET).contains(&constant))
+}
+
+/// Whether an instruction multiplies for an addition alone.
+fn is_added(
+    instruction: &Instruction,
+    written: Register,
+    instructions: &[Instruction],
+    uses: &AllUses,
+    halved: &HashSet<Register>,
+) -> bool {
+    let Some((_, next)) = uses[&written].only() else { return false };
+    let next = &instructions[next];
+    let of_registers = instruction.reads.len() == 1 && next.reads.len() == 2;
+    next.condition.is_none()
+        && match (instruction.opcode.as_str(), next.opcode.as_str()) {
+            ("mul.wide.u32" | "mul.wide.s32", "add.s64") => true,
+            ("shl.b32", "add.s32") => of_registers,
+            ("shl.b64", "add.s64") => of_registers && halved.contains(&next.writes[0]),
+            _ => false,
+        }
+}
+
+type AllUses = HashMap<Register, Uses>;
+
 /// Where a register is read, and where it is written.
 #[derive(Default)]
 struct Uses {
@@ -85,6 +168,19 @@ struct Uses {
 }
 
 impl Uses {
+    fn of(instructions: &[Instruction]) -> AllUses {
+        let mut uses = AllUses::new();
+        for (at, instruction) in instructions.iter().enumerate() {
+            for register in &instruction.reads {
+                uses.entry(*register).or_default().reads.push(at);
+            }
+            for register in &instruction.writes {
+                uses.entry(*register).or_default().writes.push(at);
+            }
+        }
+        uses
+    }
+
     /// Where it is written and where it is read, if each is one place.
     fn only(&self) -> Option<(usize, usize)> {
         match (&self.writes[..], &self.reads[..]) {
@@ -133,7 +229,7 @@ mod tests {
     /// Which instructions of a body are merged.
     fn of(body: &str) -> Vec<String> {
         let source = format!(
-            ".version 9.0\n.target sm_90\n.address_size 64\n.visible .entry k() {{\n.reg .b32 %r<20>;\n.reg .b16 %h<9>;\n.reg .f32 %f<9>;\n.reg .b64 %a;\n.reg .pred %p<2>;\n{body}\nret;\n}}\n"
+            ".version 9.0\n.target sm_90\n.address_size 64\n.visible .entry k() {{\n.reg .b32 %r<20>;\n.reg .b16 %h<9>;\n.reg .f32 %f<9>;\n.reg .b64 %a;\n.reg .b64 %d<9>;\n.reg .pred %p<2>;\n{body}\nret;\n}}\n"
         );
         let module = Module::load(&source, &Device::new()).expect("it is valid");
         let instructions = &module.kernels[0].instructions;
@@ -171,5 +267,40 @@ mod tests {
         assert_eq!(of("neg.f32 %f1, %f2; fma.rn.f32 %f3, %f1, %f4, %f5; add.f32 %f6, %f1, %f4;"), ["neg.f32 %f1, %f2"]);
         assert_eq!(of("abs.f32 %f1, %f2; fma.rn.f32 %f3, %f1, %f4, %f5;").len(), 0, "not in a fused multiply-add");
         assert_eq!(of("abs.f32 %f1, %f2; ex2.approx.f32 %f3, %f1;").len(), 0, "not in a function");
+    }
+
+    #[test]
+    fn addresses_have_constants() {
+        let sum = "add.s64 %d1, %d0, 2048;";
+        let load = "ld.global.u32 %r1, [%d1];";
+        assert_eq!(of(&format!("{sum} {load}")), ["add.s64 %d1, %d0, 2048"]);
+        assert_eq!(of(&format!("{sum} cvt.u32.u64 %r0, %d1; ld.shared.u32 %r1, [%r0];")).len(), 1, "the lower half");
+        assert_eq!(of(&format!("{sum} {load} st.global.u64 [%a], %d1;")).len(), 0, "stored as well");
+        assert_eq!(of(&format!("{sum} st.global.u64 [%d1], %d1;")).len(), 0, "stored at itself");
+        assert_eq!(of(&format!("add.s64 %d1, %d0, 8388608; {load}")).len(), 0, "more than 24 bits");
+        assert_eq!(of(&format!("add.s64 %d1, %d0, %d2; {load}")).len(), 0, "no constant");
+        assert_eq!(of(&format!("{sum} add.s64 %d2, %d1, %d3; ld.global.u32 %r1, [%d2];")).len(), 0, "another sum");
+    }
+
+    #[test]
+    fn upper_halves_that_nothing_reads_take_no_instructions() {
+        let sum = "cvt.u64.u32 %d0, %r1; add.s64 %d2, %d0, %d1;";
+        assert_eq!(of(&format!("{sum} cvt.u32.u64 %r2, %d2; ld.shared.u32 %r3, [%r2];")), ["cvt.u64.u32 %d0, %r1"]);
+        assert_eq!(of(&format!("{sum} ld.global.u32 %r3, [%d2];")).len(), 0, "an address of 64 bits");
+        assert_eq!(of(&format!("{sum} cvt.u32.u64 %r2, %d2; shr.u64 %d3, %d2, 4;")).len(), 0, "moved down");
+    }
+
+    #[test]
+    fn additions_multiply() {
+        let product = "mul.wide.u32 %d1, %r1, 16;";
+        assert_eq!(of(&format!("{product} add.s64 %d2, %d0, %d1;")), ["mul.wide.u32 %d1, %r1, 16"]);
+        assert_eq!(of(&format!("{product} add.s64 %d2, %d0, %d1; add.s64 %d3, %d1, %d0;")).len(), 0, "read twice");
+        assert_eq!(of("shl.b32 %r2, %r1, 4; add.s32 %r3, %r2, %r4;").len(), 1, "32 bits");
+        assert_eq!(of("shl.b32 %r2, %r1, %r5; add.s32 %r3, %r2, %r4;").len(), 0, "by a register");
+        let shifted = "shl.b64 %d1, %d0, 4; add.s64 %d2, %d3, %d1;";
+        assert_eq!(of(&format!("{shifted} cvt.u32.u64 %r1, %d2; ld.shared.u32 %r2, [%r1];")).len(), 1, "a half");
+        assert_eq!(of(&format!("{shifted} ld.global.u32 %r2, [%d2];")).len(), 0, "64 bits");
+        let further = "add.s64 %d4, %d2, 64; cvt.u32.u64 %r3, %d4; ld.shared.u32 %r4, [%r3];";
+        assert_eq!(of(&format!("{shifted} {further} cvt.u32.u64 %r1, %d2; ld.shared.u32 %r2, [%r1];")).len(), 2);
     }
 }

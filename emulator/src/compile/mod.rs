@@ -25,7 +25,7 @@ mod whole_matrix;
 
 use crate::error::LoadError;
 use crate::ptx::{KernelSource, ModuleSource, Statement};
-use builder::Builder;
+use builder::{Builder, Used};
 use changed::Changed;
 pub use instruction::{Action, Instruction};
 pub use kernel::Kernel;
@@ -97,12 +97,13 @@ fn instruction<'a>(builder: &mut Builder<'a>, statement: &'a Statement) -> Resul
         other => return Err(format!("the opcode `{other}` is not supported")),
     };
     builder.check_modifiers()?;
-    let (reads, writes) = builder.registers_used();
+    let Used { reads, writes, addresses } = builder.registers_used();
     Ok(Instruction {
         condition,
         action,
         reads,
         writes,
+        addresses,
         opcode: statement.opcode.text(),
         text: statement.text.clone(),
         line: statement.line,

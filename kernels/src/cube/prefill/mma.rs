@@ -11,6 +11,7 @@ use burn_deepspeed_core::path::LARGEST_TILED_HEAD;
 use cubecl::prelude::*;
 
 use self::kernel::attend;
+use self::step::SLACK;
 use self::tile::{Scoring, SizesLaunch, Tile};
 use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::fragment::check_tensor_cores;
@@ -206,19 +207,23 @@ pub fn launch<R: Runtime>(
     let tile = engine.tile_for(machine, element, [head_dim, vector], [batch * kv_heads, group, tokens], scoring, int8);
     let light_bias = quads && !int8 && masks.adds() == Adds::Bias && masks.bias_type().size() == 2;
     let tile = if light_bias { widened(tile, machine, element, rows, masks.has_ranges()) } else { tile };
-    let tile = Tile { quads, written: context_vector as u32, heads_first: masks.is_causal(), ..tile };
+    let tiles = rows.div_ceil(tile.rows() as usize);
+    // Devices have fewer cubes along y than along x.
+    let heads_first = masks.is_causal() && tiles <= machine.max_cubes[1] as usize;
+    let tile = Tile { quads, written: context_vector as u32, heads_first, ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
-    let tiles = rows.div_ceil(tile.rows() as usize);
     // With 64 bits the compiler adds what it knows of an index to the address, in the instruction that reads: see `step_vectors`.
     let addresses = if tile.asynchronous { AddressType::U64 } else { AddressType::U32 };
-    let cubes = machine.cubes([tiles, kv_heads, batch])?;
+    let cubes = machine.cubes(if heads_first { [kv_heads, tiles, batch] } else { [tiles, kv_heads, batch] })?;
     let (key_loads, value_loads) = (key.loads(vector), value.loads(vector));
     let sizes = SizesLaunch::new(
         tiles as u32,
         tokens as u32,
         group as u32,
+        group as u32,
         scale,
+        SLACK / scale,
         tile.step_vectors(),
         head_strides(query, vector),
         head_strides(context, context_vector),

@@ -6,13 +6,12 @@ use cubecl::prelude::*;
 use super::pipeline::{Seen, attend_steps, signal};
 use super::scores::{query_of, rows};
 use super::stage::{stage_queries, stage_step};
-use super::step::{Sums, load_queries};
+use super::step::{SLACK, Sums, load_queries};
 use super::tile::{Scoring, Sizes, Tile, register, tile_and_head};
 use crate::cube::cached::Cached;
 use crate::cube::exponential::exponent;
 use crate::cube::fragment::{LANES, Pair};
-use crate::cube::lanes::lanes_sum;
-use crate::cube::masks::{HIDDEN, Masks};
+use crate::cube::masks::Masks;
 use crate::cube::sinks::Sinks;
 
 /// A tile of queries of one key head against all keys that they see.
@@ -100,8 +99,10 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let own = rows::<M, E>(masks, own_row, start, sizes, tile);
     // Scores that are nothing but products, or products and ALiBi, stay unscaled until the exponential.
     let mut factor = comptime!(exponent(!tile.emulate)).runtime();
+    let mut slack = SLACK.runtime();
     if comptime!(!matches!(tile.scoring, Scoring::Masked { .. })) {
         factor *= sizes.scale;
+        slack = sizes.slack;
     }
 
     attend_steps::<F, K, V, M, E, N, KN, VN>(
@@ -117,24 +118,23 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         &own,
         &seen,
         factor,
+        slack,
         sizes,
         tile,
     );
 
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
-        let sum = lanes_sum(sums.total[r], &mut scratch, 4u32, comptime!(!tile.emulate));
+        let sum = sums.total(r, &mut scratch, tile);
         let row = own_row + r as u32 * 8;
+        let query = query_of(row, start, sizes, tile);
         let sum = if comptime!(sinks.present) {
-            let query = query_of(row, start, sizes, tile);
-            let reference = select(sums.largest[r] == HIDDEN, 0.0f32, sums.largest[r] * factor);
-            sinks.join(sum, query.head, reference, comptime!(!tile.emulate))
+            sinks.join(sum, query.head, sums.reference[r], comptime!(!tile.emulate))
         } else {
             sum
         };
         // Nothing visible gives zeros.
         let inverse = select(sum == 0.0f32, 0.0f32, 1.0f32 / sum);
-        let query = query_of(row, start, sizes, tile);
         let base = sizes.context.head(batch, query.head) + query.token * sizes.context.token;
         write::<F, C>(&sums.result, r, inverse, context, base, row < all_rows, tile);
     }
@@ -157,9 +157,9 @@ fn write<F: Float, C: Size>(
     let factor = Vector::<f32, Pair>::new(factor);
     if comptime!(tile.written == 4) {
         let odd = lane % 2 == 1;
+        let mut quads = Array::<Vector<F, C>>::new(comptime!(columns.div_ceil(2)));
         #[unroll]
         for two in 0..comptime!(columns.div_ceil(2)) {
-            // Of the last eight, without another one, the even lanes write all.
             let alone = comptime!(two * 2 + 1 == columns);
             let second = comptime!(if alone { two * 2 } else { two * 2 + 1 });
             let first = u32::reinterpret(Vector::<F, Pair>::cast_from(result[register(r, two * 2, columns)] * factor));
@@ -168,13 +168,22 @@ fn write<F: Float, C: Size>(
             let mut words = Vector::<u32, Pair>::empty();
             words[0] = select(odd, other, first);
             words[1] = select(odd, second, other);
-            let feature = (two as u32 * 2 + lane % 2) * 8 + lane / 2 * 4;
-            let mut writes = there;
-            if comptime!(alone) {
-                writes = there && !odd;
-            }
-            if writes {
-                context[(base + feature / 4) as usize] = Vector::reinterpret(words);
+            quads[two] = Vector::reinterpret(words);
+        }
+        if there {
+            // What is constant stays apart, as part of the address.
+            let first = (base + lane % 2 * 2 + lane / 2) as usize;
+            #[unroll]
+            for two in 0..comptime!(columns.div_ceil(2)) {
+                // Of the last eight, without another one, the even lanes write all.
+                let alone = comptime!(two * 2 + 1 == columns);
+                if comptime!(alone) {
+                    if !odd {
+                        context[first + comptime!(two * 4)] = quads[two];
+                    }
+                } else {
+                    context[first + comptime!(two * 4)] = quads[two];
+                }
             }
         }
     } else if there {

@@ -39,13 +39,13 @@ impl Seen {
         let plane_row = first_row + UNIT_POS / LANES * comptime!(tile.plane_rows());
         let start = masks.start(CUBE_POS_Z);
         let end = masks.end(CUBE_POS_Z);
-        let first_slot = start + min(plane_row, last_row) / sizes.group;
-        let last_slot = start + min(plane_row + comptime!(tile.plane_rows() - 1), last_row) / sizes.group;
+        let first_slot = start + sizes.by_group.div(min(plane_row, last_row));
+        let last_slot = start + sizes.by_group.div(min(plane_row + comptime!(tile.plane_rows() - 1), last_row));
         Seen {
             start,
             end,
-            begin: masks.first(start + first_row / sizes.group) / tile.keys,
-            stop: masks.last_end(start + last_row / sizes.group, end).div_ceil(tile.keys),
+            begin: masks.first(start + sizes.by_group.div(first_row)) / tile.keys,
+            stop: masks.last_end(start + sizes.by_group.div(last_row), end).div_ceil(tile.keys),
             own_row: plane_row + UNIT_POS % LANES / 4,
             some_from: masks.first(first_slot),
             some_to: select(plane_row < all_rows, masks.last_end(last_slot, end), 0u32),
@@ -58,7 +58,8 @@ impl Seen {
     fn some(&self, first_key: u32, #[comptime] tile: Tile) -> bool {
         let mut some = true.runtime();
         if comptime!(!tile.emulate) {
-            some = first_key < self.some_to && first_key + tile.keys > self.some_from;
+            // Where keys have no first one, the compiler knows that nothing is below it.
+            some = first_key < self.some_to && first_key + comptime!(tile.keys - 1) >= self.some_from;
         }
         some
     }
@@ -84,22 +85,25 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
     own: &Rows,
     seen: &Seen,
     factor: f32,
+    slack: f32,
     sizes: &Sizes,
     #[comptime] tile: Tile,
 ) {
     let keys = comptime!(tile.keys);
+    // Two steps take turns with two places.
+    let mut own_place = 0u32.runtime();
     for step in seen.begin..seen.stop {
         let first_key = step * keys;
-        let mut origin = 0u32.runtime() as usize;
+        let origin = own_place as usize;
         if comptime!(tile.stages == 2) {
-            let odd = (step - seen.begin) % 2;
-            origin = (odd * sizes.step_vectors) as usize;
+            let other_place = sizes.step_vectors - own_place;
+            own_place = other_place;
             if step + 1 < seen.stop {
-                let to = ((1 - odd) * sizes.step_vectors) as usize;
+                let to = other_place as usize;
                 stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, to, first_key + keys, seen.end, tile);
             }
             if comptime!(tile.asynchronous) {
-                barriers.index(0usize).wait_parity(odd);
+                barriers.index(0usize).wait_parity((step - seen.begin) % 2);
             } else {
                 sync_cube();
             }
@@ -112,11 +116,11 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
         if seen.some(first_key, tile) {
             let mut scores = Array::<Vector<f32, Pair>>::new(comptime!(tile.score_registers()));
             products::<F, N>(stage, origin, query_origin, queries, &mut scores, scratch, tile);
-            weigh::<M, E>(&mut scores, sums, scratch, masks, own, seen, first_key, factor, sizes, tile);
+            weigh::<M, E>(&mut scores, sums, scratch, masks, own, seen, first_key, factor, slack, sizes, tile);
             let mut left = Array::<Vector<F, Pair>>::new(comptime!(tile.left_registers()));
             packed::<F>(&scores, &mut left, tile);
             let origin = origin + comptime!(tile.keys_vectors() as usize);
-            accumulate::<F, N>(stage, origin, &left, &mut sums.result, scratch, tile);
+            accumulate::<F, N>(stage, origin, &left, sums, scratch, tile);
         }
 
         if comptime!(tile.stages == 2) {
@@ -139,6 +143,7 @@ fn weigh<M: Int, E: Float>(
     seen: &Seen,
     first_key: u32,
     factor: f32,
+    slack: f32,
     sizes: &Sizes,
     #[comptime] tile: Tile,
 ) {
@@ -159,7 +164,7 @@ fn weigh<M: Int, E: Float>(
             hide_range::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
         }
     }
-    probabilities(scores, &shifts, sums, scratch, factor, tile);
+    probabilities(scores, &shifts, sums, scratch, factor, slack, tile);
 }
 
 /// The barrier's next phase ends when every unit has called this and its copies have arrived.

@@ -22,8 +22,8 @@ fn key_offset(eight: u32, #[comptime] e: u32, #[comptime] tile: Tile) -> u32 {
 #[cube]
 pub(super) fn query_of(row: u32, start: u32, sizes: &Sizes, #[comptime] tile: Tile) -> Query {
     let (_, kv_head) = tile_and_head(tile);
-    let token = row / sizes.group;
-    Query { batch: CUBE_POS_Z, head: kv_head * sizes.group + row % sizes.group, token, slot: start + token }
+    let (token, member) = sizes.by_group.div_mod(row);
+    Query { batch: CUBE_POS_Z, head: kv_head * sizes.group + member, token, slot: start + token }
 }
 
 /// What the scores of a row need in every step.
@@ -147,16 +147,18 @@ pub(super) fn hide_range<M: Int, E: Float>(
     let eights = comptime!(tile.keys / 8);
     #[unroll(!tile.emulate)]
     for r in 0..comptime!(tile.unit_rows() as u32) {
-        let slot = start + (own_row + r * 8) / sizes.group;
-        let from = masks.first(slot);
-        let to = masks.last_end(slot, end);
+        let slot = start + sizes.by_group.div(own_row + r * 8);
+        // Counted from the first key of the unit, so that those of its keys are constants.
+        let key = first_key + lane_key(tile);
+        let from = max(masks.first(slot), key) - key;
+        let to = max(masks.last_end(slot, end), key) - key;
         #[unroll(!tile.emulate)]
         for eight in 0..eights {
             let place = register(r as usize, eight as usize, comptime!(eights as usize));
             let mut pair = scores[place];
             #[unroll]
             for e in 0..2u32 {
-                let at = first_key + lane_key(tile) + key_offset(eight, e, tile);
+                let at = key_offset(eight, e, tile);
                 pair[e as usize] = select(at >= from && at < to, pair[e as usize], HIDDEN);
             }
             scores[place] = pair;

@@ -17,10 +17,10 @@ pub(super) fn stage_queries<F: Float, N: Size>(
     sizes: &Sizes,
     #[comptime] tile: Tile,
 ) {
-    let vectors = comptime!(tile.vectors());
     let units = comptime!(tile.units());
-    let total = comptime!(tile.rows() * vectors);
+    let total = comptime!(tile.rows() * tile.vectors());
     let ahead = comptime!(tile.ahead());
+    let even = comptime!(total.is_multiple_of(units * ahead));
     let all_rows = sizes.group * sizes.tokens;
     let (_, kv_head) = tile_and_head(tile);
     let origin = comptime!(tile.query_origin());
@@ -29,15 +29,16 @@ pub(super) fn stage_queries<F: Float, N: Size>(
     for round in 0..comptime!(total.div_ceil(units * ahead)) {
         #[unroll]
         for a in 0..ahead {
-            let at = UNIT_POS + (round * ahead + a) * units;
-            let row = first_row + at / vectors;
-            let head = kv_head * sizes.group + row % sizes.group;
-            let token = row / sizes.group;
-            let from = sizes.query.head(CUBE_POS_Z, head) + token * sizes.query.token + at % vectors;
-            let there = row < all_rows && at < total;
+            let (own_row, part) = row_and_part((round * ahead + a) * units, tile);
+            let row = first_row + own_row;
+            let (token, member) = sizes.by_group.div_mod(row);
+            let head = kv_head * sizes.group + member;
+            let from = sizes.query.head(CUBE_POS_Z, head) + token * sizes.query.token + part;
+            let in_tile = is_in_tile(own_row, even, tile);
+            let there = row < all_rows && in_tile;
             if comptime!(tile.asynchronous) {
-                if at < total {
-                    let to = (origin + place(at / vectors, at % vectors, tile.layout())) as usize;
+                if in_tile {
+                    let to = (origin + place(own_row, part, tile.layout())) as usize;
                     let slice = query.slice(from as usize, (from + select(there, 1u32, 0u32)) as usize);
                     copy_async_checked(&slice, &mut stage.slice_mut(to, to + 1), 8u32);
                 }
@@ -52,13 +53,32 @@ pub(super) fn stage_queries<F: Float, N: Size>(
         if comptime!(!tile.asynchronous) {
             #[unroll]
             for a in 0..ahead {
-                let at = UNIT_POS + (round * ahead + a) * units;
-                if at < total {
-                    stage[(origin + place(at / vectors, at % vectors, tile.layout())) as usize] = parts[a as usize];
+                let (own_row, part) = row_and_part((round * ahead + a) * units, tile);
+                if is_in_tile(own_row, even, tile) {
+                    stage[(origin + place(own_row, part, tile.layout())) as usize] = parts[a as usize];
                 }
             }
         }
     }
+}
+
+/// The row of the queries, and the vector of it, that this unit copies after the cube copied `before` vectors.
+#[cube]
+fn row_and_part(before: u32, #[comptime] tile: Tile) -> (u32, u32) {
+    let vectors = comptime!(tile.vectors());
+    if comptime!(tile.units().is_multiple_of(vectors)) {
+        // The part is always the same, and rows are constants apart.
+        (UNIT_POS / vectors + before / vectors, UNIT_POS % vectors)
+    } else {
+        let at = UNIT_POS + before;
+        (at / vectors, at % vectors)
+    }
+}
+
+/// Whether the tile has this row. It has all of them if the cube copies it `even`ly.
+#[cube]
+fn is_in_tile(row: u32, #[comptime] even: bool, #[comptime] tile: Tile) -> bool {
+    if comptime!(even) { true.runtime() } else { row < comptime!(tile.rows()) }
 }
 
 /// Where a key of the step lies: in its place, or such that a unit whose fragments have columns `2t` and `2t + 1` of two eights

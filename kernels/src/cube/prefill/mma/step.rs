@@ -3,22 +3,27 @@
 use cubecl::prelude::*;
 
 use super::tile::{Scoring, Tile, register};
-use crate::cube::exponential::{exponent, exponential};
+use crate::cube::exponential::exponential;
 use crate::cube::fragment::{Order, Pair, as_left, load, mma, zeros};
-use crate::cube::lanes::lanes_max;
+use crate::cube::lanes::{lanes_max, lanes_sum};
 use crate::cube::masks::HIDDEN;
 
 /// How far scores may exceed the running maximum before it is updated. Probabilities are up to `exp` of this, which f16 holds.
-const SLACK: f32 = 5.0;
+pub(super) const SLACK: f32 = 5.0;
 
 /// What a unit has of the context of its rows, unless divided by the sums.
 #[derive(CubeType)]
 pub(super) struct Sums {
     pub result: Array<Vector<f32, Pair>>,
-    /// What the exponents are counted from: the maximum, or a little less.
-    pub largest: Array<f32>,
-    /// Sums of the probabilities, of the keys of this unit.
-    pub total: Array<f32>,
+    /// The score above which a row counts its exponents from another one. [`HIDDEN`] before it sees a key.
+    limit: Array<f32>,
+    /// What a row counts its exponents from, as multiples of [`exponent`](crate::cube::exponential::exponent): its maximum, or up to [`SLACK`]
+    /// less; 0 before it sees a key.
+    pub reference: Array<f32>,
+    /// Sums of the probabilities of the keys of this unit.
+    added: Array<f32>,
+    /// The same of all keys, in both columns, if they are products.
+    multiplied: Array<Vector<f32, Pair>>,
 }
 
 #[cube]
@@ -31,14 +36,27 @@ impl Sums {
         for at in 0..comptime!(tile.result_registers()) {
             result[at] = Vector::<f32, Pair>::new(0.0f32);
         }
-        let mut largest = Array::<f32>::new(comptime!(tile.unit_rows()));
-        let mut total = Array::<f32>::new(comptime!(tile.unit_rows()));
+        let mut limit = Array::<f32>::new(comptime!(tile.unit_rows()));
+        let mut reference = Array::<f32>::new(comptime!(tile.unit_rows()));
+        let mut added = Array::<f32>::new(comptime!(tile.unit_rows()));
+        let mut multiplied = Array::<Vector<f32, Pair>>::new(comptime!(tile.unit_rows()));
         #[unroll(unroll)]
         for r in 0..comptime!(tile.unit_rows()) {
-            largest[r] = HIDDEN;
-            total[r] = 0.0f32;
+            limit[r] = HIDDEN;
+            reference[r] = 0.0f32;
+            added[r] = 0.0f32;
+            multiplied[r] = Vector::<f32, Pair>::new(0.0f32);
         }
-        Sums { result, largest, total }
+        Sums { result, limit, reference, added, multiplied }
+    }
+
+    /// The sum of the probabilities of row `r`.
+    pub fn total(&self, r: usize, scratch: &mut SharedMemory<f32>, #[comptime] tile: Tile) -> f32 {
+        if comptime!(tile.multiplies_sums()) {
+            self.multiplied[r][0]
+        } else {
+            lanes_sum(self.added[r], scratch, 4u32, comptime!(!tile.emulate))
+        }
     }
 }
 
@@ -144,8 +162,8 @@ pub(super) fn load_queries<F: Float, N: Size>(
     }
 }
 
-/// `P = exp(S - maximum)`; earlier sums are rescaled to the new maximum. Differences are multiplied by `factor`.
-/// With ALiBi, `shifts` are what the scores of each row lack.
+/// `P = exp(S - reference)`; earlier sums are rescaled where scores exceed their limit. Differences are multiplied by `factor`, and `slack` is
+/// [`SLACK`] in scores. With ALiBi, `shifts` are what the scores of each row lack.
 #[cube]
 pub(super) fn probabilities(
     scores: &mut Array<Vector<f32, Pair>>,
@@ -153,69 +171,91 @@ pub(super) fn probabilities(
     sums: &mut Sums,
     scratch: &mut SharedMemory<f32>,
     factor: f32,
+    slack: f32,
     #[comptime] tile: Tile,
 ) {
     // Tensor cores are CUDA's.
     let fast = comptime!(!tile.emulate);
     let unroll = comptime!(!tile.emulate);
     let eights = comptime!(tile.keys as usize / 8);
-    let columns = comptime!(tile.columns() as usize);
     let shifted = comptime!(tile.scoring == Scoring::Slopes);
-    let slack = comptime!(SLACK * exponent(!tile.emulate));
 
-    let mut new_largest = Array::<f32>::new(comptime!(tile.unit_rows()));
-    let mut grows = false.runtime();
+    let mut largest = Array::<f32>::new(comptime!(tile.unit_rows()));
+    let mut exceeds = false.runtime();
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
-        let mut new = if comptime!(shifted) { HIDDEN.runtime() } else { sums.largest[r] };
+        let first = scores[register(r, 0usize, eights)];
+        let mut own = max(first[0], first[1]);
         #[unroll(unroll)]
-        for eight in 0..eights {
+        for eight in 1..eights {
             let pair = scores[register(r, eight, eights)];
-            new = max(new, max(pair[0], pair[1]));
+            own = max(own, max(pair[0], pair[1]));
         }
         if comptime!(shifted) {
             // That of a hidden key does not change by so little.
-            new = max(sums.largest[r], new + shifts[r]);
+            own += shifts[r];
         }
-        new = lanes_max(new, scratch, 4u32, comptime!(!tile.emulate));
-        new_largest[r] = new;
-        // Earlier sums are rescaled only if a maximum grows by much; smaller differences cancel at the end.
-        grows = grows || (new - sums.largest[r]) * factor > slack;
+        if comptime!(tile.emulate) {
+            own = lanes_max(own, scratch, 4u32, false);
+        }
+        largest[r] = own;
+        exceeds = exceeds || own > sums.limit[r];
     }
+    // The lanes of a row exchange their maxima only then: smaller differences cancel at the end.
     if comptime!(!tile.emulate) {
-        grows = plane_any(grows);
+        exceeds = plane_any(exceeds);
     }
-    if grows {
+    if exceeds {
         #[unroll(unroll)]
         for r in 0..comptime!(tile.unit_rows()) {
-            let shrink = exponential((sums.largest[r] - new_largest[r]) * factor, fast);
-            sums.largest[r] = new_largest[r];
-            sums.total[r] = sums.total[r] * shrink;
-            #[unroll(unroll)]
-            for column in 0..columns {
-                let at = register(r, column, columns);
-                sums.result[at] = sums.result[at] * Vector::<f32, Pair>::new(shrink);
-            }
+            let new = if comptime!(tile.emulate) { largest[r] } else { lanes_max(largest[r], scratch, 4u32, true) };
+            sums.count_from(r, new, factor, slack, tile);
         }
     }
     #[unroll(unroll)]
     for r in 0..comptime!(tile.unit_rows()) {
-        // Where nothing was visible yet, hidden scores must not come out as exp(0).
-        let mut reference = select(sums.largest[r] == HIDDEN, 0.0f32, sums.largest[r] * factor);
+        let mut reference = sums.reference[r];
         if comptime!(shifted) {
             reference -= shifts[r] * factor;
         }
-        let mut sum = sums.total[r];
+        let mut added = sums.added[r];
         #[unroll(unroll)]
         for eight in 0..eights {
             let at = register(r, eight, eights);
             let mut pair = scores[at];
             pair[0] = exponential(fma(pair[0], factor, -reference), fast);
             pair[1] = exponential(fma(pair[1], factor, -reference), fast);
-            sum += pair[0] + pair[1];
+            if comptime!(!tile.multiplies_sums()) {
+                added += pair[0] + pair[1];
+            }
             scores[at] = pair;
         }
-        sums.total[r] = sum;
+        sums.added[r] = added;
+    }
+}
+
+#[cube]
+impl Sums {
+    /// Counts the exponents of row `r` from its new maximum, if it is above the limit.
+    fn count_from(&mut self, r: usize, new: f32, factor: f32, slack: f32, #[comptime] tile: Tile) {
+        let exceeds = new > self.limit[r];
+        let before = self.reference[r];
+        let reference = select(exceeds, new * factor, before);
+        // The sums of a row that has seen no key are 0, and its new reference may be far below.
+        let shrink = exponential(min(before - reference, 0.0f32), comptime!(!tile.emulate));
+        self.reference[r] = reference;
+        self.limit[r] = select(exceeds, new + slack, self.limit[r]);
+        if comptime!(tile.multiplies_sums()) {
+            self.multiplied[r] = self.multiplied[r] * Vector::<f32, Pair>::new(shrink);
+        } else {
+            self.added[r] = self.added[r] * shrink;
+        }
+        let columns = comptime!(tile.columns() as usize);
+        #[unroll(!tile.emulate)]
+        for column in 0..columns {
+            let at = register(r, column, columns);
+            self.result[at] = self.result[at] * Vector::<f32, Pair>::new(shrink);
+        }
     }
 }
 
@@ -232,13 +272,13 @@ pub(super) fn packed<F: Float>(
     }
 }
 
-/// `O += P V`, for values at vector `origin`.
+/// `O += P V`, for values at vector `origin`, and the sums of `P`.
 #[cube]
 pub(super) fn accumulate<F: Float, N: Size>(
     stage: &SharedMemory<Vector<F, N>>,
     origin: usize,
     left: &Array<Vector<F, Pair>>,
-    result: &mut Array<Vector<f32, Pair>>,
+    sums: &mut Sums,
     scratch: &mut SharedMemory<f32>,
     #[comptime] tile: Tile,
 ) {
@@ -258,7 +298,7 @@ pub(super) fn accumulate<F: Float, N: Size>(
                 for piece in 0..pieces {
                     let from = (piece * blocks + block) * 4;
                     let to = (piece * columns + sixteen * 2 + half) * 2;
-                    mma::<F>(left, from, &right, half * 2, result, to, scratch, tile.emulate);
+                    mma::<F>(left, from, &right, half * 2, &mut sums.result, to, scratch, tile.emulate);
                 }
             }
         }
@@ -269,7 +309,19 @@ pub(super) fn accumulate<F: Float, N: Size>(
             for piece in 0..pieces {
                 let from = (piece * blocks + block) * 4;
                 let to = (piece * columns + comptime!(columns - 1)) * 2;
-                mma::<F>(left, from, &right, 0u32, result, to, scratch, tile.emulate);
+                mma::<F>(left, from, &right, 0u32, &mut sums.result, to, scratch, tile.emulate);
+            }
+        }
+        if comptime!(tile.multiplies_sums()) {
+            let mut ones = Array::<Vector<F, Pair>>::new(2usize);
+            #[unroll]
+            for i in 0..2usize {
+                ones[i] = Vector::new(F::cast_from(1.0f32));
+            }
+            #[unroll(unroll)]
+            for piece in 0..pieces {
+                let from = (piece * blocks + block) * 4;
+                mma::<F>(left, from, &ones, 0u32, &mut sums.multiplied, piece * 2, scratch, tile.emulate);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The sizes that the tensor-core kernel is compiled for, and those that it is launched with.
 
 use cubecl::prelude::*;
+use cubecl::std::FastDivmod;
 
 use crate::cube::fragment::{EXCHANGED, LANES, Layout, Order};
 use crate::cube::machine::{Machine, Unsupported};
@@ -27,13 +28,11 @@ pub(super) fn register(r: usize, column: usize, #[comptime] columns: usize) -> u
 /// most keys come first: those of a head, or those of all heads.
 #[cube]
 pub(super) fn tile_and_head(#[comptime] tile: Tile) -> (u32, u32) {
-    if comptime!(tile.heads_first) {
-        let order = CUBE_POS_Y * CUBE_COUNT_X + CUBE_POS_X;
-        (order / CUBE_COUNT_Y, order % CUBE_COUNT_Y)
-    } else {
-        (CUBE_POS_X, CUBE_POS_Y)
-    }
+    if comptime!(tile.heads_first) { (CUBE_POS_Y, CUBE_POS_X) } else { (CUBE_POS_X, CUBE_POS_Y) }
 }
+
+/// Largest head size for which sums of probabilities are products.
+const SUMMED_FEATURES: u32 = 64;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,8 +59,8 @@ pub(super) struct Tile {
     pub written: u32,
     /// Whether keys or values become floats on their way to shared memory.
     pub int8: bool,
-    /// Whether cubes take the same tile of every head before the next one. Under a causal mask tiles differ, and the last cubes to
-    /// start should be short. Otherwise the cubes of a head are best together, since they read the same keys.
+    /// Whether cubes take the same tile of every head before the next one: heads are along x, and tiles along y. Under a causal mask tiles differ,
+    /// and the last cubes to start should be short. Otherwise the cubes of a head are best together, since they read the same keys.
     pub heads_first: bool,
 }
 
@@ -129,7 +128,14 @@ impl Tile {
     /// The order in which fragments of keys are loaded. That of the values saves an address and the instructions that compute it. With 16 rows in a
     /// plane ptxas spills more registers for it: 56 bytes with heads of 96, and 40 at most if keys come in the order in which they are multiplied.
     pub fn key_order(&self) -> Order {
-        if self.pieces == 1 && !self.layout().padded { Order::Features } else { Order::Rows }
+        let few = self.pieces == 1 && !self.layout().padded && self.head_dim > SUMMED_FEATURES;
+        if few { Order::Features } else { Order::Rows }
+    }
+
+    /// Whether the sums of probabilities are products too, of a right operand of ones. Where heads are small, a product of 16 probabilities takes less
+    /// than the 8 additions that it replaces; where they are large, shared memory is the limit, and there are no registers for the sums.
+    pub fn multiplies_sums(&self) -> bool {
+        !self.emulate && self.head_dim <= SUMMED_FEATURES
     }
 
     /// Registers of the probabilities of a step.
@@ -197,11 +203,16 @@ impl Tile {
 /// Scalar sizes. Strides count vectors.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Sizes {
-    /// Cubes along x.
+    /// Tiles of rows of a key head.
     pub tiles: u32,
     pub tokens: u32,
+    /// Query heads of a key head.
     pub group: u32,
+    /// `group`, to divide by it.
+    pub by_group: FastDivmod<u32>,
     pub scale: f32,
+    /// [`SLACK`](super::step::SLACK) in products.
+    pub slack: f32,
     /// [`Tile::step_vectors`], where the compiler cannot see it: it would compute the address of every fragment by itself, instead
     /// of adding a constant to one of them.
     pub step_vectors: u32,
