@@ -96,10 +96,8 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
         let first_key = step * keys;
         let origin = own_place as usize;
         if comptime!(tile.stages == 2) {
-            let other_place = sizes.step_vectors - own_place;
-            own_place = other_place;
             if step + 1 < seen.stop {
-                let to = other_place as usize;
+                let to = (sizes.step_vectors - own_place) as usize;
                 stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, to, first_key + keys, seen.end, tile);
             }
             if comptime!(tile.asynchronous) {
@@ -128,6 +126,7 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
             if step + 1 < seen.stop {
                 signal(barriers, tile);
             }
+            own_place = sizes.step_vectors - own_place;
         }
     }
 }
