@@ -29,9 +29,10 @@ use crate::cube::sinks::Sinks;
 ///
 /// Every plane computes its 16 or 32 rows alone; the cube only shares the tiles of keys and values, in which int8 is scaled. `P`, the
 /// exponentials of `S`, is the left operand of the second product without leaving its registers. Maxima are taken over the four lanes
-/// of a row at each step, sums at the end. With 32 rows, each fragment of keys and values that is read serves two products.
+/// of a row in the steps where one grows, and sums at the end, unless they are products. With 32 rows, each fragment of keys and values that is read
+/// serves two products.
 ///
-/// The launch has as many cubes along x as tiles of rows, as many along y as key heads, and the batch along z. Row `r` of a
+/// The launch has a cube for each tile of rows, key head and row of the batch, which is along z; see [`tile_and_head`]. Row `r` of a
 /// key head is token `r / group` of its query head `r % group`.
 #[cube(launch_unchecked, address_type = "dynamic")]
 pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size, KN: Size, VN: Size, C: Size>(

@@ -31,8 +31,8 @@ pub(super) fn tile_and_head(#[comptime] tile: Tile) -> (u32, u32) {
     if comptime!(tile.heads_first) { (CUBE_POS_Y, CUBE_POS_X) } else { (CUBE_POS_X, CUBE_POS_Y) }
 }
 
-/// Largest head size for which sums of probabilities are products.
-const SUMMED_FEATURES: u32 = 64;
+/// Largest head size with registers to spare.
+const SMALL_HEAD: u32 = 64;
 
 /// What is compiled into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -126,16 +126,17 @@ impl Tile {
     }
 
     /// The order in which fragments of keys are loaded. That of the values saves an address and the instructions that compute it. With 16 rows in a
-    /// plane ptxas spills more registers for it: 56 bytes with heads of 96, and 40 at most if keys come in the order in which they are multiplied.
+    /// plane and large heads ptxas spills more registers for it: 56 bytes with heads of 96, and 40 at most if keys come in the order in which they are
+    /// multiplied.
     pub fn key_order(&self) -> Order {
-        let few = self.pieces == 1 && !self.layout().padded && self.head_dim > SUMMED_FEATURES;
+        let few = self.pieces == 1 && !self.layout().padded && self.head_dim > SMALL_HEAD;
         if few { Order::Features } else { Order::Rows }
     }
 
     /// Whether the sums of probabilities are products too, of a right operand of ones. Where heads are small, a product of 16 probabilities takes less
     /// than the 8 additions that it replaces; where they are large, shared memory is the limit, and there are no registers for the sums.
     pub fn multiplies_sums(&self) -> bool {
-        !self.emulate && self.head_dim <= SUMMED_FEATURES
+        !self.emulate && self.head_dim <= SMALL_HEAD
     }
 
     /// Registers of the probabilities of a step.
