@@ -31,12 +31,14 @@ pub fn merged(instructions: &[Instruction]) -> Vec<bool> {
         [next] if keeps_halves(reader) => known.contains(&next),
         _ => is_half(reader),
     });
+    // Additions that take a product.
+    let mut taking = HashSet::new();
     for (at, instruction) in instructions.iter().enumerate() {
         let [written] = instruction.writes[..] else { continue };
         if instruction.condition.is_none() {
             merged[at] |= adds_constant(instruction) && addresses.contains(&written)
                 || instruction.opcode == "cvt.u64.u32" && halved.contains(&written)
-                || is_added(instruction, written, instructions, &uses, &halved);
+                || addition(instruction, written, instructions, &uses, &halved).is_some_and(|next| taking.insert(next));
         }
     }
     merged
@@ -138,24 +140,24 @@ fn adds_constant(instruction: &Instruction) -> bool {
         && constant.is_some_and(|constant| (-LARGEST_OFFSET..LARGEST_OFFSET).contains(&constant))
 }
 
-/// Whether an instruction multiplies for an addition alone.
-fn is_added(
+/// The addition of two registers for which alone an instruction multiplies. It can take one product.
+fn addition(
     instruction: &Instruction,
     written: Register,
     instructions: &[Instruction],
     uses: &AllUses,
     halved: &HashSet<Register>,
-) -> bool {
-    let Some((_, next)) = uses[&written].only() else { return false };
-    let next = &instructions[next];
-    let of_registers = instruction.reads.len() == 1 && next.reads.len() == 2;
-    next.condition.is_none()
-        && match (instruction.opcode.as_str(), next.opcode.as_str()) {
-            ("mul.wide.u32" | "mul.wide.s32", "add.s64") => true,
-            ("shl.b32", "add.s32") => of_registers,
-            ("shl.b64", "add.s64") => of_registers && halved.contains(&next.writes[0]),
-            _ => false,
-        }
+) -> Option<usize> {
+    let (_, at) = uses[&written].only()?;
+    let next = &instructions[at];
+    let by_constant = instruction.reads.len() == 1;
+    let takes = match (instruction.opcode.as_str(), next.opcode.as_str()) {
+        ("mul.wide.u32" | "mul.wide.s32", "add.s64") => true,
+        ("shl.b32", "add.s32") => by_constant,
+        ("shl.b64", "add.s64") => by_constant && halved.contains(&next.writes[0]),
+        _ => false,
+    };
+    (takes && next.condition.is_none() && next.reads.len() == 2).then_some(at)
 }
 
 type AllUses = HashMap<Register, Uses>;
@@ -295,6 +297,12 @@ mod tests {
         let product = "mul.wide.u32 %d1, %r1, 16;";
         assert_eq!(of(&format!("{product} add.s64 %d2, %d0, %d1;")), ["mul.wide.u32 %d1, %r1, 16"]);
         assert_eq!(of(&format!("{product} add.s64 %d2, %d0, %d1; add.s64 %d3, %d1, %d0;")).len(), 0, "read twice");
+        assert_eq!(
+            of(&format!("{product} add.s64 %d2, %d1, 64; ld.global.u32 %r2, [%d2];")).len(),
+            1,
+            "the address alone"
+        );
+        assert_eq!(of(&format!("{product} mul.wide.u32 %d2, %r2, 8; add.s64 %d3, %d1, %d2;")).len(), 1, "two products");
         assert_eq!(of("shl.b32 %r2, %r1, 4; add.s32 %r3, %r2, %r4;").len(), 1, "32 bits");
         assert_eq!(of("shl.b32 %r2, %r1, %r5; add.s32 %r3, %r2, %r4;").len(), 0, "by a register");
         let shifted = "shl.b64 %d1, %d0, 4; add.s64 %d2, %d3, %d1;";
