@@ -10,12 +10,12 @@ mod changed;
 mod compare;
 mod control;
 mod convert;
+mod counted;
 mod instruction;
 mod kernel;
 mod lanewise;
 mod matrix;
 mod memory;
-mod merged;
 mod moves;
 mod special;
 mod target;
@@ -27,9 +27,9 @@ use crate::error::LoadError;
 use crate::ptx::{KernelSource, ModuleSource, Statement};
 use builder::{Builder, Used};
 use changed::Changed;
+pub(crate) use counted::names as counted_names;
 pub use instruction::{Action, Instruction};
 pub use kernel::Kernel;
-pub(crate) use merged::merged;
 
 /// Compiles the kernels of a module. `place` gives the address of a variable in global memory.
 ///

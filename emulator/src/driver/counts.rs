@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use super::log::append;
 use super::settings::Settings;
-use crate::compile::{Kernel, merged};
+use crate::compile::{Kernel, counted_names};
 use crate::count::Count;
 use crate::launch::Counts;
 use crate::shape::Launch;
@@ -14,15 +14,13 @@ use crate::shape::Launch;
 pub fn write(kernel: &Kernel, launch: &Launch, counts: &Counts) {
     let Some(path) = &Settings::get().counts else { return };
     let (mut total, mut global_bytes, mut by_opcode) = (Count::default(), 0, BTreeMap::<&str, u64>::new());
-    let merged = merged(&kernel.instructions);
-    for ((instruction, count), merged) in kernel.instructions.iter().zip(&counts.instructions).zip(merged) {
+    for (name, count) in counted_names(&kernel.instructions).into_iter().zip(&counts.instructions) {
         total += *count;
         if count.sectors > 0 {
             global_bytes += count.bytes;
         }
         if count.warps > 0 {
-            let opcode = if merged { "merged" } else { &instruction.opcode };
-            *by_opcode.entry(opcode).or_default() += count.warps;
+            *by_opcode.entry(name).or_default() += count.warps;
         }
     }
     let mut opcodes = String::new();

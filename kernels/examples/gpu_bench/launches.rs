@@ -27,6 +27,7 @@ pub type Launch = Box<dyn Fn(usize) -> Result<(), Unsupported>>;
 
 /// Total size of the tensors that cold launches rotate over: several times any L2 cache.
 const COLD_BYTES: usize = 256 << 20;
+const LARGEST_INT8: f32 = 127.0;
 
 pub type Prefill = fn(&Client, &Machine, Attention<'_, CudaRuntime>) -> Result<(), Unsupported>;
 
@@ -91,18 +92,32 @@ impl Tensors {
 
     /// A tensor as the runtime lays it out, its rows pitched.
     fn noise_of(&self, shape: &[usize], elements: StorageType) -> Tensor {
+        self.noise_to(shape, elements, if elements.size() == 1 { LARGEST_INT8 } else { 1.0 })
+    }
+
+    /// The same, of noise between `-largest` and `largest`.
+    fn noise_to(&self, shape: &[usize], elements: StorageType, largest: f32) -> Tensor {
         let tensor = Tensor::empty(&self.client, shape.to_vec(), elements);
         if self.purpose == Use::Counting {
-            return upload(&self.client, tensor);
+            return upload(&self.client, tensor, largest);
         }
-        fill(&self.client, &tensor);
+        fill(&self.client, &tensor, largest);
         tensor
     }
 
-    /// Keys or values, and scales if they are int8.
+    /// The slopes of ALiBi for a number of heads that is a power of two.
+    fn slopes(&self, heads: usize) -> Tensor {
+        let slopes: Vec<u8> =
+            (1..=heads).flat_map(|head| 2f32.powf(-8.0 * head as f32 / heads as f32).to_le_bytes()).collect();
+        let handle = self.client.create_from_slice(&slopes);
+        Tensor::new(handle, vec![heads], vec![1], f32::as_type_native_unchecked().storage_type())
+    }
+
+    /// Keys or values, and scales if they are int8: of numbers as large as those of a float cache.
     fn cache(&self, [batch, kv_heads, capacity, head]: [usize; 4], int8: bool) -> (Tensor, Option<Tensor>) {
         let elements = if int8 { i8::as_type_native_unchecked().storage_type() } else { self.elements };
-        let scales = int8.then(|| self.floats(&[batch, kv_heads, capacity]));
+        let floats = f32::as_type_native_unchecked().storage_type();
+        let scales = int8.then(|| self.noise_to(&[batch, kv_heads, capacity], floats, 1.0 / LARGEST_INT8));
         (self.noise_of(&[batch, kv_heads, capacity, head], elements), scales)
     }
 
@@ -170,7 +185,7 @@ impl Tensors {
             Problem::Prefill { batch, heads, head, tokens, causal, addend, int8 } => {
                 let rules = Rules { causal, window: None, softcap: None, start: 0, end: tokens as u32 };
                 let mut masks = MaskArguments::new(rules);
-                masks.slopes = (addend == Addend::Slopes).then(|| self.floats(&[heads]));
+                masks.slopes = (addend == Addend::Slopes).then(|| self.slopes(heads));
                 masks.bias = (addend == Addend::Bias).then(|| self.noise(&[1, heads, tokens, tokens]));
                 let [(key, key_scales), (value, value_scales)] =
                     [(); 2].map(|()| self.cache([batch, heads, tokens, head], int8));

@@ -54,11 +54,10 @@ fn cubes(units: usize) -> CubeCount {
     CubeCount::Static(units.div_ceil(UNITS as usize) as u32, 1, 1)
 }
 
-/// Writes noise between -1 and 1, or over the range of a byte. It differs from call to call and is the same in each run.
-pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRuntime>) {
+/// Writes noise between `-largest` and `largest`. It differs from call to call and is the same in each run.
+pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRuntime>, largest: f32) {
     static CALLS: AtomicU32 = AtomicU32::new(1);
     let seed = CALLS.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9);
-    let largest = if tensor.dtype.size() == 1 { 127.0 } else { 1.0 };
     // SAFETY: the kernel checks its place against the length.
     unsafe {
         noise::launch_unchecked::<CudaRuntime>(
@@ -76,12 +75,16 @@ pub fn fill(client: &ComputeClient<CudaRuntime>, tensor: &TensorHandle<CudaRunti
 /// Elements of the noise of the host before it repeats: odd, so that rows differ.
 const PERIOD: usize = 65_537;
 
-/// A tensor like this one, of noise that the host makes: on a device that is slower than the host.
-pub fn upload(client: &ComputeClient<CudaRuntime>, tensor: TensorHandle<CudaRuntime>) -> TensorHandle<CudaRuntime> {
+/// A tensor like this one, of noise between `-largest` and `largest` that the host makes: on a device that is slower than the host.
+pub fn upload(
+    client: &ComputeClient<CudaRuntime>,
+    tensor: TensorHandle<CudaRuntime>,
+    largest: f32,
+) -> TensorHandle<CudaRuntime> {
     let mut state = 1u64;
     let mut number = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 40) as f32 / 8_388_608.0 - 1.0
+        ((state >> 40) as f32 / 8_388_608.0 - 1.0) * largest
     };
     let is = |elements: Type| tensor.dtype == elements.storage_type();
     let period: Vec<u8> = if is(bf16::as_type_native_unchecked()) {
@@ -91,7 +94,7 @@ pub fn upload(client: &ComputeClient<CudaRuntime>, tensor: TensorHandle<CudaRunt
     } else if is(f32::as_type_native_unchecked()) {
         (0..PERIOD).flat_map(|_| number().to_le_bytes()).collect()
     } else {
-        (0..PERIOD).map(|_| (number() * 127.0) as i8 as u8).collect()
+        (0..PERIOD).map(|_| number() as i8 as u8).collect()
     };
     let bytes: Vec<u8> = period.into_iter().cycle().take(extent(&tensor) * tensor.dtype.size()).collect();
     let (shape, strides) = (tensor.shape().clone(), tensor.strides().clone());

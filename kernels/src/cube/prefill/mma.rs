@@ -11,11 +11,10 @@ use burn_deepspeed_core::path::LARGEST_TILED_HEAD;
 use cubecl::prelude::*;
 
 use self::kernel::attend;
-use self::step::SLACK;
 use self::tile::{Scoring, SizesLaunch, Tile};
 use crate::cube::attention::{Attention, AttentionSizes, CheckedAttention};
 use crate::cube::fragment::check_tensor_cores;
-use crate::cube::machine::{Machine, Unsupported};
+use crate::cube::machine::{Machine, Unsupported, f16_type};
 use crate::cube::mask_arguments::Adds;
 use crate::cube::sinks;
 use crate::cube::tensors::{array, head_strides, vector_size};
@@ -98,6 +97,7 @@ impl Engine {
             quads: false,
             written: 1,
             int8: false,
+            wide: false,
             heads_first: false,
         }
     }
@@ -210,7 +210,8 @@ pub fn launch<R: Runtime>(
     let tiles = rows.div_ceil(tile.rows() as usize);
     // Devices have fewer cubes along y than along x.
     let heads_first = masks.is_causal() && tiles <= machine.max_cubes[1] as usize;
-    let tile = Tile { quads, written: context_vector as u32, heads_first, ..tile };
+    let wide = query.dtype != f16_type();
+    let tile = Tile { quads, written: context_vector as u32, wide, heads_first, ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
     // With 64 bits the compiler adds what it knows of an index to the address, in the instruction that reads: see `step_vectors`.
@@ -223,7 +224,7 @@ pub fn launch<R: Runtime>(
         group as u32,
         group as u32,
         scale,
-        SLACK / scale,
+        tile.reach() / scale,
         tile.step_vectors(),
         head_strides(query, vector),
         head_strides(context, context_vector),

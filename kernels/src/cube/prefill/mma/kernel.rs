@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use super::pipeline::{Seen, attend_steps, signal};
 use super::scores::{query_of, rows};
 use super::stage::{stage_queries, stage_step};
-use super::step::{SLACK, Sums, load_queries};
+use super::step::{Sums, load_queries};
 use super::tile::{Scoring, Sizes, Tile, register, tile_and_head};
 use crate::cube::cached::Cached;
 use crate::cube::exponential::exponent;
@@ -72,7 +72,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let mut queries = Array::<Vector<F, Pair>>::new(comptime!(tile.query_registers()));
     if seen.begin < seen.stop {
         stage_queries::<F, N>(query, &mut stage, first_row, sizes, tile);
-        let (to, first_key) = (0u32.runtime() as usize, seen.begin * tile.keys);
+        let (to, first_key) = (0u32.runtime() as usize, (seen.stop - 1) * tile.keys);
         if comptime!(tile.stages == 2) {
             stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, &mut stage, to, first_key, seen.end, tile);
             signal(&barriers, tile);
@@ -100,10 +100,10 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
     let own = rows::<M, E>(masks, own_row, start, sizes, tile);
     // Scores that are nothing but products, or products and ALiBi, stay unscaled until the exponential.
     let mut factor = comptime!(exponent(!tile.emulate)).runtime();
-    let mut slack = SLACK.runtime();
+    let mut reach = comptime!(tile.reach()).runtime();
     if comptime!(!matches!(tile.scoring, Scoring::Masked { .. })) {
         factor *= sizes.scale;
-        slack = sizes.slack;
+        reach = sizes.reach;
     }
 
     attend_steps::<F, K, V, M, E, N, KN, VN>(
@@ -119,7 +119,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         &own,
         &seen,
         factor,
-        slack,
+        reach,
         sizes,
         tile,
     );
@@ -130,7 +130,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         let row = own_row + r as u32 * 8;
         let query = query_of(row, start, sizes, tile);
         let sum = if comptime!(sinks.present) {
-            sinks.join(sum, query.head, sums.reference[r], comptime!(!tile.emulate))
+            sinks.join(sum, query.head, -sums.offset(r, factor, tile), comptime!(!tile.emulate))
         } else {
             sum
         };

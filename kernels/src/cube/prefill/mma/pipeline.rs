@@ -3,13 +3,13 @@
 use cubecl::prelude::barrier::Barrier;
 use cubecl::prelude::*;
 
-use super::scores::{Rows, add_all, add_slopes, hide_range, score};
+use super::scores::{Rows, add_all, add_slopes, hide_range, score, shifts};
 use super::stage::stage_step;
-use super::step::{Sums, accumulate, packed, probabilities, products};
+use super::step::{Sums, accumulate, near_probabilities, packed, probabilities, products};
 use super::tile::{Scoring, Sizes, Tile};
 use crate::cube::cached::Cached;
 use crate::cube::fragment::{LANES, Pair};
-use crate::cube::masks::Masks;
+use crate::cube::masks::{HIDDEN, Masks};
 
 /// Which keys the rows of a cube and of a plane see.
 #[derive(CubeType, Clone, Copy)]
@@ -85,23 +85,25 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
     own: &Rows,
     seen: &Seen,
     factor: f32,
-    slack: f32,
+    reach: f32,
     sizes: &Sizes,
     #[comptime] tile: Tile,
 ) {
     let keys = comptime!(tile.keys);
     // Two steps take turns with two places.
     let mut own_place = 0u32.runtime();
-    for step in seen.begin..seen.stop {
+    for at in seen.begin..seen.stop {
+        // The last keys first: with ALiBi their scores are the largest ones of most rows, so that no later step exceeds them.
+        let step = seen.begin + (seen.stop - 1 - at);
         let first_key = step * keys;
         let origin = own_place as usize;
         if comptime!(tile.stages == 2) {
-            if step + 1 < seen.stop {
+            if step > seen.begin {
                 let to = (sizes.step_vectors - own_place) as usize;
-                stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, to, first_key + keys, seen.end, tile);
+                stage_step::<F, K, V, M, E, N, KN, VN>(key, value, masks, stage, to, first_key - keys, seen.end, tile);
             }
             if comptime!(tile.asynchronous) {
-                barriers.index(0usize).wait_parity((step - seen.begin) % 2);
+                barriers.index(0usize).wait_parity((at - seen.begin) % 2);
             } else {
                 sync_cube();
             }
@@ -112,9 +114,12 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
         }
 
         if seen.some(first_key, tile) {
+            let shifts = shifts(own, first_key, tile);
+            let begun = sums.begun(tile);
             let mut scores = Array::<Vector<f32, Pair>>::new(comptime!(tile.score_registers()));
-            products::<F, N>(stage, origin, query_origin, queries, &mut scores, scratch, tile);
-            weigh::<M, E>(&mut scores, sums, scratch, masks, own, seen, first_key, factor, slack, sizes, tile);
+            products::<F, N>(stage, origin, query_origin, queries, &begun, &shifts, &mut scores, scratch, tile);
+            weigh::<M, E>(&mut scores, &begun, sums, scratch, masks, own, seen, step, factor, reach, sizes, tile);
+            sums.add(&scores, tile);
             let mut left = Array::<Vector<F, Pair>>::new(comptime!(tile.left_registers()));
             packed::<F>(&scores, &mut left, tile);
             let origin = origin + comptime!(tile.keys_vectors() as usize);
@@ -123,7 +128,7 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
 
         if comptime!(tile.stages == 2) {
             sync_cube();
-            if step + 1 < seen.stop {
+            if step > seen.begin {
                 signal(barriers, tile);
             }
             own_place = sizes.step_vectors - own_place;
@@ -131,39 +136,55 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
     }
 }
 
-/// Probabilities of the scores of a step, from products.
+/// Probabilities of the keys of a step, from products that began at `begun`.
 #[cube]
 fn weigh<M: Int, E: Float>(
     scores: &mut Array<Vector<f32, Pair>>,
+    begun: &Array<f32>,
     sums: &mut Sums,
     scratch: &mut SharedMemory<f32>,
     masks: &Masks<M, E>,
     own: &Rows,
     seen: &Seen,
-    first_key: u32,
+    step: u32,
     factor: f32,
-    slack: f32,
+    reach: f32,
     sizes: &Sizes,
     #[comptime] tile: Tile,
 ) {
-    let mut shifts = Array::<f32>::new(comptime!(tile.unit_rows()));
-    if comptime!(matches!(tile.scoring, Scoring::Masked { interior: false })) {
-        score::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
-    } else if comptime!(matches!(tile.scoring, Scoring::Masked { .. })) {
-        if seen.all(first_key, tile) {
+    let first_key = step * tile.keys;
+    let whole = seen.all(first_key, tile);
+    if comptime!(matches!(tile.scoring, Scoring::Masked { .. })) {
+        if comptime!(tile.scoring == Scoring::Masked { interior: true }) && whole {
             add_all::<M, E>(scores, masks, own, first_key, sizes, tile);
         } else {
             score::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
         }
+        probabilities(scores, begun, sums, scratch, factor, reach, tile);
     } else {
         if comptime!(tile.scoring == Scoring::Slopes) {
-            add_slopes(scores, &mut shifts, own, first_key, tile);
+            add_slopes(scores, own, tile);
         }
-        if !seen.all(first_key, tile) {
-            hide_range::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+        if comptime!(tile.has_distances()) && sums.are_near(scores, step, reach, tile) {
+            near_probabilities(scores, factor, tile);
+            if whole {
+                sums.see_all(reach, tile);
+            } else {
+                hide_range::<M, E>(scores, 0.0, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+                #[unroll]
+                for r in 0..comptime!(tile.unit_rows()) {
+                    let slot = seen.start + sizes.by_group.div(seen.own_row + r as u32 * 8);
+                    let some = masks.first(slot) < first_key + tile.keys && masks.last_end(slot, seen.end) > first_key;
+                    sums.see(r, some, reach);
+                }
+            }
+        } else {
+            if !whole {
+                hide_range::<M, E>(scores, HIDDEN, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+            }
+            probabilities(scores, begun, sums, scratch, factor, reach, tile);
         }
     }
-    probabilities(scores, &shifts, sums, scratch, factor, slack, tile);
 }
 
 /// The barrier's next phase ends when every unit has called this and its copies have arrived.

@@ -64,24 +64,30 @@ pub(super) fn rows<M: Int, E: Float>(
     Rows { slots, slopes, biases }
 }
 
-/// Adds to products what ALiBi makes of the distance from the first key that this unit has. `shifts` are the rest, which all
-/// products of a row have in common: [`probabilities`](super::step::probabilities) adds them.
+/// What ALiBi makes of the distance of each row from the first key that this unit has.
 #[cube]
-pub(super) fn add_slopes(
-    scores: &mut Array<Vector<f32, Pair>>,
-    shifts: &mut Array<f32>,
-    rows: &Rows,
-    first_key: u32,
-    #[comptime] tile: Tile,
-) {
+pub(super) fn shifts(rows: &Rows, first_key: u32, #[comptime] tile: Tile) -> Array<f32> {
+    let mut shifts = Array::<f32>::new(comptime!(tile.unit_rows()));
+    if comptime!(tile.scoring == Scoring::Slopes) {
+        let key = f32::cast_from(first_key + lane_key(tile));
+        #[unroll(!tile.emulate)]
+        for r in 0..comptime!(tile.unit_rows()) {
+            shifts[r] = rows.slopes[r] * (key - rows.slots[r]);
+        }
+    }
+    shifts
+}
+
+/// Adds to products what ALiBi makes of the distance from there to each key. [`shifts`] are the rest, which all products of a row have in common.
+#[cube]
+pub(super) fn add_slopes(scores: &mut Array<Vector<f32, Pair>>, rows: &Rows, #[comptime] tile: Tile) {
     let eights = comptime!(tile.keys / 8);
     #[unroll(!tile.emulate)]
-    for r in 0..comptime!(tile.unit_rows() as u32) {
-        let slope = rows.slopes[r as usize];
-        shifts[r as usize] = slope * (f32::cast_from(first_key + lane_key(tile)) - rows.slots[r as usize]);
+    for r in 0..comptime!(tile.unit_rows()) {
+        let slope = rows.slopes[r];
         #[unroll(!tile.emulate)]
         for eight in 0..eights {
-            let at = register(r as usize, eight as usize, comptime!(eights as usize));
+            let at = register(r, eight as usize, comptime!(eights as usize));
             let mut pair = scores[at];
             #[unroll]
             for e in 0..2u32 {
@@ -132,10 +138,11 @@ pub(super) fn add_all<M: Int, E: Float>(
     }
 }
 
-/// Hides the keys outside the range of each row.
+/// Hides the keys outside the range of each row, with [`HIDDEN`] for their scores or 0 for their probabilities.
 #[cube]
 pub(super) fn hide_range<M: Int, E: Float>(
     scores: &mut Array<Vector<f32, Pair>>,
+    #[comptime] hidden: f32,
     masks: &Masks<M, E>,
     own_row: u32,
     first_key: u32,
@@ -159,7 +166,7 @@ pub(super) fn hide_range<M: Int, E: Float>(
             #[unroll]
             for e in 0..2u32 {
                 let at = key_offset(eight, e, tile);
-                pair[e as usize] = select(at >= from && at < to, pair[e as usize], HIDDEN);
+                pair[e as usize] = select(at >= from && at < to, pair[e as usize], hidden);
             }
             scores[place] = pair;
         }

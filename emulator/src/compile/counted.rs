@@ -1,4 +1,4 @@
-//! Instructions that the assembler merges.
+//! As what the instructions of PTX count: the assembler merges some, and makes several of others.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,6 +7,23 @@ use crate::registers::Register;
 
 /// The first constant that instructions of memory do not add to an address.
 const LARGEST_OFFSET: i64 = 1 << 23;
+
+/// The names under which instructions are counted: their opcodes, but for two kinds.
+///
+/// - `merged`: those that take no place of their own; see [`merged`].
+/// - `ex2.approx.f32.abs`: exponentials of absolute values. The result is not below the normal numbers, so `ptxas` needs one instruction. For others it
+///   adds three, which compare and scale what may be below.
+pub fn names(instructions: &[Instruction]) -> Vec<&str> {
+    let uses = Uses::of(instructions);
+    let is_absolute = |register: &Register| matches!(uses[register].writes[..], [write] if instructions[write].opcode == "abs.f32" && instructions[write].condition.is_none());
+    let merged = merged(instructions, &uses);
+    let names = instructions.iter().zip(merged).map(|(instruction, merged)| match instruction.opcode.as_str() {
+        _ if merged => "merged",
+        "ex2.approx.f32" if matches!(&instruction.reads[..], [read] if is_absolute(read)) => "ex2.approx.f32.abs",
+        opcode => opcode,
+    });
+    names.collect()
+}
 
 /// Which instructions take no place of their own on the device, as `ptxas` makes it:
 ///
@@ -17,17 +34,16 @@ const LARGEST_OFFSET: i64 = 1 << 23;
 /// - a product that `add` alone reads: `IMAD.WIDE` adds 64 bits to one of 32 bits, and `LEA` adds to what was shifted, 32 bits or the lower half
 ///   of 64 bits, if nothing reads the upper one;
 /// - `cvt.u64.u32`, if nothing reads the upper half of what comes of it. Addresses in shared memory have none.
-pub fn merged(instructions: &[Instruction]) -> Vec<bool> {
-    let uses = Uses::of(instructions);
+fn merged(instructions: &[Instruction], uses: &AllUses) -> Vec<bool> {
     let mut merged = vec![false; instructions.len()];
-    logical(instructions, &uses, &mut merged);
-    rounded(instructions, &uses, &mut merged);
-    modifiers(instructions, &uses, &mut merged);
-    let addresses = registers(instructions, &uses, |reader, register, known| match reader.writes[..] {
+    logical(instructions, uses, &mut merged);
+    rounded(instructions, uses, &mut merged);
+    modifiers(instructions, uses, &mut merged);
+    let addresses = registers(instructions, uses, |reader, register, known| match reader.writes[..] {
         [half] if is_half(reader) => known.contains(&half),
         _ => times(register, &reader.addresses) == times(register, &reader.reads),
     });
-    let halved = registers(instructions, &uses, |reader, _, known| match reader.writes[..] {
+    let halved = registers(instructions, uses, |reader, _, known| match reader.writes[..] {
         [next] if keeps_halves(reader) => known.contains(&next),
         _ => is_half(reader),
     });
@@ -38,7 +54,7 @@ pub fn merged(instructions: &[Instruction]) -> Vec<bool> {
         if instruction.condition.is_none() {
             merged[at] |= adds_constant(instruction) && addresses.contains(&written)
                 || instruction.opcode == "cvt.u64.u32" && halved.contains(&written)
-                || addition(instruction, written, instructions, &uses, &halved).is_some_and(|next| taking.insert(next));
+                || addition(instruction, written, instructions, uses, &halved).is_some_and(|next| taking.insert(next));
         }
     }
     merged
@@ -82,7 +98,7 @@ fn modifiers(instructions: &[Instruction], uses: &AllUses, merged: &mut [bool]) 
         let takers: &[&str] = match instruction.opcode.as_str() {
             "neg.f32" => &["add", "sub", "mul", "fma", "max", "min", "setp"],
             // There is none in a fused multiply-add.
-            "abs.f32" => &["add", "sub", "mul", "max", "min", "setp"],
+            "abs.f32" => &["add", "sub", "mul", "max", "min", "setp", "ex2"],
             _ => continue,
         };
         let takes = |next: &usize| {
@@ -230,12 +246,17 @@ mod tests {
 
     /// Which instructions of a body are merged.
     fn of(body: &str) -> Vec<String> {
+        named(body, "merged")
+    }
+
+    /// Which instructions of a body are counted under a name.
+    fn named(body: &str, name: &str) -> Vec<String> {
         let source = format!(
             ".version 9.0\n.target sm_90\n.address_size 64\n.visible .entry k() {{\n.reg .b32 %r<20>;\n.reg .b16 %h<9>;\n.reg .f32 %f<9>;\n.reg .b64 %a;\n.reg .b64 %d<9>;\n.reg .pred %p<2>;\n{body}\nret;\n}}\n"
         );
         let module = Module::load(&source, &Device::new()).expect("it is valid");
         let instructions = &module.kernels[0].instructions;
-        let texts = instructions.iter().zip(merged(instructions)).filter(|(_, merged)| *merged);
+        let texts = instructions.iter().zip(names(instructions)).filter(|(_, own)| *own == name);
         texts.map(|(instruction, _)| instruction.text.clone()).collect()
     }
 
@@ -268,7 +289,18 @@ mod tests {
         assert_eq!(of("abs.f32 %f1, %f2; max.f32 %f3, %f1, %f4;"), ["abs.f32 %f1, %f2"]);
         assert_eq!(of("neg.f32 %f1, %f2; fma.rn.f32 %f3, %f1, %f4, %f5; add.f32 %f6, %f1, %f4;"), ["neg.f32 %f1, %f2"]);
         assert_eq!(of("abs.f32 %f1, %f2; fma.rn.f32 %f3, %f1, %f4, %f5;").len(), 0, "not in a fused multiply-add");
-        assert_eq!(of("abs.f32 %f1, %f2; ex2.approx.f32 %f3, %f1;").len(), 0, "not in a function");
+        assert_eq!(of("abs.f32 %f1, %f2; sqrt.rn.f32 %f3, %f1;").len(), 0, "not in a function of several instructions");
+    }
+
+    #[test]
+    fn exponentials_of_absolute_values_are_one_instruction() {
+        let short = |body| named(body, "ex2.approx.f32.abs");
+        let absolute = "abs.f32 %f1, %f2; ex2.approx.f32 %f3, %f1;";
+        assert_eq!(short(absolute), ["ex2.approx.f32 %f3, %f1"]);
+        assert_eq!(of(absolute), ["abs.f32 %f1, %f2"]);
+        assert_eq!(short("ex2.approx.f32 %f3, %f1;").len(), 0, "of any number");
+        assert_eq!(short("neg.f32 %f1, %f2; ex2.approx.f32 %f3, %f1;").len(), 0, "of another sign");
+        assert_eq!(short("abs.f32 %f1, %f2; @%p1 mov.f32 %f1, %f4; ex2.approx.f32 %f3, %f1;").len(), 0, "or another");
     }
 
     #[test]
