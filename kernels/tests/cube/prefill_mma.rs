@@ -203,6 +203,36 @@ mod cuda {
         check_small(|tokens| small(64, tokens), Element::Bf16, ASYNCHRONOUS);
     }
 
+    // Scores of steps that are near the middle of their rows and far from 0, above or below it, and that leave the reach of exponents.
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn a_small_problem_of_scores_that_drift_agrees_with_plain_loops() {
+        let window = Some(Window::Back(100));
+        for (element, slants) in [(Element::Bf16, [0.1, -0.1, 0.3]), (Element::F16, [0.05, -0.05, 0.1])] {
+            for slant in slants {
+                let drifting = Problem { slant, ..small(64, 61) };
+                for problem in [
+                    Problem { window, ..drifting.clone() },
+                    Problem { slopes: true, ..drifting.clone() },
+                    Problem { causal: false, ..drifting },
+                ] {
+                    check_on(&cuda(), PROCESSORS[1], &problem, element, Int8::default(), ASYNCHRONOUS);
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn a_small_problem_with_a_nan_among_keys_shows_it_to_those_who_see_it() {
+        for strange in [3, 80, 150] {
+            for element in HALF_TYPES {
+                let int8 = Int8 { strange: Some(strange), ..Int8::KEYS };
+                check_on(&cuda(), PROCESSORS[1], &small(64, 61), element, int8, SYNCHRONOUS);
+            }
+        }
+    }
+
     #[test]
     #[ignore = "needs a CUDA device"]
     fn a_small_problem_with_every_mask_agrees_with_plain_loops() {
@@ -241,7 +271,9 @@ mod cuda {
     #[test]
     #[ignore = "needs a CUDA device"]
     fn a_small_problem_of_biases_agrees_with_plain_loops() {
-        for slanted in biased(128, &[284]).slanted(1.0) {
+        let biased = biased(128, &[284]);
+        let drifting = [0.1, -0.1].map(|slant| Problem { slant, ..biased.clone() });
+        for slanted in biased.slanted(1.0).into_iter().chain(drifting) {
             check_on(&cuda(), PROCESSORS[1], &slanted, Element::Bf16, Int8::default(), ASYNCHRONOUS);
         }
     }

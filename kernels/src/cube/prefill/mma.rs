@@ -5,6 +5,7 @@ mod pipeline;
 mod scores;
 mod stage;
 mod step;
+mod sums;
 mod tile;
 
 use burn_deepspeed_core::path::LARGEST_TILED_HEAD;
@@ -25,7 +26,7 @@ const RESIDENT_FEATURES: usize = 128;
 const TALL_EMULATED_HEAD: usize = 40;
 /// Least cubes for each multiprocessor, which holds two at once, for planes of 32 rows: otherwise planes of 16 make more cubes.
 const TALL_CUBES: usize = 2;
-/// Scales from here on divide the slopes of ALiBi without overflow.
+/// Scales from here on divide the slopes of ALiBi, and scores, without overflow.
 const SMALLEST_SCALE: f32 = 1e-6;
 /// Most keys of a step where rows of int8 do not divide evenly over the units: the addresses of each unit take registers.
 const UNEVEN_KEYS: u32 = 16;
@@ -98,6 +99,7 @@ impl Engine {
             written: 1,
             int8: false,
             wide: false,
+            distances: false,
             heads_first: false,
         }
     }
@@ -159,7 +161,7 @@ fn check_head(head_dim: usize) -> Result<(), Unsupported> {
     }
 }
 
-/// Attends: one launch.
+/// Attends: one launch. Weights are up to `exp(27)` before they are divided by their sum, so with bf16 values beyond 2^64 may make the context infinite.
 ///
 /// # Errors
 /// [`Unsupported`]; nothing was launched.
@@ -211,7 +213,9 @@ pub fn launch<R: Runtime>(
     // Devices have fewer cubes along y than along x.
     let heads_first = masks.is_causal() && tiles <= machine.max_cubes[1] as usize;
     let wide = query.dtype != f16_type();
-    let tile = Tile { quads, written: context_vector as u32, wide, heads_first, ..tile };
+    let adds = matches!(masks.adds(), Adds::Nothing | Adds::Slopes | Adds::Bias);
+    let distances = adds && scale >= SMALLEST_SCALE && engine != Engine::Emulated;
+    let tile = Tile { quads, written: context_vector as u32, wide, distances, heads_first, ..tile };
     let tile = if int8 && !tile.even() { Tile { keys: tile.keys.min(UNEVEN_KEYS), ..tile } } else { tile };
     tile.check(machine, element)?;
     // With 64 bits the compiler adds what it knows of an index to the address, in the instruction that reads: see `step_vectors`.

@@ -6,7 +6,8 @@ use cubecl::prelude::*;
 use super::pipeline::{Seen, attend_steps, signal};
 use super::scores::{query_of, rows};
 use super::stage::{stage_queries, stage_step};
-use super::step::{Sums, load_queries};
+use super::step::load_queries;
+use super::sums::Sums;
 use super::tile::{Scoring, Sizes, Tile, register, tile_and_head};
 use crate::cube::cached::Cached;
 use crate::cube::exponential::exponent;
@@ -130,7 +131,7 @@ pub(super) fn attend<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N: Size
         let row = own_row + r as u32 * 8;
         let query = query_of(row, start, sizes, tile);
         let sum = if comptime!(sinks.present) {
-            sinks.join(sum, query.head, -sums.offset(r, factor, tile), comptime!(!tile.emulate))
+            sinks.join(sum, query.head, -sums.exponent_offset(r, factor, tile), comptime!(!tile.emulate))
         } else {
             sum
         };

@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 
 use super::scores::{Rows, add_all, add_slopes, hide_range, score, shifts};
 use super::stage::stage_step;
-use super::step::{Sums, accumulate, near_probabilities, packed, probabilities, products};
+use super::step::{accumulate, initial_products, near_probabilities, packed, probabilities, products};
+use super::sums::Sums;
 use super::tile::{Scoring, Sizes, Tile};
 use crate::cube::cached::Cached;
 use crate::cube::fragment::{LANES, Pair};
@@ -93,7 +94,7 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
     // Two steps take turns with two places.
     let mut own_place = 0u32.runtime();
     for at in seen.begin..seen.stop {
-        // The last keys first: with ALiBi their scores are the largest ones of most rows, so that no later step exceeds them.
+        // The last keys first: with ALiBi these have the largest scores of most rows, so that later steps move no middle.
         let step = seen.begin + (seen.stop - 1 - at);
         let first_key = step * keys;
         let origin = own_place as usize;
@@ -115,10 +116,26 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
 
         if seen.some(first_key, tile) {
             let shifts = shifts(own, first_key, tile);
-            let begun = sums.begun(tile);
+            let whole = seen.all(first_key, tile);
+            let offsets = sums.offsets(whole, tile);
+            let initial = initial_products(&offsets, &shifts, sizes.reach, tile);
             let mut scores = Array::<Vector<f32, Pair>>::new(comptime!(tile.score_registers()));
-            products::<F, N>(stage, origin, query_origin, queries, &begun, &shifts, &mut scores, scratch, tile);
-            weigh::<M, E>(&mut scores, &begun, sums, scratch, masks, own, seen, step, factor, reach, sizes, tile);
+            products::<F, N>(stage, origin, query_origin, queries, &initial, &mut scores, scratch, tile);
+            weigh::<M, E>(
+                &mut scores,
+                &offsets,
+                whole,
+                sums,
+                scratch,
+                masks,
+                own,
+                seen,
+                step,
+                factor,
+                reach,
+                sizes,
+                tile,
+            );
             sums.add(&scores, tile);
             let mut left = Array::<Vector<F, Pair>>::new(comptime!(tile.left_registers()));
             packed::<F>(&scores, &mut left, tile);
@@ -136,11 +153,12 @@ pub(super) fn attend_steps<F: Float, K: Numeric, V: Numeric, M: Int, E: Float, N
     }
 }
 
-/// Probabilities of the keys of a step, from products that began at `begun`.
+/// Probabilities of the keys of a step, from products. `offsets` were added to the scores of each row.
 #[cube]
 fn weigh<M: Int, E: Float>(
     scores: &mut Array<Vector<f32, Pair>>,
-    begun: &Array<f32>,
+    offsets: &Array<f32>,
+    whole: bool,
     sums: &mut Sums,
     scratch: &mut SharedMemory<f32>,
     masks: &Masks<M, E>,
@@ -153,37 +171,38 @@ fn weigh<M: Int, E: Float>(
     #[comptime] tile: Tile,
 ) {
     let first_key = step * tile.keys;
-    let whole = seen.all(first_key, tile);
-    if comptime!(matches!(tile.scoring, Scoring::Masked { .. })) {
-        if comptime!(tile.scoring == Scoring::Masked { interior: true }) && whole {
-            add_all::<M, E>(scores, masks, own, first_key, sizes, tile);
-        } else {
-            score::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
-        }
-        probabilities(scores, begun, sums, scratch, factor, reach, tile);
-    } else {
-        if comptime!(tile.scoring == Scoring::Slopes) {
-            add_slopes(scores, own, tile);
-        }
-        if comptime!(tile.has_distances()) && sums.are_near(scores, step, reach, tile) {
-            near_probabilities(scores, factor, tile);
-            if whole {
-                sums.see_all(reach, tile);
+    match comptime!(tile.scoring) {
+        Scoring::Range => {}
+        Scoring::Slopes => add_slopes(scores, own, tile),
+        Scoring::Masked { interior } => {
+            if comptime!(interior) && whole {
+                add_all::<M, E>(scores, masks, own, first_key, sizes, tile);
             } else {
-                hide_range::<M, E>(scores, 0.0, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
-                #[unroll]
-                for r in 0..comptime!(tile.unit_rows()) {
-                    let slot = seen.start + sizes.by_group.div(seen.own_row + r as u32 * 8);
-                    let some = masks.first(slot) < first_key + tile.keys && masks.last_end(slot, seen.end) > first_key;
-                    sums.see(r, some, reach);
-                }
+                score::<M, E>(scores, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
             }
-        } else {
-            if !whole {
-                hide_range::<M, E>(scores, HIDDEN, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
-            }
-            probabilities(scores, begun, sums, scratch, factor, reach, tile);
         }
+    }
+    // Keys outside of the range of a row are hidden here; other rules hide them with the scores.
+    let ranges = comptime!(!matches!(tile.scoring, Scoring::Masked { .. }));
+    let comparable = if comptime!(ranges) { true.runtime() } else { whole };
+    if comptime!(tile.distances) && comparable && sums.are_near(scores, step, reach, tile) {
+        near_probabilities(scores, factor, tile);
+        if whole {
+            sums.anchor_all(reach, tile);
+        } else if comptime!(ranges) {
+            hide_range::<M, E>(scores, 0.0, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+            #[unroll]
+            for r in 0..comptime!(tile.unit_rows()) {
+                let slot = seen.start + sizes.by_group.div(seen.own_row + r as u32 * 8);
+                let sees = masks.first(slot) < first_key + tile.keys && masks.last_end(slot, seen.end) > first_key;
+                sums.anchor(r, sees, reach);
+            }
+        }
+    } else {
+        if comptime!(ranges) && !whole {
+            hide_range::<M, E>(scores, HIDDEN, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
+        }
+        probabilities(scores, offsets, sums, scratch, factor, reach, tile);
     }
 }
 

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-use super::step::SLACK;
+use super::sums::SLACK;
 use crate::cube::fragment::{EXCHANGED, LANES, Layout, Order};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::HeadStrides;
@@ -60,8 +60,11 @@ pub(super) struct Tile {
     pub written: u32,
     /// Whether keys or values become floats on their way to shared memory.
     pub int8: bool,
-    /// Whether probabilities are bf16, which have the exponents of f32.
+    /// Whether probabilities have the exponents of f32: those in bf16.
     pub wide: bool,
+    /// Whether scores are distances from the middle of their row at first; see [`sums`](super::sums). Not where a score is more than its product times
+    /// the scale and what is added.
+    pub distances: bool,
     /// Whether cubes take the same tile of every head before the next one: heads are along x, and tiles along y. Under a causal mask tiles differ,
     /// and the last cubes to start should be short. Otherwise the cubes of a head are best together, since they read the same keys.
     pub heads_first: bool,
@@ -142,21 +145,15 @@ impl Tile {
         !self.emulate && self.head_dim <= SMALL_HEAD
     }
 
-    /// Half of what the exponents of a row reach over, in natural units: from a [`SLACK`] above the maximum that they count from to as far below it as
-    /// probabilities remain numbers of their type, and sums of them times values below 2^80 remain finite.
+    /// From the middle of a row to its limit, and to what its exponents count from, in natural units. Probabilities are up to `exp` of twice this: f16
+    /// hold that, and with bf16 sums of them times values below 2^64 are finite for any number of keys.
     pub fn reach(&self) -> f32 {
         let below = match (self.emulate, self.wide) {
             (true, _) => 0.0,
             (_, true) => 22.0,
-            // f16 are below 2^16.
             _ => 6.0,
         };
         (SLACK + below) / 2.0
-    }
-
-    /// Whether scores are distances from the middle of their row at first, so that most exponentials take one instruction.
-    pub fn has_distances(&self) -> bool {
-        !self.emulate && matches!(self.scoring, Scoring::Range | Scoring::Slopes)
     }
 
     /// Registers of the probabilities of a step.
