@@ -200,7 +200,7 @@ pub fn launch<R: Runtime>(
     };
     let context_vector = vector_size(client, &[context], if engine == Engine::Emulated { 2 } else { 4 });
     let scoring = match masks.adds() {
-        Adds::Nothing if scale > 0.0 => Scoring::Range,
+        Adds::Nothing if scale >= SMALLEST_SCALE => Scoring::Range,
         Adds::Slopes if scale >= SMALLEST_SCALE => Scoring::Slopes,
         _ => Scoring::Masked { interior: !masks.hides_some() },
     };

@@ -187,22 +187,17 @@ fn weigh<M: Int, E: Float>(
     let comparable = if comptime!(ranges) { true.runtime() } else { whole };
     if comptime!(tile.distances) && comparable && sums.are_near(scores, step, reach, tile) {
         near_probabilities(scores, factor, tile);
-        if whole {
-            sums.anchor_all(reach, tile);
-        } else if comptime!(ranges) {
+        if comptime!(ranges) && !whole {
             hide_range::<M, E>(scores, 0.0, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
-            #[unroll]
-            for r in 0..comptime!(tile.unit_rows()) {
-                let slot = seen.start + sizes.by_group.div(seen.own_row + r as u32 * 8);
-                let sees = masks.first(slot) < first_key + tile.keys && masks.last_end(slot, seen.end) > first_key;
-                sums.anchor(r, sees, reach);
-            }
         }
     } else {
         if comptime!(ranges) && !whole {
             hide_range::<M, E>(scores, HIDDEN, masks, seen.own_row, first_key, seen.start, seen.end, sizes, tile);
         }
         probabilities(scores, offsets, sums, scratch, factor, reach, tile);
+        if comptime!(tile.distances) {
+            sums.saw_step();
+        }
     }
 }
 

@@ -33,13 +33,14 @@ pub(super) struct Sums {
     pub result: Array<Vector<f32, Pair>>,
     /// The score above which a row gets another middle. [`HIDDEN`] before it sees a key.
     pub limit: Array<f32>,
-    /// The middle of a row, with the other sign. 0 at first.
+    /// The middle of a row, with the other sign. 0 before it sees a key.
     pub negative_middle: Array<f32>,
     /// Sums of the probabilities of the keys of this unit.
     added: Array<f32>,
     /// The same of all keys, in both columns, if they are products.
     pub multiplied: Array<Vector<f32, Pair>>,
-    /// Steps whose number has one of these bits are not compared with the reach: more of them after each that has a score further away.
+    /// Steps whose number has one of these bits are not compared with the reach: all at first, and then more of them after each that has a
+    /// score further away.
     untried: u32,
 }
 
@@ -64,7 +65,7 @@ impl Sums {
             added[r] = 0.0f32;
             multiplied[r] = Vector::<f32, Pair>::new(0.0f32);
         }
-        Sums { result, limit, negative_middle, added, multiplied, untried: 0u32.runtime() }
+        Sums { result, limit, negative_middle, added, multiplied, untried: u32::MAX.runtime() }
     }
 
     /// The sum of the probabilities of row `r`.
@@ -98,7 +99,8 @@ impl Sums {
     }
 
     /// Whether no score of a step is further than `reach` from the middle of its row: `scores` are distances from it. A NaN is not further.
-    /// False for steps that are not compared. The whole plane must call this, and has one answer.
+    /// False for steps that are not compared, and before every row has seen a key, so that the middle of a row depends on what it sees alone. The whole
+    /// plane must call this, and has one answer.
     pub fn are_near(
         &mut self,
         scores: &Array<Vector<f32, Pair>>,
@@ -120,7 +122,7 @@ impl Sums {
                     farthest = max(farthest, pair[0].abs());
                     farthest = max(farthest, pair[1].abs());
                 }
-                far = far || farthest > reach;
+                far = far || farthest > reach || self.limit[r] == HIDDEN;
             }
             near = !plane_any(far);
             self.untried = select(near, 0u32, (self.untried * 2 + 1) % UNTRIED_STEPS);
@@ -128,17 +130,9 @@ impl Sums {
         near
     }
 
-    /// After a step that is near: row `r` keeps its middle, if it `sees` keys of the step.
-    pub fn anchor(&mut self, r: usize, sees: bool, reach: f32) {
-        self.limit[r] = select(sees, reach - self.negative_middle[r], self.limit[r]);
-    }
-
-    /// The same for all rows, which see the whole step.
-    pub fn anchor_all(&mut self, reach: f32, #[comptime] tile: Tile) {
-        #[unroll]
-        for r in 0..comptime!(tile.unit_rows()) {
-            self.limit[r] = reach - self.negative_middle[r];
-        }
+    /// The plane saw a step that was not near: the next one may be, if it was the first.
+    pub fn saw_step(&mut self) {
+        self.untried = select(self.untried == u32::MAX, 0u32, self.untried);
     }
 
     /// Gives row `r` another middle if its new maximum is above its limit, and rescales its sums.
