@@ -15,14 +15,11 @@
 
 use cubecl::prelude::*;
 
-use super::tile::{Scoring, Tile, register};
+use super::tile::{SLACK, Scoring, Tile, register};
 use crate::cube::exponential::{exponent, exponential};
 use crate::cube::fragment::Pair;
 use crate::cube::lanes::lanes_sum;
 use crate::cube::masks::HIDDEN;
-
-/// From the maximum of a row to its limit, when it gets a middle, in natural units.
-pub(super) const SLACK: f32 = 5.0;
 
 /// At least one step of this many is compared with the reach. With ALiBi most steps of some heads have scores that are further away.
 const UNTRIED_STEPS: u32 = 16;

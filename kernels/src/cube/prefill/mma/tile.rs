@@ -3,7 +3,6 @@
 use cubecl::prelude::*;
 use cubecl::std::FastDivmod;
 
-use super::sums::SLACK;
 use crate::cube::fragment::{EXCHANGED, LANES, Layout, Order};
 use crate::cube::machine::{Machine, Unsupported};
 use crate::cube::tensors::HeadStrides;
@@ -31,6 +30,9 @@ pub(super) fn register(r: usize, column: usize, #[comptime] columns: usize) -> u
 pub(super) fn tile_and_head(#[comptime] tile: Tile) -> (u32, u32) {
     if comptime!(tile.heads_first) { (CUBE_POS_Y, CUBE_POS_X) } else { (CUBE_POS_X, CUBE_POS_Y) }
 }
+
+/// From the maximum of a row to its limit, when it gets a middle, in natural units.
+pub(super) const SLACK: f32 = 5.0;
 
 /// Largest head size with registers to spare.
 const SMALL_HEAD: u32 = 64;
