@@ -15,7 +15,11 @@ const LARGEST_OFFSET: i64 = 1 << 23;
 ///   adds three, which compare and scale what may be below.
 pub fn names(instructions: &[Instruction]) -> Vec<&str> {
     let uses = Uses::of(instructions);
-    let is_absolute = |register: &Register| matches!(uses[register].writes[..], [write] if instructions[write].opcode == "abs.f32" && instructions[write].condition.is_none());
+    let is_absolute = |register: &Register| {
+        let [write] = uses[register].writes[..] else { return false };
+        let write = &instructions[write];
+        write.opcode == "abs.f32" && write.condition.is_none()
+    };
     let merged = merged(instructions, &uses);
     let names = instructions.iter().zip(merged).map(|(instruction, merged)| match instruction.opcode.as_str() {
         _ if merged => "merged",

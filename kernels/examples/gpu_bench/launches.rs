@@ -3,6 +3,7 @@
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_core::kv_source::KvSource;
 use burn_deepspeed_core::layout::{Orientation, RotaryLayout};
+use burn_deepspeed_core::position::alibi;
 use burn_deepspeed_core::qk_norm::QkNormKind;
 use burn_deepspeed_kernels::cube::cache_write::{self, CacheWrite, HeadNorm, Rotation, Squares};
 use burn_deepspeed_kernels::cube::gemv::{self, Gemv, Int8, Matrix, NormKind};
@@ -105,10 +106,9 @@ impl Tensors {
         tensor
     }
 
-    /// The slopes of ALiBi for a number of heads that is a power of two.
+    /// The slopes of ALiBi.
     fn slopes(&self, heads: usize) -> Tensor {
-        let slopes: Vec<u8> =
-            (1..=heads).flat_map(|head| 2f32.powf(-8.0 * head as f32 / heads as f32).to_le_bytes()).collect();
+        let slopes: Vec<u8> = alibi::slopes(heads).into_iter().flat_map(f32::to_le_bytes).collect();
         let handle = self.client.create_from_slice(&slopes);
         Tensor::new(handle, vec![heads], vec![1], f32::as_type_native_unchecked().storage_type())
     }
