@@ -110,6 +110,13 @@ pub(super) struct Statistics {
     factor: Array<f32>,
 }
 
+/// What the norm multiplies with and adds.
+#[derive(CubeType)]
+pub(super) struct Parameters<N: Size> {
+    scale: Vector<f32, N>,
+    shift: Vector<f32, N>,
+}
+
 #[cube]
 impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
     /// Vectors of the matrix that a row is multiplied with.
@@ -122,7 +129,8 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         self.input[(row * self.row + at) as usize]
     }
 
-    fn load(&self, row: u32, at: u32) -> Vector<f32, N> {
+    /// The same in f32.
+    pub fn load(&self, row: u32, at: u32) -> Vector<f32, N> {
         Vector::cast_from(self.stored(row, at))
     }
 
@@ -148,25 +156,40 @@ impl<F: Float, G: Float, E: Float, N: Size> Activations<F, G, E, N> {
         }
     }
 
-    /// Vector `at` of a row as it is multiplied.
-    pub fn value(&self, #[comptime] row: usize, at: u32, statistics: &Statistics) -> Vector<f32, N> {
-        let mut value = self.load(row as u32, at);
-        if comptime!(self.norm.is_some()) {
-            value = (value - Vector::new(statistics.mean[row])) * Vector::new(statistics.factor[row]);
-            #[comptime]
-            match &self.gamma {
-                ComptimeOption::Some(gamma) => {
-                    value *= Vector::cast_from(gamma[at as usize]);
-                }
-                ComptimeOption::None => {}
+    /// Vector `at` of the norm's parameters, times `factor`.
+    pub fn parameters(&self, at: u32, factor: f32) -> Parameters<N> {
+        let factor = Vector::<f32, N>::new(factor);
+        let mut scale = factor;
+        let mut shift = Vector::<f32, N>::new(0.0f32);
+        #[comptime]
+        match &self.gamma {
+            ComptimeOption::Some(gamma) => {
+                scale = Vector::cast_from(gamma[at as usize]) * factor;
             }
-            #[comptime]
-            match &self.beta {
-                ComptimeOption::Some(beta) => {
-                    value += Vector::cast_from(beta[at as usize]);
-                }
-                ComptimeOption::None => {}
+            ComptimeOption::None => {}
+        }
+        #[comptime]
+        match &self.beta {
+            ComptimeOption::Some(beta) => {
+                shift = Vector::cast_from(beta[at as usize]) * factor;
             }
+            ComptimeOption::None => {}
+        }
+        Parameters::<N> { scale, shift }
+    }
+
+    /// A vector of a row, after the norm and times the factor of the `parameters`.
+    pub fn normalised(
+        &self,
+        #[comptime] row: usize,
+        loaded: Vector<f32, N>,
+        statistics: &Statistics,
+        parameters: &Parameters<N>,
+    ) -> Vector<f32, N> {
+        let centred = loaded - Vector::new(statistics.mean[row]);
+        let mut value = centred * Vector::new(statistics.factor[row]) * parameters.scale;
+        if comptime!(self.beta.is_some()) {
+            value += parameters.shift;
         }
         value
     }

@@ -6,10 +6,11 @@
 use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;
 use cubecl::prelude::*;
+use half::f16;
 
-use super::tile::{Read, SPAN, Tile, UNITS, UPPER};
+use super::tile::{Read, SPAN, Tile, UNIT, UNITS, UPPER};
 use crate::cube::direct::Quad;
-use crate::cube::fragment::{LANES, Pair};
+use crate::cube::fragment::{LANES, Pair, mma};
 use crate::cube::gemv::activations::{Activations, Statistics};
 use crate::cube::lanes::{Fold, cube_folds, fold_of, lanes_sum, vector_max, vector_sum};
 
@@ -26,12 +27,16 @@ const BIAS: u32 = 127;
 const REST: f32 = 2048.0;
 /// What its products are multiplied with.
 pub(super) const REST_FACTOR: f32 = 1.0 / REST;
+/// What an input counts in the sum of its unit: 32 of the largest are less than 2^14.
+pub(super) const SUM_UNIT: f32 = 1.0 / UNIT as f32;
 
 /// What the cube holds of the input.
 #[derive(CubeType)]
 pub(super) struct Inputs<H: Float> {
     /// The B of two products for every unit, as `ldmatrix` reads them: four matrices, whose rows are the columns; see [`place`].
     columns: SharedMemory<Vector<H, Chunk>>,
+    /// The sums of units of a span as a B, the registers of each lane; see [`Inputs::sum_units`].
+    unit_sums: SharedMemory<Vector<u32, Pair>>,
     /// The sum of the inputs of a run, times what elements count.
     totals: SharedMemory<f32>,
     /// 1 / the power of two of each row.
@@ -45,6 +50,7 @@ impl<H: Float> Inputs<H> {
     pub fn new(#[comptime] tile: Tile) -> Inputs<H> {
         Inputs::<H> {
             columns: SharedMemory::new_aligned(comptime!(tile.input_vectors()), UNIT_BYTES),
+            unit_sums: SharedMemory::new(comptime!(tile.unit_sums())),
             totals: SharedMemory::new(comptime!(tile.totals())),
             // Whole vectors, so that the compiler reads nothing else with them.
             inverse: SharedMemory::new(comptime!((tile.rows as usize).next_multiple_of(4))),
@@ -57,7 +63,6 @@ impl<H: Float> Inputs<H> {
     pub fn scale<F: Float, G: Float, E: Float>(
         &mut self,
         activations: &Activations<F, G, E, Oct>,
-        statistics: &Statistics,
         shared: &mut SharedMemory<f32>,
         #[comptime] tile: Tile,
     ) {
@@ -98,7 +103,7 @@ impl<H: Float> Inputs<H> {
             for at in range_stepped(UNIT_POS, activations.vectors, comptime!(tile.units())) {
                 #[unroll]
                 for r in 0..rows {
-                    let value = activations.value(r, at, statistics);
+                    let value = activations.load(r as u32, at);
                     largest[r] = max(largest[r], vector_max::<Oct>(value.abs()));
                 }
             }
@@ -155,6 +160,10 @@ impl<H: Float> Inputs<H> {
                 from = min(from, activations.vectors - 1u32);
             }
             let place = first_place(step, tile);
+            // A norm gives all rows one scale, which its parameters have already if nothing else needs its result.
+            let scaled_norm = comptime!(activations.norm.is_some() && normed.is_none());
+            let parameters =
+                activations.parameters(from, if comptime!(scaled_norm) { scales[0] } else { 1.0f32.runtime() });
             #[unroll]
             for r in 0..rows {
                 let scaled = if comptime!(tile.has_pairs()) {
@@ -172,13 +181,18 @@ impl<H: Float> Inputs<H> {
                     }
                     scaled
                 } else {
-                    let value = activations.value(r, from, statistics);
+                    let mut value = activations.load(r as u32, from);
+                    if comptime!(activations.norm.is_some()) {
+                        value = activations.normalised(r, value, statistics, &parameters);
+                    }
                     if inside {
                         activations.keep(value, normed, r, from);
                     }
-                    let scaled = value * Vector::new(scales[r]);
-                    self.put::<f32>(scaled, place, comptime!(r as u32), tile);
-                    scaled
+                    if comptime!(!scaled_norm) {
+                        value *= Vector::new(scales[r]);
+                    }
+                    self.put::<f32>(value, place, comptime!(r as u32), tile);
+                    value
                 };
                 if comptime!(tile.has_totals()) {
                     let own = vector_sum::<Oct>(scaled) * total_factor;
@@ -249,6 +263,76 @@ impl<H: Float> Inputs<H> {
         definition.load_matrix::<_, Pair>(&self.columns.slice(at, at + 1), MatrixIdent::A, 4usize, false)
     }
 
+    /// Adds up the inputs of each unit of the spans that plane `plane` multiplies, in all columns: the B of one product, with which the minima of a
+    /// span are multiplied. Its depth is the units in the order of [`unit_of_column`], and then what their sums have more than 11 bits. The whole
+    /// plane must call this, after all columns are filled; a lane reads with [`unit_sums`](Self::unit_sums) what it stored.
+    pub fn sum_units(&mut self, plane: u32, #[comptime] tile: Tile) {
+        let mut none = SharedMemory::<f32>::new(4usize);
+        let fragments = comptime!(tile.fragments());
+        let across = UNIT_POS % LANES / 4u32;
+        let own_unit = unit_of_column(across);
+        for span in range_stepped(plane, tile.spans, tile.planes) {
+            // The columns are the left operand, those of a second fragment its last 8 rows, or the same again. The right one has a column for each
+            // unit.
+            let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
+            #[unroll]
+            for n in 0..2usize {
+                sums[n] = Vector::new(0.0f32);
+            }
+            #[unroll]
+            for unit in 0..UNITS {
+                let factor = comptime!(if tile.has_upper(unit * UNIT) { SUM_UNIT * UPPER } else { SUM_UNIT });
+                let own = select(
+                    own_unit == comptime!(unit as u32),
+                    comptime!(f16::from_f32(factor).to_bits() as u32 * 0x1_0001),
+                    0u32,
+                );
+                let mut right = Array::<Vector<H, Pair>>::new(2usize);
+                #[unroll]
+                for w in 0..2usize {
+                    right[w] = Vector::reinterpret(own);
+                }
+                let mut left = Array::<Vector<H, Pair>>::new(8usize);
+                #[unroll]
+                for n in 0..fragments {
+                    let first = Self::first(span, comptime!(n as u32), tile);
+                    let columns = self.right(Self::of_unit(first, comptime!(unit as u32), tile));
+                    #[unroll]
+                    for w in 0..4usize {
+                        left[comptime!(2 * w + n)] = columns[w];
+                        if comptime!(fragments == 1) {
+                            left[comptime!(2 * w + 1)] = columns[w];
+                        }
+                    }
+                }
+                #[unroll]
+                for product in 0..2u32 {
+                    mma::<H>(&left, 4 * product, &right, 0u32, &mut sums, 0u32, &mut none, false);
+                }
+            }
+            #[unroll]
+            for n in 0..fragments {
+                let first = Vector::<H, Pair>::cast_from(sums[n]);
+                let rest = Vector::<H, Pair>::cast_from(sums[n] - Vector::<f32, Pair>::cast_from(first));
+                let mut own = Vector::<u32, Pair>::empty();
+                own[0] = u32::reinterpret(first);
+                own[1] = u32::reinterpret(rest);
+                self.unit_sums[unit_sums_at(span, comptime!(n as u32), tile) as usize] = own;
+            }
+        }
+    }
+
+    /// The sums of the units of a span of fragment `n`, as a B.
+    pub fn unit_sums(&self, span: u32, #[comptime] n: u32, #[comptime] tile: Tile) -> Array<Vector<H, Pair>> {
+        let own = self.unit_sums[unit_sums_at(span, n, tile) as usize];
+        let mut right = Array::<Vector<H, Pair>>::new(2usize);
+        #[unroll]
+        for w in 0..2usize {
+            right[w] = Vector::reinterpret(own[w]);
+        }
+        right
+    }
+
     /// The sum of the inputs of a run, in a row.
     pub fn total(&self, at: u32) -> f32 {
         self.totals[at as usize]
@@ -258,6 +342,21 @@ impl<H: Float> Inputs<H> {
     pub fn whole(&self, sum: f32, row: u32, #[comptime] tile: Tile) -> f32 {
         sum * comptime!(1.0 / tile.element_unit()) * self.inverse[row as usize]
     }
+}
+
+/// The unit of a span whose sums are at depth `column` of the B of [`Inputs::sum_units`]: those of the same place in the first and the last four
+/// are neighbours, as their minima are in a block.
+#[cube]
+pub(super) fn unit_of_column(column: u32) -> u32 {
+    column / 2u32 + column % 2u32 * comptime!(UNITS as u32 / 2)
+}
+
+/// Where this lane has its part of the sums of a span.
+#[cube]
+fn unit_sums_at(span: u32, #[comptime] n: u32, #[comptime] tile: Tile) -> u32 {
+    (span * comptime!(tile.fragments() as u32 * LANES) + UNIT_POS % LANES)
+        % comptime!((tile.unit_sums() as u32).next_power_of_two())
+        + comptime!(n * LANES)
 }
 
 /// The place of column `column` of matrix `matrix` among those of unit `unit`. Places are exchanged so that 8 neighbouring places, all banks, have

@@ -70,7 +70,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     loader.load(&mut loaded, matrix, 0u32, tile);
 
     let statistics = activations.statistics(&mut shared, comptime!(tile.exchange()));
-    inputs.scale::<F, G, E>(activations, &statistics, &mut shared, tile);
+    inputs.scale::<F, G, E>(activations, &mut shared, tile);
 
     // One part is no loop, before which the compiler would compute what comes after its inputs are filled in.
     let parts = if comptime!(tile.single()) { 1u32.runtime() } else { place.spans.div_ceil(tile.spans) };
@@ -78,6 +78,10 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     for part in 0..parts {
         let first = part * tile.spans;
         inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
+        if comptime!(tile.multiplies_minima()) {
+            sync_cube();
+            inputs.sum_units(plane, tile);
+        }
         let end = min(first + tile.spans, place.spans);
         let mut slot = UNIT_POS;
         for first_output in range_stepped(own_output, sizes.outputs, apart) {
@@ -171,7 +175,7 @@ fn multiply<H: Float>(
     for o in 0..2usize {
         load_factors(&mut held, staged, &rows[o], comptime!(o * factor_words), tile);
     }
-    // The sums of the span, and with what its minima are multiplied.
+    // The sums of the span, and of the products with its minima.
     let many = comptime!(tile.sums());
     let mut own = Array::<f32>::new(many);
     #[unroll]
@@ -180,6 +184,18 @@ fn multiply<H: Float>(
     }
     let mut minima = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
     clear(&mut minima, fragments);
+    if comptime!(tile.multiplies_minima()) {
+        let mut left = Array::<Vector<H, Pair>>::new(4usize);
+        #[unroll]
+        for w in 0..4usize {
+            left[w] = Vector::reinterpret(minimum_pair(&held, share, comptime!(w % 2 * factor_words)));
+        }
+        #[unroll]
+        for n in 0..fragments {
+            let right = inputs.unit_sums(span, comptime!(n as u32), tile);
+            mma::<H>(&left, 0u32, &right, 0u32, &mut minima, comptime!(2 * n as u32), &mut none, false);
+        }
+    }
     #[unroll]
     for g in 0..comptime!(UNITS / per_group) {
         let mut words = Array::<u32>::new(comptime!(2 * group_words));
@@ -220,10 +236,7 @@ fn multiply<H: Float>(
                 for w in 0..4usize {
                     let from = comptime!(w % 2 * group_words);
                     weights[w] = Vector::reinterpret(pair(&words, in_group, product, comptime!(w >= 2), from, tile));
-                    if comptime!(tile.multiplies_minima()) {
-                        let from = comptime!(w % 2 * factor_words);
-                        beside[w] = Vector::reinterpret(minimum_pair(&held, unit, product, from, tile));
-                    } else {
+                    if comptime!(tile.multiplies_totals()) {
                         let mut equal = 0u32.runtime();
                         equal |= comptime!(tile.total_pair(unit, product));
                         beside[w] = Vector::reinterpret(equal);
@@ -232,9 +245,7 @@ fn multiply<H: Float>(
                 #[unroll]
                 for n in 0..fragments {
                     let (from, to) = comptime!((4 * n as u32 + 2 * product as u32, 2 * n as u32));
-                    if comptime!(tile.multiplies_minima()) {
-                        mma::<H>(&beside, 0u32, &right, from, &mut minima, to, &mut none, false);
-                    } else if comptime!(tile.multiplies_totals() && has_minimum(tile.format)) {
+                    if comptime!(tile.multiplies_totals() && has_minimum(tile.format)) {
                         mma::<H>(&beside, 0u32, &right, from, &mut totals, to, &mut none, false);
                     } else if comptime!(tile.multiplies_totals()) {
                         mma::<H>(&beside, 0u32, &right, from, &mut c, to, &mut none, false);

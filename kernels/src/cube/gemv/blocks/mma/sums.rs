@@ -23,12 +23,14 @@ pub(super) fn write_sums<F: Float, B: Float, H: Float>(
     let (lane, plane) = (UNIT_POS % LANES, UNIT_POS / LANES);
     let (across, share) = (lane / 4u32, lane % 4u32);
     let lane_rows = comptime!(tile.lane_rows());
+    // The remainders tell the compiler how large addresses become, so that it adds constants to them for free.
+    let most = comptime!((tile.partial() as u32).next_power_of_two());
+    let own = ((plane * tile.parts_of_sums() + share) * SUMS_ROW + across) % most;
     #[unroll]
     for s in 0..comptime!(tile.sums()) {
         let (part, o) = comptime!(((s / lane_rows / 2 * lane_rows + s % lane_rows) as u32, s / lane_rows % 2));
         if row_of(part, share, tile) < tile.rows {
-            let to = (plane * tile.parts_of_sums() + part * 4u32 + share) * SUMS_ROW + across;
-            partial[(to + comptime!(8 * o as u32)) as usize] = sums[s];
+            partial[(own + comptime!(part * 4 * SUMS_ROW + 8 * o as u32)) as usize] = sums[s];
         }
     }
     sync_cube();
@@ -38,10 +40,11 @@ pub(super) fn write_sums<F: Float, B: Float, H: Float>(
         let (part, share) = (half / 4u32, half % 2u32 * 2u32 + half / 2u32 % 2u32);
         let of_row = row_of(part, share, tile);
         if of_row < tile.rows && first_output + within < sizes.outputs {
+            let first = ((part * 4u32 + share) * SUMS_ROW + within) % most;
             let mut sum = 0.0f32.runtime();
             #[unroll]
             for plane in 0..tile.planes {
-                sum += partial[((plane * tile.parts_of_sums() + part * 4u32 + share) * SUMS_ROW + within) as usize];
+                sum += partial[(first + plane * comptime!(tile.parts_of_sums() * SUMS_ROW)) as usize];
             }
             write::<F, B>(inputs.whole(sum, of_row, tile), of_row, first_output + within, bias, output, sizes);
         }

@@ -258,7 +258,7 @@ impl Tile {
         self.total_factor() != 0.0 && self.parts() == 1 && self.rows > 1 && !self.multiplies_minima()
     }
 
-    /// Whether minima are a left operand themselves: integers of a block that is a span.
+    /// Whether minima are a left operand themselves, of the sums of units: integers of a block that is a span.
     pub fn multiplies_minima(self) -> bool {
         matches!(self.format, BlockFormat::Q4_K | BlockFormat::Q5_K)
     }
@@ -267,14 +267,13 @@ impl Tile {
     pub fn total_pair(self, unit: usize, product: usize) -> u32 {
         let factor = self.total_factor() / self.element_unit();
         let sign = if factor < 0.0 { 0x8000_8000 } else { 0 };
-        sign | self.twice(factor.abs() as u32, unit, product)
+        let upper = if self.has_upper(unit * UNIT + product * UNIT / 2) { UPPER as u32 } else { 1 };
+        sign | (factor.abs() as u32 * upper * 0x1_0001)
     }
 
-    /// A small integer twice, as elements of product `product` of unit `unit`.
-    pub fn twice(self, integer: u32, unit: usize, product: usize) -> u32 {
-        let element = unit * UNIT + product * UNIT / 2;
-        let upper = self.upper_after().is_some_and(|after| element / after as usize % 2 == 1);
-        integer * if upper { UPPER as u32 } else { 1 } * 0x1_0001
+    /// Whether input `at` of a span is that of an element in the upper half of its byte.
+    pub fn has_upper(self, at: usize) -> bool {
+        self.upper_after().is_some_and(|after| at / after as usize % 2 == 1)
     }
 
     /// What the sum of the inputs of a run is multiplied with.
@@ -315,6 +314,11 @@ impl Tile {
         self.spans * (SPAN / self.run()) as u32 + 1
     }
 
+    /// Sums of units as right operands, two registers of every lane for each fragment of a span.
+    pub fn unit_sums(self) -> usize {
+        if self.multiplies_minima() { self.spans as usize * self.fragments() * LANES as usize } else { 2 }
+    }
+
     /// Sums of runs, in whole vectors.
     pub fn totals(self) -> usize {
         if self.has_totals() { (self.totals_row() * self.rows).next_multiple_of(4) as usize } else { 4 }
@@ -345,6 +349,6 @@ impl Tile {
     /// Bytes of shared memory for each span of the inputs.
     fn span_memory(self) -> usize {
         let one = Self { spans: 1, ..self };
-        one.input_vectors() * UNIT_BYTES + one.totals() * size_of::<f32>()
+        one.input_vectors() * UNIT_BYTES + one.unit_sums() * 2 * size_of::<u32>() + one.totals() * size_of::<f32>()
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! An f16 below 2^-14 counts by 2^-24, so the bits of an element of up to 10 bits are that many times 2^-24: no conversion is needed, and
 //! tensor cores multiply such numbers exactly. What a format subtracts from the bits is subtracted with the sum of the inputs. Elements of the
-//! upper halves of bytes stay where they are and count 16 times as much; their inputs are divided by 16. Minima of Q4_K and Q5_K are left
-//! operands of their own.
+//! upper halves of bytes stay where they are and count 16 times as much; their inputs are divided by 16. Minima of Q4_K and Q5_K are a left
+//! operand of their own, which multiplies the sums of the inputs of units.
 
 use burn_deepspeed_core::block::BlockFormat;
 use cubecl::prelude::*;
 
+use super::inputs::SUM_UNIT;
 use super::tile::{SMALL, Tile, UNIT};
 use super::words::{Row, Word};
 use crate::cube::blocks::factors::Factors;
@@ -202,10 +203,18 @@ pub(super) fn load_factors(
     #[comptime] to: usize,
     #[comptime] tile: Tile,
 ) {
-    #[unroll]
-    for w in 0..comptime!(factor_words(tile.format)) {
-        let first = comptime!(if tile.format == BlockFormat::Q6_K { 208 } else { 0 });
-        words[to + w] = row.four(staged, comptime!(first + 4 * w as u32), tile);
+    let first = comptime!(if tile.format == BlockFormat::Q6_K { 208 } else { 0 });
+    if comptime!(factor_words(tile.format) == 4 && tile.has_whole_loads()) {
+        let found = row.sixteen(staged, first);
+        #[unroll]
+        for w in 0..4usize {
+            words[to + w] = found[w];
+        }
+    } else {
+        #[unroll]
+        for w in 0..comptime!(factor_words(tile.format)) {
+            words[to + w] = row.four(staged, comptime!(first + 4 * w as u32), tile);
+        }
     }
 }
 
@@ -216,7 +225,7 @@ pub(super) fn block_factors<H: Float>(words: &Array<u32>, #[comptime] from: usiz
     let mut minimum = 0.0f32.runtime();
     if comptime!(has_minimum(tile.format)) {
         scale *= comptime!(1.0 / SMALL);
-        minimum = -half_of::<H>(words[from], true, true);
+        minimum = half_of::<H>(words[from], true, true) * comptime!(-1.0 / SUM_UNIT);
     }
     Factors { scale, minimum }
 }
@@ -250,7 +259,7 @@ pub(super) fn factors<H: Float>(
         }
         BlockFormat::Q4_K | BlockFormat::Q5_K => {
             // As the bits of an element, which count 2^-24.
-            let scales = six_bits(held, from, comptime!(unit >= 4)).0;
+            let scales = six_bits(held, from, comptime!(unit >= 4));
             let half = comptime!(unit % 4 / 2);
             let pair = shifted(scales, comptime!(unit as i32 % 2 * 8)) & 0x00ff_00ffu32;
             half_of::<H>(pair, comptime!(half == 1), true)
@@ -265,28 +274,21 @@ pub(super) fn factors<H: Float>(
     Factors { scale, minimum }
 }
 
-/// The minimum of unit `unit` of a span, as two elements of a left operand with as much weight as those of product `product`.
+/// The minima of units `share` and `share + 4` of a span, as the halves of a word: what a left operand has of the units in their
+/// [order](super::inputs::unit_of_column).
 #[cube]
-pub(super) fn minimum_pair(
-    held: &Array<u32>,
-    #[comptime] unit: usize,
-    #[comptime] product: usize,
-    #[comptime] from: usize,
-    #[comptime] tile: Tile,
-) -> u32 {
-    let minima = six_bits(held, from, comptime!(unit >= 4)).1;
-    (shifted(minima, comptime!(unit as i32 % 4 * 8)) & 0xffu32) * comptime!(tile.twice(1, unit, product))
+pub(super) fn minimum_pair(held: &Array<u32>, share: u32, #[comptime] from: usize) -> u32 {
+    let (minima, rest) = (held[from + 2] >> (share * 8u32), held[from + 3] >> (share * 8u32));
+    minima & 0x3fu32 | (rest << 12u32) & 0x000f_0000u32 | (minima << 14u32) & 0x0030_0000u32
 }
 
-/// Scales and minima of the first 4 units, or of the last 4: 6 bits each, in their bytes.
+/// The scales of the first 4 units, or of the last 4: 6 bits each, in their bytes.
 #[cube]
-fn six_bits(words: &Array<u32>, #[comptime] from: usize, #[comptime] last: bool) -> (u32, u32) {
-    let (scales, minima) = (words[from + 1], words[from + 2]);
+fn six_bits(words: &Array<u32>, #[comptime] from: usize, #[comptime] last: bool) -> u32 {
+    let scales = words[from + 1];
     if comptime!(last) {
-        let rest = words[from + 3];
-        let late_scales = rest & 0x0f0f_0f0fu32 | scales >> 2u32 & 0x3030_3030u32;
-        (late_scales, rest >> 4u32 & 0x0f0f_0f0fu32 | minima >> 2u32 & 0x3030_3030u32)
+        words[from + 3] & 0x0f0f_0f0fu32 | scales >> 2u32 & 0x3030_3030u32
     } else {
-        (scales & 0x3f3f_3f3fu32, minima & 0x3f3f_3f3fu32)
+        scales & 0x3f3f_3f3fu32
     }
 }

@@ -1,10 +1,12 @@
 //! The words of a row of blocks in shared memory, wherever the row begins.
 
+use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::prelude::*;
 
 use super::tile::Tile;
 use crate::cube::blocks::half_of;
 use crate::cube::bytes::BYTES;
+use crate::cube::direct::Quad;
 
 /// A word of the matrix in shared memory.
 pub(super) type Word = Const<1>;
@@ -50,6 +52,12 @@ impl Row {
             let shift = comptime!(byte * 8);
             staged[from as usize][0] >> shift | staged[(from + 1) as usize][0] << comptime!(32 - shift)
         }
+    }
+
+    /// The 16 bytes from byte `at` of the span on, where both are whole loads.
+    pub fn sixteen(&self, staged: &SharedMemory<Vector<u32, Word>>, #[comptime] at: u32) -> Vector<u32, Quad> {
+        let whole = staged.to_slice().with_vector_size::<Quad>();
+        whole[(self.first / 4u32 + comptime!(at / UNIT_BYTES as u32)) as usize]
     }
 
     /// The f16 at byte `at`.
