@@ -154,6 +154,14 @@ fn a_nan_in_int8_shows_to_those_who_see_it() {
 }
 
 #[test]
+fn a_nan_among_values_shows_to_those_who_see_it() {
+    for (element, planes) in elements_and_planes() {
+        let nan = Int8 { strange: Some(69), ..Int8::default() };
+        check_int8(&Problem::new([4, 2, 2, 83, 40], &[70, 31]), element, nan, planes, None);
+    }
+}
+
+#[test]
 fn values_may_have_another_size_than_keys() {
     let sizes = [[40, 24], [24, 40], [7, 12], [192, 128], [576, 512]];
     for (at, [head_dim, value_dim]) in some(sizes.into_iter().enumerate()) {

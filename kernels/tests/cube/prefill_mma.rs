@@ -228,6 +228,18 @@ mod cuda {
         }
     }
 
+    // Exponents cannot count from far below the maximum of a row if scores are next to nothing.
+    #[test]
+    #[ignore = "needs a CUDA device"]
+    fn a_small_problem_of_other_scales_agrees_with_plain_loops() {
+        for scale in [0.0, 1e-7, 2e-6, -0.2] {
+            for slopes in [false, true] {
+                let problem = Problem { scale: Some(scale), slopes, ..small(64, 61) };
+                check_on(&cuda(), PROCESSORS[1], &problem, Element::Bf16, Int8::default(), ASYNCHRONOUS);
+            }
+        }
+    }
+
     #[test]
     #[ignore = "needs a CUDA device"]
     fn a_small_problem_with_a_nan_among_keys_shows_it_to_those_who_see_it() {

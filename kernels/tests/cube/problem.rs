@@ -11,7 +11,7 @@ use crate::oracle::{Problem, assert_near};
 pub struct Int8 {
     pub keys: bool,
     pub values: bool,
-    /// A slot of each head whose first feature was NaN when it was written.
+    /// A slot of each head whose first feature was NaN when it was written; of the values alone, if neither are int8.
     pub strange: Option<usize>,
 }
 
@@ -68,6 +68,9 @@ impl Problem {
         let shape = [batch, kv_heads, capacity, size];
         let mut worth = self.cache(|value| element.round(value), seed);
         if !(if seed == 2 { int8.keys } else { int8.values }) {
+            if let Some(slot) = int8.strange.filter(|_| seed == 3 && !int8.keys) {
+                worth.chunks_mut(size).skip(slot).step_by(capacity).for_each(|features| features[0] = f32::NAN);
+            }
             let elements = lab.floats(&worth, &shape, element, pitch);
             return Side { worth, elements, scales: None };
         }

@@ -38,6 +38,8 @@ pub struct Problem {
     pub steep: bool,
     /// How much more the score of each key is than that of the key before. With 0, one key more or less changes little.
     pub slant: f32,
+    /// What products are multiplied with, in place of `1 / √head_dim`.
+    pub scale: Option<f32>,
 }
 
 impl Problem {
@@ -65,11 +67,12 @@ impl Problem {
             sink: None,
             steep: false,
             slant: 0.0,
+            scale: None,
         }
     }
 
     pub fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+        self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
     }
 
     pub fn keys(&self) -> usize {

@@ -6,11 +6,11 @@
 use burn_deepspeed_core::block::UNIT_BYTES;
 use cubecl::ir::MatrixIdent;
 use cubecl::prelude::*;
-use half::f16;
 
-use super::tile::{Read, SPAN, Tile, UNIT, UNITS, UPPER};
+use super::tile::{Read, SPAN, Tile, UNITS, UPPER};
+use super::unit_sums::{add_unit, clear, own_unit, sums_as_right};
 use crate::cube::direct::Quad;
-use crate::cube::fragment::{LANES, Pair, mma};
+use crate::cube::fragment::{LANES, Pair};
 use crate::cube::gemv::activations::{Activations, Statistics};
 use crate::cube::lanes::{Fold, cube_folds, fold_of, lanes_sum, vector_max, vector_sum};
 
@@ -27,15 +27,13 @@ const BIAS: u32 = 127;
 const REST: f32 = 2048.0;
 /// What its products are multiplied with.
 pub(super) const REST_FACTOR: f32 = 1.0 / REST;
-/// What an input counts in the sum of its unit: 32 of the largest are less than 2^14.
-pub(super) const SUM_UNIT: f32 = 1.0 / UNIT as f32;
 
 /// What the cube holds of the input.
 #[derive(CubeType)]
 pub(super) struct Inputs<H: Float> {
     /// The B of two products for every unit, as `ldmatrix` reads them: four matrices, whose rows are the columns; see [`place`].
     columns: SharedMemory<Vector<H, Chunk>>,
-    /// The sums of units of a span as a B, the registers of each lane; see [`Inputs::sum_units`].
+    /// The sums of units of a span, if they are kept: the registers of each lane.
     unit_sums: SharedMemory<Vector<u32, Pair>>,
     /// The sum of the inputs of a run, times what elements count.
     totals: SharedMemory<f32>,
@@ -263,66 +261,41 @@ impl<H: Float> Inputs<H> {
         definition.load_matrix::<_, Pair>(&self.columns.slice(at, at + 1), MatrixIdent::A, 4usize, false)
     }
 
-    /// Adds up the inputs of each unit of the spans that plane `plane` multiplies, in all columns: the B of one product, with which the minima of a
-    /// span are multiplied. Its depth is the units in the order of [`unit_of_column`], and then what their sums have more than 11 bits. The whole
-    /// plane must call this, after all columns are filled; a lane reads with [`unit_sums`](Self::unit_sums) what it stored.
+    /// Adds up the inputs of each unit of the spans that plane `plane` multiplies, and keeps the sums. The whole plane must call this, after all
+    /// columns are filled; a lane reads with [`unit_sums`](Self::unit_sums) what it stored.
     pub fn sum_units(&mut self, plane: u32, #[comptime] tile: Tile) {
-        let mut none = SharedMemory::<f32>::new(4usize);
-        let fragments = comptime!(tile.fragments());
-        let across = UNIT_POS % LANES / 4u32;
-        let own_unit = unit_of_column(across);
+        let (fragments, own_unit) = (comptime!(tile.fragments()), own_unit());
         for span in range_stepped(plane, tile.spans, tile.planes) {
-            // The columns are the left operand, those of a second fragment its last 8 rows, or the same again. The right one has a column for each
-            // unit.
             let mut sums = Array::<Vector<f32, Pair>>::new(2usize);
-            #[unroll]
-            for n in 0..2usize {
-                sums[n] = Vector::new(0.0f32);
-            }
+            clear(&mut sums, 2usize);
             #[unroll]
             for unit in 0..UNITS {
-                let factor = comptime!(if tile.has_upper(unit * UNIT) { SUM_UNIT * UPPER } else { SUM_UNIT });
-                let own = select(
-                    own_unit == comptime!(unit as u32),
-                    comptime!(f16::from_f32(factor).to_bits() as u32 * 0x1_0001),
-                    0u32,
-                );
-                let mut right = Array::<Vector<H, Pair>>::new(2usize);
-                #[unroll]
-                for w in 0..2usize {
-                    right[w] = Vector::reinterpret(own);
-                }
-                let mut left = Array::<Vector<H, Pair>>::new(8usize);
+                let mut columns = Array::<Vector<H, Pair>>::new(comptime!(4 * fragments));
                 #[unroll]
                 for n in 0..fragments {
                     let first = Self::first(span, comptime!(n as u32), tile);
-                    let columns = self.right(Self::of_unit(first, comptime!(unit as u32), tile));
+                    let loaded = self.right(Self::of_unit(first, comptime!(unit as u32), tile));
                     #[unroll]
                     for w in 0..4usize {
-                        left[comptime!(2 * w + n)] = columns[w];
-                        if comptime!(fragments == 1) {
-                            left[comptime!(2 * w + 1)] = columns[w];
-                        }
+                        columns[comptime!(4 * n) + w] = loaded[w];
                     }
                 }
-                #[unroll]
-                for product in 0..2u32 {
-                    mma::<H>(&left, 4 * product, &right, 0u32, &mut sums, 0u32, &mut none, false);
-                }
+                add_unit::<H>(&mut sums, &columns, own_unit, unit, tile);
             }
             #[unroll]
             for n in 0..fragments {
-                let first = Vector::<H, Pair>::cast_from(sums[n]);
-                let rest = Vector::<H, Pair>::cast_from(sums[n] - Vector::<f32, Pair>::cast_from(first));
+                let parts = sums_as_right::<H>(sums[n]);
                 let mut own = Vector::<u32, Pair>::empty();
-                own[0] = u32::reinterpret(first);
-                own[1] = u32::reinterpret(rest);
+                #[unroll]
+                for w in 0..2usize {
+                    own[w] = u32::reinterpret(parts[w]);
+                }
                 self.unit_sums[unit_sums_at(span, comptime!(n as u32), tile) as usize] = own;
             }
         }
     }
 
-    /// The sums of the units of a span of fragment `n`, as a B.
+    /// The sums of the units of a span of fragment `n`, as [`sums_as_right`].
     pub fn unit_sums(&self, span: u32, #[comptime] n: u32, #[comptime] tile: Tile) -> Array<Vector<H, Pair>> {
         let own = self.unit_sums[unit_sums_at(span, n, tile) as usize];
         let mut right = Array::<Vector<H, Pair>>::new(2usize);
@@ -342,13 +315,6 @@ impl<H: Float> Inputs<H> {
     pub fn whole(&self, sum: f32, row: u32, #[comptime] tile: Tile) -> f32 {
         sum * comptime!(1.0 / tile.element_unit()) * self.inverse[row as usize]
     }
-}
-
-/// The unit of a span whose sums are at depth `column` of the B of [`Inputs::sum_units`]: those of the same place in the first and the last four
-/// are neighbours, as their minima are in a block.
-#[cube]
-pub(super) fn unit_of_column(column: u32) -> u32 {
-    column / 2u32 + column % 2u32 * comptime!(UNITS as u32 / 2)
 }
 
 /// Where this lane has its part of the sums of a span.

@@ -7,6 +7,7 @@ use super::inputs::{Inputs, Oct, REST_FACTOR};
 use super::loader::{Place, begin, loader_of};
 use super::sums::write_sums;
 use super::tile::{OUTPUTS, SPAN, Tile, UNIT, UNITS};
+use super::unit_sums::{add_unit, clear, own_unit, sums_as_right};
 use super::weights::{
     block_factors, factor_words, factors, group, group_words, has_block_factors, load, load_factors, minimum_pair, pair,
 };
@@ -78,7 +79,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     for part in 0..parts {
         let first = part * tile.spans;
         inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
-        if comptime!(tile.multiplies_minima()) {
+        if comptime!(tile.keeps_sums()) {
             sync_cube();
             inputs.sum_units(plane, tile);
         }
@@ -183,19 +184,17 @@ fn multiply<H: Float>(
         own[s] = 0.0f32;
     }
     let mut minima = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
-    clear(&mut minima, fragments);
-    if comptime!(tile.multiplies_minima()) {
-        let mut left = Array::<Vector<H, Pair>>::new(4usize);
-        #[unroll]
-        for w in 0..4usize {
-            left[w] = Vector::reinterpret(minimum_pair(&held, share, comptime!(w % 2 * factor_words)));
-        }
+    clear(&mut minima, comptime!(2 * fragments));
+    if comptime!(tile.keeps_sums()) {
         #[unroll]
         for n in 0..fragments {
             let right = inputs.unit_sums(span, comptime!(n as u32), tile);
-            mma::<H>(&left, 0u32, &right, 0u32, &mut minima, comptime!(2 * n as u32), &mut none, false);
+            multiply_minima::<H>(&mut minima, &held, &right, share, n, tile);
         }
     }
+    // The sums of the inputs of units, if they are not kept.
+    let mut unit_sums = Array::<Vector<f32, Pair>>::new(2usize);
+    clear(&mut unit_sums, 2usize);
     #[unroll]
     for g in 0..comptime!(UNITS / per_group) {
         let mut words = Array::<u32>::new(comptime!(2 * group_words));
@@ -215,6 +214,9 @@ fn multiply<H: Float>(
                     right[comptime!(4 * n) + w] = loaded[w];
                 }
             }
+            if comptime!(tile.multiplies_minima() && !tile.keeps_sums()) {
+                add_unit::<H>(&mut unit_sums, &right, own_unit(), unit, tile);
+            }
             let mut c = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
             // The sums of the inputs, where they are products.
             let mut totals = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
@@ -228,7 +230,7 @@ fn multiply<H: Float>(
                         c[2 * n] = begin;
                         c[2 * n + 1] = begin;
                     }
-                    clear(&mut totals, fragments);
+                    clear(&mut totals, comptime!(2 * fragments));
                 }
                 let mut weights = Array::<Vector<H, Pair>>::new(4usize);
                 let mut beside = Array::<Vector<H, Pair>>::new(4usize);
@@ -270,6 +272,12 @@ fn multiply<H: Float>(
             }
         }
     }
+    if comptime!(tile.multiplies_minima() && !tile.keeps_sums()) {
+        #[unroll]
+        for n in 0..fragments {
+            multiply_minima::<H>(&mut minima, &held, &sums_as_right::<H>(unit_sums[n]), share, n, tile);
+        }
+    }
     #[unroll]
     for s in 0..many {
         let mut sum = own[s];
@@ -285,13 +293,23 @@ fn multiply<H: Float>(
     }
 }
 
-/// Makes all sums of fragments zeros.
+/// Multiplies the minima of a span with the sums of the inputs of units in fragment `n`.
 #[cube]
-fn clear(sums: &mut Array<Vector<f32, Pair>>, #[comptime] fragments: usize) {
+fn multiply_minima<H: Float>(
+    minima: &mut Array<Vector<f32, Pair>>,
+    held: &Array<u32>,
+    right: &Array<Vector<H, Pair>>,
+    share: u32,
+    #[comptime] n: usize,
+    #[comptime] tile: Tile,
+) {
+    let mut none = SharedMemory::<f32>::new(4usize);
+    let mut left = Array::<Vector<H, Pair>>::new(4usize);
     #[unroll]
-    for s in 0..comptime!(2 * fragments) {
-        sums[s] = Vector::new(0.0f32);
+    for w in 0..4usize {
+        left[w] = Vector::reinterpret(minimum_pair(held, share, comptime!(w % 2 * factor_words(tile.format))));
     }
+    mma::<H>(&left, 0u32, right, 0u32, minima, comptime!(2 * n as u32), &mut none, false);
 }
 
 /// What the products of all parts of the inputs of row `i` of a lane add up to.

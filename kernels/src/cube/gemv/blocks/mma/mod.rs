@@ -5,6 +5,7 @@ mod kernel;
 mod loader;
 mod sums;
 mod tile;
+mod unit_sums;
 mod weights;
 mod words;
 

@@ -33,6 +33,8 @@ const PLANES: usize = 8;
 const FEW_ROWS: usize = 2;
 /// Bytes of shared memory that the inputs of several steps of few rows take, so that two cubes stay resident on a multiprocessor.
 const INPUT_BYTES: usize = 80 * 1024;
+/// Fewest strips of a cube for which it takes fewer instructions to add up the inputs of units once than with each strip.
+const MANY_STRIPS: usize = 3;
 /// Most strips whose sums a cube saves while it fills in other inputs.
 const STRIPS: usize = 4;
 
@@ -70,6 +72,8 @@ pub(in crate::cube::gemv) struct Tile {
     pub full: bool,
     /// Most strips of a cube, if shared memory does not hold all inputs; otherwise 0.
     strips: usize,
+    /// Whether a cube has at least [`MANY_STRIPS`].
+    many_strips: bool,
 }
 
 impl Tile {
@@ -92,8 +96,11 @@ impl Tile {
             whole_steps: false,
             full: false,
             strips: 0,
+            many_strips: false,
         };
-        let wanted = tile.strips_of_cube(machine, extents.outputs).min(STRIPS);
+        let strips = tile.strips_of_cube(machine, extents.outputs);
+        tile.many_strips = strips >= MANY_STRIPS;
+        let wanted = strips.min(STRIPS);
         loop {
             tile.whole_steps = tile.even && spans.is_multiple_of(tile.planes as usize);
             // All inputs, or as many as go with the sums of several strips.
@@ -314,9 +321,14 @@ impl Tile {
         self.spans * (SPAN / self.run()) as u32 + 1
     }
 
-    /// Sums of units as right operands, two registers of every lane for each fragment of a span.
+    /// Whether the cube adds up the inputs of units once, and not in each strip.
+    pub fn keeps_sums(self) -> bool {
+        self.multiplies_minima() && self.many_strips
+    }
+
+    /// Sums of units that are kept: two registers of every lane for each fragment of a span.
     pub fn unit_sums(self) -> usize {
-        if self.multiplies_minima() { self.spans as usize * self.fragments() * LANES as usize } else { 2 }
+        if self.keeps_sums() { self.spans as usize * self.fragments() * LANES as usize } else { 2 }
     }
 
     /// Sums of runs, in whole vectors.

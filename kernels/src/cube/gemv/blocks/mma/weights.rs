@@ -8,8 +8,8 @@
 use burn_deepspeed_core::block::BlockFormat;
 use cubecl::prelude::*;
 
-use super::inputs::SUM_UNIT;
 use super::tile::{SMALL, Tile, UNIT};
+use super::unit_sums::SUM_UNIT;
 use super::words::{Row, Word};
 use crate::cube::blocks::factors::Factors;
 use crate::cube::blocks::{half_of, has_minimum};
@@ -275,7 +275,7 @@ pub(super) fn factors<H: Float>(
 }
 
 /// The minima of units `share` and `share + 4` of a span, as the halves of a word: what a left operand has of the units in their
-/// [order](super::inputs::unit_of_column).
+/// [order](super::unit_sums::sums_as_right).
 #[cube]
 pub(super) fn minimum_pair(held: &Array<u32>, share: u32, #[comptime] from: usize) -> u32 {
     let (minima, rest) = (held[from + 2] >> (share * 8u32), held[from + 3] >> (share * 8u32));
