@@ -62,6 +62,14 @@ fn every_mask_agrees_with_plain_loops() {
     }
 }
 
+// The product of a weight and the scale of a value is less than f16 holds.
+#[test]
+fn small_values_of_int8_keep_their_weights() {
+    let small = Problem { magnitude: 1.0 / 1024.0, ..one([4, 1], 150, 64, &[140, 17]) };
+    check(&small, Int8::VALUES, None);
+    check(&small, Int8::BOTH, Some(2));
+}
+
 #[test]
 fn every_window_agrees_with_plain_loops() {
     let windows = |problem: Problem| some(problem.windows().into_iter().skip(2).step_by(2).collect());

@@ -180,7 +180,9 @@ impl Problem {
         how: &str,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
     ) -> L {
-        let (context, expected, launched) = self.solved(lab, element, int8, launch);
+        let (mut context, mut expected, launched) = self.solved(lab, element, int8, launch);
+        context.iter_mut().for_each(|value| *value /= self.magnitude);
+        expected.iter_mut().for_each(|value| *value /= f64::from(self.magnitude));
         let what = format!("{how}, {element:?}, {int8:?}, {self:?}");
         assert_near(&what, &context, &expected, element.tolerance());
         launched

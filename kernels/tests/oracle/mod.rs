@@ -40,6 +40,8 @@ pub struct Problem {
     pub slant: f32,
     /// What products are multiplied with, in place of `1 / √head_dim`.
     pub scale: Option<f32>,
+    /// What values are multiplied with. Results are compared after a division by it.
+    pub magnitude: f32,
 }
 
 impl Problem {
@@ -68,6 +70,7 @@ impl Problem {
             steep: false,
             slant: 0.0,
             scale: None,
+            magnitude: 1.0,
         }
     }
 
@@ -102,6 +105,9 @@ impl Problem {
         if self.slant != 0.0 && seed == 2 {
             let first = cache.iter_mut().step_by(size).enumerate();
             first.for_each(|(slot, value)| *value = (slot % self.capacity) as f32 / 16.0);
+        }
+        if seed == 3 {
+            cache.iter_mut().for_each(|value| *value *= self.magnitude);
         }
         let hidden = self.hidden();
         for (slot, features) in cache.chunks_mut(size).enumerate() {
