@@ -177,7 +177,7 @@ impl Case {
         let bounds: Vec<u32> = self.rows.iter().flatten().map(|bound| *bound as u32).collect();
         let bounds = lab.integers(&bounds, &[batch, 2]);
         let arguments = CacheWrite {
-            qkv: &lab.floats(&qkv, &[batch, tokens, all_heads * head_dim], element, 16),
+            qkv: &lab.floats(&qkv, &[batch, tokens, all_heads * head_dim], element, 48),
             source: self.source,
             query: &query,
             key: CacheTensor { elements: &key.elements, scales: key.scales.as_ref() },
@@ -278,9 +278,12 @@ fn both_layouts_rotate_the_right_features_and_append_in_place() {
     }
 }
 
+/// Rows of 4 tokens with other numbers of new ones. The last row ends after the 9 slots of its cache.
+const FEWER: [[usize; 2]; 4] = [[2, 3], [6, 6], [0, 4], [7, 11]];
+
 #[test]
 fn rows_with_fewer_new_tokens_keep_their_other_slots() {
-    let rows = vec![[2, 3], [6, 6], [0, 4]];
+    let rows = FEWER.to_vec();
     let rotary = Some((RotaryLayout::Half, 16));
     Case { sizes: [2, 1, 4, 9, 16], rows, rotary, own_angles: true, int8: [false; 2], ..plain() }.check(Element::F32);
 }
@@ -315,7 +318,7 @@ fn int8_holds_the_nearest_of_every_head_size() {
 
 #[test]
 fn rows_with_fewer_new_tokens_keep_their_other_slots_in_int8() {
-    let rows = vec![[2, 3], [6, 6], [0, 4]];
+    let rows = FEWER.to_vec();
     let rotary = Some((RotaryLayout::Half, 16));
     for int8 in INT8 {
         let case = Case { sizes: [2, 1, 4, 9, 16], rows: rows.clone(), rotary, own_angles: true, int8, ..plain() };
@@ -405,7 +408,7 @@ fn norms_of_every_head_size_agree_with_plain_loops() {
 
 #[test]
 fn rows_with_fewer_new_tokens_keep_their_other_slots_under_a_norm() {
-    let rows = vec![[2, 3], [6, 6], [0, 4]];
+    let rows = FEWER.to_vec();
     let rotary = Some((RotaryLayout::Half, 16));
     for int8 in [[false; 2], [true; 2]] {
         let (rows, norm) = (rows.clone(), norm(2));

@@ -35,6 +35,8 @@ fn every_head_size_is_padded() {
         for &element in Element::ALL {
             check(&lab, [2, 3, 5, head_dim], size, element, 1);
             check(&lab, [1, 2, 17, head_dim], size, element, 64);
+            // Tokens begin at whole vectors, and features are none.
+            check(&lab, [2, 1, 5, head_dim], size, element, 64);
         }
     }
 }
