@@ -278,8 +278,8 @@ fn both_layouts_rotate_the_right_features_and_append_in_place() {
     }
 }
 
-/// Rows of 4 tokens with other numbers of new ones. The last row ends after the 9 slots of its cache.
-const FEWER: [[usize; 2]; 4] = [[2, 3], [6, 6], [0, 4], [7, 11]];
+/// Rows of 4 tokens with other numbers of new ones. The second row ends after the 9 slots of its cache.
+const FEWER: [[usize; 2]; 4] = [[2, 3], [7, 11], [6, 6], [0, 4]];
 
 #[test]
 fn rows_with_fewer_new_tokens_keep_their_other_slots() {
