@@ -2,43 +2,11 @@
 
 use cubecl::prelude::*;
 
+use super::exchange::Exchange;
 use super::problem::{CheckedGemv, NormKind};
 use crate::cube::contract::Checked;
 use crate::cube::lanes::{Fold, cube_folds, fold_of, lanes_sum, vector_sum};
 use crate::cube::tensors::{array, presence};
-
-/// How the units of a cube exchange values.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Exchange {
-    pub units: u32,
-    /// Units of a group: a plane, or a part of the cube that acts as one.
-    pub lanes: u32,
-    /// Rows of the input.
-    pub rows: u32,
-    pub planes: bool,
-}
-
-impl Exchange {
-    /// Groups of a cube.
-    pub fn groups(self) -> u32 {
-        self.units / self.lanes
-    }
-
-    /// Sums of the groups for every row, if they are kept, in whole vectors: a compiler may read four together.
-    fn partial(self) -> u32 {
-        if self.folds() { 0 } else { (self.rows * self.groups()).next_multiple_of(4) }
-    }
-
-    /// Whether lanes of a plane divide the rows among them.
-    fn folds(self) -> bool {
-        self.planes && self.rows.next_power_of_two() <= self.lanes
-    }
-
-    /// Shared memory of the sums of a cube, in bytes.
-    pub fn bytes(self) -> usize {
-        (self.units + self.partial()) as usize * size_of::<f32>()
-    }
-}
 
 /// The input and its norm. Strides and sizes count vectors.
 #[derive(CubeType, CubeLaunch)]

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::activations::{Activations, Exchange, activations};
+use super::activations::{Activations, activations};
+use super::exchange::Exchange;
 use super::output::{Sizes, sizes, write};
 use super::plan::{LOADS, fills, lanes, loads, tile_length};
 use super::problem::{CheckedGemv, Extents};

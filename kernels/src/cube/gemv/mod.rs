@@ -3,6 +3,7 @@
 mod activations;
 mod blocks;
 mod columns;
+mod exchange;
 mod int8;
 pub mod mma;
 mod output;

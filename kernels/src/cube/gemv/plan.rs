@@ -1,6 +1,6 @@
 //! Sizes of tiles that fill a device.
 
-use super::activations::Exchange;
+use super::exchange::Exchange;
 use crate::cube::machine::{Machine, Unsupported};
 
 /// Bytes of shared memory that the rows of a cube's tile may take: three cubes stay resident on a multiprocessor.

@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::activations::{Activations, Exchange, activations, line};
+use super::activations::{Activations, activations, line};
+use super::exchange::Exchange;
 use super::int8::{Loads, Scales, scales};
 use super::output::{Sizes, sizes, write};
 use super::plan::{fills, lanes, loads, tile_length};

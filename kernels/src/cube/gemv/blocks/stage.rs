@@ -6,7 +6,7 @@
 use cubecl::prelude::*;
 
 use super::chunk::{Chunk, address};
-use crate::cube::gemv::activations::Exchange;
+use crate::cube::gemv::exchange::Exchange;
 
 /// How a group exchanges what its lanes loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,7 +2,7 @@
 
 use super::chunk::Chunk;
 use super::stage::Stage;
-use crate::cube::gemv::activations::Exchange;
+use crate::cube::gemv::exchange::Exchange;
 use crate::cube::gemv::plan::{fills, lanes, tile_length};
 use crate::cube::gemv::problem::Extents;
 use crate::cube::machine::{Machine, Unsupported};

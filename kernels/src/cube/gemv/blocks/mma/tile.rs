@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use crate::cube::blocks::{CheckedBlocks, has_minimum, offset};
 use crate::cube::bytes::BYTES;
 use crate::cube::fragment::LANES;
-use crate::cube::gemv::activations::Exchange;
+use crate::cube::gemv::exchange::Exchange;
 use crate::cube::gemv::problem::Extents;
 use crate::cube::machine::{Machine, Unsupported};
 
