@@ -79,7 +79,7 @@ pub(super) fn product_blocks_mma<F: Float, G: Float, E: Float, B: Float, H: Floa
     for part in 0..parts {
         let first = part * tile.spans;
         inputs.fill::<F, G, E>(activations, &statistics, normed, first, &mut shared, tile);
-        if comptime!(tile.keeps_sums()) {
+        if comptime!(tile.keeps_sums) {
             sync_cube();
             inputs.sum_units(plane, tile);
         }
@@ -185,7 +185,7 @@ fn multiply<H: Float>(
     }
     let mut minima = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
     clear(&mut minima, comptime!(2 * fragments));
-    if comptime!(tile.keeps_sums()) {
+    if comptime!(tile.keeps_sums) {
         #[unroll]
         for n in 0..fragments {
             let right = inputs.unit_sums(span, comptime!(n as u32), tile);
@@ -214,7 +214,7 @@ fn multiply<H: Float>(
                     right[comptime!(4 * n) + w] = loaded[w];
                 }
             }
-            if comptime!(tile.multiplies_minima() && !tile.keeps_sums()) {
+            if comptime!(tile.multiplies_minima() && !tile.keeps_sums) {
                 add_unit::<H>(&mut unit_sums, &right, own_unit(), unit, tile);
             }
             let mut c = Array::<Vector<f32, Pair>>::new(comptime!(2 * fragments));
@@ -272,7 +272,7 @@ fn multiply<H: Float>(
             }
         }
     }
-    if comptime!(tile.multiplies_minima() && !tile.keeps_sums()) {
+    if comptime!(tile.multiplies_minima() && !tile.keeps_sums) {
         #[unroll]
         for n in 0..fragments {
             multiply_minima::<H>(&mut minima, &held, &sums_as_right::<H>(unit_sums[n]), share, n, tile);

@@ -72,8 +72,8 @@ pub(in crate::cube::gemv) struct Tile {
     pub full: bool,
     /// Most strips of a cube, if shared memory does not hold all inputs; otherwise 0.
     strips: usize,
-    /// Whether a cube has at least [`MANY_STRIPS`].
-    many_strips: bool,
+    /// Whether the cube adds up the inputs of units once, and not in each strip.
+    pub keeps_sums: bool,
 }
 
 impl Tile {
@@ -96,10 +96,10 @@ impl Tile {
             whole_steps: false,
             full: false,
             strips: 0,
-            many_strips: false,
+            keeps_sums: false,
         };
         let strips = tile.strips_of_cube(machine, extents.outputs);
-        tile.many_strips = strips >= MANY_STRIPS;
+        tile.keeps_sums = tile.multiplies_minima() && strips >= MANY_STRIPS;
         let wanted = strips.min(STRIPS);
         loop {
             tile.whole_steps = tile.even && spans.is_multiple_of(tile.planes as usize);
@@ -321,14 +321,9 @@ impl Tile {
         self.spans * (SPAN / self.run()) as u32 + 1
     }
 
-    /// Whether the cube adds up the inputs of units once, and not in each strip.
-    pub fn keeps_sums(self) -> bool {
-        self.multiplies_minima() && self.many_strips
-    }
-
     /// Sums of units that are kept: two registers of every lane for each fragment of a span.
     pub fn unit_sums(self) -> usize {
-        if self.keeps_sums() { self.spans as usize * self.fragments() * LANES as usize } else { 2 }
+        if self.keeps_sums { self.spans as usize * self.fragments() * LANES as usize } else { 2 }
     }
 
     /// Sums of runs, in whole vectors.
