@@ -4,7 +4,7 @@
     just bench-cpu --workloads P1,D1 --rounds 1 --out /tmp/trial
     just bench-cpu --smoke                                     # tiny sizes, one round, with what is installed; writes nothing
 
-Each implementation runs in a program that answers requests (`src/main.rs`, `torch_peers.py`, those of `engines`). Every
+Each implementation runs in a program that answers requests (`peers` in Rust, `torch_peers.py`, those of `engines`). Every
 round calls all of them. The time of a round is the median of its calls; the result is the median over the rounds. All
 programs hash the same inputs, and this program compares some rows of each result with float64. A program that does not
 start, because its package is not installed, is left out, and the reason is printed.
@@ -291,7 +291,7 @@ def machine(versions: dict) -> dict:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     listed = lambda text: [part for part in text.split(",") if part]  # noqa: E731
-    parser.add_argument("--binary", required=True, help="the program of this folder's package")
+    parser.add_argument("--binary", required=True, help="the program of this folder's package, or that of benches/ours")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target" / "peers-work", help="for files that can go")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT, help="bench/results and docs are written there")
     parser.add_argument("--threads", type=listed, default=["1", "2"], help="lengths and memory take the last (default: 1,2)")

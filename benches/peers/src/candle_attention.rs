@@ -4,14 +4,24 @@ use burn_deepspeed_kernels::cpu::pages::move_to_huge_pages;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
 
-use crate::call::{Call, Failure};
-use crate::workload::{Dense, Heads, Workload};
+use peers_ours::{Call, Dense, Engine, Failure, Heads, Workload};
+
+/// The engine.
+pub const ENGINE: Engine = Engine { name: "candle", prepare };
 
 /// ALiBi's steepest slopes begin at 2^(-8 / heads).
 const ALIBI_MAX_BIAS: f32 = 8.0;
 
+fn prepare(implementation: &str, workload: &Workload) -> std::result::Result<Call, Failure> {
+    match implementation {
+        "candle-flash" => flash(workload),
+        "candle-plain" => plain(workload),
+        _ => Err("no such implementation".into()),
+    }
+}
+
 /// `candle_nn`'s flash attention. Its inputs are `[B, T, N, H]`, and are laid out so before the measured time.
-pub fn flash(workload: &Workload) -> std::result::Result<Call, Failure> {
+fn flash(workload: &Workload) -> std::result::Result<Call, Failure> {
     let Workload::Attention(heads) = workload else { return Err("not attention alone".into()) };
     let [query, key, value] = inputs(heads)?;
     let in_rows = |tensor: Tensor| tensor.transpose(1, 2)?.contiguous();
@@ -25,7 +35,7 @@ pub fn flash(workload: &Workload) -> std::result::Result<Call, Failure> {
 }
 
 /// Product, mask, softmax, product, with repeated heads: as the models of `candle-transformers` do.
-pub fn plain(workload: &Workload) -> std::result::Result<Call, Failure> {
+fn plain(workload: &Workload) -> std::result::Result<Call, Failure> {
     let Workload::Attention(heads) = workload else { return Err("not attention alone".into()) };
     let [query, key, value] = inputs(heads)?;
     let (mask, scale, times) = (additive(heads)?, heads.scale(), heads.heads / heads.kv_heads);

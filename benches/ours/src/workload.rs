@@ -5,9 +5,7 @@ use std::path::PathBuf;
 use burn_deepspeed::position::alibi;
 use burn_deepspeed::weight::BlockFormat;
 use serde::Deserialize;
-
-#[cfg(feature = "rten")]
-use crate::graph::Graph;
+use serde_json::Value;
 
 /// A problem. Fields that only the report needs are not read.
 #[derive(Deserialize)]
@@ -29,9 +27,8 @@ pub enum Workload {
         /// Rows and columns.
         size: usize,
     },
-    /// Any of these as a graph.
-    #[cfg(feature = "rten")]
-    Graph(Graph),
+    /// Any of these as a graph, in the form of its engine.
+    Graph(Value),
     /// The sum of an array.
     Read {
         /// Numbers of four bytes.
@@ -47,16 +44,23 @@ pub enum Workload {
 /// Sizes and masks of attention.
 #[derive(Deserialize)]
 pub struct Heads {
+    /// Rows of the batch.
     pub batch: usize,
+    /// Heads of the queries.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Features of a head.
     pub head_dim: usize,
+    /// Queries of a row.
     pub queries: usize,
+    /// Keys of a row.
     pub keys: usize,
     /// Each query sees its own key and the ones before it; the last query belongs to the last key.
     pub causal: bool,
     /// Keys that a query sees, itself included.
     pub window: Option<usize>,
+    /// Whether ALiBi's biases are added.
     pub alibi: bool,
     /// Real keys of each row; the rest is padding.
     pub lengths: Option<Vec<usize>>,
@@ -65,16 +69,23 @@ pub struct Heads {
 /// Sizes of a layer without its MLP: LLaMA's, with what its relatives add.
 #[derive(Deserialize)]
 pub struct Layer {
+    /// Features of a token.
     pub hidden: usize,
+    /// Heads of the queries.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Features of a head.
     pub head_dim: usize,
+    /// Tokens of a step.
     pub tokens: usize,
+    /// Tokens in the cache before it.
     pub cached: usize,
     /// Keys that a query sees, itself included.
     pub window: Option<usize>,
     /// RMS norm of queries and keys.
     pub norm: bool,
+    /// A sink in every head.
     pub sinks: bool,
     /// The blocks that the matrices are rounded to.
     pub blocks: Option<BlockFormat>,
@@ -82,23 +93,29 @@ pub struct Layer {
 
 /// Elements of a tensor, row-major, and its shape.
 pub struct Dense<T> {
+    /// All of them.
     pub elements: Vec<T>,
+    /// Their number along each axis.
     pub shape: [usize; 4],
 }
 
 impl Heads {
+    /// The queries, `[B, N, T, H]`.
     pub fn query(&self) -> Dense<f32> {
         Dense::noise(1, [self.batch, self.heads, self.queries, self.head_dim])
     }
 
+    /// The keys, `[B, K, S, H]`.
     pub fn key(&self) -> Dense<f32> {
         Dense::noise(2, [self.batch, self.kv_heads, self.keys, self.head_dim])
     }
 
+    /// The values, `[B, K, S, H]`.
     pub fn value(&self) -> Dense<f32> {
         Dense::noise(3, [self.batch, self.kv_heads, self.keys, self.head_dim])
     }
 
+    /// What the products of queries and keys are multiplied with.
     pub fn scale(&self) -> f64 {
         1.0 / (self.head_dim as f64).sqrt()
     }
@@ -160,6 +177,7 @@ impl<T> Dense<T> {
 }
 
 impl Dense<f32> {
+    /// [`noise`] of deviation 1.
     pub fn noise(seed: u32, shape: [usize; 4]) -> Self {
         Self { elements: noise(seed, shape.iter().product(), 1.0), shape }
     }

@@ -4,52 +4,54 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use peers_ours::{Call, Engine, Failure, Workload};
 use rten::{Model, ModelOptions, NodeId, Value, ValueOrView};
 use rten_tensor::Tensor;
 use serde::Deserialize;
 
-use crate::call::{Call, Failure};
+/// The engine. Its implementations are the same for it: the types are in the graph.
+pub const ENGINE: Engine = Engine { name: "rten", prepare };
 
 /// The axis of tokens in a cache, `[B, KVH, S, H]`.
 const TOKENS: usize = 2;
 
 /// A graph and what it runs on.
 #[derive(Deserialize)]
-pub struct Graph {
-    pub model: PathBuf,
+struct Graph {
+    model: PathBuf,
     /// The name of what is read.
-    pub output: String,
+    output: String,
     /// Runs of a call, one after another.
-    pub runs: Vec<Run>,
+    runs: Vec<Run>,
     /// Keys and values, which a call appends its own to. The next call starts from the same again.
-    pub cache: Vec<Cache>,
+    cache: Vec<Cache>,
 }
 
 /// One run of a graph.
 #[derive(Deserialize)]
-pub struct Run {
-    pub inputs: BTreeMap<String, Array>,
+struct Run {
+    inputs: BTreeMap<String, Array>,
     /// The rows of the result of a call that the rows of this run are; `None` if they are all of them.
-    pub rows: Option<Vec<usize>>,
+    rows: Option<Vec<usize>>,
 }
 
 /// A part of the cache.
 #[derive(Deserialize)]
-pub struct Cache {
-    pub past: String,
-    pub present: String,
-    pub tokens: Array,
+struct Cache {
+    past: String,
+    present: String,
+    tokens: Array,
     /// Tokens that a call appends.
-    pub appended: usize,
+    appended: usize,
 }
 
 /// A file of numbers of four bytes, row-major.
 #[derive(Deserialize)]
-pub struct Array {
-    pub file: PathBuf,
-    pub shape: Vec<usize>,
+struct Array {
+    file: PathBuf,
+    shape: Vec<usize>,
     /// Whether they are integers, and not f32.
-    pub integers: bool,
+    integers: bool,
 }
 
 impl Array {
@@ -88,7 +90,9 @@ impl Side {
     }
 }
 
-pub fn prepare(graph: &Graph) -> Result<Call, Failure> {
+fn prepare(_: &str, workload: &Workload) -> Result<Call, Failure> {
+    let Workload::Graph(graph) = workload else { return Err("rten runs graphs".into()) };
+    let graph = Graph::deserialize(graph)?;
     let model = load(&graph.model)?;
     let mut outputs = vec![model.node_id(&graph.output)?];
     let mut sides = Vec::new();
