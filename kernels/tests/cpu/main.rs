@@ -11,11 +11,11 @@ mod flash;
 mod flash_bf16;
 mod gate;
 mod norm;
-#[path = "../oracle/mod.rs"]
-mod oracle;
 mod parts;
 mod problem;
 mod product;
 #[path = "../refused/mod.rs"]
 mod refused;
 mod scatter;
+
+use burn_deepspeed_oracle as oracle;

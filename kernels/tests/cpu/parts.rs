@@ -1,5 +1,7 @@
 //! Products of prompts with matrices of any type, which are products of bf16 where the processor has them on AMX.
 
+use std::sync::LazyLock;
+
 use burn_deepspeed_core::block::BlockFormat;
 use burn_deepspeed_kernels::cpu::product::{
     AnyMatrix, BlockMatrix, InputElements, Int8Matrix, Matrix, Product, product,
@@ -17,9 +19,8 @@ fn problem<'a, W: AnyMatrix>(input: &'a [f32], inputs: usize, matrix: W, outputs
 }
 
 /// Whether the system says that products of bf16 run on AMX.
-fn has_amx() -> bool {
-    std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("amx_bf16"))
-}
+static HAS_AMX: LazyLock<bool> =
+    LazyLock::new(|| std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| text.contains("amx_bf16")));
 
 /// The output, as bits.
 fn bits<W: AnyMatrix>(problem: &Product<'_, W>, inputs: usize) -> Vec<u32> {
@@ -60,7 +61,7 @@ pub fn check<W: AnyMatrix>(name: &str, matrix: W, weights: &[f32], inputs: usize
             let error = (f64::from(output) - expected).abs();
             // Partial sums are about the root of the sum of squares, and so are the roundings of a few hundred of them. AMX adds 32 products
             // before it rounds; tiles of f32 round every one, and have six standard deviations here.
-            let each = if has_amx() { 0.0 } else { 6.0 * 2f64.powi(-24) * (inputs as f64 / 6.0).sqrt() };
+            let each = if *HAS_AMX { 0.0 } else { 6.0 * 2f64.powi(-24) * (inputs as f64 / 6.0).sqrt() };
             let most = 1e-6 * size.sqrt() * (1.0 + inputs as f64 / 512.0) + each * size.sqrt().max(sum.abs());
             assert!(error <= most, "{name}, {rows} rows, {inputs} to {outputs}: {output}, expected {expected}");
         }

@@ -29,8 +29,6 @@ mod gemv_contract;
 mod gemv_mma;
 mod lab;
 mod norm;
-#[path = "../oracle/mod.rs"]
-mod oracle;
 mod pad_transform;
 mod prefill_mma;
 mod prefill_simt;
@@ -38,3 +36,5 @@ mod problem;
 #[path = "../refused/mod.rs"]
 mod refused;
 mod softmax;
+
+use burn_deepspeed_oracle as oracle;

@@ -1,18 +1,23 @@
-//! Attention, and what precedes it, in plain loops, in f64.
+//! A problem of attention, its inputs, and its solution.
 
-use burn_deepspeed_core::block::{BlockFormat, RowFormats};
-use burn_deepspeed_core::layout::RotaryLayout;
-use burn_deepspeed_core::qk_norm::QkNormKind;
 use burn_deepspeed_core::visibility::Window;
+
+use crate::noise;
 
 /// One attention problem, with every mask that a kernel may be given.
 #[derive(Debug, Clone)]
 pub struct Problem {
+    /// Rows of the batch.
     pub batch: usize,
+    /// Heads of the queries.
     pub heads: usize,
+    /// Heads of keys and values.
     pub kv_heads: usize,
+    /// Queries of a row.
     pub tokens: usize,
+    /// Slots of a row of the cache.
     pub capacity: usize,
+    /// Features of a query and of a key.
     pub head_dim: usize,
     /// Features of a value.
     pub value_dim: usize,
@@ -22,15 +27,21 @@ pub struct Problem {
     pub starts: Vec<usize>,
     /// Keys of each row.
     pub ends: Vec<usize>,
+    /// Whether a query sees its own slot and those before it.
     pub causal: bool,
+    /// Which other keys it does not see.
     pub window: Option<Window>,
+    /// What scores are capped at.
     pub softcap: Option<f32>,
+    /// Whether [`hidden`](Self::hidden) hides keys.
     pub hidden_keys: bool,
+    /// Whether [`pairs`](Self::pairs) hides pairs.
     pub hidden_pairs: bool,
+    /// Whether [`biases`](Self::biases) are added.
     pub bias: bool,
     /// Whether the bias has the elements of the queries, and not f32.
-    #[allow(dead_code, reason = "the kernels of the CPU read biases of f32")]
     pub bias_of_elements: bool,
+    /// Whether ALiBi adds [`slopes`](Self::slopes).
     pub slopes: bool,
     /// The sink of the first head; those of the others differ.
     pub sink: Option<f32>,
@@ -74,14 +85,17 @@ impl Problem {
         }
     }
 
+    /// What products are multiplied with.
     pub fn scale(&self) -> f32 {
         self.scale.unwrap_or(1.0 / (self.head_dim as f32).sqrt())
     }
 
+    /// Keys of the longest row.
     pub fn keys(&self) -> usize {
-        self.ends.iter().copied().max().unwrap()
+        self.ends.iter().copied().max().unwrap_or(0)
     }
 
+    /// The queries, `[B, N, T, H]`, each number rounded.
     pub fn query(&self, round: impl Fn(f32) -> f32) -> Vec<f32> {
         let len = self.batch * self.heads * self.tokens * self.head_dim;
         let factor = |row: usize| if self.steep && row.is_multiple_of(5) { 400.0 } else { 2.0 };
@@ -124,11 +138,12 @@ impl Problem {
         (0..self.batch * keys).map(|at| at % keys < 2 * (at / keys) + 1 || at % keys == 9).collect()
     }
 
+    /// The hidden pairs, `[T, S]`.
     pub fn pairs(&self) -> Vec<bool> {
         (0..self.tokens * self.keys()).map(|at| (at * 7 + at / 5) % 4 == 0).collect()
     }
 
-    /// Numbers of any element type.
+    /// The biases, `[N, T, S]`: numbers of any element type, and some `-inf`.
     pub fn biases(&self) -> Vec<f32> {
         let mut bias = noise(self.heads * self.tokens * self.keys(), 5);
         bias.iter_mut().for_each(|value| *value = (*value * 128.0).round() / 128.0);
@@ -136,6 +151,7 @@ impl Problem {
         bias
     }
 
+    /// A slope for each head.
     pub fn slopes(&self) -> Vec<f32> {
         (0..self.heads).map(|head| 0.5f32.powi(head as i32 + 1)).collect()
     }
@@ -216,19 +232,22 @@ impl Problem {
                         }
                         score
                     };
-                    let seen: Vec<(usize, f64)> = (0..self.ends[b].min(keys))
+                    let mut seen: Vec<(usize, f64)> = (0..self.ends[b].min(keys))
                         .filter(|s| visible(*s))
                         .map(|s| (s, score(s)))
                         .filter(|(_, score)| *score != f64::NEG_INFINITY)
                         .collect();
                     // An infinite one, too, takes everything or nothing.
                     let sink = sinks.as_ref().map(|sinks| f64::from(sinks[n]).clamp(-1e300, 1e300));
-                    let scores = || seen.iter().map(|(_, score)| *score).chain(sink);
-                    let largest = scores().fold(f64::NEG_INFINITY, f64::max);
-                    let total: f64 = scores().map(|score| (score - largest).exp()).sum();
+                    let largest = seen.iter().map(|(_, score)| *score).chain(sink).fold(f64::NEG_INFINITY, f64::max);
+                    let mut total = sink.map_or(0.0, |sink| (sink - largest).exp());
+                    for (_, score) in &mut seen {
+                        *score = (*score - largest).exp();
+                        total += *score;
+                    }
                     let out = &mut context[((b * tokens + t) * heads + n) * value_dim..][..value_dim];
-                    for (s, score) in seen {
-                        let probability = (score - largest).exp() / total;
+                    for (s, part) in seen {
+                        let probability = part / total;
                         let features = &value[slot(s) * value_dim..][..value_dim];
                         out.iter_mut().zip(features).for_each(|(out, v)| *out += probability * f64::from(*v));
                     }
@@ -239,7 +258,6 @@ impl Problem {
     }
 
     /// This problem, with much larger scores in some rows, and with scores that grow and fall from key to key.
-    #[allow(dead_code, reason = "only kernels on devices have tests with slanted scores")]
     pub fn slanted(&self, slant: f32) -> [Self; 4] {
         let with = |slant| Self { slant, ..self.clone() };
         [self.clone(), Self { steep: true, ..self.clone() }, with(slant), with(-slant)]
@@ -312,87 +330,3 @@ impl Problem {
         ]
     }
 }
-
-/// Values in -1..1, the same for the same seed.
-pub fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
-
-/// Blocks without a pattern, whose elements are about 1.
-pub fn blocks(format: BlockFormat, shape: [usize; 2]) -> Vec<u8> {
-    if format.can_quantise() {
-        return format.quantise(&noise(shape[0] * shape[1], 13));
-    }
-    let len = RowFormats::uniform(format, shape).unwrap().bytes();
-    let mut bytes: Vec<u8> = (0..len).map(|at| (at * 167 + at / 7 * 29 + 5) as u8).collect();
-    for block in bytes.chunks_mut(format.bytes()) {
-        // Where their f16 are, and the exponent that makes elements about 1, in the upper byte.
-        let (places, exponent): (&[usize], u8) = match format {
-            BlockFormat::Q2_K => (&[80, 82], 0x24),
-            BlockFormat::Q3_K => (&[108], 0x20),
-            BlockFormat::Q6_K => (&[208], 0x0c),
-            BlockFormat::Q5_K => (&[0, 2], 0x10),
-            _ => (&[0, 2], 0x14),
-        };
-        places.iter().for_each(|&at| block[at + 1] = block[at + 1] & 0x83 | exponent);
-    }
-    bytes
-}
-
-/// Equal up to the tolerance, NaN where NaN is expected.
-#[track_caller]
-pub fn assert_near(what: &str, actual: &[f32], expected: &[f64], tolerance: f64) {
-    assert_eq!(actual.len(), expected.len(), "{what}: length");
-    for (at, (a, e)) in actual.iter().zip(expected).enumerate() {
-        let near = (f64::from(*a) - e).abs() <= tolerance * e.abs().max(1.0) || a.is_nan() && e.is_nan();
-        assert!(near, "{what}: element {at} is {a}, expected {e}");
-    }
-}
-
-/// The norm of a head in f64, or of several heads together. `mean_square` replaces that of the features.
-pub fn normalised(
-    features: &[f64],
-    kind: QkNormKind,
-    epsilon: f64,
-    mean_square: Option<f64>,
-    weight: impl Fn(usize) -> f64,
-) -> Vec<f64> {
-    let count = features.len() as f64;
-    let mean = if kind == QkNormKind::LayerNorm { features.iter().sum::<f64>() / count } else { 0.0 };
-    let variance = features.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / count;
-    let root = (mean_square.unwrap_or(variance) + epsilon).sqrt();
-    features.iter().enumerate().map(|(at, x)| (x - mean) / root * weight(at)).collect()
-}
-
-/// A head in f64, rotated by these angles: one for each pair of features.
-pub fn rotated(features: &[f64], layout: RotaryLayout, angles: &[f64]) -> Vec<f64> {
-    let mut rotated = features.to_vec();
-    for (pair, angle) in angles.iter().enumerate() {
-        let (first, second) = match layout {
-            RotaryLayout::Half => (pair, pair + angles.len()),
-            RotaryLayout::Interleaved => (2 * pair, 2 * pair + 1),
-        };
-        let (a, b) = (features[first], features[second]);
-        rotated[first] = a * angle.cos() - b * angle.sin();
-        rotated[second] = b * angle.cos() + a * angle.sin();
-    }
-    rotated
-}
-
-/// The norms that kernels are tested with: what they are over, whether a feature is multiplied by 1 + weight, and whether heads are
-/// rotated first.
-pub const NORMS: [(QkNormKind, bool, bool); 6] = [
-    (QkNormKind::Rms, false, false),
-    (QkNormKind::Rms, true, true),
-    (QkNormKind::LayerNorm, false, false),
-    (QkNormKind::LayerNorm, true, true),
-    (QkNormKind::RmsOfAllHeads, false, false),
-    (QkNormKind::RmsOfAllHeads, true, false),
-];
