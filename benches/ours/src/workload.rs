@@ -177,7 +177,7 @@ impl<T> Dense<T> {
 }
 
 impl Dense<f32> {
-    /// [`noise`] of deviation 1.
+    /// Noise of deviation 1.
     pub fn noise(seed: u32, shape: [usize; 4]) -> Self {
         Self { elements: noise(seed, shape.iter().product(), 1.0), shape }
     }
