@@ -6,7 +6,7 @@ use burn_deepspeed_kernels::cube::decode::splits;
 
 use crate::lab::{Element, elements_and_planes, lab, some};
 use crate::oracle::Problem;
-use crate::problem::Int8;
+use crate::problem::{Int8, OnDevice};
 
 fn check(problem: &Problem, element: Element, planes: bool, given: Option<usize>) {
     check_int8(problem, element, Int8::default(), planes, given);

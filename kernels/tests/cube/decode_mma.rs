@@ -7,7 +7,7 @@ use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 
 use crate::lab::{self, Element, Lab, lab};
 use crate::oracle::Problem;
-use crate::problem::Int8;
+use crate::problem::{Int8, OnDevice};
 
 /// Tensor cores where the device has them.
 fn engine(lab: &Lab) -> Engine {

@@ -7,7 +7,7 @@ use cubecl::prelude::Runtime;
 
 use crate::lab::{Element, Lab, lab, some};
 use crate::oracle::Problem;
-use crate::problem::Int8;
+use crate::problem::{Int8, OnDevice};
 
 /// Multiprocessors of a device that cubes of 32 rows a plane never fill, and of one that they always fill.
 const PROCESSORS: [u32; 2] = [u32::MAX, 0];

@@ -59,120 +59,140 @@ impl<R: Runtime> Side<R> {
     }
 }
 
-impl Problem {
-    /// Keys (seed 2) or values (seed 3), their rows padded to a multiple of `pitch`. Where they are int8, a slot that no query may
-    /// read holds elements like any other, and a scale of NaN.
-    fn side<R: Runtime>(&self, lab: &Lab<R>, element: Element, int8: Int8, seed: u64, pitch: usize) -> Side<R> {
-        let Self { batch, kv_heads, capacity, .. } = *self;
-        let size = self.features(seed);
-        let shape = [batch, kv_heads, capacity, size];
-        let mut worth = self.cache(|value| element.round(value), seed);
-        if !(if seed == 2 { int8.keys } else { int8.values }) {
-            if let Some(slot) = int8.strange.filter(|_| seed == 3 && !int8.keys) {
-                worth.chunks_mut(size).skip(slot).step_by(capacity).for_each(|features| features[0] = f32::NAN);
-            }
-            let elements = lab.floats(&worth, &shape, element, pitch);
-            return Side { worth, elements, scales: None };
+/// Keys (seed 2) or values (seed 3), their rows padded to a multiple of `pitch`. Where they are int8, a slot that no query may
+/// read holds elements like any other, and a scale of NaN.
+fn side<R: Runtime>(problem: &Problem, lab: &Lab<R>, element: Element, int8: Int8, seed: u64, pitch: usize) -> Side<R> {
+    let Problem { batch, kv_heads, capacity, .. } = *problem;
+    let size = problem.features(seed);
+    let shape = [batch, kv_heads, capacity, size];
+    let mut worth = problem.cache(|value| element.round(value), seed);
+    if !(if seed == 2 { int8.keys } else { int8.values }) {
+        if let Some(slot) = int8.strange.filter(|_| seed == 3 && !int8.keys) {
+            worth.chunks_mut(size).skip(slot).step_by(capacity).for_each(|features| features[0] = f32::NAN);
         }
-        let (mut elements, mut scales) = (Vec::new(), Vec::new());
-        for (at, features) in worth.chunks_mut(size).enumerate() {
-            let dead = features[0].is_nan();
-            if int8.strange == Some(at % capacity) {
-                features[0] = f32::NAN;
-            }
-            let (quantised, scale) = quantised(features);
-            features.iter_mut().zip(&quantised).for_each(|(feature, element)| *feature = f32::from(*element) * scale);
-            elements.extend(quantised.iter().map(|element| if dead { 99 } else { *element }));
-            scales.push(scale);
-        }
-        let elements = lab.bytes(&elements, &shape, pitch);
-        Side { worth, elements, scales: Some(lab.floats(&scales, &shape[..3], Element::F32, 3)) }
+        let elements = lab.floats(&worth, &shape, element, pitch);
+        return Side { worth, elements, scales: None };
     }
+    let (mut elements, mut scales) = (Vec::new(), Vec::new());
+    for (at, features) in worth.chunks_mut(size).enumerate() {
+        let dead = features[0].is_nan();
+        if int8.strange == Some(at % capacity) {
+            features[0] = f32::NAN;
+        }
+        let (quantised, scale) = quantised(features);
+        features.iter_mut().zip(&quantised).for_each(|(feature, element)| *feature = f32::from(*element) * scale);
+        elements.extend(quantised.iter().map(|element| if dead { 99 } else { *element }));
+        scales.push(scale);
+    }
+    let elements = lab.bytes(&elements, &shape, pitch);
+    Side { worth, elements, scales: Some(lab.floats(&scales, &shape[..3], Element::F32, 3)) }
+}
 
-    fn masks<R: Runtime>(&self, lab: &Lab<R>, element: Element) -> MaskArguments<R> {
-        let flags = |bits: Vec<bool>| bits.into_iter().map(u32::from).collect::<Vec<_>>();
-        let (batch, keys) = (self.batch, self.keys());
-        let uniform =
-            self.starts.iter().all(|start| *start == self.starts[0]) && self.ends.iter().all(|end| *end == keys);
-        let mut masks = MaskArguments::new(Rules {
-            causal: self.causal,
-            window: self.window,
-            softcap: self.softcap,
-            start: self.starts[0] as u32,
-            end: self.ends[0] as u32,
+fn masks<R: Runtime>(problem: &Problem, lab: &Lab<R>, element: Element) -> MaskArguments<R> {
+    let flags = |bits: Vec<bool>| bits.into_iter().map(u32::from).collect::<Vec<_>>();
+    let (batch, keys) = (problem.batch, problem.keys());
+    let uniform =
+        problem.starts.iter().all(|start| *start == problem.starts[0]) && problem.ends.iter().all(|end| *end == keys);
+    let mut masks = MaskArguments::new(Rules {
+        causal: problem.causal,
+        window: problem.window,
+        softcap: problem.softcap,
+        start: problem.starts[0] as u32,
+        end: problem.ends[0] as u32,
+    });
+    if !uniform {
+        let bounds: Vec<u32> =
+            problem.starts.iter().zip(&problem.ends).flat_map(|(start, end)| [*start as u32, *end as u32]).collect();
+        masks.bounds = Some(lab.integers(&bounds, &[batch, 2]));
+    }
+    if problem.hidden_keys {
+        let positions: Vec<u32> = problem.positions().into_iter().map(|position| position as u32).collect();
+        masks.hidden_keys = Some(HiddenKeys {
+            hidden: lab.integers(&flags(problem.hidden()), &[batch, keys]),
+            positions: problem.slopes.then(|| lab.integers(&positions, &[batch, keys])),
         });
-        if !uniform {
-            let bounds: Vec<u32> =
-                self.starts.iter().zip(&self.ends).flat_map(|(start, end)| [*start as u32, *end as u32]).collect();
-            masks.bounds = Some(lab.integers(&bounds, &[batch, 2]));
-        }
-        if self.hidden_keys {
-            let positions: Vec<u32> = self.positions().into_iter().map(|position| position as u32).collect();
-            masks.hidden_keys = Some(HiddenKeys {
-                hidden: lab.integers(&flags(self.hidden()), &[batch, keys]),
-                positions: self.slopes.then(|| lab.integers(&positions, &[batch, keys])),
-            });
-            let origins: Vec<u32> = self.origins().into_iter().map(|origin| origin as u32).collect();
-            masks.origins = Some(lab.integers(&origins, &[batch]));
-        }
-        if self.hidden_pairs {
-            masks.hidden_pairs = Some(lab.integers(&flags(self.pairs()), &[1, 1, self.tokens, keys]));
-        }
-        if self.bias {
-            let shape = [1, self.heads, self.tokens, keys];
-            let element = if self.bias_of_elements { element } else { Element::F32 };
-            masks.bias = Some(lab.floats(&self.biases(), &shape, element, 1));
-        }
-        if self.slopes {
-            masks.slopes = Some(lab.floats(&self.slopes(), &[self.heads], Element::F32, 1));
-        }
-        masks
+        let origins: Vec<u32> = problem.origins().into_iter().map(|origin| origin as u32).collect();
+        masks.origins = Some(lab.integers(&origins, &[batch]));
     }
+    if problem.hidden_pairs {
+        masks.hidden_pairs = Some(lab.integers(&flags(problem.pairs()), &[1, 1, problem.tokens, keys]));
+    }
+    if problem.bias {
+        let shape = [1, problem.heads, problem.tokens, keys];
+        let element = if problem.bias_of_elements { element } else { Element::F32 };
+        masks.bias = Some(lab.floats(&problem.biases(), &shape, element, 1));
+    }
+    if problem.slopes {
+        masks.slopes = Some(lab.floats(&problem.slopes(), &[problem.heads], Element::F32, 1));
+    }
+    masks
+}
 
-    /// The result of a kernel, the expected one, and what the launch returned.
-    fn solved<R: Runtime, L>(
+/// The result of a kernel, the expected one, and what the launch returned.
+fn solved<R: Runtime, L>(
+    problem: &Problem,
+    lab: &Lab<R>,
+    element: Element,
+    int8: Int8,
+    launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+) -> (Vec<f32>, Vec<f64>, L) {
+    let Problem { batch, heads, tokens, head_dim, value_dim, .. } = *problem;
+    let query = problem.query(|value| element.round(value));
+    let key = side(problem, lab, element, int8, 2, 64);
+    let value = match problem.keys_are_values {
+        true => key.first(value_dim),
+        false => side(problem, lab, element, int8, 3, 16),
+    };
+    let context = lab.output(&[batch, tokens, heads * value_dim], element, 8);
+    let sinks = problem.sinks().map(|sinks| lab.floats(&sinks, &[heads], Element::F32, 1));
+    let launched = launch(Attention {
+        query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
+        key: key.tensor(),
+        value: value.tensor(),
+        context: &by_head(&context, heads),
+        scale: problem.scale(),
+        sinks: sinks.as_ref(),
+        masks: &masks(problem, lab, element),
+        keys: problem.keys(),
+    });
+    (lab.read(&context), problem.solve(&query, &key.worth, &value.worth), launched.unwrap())
+}
+
+/// A problem that a kernel solves.
+pub trait OnDevice {
+    /// The result of a kernel, and what the launch returned.
+    fn run<R: Runtime, L>(
+        &self,
+        lab: &Lab<R>,
+        element: Element,
+        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+    ) -> (Vec<f32>, L);
+
+    /// Compares the result of a kernel with plain loops; `how` names the kernel. Returns what the launch returned.
+    #[track_caller]
+    fn check<R: Runtime, L>(
         &self,
         lab: &Lab<R>,
         element: Element,
         int8: Int8,
+        how: &str,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> (Vec<f32>, Vec<f64>, L) {
-        let Self { batch, heads, tokens, head_dim, value_dim, .. } = *self;
-        let query = self.query(|value| element.round(value));
-        let key = self.side(lab, element, int8, 2, 64);
-        let value = match self.keys_are_values {
-            true => key.first(value_dim),
-            false => self.side(lab, element, int8, 3, 16),
-        };
-        let context = lab.output(&[batch, tokens, heads * value_dim], element, 8);
-        let sinks = self.sinks().map(|sinks| lab.floats(&sinks, &[heads], Element::F32, 1));
-        let launched = launch(Attention {
-            query: &lab.floats(&query, &[batch, heads, tokens, head_dim], element, 64),
-            key: key.tensor(),
-            value: value.tensor(),
-            context: &by_head(&context, heads),
-            scale: self.scale(),
-            sinks: sinks.as_ref(),
-            masks: &self.masks(lab, element),
-            keys: self.keys(),
-        });
-        (lab.read(&context), self.solve(&query, &key.worth, &value.worth), launched.unwrap())
-    }
+    ) -> L;
+}
 
-    /// The result of a kernel, and what the launch returned.
-    pub fn run<R: Runtime, L>(
+impl OnDevice for Problem {
+    fn run<R: Runtime, L>(
         &self,
         lab: &Lab<R>,
         element: Element,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
     ) -> (Vec<f32>, L) {
-        let (context, _, launched) = self.solved(lab, element, Int8::default(), launch);
+        let (context, _, launched) = solved(self, lab, element, Int8::default(), launch);
         (context, launched)
     }
 
-    /// Compares the result of a kernel with plain loops; `how` names the kernel. Returns what the launch returned.
     #[track_caller]
-    pub fn check<R: Runtime, L>(
+    fn check<R: Runtime, L>(
         &self,
         lab: &Lab<R>,
         element: Element,
@@ -180,7 +200,7 @@ impl Problem {
         how: &str,
         launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
     ) -> L {
-        let (mut context, mut expected, launched) = self.solved(lab, element, int8, launch);
+        let (mut context, mut expected, launched) = solved(self, lab, element, int8, launch);
         context.iter_mut().for_each(|value| *value /= self.magnitude);
         expected.iter_mut().for_each(|value| *value /= f64::from(self.magnitude));
         let what = format!("{how}, {element:?}, {int8:?}, {self:?}");
