@@ -6,7 +6,7 @@ use burn_deepspeed_kernels::cube::decode::splits;
 
 use crate::lab::{Element, elements_and_planes, lab, some};
 use crate::oracle::Problem;
-use crate::problem::{Int8, OnDevice};
+use crate::problem::{Int8, compare};
 
 fn check(problem: &Problem, element: Element, planes: bool, given: Option<usize>) {
     check_int8(problem, element, Int8::default(), planes, given);
@@ -16,7 +16,7 @@ fn check_int8(problem: &Problem, element: Element, int8: Int8, planes: bool, giv
     let lab = lab(planes);
     let how = format!("planes {planes}, splits {given:?}");
     let launched =
-        problem.check(&lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention, given));
+        compare(problem, &lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention, given));
     assert_eq!(launched, given.unwrap_or(launched));
 }
 

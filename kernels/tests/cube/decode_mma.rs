@@ -7,7 +7,7 @@ use burn_deepspeed_kernels::cube::{Machine, Unsupported};
 
 use crate::lab::{self, Element, Lab, lab};
 use crate::oracle::Problem;
-use crate::problem::{Int8, OnDevice};
+use crate::problem::{Int8, compare, run};
 
 /// Tensor cores where the device has them.
 fn engine(lab: &Lab) -> Engine {
@@ -36,8 +36,9 @@ fn check(problem: &Problem, int8: Int8, given: Option<usize>) {
     let engine = engine(&lab);
     for element in halves() {
         let how = format!("{engine:?}, splits {given:?}");
-        problem
-            .check(&lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention, engine, given));
+        compare(problem, &lab, element, int8, &how, |attention| {
+            launch(&lab.client, &lab.machine, attention, engine, given)
+        });
     }
 }
 
@@ -182,7 +183,7 @@ fn what_the_kernel_does_not_take_is_refused() {
     let attempt = |machine: &Machine, problem: &Problem, element: Element| {
         let engine = engine(&lab);
         let mut refused = None;
-        problem.run(&lab, element, |attention| {
+        run(problem, &lab, element, |attention| {
             refused = Some(launch(&lab.client, machine, attention, engine, None).map(drop));
             launch_any(&lab.client, &lab.machine, attention, None)
         });
@@ -208,9 +209,9 @@ fn ordinary_units_agree_with_tensor_cores() {
     let problem = one([8, 2], 300, 128, &[299, 40]);
     for element in halves() {
         let (fragments, _) =
-            problem.run(&lab, element, |attention| launch(&lab.client, &lab.machine, attention, engine(&lab), None));
+            run(&problem, &lab, element, |attention| launch(&lab.client, &lab.machine, attention, engine(&lab), None));
         let (units, _) =
-            problem.run(&lab, element, |attention| simt::launch(&lab.client, &lab.machine, attention, None));
+            run(&problem, &lab, element, |attention| simt::launch(&lab.client, &lab.machine, attention, None));
         for (one, other) in fragments.iter().zip(units) {
             assert!((one - other).abs() < element.tolerance() as f32, "{element:?}: {one}, and {other}");
         }

@@ -7,7 +7,7 @@ use cubecl::prelude::Runtime;
 
 use crate::lab::{Element, Lab, lab, some};
 use crate::oracle::Problem;
-use crate::problem::{Int8, OnDevice};
+use crate::problem::{Int8, compare};
 
 /// Multiprocessors of a device that cubes of 32 rows a plane never fill, and of one that they always fill.
 const PROCESSORS: [u32; 2] = [u32::MAX, 0];
@@ -22,7 +22,7 @@ fn check_on<R: Runtime>(
 ) {
     let how = format!("{engine:?}, {processors} multiprocessors");
     let machine = Machine { processors, ..lab.machine };
-    problem.check(lab, element, int8, &how, |attention| launch(&lab.client, &machine, attention, engine));
+    compare(problem, lab, element, int8, &how, |attention| launch(&lab.client, &machine, attention, engine));
 }
 
 fn check(problem: &Problem, element: Element) {
@@ -183,6 +183,7 @@ fn a_device_without_tensor_cores_is_told_so() {
 mod cuda {
     use super::*;
     use crate::lab::cuda;
+    use crate::problem::run;
 
     const ENGINES: [Engine; 2] = [ASYNCHRONOUS, SYNCHRONOUS];
     const ASYNCHRONOUS: Engine = Engine::TensorCores { asynchronous: true };
@@ -418,7 +419,7 @@ mod cuda {
         let lab = cuda();
         let compile = |problem: &Problem, element: Element, engine: Engine| {
             let (context, ()) =
-                problem.run(&lab, element, |attention| launch(&lab.client, &lab.machine, attention, engine));
+                run(problem, &lab, element, |attention| launch(&lab.client, &lab.machine, attention, engine));
             std::hint::black_box(context);
         };
         for element in HALF_TYPES {

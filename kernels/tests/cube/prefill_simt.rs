@@ -6,7 +6,7 @@ use burn_deepspeed_kernels::cube::prefill::simt::launch;
 
 use crate::lab::{Element, elements_and_planes, lab, some};
 use crate::oracle::Problem;
-use crate::problem::{Int8, OnDevice};
+use crate::problem::{Int8, compare};
 
 fn check(problem: &Problem, element: Element, planes: bool) {
     check_int8(problem, element, Int8::default(), planes);
@@ -15,7 +15,7 @@ fn check(problem: &Problem, element: Element, planes: bool) {
 fn check_int8(problem: &Problem, element: Element, int8: Int8, planes: bool) {
     let lab = lab(planes);
     let how = format!("planes {planes}");
-    problem.check(&lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention));
+    compare(problem, &lab, element, int8, &how, |attention| launch(&lab.client, &lab.machine, attention));
 }
 
 #[test]
@@ -64,7 +64,9 @@ fn long_heads_fit_into_little_shared_memory() {
         for (element, head_dim) in [(Element::F32, 256), (Element::F16, 256), (Element::F16, 512)] {
             let problem = Problem::new([3, 1, 19, 33, head_dim], &[33, 21]);
             let how = format!("{shared_bytes} bytes");
-            problem.check(&lab, element, Int8::default(), &how, |attention| launch(&lab.client, &machine, attention));
+            compare(&problem, &lab, element, Int8::default(), &how, |attention| {
+                launch(&lab.client, &machine, attention)
+            });
         }
     }
 }

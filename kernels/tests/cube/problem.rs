@@ -158,53 +158,31 @@ fn solved<R: Runtime, L>(
     (lab.read(&context), problem.solve(&query, &key.worth, &value.worth), launched.unwrap())
 }
 
-/// A problem that a kernel solves.
-pub trait OnDevice {
-    /// The result of a kernel, and what the launch returned.
-    fn run<R: Runtime, L>(
-        &self,
-        lab: &Lab<R>,
-        element: Element,
-        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> (Vec<f32>, L);
-
-    /// Compares the result of a kernel with plain loops; `how` names the kernel. Returns what the launch returned.
-    #[track_caller]
-    fn check<R: Runtime, L>(
-        &self,
-        lab: &Lab<R>,
-        element: Element,
-        int8: Int8,
-        how: &str,
-        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> L;
+/// The result of a kernel, and what the launch returned.
+pub fn run<R: Runtime, L>(
+    problem: &Problem,
+    lab: &Lab<R>,
+    element: Element,
+    launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+) -> (Vec<f32>, L) {
+    let (context, _, launched) = solved(problem, lab, element, Int8::default(), launch);
+    (context, launched)
 }
 
-impl OnDevice for Problem {
-    fn run<R: Runtime, L>(
-        &self,
-        lab: &Lab<R>,
-        element: Element,
-        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> (Vec<f32>, L) {
-        let (context, _, launched) = solved(self, lab, element, Int8::default(), launch);
-        (context, launched)
-    }
-
-    #[track_caller]
-    fn check<R: Runtime, L>(
-        &self,
-        lab: &Lab<R>,
-        element: Element,
-        int8: Int8,
-        how: &str,
-        launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
-    ) -> L {
-        let (mut context, mut expected, launched) = solved(self, lab, element, int8, launch);
-        context.iter_mut().for_each(|value| *value /= self.magnitude);
-        expected.iter_mut().for_each(|value| *value /= f64::from(self.magnitude));
-        let what = format!("{how}, {element:?}, {int8:?}, {self:?}");
-        assert_near(&what, &context, &expected, element.tolerance());
-        launched
-    }
+/// Compares the result of a kernel with plain loops; `how` names the kernel. Returns what the launch returned.
+#[track_caller]
+pub fn compare<R: Runtime, L>(
+    problem: &Problem,
+    lab: &Lab<R>,
+    element: Element,
+    int8: Int8,
+    how: &str,
+    launch: impl FnOnce(Attention<'_, R>) -> Result<L, Unsupported>,
+) -> L {
+    let (mut context, mut expected, launched) = solved(problem, lab, element, int8, launch);
+    context.iter_mut().for_each(|value| *value /= problem.magnitude);
+    expected.iter_mut().for_each(|value| *value /= f64::from(problem.magnitude));
+    let what = format!("{how}, {element:?}, {int8:?}, {problem:?}");
+    assert_near(&what, &context, &expected, element.tolerance());
+    launched
 }
