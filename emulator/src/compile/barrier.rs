@@ -86,10 +86,19 @@ fn wait(b: &mut Builder<'_>, sleeps: bool) -> Result<Action, String> {
         let addresses = base.in_shared(&warp.registers);
         let states = warp.registers.get::<u64>(state);
         let mut complete = 0;
+        // What the last two lanes asked for. Where both asked for the same, a third one would hear the same: checks and records tell one
+        // lane of a warp from the others, and no more.
+        let mut asked = [None; 2];
+        let mut done = false;
         for lane in each(lanes) {
             let parity = if by_parity { states[lane] & 1 } else { states[lane] >> 63 };
-            let Block { shared, clocks, barriers, .. } = block;
-            let done = of_lane(lane, barriers.is_complete(shared, clocks, addresses[lane], parity, warp.thread(lane)))?;
+            let own = Some((addresses[lane], parity));
+            if asked != [own; 2] {
+                let Block { shared, clocks, barriers, .. } = block;
+                let answer = barriers.is_complete(shared, clocks, addresses[lane], parity, warp.thread(lane));
+                done = of_lane(lane, answer)?;
+                asked = [asked[1], own];
+            }
             complete |= u32::from(done) << lane;
         }
         warp.registers.set_predicate(to, complete, lanes);

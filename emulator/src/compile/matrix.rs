@@ -121,9 +121,7 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
             // In order of the depth, in f32. Tensor cores add in an order of their own, with a few bits more.
             for (sums, left) in result.iter_mut().zip(&left) {
                 for (factor, right) in left.iter().zip(&right).take(depth) {
-                    for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = factor.mul_add(*right, *sum);
-                    }
+                    add_products(sums, *factor, right);
                 }
             }
             for (index, register) in to.iter().enumerate() {
@@ -142,6 +140,13 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
             Ok(())
         }),
     ))
+}
+
+/// Adds the products of a factor. They have at most 22 bits and are exact, so these are fused multiply-adds without asking the processor for them.
+pub fn add_products(sums: &mut [f32], factor: f32, right: &[f32]) {
+    for (sum, right) in sums.iter_mut().zip(right) {
+        *sum += factor * right;
+    }
 }
 
 /// `ldmatrix`, `stmatrix`: matrices of 8 × 8 elements of 16 bits. Lane `8 · matrix + row` has the address of a row; every lane holds

@@ -4,6 +4,7 @@
 
 use super::builder::Builder;
 use super::instruction::Action;
+use super::matrix::add_products;
 use crate::block::{Access, of_lane};
 use crate::numbers::{bf16_of, bits_of, f16_of, f32_of, to_f16};
 use crate::ptx::{Kind, Type};
@@ -156,9 +157,7 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
             let mut sums = before.read(&warp.registers);
             for (sums, left) in sums.chunks_exact_mut(n).zip(left.chunks_exact(k)) {
                 for (factor, right) in left.iter().zip(right.chunks_exact(n)) {
-                    for (sum, right) in sums.iter_mut().zip(right) {
-                        *sum = factor.mul_add(*right, *sum);
-                    }
+                    add_products(sums, *factor, right);
                 }
             }
             let bits = |element: usize| match to.of.kind {

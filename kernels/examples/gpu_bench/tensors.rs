@@ -96,7 +96,12 @@ pub fn upload(
     } else {
         (0..PERIOD).map(|_| number() as i8 as u8).collect()
     };
-    let bytes: Vec<u8> = period.into_iter().cycle().take(extent(&tensor) * tensor.dtype.size()).collect();
+    let length = extent(&tensor) * tensor.dtype.size();
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let more = period.len().min(length - bytes.len());
+        bytes.extend_from_slice(&period[..more]);
+    }
     let (shape, strides) = (tensor.shape().clone(), tensor.strides().clone());
     TensorHandle::new(client.create_from_slice(&bytes), shape, strides, tensor.dtype)
 }
