@@ -53,6 +53,30 @@ fn an_mbarrier_is_used_only_after_its_initialisation() {
     }
 }
 
+#[test]
+fn lanes_do_not_use_an_mbarrier_that_another_lane_of_their_warp_initialised_without_a_barrier() {
+    for lane in [0, 1, 2, 31] {
+        let init = format!("setp.eq.u32 %q3, %t, {lane}; @%q3 mbarrier.init.shared.b64 [%r8], 64;");
+        let wait = "@!%q2 mbarrier.test_wait.parity.shared.b64 %q3, [%r8], 0;";
+        race(&format!("{init}\n{wait}"));
+        in_every_order(&format!("{init} bar.warp.sync 0xffffffff;\n{wait}")).expect(wait);
+    }
+}
+
+#[test]
+fn lanes_may_ask_for_different_phases() {
+    let init = "@%q1 mbarrier.init.shared.b64 [%r8], 64; bar.sync 0;\n";
+    let store = "mul.wide.u32 %x1, %t, 4; add.s64 %x1, %p0, %x1; st.global.u32 [%x1], %r4;";
+    // Before the first phase is complete the one before it is.
+    for shift in 0..5 {
+        let ask = format!(
+            "shr.u32 %r3, %t, {shift}; and.b32 %r3, %r3, 1; mbarrier.test_wait.parity.shared.b64 %q3, [%r8], %r3;"
+        );
+        let found = in_every_order(&format!("{init}{ask} selp.u32 %r4, 1, 0, %q3; {store}")).unwrap();
+        assert_eq!(found, (0..96).map(|thread| thread >> shift & 1).collect::<Vec<u32>>());
+    }
+}
+
 /// PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier.inval".
 #[test]
 fn an_mbarrier_that_is_invalid_is_none() {
