@@ -142,7 +142,8 @@ fn multiply(b: &mut Builder<'_>) -> Result<Action, String> {
     ))
 }
 
-/// Adds the products of a factor. They have at most 22 bits and are exact, so these are fused multiply-adds without asking the processor for them.
+/// Adds the products of a factor. A product has at most 22 bits, so it is exact unless it is out of the range of normal numbers, and this is a
+/// fused multiply-add. `mul_add` would be a call for each: the host is not known to have the instruction.
 pub fn add_products(sums: &mut [f32], factor: f32, right: &[f32]) {
     for (sum, right) in sums.iter_mut().zip(right) {
         *sum += factor * right;
