@@ -3,7 +3,6 @@
 use burn_deepspeed_kernels::cpu::pages::move_to_huge_pages;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
-
 use peers_ours::{Call, Dense, Engine, Failure, Heads, Workload};
 
 /// The engine.
