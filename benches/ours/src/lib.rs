@@ -29,7 +29,6 @@ pub use workload::{Dense, Heads, Layer, Workload};
 const SLOW: f64 = 1.0;
 
 /// An engine that a program adds.
-#[derive(Clone, Copy)]
 pub struct Engine {
     /// What `measure.py` asks for. Its implementations are this name with a suffix, as in `candle-flash`.
     pub name: &'static str,
@@ -155,14 +154,9 @@ fn prepare(engines: &[Engine], implementation: &str, workload: &Workload) -> Res
         "gemm" => limits::matmul(workload),
         "read" => limits::read::<1>(workload),
         "read-4" => limits::read::<4>(workload),
-        _ => match engines.iter().find(|engine| is_of(implementation, engine.name)) {
+        _ => match engines.iter().find(|engine| implementation.split('-').next() == Some(engine.name)) {
             Some(engine) => (engine.prepare)(implementation, workload),
             None => Err("no such implementation".into()),
         },
     }
-}
-
-/// Whether an implementation is one of an engine.
-fn is_of(implementation: &str, engine: &str) -> bool {
-    implementation.strip_prefix(engine).is_some_and(|suffix| suffix.starts_with('-'))
 }

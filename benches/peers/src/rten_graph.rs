@@ -9,7 +9,7 @@ use rten::{Model, ModelOptions, NodeId, Value, ValueOrView};
 use rten_tensor::Tensor;
 use serde::Deserialize;
 
-/// The engine. Its implementations are the same for it: the types are in the graph.
+/// The engine.
 pub const ENGINE: Engine = Engine { name: "rten", prepare };
 
 /// The axis of tokens in a cache, `[B, KVH, S, H]`.
@@ -90,7 +90,11 @@ impl Side {
     }
 }
 
-fn prepare(_: &str, workload: &Workload) -> Result<Call, Failure> {
+fn prepare(implementation: &str, workload: &Workload) -> Result<Call, Failure> {
+    // The types are in the graph.
+    if !["rten-f32", "rten-int8", "rten-blocks"].contains(&implementation) {
+        return Err("no such implementation".into());
+    }
     let Workload::Graph(graph) = workload else { return Err("rten runs graphs".into()) };
     let graph = Graph::deserialize(graph)?;
     let model = load(&graph.model)?;

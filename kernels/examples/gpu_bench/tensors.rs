@@ -97,11 +97,8 @@ pub fn upload(
         (0..PERIOD).map(|_| number() as i8 as u8).collect()
     };
     let length = extent(&tensor) * tensor.dtype.size();
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
-        let more = period.len().min(length - bytes.len());
-        bytes.extend_from_slice(&period[..more]);
-    }
+    let mut bytes = period.repeat(length.div_ceil(period.len()));
+    bytes.truncate(length);
     let (shape, strides) = (tensor.shape().clone(), tensor.strides().clone());
     TensorHandle::new(client.create_from_slice(&bytes), shape, strides, tensor.dtype)
 }

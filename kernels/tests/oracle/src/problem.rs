@@ -27,9 +27,9 @@ pub struct Problem {
     pub starts: Vec<usize>,
     /// Keys of each row.
     pub ends: Vec<usize>,
-    /// Whether a query sees its own slot and those before it.
+    /// Whether keys after the slot of a query are hidden from it.
     pub causal: bool,
-    /// Which other keys it does not see.
+    /// The keys near a query that it sees; without a window, all of them.
     pub window: Option<Window>,
     /// What scores are capped at.
     pub softcap: Option<f32>,
@@ -92,7 +92,7 @@ impl Problem {
 
     /// Keys of the longest row.
     pub fn keys(&self) -> usize {
-        self.ends.iter().copied().max().unwrap_or(0)
+        self.ends.iter().copied().max().expect("a problem has rows")
     }
 
     /// The queries, `[B, N, T, H]`, each number rounded.
